@@ -1,0 +1,1 @@
+"""The Unicorn engine: the only package that knows it."""

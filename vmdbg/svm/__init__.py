@@ -1,0 +1,1 @@
+"""SVM: world switch, intercepts, events."""
