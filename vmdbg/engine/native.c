@@ -1,0 +1,332 @@
+/* The native runtime: everything that must happen once a block, in C.
+ *
+ * Unicorn calls on_block before the body of every translated block; a stop requested there takes effect before that body
+ * runs, so a budget of guest time is kept exactly, without decoding.  No link-time dependence on Unicorn: its functions
+ * arrive as pointers.  vmdbg/engine/twin.py is the same runtime in Python; vmdbg/engine/runtime.py describes both.
+ */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <string.h>
+
+typedef int (*emu_start_fn)(void *, uint64_t, uint64_t, uint64_t, size_t);
+typedef int (*emu_stop_fn)(void *);
+typedef int (*context_fn)(void *, void *);
+typedef int (*ctl_fn)(void *, uint32_t, ...);
+typedef int (*reg_fn)(void *, int, void *);
+typedef int (*vmem_read_fn)(void *, uint64_t, uint32_t, void *, size_t);
+
+#define BRANCH_RING 65536
+
+struct branch { uint64_t from_block, from_size, to; };
+
+/* Shared with Python: runtime.py declares the same fields with ctypes, a test compares the size. */
+struct runtime {
+    void *uc;
+    void *context;                 /* the uc_context whose CPU runs */
+    emu_start_fn emu_start;
+    emu_stop_fn emu_stop;
+    context_fn context_save, context_restore;
+    ctl_fn ctl;
+    reg_fn reg_read, reg_write;
+    vmem_read_fn vmem_read;
+    int64_t budget;                /* ticks that may still be executed */
+    int64_t executed;              /* ticks executed by the last run */
+    uint32_t reason, intno;
+    uint32_t window;               /* stop where RFLAGS.IF is set */
+    uint32_t step;                 /* blocks of one instruction: 1 first block to come, 2 it ran */
+    uint32_t load;                 /* 1: restore the context, 2: flush the TLB, before running */
+    uint32_t io_port, io_size, io_write, io_value;
+    uint32_t error;                /* uc_err of the last run */
+    uint64_t block_start, block_size;
+    uint32_t tf;                   /* RFLAGS.TF before the stepped instruction */
+    uint32_t rep;                  /* the stepped instruction: 0, or F2/F3 | 0x100 if it compares */
+    uint64_t branches;             /* ever recorded; the ring keeps the last BRANCH_RING */
+    uint32_t breakpoints;          /* stop at armed breakpoints */
+    uint32_t record;               /* keep the branch ring */
+    uint64_t break_address;
+    struct branch ring[BRANCH_RING];
+};
+
+enum reason { BUDGET = 1, EXIT, IO, SYSCALL, SYSENTER, WINDOW, STEPPED, BREAK, FAILED };
+
+/* uc_context layout, vmdbg/engine/layout.py; Python passes them so that they stand in one place. */
+struct layout { uint32_t regs, eip, eflags, cc_src, cc_op, df, hflags, cs_base, error_code, exit_info_2; };
+static struct layout at;
+
+#define FIELD(rt, type, offset) (*(type *)((char *)(rt)->context + (offset)))
+
+enum { HF_INHIBIT_IRQ = 1 << 3, HF_CS32 = 1 << 4, HF_TF = 1 << 8, HF_CS64 = 1 << 15 };
+enum { EFLAGS_CC = 0x8d5, EFLAGS_TF = 0x100, EFLAGS_IF = 0x200, EFLAGS_DF = 0x400, EFLAGS_ZF = 0x40 };
+enum { REG_EFLAGS = 25, REG_DR0 = 66 };
+enum { PROT_EXEC_ = 4 };
+enum { VMEXIT = 0x100, EXCEPTION = 0x40, NPF = 0x400 };
+#define CTL_TLB_FLUSH 0x4000000bu
+
+static void stop(struct runtime *rt, enum reason reason)
+{
+    rt->reason = reason;
+    rt->emu_stop(rt->uc);
+}
+
+static uint64_t eflags(struct runtime *rt)
+{
+    uint64_t value = 0;
+    rt->reg_read(rt->uc, REG_EFLAGS, &value);
+    return value;
+}
+
+/* REP string instruction?  Returns its prefix, | 0x100 for CMPS and SCAS, which also end by ZF. */
+static uint32_t rep_of(const uint8_t *code, size_t size, bool cs64)
+{
+    uint32_t rep = 0;
+    for (size_t i = 0; i < size; i++) {
+        uint8_t b = code[i];
+        if (b == 0xf2 || b == 0xf3)
+            rep = b;
+        else if (b == 0x66 || b == 0x67 || b == 0x2e || b == 0x36 || b == 0x3e || b == 0x26 || b == 0x64 || b == 0x65 ||
+                 (cs64 && b >= 0x40 && b <= 0x4f))
+            continue;
+        else if (rep && (b == 0xa6 || b == 0xa7 || b == 0xae || b == 0xaf))
+            return rep | 0x100;
+        else if (rep && ((b >= 0x6c && b <= 0x6f) || b == 0xa4 || b == 0xa5 || (b >= 0xaa && b <= 0xad)))
+            return rep;
+        else
+            return 0;
+    }
+    return 0;
+}
+
+static void on_block(void *uc, uint64_t address, uint32_t size, void *user)
+{
+    struct runtime *rt = user;
+    if (rt->step) {
+        if (rt->step == 2) {
+            stop(rt, STEPPED);
+            return;
+        }
+        uint8_t code[15];
+        size_t length = size < sizeof code ? size : sizeof code;
+        rt->step = 2;
+        rt->tf = (eflags(rt) & EFLAGS_TF) != 0;
+        rt->rep = rt->vmem_read(uc, address, PROT_EXEC_, code, length) == 0
+                      ? rep_of(code, length, FIELD(rt, uint32_t, at.hflags) & HF_CS64) : 0;
+    } else {
+        if ((int64_t)size > rt->budget) {
+            stop(rt, BUDGET);
+            return;
+        }
+        if (rt->window && (eflags(rt) & EFLAGS_IF)) {
+            stop(rt, WINDOW);
+            return;
+        }
+    }
+    if (rt->record && address != rt->block_start + rt->block_size && rt->block_size) {
+        struct branch *b = &rt->ring[rt->branches++ % BRANCH_RING];
+        b->from_block = rt->block_start;
+        b->from_size = rt->block_size;
+        b->to = address;
+    }
+    rt->budget -= size;
+    rt->block_start = address;
+    rt->block_size = size;
+}
+
+static void on_interrupt(void *uc, uint32_t intno, void *user)
+{
+    struct runtime *rt = user;
+    if (rt->reason == IO)          /* the I/O breakpoint of on_in/on_out: the state before the instruction is saved */
+        ;
+    else if (rt->step == 2 && intno == VMEXIT + EXCEPTION + 1 && !rt->tf)
+        rt->reason = STEPPED;
+    else {
+        rt->reason = EXIT;
+        rt->intno = intno;
+    }
+    rt->emu_stop(uc);
+}
+
+static void io(struct runtime *rt, uint32_t port, uint32_t size, uint32_t write, uint32_t value)
+{
+    uint64_t address = port;
+    rt->reason = IO;
+    rt->io_port = port;
+    rt->io_size = size;
+    rt->io_write = write;
+    rt->io_value = value;
+    /* Unicorn has restored the precise state before the instruction for this hook: keep it.  The instruction itself is
+     * then undone: the I/O breakpoint in DR0 raises #DB right behind it, and the saved state is what run() returns. */
+    rt->context_save(rt->uc, rt->context);
+    uint64_t flags = eflags(rt);
+    FIELD(rt, uint64_t, at.eflags) = flags;
+    rt->reg_write(rt->uc, REG_DR0, &address);
+}
+
+static uint32_t on_in(void *uc, uint32_t port, int size, void *user)
+{
+    (void)uc;
+    io(user, port, size, 0, 0);
+    return 0;
+}
+
+static void on_out(void *uc, uint32_t port, int size, uint32_t value, void *user)
+{
+    (void)uc;
+    io(user, port, size, 1, value);
+}
+
+static void on_syscall(void *uc, void *user)
+{
+    (void)uc;
+    stop(user, SYSCALL);
+}
+
+static void on_sysenter(void *uc, void *user)
+{
+    (void)uc;
+    stop(user, SYSENTER);
+}
+
+static void on_breakpoint(void *uc, uint64_t address, uint32_t size, void *user)
+{
+    struct runtime *rt = user;
+    (void)uc;
+    (void)size;
+    if (rt->breakpoints) {
+        rt->break_address = address;
+        stop(rt, BREAK);
+    }
+}
+
+static uint64_t linear_rip(struct runtime *rt)
+{
+    uint64_t eip = FIELD(rt, uint64_t, at.eip);
+    if (FIELD(rt, uint32_t, at.hflags) & HF_CS64)
+        return eip;
+    return (FIELD(rt, uint64_t, at.cs_base) + eip) & 0xffffffffu;
+}
+
+/* The part of the current block that did not run: from RIP to its end. */
+static uint64_t unexecuted(struct runtime *rt)
+{
+    uint64_t rip, end;
+    if (!rt->block_size || (rt->reason != EXIT && rt->reason != IO && rt->reason != BREAK))
+        return 0;
+    if (rt->reason == EXIT) {
+        uint32_t code = rt->intno - VMEXIT;
+        if (code == EXCEPTION + 1)                      /* single-step trap: the block is complete */
+            return 0;
+        if (code == EXCEPTION + 14 || code == NPF) {    /* a fetch faults between blocks */
+            uint32_t error = FIELD(rt, uint32_t, at.error_code);
+            if (error & 0x10)
+                return 0;
+        }
+    }
+    rip = linear_rip(rt);
+    end = rt->block_start + rt->block_size;
+    return rip - rt->block_start < rt->block_size ? end - rip : 0;
+}
+
+static void run(struct runtime *rt)
+{
+    int64_t before = rt->budget;
+    uint64_t rip;
+    rt->reason = 0;
+    rt->block_size = 0;
+    if (rt->load & 1)
+        rt->context_restore(rt->uc, rt->context);
+    if (rt->load & 2)
+        rt->ctl(rt->uc, CTL_TLB_FLUSH);
+    rt->load = 0;
+    rip = FIELD(rt, uint64_t, at.eip);
+    rt->error = rt->emu_start(rt->uc, rip, 0, 0, 0);
+    if (rt->reason != IO) {
+        uint64_t flags;
+        rt->context_save(rt->uc, rt->context);
+        flags = eflags(rt);
+        FIELD(rt, uint64_t, at.eflags) = flags;
+    } else
+        rt->load = 1;              /* the engine went on to the I/O breakpoint: put the saved state back */
+    uint64_t flags = FIELD(rt, uint64_t, at.eflags);
+    FIELD(rt, uint64_t, at.cc_src) = flags & EFLAGS_CC;
+    FIELD(rt, uint32_t, at.cc_op) = 1;
+    FIELD(rt, int32_t, at.df) = flags & EFLAGS_DF ? -1 : 1;
+    FIELD(rt, uint64_t, at.eflags) = flags & ~(uint64_t)(EFLAGS_CC | EFLAGS_DF);
+    if (rt->error)
+        rt->reason = FAILED;
+    rt->executed = before - rt->budget - (int64_t)unexecuted(rt);
+    rt->budget = before - rt->executed;
+}
+
+/* Exactly one instruction (one iteration of a REP string instruction). */
+static void step(struct runtime *rt)
+{
+    uint32_t hflags = FIELD(rt, uint32_t, at.hflags);
+    uint64_t count = FIELD(rt, uint64_t, at.regs + 8);
+    uint64_t start;
+    rt->step = 1;
+    rt->rep = 0;
+    FIELD(rt, uint32_t, at.hflags) = hflags | HF_TF;
+    rt->load |= 1;
+    run(rt);
+    FIELD(rt, uint32_t, at.hflags) &= ~(uint32_t)HF_TF;
+    rt->load |= 1;
+    rt->step = 0;
+    /* A REP instruction whose count runs out is entered once more at full speed, to see the zero; a stepped one is not. */
+    if (!(hflags & HF_CS64))
+        count = (uint32_t)count;
+    start = rt->block_start;
+    if (rt->reason == STEPPED && rt->rep && !rt->tf && !(hflags & HF_INHIBIT_IRQ) && count &&
+        linear_rip(rt) == start + rt->block_size) {
+        bool zf = FIELD(rt, uint64_t, at.cc_src) & EFLAGS_ZF;
+        if (!(rt->rep & 0x100) || zf == ((rt->rep & 0xff) == 0xf3)) {
+            rt->executed += rt->block_size;
+            rt->budget -= rt->block_size;
+        }
+    }
+}
+
+/* Instructions one by one until the budget is used up or something else ends it. */
+static void step_through(struct runtime *rt)
+{
+    int64_t executed = 0;
+    while (rt->budget > 0) {
+        step(rt);
+        executed += rt->executed;
+        if (rt->reason != STEPPED)
+            break;
+        if (rt->window && (FIELD(rt, uint64_t, at.eflags) & EFLAGS_IF)) {
+            rt->reason = WINDOW;
+            break;
+        }
+    }
+    if (rt->reason == STEPPED)
+        rt->reason = BUDGET;
+    rt->executed = executed;
+}
+
+static PyObject *symbols(PyObject *self, PyObject *args)
+{
+    uint32_t v[10];
+    (void)self;
+    if (!PyArg_ParseTuple(args, "IIIIIIIIII", &v[0], &v[1], &v[2], &v[3], &v[4], &v[5], &v[6], &v[7], &v[8], &v[9]))
+        return NULL;
+    memcpy(&at, v, sizeof at);
+#define ADDRESS(f) #f, (unsigned long long)(uintptr_t)f
+    return Py_BuildValue("{sKsKsKsKsKsKsKsKsKsKsK}", ADDRESS(run), ADDRESS(step), ADDRESS(step_through), ADDRESS(on_block),
+                         ADDRESS(on_interrupt), ADDRESS(on_in), ADDRESS(on_out), ADDRESS(on_syscall),
+                         ADDRESS(on_sysenter), ADDRESS(on_breakpoint),
+                         "size", (unsigned long long)sizeof(struct runtime));
+}
+
+static PyMethodDef methods[] = {
+    {"symbols", symbols, METH_VARARGS, "Take the context layout; give the addresses of the runtime's functions and its size."},
+    {NULL, NULL, 0, NULL},
+};
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_native", NULL, -1, methods, NULL, NULL, NULL, NULL};
+
+PyMODINIT_FUNC PyInit__native(void)
+{
+    return PyModule_Create(&module);
+}

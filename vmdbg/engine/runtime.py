@@ -1,0 +1,189 @@
+"""The runtime: budget, interrupt windows, precise I/O, single steps and the branch ring around `uc_emu_start`.
+
+`Runtime` is the state both implementations share, field for field the `struct runtime` of native.c.  `open_runtime`
+binds the native functions where the extension was built and the Python ones of twin.py elsewhere; both are called with
+the structure and leave `reason`, `executed` and the context behind.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from enum import IntEnum
+from types import ModuleType
+from typing import Any
+
+from unicorn import unicorn_const as const
+from unicorn import x86_const as x86
+from unicorn.unicorn import uclib
+
+from . import layout
+from .errors import EngineError
+
+native: ModuleType | None
+try:
+    from vmdbg.engine import _native as native
+except ImportError:  # no compiler at installation: the twin does the same work
+    native = None
+
+BRANCH_RING = 65536
+
+
+class Reason(IntEnum):
+    """Why the engine stopped."""
+
+    BUDGET = 1
+    """The next block does not fit the budget; it has not begun."""
+    EXIT = 2
+    """An exception or #VMEXIT, in `intno` (0x100 + EXITCODE, or the vector of INT n)."""
+    IO = 3
+    """IN or OUT, before it executes; `io_port`, `io_size`, `io_write`, `io_value`."""
+    SYSCALL = 4
+    SYSENTER = 5
+    WINDOW = 6
+    """RFLAGS.IF is set and `window` was asked for."""
+    STEPPED = 7
+    BREAK = 8
+    """An armed breakpoint at `break_address`, before the instruction."""
+    FAILED = 9
+
+
+class Branch(ctypes.Structure):
+    _fields_ = (("from_block", ctypes.c_uint64), ("from_size", ctypes.c_uint64), ("to", ctypes.c_uint64))
+
+
+class Runtime(ctypes.Structure):
+    _fields_ = (
+        ("uc", ctypes.c_void_p),
+        ("context", ctypes.c_void_p),
+        ("emu_start", ctypes.c_void_p),
+        ("emu_stop", ctypes.c_void_p),
+        ("context_save", ctypes.c_void_p),
+        ("context_restore", ctypes.c_void_p),
+        ("ctl", ctypes.c_void_p),
+        ("reg_read", ctypes.c_void_p),
+        ("reg_write", ctypes.c_void_p),
+        ("vmem_read", ctypes.c_void_p),
+        ("budget", ctypes.c_int64),
+        ("executed", ctypes.c_int64),
+        ("reason", ctypes.c_uint32),
+        ("intno", ctypes.c_uint32),
+        ("window", ctypes.c_uint32),
+        ("step", ctypes.c_uint32),
+        ("load", ctypes.c_uint32),
+        ("io_port", ctypes.c_uint32),
+        ("io_size", ctypes.c_uint32),
+        ("io_write", ctypes.c_uint32),
+        ("io_value", ctypes.c_uint32),
+        ("error", ctypes.c_uint32),
+        ("block_start", ctypes.c_uint64),
+        ("block_size", ctypes.c_uint64),
+        ("tf", ctypes.c_uint32),
+        ("rep", ctypes.c_uint32),
+        ("branches", ctypes.c_uint64),
+        ("breakpoints", ctypes.c_uint32),
+        ("record", ctypes.c_uint32),
+        ("break_address", ctypes.c_uint64),
+        ("ring", Branch * BRANCH_RING),
+    )
+
+
+_BLOCK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_void_p)
+_INTERRUPT = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p)
+_IN = ctypes.CFUNCTYPE(ctypes.c_uint32, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_void_p)
+_OUT = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_uint32, ctypes.c_void_p)
+_PLAIN = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
+
+HOOKS = {
+    "on_block": (_BLOCK, const.UC_HOOK_BLOCK, None),
+    "on_interrupt": (_INTERRUPT, const.UC_HOOK_INTR, None),
+    "on_in": (_IN, const.UC_HOOK_INSN, x86.UC_X86_INS_IN),
+    "on_out": (_OUT, const.UC_HOOK_INSN, x86.UC_X86_INS_OUT),
+    "on_syscall": (_PLAIN, const.UC_HOOK_INSN, x86.UC_X86_INS_SYSCALL),
+    "on_sysenter": (_PLAIN, const.UC_HOOK_INSN, x86.UC_X86_INS_SYSENTER),
+}
+
+LAYOUT = (
+    layout.REGS,
+    layout.EIP,
+    layout.EFLAGS,
+    layout.CC_SRC,
+    layout.CC_OP,
+    layout.DF,
+    layout.HFLAGS,
+    layout.SEGMENTS + 24 + 8,
+    layout.ERROR_CODE,
+    0,
+)
+
+
+def _address(function: Any) -> int:
+    return ctypes.cast(function, ctypes.c_void_p).value or 0
+
+
+def add_hook(uc: Any, kind: int, callback: int, user: int, begin: int, end: int, instruction: int | None) -> int:
+    """`uc_hook_add` with a raw function address; returns the hook's handle."""
+    handle = ctypes.c_size_t()
+    arguments = [ctypes.c_int(instruction)] if instruction is not None else []
+    error = uclib.uc_hook_add(
+        uc._uch, ctypes.byref(handle), ctypes.c_int(kind), ctypes.c_void_p(callback), ctypes.c_void_p(user),
+        ctypes.c_uint64(begin), ctypes.c_uint64(end), *arguments,
+    )  # fmt: skip
+    if error:
+        raise EngineError(f"uc_hook_add failed with error {error} for hook type {kind}")
+    return handle.value
+
+
+class Binding:
+    """A runtime bound to one engine: `run`, `step`, `step_through`, and the address for breakpoint hooks."""
+
+    def __init__(self, uc: Any, *, python: bool = False) -> None:
+        self.state = state = Runtime()
+        state.uc = ctypes.cast(uc._uch, ctypes.c_void_p).value
+        for field, function in (
+            ("emu_start", uclib.uc_emu_start),
+            ("emu_stop", uclib.uc_emu_stop),
+            ("context_save", uclib.uc_context_save),
+            ("context_restore", uclib.uc_context_restore),
+            ("ctl", uclib.uc_ctl),
+            ("reg_read", uclib.uc_reg_read),
+            ("reg_write", uclib.uc_reg_write),
+            ("vmem_read", uclib.uc_vmem_read),
+        ):
+            setattr(state, field, _address(function))
+        self._keep: list[Any] = []
+        user = ctypes.addressof(state)
+        addresses: dict[str, int]
+        if native is not None and not python:
+            symbols = native.symbols(*LAYOUT)
+            if symbols["size"] != ctypes.sizeof(Runtime):
+                raise EngineError(
+                    f"the native runtime was built for another version of vmdbg (its state is {symbols['size']} bytes, "
+                    f"{ctypes.sizeof(Runtime)} expected). Remedy: reinstall vmdbg (pip install .)"
+                )
+            addresses = symbols
+            entry = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+            self.name = "native"
+            self.run: Callable[[], None] = self._bound(entry(symbols["run"]), user)
+            self.step: Callable[[], None] = self._bound(entry(symbols["step"]), user)
+            self.step_through: Callable[[], None] = self._bound(entry(symbols["step_through"]), user)
+        else:
+            from .twin import Twin
+
+            twin = Twin(uc, state)
+            self.name = "python"
+            self.run, self.step, self.step_through = twin.run, twin.step, twin.step_through
+            addresses = {}
+            for name, (prototype, _, _) in (*HOOKS.items(), ("on_breakpoint", (_BLOCK, 0, None))):
+                callback = prototype(getattr(twin, name))
+                self._keep.append(callback)
+                addresses[name] = _address(callback)
+        for name, (_, kind, instruction) in HOOKS.items():
+            add_hook(uc, kind, addresses[name], user, 1, 0, instruction)
+        self.on_breakpoint = addresses["on_breakpoint"]
+        self.user = user
+
+    @staticmethod
+    def _bound(function: Any, user: int) -> Callable[[], None]:
+        argument = ctypes.c_void_p(user)
+        return lambda: function(argument)

@@ -1,0 +1,213 @@
+"""The runtime of native.c in Python, for machines without a compiler: same state, same results, slower."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import TYPE_CHECKING, Any
+
+from unicorn import unicorn_const as const
+from unicorn import x86_const as x86
+from unicorn.unicorn import uclib
+
+from . import layout
+
+if TYPE_CHECKING:
+    from .runtime import Runtime
+
+HF_INHIBIT_IRQ, HF_TF, HF_CS64 = 1 << 3, 1 << 8, 1 << 15
+EFLAGS_CC, EFLAGS_ZF, EFLAGS_TF, EFLAGS_IF, EFLAGS_DF = 0x8D5, 0x40, 0x100, 0x200, 0x400
+VMEXIT, EXCEPTION, NPF = 0x100, 0x40, 0x400
+BUDGET, EXIT, IO, SYSCALL, SYSENTER, WINDOW, STEPPED, BREAK, FAILED = range(1, 10)
+_PREFIXES = frozenset((0x66, 0x67, 0x2E, 0x36, 0x3E, 0x26, 0x64, 0x65))
+_REP = frozenset((0x6C, 0x6D, 0x6E, 0x6F, 0xA4, 0xA5, 0xAA, 0xAB, 0xAC, 0xAD))
+_REP_COMPARE = frozenset((0xA6, 0xA7, 0xAE, 0xAF))
+
+
+def rep_of(code: bytes, cs64: bool) -> int:
+    """The REP prefix of a string instruction, | 0x100 for CMPS and SCAS, which also end by ZF; 0 for all others."""
+    rep = 0
+    for b in code:
+        if b in (0xF2, 0xF3):
+            rep = b
+        elif b in _PREFIXES or (cs64 and 0x40 <= b <= 0x4F):
+            continue
+        elif rep and b in _REP_COMPARE:
+            return rep | 0x100
+        elif rep and b in _REP:
+            return rep
+        else:
+            return 0
+    return 0
+
+
+class Twin:
+    """Hook callbacks and entry points of native.c; see there for the reasons."""
+
+    def __init__(self, uc: Any, state: Runtime) -> None:
+        self.uch = uc._uch
+        self.state = state
+        self._eflags = ctypes.c_uint64()
+
+    def _field(self, kind: Any, offset: int) -> Any:
+        return kind.from_address(self.state.context + offset)
+
+    def _stop(self, reason: int) -> None:
+        self.state.reason = reason
+        uclib.uc_emu_stop(self.uch)
+
+    def _flags(self) -> int:
+        uclib.uc_reg_read(self.uch, x86.UC_X86_REG_EFLAGS, ctypes.byref(self._eflags))
+        return self._eflags.value
+
+    def on_block(self, _uc: int, address: int, size: int, _user: int) -> None:
+        rt = self.state
+        if rt.step:
+            if rt.step == 2:
+                self._stop(STEPPED)
+                return
+            code = ctypes.create_string_buffer(min(size, 15))
+            rt.step = 2
+            rt.tf = int(bool(self._flags() & EFLAGS_TF))
+            error = uclib.uc_vmem_read(
+                self.uch, ctypes.c_uint64(address), const.UC_PROT_EXEC, code, ctypes.c_size_t(len(code))
+            )
+            cs64 = bool(self._field(ctypes.c_uint32, layout.HFLAGS).value & HF_CS64)
+            rt.rep = 0 if error else rep_of(code.raw, cs64)
+        else:
+            if size > rt.budget:
+                self._stop(BUDGET)
+                return
+            if rt.window and self._flags() & EFLAGS_IF:
+                self._stop(WINDOW)
+                return
+        if rt.record and rt.block_size and address != rt.block_start + rt.block_size:
+            branch = rt.ring[rt.branches % len(rt.ring)]
+            branch.from_block, branch.from_size, branch.to = rt.block_start, rt.block_size, address
+            rt.branches += 1
+        rt.budget -= size
+        rt.block_start = address
+        rt.block_size = size
+
+    def on_interrupt(self, _uc: int, intno: int, _user: int) -> None:
+        rt = self.state
+        if rt.reason != IO:
+            if rt.step == 2 and intno == VMEXIT + EXCEPTION + 1 and not rt.tf:
+                rt.reason = STEPPED
+            else:
+                rt.reason = EXIT
+                rt.intno = intno
+        uclib.uc_emu_stop(self.uch)
+
+    def _io(self, port: int, size: int, write: int, value: int) -> None:
+        rt = self.state
+        rt.reason = IO
+        rt.io_port, rt.io_size, rt.io_write, rt.io_value = port, size, write, value
+        uclib.uc_context_save(self.uch, ctypes.c_void_p(rt.context))
+        self._field(ctypes.c_uint64, layout.EFLAGS).value = self._flags()
+        address = ctypes.c_uint64(port)
+        uclib.uc_reg_write(self.uch, x86.UC_X86_REG_DR0, ctypes.byref(address))
+
+    def on_in(self, _uc: int, port: int, size: int, _user: int) -> int:
+        self._io(port, size, 0, 0)
+        return 0
+
+    def on_out(self, _uc: int, port: int, size: int, value: int, _user: int) -> None:
+        self._io(port, size, 1, value)
+
+    def on_syscall(self, _uc: int, _user: int) -> None:
+        self._stop(SYSCALL)
+
+    def on_sysenter(self, _uc: int, _user: int) -> None:
+        self._stop(SYSENTER)
+
+    def on_breakpoint(self, _uc: int, address: int, _size: int, _user: int) -> None:
+        if self.state.breakpoints:
+            self.state.break_address = address
+            self._stop(BREAK)
+
+    def _linear_rip(self) -> int:
+        eip = int(self._field(ctypes.c_uint64, layout.EIP).value)
+        if self._field(ctypes.c_uint32, layout.HFLAGS).value & HF_CS64:
+            return eip
+        return (int(self._field(ctypes.c_uint64, layout.SEGMENTS + 24 + 8).value) + eip) & 0xFFFFFFFF
+
+    def _unexecuted(self) -> int:
+        rt = self.state
+        if not rt.block_size or rt.reason not in (EXIT, IO, BREAK):
+            return 0
+        if rt.reason == EXIT:
+            code = rt.intno - VMEXIT
+            if code == EXCEPTION + 1:
+                return 0
+            if code in (EXCEPTION + 14, NPF) and self._field(ctypes.c_uint32, layout.ERROR_CODE).value & 0x10:
+                return 0
+        done = self._linear_rip() - rt.block_start
+        return rt.block_size - done if 0 <= done < rt.block_size else 0
+
+    def run(self) -> None:
+        rt = self.state
+        before = rt.budget
+        rt.reason = 0
+        rt.block_size = 0
+        context = ctypes.c_void_p(rt.context)
+        if rt.load & 1:
+            uclib.uc_context_restore(self.uch, context)
+        if rt.load & 2:
+            uclib.uc_ctl(self.uch, 1 << 30 | const.UC_CTL_TLB_FLUSH)
+        rt.load = 0
+        rip = self._field(ctypes.c_uint64, layout.EIP).value
+        rt.error = uclib.uc_emu_start(
+            self.uch, ctypes.c_uint64(rip), ctypes.c_uint64(0), ctypes.c_uint64(0), ctypes.c_size_t(0)
+        )
+        eflags = self._field(ctypes.c_uint64, layout.EFLAGS)
+        if rt.reason == IO:
+            rt.load = 1
+        else:
+            uclib.uc_context_save(self.uch, context)
+            eflags.value = self._flags()
+        flags = eflags.value
+        self._field(ctypes.c_uint64, layout.CC_SRC).value = flags & EFLAGS_CC
+        self._field(ctypes.c_uint32, layout.CC_OP).value = 1
+        self._field(ctypes.c_int32, layout.DF).value = -1 if flags & EFLAGS_DF else 1
+        eflags.value = flags & ~(EFLAGS_CC | EFLAGS_DF)
+        if rt.error:
+            rt.reason = FAILED
+        rt.executed = before - rt.budget - self._unexecuted()
+        rt.budget = before - rt.executed
+
+    def step(self) -> None:
+        rt = self.state
+        hflags = self._field(ctypes.c_uint32, layout.HFLAGS)
+        entry = hflags.value
+        count = self._field(ctypes.c_uint64, layout.REGS + 8).value
+        rt.step = 1
+        rt.rep = 0
+        hflags.value = entry | HF_TF
+        rt.load |= 1
+        self.run()
+        hflags.value &= ~HF_TF
+        rt.load |= 1
+        rt.step = 0
+        if not entry & HF_CS64:
+            count &= 0xFFFFFFFF
+        ended = rt.reason == STEPPED and self._linear_rip() == rt.block_start + rt.block_size
+        if ended and rt.rep and not rt.tf and not entry & HF_INHIBIT_IRQ and count:
+            zf = bool(self._field(ctypes.c_uint64, layout.CC_SRC).value & EFLAGS_ZF)
+            if not rt.rep & 0x100 or zf == (rt.rep & 0xFF == 0xF3):
+                rt.executed += rt.block_size
+                rt.budget -= rt.block_size
+
+    def step_through(self) -> None:
+        rt = self.state
+        executed = 0
+        while rt.budget > 0:
+            self.step()
+            executed += rt.executed
+            if rt.reason != STEPPED:
+                break
+            if rt.window and self._field(ctypes.c_uint64, layout.EFLAGS).value & EFLAGS_IF:
+                rt.reason = WINDOW
+                break
+        if rt.reason == STEPPED:
+            rt.reason = BUDGET
+        rt.executed = executed
