@@ -15,7 +15,7 @@ from typing import Any
 
 from unicorn import unicorn_const as const
 from unicorn import x86_const as x86
-from unicorn.unicorn import uclib
+from unicorn.unicorn_py3.unicorn import uclib
 
 from . import layout
 from .errors import EngineError

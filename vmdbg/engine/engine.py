@@ -1,0 +1,341 @@
+"""The CPU engine: runs one CPU state on one physical address space until something needs a decision.
+
+What this package hides from the rest: Unicorn, its context layout, its translation cache, its clock.  What it gives: an
+exact stop at a time, before every exception, #VMEXIT, IN and OUT, and device accesses at instruction boundaries.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import unicorn
+from unicorn import unicorn_const as const
+from unicorn import x86_const as x86
+from unicorn.unicorn_py3.unicorn import uclib
+
+from introspect.paging import NestedFault
+
+from . import layout
+from .errors import EngineError
+from .memory import PAGE, Ram
+from .physical import MSRPM_PAGES, PRIVATE, PRIVATE_SIZE, VMCB_PAGE, WINDOW, WINDOW_PAGES, Npt, Physical
+from .repair import mend_nested_walker
+from .runtime import Binding, Reason, Runtime, add_hook
+from .state import HF_CS64, HF_GUEST, HF_LMA, CpuState
+
+PHYSICAL_BITS = 40
+"""What the engine's walker implements: CPUID claims no more (TCG_PHYS_ADDR_BITS)."""
+
+VMEXIT = 0x100
+EXCEPTION = 0x40
+NPF = 0x400
+_EXITINFO2 = VMCB_PAGE - PRIVATE + 0x80 >> 3
+_MSRPM_BASE = VMCB_PAGE - PRIVATE + 0x48 >> 3
+_RUNTIME_SIZE = ctypes.sizeof(Runtime)
+
+
+class Devices(Protocol):
+    """Where accesses to anything but RAM go: system-physical address, size in bytes."""
+
+    def read_mmio(self, spa: int, size: int) -> int: ...
+
+    def write_mmio(self, spa: int, size: int, value: int) -> None: ...
+
+
+class HasNow(Protocol):
+    now: int
+
+
+@dataclass(slots=True)
+class Stop:
+    """Why `Engine.run` returned.
+
+    `reason` is a `Reason`; with EXIT, `code` is 0x100 + EXITCODE or the vector of INT n.  With `npf`, a nested fault the
+    user's tables made.  `device` means that a device was accessed: interrupts and deadlines may have changed.
+    """
+
+    reason: int
+    code: int = 0
+    npf: NestedFault | None = None
+    device: bool = False
+    watched: int = 0
+    """A page under WATCH_WRITE or WATCH_READ was about to be accessed at this spa."""
+    write: bool = False
+
+
+_DEVICE = Stop(0, device=True)
+
+
+class Engine:
+    """One Unicorn instance, its RAM, and the runtime around it."""
+
+    def __init__(self, memory_size: int, clock: HasNow, *, python: bool = False) -> None:
+        """`memory_size` in bytes; `python` takes the twin even where the native runtime exists."""
+        if unicorn.__version__ != "2.1.4":
+            raise EngineError(
+                f"unicorn {unicorn.__version__} from {unicorn.__file__} cannot be used: vmdbg reads the private CPU state of "
+                "exactly 2.1.4. Remedy: pip install unicorn==2.1.4"
+            )
+        self.uc = uc = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
+        uc.ctl_set_cpu_model(x86.UC_CPU_X86_EPYC_ROME)
+        layout.calibrate(uc)
+        uc.ctl_exits_enabled(True)
+        uc.ctl_set_exits([])
+        self.clock = clock
+        self.ram = ram = Ram(memory_size)
+        self.physical = Physical(ram, nx=mend_nested_walker())
+        for first, end in ram.ranges:
+            self._map(first, end - first, ram.address + first)
+        arena = ctypes.addressof(ctypes.c_char.from_buffer(self.physical.arena.buffer))
+        self._map(PRIVATE, PRIVATE_SIZE, arena)
+        self.physical.arena.q[_MSRPM_BASE] = MSRPM_PAGES
+        self._window: list[tuple[Npt, int, int] | None] = [None] * WINDOW_PAGES
+        uc.mmio_map(WINDOW, WINDOW_PAGES * PAGE, self._mmio_read, None, self._mmio_write, None)
+        self.devices: Devices | None = None
+        self._error: BaseException | None = None
+        self.binding = Binding(uc, python=python)
+        self.rt = self.binding.state
+        self.rt.record = 1
+        self.physical.flush = self.flush
+        self.physical.invalidate = self.invalidate
+        ram.written = self.physical.written  # type: ignore[method-assign]
+        self._flat = self.state()
+        self._flat.set_cr(0, 1)
+        self._flat.hflags = HF_LMA | HF_CS64
+        self._flat.i[layout.HFLAGS2 // 4] = 1
+        self._breakpoints: dict[int, int] = {}
+        self._active: CpuState | None = None
+
+    def _map(self, first: int, size: int, address: int) -> None:
+        error = uclib.uc_mem_map_ptr(
+            self.uc._uch, ctypes.c_uint64(first), ctypes.c_size_t(size), ctypes.c_uint32(const.UC_PROT_ALL),
+            ctypes.c_void_p(address),
+        )  # fmt: skip
+        if error:
+            raise EngineError(f"the engine refused {size:#x} bytes of memory at {first:#x} (error {error})")
+
+    def state(self) -> CpuState:
+        """A new CPU state, all registers as the engine starts, under the engine's interception."""
+        state = CpuState(self.uc)
+        state.q[layout.VM_VMCB // 8] = VMCB_PAGE
+        state.i[layout.NESTED_PG_MODE // 4] = 1 | 2 | 4
+        state.i[layout.HFLAGS2 // 4] = 0x41
+        state.q[layout.DR // 8 + 7] = 2 << 16 | 1
+        """The I/O breakpoint of the runtime: DR7 of the engine is ours, the guest's registers are kept elsewhere."""
+        state.i[layout.OLD_EXCEPTION // 4] = 0xFFFFFFFF
+        state.hflags |= HF_GUEST
+        return state
+
+    def flush(self) -> None:
+        """The next run starts with an empty TLB."""
+        self.rt.load |= 2
+
+    def invalidate(self, spa: int, length: int) -> None:
+        """Drop translations of code in a physical range.
+
+        The engine's own call takes a virtual address, so a flat state without paging lends its view for the moment.
+        """
+        flat = self._flat
+        uclib.uc_context_restore(self.uc._uch, ctypes.c_void_p(flat.address))
+        uclib.uc_ctl(self.uc._uch, 1 << 30 | const.UC_CTL_TLB_FLUSH)
+        error = uclib.uc_ctl(
+            self.uc._uch, 1 << 30 | 2 << 26 | const.UC_CTL_TB_REMOVE_CACHE, ctypes.c_uint64(spa), ctypes.c_uint64(spa + length)
+        )
+        if error:
+            raise EngineError(f"dropping translations at {spa:#x} failed (error {error})")
+        self.rt.load |= 3
+
+    def flush_code(self) -> None:
+        """Drop every translation."""
+        uclib.uc_ctl(self.uc._uch, 1 << 30 | const.UC_CTL_TB_FLUSH)
+
+    # Breakpoints: code hooks on linear addresses.  They stay installed when disarmed, since removing one costs a flush
+    # of all translations and gdb takes every breakpoint out at each stop and puts it back at each resume.
+
+    def arm(self, addresses: set[int]) -> None:
+        """Stop before instructions at exactly these linear addresses, from the next run on, whoever executes them."""
+        missing = addresses - self._breakpoints.keys()
+        stale = self._breakpoints.keys() - addresses
+        if not missing and len(stale) <= 64:
+            self._armed = addresses
+            return
+        if len(stale) > 64:
+            for address in stale:
+                uclib.uc_hook_del(self.uc._uch, ctypes.c_size_t(self._breakpoints.pop(address)))
+        for address in missing:
+            self._breakpoints[address] = add_hook(
+                self.uc, const.UC_HOOK_CODE, self.binding.on_breakpoint, self.binding.user, address, address, None
+            )
+        self._armed = addresses
+        self.flush_code()
+
+    _armed: set[int] = frozenset()  # type: ignore[assignment]
+
+    def _mmio_read(self, _uc: Any, offset: int, size: int, _data: Any) -> int:
+        try:
+            entry = self._window[offset // PAGE]
+            assert entry is not None and self.devices is not None
+            return self.devices.read_mmio(entry[2] + offset % PAGE, size)
+        except BaseException as error:
+            self._error = error
+            return 0
+
+    def _mmio_write(self, _uc: Any, offset: int, size: int, value: int, _data: Any) -> None:
+        try:
+            entry = self._window[offset // PAGE]
+            assert entry is not None and self.devices is not None
+            self.devices.write_mmio(entry[2] + offset % PAGE, size, value)
+        except BaseException as error:
+            self._error = error
+
+    def _account(self) -> None:
+        self.clock.now += self.rt.executed
+
+    def run(self, state: CpuState, npt: Npt, deadline: int, *, window: bool = False, breakpoints: bool = False) -> Stop:
+        """Execute until the clock reaches `deadline` (BUDGET), or until something happens.
+
+        `window`: stop where RFLAGS.IF is set, with `state.shadow` telling whether the boundary is inhibited.
+        """
+        rt = self.rt
+        self._enter(state, npt)
+        rt.window = window
+        rt.breakpoints = breakpoints
+        while True:
+            budget = deadline - self.clock.now
+            if budget <= 0:
+                return Stop(Reason.BUDGET)
+            rt.budget = budget
+            rt.load |= 1
+            self.binding.run()
+            self._account()
+            reason = rt.reason
+            if reason == Reason.BUDGET:
+                rt.budget = deadline - self.clock.now
+                if rt.budget > 0:
+                    rt.breakpoints = breakpoints
+                    self.binding.step_through()
+                    self._account()
+                    reason = rt.reason
+                if reason == Reason.BUDGET:
+                    return Stop(reason)
+            stop = self._stopped(state, npt, reason)
+            if stop is not None:
+                return stop
+
+    def step(self, state: CpuState, npt: Npt) -> Stop:
+        """Execute one instruction, or one iteration of a repeated string instruction (STEPPED)."""
+        self._enter(state, npt)
+        self.rt.window = 0
+        self.rt.breakpoints = 0
+        return self._step(state, npt)
+
+    def _step(self, state: CpuState, npt: Npt) -> Stop:
+        while True:
+            self.rt.budget = 1
+            self.binding.step()
+            self._account()
+            if self.rt.reason == Reason.STEPPED:
+                return Stop(Reason.STEPPED)
+            stop = self._stopped(state, npt, self.rt.reason, stepping=True)
+            if stop is not None:
+                return stop
+
+    def _enter(self, state: CpuState, npt: Npt) -> None:
+        rt = self.rt
+        if self._active is not state or state.q[layout.NESTED_CR3 // 8] != npt.root:
+            self._active = state
+            rt.context = state.address
+            state.q[layout.NESTED_CR3 // 8] = npt.root
+            rt.load |= 3
+
+    def _stopped(self, state: CpuState, npt: Npt, reason: int, *, stepping: bool = False) -> Stop | None:
+        """What a stop of the runtime means; None to go on."""
+        rt = self.rt
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+        if reason == Reason.FAILED or reason == 0:
+            raise EngineError(
+                f"the engine stopped with Unicorn error {rt.error} at RIP {state.rip:#x} (linear {state.linear_rip:#x}, "
+                f"hflags {state.hflags:#x}). Remedy: report it with the image; this is a defect of vmdbg or of Unicorn"
+            )
+        if reason != Reason.EXIT:
+            return Stop(reason)
+        code = rt.intno
+        if code == VMEXIT + NPF:
+            gpa = self.physical.arena.q[_EXITINFO2]
+            error_code = state.error_code
+            write, fetch = bool(error_code & 2), bool(error_code & 0x10)
+            found = self.physical.fill(npt, gpa, write, fetch)
+            if found == -1:
+                return None
+            if isinstance(found, NestedFault):
+                if fetch and not stepping and gpa & (PAGE - 1) == 0:
+                    return self._cross(state, npt)
+                return Stop(Reason.EXIT, code, npf=found, write=write)
+            if self.ram.contains(found):
+                return Stop(Reason.EXIT, code, watched=found, write=write)
+            return self._access_device(state, npt, gpa, found)
+        if code == VMEXIT + EXCEPTION + 14 and not stepping:
+            address = self.physical.arena.q[_EXITINFO2]
+            rip = state.linear_rip
+            if not state.error_code & 2 and address & (PAGE - 1) == 0 and 0 < address - rip < 2 * PAGE:
+                return self._cross(state, npt)
+        return Stop(reason, code)
+
+    def _cross(self, state: CpuState, npt: Npt) -> Stop | None:
+        """A fault that may belong to a later instruction of the block: translation fetches ahead.  Step up to it."""
+        stop = self._step(state, npt)
+        return None if stop.reason == Reason.STEPPED else stop
+
+    def fault_address(self) -> int:
+        """The linear address of the last page fault (EXITINFO2 of an intercepted #PF)."""
+        return self.physical.arena.q[_EXITINFO2]
+
+    def _access_device(self, state: CpuState, npt: Npt, gpa: int, spa: int) -> Stop:
+        """Execute the instruction that accesses a device, with the device's page let through for that instruction."""
+        opened: list[int] = []
+        rt = self.rt
+        try:
+            while True:
+                index = len(opened)
+                if index == WINDOW_PAGES:
+                    raise EngineError(f"one instruction at {state.linear_rip:#x} accesses more than {WINDOW_PAGES} device pages")
+                opened.append(gpa)
+                self._window[index] = (npt, gpa, spa & -PAGE)
+                self.physical.open(npt, gpa, index)
+                while True:
+                    rt.budget = 1
+                    self.binding.step()
+                    self._account()
+                    if self._error is not None:
+                        error, self._error = self._error, None
+                        raise error
+                    if rt.reason == Reason.STEPPED:
+                        return _DEVICE
+                    if rt.reason != Reason.EXIT or rt.intno != VMEXIT + NPF:
+                        stop = self._stopped(state, npt, rt.reason, stepping=True)
+                        assert stop is not None
+                        stop.device = True
+                        return stop
+                    gpa = self.physical.arena.q[_EXITINFO2]
+                    code = state.error_code
+                    found = self.physical.fill(npt, gpa, bool(code & 2), bool(code & 0x10))
+                    if isinstance(found, NestedFault):
+                        return Stop(Reason.EXIT, rt.intno, npf=found, device=True, write=bool(code & 2))
+                    if found >= 0 and not self.ram.contains(found):
+                        spa = found
+                        break
+                    if found >= 0:
+                        return Stop(Reason.EXIT, rt.intno, watched=found, device=True, write=bool(code & 2))
+        finally:
+            for page in opened:
+                npt.unmap(page)
+            self.flush()
+
+    def close(self) -> None:
+        """Free the engine; nothing may be used afterwards."""
+        self.uc = None

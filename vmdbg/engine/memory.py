@@ -1,0 +1,90 @@
+"""System-physical memory: one sparse mapping that the engine, the devices and introspection share without copies."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import struct
+
+from introspect.sources import Unreadable, Unwritable
+
+PAGE = 4096
+HOLE = 0xC0000000
+"""RAM stops here; devices follow, up to 4 GiB."""
+HIGH = 0x100000000
+"""RAM beyond `HOLE` goes on here."""
+
+_U16 = struct.Struct("<H")
+_U32 = struct.Struct("<I")
+_U64 = struct.Struct("<Q")
+
+_NORESERVE = 0x4000
+
+
+def sparse(size: int) -> mmap.mmap:
+    """Anonymous zero memory that costs only the pages touched."""
+    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)
+
+
+class Ram:
+    """RAM of `size` bytes in `ranges` of (first, end) system-physical addresses; offset in `view` = address.
+
+    Implements `introspect.sources.Memory`.  `written` is called with (spa, length) after every write through this
+    interface, so that the engine drops what it translated from there.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.ranges = [(0, min(size, HOLE))]
+        if size > HOLE:
+            self.ranges.append((HIGH, HIGH + size - HOLE))
+        self.end = self.ranges[-1][1]
+        self.buffer = sparse(self.end)
+        self.view = memoryview(self.buffer)
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.buffer))
+        self.pages = memoryview(sparse(max(self.end // PAGE, PAGE)))
+        """One byte of state a page; see engine/physical.py."""
+
+    def contains(self, spa: int, length: int = 1) -> bool:
+        return any(first <= spa and spa + length <= end for first, end in self.ranges)
+
+    def _check(self, spa: int, length: int) -> None:
+        for first, end in self.ranges:
+            if first <= spa < end:
+                if spa + length <= end:
+                    return
+                raise Unreadable(end, bytes(self.view[spa:end]))
+        raise Unreadable(spa)
+
+    def written(self, spa: int, length: int) -> None:
+        """Replaced by the engine."""
+
+    def read(self, spa: int, length: int, /) -> bytes:
+        self._check(spa, length)
+        return bytes(self.view[spa : spa + length])
+
+    def write(self, spa: int, data: bytes, /) -> None:
+        if not self.contains(spa, len(data)):
+            raise Unwritable(spa)
+        self.view[spa : spa + len(data)] = data
+        self.written(spa, len(data))
+
+    def read_u32(self, spa: int, /) -> int:
+        if spa + 4 > HOLE:
+            self._check(spa, 4)
+        elif spa + 4 > self.end:
+            raise Unreadable(spa)
+        return int(_U32.unpack_from(self.buffer, spa)[0])
+
+    def read_u64(self, spa: int, /) -> int:
+        if spa + 8 > HOLE:
+            self._check(spa, 8)
+        elif spa + 8 > self.end:
+            raise Unreadable(spa)
+        return int(_U64.unpack_from(self.buffer, spa)[0])
+
+    def write_u32(self, spa: int, value: int, /) -> None:
+        self.write(spa, _U32.pack(value))
+
+    def write_u64(self, spa: int, value: int, /) -> None:
+        self.write(spa, _U64.pack(value))

@@ -1,0 +1,100 @@
+"""Mend one fault of Unicorn 2.1.4 in memory: its nested walker dies where a guest page table lies in a no-execute page.
+
+`get_hphys` takes a pointer to the access rights, NULL for an entry of a guest page table, and on a nested leaf with NX
+does `*prot &= ~PAGE_EXEC` without a test: a guest that puts a page table into a page its hypervisor maps no-execute
+(which is legal and common) kills the process.  The instructions around it occur once in the wheel; they are led through
+a trampoline that tests the pointer.  The file on disk stays as it is.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import re
+from functools import cache
+from pathlib import Path
+
+SITE = re.compile(
+    rb"\x48\x85\xff"  # test rdi, rdi      the leaf has NX ...
+    rb"\x79\x0d"  # jns past           ... else nothing to do
+    rb"\x41\x83\xfe\x02"  # cmp r14d, 2        an instruction fetch ...
+    rb"\x0f\x84(.{4})"  # je fault           ... is refused
+    rb"\x83\x21\xfb"  # and dword [rcx], ~PAGE_EXEC
+    rb"\x83\xe7\x02\x75",  # past: and edi, PG_RW; jne
+    re.DOTALL,
+)
+_FAULT_FROM, _PAST = 15, 18
+"""Offsets in the site: the end of `je fault`, and `past`."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+_libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_MAP_FIXED_NOREPLACE = 0x100000
+_PAGE = 4096
+
+
+def _text(library: str) -> tuple[int, int] | None:
+    """First and last address of the executable mapping of a file in this process."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        span, rights, *_, path = line.split(maxsplit=5)
+        if "x" in rights and library in path:
+            first, last = (int(part, 16) for part in span.split("-"))
+            return first, last
+    return None
+
+
+def _near(address: int, size: int) -> int | None:
+    """A fresh executable page within reach of a 32-bit jump."""
+    base = address & -_PAGE
+    for distance in range(1 << 24, 1 << 30, 1 << 24):
+        for place in (base + distance, base - distance):
+            got = _libc.mmap(
+                place, size, mmap.PROT_READ | mmap.PROT_WRITE,
+                mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED_NOREPLACE, -1, 0,
+            )  # fmt: skip
+            if got == place:
+                return place
+    return None
+
+
+def _displacement(at: int, target: int) -> bytes:
+    """The 32-bit operand at address `at` of a jump to `target`."""
+    return (target - at - 4).to_bytes(4, "little", signed=True)
+
+
+@cache
+def mend_nested_walker() -> bool:
+    """Install the trampoline; once a process.  False where the instructions are not found or may not be changed.
+
+    Without it the engine maps no page no-execute: nothing crashes, but nested NX is not enforced and stores are slower.
+    """
+    if not os.path.exists("/proc/self/maps"):
+        return False
+    text = _text("libunicorn")
+    if text is None:
+        return False
+    first, last = text
+    found = list(SITE.finditer(ctypes.string_at(first, last - first)))
+    if len(found) != 1:
+        return False
+    site = first + found[0].start()
+    fault = site + _FAULT_FROM + int.from_bytes(found[0][1], "little", signed=True)
+    past = site + _PAST
+    cave = _near(site, _PAGE)
+    if cave is None:
+        return False
+    body = bytes.fromhex("4885ff 7912 4183fe02 0f84")  # test rdi, rdi; jns end; cmp r14d, 2; je fault
+    body += _displacement(cave + len(body), fault)
+    body += bytes.fromhex("4885c9 7403 8321fb")  # test rcx, rcx; jz end; and dword [rcx], ~PAGE_EXEC
+    body += b"\xe9" + _displacement(cave + len(body) + 1, past)  # end: jmp past
+    ctypes.memmove(cave, body, len(body))
+    page, span = site & -_PAGE, 2 * _PAGE
+    if _libc.mprotect(cave, _PAGE, mmap.PROT_READ | mmap.PROT_EXEC):
+        return False
+    if _libc.mprotect(page, span, mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC):
+        return False
+    ctypes.memmove(site, b"\xe9" + _displacement(site + 1, cave), 5)
+    _libc.mprotect(page, span, mmap.PROT_READ | mmap.PROT_EXEC)
+    return True
