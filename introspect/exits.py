@@ -20,7 +20,8 @@ class ExitCode(IntEnum):
 
     description: str
 
-    def __new__(cls, code: int, description: str) -> "ExitCode":
+    # The default only lets mypy accept the look-up ExitCode(0x72).
+    def __new__(cls, code: int, description: str = "") -> "ExitCode":
         member = int.__new__(cls, code)
         member._value_ = code
         member.description = description

@@ -9,7 +9,8 @@ from introspect.layout import Bits, Buffer
 __all__ = ["intercepted", "list_intercepts", "word_bits", "words_of"]
 
 _UNPACK_WORDS = struct.Struct("<6I").unpack_from
-_INTERCEPTS = [code for code in ExitCode if code < INTERCEPT_CODES]
+_INTERCEPTS = sorted(code for code in ExitCode if code < INTERCEPT_CODES)
+_NAMES = {code.value: code.name for code in _INTERCEPTS}
 
 
 def words_of(buffer: Buffer) -> tuple[int, ...]:
@@ -35,9 +36,6 @@ def list_intercepts(buffer: Buffer) -> list[str]:
             code = 32 * number + lowest.bit_length() - 1
             names.append(_NAMES.get(code, f"word {number} bit {code & 31}"))
     return names
-
-
-_NAMES = {code.value: code.name for code in _INTERCEPTS}
 
 
 def word_bits(name: str, first: int, count: int) -> type[Bits]:

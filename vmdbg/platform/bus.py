@@ -1,0 +1,160 @@
+"""The I/O port space and the memory-mapped device space."""
+
+from bisect import bisect_right
+from collections import Counter
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Protocol
+
+
+class PortDevice(Protocol):
+    """What answers at I/O ports.  `size` is 1, 2 or 4 bytes and never above the width the device was added with."""
+
+    def read_port(self, port: int, size: int) -> int: ...
+
+    def write_port(self, port: int, size: int, value: int) -> None: ...
+
+
+class MmioDevice(Protocol):
+    """What answers in a physical address range; `offset` counts from the first address it was added with."""
+
+    def read_mmio(self, offset: int, size: int) -> int: ...
+
+    def write_mmio(self, offset: int, size: int, value: int) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Ports:
+    first: int
+    last: int
+    device: PortDevice
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Mmio:
+    first: int
+    last: int
+    device: MmioDevice
+    width: int
+
+
+class Bus:
+    """Routes accesses to devices.  What nobody claims reads as all ones and swallows writes.
+
+    `unclaimed` counts such accesses: keys ("port", number) and ("mmio", page address), and ("other", 0) for all that
+    come after `UNCLAIMED_KEYS` different ones, so that a guest cannot make it grow without bound.
+    """
+
+    UNCLAIMED_KEYS = 1024
+
+    def __init__(self) -> None:
+        self._ports: dict[int, _Ports] = {}
+        self._mmio: list[_Mmio] = []
+        self.unclaimed: Counter[tuple[str, int]] = Counter()
+
+    def add_ports(self, first: int, last: int, device: PortDevice, width: int = 1) -> None:
+        """Give ports first..last to `device`.  An access wider than `width` bytes, or leaving the range, is split."""
+        if not 0 <= first <= last <= 0xFFFF:
+            raise ValueError(f"ports {first:#x}..{last:#x} are not a range within 0..0xffff")
+        for port in range(first, last + 1):
+            if port in self._ports:
+                raise ValueError(f"port {port:#x} already belongs to {type(self._ports[port].device).__name__}")
+        claim = _Ports(first, last, device, width)
+        self._ports.update(dict.fromkeys(range(first, last + 1), claim))
+
+    def add_mmio(self, first: int, last: int, device: MmioDevice, width: int = 8) -> None:
+        """Give physical addresses first..last to `device`."""
+        if not 0 <= first <= last:
+            raise ValueError(f"addresses {first:#x}..{last:#x} are not a range")
+        for other in self._mmio:
+            if first <= other.last and other.first <= last:
+                raise ValueError(
+                    f"addresses {first:#x}..{last:#x} overlap {other.first:#x}..{other.last:#x} of "
+                    f"{type(other.device).__name__}"
+                )
+        self._mmio.append(_Mmio(first, last, device, width))
+        self._mmio.sort(key=attrgetter("first"))
+
+    def remove_mmio(self, first: int) -> None:
+        """Take back the range that starts at `first` (a base register moved).  KeyError if there is none."""
+        for index, claim in enumerate(self._mmio):
+            if claim.first == first:
+                del self._mmio[index]
+                return
+        raise KeyError(f"no MMIO range starts at {first:#x}")
+
+    def mmio_ranges(self) -> list[tuple[int, int]]:
+        """All (first, last) address pairs that belong to devices, ascending."""
+        return [(claim.first, claim.last) for claim in self._mmio]
+
+    def read_port(self, port: int, size: int) -> int:
+        value = 0
+        for done, step, claim in self._port_pieces(port, size):
+            piece = claim.device.read_port(port + done, step) if claim else -1
+            value |= (piece & ((1 << 8 * step) - 1)) << 8 * done
+        return value
+
+    def write_port(self, port: int, size: int, value: int) -> None:
+        for done, step, claim in self._port_pieces(port, size):
+            if claim:
+                claim.device.write_port(port + done, step, value >> 8 * done & ((1 << 8 * step) - 1))
+
+    def read_mmio(self, address: int, size: int) -> int:
+        value = 0
+        for done, step, claim in self._mmio_pieces(address, size):
+            piece = claim.device.read_mmio(address + done - claim.first, step) if claim else -1
+            value |= (piece & ((1 << 8 * step) - 1)) << 8 * done
+        return value
+
+    def write_mmio(self, address: int, size: int, value: int) -> None:
+        for done, step, claim in self._mmio_pieces(address, size):
+            if claim:
+                piece = value >> 8 * done & ((1 << 8 * step) - 1)
+                claim.device.write_mmio(address + done - claim.first, step, piece)
+
+    def _find_mmio(self, address: int) -> _Mmio | None:
+        index = bisect_right(self._mmio, address, key=attrgetter("first")) - 1
+        if index >= 0 and address <= self._mmio[index].last:
+            return self._mmio[index]
+        return None
+
+    def _port_pieces(self, port: int, size: int) -> list[tuple[int, int, _Ports | None]]:
+        claim = self._ports.get(port)
+        if claim and size <= claim.width and port + size - 1 <= claim.last:
+            return [(0, size, claim)]
+        pieces: list[tuple[int, int, _Ports | None]] = []
+        done = 0
+        while done < size:
+            claim = self._ports.get(port + done)
+            step = _step(size - done, claim.width, claim.last - port - done + 1) if claim else 1
+            pieces.append((done, step, claim))
+            done += step
+        if any(claim is None for _, _, claim in pieces):
+            self._count(("port", port))
+        return pieces
+
+    def _mmio_pieces(self, address: int, size: int) -> list[tuple[int, int, _Mmio | None]]:
+        claim = self._find_mmio(address)
+        if claim and size <= claim.width and address + size - 1 <= claim.last:
+            return [(0, size, claim)]
+        pieces: list[tuple[int, int, _Mmio | None]] = []
+        done = 0
+        while done < size:
+            claim = self._find_mmio(address + done)
+            step = _step(size - done, claim.width, claim.last - address - done + 1) if claim else 1
+            pieces.append((done, step, claim))
+            done += step
+        if any(claim is None for _, _, claim in pieces):
+            self._count(("mmio", address & ~0xFFF))
+        return pieces
+
+    def _count(self, key: tuple[str, int]) -> None:
+        if key not in self.unclaimed and len(self.unclaimed) >= self.UNCLAIMED_KEYS:
+            key = ("other", 0)
+        self.unclaimed[key] += 1
+
+
+def _step(*limits: int) -> int:
+    """The largest power of two within all limits: the size of the next access."""
+    return 1 << (min(limits).bit_length() - 1)
