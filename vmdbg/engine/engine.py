@@ -291,6 +291,10 @@ class Engine:
         stop = self._step(state, npt)
         return None if stop.reason == Reason.STEPPED else stop
 
+    def code(self) -> bytes:
+        """The bytes of the instruction that the last EXIT or IO stopped at, as far as its page goes; may be empty."""
+        return bytes(self.rt.code[: self.rt.code_size])
+
     def fault_address(self) -> int:
         """The linear address of the last page fault (EXITINFO2 of an intercepted #PF)."""
         return self.physical.arena.q[_EXITINFO2]

@@ -46,6 +46,9 @@ struct runtime {
     uint32_t breakpoints;          /* stop at armed breakpoints */
     uint32_t record;               /* keep the branch ring */
     uint64_t break_address;
+    uint8_t code[16];              /* the instruction at RIP of an EXIT or IO, as far as its page goes */
+    uint32_t code_size;
+    uint32_t saved;                /* the context is that of the stop already */
     struct branch ring[BRANCH_RING];
 };
 
@@ -133,6 +136,27 @@ static void on_block(void *uc, uint64_t address, uint32_t size, void *user)
     rt->block_size = size;
 }
 
+static uint64_t linear_rip(struct runtime *rt)
+{
+    uint64_t eip = FIELD(rt, uint64_t, at.eip);
+    if (FIELD(rt, uint32_t, at.hflags) & HF_CS64)
+        return eip;
+    return (FIELD(rt, uint64_t, at.cs_base) + eip) & 0xffffffffu;
+}
+
+/* Save the context and the bytes of the instruction: only inside a hook may the engine's walk fault safely. */
+static void save(struct runtime *rt)
+{
+    uint64_t rip;
+    rt->context_save(rt->uc, rt->context);
+    FIELD(rt, uint64_t, at.eflags) = eflags(rt);
+    rt->saved = 1;
+    rip = linear_rip(rt);
+    rt->code_size = 4096 - (rip & 4095) < sizeof rt->code - 1 ? 4096 - (rip & 4095) : sizeof rt->code - 1;
+    if (rip - rt->block_start >= rt->block_size || rt->vmem_read(rt->uc, rip, PROT_EXEC_, rt->code, rt->code_size))
+        rt->code_size = 0;
+}
+
 static void on_interrupt(void *uc, uint32_t intno, void *user)
 {
     struct runtime *rt = user;
@@ -143,6 +167,7 @@ static void on_interrupt(void *uc, uint32_t intno, void *user)
     else {
         rt->reason = EXIT;
         rt->intno = intno;
+        save(rt);
     }
     rt->emu_stop(uc);
 }
@@ -157,9 +182,7 @@ static void io(struct runtime *rt, uint32_t port, uint32_t size, uint32_t write,
     rt->io_value = value;
     /* Unicorn has restored the precise state before the instruction for this hook: keep it.  The instruction itself is
      * then undone: the I/O breakpoint in DR0 raises #DB right behind it, and the saved state is what run() returns. */
-    rt->context_save(rt->uc, rt->context);
-    uint64_t flags = eflags(rt);
-    FIELD(rt, uint64_t, at.eflags) = flags;
+    save(rt);
     rt->reg_write(rt->uc, REG_DR0, &address);
 }
 
@@ -199,14 +222,6 @@ static void on_breakpoint(void *uc, uint64_t address, uint32_t size, void *user)
     }
 }
 
-static uint64_t linear_rip(struct runtime *rt)
-{
-    uint64_t eip = FIELD(rt, uint64_t, at.eip);
-    if (FIELD(rt, uint32_t, at.hflags) & HF_CS64)
-        return eip;
-    return (FIELD(rt, uint64_t, at.cs_base) + eip) & 0xffffffffu;
-}
-
 /* The part of the current block that did not run: from RIP to its end. */
 static uint64_t unexecuted(struct runtime *rt)
 {
@@ -234,6 +249,7 @@ static void run(struct runtime *rt)
     uint64_t rip;
     rt->reason = 0;
     rt->block_size = 0;
+    rt->saved = 0;
     if (rt->load & 1)
         rt->context_restore(rt->uc, rt->context);
     if (rt->load & 2)
@@ -241,12 +257,11 @@ static void run(struct runtime *rt)
     rt->load = 0;
     rip = FIELD(rt, uint64_t, at.eip);
     rt->error = rt->emu_start(rt->uc, rip, 0, 0, 0);
-    if (rt->reason != IO) {
-        uint64_t flags;
+    if (!rt->saved) {
         rt->context_save(rt->uc, rt->context);
-        flags = eflags(rt);
-        FIELD(rt, uint64_t, at.eflags) = flags;
-    } else
+        FIELD(rt, uint64_t, at.eflags) = eflags(rt);
+    }
+    if (rt->reason == IO)
         rt->load = 1;              /* the engine went on to the I/O breakpoint: put the saved state back */
     uint64_t flags = FIELD(rt, uint64_t, at.eflags);
     FIELD(rt, uint64_t, at.cc_src) = flags & EFLAGS_CC;

@@ -84,6 +84,9 @@ class Runtime(ctypes.Structure):
         ("breakpoints", ctypes.c_uint32),
         ("record", ctypes.c_uint32),
         ("break_address", ctypes.c_uint64),
+        ("code", ctypes.c_uint8 * 16),
+        ("code_size", ctypes.c_uint32),
+        ("saved", ctypes.c_uint32),
         ("ring", Branch * BRANCH_RING),
     )
 

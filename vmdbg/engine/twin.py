@@ -88,6 +88,21 @@ class Twin:
         rt.block_start = address
         rt.block_size = size
 
+    def _save(self) -> None:
+        rt = self.state
+        uclib.uc_context_save(self.uch, ctypes.c_void_p(rt.context))
+        self._field(ctypes.c_uint64, layout.EFLAGS).value = self._flags()
+        rt.saved = 1
+        rip = self._linear_rip()
+        size = min(4096 - (rip & 4095), 15)
+        if 0 <= rip - rt.block_start < rt.block_size:
+            error = uclib.uc_vmem_read(
+                self.uch, ctypes.c_uint64(rip), const.UC_PROT_EXEC, rt.code, ctypes.c_size_t(size)
+            )
+            rt.code_size = 0 if error else size
+        else:
+            rt.code_size = 0
+
     def on_interrupt(self, _uc: int, intno: int, _user: int) -> None:
         rt = self.state
         if rt.reason != IO:
@@ -96,14 +111,14 @@ class Twin:
             else:
                 rt.reason = EXIT
                 rt.intno = intno
+                self._save()
         uclib.uc_emu_stop(self.uch)
 
     def _io(self, port: int, size: int, write: int, value: int) -> None:
         rt = self.state
         rt.reason = IO
         rt.io_port, rt.io_size, rt.io_write, rt.io_value = port, size, write, value
-        uclib.uc_context_save(self.uch, ctypes.c_void_p(rt.context))
-        self._field(ctypes.c_uint64, layout.EFLAGS).value = self._flags()
+        self._save()
         address = ctypes.c_uint64(port)
         uclib.uc_reg_write(self.uch, x86.UC_X86_REG_DR0, ctypes.byref(address))
 
@@ -149,6 +164,7 @@ class Twin:
         before = rt.budget
         rt.reason = 0
         rt.block_size = 0
+        rt.saved = 0
         context = ctypes.c_void_p(rt.context)
         if rt.load & 1:
             uclib.uc_context_restore(self.uch, context)
@@ -162,7 +178,7 @@ class Twin:
         eflags = self._field(ctypes.c_uint64, layout.EFLAGS)
         if rt.reason == IO:
             rt.load = 1
-        else:
+        if not rt.saved:
             uclib.uc_context_save(self.uch, context)
             eflags.value = self._flags()
         flags = eflags.value

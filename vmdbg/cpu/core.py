@@ -1,0 +1,244 @@
+"""One logical processor: its engine state, what it holds pending, and its own accesses to memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from introspect.paging import Access, Fault, Nested, NestedFault, PagingState, translate
+from vmdbg.engine.engine import PHYSICAL_BITS, Engine
+from vmdbg.engine.physical import Npt, Shadow
+from vmdbg.engine.state import SS, CpuState
+
+from .decode import Instruction, Undecodable, decode
+from .faults import GP, PF, UD, CpuFault, NestedPageFault
+from .faults import SS as STACK_FAULT
+
+if TYPE_CHECKING:
+    from vmdbg.platform.lapic import Lapic
+    from vmdbg.svm.guest import Guest
+
+CR0_PE, CR0_TS, CR0_WP, CR0_PG = 1 << 0, 1 << 3, 1 << 16, 1 << 31
+RFLAGS_TF, RFLAGS_IF, RFLAGS_DF, RFLAGS_NT, RFLAGS_RF, RFLAGS_VM, RFLAGS_AC = (
+    1 << 8, 1 << 9, 1 << 10, 1 << 14, 1 << 16, 1 << 17, 1 << 18,
+)  # fmt: skip
+RFLAGS_IOPL = 3 << 12
+DR6_RESET, DR7_RESET = 0xFFFF0FF0, 0x400
+DR6_BD, DR6_BS, DR6_BT = 1 << 13, 1 << 14, 1 << 15
+
+_ACCESS = {
+    (write, execute, user, implicit): Access(write, execute, user, implicit)
+    for write in (False, True) for execute in (False, True) for user in (False, True) for implicit in (False, True)
+}  # fmt: skip
+
+
+def canonical(address: int) -> bool:
+    """Whether a 64-bit address repeats bit 47 upward (APM2 5.3.1)."""
+    return (address >> 47) in (0, 0x1FFFF)
+
+
+class ExtInt(Protocol):
+    """The interrupt controller behind LINT0."""
+
+    def acknowledge(self) -> int: ...
+
+
+class Cpu:
+    """A processor that is either in host mode (`guest` None) or runs a guest.
+
+    Implements `CpuSignals` for its local APIC; what arrives is kept here until the boundary where it may be taken.
+    """
+
+    def __init__(self, index: int, engine: Engine) -> None:
+        self.index = index
+        self.engine = engine
+        self.ram = engine.ram
+        self.state: CpuState = engine.state()
+        self.npt: Npt = engine.physical.host
+        self.guest: Guest | None = None
+        self.lapic: Lapic
+        self.gif = True
+        self.nmi_pending = False
+        self.smi_pending = False
+        self.init_pending = False
+        self.sipi: int | None = None
+        self.extint_level = False
+        self.wait_for_sipi = index != 0
+        self.halted = False
+        self.shutdown = False
+        self.dr = [0, 0, 0, 0, 0, 0, DR6_RESET, DR7_RESET]
+        self.tsc_adjust = 0
+        self._paging_key: tuple[int, ...] | None = None
+        self._paging: PagingState | None = None
+
+    # CpuSignals
+
+    def nmi(self) -> None:
+        self.nmi_pending = True
+
+    def smi(self) -> None:
+        self.smi_pending = True
+
+    def init(self) -> None:
+        self.init_pending = True
+
+    def sipi_received(self, vector: int) -> None:
+        if self.wait_for_sipi:
+            self.sipi = vector
+
+    def extint(self, level: bool) -> None:
+        self.extint_level = level
+
+    def changed(self) -> None:
+        """Pending state is read at each boundary: nothing to remember."""
+
+    # Mode
+
+    @property
+    def bits(self) -> int:
+        """16, 32 or 64: the default size of the code segment."""
+        flags = self.state.hflags
+        return 64 if flags & (1 << 15) else 32 if flags & (1 << 4) else 16
+
+    @property
+    def protected(self) -> bool:
+        """Protected mode proper: neither real nor virtual-8086."""
+        return bool(self.state.cr(0) & CR0_PE) and not self.state.rflags & RFLAGS_VM
+
+    @property
+    def nested(self) -> Nested | None:
+        npt = self.npt
+        return npt.nested if isinstance(npt, Shadow) else None
+
+    @property
+    def paging(self) -> PagingState:
+        s = self.state
+        key = (s.cr(0), s.cr(3), s.cr(4), s.efer, s.cpl, s.rflags & RFLAGS_AC)
+        if key != self._paging_key:
+            self._paging_key = key
+            self._paging = PagingState(*key[:5], rflags_ac=bool(key[5]), maxphyaddr=PHYSICAL_BITS)
+        assert self._paging is not None
+        return self._paging
+
+    # Memory, as the processor itself accesses it: translated, checked, with accessed and dirty bits.
+
+    def translate(
+        self, address: int, *, write: bool = False, execute: bool = False, user: bool = False, implicit: bool = False
+    ) -> int:
+        """System-physical address of a linear one.  Raises `CpuFault` (#PF, #GP) or `NestedPageFault`."""
+        found = translate(
+            self.ram, self.paging, address, _ACCESS[write, execute, user, implicit], self.nested, set_ad=True
+        )
+        if isinstance(found, Fault):
+            if found.kind == "PF":
+                raise CpuFault(PF, found.code, found.address)
+            if found.kind == "NPF":
+                raise NestedPageFault(NestedFault(found.code, found.address))
+            raise CpuFault(GP, 0)
+        return found.spa
+
+    def _pieces(self, address: int, size: int, write: bool, user: bool, implicit: bool) -> list[tuple[int, int]]:
+        """(spa, length) of each page a linear range touches; faults before anything is accessed."""
+        pieces = []
+        mask = 0xFFFFFFFFFFFFFFFF if self.state.is_long else 0xFFFFFFFF
+        while size:
+            address &= mask
+            length = min(size, 4096 - (address & 4095))
+            pieces.append((self.translate(address, write=write, user=user, implicit=implicit), length))
+            address += length
+            size -= length
+        return pieces
+
+    def read(self, address: int, size: int, *, user: bool = False, implicit: bool = False) -> int:
+        """Little-endian value at a linear address."""
+        data = bytearray()
+        for spa, length in self._pieces(address, size, False, user, implicit):
+            if self.ram.contains(spa, length):
+                data += self.ram.view[spa : spa + length]
+            else:
+                assert self.engine.devices is not None
+                for at in range(length):
+                    data.append(self.engine.devices.read_mmio(spa + at, 1) & 0xFF)
+        return int.from_bytes(data, "little")
+
+    def write(self, address: int, size: int, value: int, *, user: bool = False, implicit: bool = False) -> None:
+        self.commit([(self._pieces(address, size, True, user, implicit), value.to_bytes(size, "little"))])
+
+    def commit(self, writes: list[tuple[list[tuple[int, int]], bytes]]) -> None:
+        """Store data whose pages `_pieces` has checked."""
+        for pieces, data in writes:
+            at = 0
+            for spa, length in pieces:
+                if self.ram.contains(spa, length):
+                    self.ram.write(spa, data[at : at + length])
+                else:
+                    assert self.engine.devices is not None
+                    self.engine.devices.write_mmio(spa, length, int.from_bytes(data[at : at + length], "little"))
+                at += length
+
+    def plan(self, address: int, size: int, value: int, *, user: bool = False, implicit: bool = False) -> tuple[
+        list[tuple[int, int]], bytes
+    ]:
+        """A store that has been checked but not made: for `commit`."""
+        masked = value & ((1 << 8 * size) - 1)
+        return self._pieces(address, size, True, user, implicit), masked.to_bytes(size, "little")
+
+    def segment_address(self, segment: int, offset: int, size: int) -> int:
+        """Linear address of segment:offset after the limit or canonical check (APM2 4.5.3, 4.12)."""
+        s = self.state
+        fault = STACK_FAULT if segment == SS else GP
+        if s.is_code64:
+            linear = (offset + (s.base(segment) if segment >= 4 else 0)) & 0xFFFFFFFFFFFFFFFF
+            if not (canonical(linear) and canonical(linear + size - 1)):
+                raise CpuFault(fault, 0)
+            return linear
+        limit, attrib = s.limit(segment), s.attrib(segment)
+        if attrib & 0x1C == 0x14:  # data, expand down
+            top = 0xFFFFFFFF if attrib & 0x400 else 0xFFFF
+            bad = offset <= limit or offset + size - 1 > top
+        else:
+            bad = offset + size - 1 > limit
+        if bad:
+            raise CpuFault(fault, 0)
+        return (s.base(segment) + offset) & 0xFFFFFFFF
+
+    # Instructions
+
+    def instruction(self) -> Instruction:
+        """The instruction at RIP, decoded.  #UD if it is longer than 15 bytes."""
+        code = self.engine.code()
+        try:
+            if code:
+                return decode(code, self.bits)
+        except Undecodable:
+            pass
+        code = self.fetch()
+        try:
+            return decode(code, self.bits)
+        except Undecodable:
+            raise CpuFault(GP if len(code) == 15 else UD, 0 if len(code) == 15 else None) from None
+
+    def fetch(self, size: int = 15) -> bytes:
+        """Up to `size` bytes at RIP, without side effects, as far as they can be read."""
+        data = bytearray()
+        address = self.state.linear_rip
+        while len(data) < size:
+            length = min(size - len(data), 4096 - (address & 4095))
+            found = translate(
+                self.ram, self.paging, address, _ACCESS[False, True, self.state.cpl == 3, False], self.nested, set_ad=False
+            )
+            if isinstance(found, Fault) or not self.ram.contains(found.spa, length):
+                break
+            data += self.ram.view[found.spa : found.spa + length]
+            address += length
+        return bytes(data)
+
+    def advance(self, length: int) -> None:
+        """An instruction that we executed retires: RIP, time and the interrupt shadow move on."""
+        s = self.state
+        rip = s.rip + length
+        s.rip = rip if s.is_code64 else rip & 0xFFFFFFFF
+        s.shadow = False
+        self.engine.clock.now += length
+
+    def flush(self) -> None:
+        self.engine.flush()

@@ -1,0 +1,71 @@
+"""Events of the processor, and how faults travel through our own code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import IntEnum
+
+from introspect.paging import NestedFault
+
+DE, DB, NMI, BP, OF, BR, UD, NM, DF, TS, NP, SS, GP, PF, MF, AC, MC, XF = (*range(9), *range(10, 15), 16, 17, 18, 19)
+
+CONTRIBUTORY = frozenset((DE, TS, NP, SS, GP))
+WITH_ERROR_CODE = frozenset((DF, TS, NP, SS, GP, PF, AC))
+
+
+class Kind(IntEnum):
+    """The event types of EVENTINJ and EXITINTINFO (APM2 15.20)."""
+
+    INTR = 0
+    NMI = 2
+    EXCEPTION = 3
+    SOFTWARE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """An interrupt or exception on its way through the IDT."""
+
+    vector: int
+    kind: Kind
+    error: int | None = None
+    address: int | None = None
+    """What CR2 becomes, for #PF."""
+    length: int = 0
+    """Of the instruction that asked for it: RIP is already past it, and goes back if the delivery faults."""
+    trap: bool = False
+    """RIP is past the instruction that caused it: RFLAGS.RF is not set in the image (APM2 3.1.6)."""
+
+    @property
+    def external(self) -> int:
+        """EXT, bit 0 of the error codes that its delivery may raise."""
+        return 0 if self.kind == Kind.SOFTWARE else 1
+
+    def encode(self) -> int:
+        """The form of EXITINTINFO: vector, type, EV, V and error code."""
+        value = self.vector | self.kind << 8 | 1 << 31
+        return value if self.error is None else value | 1 << 11 | self.error << 32
+
+    def without_error(self) -> Event:
+        return replace(self, error=None)
+
+
+class CpuFault(Exception):
+    """An exception that the present operation raises."""
+
+    def __init__(self, vector: int, error: int | None = None, address: int | None = None) -> None:
+        super().__init__(vector, error, address)
+        self.vector = vector
+        self.error = error
+        self.address = address
+
+    def event(self) -> Event:
+        return Event(self.vector, Kind.EXCEPTION, self.error, self.address)
+
+
+class NestedPageFault(Exception):
+    """A nested fault on an access of ours for a guest."""
+
+    def __init__(self, fault: NestedFault) -> None:
+        super().__init__(fault)
+        self.fault = fault
