@@ -421,7 +421,7 @@ def _translate(
                 spared = not state.cr4 & CR4.SMAP or (state.rflags_ac and not access.implicit_supervisor)
                 reachable = spared or not reachable_by_user
                 executable = not rights & _NX and not (reachable_by_user and state.cr4 & CR4.SMEP)
-            if not (executable if execute else reachable and (writable or not write)):
+            if not (executable if execute else reachable) or (write and not (reachable and writable)):
                 cause = PF_ERROR.P
         if cause is not None:
             fetch = execute and (state.cr4 & CR4.SMEP or (state.efer & EFER.NXE and state.cr4 & CR4.PAE))
