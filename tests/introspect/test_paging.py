@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from introspect.address import Gpa, Spa
 from introspect.exits import describe_exit
 from introspect.paging import (
     Access,
@@ -52,7 +53,7 @@ def pf(code: int, address: int = GVA + 0x123) -> Fault:
 def test_a_small_page(mode: str) -> None:
     memory, tables = guest(mode)
     found = verdict(memory, state(mode, tables.root), USER_WRITE)
-    assert found == Translation(0x5123, 0x5123, 0x1000, 0x1000, True, True, True, True)
+    assert found == Translation(Spa(0x5123), Gpa(0x5123), 0x1000, 0x1000, True, True, True, True)
     assert verdict(memory, state(mode, tables.root), READ, GVA + 0x1000) == Fault("PF", 0, GVA + 0x1000)
 
 
@@ -203,7 +204,8 @@ def test_pdptes_held_by_the_processor() -> None:
 def test_paging_off() -> None:
     memory = BytesMemory(0x1000)
     off = PagingState(CR0.PE, 0x123000, 0, 0)
-    assert verdict(memory, off, USER_WRITE, 0x1_0000_5123) == Translation(0x5123, 0x5123, 0, 0, True, True, True, True)
+    found = verdict(memory, off, USER_WRITE, 0x1_0000_5123)
+    assert found == Translation(Spa(0x5123), Gpa(0x5123), 0, 0, True, True, True, True)
 
 
 def test_tables_outside_memory_read_as_ones() -> None:
@@ -269,7 +271,7 @@ def test_two_dimensions(host: str, mode: str) -> None:
     memory, tables, npt = both(host, mode)
     inner = nested(host, npt.root)
     found = translate(memory, state(mode, tables.root), GVA + 5, USER_WRITE, inner, set_ad=True)
-    assert found == Translation(0x85005, 0x5005, 0x1000, 0x1000, True, True, True, True)
+    assert found == Translation(Spa(0x85005), Gpa(0x5005), 0x1000, 0x1000, True, True, True, True)
     seen = walk(memory, state(mode, tables.root), GVA + 5, USER_WRITE, inner)
     assert seen.verdict == found
     guest_levels, nested_levels = len(SHIFTS[mode]), len(SHIFTS[host])
@@ -281,7 +283,7 @@ def test_real_mode_under_nested_paging() -> None:
     memory, _, npt = both()
     off = PagingState(CR0.ET, 0, 0, 0)
     found = translate(memory, off, 0x7C00, FETCH, nested("4-level", npt.root), set_ad=True)
-    assert found == Translation(0x87C00, 0x7C00, 0x1000, 0, True, True, True, False)
+    assert found == Translation(Spa(0x87C00), Gpa(0x7C00), 0x1000, 0, True, True, True, False)
     assert translate(memory, off, 0x50000, FETCH, nested("4-level", npt.root), set_ad=True) == Fault(
         "NPF", 1 << 32 | 0x14, 0x50000
     )
@@ -301,7 +303,7 @@ def test_final_nested_fault(access: Access, add: int, drop: int, info: int, leve
     npt.change(0x5000, level, add=add, drop=drop)
     inner = nested("4-level", npt.root)
     assert nested_translate(memory, inner, 0x5678, access.write, access.execute, set_ad=True) == NestedFault(
-        1 << 32 | info, 0x5678
+        1 << 32 | info, Gpa(0x5678)
     )
     seen = walk(memory, PagingState(0, 0, 0, 0), 0x5678, access, inner)
     assert seen.verdict == Fault("NPF", 1 << 32 | info, 0x5678)
@@ -339,7 +341,7 @@ def test_rights_of_both_dimensions_combine() -> None:
     memory, tables, npt = both()
     npt.change(0x5000, 1, drop=W, add=NX)
     found = translate(memory, state("4-level", tables.root), GVA, READ, nested("4-level", npt.root), set_ad=False)
-    assert found == Translation(0x85000, 0x5000, 0x1000, 0x1000, False, False, True, False)
+    assert found == Translation(Spa(0x85000), Gpa(0x5000), 0x1000, 0x1000, False, False, True, False)
 
 
 def test_page_size_is_the_smaller() -> None:
@@ -369,13 +371,13 @@ def test_nested_translation_reports_rights_size_and_dirt() -> None:
     memory, _, npt = both()
     inner = nested("4-level", npt.root)
     assert nested_translate(memory, inner, 0x5008, False, False, set_ad=True) == NestedTranslation(
-        0x85008, True, True, 0x1000, False
+        Spa(0x85008), True, True, 0x1000, False
     )
     assert nested_translate(memory, inner, 0x5008, True, False, set_ad=True) == NestedTranslation(
-        0x85008, True, True, 0x1000, True
+        Spa(0x85008), True, True, 0x1000, True
     )
     assert nested_translate(memory, inner, 0x50000, True, False, set_ad=True, table=True) == NestedFault(
-        1 << 33 | 6, 0x50000
+        1 << 33 | 6, Gpa(0x50000)
     )
 
 
@@ -385,7 +387,7 @@ def test_a_gpa_that_the_nested_tables_cannot_express_is_not_present(mode: str, b
     inner = nested(mode, npt.root)
     gpa = 1 << bits | 0x5000
     fetch = 0x10 if mode != "legacy" else 0
-    assert nested_translate(memory, inner, gpa, False, True, set_ad=True) == NestedFault(1 << 32 | 4 | fetch, gpa)
+    assert nested_translate(memory, inner, gpa, False, True, set_ad=True) == NestedFault(1 << 32 | 4 | fetch, Gpa(gpa))
 
 
 def test_pae_guest_under_nested_paging_reads_its_pdpes_from_memory() -> None:

@@ -5,6 +5,7 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from introspect.address import Gpa
 from introspect.paging import (
     Access,
     Fault,
@@ -121,7 +122,7 @@ def test_a_nested_translation_is_a_user_translation(
     if isinstance(plain, Translation):
         assert found == NestedTranslation(plain.spa, plain.writable, plain.executable, plain.page_size, plain.dirty)
     else:
-        assert found == NestedFault(1 << 32 | plain.code, gpa)
+        assert found == NestedFault(1 << 32 | plain.code, Gpa(gpa))
 
 
 @settings(max_examples=300)
