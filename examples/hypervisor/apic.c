@@ -2,6 +2,7 @@
 #include "apic.h"
 #include "cpu.h"
 
+#define APIC_TPR           0x080
 #define APIC_EOI           0x0b0
 #define APIC_SPURIOUS      0x0f0
 #define APIC_TIMER_LVT     0x320
@@ -30,9 +31,11 @@ void apic_start(uint32_t count)
     outb(0x21, 0xff);
     outb(0xa1, 0xff);
 
-    uint64_t base = rdmsr(MSR_APIC_BASE);
-    wrmsr(MSR_APIC_BASE, base | 1 << 11); /* enabled */
+    uint64_t base = rdmsr(MSR_APIC_BASE) & ~(3ull << 10);
+    wrmsr(MSR_APIC_BASE, base);           /* firmware may have chosen x2APIC mode: the way back leads through "off" */
+    wrmsr(MSR_APIC_BASE, base | 1 << 11); /* xAPIC: registers in memory */
     apic_base = base & 0x000ffffffffff000;
+    apic_write(APIC_TPR, 0);
     apic_write(APIC_SPURIOUS, 0x100 | SPURIOUS_VECTOR);
     apic_write(APIC_TIMER_DIVIDE, 0xb);                  /* divide by 1 */
     apic_write(APIC_TIMER_LVT, 1 << 17 | TIMER_VECTOR); /* periodic */

@@ -199,9 +199,11 @@ static void on_nested_page_fault(struct guest *guest)
 static void on_page_fault(struct guest *guest)
 {
     /* Only paged real mode asks for this intercept. CR2 is not written by an intercepted #PF: the address is in EXITINFO2. */
-    if (shadow_fill(guest, guest->vmcb->exit_info2))
+    uint64_t error = guest->vmcb->exit_info1, linear = guest->vmcb->exit_info2;
+    if (!(error & 1) && shadow_fill(guest, linear))
         return;
-    print("hypervisor: guest %u: #PF at linear address %x\n", guest->number, guest->vmcb->exit_info2);
+    guest_flush(guest);
+    print("hypervisor: guest %u: #PF, error code %x, at linear address %x\n", guest->number, error, linear);
     guest_stop(guest, "it touched memory that is not its own");
 }
 

@@ -13,15 +13,15 @@ BLOB(gueststray_image);
 
 const struct guest_kind guest_kinds[MAX_GUESTS] = {
     {
-        .name = "64-bit", IMAGE(guest64), .load = 0x100000, .size = 2048 * KIB, .iterations = 96,
+        .name = "64-bit", IMAGE(guest64), .load = 0x100000, .size = 2048 * KIB, .iterations = 256,
         .start = START_PROTECTED, .mapping = MAP_REVERSED, .must_finish = 1,
     },
     {
-        .name = "32-bit PAE", IMAGE(guestpae), .load = 0x100000, .size = 4096 * KIB, .iterations = 128,
+        .name = "32-bit PAE", IMAGE(guestpae), .load = 0x100000, .size = 4096 * KIB, .iterations = 512,
         .start = START_PROTECTED, .mapping = MAP_LARGE, .must_finish = 1,
     },
     {
-        .name = "paged real mode", IMAGE(guestreal), .load = 0x1000, .size = 1024 * KIB, .iterations = 64,
+        .name = "paged real mode", IMAGE(guestreal), .load = 0x1000, .size = 1024 * KIB, .iterations = 256,
         .start = START_REAL, .mapping = MAP_SHADOW, .must_finish = 1,
     },
     {

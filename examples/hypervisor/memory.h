@@ -14,6 +14,7 @@
 
 /* The hypervisor runs with virtual = physical below 4 GiB (boot.S), so a page's address serves as both. */
 void *allocate_page(void);
+void *memset(void *to, int byte, uint64_t size);
 void clear(void *to, uint64_t size);
 void copy(void *to, const void *from, uint64_t size);
 

@@ -26,7 +26,7 @@ static const char *number(const char *text, uint64_t *value)
 struct options read_options(uint32_t information, uint32_t all_guests)
 {
     const struct multiboot *multiboot = (const struct multiboot *)(uint64_t)information;
-    struct options options = {.guests = all_guests, .loop = 1, .tick = 1000000};
+    struct options options = {.guests = all_guests, .loop = 1, .tick = 200000};
     if (multiboot->flags & 1)
         options.memory = 0x100000 + multiboot->memory_upper * 1024ull;
     if (!(multiboot->flags & 4))

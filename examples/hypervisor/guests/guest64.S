@@ -53,7 +53,7 @@ _start:
     orl $0x80000000, %eax
     movl %eax, %cr0 /* does not exit: a guest under nested paging rules its own paging */
     lgdt LOW(gdt_pointer)
-    ljmp $0x08, $LOW(long_mode)
+    ljmp $0x08, $long_mode
 
     .code64
 long_mode:

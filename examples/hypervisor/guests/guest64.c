@@ -49,17 +49,17 @@ void tick(void)
 uint64_t work(uint64_t round)
 {
     uint64_t sum = 0;
-    for (uint64_t i = 0; i < WINDOW_WORDS; i += 8)
+    for (uint64_t i = 0; i < WINDOW_WORDS; i += 2)
         WINDOW[i] = round + i;
-    for (uint64_t i = 0; i < WINDOW_WORDS; i += 8)
+    for (uint64_t i = 0; i < WINDOW_WORDS; i += 2)
         sum += WINDOW[i];
     return sum;
 }
 
 static uint64_t expected_work(uint64_t round)
 {
-    uint64_t n = WINDOW_WORDS / 8;
-    return n * round + 8 * (n * (n - 1) / 2);
+    uint64_t n = WINDOW_WORDS / 2;
+    return n * round + 2 * (n * (n - 1) / 2);
 }
 
 static void start_timer(void)
@@ -97,7 +97,7 @@ void main(uint32_t iterations)
         checksum += sum;
         if (counter % 8 == 7)
             wait_for_tick();
-        if (counter % 16 == 15) {
+        if (counter % 32 == 31) {
             put("counter ");
             put_number(counter + 1);
             put(", checksum ");

@@ -93,7 +93,7 @@ void main(uint32_t iterations)
             hypercall(HYPERCALL_DONE, 2, 0);
         if (counter % 4 == 0 && read_msr(UNKNOWN_MSR, &ignored))
             hypercall(HYPERCALL_DONE, 3, 0);
-        if (counter % 32 == 31) {
+        if (counter % 64 == 63) {
             put("counter ");
             put_number(counter + 1);
             put(", #GP taken ");

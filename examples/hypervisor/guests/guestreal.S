@@ -51,7 +51,7 @@ loop:
     testb $7, %al
     jnz 1f
     hlt        /* until the timer */
-1:  testb $15, %al
+1:  testb $31, %al
     jnz 2f
     movw $counter_is, %si
     call put
