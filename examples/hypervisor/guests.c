@@ -17,7 +17,7 @@ const struct guest_kind guest_kinds[MAX_GUESTS] = {
         .start = START_PROTECTED, .mapping = MAP_REVERSED, .must_finish = 1,
     },
     {
-        .name = "32-bit PAE", IMAGE(guestpae), .load = 0x100000, .size = 4096 * KIB, .iterations = 512,
+        .name = "32-bit PAE", IMAGE(guestpae), .load = 0x100000, .size = 4096 * KIB, .iterations = 640,
         .start = START_PROTECTED, .mapping = MAP_LARGE, .must_finish = 1,
     },
     {
