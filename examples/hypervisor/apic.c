@@ -2,6 +2,10 @@
 #include "apic.h"
 #include "cpu.h"
 
+#define APIC_BASE_X2APIC   (1ull << 10)
+#define APIC_BASE_ENABLE   (1ull << 11)
+
+/* Offsets from the base: the registers lie in memory (xAPIC mode). */
 #define APIC_TPR           0x080
 #define APIC_EOI           0x0b0
 #define APIC_SPURIOUS      0x0f0
@@ -31,9 +35,12 @@ void apic_start(uint32_t count)
     outb(0x21, 0xff);
     outb(0xa1, 0xff);
 
-    uint64_t base = rdmsr(MSR_APIC_BASE) & ~(3ull << 10);
-    wrmsr(MSR_APIC_BASE, base);           /* firmware may have chosen x2APIC mode: the way back leads through "off" */
-    wrmsr(MSR_APIC_BASE, base | 1 << 11); /* xAPIC: registers in memory */
+    uint64_t base = rdmsr(MSR_APIC_BASE);
+    if (base & APIC_BASE_X2APIC) { /* chosen by the firmware; the way back to xAPIC leads through "off" */
+        base &= ~(APIC_BASE_X2APIC | APIC_BASE_ENABLE);
+        wrmsr(MSR_APIC_BASE, base);
+    }
+    wrmsr(MSR_APIC_BASE, base | APIC_BASE_ENABLE);
     apic_base = base & 0x000ffffffffff000;
     apic_write(APIC_TPR, 0);
     apic_write(APIC_SPURIOUS, 0x100 | SPURIOUS_VECTOR);
