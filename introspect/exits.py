@@ -6,7 +6,7 @@ from introspect.layout import Bits, bit, bits
 
 __all__ = [
     "EVENT", "EXCEPTION_BASE", "INTERCEPT_CODES", "IOIO", "NPF_INFO", "PF_ERROR", "ExitCode", "describe_event",
-    "describe_exit", "exception_name", "exit_name",
+    "describe_exit", "describe_page_fault", "exception_name", "exit_name",
 ]  # fmt: skip
 
 INTERCEPT_CODES = 6 * 32
@@ -300,6 +300,9 @@ def _details(code: int, info1: int, info2: int) -> str:
 def describe_exit(code: int, info1: int, info2: int) -> str:
     """One line: the name, what it means, and what the exit information adds. Takes any three 64-bit values."""
     member = _BY_CODE.get(code)
-    head = f"{member.name} ({member.description})" if member is not None else f"undefined exit code {code:#x}"
+    if member is None:
+        head = f"undefined exit code {code:#x}"
+    else:
+        head = member.name if member.description == member.name else f"{member.name} ({member.description})"
     details = _details(code, info1, info2)
     return f"{head}: {details}" if details else head

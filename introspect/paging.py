@@ -10,6 +10,7 @@ from functools import cache
 from itertools import takewhile
 from typing import Literal, NamedTuple, TypeAlias
 
+from introspect.address import Gpa, Gva, Spa
 from introspect.exits import NPF_INFO, PF_ERROR
 from introspect.layout import Bits, Buffer, bit, bits
 from introspect.registers import CR0, CR4, EFER, RFLAGS
@@ -183,9 +184,9 @@ class Step(NamedTuple):
 
     nested: bool
     level: int
-    spa: int | None
+    spa: Spa | None
     """Where the entry is; None for a PDPE the processor holds in a register."""
-    gpa: int | None
+    gpa: Gpa | None
     """Of a guest's entry, its guest-physical address (None unless nested); of a nested one, the gpa translated."""
     value: int
     leaf: bool
@@ -206,8 +207,8 @@ class Step(NamedTuple):
 class Translation(NamedTuple):
     """A permitted access. Sizes in bytes; `writable` and `executable` are for the privilege of the access made."""
 
-    spa: int
-    gpa: int
+    spa: Spa
+    gpa: Gpa
     page_size: int
     """The smaller of both dimensions: the stretch around gva that maps linearly. 0 if no table took part."""
     guest_page_size: int
@@ -230,7 +231,7 @@ class Fault(NamedTuple):
 class NestedTranslation(NamedTuple):
     """A gpa that the nested tables map. `page_size` in bytes."""
 
-    spa: int
+    spa: Spa
     writable: bool
     executable: bool
     page_size: int
@@ -241,14 +242,14 @@ class NestedFault(NamedTuple):
     """A gpa that they do not; the gpa is EXITINFO2."""
 
     exitinfo1: int
-    gpa: int
+    gpa: Gpa
 
 
 @dataclass(frozen=True, slots=True)
 class Walk:
     """A translation with everything that led to it."""
 
-    gva: int
+    gva: Gva
     access: Access
     mode: str
     nested_mode: str | None
@@ -284,7 +285,7 @@ def _descend(
     trace: list[Step] | None,
     nested: "Nested | None",
     pdptes: tuple[int, ...] | None,
-    translated: int | None,
+    translated: Gpa | None,
 ) -> _Leaf | NestedFault | int:
     """Walk one dimension down to its leaf.
 
@@ -303,7 +304,7 @@ def _descend(
             entry = pdptes[index]
         else:
             if nested is not None:
-                found = _nested(memory, nested, entry_gpa, True, False, NPF_INFO.TABLE, pending, trace)
+                found = _nested(memory, nested, Gpa(entry_gpa), True, False, NPF_INFO.TABLE, pending, trace)
                 if isinstance(found, NestedFault):
                     return found
                 spa = found.spa
@@ -315,9 +316,9 @@ def _descend(
         rights &= entry | grants
         denied |= entry & _NX
         if trace is not None:
-            gpa = translated if nested is None else entry_gpa
+            gpa = translated if nested is None else Gpa(entry_gpa)
             nesting = translated is not None
-            trace.append(Step(nesting, number, None if held else spa, gpa, entry, is_leaf, rights | denied))
+            trace.append(Step(nesting, number, None if held else Spa(spa), gpa, entry, is_leaf, rights | denied))
         if not entry & _P:
             return _NOT_PRESENT
         if entry & (leaf_reserved if is_leaf else table_reserved):
@@ -337,7 +338,7 @@ def _descend(
 def _nested(
     memory: Memory,
     nested: Nested,
-    gpa: int,
+    gpa: Gpa,
     write: bool,
     execute: bool,
     where: int,
@@ -356,7 +357,7 @@ def _nested(
             if write and not dirty:
                 pending.append((leaf.spa, _D))
                 dirty = True
-            return NestedTranslation(leaf.address, bool(rights & _W), not rights & _NX, 1 << leaf.shift, dirty)
+            return NestedTranslation(Spa(leaf.address), bool(rights & _W), not rights & _NX, 1 << leaf.shift, dirty)
         cause = int(PF_ERROR.P)
     else:
         assert isinstance(leaf, int)
@@ -378,7 +379,7 @@ def nested_translate(
     """Translate one guest-physical address. `table`: the access is a guest page walk, not the final one."""
     pending: _Pending = []
     where = NPF_INFO.TABLE if table else NPF_INFO.FINAL
-    found = _nested(memory, nested, gpa, write, execute, where, pending, None)
+    found = _nested(memory, nested, Gpa(gpa), write, execute, where, pending, None)
     if set_ad and pending and isinstance(found, NestedTranslation):
         _commit(memory, pending)
     return found
@@ -397,7 +398,7 @@ def _translate(
     write, execute = access.write, access.execute
     user = access.user and not access.implicit_supervisor
     if form is None:
-        gpa, guest_size = gva & 0xFFFF_FFFF, 0
+        gpa, guest_size = Gpa(gva & 0xFFFF_FFFF), 0
         writable = executable = reachable_by_user = dirty = True
     else:
         if form.width == 32:
@@ -421,19 +422,19 @@ def _translate(
                 spared = not state.cr4 & CR4.SMAP or (state.rflags_ac and not access.implicit_supervisor)
                 reachable = spared or not reachable_by_user
                 executable = not rights & _NX and not (reachable_by_user and state.cr4 & CR4.SMEP)
-            if not (executable if execute else reachable and (writable or not write)):
+            if not (executable if execute else reachable) or (write and not (reachable and writable)):
                 cause = PF_ERROR.P
         if cause is not None:
             fetch = execute and (state.cr4 & CR4.SMEP or (state.efer & EFER.NXE and state.cr4 & CR4.PAE))
             code = cause | (PF_ERROR.W if write else 0) | (PF_ERROR.U if user else 0) | (PF_ERROR.ID if fetch else 0)
             return Fault("PF", code, gva)
         assert isinstance(leaf, _Leaf)
-        gpa, guest_size, dirty = leaf.address, 1 << leaf.shift, leaf.dirty
+        gpa, guest_size, dirty = Gpa(leaf.address), 1 << leaf.shift, leaf.dirty
         if write and not dirty:
             pending.append((leaf.spa, _D))
             dirty = True
     if nested is None:
-        return Translation(gpa, gpa, guest_size, guest_size, writable, executable, reachable_by_user, dirty)
+        return Translation(Spa(gpa), gpa, guest_size, guest_size, writable, executable, reachable_by_user, dirty)
     final = _nested(memory, nested, gpa, write, execute, NPF_INFO.FINAL, pending, trace)
     if isinstance(final, NestedFault):
         return Fault("NPF", final.exitinfo1, final.gpa)
@@ -465,7 +466,7 @@ def walk(memory: Memory, state: PagingState, gva: int, access: Access, nested: N
     trace: list[Step] = []
     verdict = _translate(memory, state, gva, access, nested, [], trace)
     blame = _blame(trace, verdict, state) if isinstance(verdict, Fault) else None
-    return Walk(gva, access, state.mode, nested.format.name if nested else None, tuple(trace), verdict, blame)
+    return Walk(Gva(gva), access, state.mode, nested.format.name if nested else None, tuple(trace), verdict, blame)
 
 
 def _blame(trace: list[Step], fault: Fault, state: PagingState) -> Step | None:

@@ -8,15 +8,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from elftools.common.exceptions import ELFError
-from elftools.elf.elffile import ELFFile
-
-from introspect.layout import Buffer, WritableBuffer
+from introspect.layout import Buffer
 
 __all__ = ["BytesMemory", "Memory", "SourceError", "Unreadable", "Unwritable", "open_core", "open_dump", "open_raw"]
 
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
+_EHDR = struct.Struct("<32xQQ6xHH6x")  # e_phoff, e_shoff, e_phentsize, e_phnum
+_PHDR = struct.Struct("<I4xQ8xQQ16x")  # p_type, p_offset, p_paddr, p_filesz
+_SHDR_INFO = struct.Struct("<44xI16x")  # sh_info, which holds the count of program headers from 65535 on
+_PT_LOAD, _PN_XNUM = 1, 0xFFFF
 
 
 class Unreadable(Exception):
@@ -71,10 +72,10 @@ class BytesMemory:
         for (base, view), (following, _) in pairwise(pairs):
             if base + len(view) > following:
                 raise ValueError(f"the regions at {base:#x} and {following:#x} overlap; give each byte one home")
-        self.regions: tuple[tuple[int, WritableBuffer], ...] = tuple(pairs)
+        self.regions = tuple(pairs)
         self._bases = [base for base, _ in pairs]
 
-    def _find(self, spa: int) -> tuple[int, WritableBuffer] | None:
+    def _find(self, spa: int) -> tuple[int, memoryview] | None:
         """Offset and buffer of one address."""
         index = bisect_right(self._bases, spa) - 1
         if index < 0:
@@ -98,7 +99,7 @@ class BytesMemory:
         pieces, done = [], 0
         while done < len(data):
             found = self._find(spa + done)
-            if found is None or (isinstance(found[1], memoryview) and found[1].readonly):
+            if found is None or found[1].readonly:
                 raise Unwritable(spa + done)
             offset, view = found
             count = min(len(view) - offset, len(data) - done)
@@ -136,20 +137,38 @@ def open_raw(path: Path, base: int = 0) -> BytesMemory:
 
 
 def open_core(path: Path) -> BytesMemory:
-    """An ELF core whose program headers carry physical addresses (QEMU `dump-guest-memory`, vmcore), read-only."""
+    """A 64-bit ELF core whose program headers carry physical addresses (QEMU `dump-guest-memory`, vmcore), read-only.
+
+    Segments may overlap, as a vmcore's kernel text does its direct map: they show the same memory.
+    """
     with path.open("rb") as file:
         view = _map(file, path)
-        try:
-            loads = [segment.header for segment in ELFFile(file).iter_segments("PT_LOAD")]
-        except (ELFError, UnicodeDecodeError, KeyError, ValueError, AttributeError) as error:
-            raise SourceError(f"{path}: not a readable ELF core ({error}); use a raw dump if it is one") from error
-    regions = {load.p_paddr: view[load.p_offset : load.p_offset + load.p_filesz] for load in loads if load.p_filesz}
+    regions, end = {}, 0
+    for paddr, offset, length in sorted(_load_segments(view, path)):
+        start = max(paddr, end)
+        contents = view[offset : offset + length][start - paddr :]
+        if contents:
+            regions[start] = contents
+            end = start + len(contents)
     if not regions:
         raise SourceError(f"{path}: the core has no PT_LOAD segment with contents; dump it with memory included")
-    try:
-        return BytesMemory(regions)
-    except ValueError as error:
-        raise SourceError(f"{path}: {error}") from error
+    return BytesMemory(regions)
+
+
+def _load_segments(view: memoryview, path: Path) -> list[tuple[int, int, int]]:
+    """(physical address, file offset, length) of the PT_LOAD segments.
+
+    Read here rather than by a library: a damaged header must neither escape nor cost time.
+    """
+    if bytes(view[:6]) != b"\x7fELF\x02\x01" or len(view) < _EHDR.size:
+        raise SourceError(f"{path}: not a little-endian 64-bit ELF file; open it as a raw dump if it is one")
+    table, sections, entry_size, count = _EHDR.unpack_from(view)
+    if count == _PN_XNUM and sections + _SHDR_INFO.size <= len(view):
+        (count,) = _SHDR_INFO.unpack_from(view, sections)
+    if entry_size < _PHDR.size or table + count * entry_size > len(view):
+        raise SourceError(f"{path}: {count} program headers at {table:#x} do not fit the file; dump it again")
+    headers = (_PHDR.unpack_from(view, table + n * entry_size) for n in range(count))
+    return [(paddr, offset, length) for kind, offset, paddr, length in headers if kind == _PT_LOAD]
 
 
 def open_dump(path: Path) -> BytesMemory:

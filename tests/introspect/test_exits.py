@@ -59,7 +59,9 @@ def test_intercepted_follows_the_bit_rule() -> None:
         (0x7D, 0x28, 1 << 36, "to TSS selector 0x28 by IRET"),
         (0x402, 1 << 32 | 0xB0, 0, "write of APIC register 0xb0"),
         (0x401, 5, 1 << 32, "ICR 0x5, target not running, index 0x0"),
-        (0x72, 0, 0, "CPUID (CPUID)"),
+        (0x72, 0, 0, "CPUID"),
+        (0xA7, 0, 0, "undefined exit code 0xa7"),
+        (0xFFFF_FFFF_FFFF_FFFF, 0, 0, "INVALID (VMRUN refused: illegal guest state)"),
     ],
 )
 def test_describe_exit(code: int, info1: int, info2: int, text: str) -> None:

@@ -97,6 +97,13 @@ def test_every_rule_is_tested() -> None:
     assert [rule.id for rule in RULES] == list(dict.fromkeys(rule for rule, _, _ in BROKEN))
 
 
+def test_vectors_that_are_no_exceptions_cannot_be_injected_as_such() -> None:
+    refused = {
+        vector for vector in range(256) if violations(vmcb({"eventinj": 0x8000_0300 | vector}), Processor(), MEMORY)
+    }
+    assert refused == {2, 9, 15, 20, 22, 23, 24, 25, 26, 27, 31, *range(32, 256)}
+
+
 def test_a_violation_says_value_rule_and_remedy() -> None:
     (violation,) = violations(vmcb({"cr0": 0xA001_0011}), Processor(), MEMORY)
     assert violation.text == (

@@ -1,7 +1,11 @@
 import struct
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from introspect.sources import BytesMemory, SourceError, Unreadable, Unwritable, open_core, open_dump, open_raw
 
@@ -71,8 +75,31 @@ def test_bad_cores_are_refused_in_words(tmp_path: Path, contents: bytes) -> None
         open_core(path)
 
 
-def test_overlapping_core_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "bad"
-    path.write_bytes(elf_core([(0, b"abcd"), (2, b"abcd")]))
-    with pytest.raises(SourceError, match="overlap"):
-        open_core(path)
+def test_overlapping_segments_show_the_same_memory(tmp_path: Path) -> None:
+    path = tmp_path / "core"
+    path.write_bytes(elf_core([(0, b"abcd"), (2, b"cdef"), (1, b"bc")]))
+    assert open_core(path).read(0, 6) == b"abcdef"
+
+
+def test_many_segments_are_counted_in_the_first_section_header(tmp_path: Path) -> None:
+    core = bytearray(elf_core([(0x1000, b"low."), (0x2000, b"high")]))
+    core[56:58] = b"\xff\xff"
+    core[40:48] = len(core).to_bytes(8, "little")
+    path = tmp_path / "core"
+    path.write_bytes(core + struct.pack("<44xI16x", 2))
+    assert open_core(path).read(0x2000, 4) == b"high"
+
+
+CORE = elf_core([(0x1000, b"low."), (1 << 32, b"high")])
+
+
+@given(st.dictionaries(st.integers(0, len(CORE) - 1), st.integers(0, 255), max_size=8), st.integers(0, len(CORE)))
+def test_damaged_cores_never_escape(changes: dict[int, int], length: int) -> None:
+    damaged = bytearray(CORE)
+    for position, value in changes.items():
+        damaged[position] = value
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(damaged[:length])
+        file.flush()
+        with suppress(SourceError):
+            open_core(Path(file.name))

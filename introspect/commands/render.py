@@ -1,0 +1,48 @@
+"""From typed results to text and JSON-able values."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+__all__ = ["columns", "jsonable", "members", "size_text"]
+
+
+def columns(rows: Iterable[Sequence[str]], indent: str = "") -> list[str]:
+    """Lines with every column but the last padded to its widest cell."""
+    table = [list(row) for row in rows]
+    if not table:
+        return []
+    widths = [max(len(row[n]) for row in table if n < len(row)) for n in range(max(map(len, table)))]
+    return [
+        (indent + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False))).rstrip()
+        for row in table
+    ]
+
+
+def members(value: "DataclassInstance") -> dict[str, object]:
+    """A dataclass as an object: its fields by name, but those that repr leaves out."""
+    return {field.name: jsonable(getattr(value, field.name)) for field in fields(value) if field.repr}
+
+
+def jsonable(value: object) -> object:
+    """Dataclasses and named tuples as objects, other sequences as arrays, the rest as it is."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return members(value)
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return jsonable(value._asdict())
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(item) for item in value]
+    return value
+
+
+def size_text(size: int) -> str:
+    """"4 KiB", "2 MiB", "1 GiB"."""
+    for unit, shift in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if size and not size & (1 << shift) - 1:
+            return f"{size >> shift} {unit}"
+    return f"{size} bytes"

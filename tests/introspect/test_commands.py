@@ -1,0 +1,311 @@
+"""Every command on a small world: one guest whose VMCB, tables and maps lie in bytes."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from introspect.commands import (
+    Arguments,
+    Command,
+    CommandError,
+    ExitRecord,
+    GuestView,
+    Result,
+    default_registry,
+    run_line,
+)
+from introspect.commands.render import size_text
+from introspect.paging import PagingState
+from introspect.rules import Processor
+from introspect.sources import BytesMemory, Memory
+from introspect.vmcb import VMCB
+
+from .tables import LONG, PAGED, P, Tables, U, nested
+
+EXITS = [
+    ExitRecord(1, 1, 100, 0x40_2000, 0x72, 0, 0),
+    ExitRecord(2, 1, 200, 0x40_2010, 0x400, 1 << 32 | 6, 0xFEE0_0000, 0x8000_0B0E),
+    ExitRecord(3, 2, 300, 0, 2**64 - 1, 0, 0),
+]
+
+
+@dataclass
+class World:
+    memory: Memory
+    guests: Sequence[GuestView]
+    selected: GuestView | None = None
+    processor: Processor = Processor()  # noqa: RUF009 - frozen
+    host_paging: PagingState = PagingState(1, 0, 0, 0)  # noqa: RUF009 - frozen
+
+    def exits(self, guest: int | None, count: int) -> Sequence[ExitRecord]:
+        return [record for record in EXITS if guest in (None, record.guest)][-count:]
+
+
+def make_world() -> World:
+    """Guest 1: VMCB at 1000h, IOPM at 2000h, MSRPM at 6000h, guest memory at spa = gpa + 80000h."""
+    memory = BytesMemory(0x140000)
+    npt = Tables(memory, "4-level", range(0x100000, 0x140000, 0x1000))
+    for gpa in range(0, 0x20000, 0x1000):
+        npt.map(gpa, 0x80000 + gpa)
+    tables = Tables(BytesMemory({0: memory.regions[0][1][0x80000:0xA0000]}), "4-level", range(0x10000, 0x20000, 0x1000))
+    tables.map(0x40_2000, 0x5000)
+    tables.map(0x40_3000, 0x6000, P | U)
+    fields = {
+        "intercept_misc1": 1 << 18 | 1 << 27, "intercept_misc2": 1, "intercept_exceptions": 1 << 14, "guest_asid": 7,
+        "misc_ctl": 1, "n_cr3": npt.root, "cr0": PAGED, "cr3": tables.root, "cr4": 0x20, "efer": LONG | 0x1000,
+        "rip": 0x40_2000, "rsp": 1 << 50, "g_pat": 0x0007_0406_0007_0406, "dr6": 0xFFFF_0FF0, "dr7": 0x400,
+        "exitcode": 0x7B, "exitinfo1": 0x03F8_0210, "exitinfo2": 0x40_2002, "tsc_offset": 2**64 - 1000,
+        "iopm_base_pa": 0x2010, "msrpm_base_pa": 0x6000, "v_intr": 1 << 24 | 1 << 63, "insn_len": 2,
+        "insn_bytes": 0x0000_00A2_0F, "cs.selector": 0x10, "cs.attrib": 0xA9B, "cs.limit": 0xFFFF_FFFF,
+        "gdtr.base": 1 << 60, "gdtr.limit": 0x7F,
+    }  # fmt: skip
+    memory.write(0x1000, bytes(VMCB.encode(fields)))
+    memory.write(0x2000 + 0x3F8 // 8, b"\xff")
+    memory.write(0x2000 + 0x60 // 8, b"\x01")
+    memory.write(0x6000, b"\x07")
+    paging = PagingState.from_vmcb(memory.read(0x1000, 0x1000))
+    guest = GuestView(1, "linux", (0x1000, 0x8000), 7, npt.root, paging, nested("4-level", npt.root))
+    return World(memory, [guest], guest)
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return make_world()
+
+
+def text(world: World, line: str) -> list[str]:
+    result = run_line(world, line)
+    json.dumps(result.json())
+    shown = result.text()
+    assert not shown.endswith("\n")
+    assert "\x1b" not in shown
+    lines = shown.split("\n")
+    assert all(one == one.rstrip() for one in lines)
+    return lines
+
+
+def test_guests(world: World) -> None:
+    assert text(world, "guests") == [
+        "   guest  name   asid  nCR3      paging                VMCB",
+        "*  1      linux  7     0x100000  4-level over 4-level  0x1000 0x8000",
+    ]
+    assert text(World(world.memory, []), "guests") == ["No guest has been entered by VMRUN yet."]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "VMCB at 0x1000, guest 1 (linux)",
+        "  intercept_misc1         0x8040000  CPUID IOIO",
+        "  iopm_base_pa            0x2010     ! the low 12 bits do not count",
+        "  tsc_offset        0xfffffffffffffc18  -1000",
+        "  v_intr     0x8000000001000000  v_intr_masking ! reserved bits 0x8000000000000000",
+        "  exitcode     0x7b       IOIO (port access that the IOPM intercepts): OUT port 0x3f8, 8-bit,"
+        " next rIP 0x402002",
+        "  insn_bytes   0xa20f     0f a2",
+        "  g_pat     0x7040600070406  WB WT UC- UC WB WT UC- UC",
+        "  cs    0x10      0x0                 0xffffffff  0xa9b   64-bit code rx, DPL 0",
+        "  gdtr            0x1000000000000000  0x7f                ! base not canonical",
+        "  rsp        0x4000000000000  ! not canonical",
+        "  efer       0x1d00           LME LMA NXE SVME",
+        "lbr: all zero",
+    ],
+)
+def test_vmcb_shows(world: World, line: str) -> None:
+    assert line in text(world, "vmcb")
+    assert text(world, "vmcb 0x1000") == text(world, "vmcb linux") == text(world, "vmcb 1")
+
+
+def test_vmcb_json_has_every_field(world: World) -> None:
+    shown = run_line(world, "vmcb").json()
+    assert isinstance(shown, dict)
+    assert list(shown["fields"]) == list(VMCB.fields)
+    assert shown["fields"]["guest_asid"]["value"] == 7
+
+
+def test_any_page_can_be_read_as_a_vmcb(world: World) -> None:
+    lines = text(world, "vmcb 0x3000")
+    assert lines[0] == "VMCB at 0x3000, no guest's so far"
+    assert any(line.startswith("! efer = 0x0: EFER.SVME is 0 (APM2 15.5.1; VMRUN refuses this).") for line in lines)
+
+
+def test_walk_shows_both_dimensions(world: World) -> None:
+    lines = text(world, "walk 0x402123")
+    assert lines[0] == "0x402123 in guest 1 (linux), supervisor read: 4-level paging over 4-level nested paging"
+    assert lines[1] == "  entry     gpa      at spa    value               flags"
+    assert lines[2] == "    nPML4E  0x10000  0x100000  0x0000000000101007  P W U"
+    assert lines[6] == "  PML4E     0x10000  0x90000   0x0000000000011007  P W U"
+    assert len(lines) == 2 + 24 + 2
+    assert lines[-2] == "-> gpa 0x5123 -> spa 0x85123, in a 4 KiB page"
+    assert lines[-1] == "rights: read, write, execute; user and supervisor"
+    assert text(world, "walk 0x403000")[-1] == "rights: read, execute; user and supervisor"
+
+
+def test_walk_names_the_entry_to_blame(world: World) -> None:
+    lines = text(world, "walk 0x403000 1 wu")
+    assert lines[-2:] == [
+        "  PTE       0x13018  0x93018   0x0000000000006005  P U  <-- refuses this",
+        "-> #PF, error code 0x7 (user write, not permitted), CR2 0x403000",
+    ]
+    assert text(world, "walk 0x404000 x")[-2].endswith("<-- not present")
+    assert text(world, "walk 0x800000000000 linux r")[-1] == "-> #GP or #SS: the address is not canonical"
+
+
+def test_walk_tells_the_exit_of_a_nested_fault() -> None:
+    world = make_world()
+    guest = replace(world.guests[0], paging=PagingState(0, 0, 0, 0))
+    lines = text(World(world.memory, [guest], guest), "walk 0xfee00000 w")
+    assert lines[0].endswith("paging off over 4-level nested paging")
+    assert lines[-2:] == [
+        "-> #VMEXIT NPF (nested page fault): write of the final address, gpa 0xfee00000, not present",
+        "   EXITINFO1 0x100000006, EXITINFO2 0xfee00000",
+    ]
+
+
+def test_walk_tells_of_a_gpa_beyond_the_nested_tables() -> None:
+    world = make_world()
+    world.memory.write_u64(0x93010, 1 << 48 | 0x5000 | P | U)
+    guest = replace(world.guests[0], paging=replace(world.guests[0].paging, maxphyaddr=52))
+    lines = text(World(world.memory, [guest], guest), "walk 0x402000")
+    assert lines[-3].startswith("-> #VMEXIT NPF (nested page fault): read of the final address, gpa 0x1000000005000,")
+    assert lines[-1] == "   the nested page tables cannot express this gpa: it has too many bits"
+
+
+def test_walk_of_the_host(world: World) -> None:
+    for line, where in (("walk 0x5000 host", world), ("walk 0x5000", World(world.memory, []))):
+        assert text(where, line) == [
+            "0x5000 in the host, supervisor read: paging off",
+            "-> spa 0x5000",
+            "rights: read, write, execute; user and supervisor",
+        ]
+
+
+def test_walk_json(world: World) -> None:
+    shown = run_line(world, "walk 0x403000 wu").json()
+    assert isinstance(shown, dict)
+    assert shown["outcome"] == "fault"
+    assert shown["verdict"] == {"kind": "PF", "code": 7, "address": 0x40_3000}
+    assert shown["blame"]["spa"] == 0x93018
+    assert [step["name"] for step in shown["steps"] if not step["nested"]] == ["PML4E", "PDPE", "PDE", "PTE"]
+
+
+def test_intercepts(world: World) -> None:
+    assert text(world, "intercepts") == ["guest 1 (linux) intercepts:", "  EXCP_PF CPUID IOIO VMRUN"]
+    assert text(world, "intercepts 0x3000") == ["no guest's so far intercepts nothing"]
+
+
+def test_exits(world: World) -> None:
+    assert text(world, "exits 1 1")[1:] == [
+        "2  200   1      0x402010  NPF (nested page fault): write of the final address, gpa 0xfee00000, not present"
+        " (while delivering exception #PF, error code 0x0)"
+    ]
+    assert [line.split()[0] for line in text(world, "exits")] == ["#", "1", "2", "3"]
+    assert len(text(world, "exits 2")) == 3
+    shown = run_line(world, "exits").json()
+    assert isinstance(shown, list)
+    assert [record["name"] for record in shown] == ["CPUID", "NPF", "INVALID"]
+
+
+def test_permission_maps(world: World) -> None:
+    assert text(world, "iopm") == ["IOPM of guest 1 (linux) at 0x2000, intercepts:", "  0x60", "  0x3f8-0x3ff"]
+    assert text(world, "msrpm 1") == [
+        "MSRPM of guest 1 (linux) at 0x6000 (not consulted: the MSR intercept is clear), intercepts:",
+        "  0x0         read write",
+        "  0x1         read",
+        "  all others  passed through; MSRs that the map does not cover always exit",
+    ]
+
+
+def test_rules_and_why(world: World) -> None:
+    assert text(world, "rules")[1].split() == ["svme", "15.5.1", "EFER.SVME", "is", "0"]
+    assert text(world, "vmrun why") == ["VMCB at 0x1000, guest 1 (linux): VMRUN accepts it. Its last exit: IOIO"]
+    assert "  guest_asid = 0x0: the guest's ASID is 0, which is the host's own (APM2 15.5.1; VMRUN refuses this). " \
+        "Give the guest an ASID from 1 up." in text(world, "vmrun why 0x3000")  # fmt: skip
+
+
+def test_help_lists_every_command_and_explains_one(world: World) -> None:
+    assert len(text(world, "help")) == len(default_registry().commands) == len(text(world, ""))
+    assert text(world, "help walk")[0] == "walk GVA [GUEST|host] [r|w|x][u|s]"
+    assert text(world, "help vmrun why")[0] == "vmrun why [GUEST|PA]"
+
+
+def test_names_may_be_shortened(world: World) -> None:
+    assert text(world, "g") == text(world, "guests")
+    assert text(world, "vmrun") == text(world, "vmrun w") == text(world, "vmrun why")
+    assert text(world, "vmr 0x3000") == text(world, "vmrun why 0x3000")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("exit5", "exit5: no such command; try exits or help"),
+        ("i", "i: more than one command begins so; choose from intercepts, iopm"),
+        ("walk", "GVA: missing; usage: walk GVA [GUEST|host] [r|w|x][u|s]"),
+        ("exits x", "x: N must be a number; write it as 4096 or 0x1000; usage: exits [GUEST] [N]"),
+        ("walk -1", "-1: GVA must be within 0x0 and 0xffffffffffffffff; usage: walk GVA [GUEST|host] [r|w|x][u|s]"),
+        ("walk 0 9", "9: not understood here; the guests are 1 (linux); usage: walk GVA [GUEST|host] [r|w|x][u|s]"),
+        ("exits 0", "0: N must be within 0x1 and 0x100000; usage: exits [GUEST] [N]"),
+        ("vmcb 0x1008", "0x1008: a VMCB is aligned to 4 KiB; clear the low 12 bits, or name a guest"),
+        ("vmcb 0x140000", "0x140000: no memory at 0x140000; name a guest, or an address in RAM"),
+        ("vmcb bsd", "bsd: no guest has this number or name; the guests are 1 (linux); usage: vmcb [GUEST|PA]"),
+        ("walk 'a", "walk 'a: no closing quotation; close the quotation"),
+    ],
+)
+def test_errors_name_value_rule_and_remedy(world: World, line: str, message: str) -> None:
+    with pytest.raises(CommandError) as caught:
+        run_line(world, line)
+    assert str(caught.value) == message
+
+
+def test_without_guests_the_remedy_says_so(world: World) -> None:
+    with pytest.raises(CommandError, match="no guest is selected; no guest has been entered by VMRUN yet"):
+        run_line(World(world.memory, []), "vmcb")
+    lost = replace(world.guests[0], vmcbs=())
+    with pytest.raises(CommandError, match="it has no VMCB"):
+        run_line(World(world.memory, [lost], lost), "vmcb")
+
+
+def test_a_machine_can_add_commands(world: World) -> None:
+    class Pong:
+        def text(self) -> str:
+            return "pong"
+
+        def json(self) -> object:
+            return None
+
+    def ping(context: object, arguments: Arguments) -> Result:
+        arguments.done()
+        return Pong()
+
+    registry = default_registry()
+    registry.add(Command("ping", "ping", "Answer.", ping))
+    assert registry.run_line(world, "ping").text() == "pong"
+    assert "ping" in registry.run_line(world, "help").text()
+    with pytest.raises(ValueError, match="already a command 'ping'"):
+        registry.add(Command("ping", "ping", "Answer.", ping))
+
+
+WORLD = make_world()
+NAMES = st.sampled_from([*default_registry().commands, "w", "vm", ""])
+WORDS = st.one_of(st.sampled_from(["1", "linux", "host", "wu", "0x1000", "0x7fffffffffff", "0xffffffffffffffff", "'"]),
+                  st.text(max_size=5), st.integers(-(2**70), 2**70).map(hex))  # fmt: skip
+
+
+@given(NAMES, st.lists(WORDS, max_size=4))
+def test_any_line_gives_a_result_or_a_command_error(name: str, words: list[str]) -> None:
+    try:
+        result = run_line(WORLD, " ".join([name, *words]))
+    except CommandError:
+        return
+    assert result.text()
+    json.dumps(result.json())
+
+
+def test_size_text() -> None:
+    assert [size_text(n) for n in (1 << 12, 1 << 21, 1 << 30, 512, 0)] == [
+        "4 KiB", "2 MiB", "1 GiB", "512 bytes", "0 bytes",
+    ]  # fmt: skip
