@@ -60,7 +60,7 @@ class Cpu:
         self.nmi_pending = False
         self.smi_pending = False
         self.init_pending = False
-        self.sipi: int | None = None
+        self.sipi_vector: int | None = None
         self.extint_level = False
         self.wait_for_sipi = index != 0
         self.halted = False
@@ -81,9 +81,9 @@ class Cpu:
     def init(self) -> None:
         self.init_pending = True
 
-    def sipi_received(self, vector: int) -> None:
+    def sipi(self, vector: int) -> None:
         if self.wait_for_sipi:
-            self.sipi = vector
+            self.sipi_vector = vector
 
     def extint(self, level: bool) -> None:
         self.extint_level = level

@@ -41,7 +41,7 @@ _Q_DR = layout.DR // 8
 MSR_FIELDS = {
     "star": layout.STAR, "lstar": layout.LSTAR, "cstar": layout.CSTAR, "sfmask": layout.SFMASK,
     "kernel_gs_base": layout.KERNEL_GS_BASE, "tsc_aux": layout.TSC_AUX, "sysenter_esp": layout.SYSENTER_ESP,
-    "sysenter_eip": layout.SYSENTER_EIP, "pat": layout.PAT,
+    "sysenter_eip": layout.SYSENTER_EIP, "pat": layout.PAT, "vm_hsave": layout.VM_HSAVE,
     "fs.base": layout.SEGMENTS + FS * 24 + 8, "gs.base": layout.SEGMENTS + GS * 24 + 8,
 }  # fmt: skip
 """64-bit fields of the context that MSRs name, by offset."""

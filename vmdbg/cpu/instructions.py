@@ -1,0 +1,478 @@
+"""System instructions that the engine stops before, executed by us (APM3 chapter 4, by instruction).
+
+Each function executes the instruction at RIP for a CPU and leaves RIP behind it, or raises `CpuFault`.  Whether a
+hypervisor intercepts it has been decided before (vmdbg/svm).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from vmdbg.engine.engine import PHYSICAL_BITS
+from vmdbg.engine.state import CS, ES, RAX, RBX, RCX, RDI, RDX, RSI, RSP, SS, TR
+from vmdbg.platform.cpuid import Dynamic, cpuid
+from vmdbg.platform.faults import MsrFault
+
+from .core import CR0_PE, CR0_PG, RFLAGS_DF, RFLAGS_IF, RFLAGS_IOPL, RFLAGS_RF, RFLAGS_VM, Cpu
+from .decode import Instruction, effective_address
+from .events import raise_event
+from .faults import DB, GP, UD, CpuFault, Event, Kind
+
+CR0_ET, CR0_TS, CR0_NW, CR0_CD = 1 << 4, 1 << 3, 1 << 29, 1 << 30
+CR0_DEFINED = 0xE005003F
+CR4_TSD, CR4_DE, CR4_PSE, CR4_PAE, CR4_MCE, CR4_PGE, CR4_PCE = (1 << bit for bit in (2, 3, 4, 5, 6, 7, 8))
+CR4_SUPPORTED = 0b111_1111_1100 | 1 << 16 | 1 << 20 | 1 << 21
+"""TSD DE PSE PAE MCE PGE PCE OSFXSR OSXMMEXCPT, FSGSBASE, SMEP, SMAP; VME, PVI, UMIP, PCIDE, XSAVE and others are not
+claimed in CPUID."""
+EFER_LME, EFER_LMA, EFER_SCE, EFER_NXE, EFER_SVME = 1 << 8, 1 << 10, 1 << 0, 1 << 11, 1 << 12
+DR7_GD, DR6_BD = 1 << 13, 1 << 13
+CODE64, CODE32, DATA32 = 0xA9B, 0xC9B, 0xC93
+MASK64, MASK32 = 0xFFFFFFFFFFFFFFFF, 0xFFFFFFFF
+
+
+def fixed_length(code: bytes) -> int:
+    """The length of the common system instructions without prefixes; 0 if it needs decoding."""
+    first = code[:1]
+    if first == b"\xf4":
+        return 1
+    if first == b"\x0f":
+        second = code[1]
+        if second in (0xA2, 0x30, 0x31, 0x32, 0x33, 0x06, 0x08, 0x09):
+            return 2
+        if second == 0x01 and code[2] >= 0xC8:
+            return 3
+        if second in (0x20, 0x21, 0x22, 0x23):
+            return 3
+    return 0
+
+
+def length(cpu: Cpu) -> int:
+    """The length of the instruction at RIP."""
+    code = cpu.engine.code()
+    return (fixed_length(code) if len(code) > 3 else 0) or cpu.instruction().length
+
+
+def _general(cpu: Cpu, number: int, value: int) -> None:
+    cpu.state.set_reg(number, value)
+
+
+# Control registers
+
+
+def write_cr0(cpu: Cpu, value: int) -> None:
+    """Rules of MOV CR0 (APM2 3.1.1, 14.6), EFER.LMA with CR0.PG."""
+    s = cpu.state
+    if value >> 32 or (value & CR0_NW and not value & CR0_CD) or (value & CR0_PG and not value & CR0_PE):
+        raise CpuFault(GP, 0)
+    value = value & CR0_DEFINED | CR0_ET
+    old, efer = s.cr(0), s.efer
+    if value & CR0_PG and not old & CR0_PG and efer & EFER_LME:
+        if not s.cr(4) & CR4_PAE or s.attrib(CS) & 0x200:
+            raise CpuFault(GP, 0)
+        s.efer = efer | EFER_LMA
+    elif old & CR0_PG and not value & CR0_PG:
+        if s.is_code64:
+            raise CpuFault(GP, 0)
+        s.efer = efer & ~EFER_LMA
+    elif value & CR0_PG and not efer & EFER_LMA and s.cr(4) & CR4_PAE and (value ^ old) & (CR0_PG | CR0_CD | CR0_NW):
+        _check_pdptes(cpu, s.cr(3))
+    if value & CR0_PG and not old & CR0_PG and s.cr(4) & CR4_PAE and not efer & EFER_LME:
+        _check_pdptes(cpu, s.cr(3))
+    s.set_cr(0, value)
+    s.refresh()
+    cpu.flush()
+
+
+def _check_pdptes(cpu: Cpu, cr3: int) -> None:
+    """Loading CR3 in PAE mode reads four PDPTEs; a present one with reserved bits raises #GP (APM2 5.3.2)."""
+    if cpu.nested is not None:
+        return  # under nested paging they are read, and judged, at each walk (APM2 15.25.10)
+    reserved = 0xFFFFFFFFFFFFFFFF & ~((1 << PHYSICAL_BITS) - 1) | 0x1E6
+    for index in range(4):
+        at = (cr3 & 0xFFFFFFE0) + 8 * index
+        entry = cpu.ram.read_u64(at) if cpu.ram.contains(at, 8) else MASK64
+        if entry & 1 and entry & reserved:
+            raise CpuFault(GP, 0)
+
+
+def write_cr3(cpu: Cpu, value: int) -> None:
+    s = cpu.state
+    if s.is_long:
+        if value >> PHYSICAL_BITS:
+            raise CpuFault(GP, 0)
+    elif s.cr(0) & CR0_PG and s.cr(4) & CR4_PAE:
+        _check_pdptes(cpu, value)
+    s.set_cr(3, value)
+    cpu.flush()
+
+
+def write_cr4(cpu: Cpu, value: int) -> None:
+    s = cpu.state
+    if value & ~CR4_SUPPORTED or (s.is_long and not value & CR4_PAE):
+        raise CpuFault(GP, 0)
+    if s.cr(0) & CR0_PG and not s.is_long and value & CR4_PAE and (value ^ s.cr(4)) & (CR4_PAE | CR4_PGE | CR4_PSE):
+        _check_pdptes(cpu, s.cr(3))
+    s.set_cr(4, value)
+    s.refresh()
+    cpu.flush()
+
+
+def read_tpr(cpu: Cpu) -> int:
+    """CR8: V_TPR for a guest with V_INTR_MASKING, else the local APIC's (APM2 15.21.1)."""
+    guest = cpu.guest
+    return guest.v_tpr & 0xF if guest is not None and guest.v_intr_masking else cpu.lapic.cr8
+
+
+def write_tpr(cpu: Cpu, value: int) -> None:
+    if value >> 4:
+        raise CpuFault(GP, 0)
+    guest = cpu.guest
+    if guest is not None:
+        guest.v_tpr = value
+        if guest.v_intr_masking:
+            return
+    cpu.lapic.cr8 = value
+
+
+_WRITE_CR: dict[int, Callable[[Cpu, int], None]] = {0: write_cr0, 3: write_cr3, 4: write_cr4, 8: write_tpr}
+
+
+def cr_access(cpu: Cpu, number: int, write: bool) -> None:
+    """MOV to and from CR, LMSW, SMSW and CLTS, which the engine reports as accesses to CR0."""
+    s = cpu.state
+    insn = cpu.instruction()
+    if insn.opcode == 0x0F06:  # CLTS
+        s.set_cr(0, s.cr(0) & ~CR0_TS)
+        s.refresh()
+    elif insn.opcode == 0x0F01 and insn.modrm >> 3 & 7 == 6:  # LMSW
+        source = lmsw_source(cpu, insn)
+        # It can set PE but not clear it, and reaches PE MP EM TS only.
+        write_cr0(cpu, s.cr(0) & ~0xE | source & 0xF)
+    elif insn.opcode == 0x0F01:  # SMSW
+        _store(cpu, insn, s.cr(0), insn.operand if not insn.memory else 16)
+    elif write:
+        value = s.reg(insn.rm) if cpu.bits == 64 else s.reg(insn.rm) & MASK32
+        if number == 2:
+            s.set_cr(2, value)
+        elif number in _WRITE_CR:
+            _WRITE_CR[number](cpu, value)
+        else:
+            raise CpuFault(UD)
+    else:
+        if number not in (0, 2, 3, 4, 8):
+            raise CpuFault(UD)
+        value = read_tpr(cpu) if number == 8 else s.cr(number)
+        s.set_reg(insn.rm, value if cpu.bits == 64 else value & MASK32)
+    cpu.advance(insn.length)
+
+
+def lmsw_source(cpu: Cpu, insn: Instruction) -> int:
+    """The 16-bit operand of LMSW."""
+    if not insn.memory:
+        return cpu.state.reg(insn.rm) & 0xFFFF
+    return cpu.read(_operand_address(cpu, insn, 2), 2, user=cpu.state.cpl == 3)
+
+
+def _operand_address(cpu: Cpu, insn: Instruction, size: int) -> int:
+    regs = [cpu.state.reg(number) for number in range(16)]
+    segment, offset = effective_address(insn, regs, cpu.state.rip + insn.length, cpu.bits)
+    return cpu.segment_address(segment, offset, size)
+
+
+def operand_linear(cpu: Cpu, insn: Instruction) -> int:
+    """Linear address of a memory operand, unchecked: what INVLPG reports."""
+    regs = [cpu.state.reg(number) for number in range(16)]
+    segment, offset = effective_address(insn, regs, cpu.state.rip + insn.length, cpu.bits)
+    if cpu.bits == 64:
+        return (offset + (cpu.state.base(segment) if segment >= 4 else 0)) & MASK64
+    return (offset + cpu.state.base(segment)) & MASK32
+
+
+def _store(cpu: Cpu, insn: Instruction, value: int, bits: int) -> None:
+    s = cpu.state
+    if insn.memory:
+        cpu.write(_operand_address(cpu, insn, bits // 8), bits // 8, value & ((1 << bits) - 1), user=s.cpl == 3)
+    elif bits == 16:
+        s.set_reg(insn.rm, s.reg(insn.rm) & ~0xFFFF | value & 0xFFFF)
+    else:
+        s.set_reg(insn.rm, value & ((1 << bits) - 1))
+
+
+def dr_access(cpu: Cpu, number: int, write: bool) -> None:
+    """MOV to and from DR (APM2 13.1.1)."""
+    s = cpu.state
+    insn = cpu.instruction()
+    number = insn.reg
+    if number > 7 or (number in (4, 5) and s.cr(4) & CR4_DE):
+        raise CpuFault(UD)
+    if cpu.dr[7] & DR7_GD:
+        cpu.dr[6] |= DR6_BD
+        raise CpuFault(DB)
+    number = number + 2 if number in (4, 5) else number
+    if write:
+        value = s.reg(insn.rm) if cpu.bits == 64 else s.reg(insn.rm) & MASK32
+        if number >= 6:
+            if value >> 32:
+                raise CpuFault(GP, 0)
+            value = value & 0xE00F | 0xFFFF0FF0 if number == 6 else value & 0xFFFF2FFF | 0x400
+        cpu.dr[number] = value
+    else:
+        s.set_reg(insn.rm, cpu.dr[number] if cpu.bits == 64 else cpu.dr[number] & MASK32)
+    cpu.advance(insn.length)
+
+
+# Time, identity, model-specific registers
+
+
+def tsc(cpu: Cpu) -> int:
+    """The time stamp counter as software sees it: guest time, the CPU's own offset, a guest's TSC_OFFSET."""
+    value = cpu.engine.clock.now + cpu.tsc_offset
+    if cpu.guest is not None:
+        value += cpu.guest.tsc_offset
+    return value & MASK64
+
+
+def rdtsc(cpu: Cpu) -> None:
+    s = cpu.state
+    value = tsc(cpu)
+    size = length(cpu)
+    code = cpu.engine.code()
+    s.set_reg(RAX, value & MASK32)
+    s.set_reg(RDX, value >> 32)
+    if size == 3 and code[:3] == b"\x0f\x01\xf9":  # RDTSCP
+        s.set_reg(RCX, s.field("tsc_aux") & MASK32)
+    cpu.advance(size)
+
+
+def rdpmc(cpu: Cpu) -> None:
+    """Four counters that never count (no event is modelled)."""
+    s = cpu.state
+    counter = s.reg(RCX) & MASK32
+    if counter > 3:
+        raise CpuFault(GP, 0)
+    value = cpu.msrs.read(0xC0010004 + counter, cpu)
+    s.set_reg(RAX, value & MASK32)
+    s.set_reg(RDX, value >> 32 & 0xFFFF)
+    cpu.advance(length(cpu))
+
+
+def cpuid_instruction(cpu: Cpu) -> None:
+    s = cpu.state
+    dynamic = Dynamic(osxsave=bool(s.cr(4) & 1 << 18), apic=cpu.lapic.enabled)
+    found = cpuid(cpu.cpuid_config, cpu.index, s.reg(RAX) & MASK32, s.reg(RCX) & MASK32, dynamic)
+    s.set_reg(RAX, found.eax)
+    s.set_reg(RBX, found.ebx)
+    s.set_reg(RCX, found.ecx)
+    s.set_reg(RDX, found.edx)
+    cpu.advance(length(cpu))
+
+
+def msr(cpu: Cpu) -> None:
+    """RDMSR and WRMSR."""
+    s = cpu.state
+    insn = cpu.instruction()
+    number = s.reg(RCX) & MASK32
+    try:
+        if insn.opcode == 0x0F30:
+            value = s.reg(RDX) << 32 & 0xFFFFFFFF00000000 | s.reg(RAX) & MASK32
+            cpu.msrs.write(number, value, cpu)
+        else:
+            value = cpu.msrs.read(number, cpu)
+            s.set_reg(RAX, value & MASK32)
+            s.set_reg(RDX, value >> 32)
+    except MsrFault as fault:
+        cpu.last_fault = str(fault)
+        raise CpuFault(GP, 0) from None
+    cpu.advance(insn.length)
+
+
+def hlt(cpu: Cpu) -> None:
+    cpu.advance(length(cpu))
+    cpu.halted = True
+
+
+def nothing(cpu: Cpu) -> None:
+    """INVD, WBINVD, PAUSE: there is no cache to write back."""
+    cpu.advance(length(cpu))
+
+
+def invalidate(cpu: Cpu) -> None:
+    """INVLPG and INVLPGA: forgetting more than the page is allowed (APM2 5.5.2)."""
+    size = length(cpu)
+    cpu.flush()
+    cpu.advance(size)
+
+
+def undefined(cpu: Cpu) -> None:
+    raise CpuFault(UD)
+
+
+# Software interrupts
+
+
+def software_interrupt(cpu: Cpu) -> tuple[int, int, int]:
+    """(vector, length, opcode) of the INT n, INT3 or INTO at RIP."""
+    insn = cpu.instruction()
+    vector = {0xCC: 3, 0xCE: 4}.get(insn.opcode, insn.immediate)
+    return vector, insn.length, insn.opcode
+
+
+def interrupt(cpu: Cpu, vector: int, size: int, opcode: int) -> None:
+    s = cpu.state
+    s.rip = s.rip + size if s.is_code64 else (s.rip + size) & MASK32
+    cpu.engine.clock.now += size
+    # INT3 and INTO are checked against the gate's DPL like INT n (APM3 INT3), so they are software interrupts here.
+    raise_event(cpu, Event(vector, Kind.SOFTWARE, length=size, trap=True), opcode=opcode)
+
+
+def icebp(cpu: Cpu) -> None:
+    s = cpu.state
+    size = length(cpu)
+    s.rip += size
+    cpu.engine.clock.now += size
+    raise_event(cpu, Event(DB, Kind.EXCEPTION, length=size, trap=True))
+
+
+# SYSCALL and SYSENTER: the engine has counted the instruction and RIP is behind it.
+
+
+def syscall(cpu: Cpu) -> None:
+    """APM3 SYSCALL."""
+    s = cpu.state
+    if not s.efer & EFER_SCE or not s.cr(0) & CR0_PE:
+        _take_back(cpu)
+        raise CpuFault(UD)
+    star = s.field("star")
+    selector = star >> 32 & 0xFFFC
+    if s.is_long:
+        flags = s.rflags
+        s.set_reg(RCX, s.rip)
+        s.set_reg(11, flags & ~RFLAGS_RF)
+        s.rip = s.field("lstar") if s.is_code64 else s.field("cstar")
+        s.rflags = flags & ~s.field("sfmask") & ~RFLAGS_RF
+        code = CODE64
+    else:
+        s.set_reg(RCX, s.rip & MASK32)
+        s.rip = star & MASK32
+        s.rflags &= ~(RFLAGS_VM | RFLAGS_IF | RFLAGS_RF)
+        code = CODE32
+    s.set_segment(CS, selector, 0, MASK32, code)
+    s.set_segment(SS, selector + 8, 0, MASK32, DATA32)
+    s.refresh(0)
+
+
+def sysenter(cpu: Cpu) -> None:
+    """APM3 SYSENTER: legacy mode only on AMD processors."""
+    s = cpu.state
+    selector = s.field("sysenter_cs") & 0xFFFC
+    if s.is_long or not s.cr(0) & CR0_PE:
+        _take_back(cpu)
+        raise CpuFault(UD if s.is_long else GP, None if s.is_long else 0)
+    if not selector:
+        _take_back(cpu)
+        raise CpuFault(GP, 0)
+    s.set_segment(CS, selector, 0, MASK32, CODE32)
+    s.set_segment(SS, selector + 8, 0, MASK32, DATA32)
+    s.set_reg(RSP, s.field("sysenter_esp") & MASK32)
+    s.rip = s.field("sysenter_eip") & MASK32
+    s.rflags &= ~(RFLAGS_VM | RFLAGS_IF | RFLAGS_RF)
+    s.refresh(0)
+
+
+def _take_back(cpu: Cpu) -> None:
+    cpu.state.rip -= 2
+    cpu.engine.clock.now -= 2
+
+
+# Ports
+
+
+def io_permitted(cpu: Cpu, port: int, size: int) -> None:
+    """IOPL, and beyond it the TSS's permission map (APM2 12.2.5).  Raises #GP(0)."""
+    s = cpu.state
+    if not s.cr(0) & CR0_PE:
+        return
+    flags = s.rflags
+    if s.cpl <= (flags & RFLAGS_IOPL) >> 12 and not flags & RFLAGS_VM:
+        return
+    if not s.attrib(TR) & 8 or s.limit(TR) < 103:
+        raise CpuFault(GP, 0)
+    base = cpu.read(s.base(TR) + 102, 2, implicit=True)
+    if base + port // 8 + 1 > s.limit(TR):
+        raise CpuFault(GP, 0)
+    word = cpu.read(s.base(TR) + base + port // 8, 2, implicit=True)
+    if word >> (port & 7) & ((1 << size) - 1):
+        raise CpuFault(GP, 0)
+
+
+def io(cpu: Cpu, insn: Instruction, port: int, size: int) -> None:
+    """Execute IN, OUT, INS or OUTS; one iteration of a repeated one."""
+    s = cpu.state
+    low = insn.opcode & 0xFF
+    if low in (0x6C, 0x6D, 0x6E, 0x6F):
+        _string_io(cpu, insn, port, size)
+        return
+    if low & 2:
+        cpu.bus.write_port(port, size, s.reg(RAX) & ((1 << 8 * size) - 1))
+    else:
+        value = cpu.bus.read_port(port, size)
+        s.set_reg(RAX, value if size == 4 else s.reg(RAX) & ~((1 << 8 * size) - 1) | value)
+    cpu.advance(insn.length)
+
+
+def _string_io(cpu: Cpu, insn: Instruction, port: int, size: int) -> None:
+    s = cpu.state
+    write = insn.opcode & 2
+    pointer = RSI if write else RDI
+    mask = (1 << insn.address) - 1
+    offset = s.reg(pointer) & mask
+    segment = (insn.segment if insn.segment is not None else 3) if write else ES
+    address = cpu.segment_address(segment, offset, size)
+    user = s.cpl == 3
+    if write:
+        cpu.bus.write_port(port, size, cpu.read(address, size, user=user))
+    else:
+        cpu.translate(address, write=True, user=user)
+        cpu.write(address, size, cpu.bus.read_port(port, size), user=user)
+    step = -size if s.rflags & RFLAGS_DF else size
+    _set_masked(cpu, pointer, offset + step, insn.address)
+    if not insn.rep:
+        cpu.advance(insn.length)
+        return
+    _set_masked(cpu, RCX, s.reg(RCX) - 1, insn.address)
+    # RIP stays: the engine runs the instruction once more with a count of zero, as it does for every REP.
+    s.shadow = False
+    cpu.engine.clock.now += insn.length
+
+
+def _set_masked(cpu: Cpu, register: int, value: int, bits: int) -> None:
+    s = cpu.state
+    mask = (1 << bits) - 1
+    keep = s.reg(register) & ~mask if bits == 16 else 0
+    s.set_reg(register, keep | value & mask)
+
+
+EMULATE: dict[int, Callable[[Cpu], None]] = {
+    **{number: (lambda cpu, n=number: cr_access(cpu, n, False)) for number in range(16)},  # type: ignore[misc]
+    **{0x10 + number: (lambda cpu, n=number: cr_access(cpu, n, True)) for number in range(16)},  # type: ignore[misc]
+    **{0x20 + number: (lambda cpu, n=number: dr_access(cpu, n, False)) for number in range(16)},  # type: ignore[misc]
+    **{0x30 + number: (lambda cpu, n=number: dr_access(cpu, n, True)) for number in range(16)},  # type: ignore[misc]
+    0x6E: rdtsc,
+    0x6F: rdpmc,
+    0x72: cpuid_instruction,
+    0x73: undefined,  # RSM outside SMM
+    0x76: nothing,
+    0x77: nothing,
+    0x78: hlt,
+    0x79: invalidate,
+    0x7A: invalidate,
+    0x7C: msr,
+    0x81: undefined,  # VMMCALL that nobody intercepts
+    0x86: undefined,  # SKINIT is not claimed
+    0x87: rdtsc,
+    0x88: icebp,
+    0x89: nothing,
+    0x8A: undefined,  # MONITOR and MWAIT are not claimed
+    0x8B: undefined,
+}
+"""Exit code to what the instruction does when no hypervisor intercepts it."""
