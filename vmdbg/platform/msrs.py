@@ -1,0 +1,261 @@
+"""Model-specific registers: one table of what exists, what can be written, what must be zero (APM2 appendix A)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from vmdbg.platform.cpuid import CpuidConfig
+from vmdbg.platform.faults import MsrFault
+from vmdbg.platform.lapic import MSR_APIC_BASE, MSR_FIRST, MSR_LAST, MSR_TSC_DEADLINE, Lapic
+
+ALL = (1 << 64) - 1
+LOW32 = (1 << 32) - 1
+
+TSC, TSC_ADJUST, PATCH_LEVEL = 0x10, 0x3B, 0x8B
+MTRR_CAP, SYSENTER_CS, SYSENTER_ESP, SYSENTER_EIP = 0xFE, 0x174, 0x175, 0x176
+MCG_CAP, MCG_STATUS, DEBUGCTL = 0x179, 0x17A, 0x1D9
+LAST_BRANCH_FROM, LAST_BRANCH_TO, LAST_EXCEPTION_FROM, LAST_EXCEPTION_TO = 0x1DB, 0x1DC, 0x1DD, 0x1DE
+MTRR_PHYS_BASE0, PAT, MTRR_DEF_TYPE = 0x200, 0x277, 0x2FF
+MTRR_FIXED = {
+    0x250: "FIX64K_00000",
+    0x258: "FIX16K_80000",
+    0x259: "FIX16K_A0000",
+    **{0x268 + n: f"FIX4K_{0xC0000 + 0x8000 * n:X}" for n in range(8)},
+}
+EFER, STAR, LSTAR, CSTAR, SFMASK = 0xC0000080, 0xC0000081, 0xC0000082, 0xC0000083, 0xC0000084
+FS_BASE, GS_BASE, KERNEL_GS_BASE, TSC_AUX, TSC_RATIO = 0xC0000100, 0xC0000101, 0xC0000102, 0xC0000103, 0xC0000104
+PERF_CTL0, PERF_CTR0 = 0xC0010000, 0xC0010004
+SYSCFG, HWCR, IORR_BASE0, TOP_MEM, TOP_MEM2 = 0xC0010010, 0xC0010015, 0xC0010016, 0xC001001A, 0xC001001D
+INT_PENDING, DE_CFG = 0xC0010055, 0xC0011029
+VM_CR, IGNNE, SMM_CTL, VM_HSAVE_PA, SVM_KEY = 0xC0010114, 0xC0010115, 0xC0010116, 0xC0010117, 0xC0010118
+
+EFER_LME, EFER_LMA, EFER_SVME = 1 << 8, 1 << 10, 1 << 12
+CR0_PG = 1 << 31
+VM_CR_LOCK, VM_CR_SVMDIS = 1 << 3, 1 << 4
+SYSCFG_MTRR_FIX_DRAM_MOD_EN = 1 << 19
+VARIABLE_MTRRS = 8
+PAT_TYPES = frozenset((0, 1, 4, 5, 6, 7))
+MTRR_TYPES = frozenset((0, 1, 4, 5, 6))
+
+
+class Cpu(Protocol):
+    """The registers that the engine holds: the field names of the table, `tsc`, and for one rule `cr0`."""
+
+    def get(self, field: str) -> int: ...
+
+    def set(self, field: str, value: int) -> None: ...
+
+
+Check = Callable[["MsrFile", int, Cpu], str | None]
+"""The rule that a value breaks, None if it may be written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Msr:
+    """`field` of the CPU holds the value, or the MSR file's own storage if None.
+
+    Writing a 1 to a bit of `mbz` raises #GP; bits neither in `mbz` nor in `writable` keep their value.
+    """
+
+    number: int
+    name: str
+    reset: int = 0
+    writable: int = ALL
+    mbz: int = 0
+    access: str = "rw"
+    field: str | None = None
+    check: Check | None = None
+
+
+def _canonical(file: "MsrFile", value: int, cpu: Cpu) -> str | None:
+    return None if (value + (1 << 47) & ALL) < 1 << 48 else "the address must be canonical"
+
+
+def _pat(file: "MsrFile", value: int, cpu: Cpu) -> str | None:
+    wrong = [byte for byte in value.to_bytes(8, "little") if byte not in PAT_TYPES]
+    return f"memory type {wrong[0]:#x} is reserved (APM2 7.8.1)" if wrong else None
+
+
+def _mtrr_type(file: "MsrFile", value: int, cpu: Cpu) -> str | None:
+    return None if value & 0xFF in MTRR_TYPES else f"memory type {value & 0xFF:#x} is reserved (APM2 7.7.1)"
+
+
+def _mtrr_fixed(file: "MsrFile", value: int, cpu: Cpu) -> str | None:
+    """RdMem and WrMem, bits 4:3 of each type, may be set only while SYSCFG lets them be changed (APM2 7.9.1)."""
+    dram = 0x18 if file.values[SYSCFG] & SYSCFG_MTRR_FIX_DRAM_MOD_EN else 0
+    wrong = [byte for byte in value.to_bytes(8, "little") if byte & ~dram not in MTRR_TYPES]
+    return f"memory type {wrong[0]:#x} is reserved (APM2 7.7.1)" if wrong else None
+
+
+def _efer(file: "MsrFile", value: int, cpu: Cpu) -> str | None:
+    if (value ^ cpu.get("efer")) & EFER_LME and cpu.get("cr0") & CR0_PG:
+        return "LME cannot change while paging is on (APM2 14.6.1)"
+    if value & EFER_SVME and file.values[VM_CR] & VM_CR_SVMDIS:
+        return "SVME cannot be set while VM_CR.SVMDIS is 1 (APM2 15.4)"
+    return None
+
+
+def _vm_cr(file: "MsrFile", value: int, cpu: Cpu) -> str | None:
+    locked = file.values[VM_CR] & VM_CR_LOCK
+    if value & VM_CR_SVMDIS and not locked and cpu.get("efer") & EFER_SVME:
+        return "SVMDIS cannot be set while EFER.SVME is 1 (APM2 15.30.1)"
+    return None
+
+
+def msr_table(config: CpuidConfig) -> dict[int, Msr]:
+    """All MSRs of a CPU with these features, APIC registers (0x800..0x8ff) aside."""
+    features = config.features
+    beyond = ALL & ~((1 << config.physical_bits) - 1)
+    physical = ALL & ~beyond
+    efer = 1 << 0 | EFER_LME  # SCE
+    for feature, bit in (("NX", 11), ("SVM", 12), ("FFXSR", 14), ("TCE", 15)):
+        efer |= (feature in features) << bit
+    efer |= ("EFER_LMSLE_UNSUPPORTED" not in features) << 13
+    table = [
+        Msr(TSC, "TSC", field="tsc"),
+        Msr(MSR_APIC_BASE, "APIC_BASE"),
+        Msr(PATCH_LEVEL, "PATCH_LEVEL", reset=0x08301000, access="r"),
+        Msr(MTRR_CAP, "MTRRcap", reset=1 << 10 | 1 << 8 | VARIABLE_MTRRS, access="r"),
+        Msr(SYSENTER_CS, "SYSENTER_CS", writable=LOW32, field="sysenter_cs"),
+        Msr(SYSENTER_ESP, "SYSENTER_ESP", writable=LOW32, field="sysenter_esp", check=_canonical),
+        Msr(SYSENTER_EIP, "SYSENTER_EIP", writable=LOW32, field="sysenter_eip", check=_canonical),
+        Msr(MCG_CAP, "MCG_CAP", access="r"),  # no banks
+        Msr(MCG_STATUS, "MCG_STAT", mbz=ALL & ~7),
+        Msr(DEBUGCTL, "DebugCtl", mbz=ALL & ~0x3F),
+        Msr(LAST_BRANCH_FROM, "BR_FROM", access="r"),
+        Msr(LAST_BRANCH_TO, "BR_TO", access="r"),
+        Msr(LAST_EXCEPTION_FROM, "LASTEXCPFROM", access="r"),
+        Msr(LAST_EXCEPTION_TO, "LASTEXCPTO", access="r"),
+        *(Msr(number, f"MTRR{name}", check=_mtrr_fixed) for number, name in MTRR_FIXED.items()),
+        Msr(PAT, "PAT", reset=0x0007040600070406, field="pat", check=_pat),
+        Msr(MTRR_DEF_TYPE, "MTRRdefType", mbz=ALL & ~0xCFF, check=_mtrr_type),
+        Msr(EFER, "EFER", writable=efer, mbz=ALL & ~(efer | EFER_LMA), field="efer", check=_efer),
+        Msr(STAR, "STAR", field="star"),
+        Msr(LSTAR, "LSTAR", field="lstar", check=_canonical),
+        Msr(CSTAR, "CSTAR", field="cstar", check=_canonical),
+        Msr(SFMASK, "SFMASK", writable=LOW32, field="sfmask"),
+        Msr(FS_BASE, "FS.base", field="fs.base", check=_canonical),
+        Msr(GS_BASE, "GS.base", field="gs.base", check=_canonical),
+        Msr(KERNEL_GS_BASE, "KernelGSbase", field="kernel_gs_base", check=_canonical),
+        *(Msr(PERF_CTL0 + n, f"PerfEvtSel{n}") for n in range(4)),
+        *(Msr(PERF_CTR0 + n, f"PerfCtr{n}", writable=(1 << 48) - 1) for n in range(4)),
+        Msr(SYSCFG, "SYSCFG", writable=0x7C0000),
+        Msr(HWCR, "HWCR", reset=1 << 24, writable=LOW32 & ~(1 << 24)),  # TscFreqSel: the TSC runs at the P0 rate
+        *(Msr(IORR_BASE0 + 2 * n, f"IORRBase{n}", mbz=beyond | 0xFE7, writable=ALL) for n in range(2)),
+        *(Msr(IORR_BASE0 + 2 * n + 1, f"IORRMask{n}", mbz=beyond | 0x7FF, writable=ALL) for n in range(2)),
+        Msr(TOP_MEM, "TOP_MEM", mbz=beyond | 0x7FFFFF),
+        Msr(TOP_MEM2, "TOP_MEM2", mbz=beyond | 0x7FFFFF),
+        Msr(INT_PENDING, "IntPending", writable=LOW32),
+        Msr(DE_CFG, "DE_CFG", reset=1 << 1),  # LFENCE is dispatch-serialising
+    ]
+    for n in range(VARIABLE_MTRRS):
+        number = MTRR_PHYS_BASE0 + 2 * n
+        table.append(Msr(number, f"MTRRphysBase{n}", mbz=beyond | 0xF00, check=_mtrr_type))
+        table.append(Msr(number + 1, f"MTRRphysMask{n}", mbz=beyond | 0x7FF))
+    if "RDTSCP" in features or "RDPID" in features:
+        table.append(Msr(TSC_AUX, "TSC_AUX", writable=LOW32, field="tsc_aux"))
+    if "TSC_ADJUST" in features:
+        table.append(Msr(TSC_ADJUST, "TSC_ADJUST"))
+    if "TSC_DEADLINE" in features:
+        table.append(Msr(MSR_TSC_DEADLINE, "TSC_DEADLINE"))
+    if "SVM" in features:
+        table += [
+            Msr(TSC_RATIO, "TSC_RATIO", reset=1 << 32, mbz=ALL & ~((1 << 40) - 1)),
+            Msr(VM_CR, "VM_CR", mbz=ALL & ~0x1F, check=_vm_cr),
+            Msr(IGNNE, "IGNNE", mbz=ALL & ~1),
+            Msr(SMM_CTL, "SMM_CTL", writable=0, mbz=ALL & ~0x1F, access="w"),
+            Msr(VM_HSAVE_PA, "VM_HSAVE_PA", mbz=ALL & ~(physical & ~0xFFF), field="vm_hsave"),
+            Msr(SVM_KEY, "SVM_KEY"),
+        ]
+    return {msr.number: msr for msr in table}
+
+
+class MsrFile:
+    """The MSRs of one CPU.  `values` holds those that are not the CPU's own fields, by number."""
+
+    def __init__(self, config: CpuidConfig, lapic: Lapic) -> None:
+        self.config = config
+        self.lapic = lapic
+        self.table = msr_table(config)
+        self.values = self._reset_values()
+
+    def _reset_values(self) -> dict[int, int]:
+        values = {msr.number: msr.reset for msr in self.table.values() if msr.field is None}
+        return {VM_CR: 0, **values}
+
+    def reset(self, cpu: Cpu) -> None:
+        """Power-on; INIT leaves MSRs alone (APM2 14.1.3).  The APIC is reset by its owner."""
+        self.values = self._reset_values()
+        for msr in self.table.values():
+            if msr.field is not None:
+                cpu.set(msr.field, msr.reset)
+
+    def read(self, number: int, cpu: Cpu) -> int:
+        """RDMSR.  MsrFault where it raises #GP."""
+        if MSR_FIRST <= number <= MSR_LAST:
+            return self.lapic.read_msr(number)
+        msr = self.table.get(number)
+        if msr is None:
+            raise MsrFault(number, None, "there is no such MSR")
+        if "r" not in msr.access:
+            raise MsrFault(number, None, f"{msr.name} is write-only")
+        if number == MSR_APIC_BASE:
+            return self.lapic.base
+        if number == MSR_TSC_DEADLINE:
+            return self.lapic.tsc_deadline
+        if number == SVM_KEY:
+            return 0
+        return self._load(msr, cpu)
+
+    def write(self, number: int, value: int, cpu: Cpu) -> None:
+        """WRMSR.  MsrFault where it raises #GP."""
+        if MSR_FIRST <= number <= MSR_LAST:
+            self.lapic.write_msr(number, value)
+            return
+        msr = self.table.get(number)
+        if msr is None:
+            raise MsrFault(number, value, "there is no such MSR")
+        if "w" not in msr.access:
+            raise MsrFault(number, value, f"{msr.name} is read-only")
+        if value & msr.mbz:
+            raise MsrFault(number, value, f"bits {value & msr.mbz:#x} of {msr.name} must be zero")
+        if msr.check and (rule := msr.check(self, value, cpu)):
+            raise MsrFault(number, value, f"{msr.name}: {rule}")
+        if number == MSR_APIC_BASE:
+            self.lapic.write_base(value, self.config.physical_bits)
+        elif number == MSR_TSC_DEADLINE:
+            self.lapic.set_tsc_deadline(value, cpu.get("tsc"))
+        elif number == TSC_ADJUST:
+            self._set_tsc(cpu.get("tsc") + value - self.values[TSC_ADJUST] & ALL, cpu)
+        elif number == TSC:
+            self._set_tsc(value, cpu)
+        elif number == SVM_KEY:
+            self._write_svm_key(value)
+        elif number == VM_CR and self.values[VM_CR] & VM_CR_LOCK:
+            locked = VM_CR_LOCK | VM_CR_SVMDIS
+            self.values[VM_CR] = self.values[VM_CR] & locked | value & ~locked
+        else:
+            self._store(msr, self._load(msr, cpu) & ~msr.writable | value & msr.writable, cpu)
+
+    def _load(self, msr: Msr, cpu: Cpu) -> int:
+        return self.values[msr.number] if msr.field is None else cpu.get(msr.field)
+
+    def _store(self, msr: Msr, value: int, cpu: Cpu) -> None:
+        if msr.field is None:
+            self.values[msr.number] = value
+        else:
+            cpu.set(msr.field, value)
+
+    def _set_tsc(self, value: int, cpu: Cpu) -> None:
+        """Either way to move the counter shows in TSC_ADJUST, and moves an armed deadline."""
+        if TSC_ADJUST in self.values:
+            self.values[TSC_ADJUST] = self.values[TSC_ADJUST] + value - cpu.get("tsc") & ALL
+        cpu.set("tsc", value)
+        self.lapic.tsc_changed(value)
+
+    def _write_svm_key(self, value: int) -> None:
+        """APM2 15.31: the key that unlocks VM_CR; 0 is none."""
+        if not self.values[VM_CR] & VM_CR_LOCK:
+            self.values[SVM_KEY] = value
+        elif value and value == self.values[SVM_KEY]:
+            self.values[VM_CR] &= ~VM_CR_LOCK
