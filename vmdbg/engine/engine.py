@@ -86,7 +86,7 @@ class Engine:
         uc.ctl_set_exits([])
         self.clock = clock
         self.ram = ram = Ram(memory_size)
-        self.physical = Physical(ram, nx=mend_nested_walker())
+        self.physical = Physical(ram, nx=mend_nested_walker(), bits=PHYSICAL_BITS)
         for first, end in ram.ranges:
             self._map(first, end - first, ram.address + first)
         arena = ctypes.addressof(ctypes.c_char.from_buffer(self.physical.arena.buffer))

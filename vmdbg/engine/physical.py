@@ -174,8 +174,9 @@ class Shadow(Npt):
 class Physical:
     """Physical memory as the CPUs see it: the host's table, the guests' shadows and the state of each page."""
 
-    def __init__(self, ram: Ram, *, nx: bool) -> None:
+    def __init__(self, ram: Ram, *, nx: bool, bits: int) -> None:
         self.ram = ram
+        self.bits = bits
         self.arena = Arena()
         self.nx = nx
         """The engine survives no-execute leaves (see repair.py); else every page is executable."""
@@ -187,15 +188,15 @@ class Physical:
         self.invalidate: Callable[[int, int], None] = lambda spa, length: None
         """Translated code at (spa, length) is out of date."""
 
-    def shadow(self, nested: Nested) -> Shadow:
-        """The shadow of a nested table; the newest 64 are kept."""
-        key = (nested.ncr3, nested.host_cr4, nested.host_efer)
+    def shadow(self, ncr3: int, host_cr4: int, host_efer: int) -> Shadow:
+        """The shadow of a nested table in the host's paging mode; the newest 64 are kept."""
+        key = (ncr3, host_cr4, host_efer)
         shadow = self.shadows.get(key)
         if shadow is None:
             if len(self.shadows) >= 64:
                 oldest = next(iter(self.shadows))
                 self.shadows.pop(oldest).close()
-            shadow = self.shadows[key] = Shadow(self.arena, nested)
+            shadow = self.shadows[key] = Shadow(self.arena, Nested(ncr3, host_cr4, host_efer, self.bits))
         elif shadow.volatile:
             shadow.clear()
         return shadow

@@ -1,0 +1,71 @@
+"""What a processor keeps of the VMCB while its guest runs: the control area, read once at VMRUN."""
+
+from __future__ import annotations
+
+from introspect.vmcb import INT_STATE, MISC_CTL, V_INTR, VMCB
+
+_CONTROL = VMCB.codec(
+    "iopm_base_pa", "msrpm_base_pa", "tsc_offset", "guest_asid", "tlb_control", "v_intr", "int_state", "misc_ctl", "eventinj",
+    "n_cr3", "misc_ctl2",
+).unpack  # fmt: skip
+_WORDS = VMCB.codec(
+    "intercept_cr_read", "intercept_cr_write", "intercept_dr_read", "intercept_dr_write", "intercept_exceptions",
+    "intercept_misc1", "intercept_misc2", "intercept_misc3",
+).unpack  # fmt: skip
+
+TASK_SWITCH = 0x7D
+
+
+class Guest:
+    """A guest that is running, between VMRUN and #VMEXIT.  Addresses are system-physical."""
+
+    __slots__ = (
+        "asid", "eventinj", "host_if", "iopm", "misc_ctl", "misc_ctl2", "msrpm", "n_cr3", "shadow", "tlb_control",
+        "tsc_offset", "v_intr", "v_tpr", "view", "vmcb", "words",
+    )  # fmt: skip
+
+    def __init__(self, vmcb: int, view: memoryview, host_if: bool) -> None:
+        self.vmcb = vmcb
+        self.view = view
+        cr_read, cr_write, dr_read, dr_write, exceptions, misc1, misc2, misc3 = _WORDS(view, 0)
+        self.words = (cr_read | cr_write << 16, dr_read | dr_write << 16, exceptions, misc1, misc2, misc3)
+        (
+            self.iopm, self.msrpm, self.tsc_offset, self.asid, self.tlb_control, self.v_intr, int_state, self.misc_ctl,
+            self.eventinj, self.n_cr3, self.misc_ctl2,
+        ) = _CONTROL(view, 0)  # fmt: skip
+        self.shadow = bool(int_state & INT_STATE.interrupt_shadow)
+        self.v_tpr = self.v_intr & 0xFF
+        self.host_if = host_if
+
+    def intercepts(self, code: int) -> bool:
+        """Whether the intercept bit of an exit code below 0xC0 is set."""
+        return bool(self.words[code >> 5] >> (code & 31) & 1)
+
+    @property
+    def intercepts_task_switch(self) -> bool:
+        return self.intercepts(TASK_SWITCH)
+
+    @property
+    def np(self) -> bool:
+        """Nested paging is enabled."""
+        return bool(self.misc_ctl & MISC_CTL.np_enable)
+
+    @property
+    def v_intr_masking(self) -> bool:
+        return bool(self.v_intr & V_INTR.v_intr_masking)
+
+    @property
+    def v_irq(self) -> bool:
+        return bool(self.v_intr & V_INTR.v_irq)
+
+    @property
+    def v_intr_deliverable(self) -> bool:
+        """V_IRQ with its priority above V_TPR, or V_IGN_TPR (APM2 15.21.4); IF, GIF and the shadow come besides."""
+        word = self.v_intr
+        if not word & V_INTR.v_irq:
+            return False
+        return bool(word & V_INTR.v_ign_tpr) or V_INTR.get(word, "v_intr_prio") > self.v_tpr & 0xF
+
+    @property
+    def v_intr_vector(self) -> int:
+        return V_INTR.get(self.v_intr, "v_intr_vector")
