@@ -55,13 +55,13 @@ struct runtime {
 enum reason { BUDGET = 1, EXIT, IO, SYSCALL, SYSENTER, WINDOW, STEPPED, BREAK, FAILED };
 
 /* uc_context layout, vmdbg/engine/layout.py; Python passes them so that they stand in one place. */
-struct layout { uint32_t regs, eip, eflags, cc_src, cc_op, df, hflags, cs_base, error_code, exit_info_2; };
+struct layout { uint32_t regs, eip, eflags, cc_src, hflags, cs_base, error_code; };
 static struct layout at;
 
 #define FIELD(rt, type, offset) (*(type *)((char *)(rt)->context + (offset)))
 
 enum { HF_INHIBIT_IRQ = 1 << 3, HF_CS32 = 1 << 4, HF_TF = 1 << 8, HF_CS64 = 1 << 15 };
-enum { EFLAGS_CC = 0x8d5, EFLAGS_TF = 0x100, EFLAGS_IF = 0x200, EFLAGS_DF = 0x400, EFLAGS_ZF = 0x40 };
+enum { EFLAGS_CC = 0x8d5, EFLAGS_TF = 0x100, EFLAGS_IF = 0x200, EFLAGS_ZF = 0x40 };
 enum { REG_EFLAGS = 25, REG_DR0 = 66 };
 enum { PROT_EXEC_ = 4 };
 enum { VMEXIT = 0x100, EXCEPTION = 0x40, NPF = 0x400 };
@@ -263,11 +263,8 @@ static void run(struct runtime *rt)
     }
     if (rt->reason == IO)
         rt->load = 1;              /* the engine went on to the I/O breakpoint: put the saved state back */
-    uint64_t flags = FIELD(rt, uint64_t, at.eflags);
-    FIELD(rt, uint64_t, at.cc_src) = flags & EFLAGS_CC;
-    FIELD(rt, uint32_t, at.cc_op) = 1;
-    FIELD(rt, int32_t, at.df) = flags & EFLAGS_DF ? -1 : 1;
-    FIELD(rt, uint64_t, at.eflags) = flags & ~(uint64_t)(EFLAGS_CC | EFLAGS_DF);
+    /* The engine takes the arithmetic flags and DF from eflags when it is entered. */
+    FIELD(rt, uint64_t, at.cc_src) = FIELD(rt, uint64_t, at.eflags) & EFLAGS_CC;
     if (rt->error)
         rt->reason = FAILED;
     rt->executed = before - rt->budget - (int64_t)unexecuted(rt);
@@ -294,7 +291,7 @@ static void step(struct runtime *rt)
     start = rt->block_start;
     if (rt->reason == STEPPED && rt->rep && !rt->tf && !(hflags & HF_INHIBIT_IRQ) && count &&
         linear_rip(rt) == start + rt->block_size) {
-        bool zf = FIELD(rt, uint64_t, at.cc_src) & EFLAGS_ZF;
+        bool zf = FIELD(rt, uint64_t, at.eflags) & EFLAGS_ZF;
         if (!(rt->rep & 0x100) || zf == ((rt->rep & 0xff) == 0xf3)) {
             rt->executed += rt->block_size;
             rt->budget -= rt->block_size;
@@ -323,9 +320,9 @@ static void step_through(struct runtime *rt)
 
 static PyObject *symbols(PyObject *self, PyObject *args)
 {
-    uint32_t v[10];
+    uint32_t v[7];
     (void)self;
-    if (!PyArg_ParseTuple(args, "IIIIIIIIII", &v[0], &v[1], &v[2], &v[3], &v[4], &v[5], &v[6], &v[7], &v[8], &v[9]))
+    if (!PyArg_ParseTuple(args, "IIIIIII", &v[0], &v[1], &v[2], &v[3], &v[4], &v[5], &v[6]))
         return NULL;
     memcpy(&at, v, sizeof at);
 #define ADDRESS(f) #f, (unsigned long long)(uintptr_t)f

@@ -111,12 +111,9 @@ LAYOUT = (
     layout.EIP,
     layout.EFLAGS,
     layout.CC_SRC,
-    layout.CC_OP,
-    layout.DF,
     layout.HFLAGS,
     layout.SEGMENTS + 24 + 8,
     layout.ERROR_CODE,
-    0,
 )
 
 

@@ -7,10 +7,6 @@ from typing import Any
 
 from . import layout
 
-CC = 0x8D5
-"""CF PF AF ZF SF OF, which the engine keeps apart from the other flags."""
-DF = 0x400
-
 ES, CS, SS, DS, FS, GS, LDTR, TR, GDTR, IDTR = range(10)
 RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI = range(8)
 
@@ -26,9 +22,6 @@ ATTRIB_DB, ATTRIB_L = 1 << 10, 1 << 9
 _Q_REGS = layout.REGS // 8
 _Q_EIP = layout.EIP // 8
 _Q_EFLAGS = layout.EFLAGS // 8
-_Q_CC_SRC = layout.CC_SRC // 8
-_I_CC_OP = layout.CC_OP // 4
-_I_DF = layout.DF // 4
 _I_HFLAGS = layout.HFLAGS // 4
 _I_HFLAGS2 = layout.HFLAGS2 // 4
 _I_SELECTOR = layout.SEGMENTS // 4
@@ -78,15 +71,12 @@ class CpuState:
 
     @property
     def rflags(self) -> int:
-        flags = self.q[_Q_EFLAGS] | (self.q[_Q_CC_SRC] & CC) | 2
-        return flags | DF if self.i[_I_DF] == 0xFFFFFFFF else flags
+        return self.q[_Q_EFLAGS] | 2
 
     @rflags.setter
     def rflags(self, value: int) -> None:
-        self.q[_Q_EFLAGS] = (value & ~(CC | DF)) | 2
-        self.q[_Q_CC_SRC] = value & CC
-        self.i[_I_CC_OP] = 1
-        self.i[_I_DF] = 0xFFFFFFFF if value & DF else 1
+        # The engine keeps arithmetic flags apart while it runs, and takes them from here when it is entered.
+        self.q[_Q_EFLAGS] = value | 2
 
     @property
     def hflags(self) -> int:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .runtime import Runtime
 
 HF_INHIBIT_IRQ, HF_TF, HF_CS64 = 1 << 3, 1 << 8, 1 << 15
-EFLAGS_CC, EFLAGS_ZF, EFLAGS_TF, EFLAGS_IF, EFLAGS_DF = 0x8D5, 0x40, 0x100, 0x200, 0x400
+EFLAGS_CC, EFLAGS_ZF, EFLAGS_TF, EFLAGS_IF = 0x8D5, 0x40, 0x100, 0x200
 VMEXIT, EXCEPTION, NPF = 0x100, 0x40, 0x400
 BUDGET, EXIT, IO, SYSCALL, SYSENTER, WINDOW, STEPPED, BREAK, FAILED = range(1, 10)
 _PREFIXES = frozenset((0x66, 0x67, 0x2E, 0x36, 0x3E, 0x26, 0x64, 0x65))
@@ -181,11 +181,7 @@ class Twin:
         if not rt.saved:
             uclib.uc_context_save(self.uch, context)
             eflags.value = self._flags()
-        flags = eflags.value
-        self._field(ctypes.c_uint64, layout.CC_SRC).value = flags & EFLAGS_CC
-        self._field(ctypes.c_uint32, layout.CC_OP).value = 1
-        self._field(ctypes.c_int32, layout.DF).value = -1 if flags & EFLAGS_DF else 1
-        eflags.value = flags & ~(EFLAGS_CC | EFLAGS_DF)
+        self._field(ctypes.c_uint64, layout.CC_SRC).value = eflags.value & EFLAGS_CC
         if rt.error:
             rt.reason = FAILED
         rt.executed = before - rt.budget - self._unexecuted()
@@ -208,7 +204,7 @@ class Twin:
             count &= 0xFFFFFFFF
         ended = rt.reason == STEPPED and self._linear_rip() == rt.block_start + rt.block_size
         if ended and rt.rep and not rt.tf and not entry & HF_INHIBIT_IRQ and count:
-            zf = bool(self._field(ctypes.c_uint64, layout.CC_SRC).value & EFLAGS_ZF)
+            zf = bool(self._field(ctypes.c_uint64, layout.EFLAGS).value & EFLAGS_ZF)
             if not rt.rep & 0x100 or zf == (rt.rep & 0xFF == 0xF3):
                 rt.executed += rt.block_size
                 rt.budget -= rt.block_size

@@ -12,8 +12,8 @@ MSR_APIC_BASE, MSR_TSC_DEADLINE = 0x1B, 0x6E0
 DEFAULT_BASE = 0xFEE00000
 BASE_BSC, BASE_EXTD, BASE_ENABLE = 1 << 8, 1 << 10, 1 << 11
 
-TIMER_HZ = 100_000_000
-"""Rate of the timer before its divider: the reference clock of family 17h."""
+TIMER_HZ = 1_000_000_000
+"""Rate of the timer before its divider, that of QEMU's local APIC: software that assumes it rather than measuring works."""
 TICKS_PER_COUNT = TICKS_PER_SECOND // TIMER_HZ
 
 ID, VERSION, TPR, APR, PPR, EOI, RRR, LDR, DFR, SPIV = 0x20, 0x30, 0x80, 0x90, 0xA0, 0xB0, 0xC0, 0xD0, 0xE0, 0xF0

@@ -6,13 +6,14 @@ import struct
 from typing import TYPE_CHECKING
 
 from introspect.exits import EVENT, IOIO, NPF_INFO, ExitCode
-from introspect.paging import NestedFault
+from introspect.paging import Access, Fault, NestedFault, translate
 from introspect.permissions import iopm_intercepts, msrpm_intercepts
 from introspect.registers import CR4, EFER
 from introspect.rules import SVM_FEATURES, Processor, first_violation
 from introspect.vmcb import INT_STATE, V_INTR, VMCB
 from vmdbg.cpu.core import RFLAGS_VM, Cpu
 from vmdbg.cpu.faults import GP, PF, CpuFault, Event, Kind
+from vmdbg.cpu.operands import accesses
 from vmdbg.engine import layout
 from vmdbg.engine.engine import PHYSICAL_BITS
 from vmdbg.engine.state import CS, DS, ES, FS, GDTR, GS, IDTR, LDTR, RAX, RSP, SS, TR, CpuState
@@ -295,6 +296,20 @@ def nested_fault_exit(cpu: Cpu, fault: NestedFault, origin: Event | None) -> Non
         cpu, ExitCode.NPF, fault.exitinfo1, fault.gpa, intinfo=origin.encode() if origin else 0,
         insn=cpu.fetch() if data else b"",
     )  # fmt: skip
+
+
+def classify_write_fault(cpu: Cpu, fault: NestedFault) -> NestedFault:
+    """A refused write at a gpa: by the instruction itself (bit 32), or by the walk of the guest's tables (bit 33)?"""
+    user = cpu.state.cpl == 3
+    linear = cpu.state.linear_rip
+    candidates = [(linear, False, True), (linear + 14, False, True)]
+    candidates += [(address, writes, False) for address, _, _, writes in accesses(cpu)]
+    candidates += [(address + size - 1, writes, False) for address, size, _, writes in accesses(cpu)]
+    for address, write, execute in candidates:
+        found = translate(cpu.ram, cpu.paging, address, Access(write, execute, user), cpu.nested, set_ad=False)
+        if isinstance(found, Fault) and found.kind == "NPF" and found.code & NPF_INFO.TABLE and found.address == fault.gpa:
+            return NestedFault(found.code, fault.gpa)
+    return fault
 
 
 def task_switch_exit(cpu: Cpu, switch: TaskSwitchExit, origin: Event | None) -> None:

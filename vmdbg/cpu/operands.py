@@ -1,0 +1,80 @@
+"""The linear addresses an instruction accesses: what a fault or a watchpoint at RIP may be about."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import capstone
+from capstone import x86 as cs
+
+from vmdbg.engine.state import CS, ES, FS, GS, RSP, SS
+
+from .core import Cpu
+
+_REGISTERS = {
+    getattr(cs, f"X86_REG_{prefix}{name}"): (number, bits)
+    for number, name in enumerate(("AX", "CX", "DX", "BX", "SP", "BP", "SI", "DI"))
+    for prefix, bits in (("R", 64), ("E", 32), ("", 16))
+} | {
+    getattr(cs, f"X86_REG_R{number}{suffix}"): (number, bits)
+    for number in range(8, 16) for suffix, bits in (("", 64), ("D", 32), ("W", 16))
+}  # fmt: skip
+_SEGMENTS = {
+    cs.X86_REG_ES: ES, cs.X86_REG_CS: CS, cs.X86_REG_SS: SS, cs.X86_REG_DS: 3, cs.X86_REG_FS: FS, cs.X86_REG_GS: GS,
+}  # fmt: skip
+_BASED_ON_STACK = (cs.X86_REG_RSP, cs.X86_REG_ESP, cs.X86_REG_RBP, cs.X86_REG_EBP, cs.X86_REG_BP)
+_STRING_TO_EDI = frozenset((cs.X86_REG_RDI, cs.X86_REG_EDI, cs.X86_REG_DI))
+
+
+@cache
+def disassembler(bits: int) -> Any:
+    """A capstone disassembler with operand details for 16-, 32- or 64-bit code."""
+    mode = {16: capstone.CS_MODE_16, 32: capstone.CS_MODE_32, 64: capstone.CS_MODE_64}[bits]
+    engine = capstone.Cs(capstone.CS_ARCH_X86, mode)
+    engine.detail = True
+    return engine
+
+
+def accesses(cpu: Cpu) -> list[tuple[int, int, bool, bool]]:
+    """(linear address, bytes, reads, writes) of each memory access of the instruction at RIP, as far as it says so.
+
+    Accesses to descriptor tables, the TSS and the like are not among them.
+    """
+    s = cpu.state
+    code = cpu.fetch()
+    insn = next(disassembler(cpu.bits).disasm(code, s.rip, 1), None)
+    if insn is None:
+        return []
+    found = []
+    mask = 0xFFFFFFFFFFFFFFFF if cpu.bits == 64 else 0xFFFFFFFF
+    for operand in insn.operands:
+        if operand.type != cs.X86_OP_MEM or insn.id in (cs.X86_INS_LEA, cs.X86_INS_NOP):
+            continue
+        memory = operand.mem
+        offset = memory.disp
+        width = {16: 16, 32: 32, 64: 64}[insn.addr_size * 8]
+        for register, scale in ((memory.base, 1), (memory.index, memory.scale)):
+            if register in (cs.X86_REG_RIP, cs.X86_REG_EIP):
+                offset += s.rip + insn.size
+            elif register in _REGISTERS:
+                number, bits = _REGISTERS[register]
+                offset += (s.reg(number) & ((1 << bits) - 1)) * scale
+        segment = _SEGMENTS.get(memory.segment)
+        if segment is None:
+            string = insn.mnemonic.split()[-1][:4] in ("stos", "scas", "movs", "cmps", "insb", "insw", "insd")
+            if string and memory.base in _STRING_TO_EDI:
+                segment = ES
+            else:
+                segment = SS if memory.base in _BASED_ON_STACK else 3
+        base = s.base(segment) if cpu.bits != 64 or segment >= FS else 0
+        address = ((offset & ((1 << width) - 1)) + base) & mask
+        found.append((address, operand.size, bool(operand.access & 1), bool(operand.access & 2)))
+    stack_mask = mask if cpu.bits == 64 or s.attrib(SS) & 0x400 else 0xFFFF
+    stack_base = 0 if cpu.bits == 64 else s.base(SS)
+    size = 8 if cpu.bits == 64 else insn.operands[0].size if len(insn.operands) else cpu.bits // 8
+    if insn.group(cs.X86_GRP_CALL) or insn.mnemonic.startswith(("push", "enter")):
+        found.append(((stack_base + ((s.reg(RSP) - size) & stack_mask)) & mask, size, False, True))
+    elif insn.group(cs.X86_GRP_RET) or insn.mnemonic.startswith(("pop", "leave", "iret")):
+        found.append(((stack_base + (s.reg(RSP) & stack_mask)) & mask, size, True, False))
+    return found

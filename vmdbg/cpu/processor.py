@@ -1,0 +1,418 @@
+"""The processor's cycle: take what is pending where it may be taken, run the engine, decide what its stop means."""
+
+from __future__ import annotations
+
+from enum import IntEnum, auto
+from typing import Protocol
+
+from introspect.exits import ExitCode
+from introspect.paging import NestedFault
+from vmdbg.engine.engine import EXCEPTION, VMEXIT, Engine, Stop
+from vmdbg.engine.runtime import Reason
+from vmdbg.engine.state import CS, DS, ES, FS, GS, IDTR, RAX, RDX, SS
+from vmdbg.platform.bus import Bus
+from vmdbg.platform.cpuid import CpuidConfig
+from vmdbg.platform.msrs import MsrFile
+from vmdbg.svm import world
+from vmdbg.svm.guest import Guest
+
+from . import instructions
+from .core import DR6_BS, DR6_RESET, DR7_RESET, RFLAGS_IF, Cpu, ExtInt
+from .events import raise_event
+from .faults import DB, GP, NMI, PF, CpuFault, Event, Kind, NestedPageFault
+
+
+class Observer(Protocol):
+    """Who is told of world switches: the machine's history and the debugger."""
+
+    def vmrun(self, cpu: Cpu, guest: Guest, host_cr4: int, host_efer: int) -> None: ...
+
+    def vmexit(self, cpu: Cpu, guest: Guest, code: int, info1: int, info2: int, intinfo: int, rip: int) -> None: ...
+
+
+class Outcome(IntEnum):
+    """Why `Processor.run` returned."""
+
+    DEADLINE = auto()
+    """Guest time has reached the deadline, or a device was touched and the deadline may be another one now."""
+    HALTED = auto()
+    """Nothing to execute until an interrupt comes."""
+    SHUTDOWN = auto()
+    """A triple fault."""
+    BREAKPOINT = auto()
+    """Before the instruction at an armed address."""
+    STEPPED = auto()
+    """One instruction (or the delivery of an event) is done."""
+    WATCHED = auto()
+    """An instruction is about to access a watched page at `watched` (a system-physical address)."""
+
+
+class Processor(Cpu):
+    """A whole logical processor."""
+
+    def __init__(
+        self, index: int, engine: Engine, bus: Bus, cpuid_config: CpuidConfig, extint: ExtInt, observer: Observer
+    ) -> None:
+        super().__init__(index, engine)
+        self.bus = bus
+        self.cpuid_config = cpuid_config
+        self.interrupt_controller = extint
+        self.observer = observer
+        self.msrs: MsrFile
+        self.tsc_offset = 0
+        self.lost_hsave = bytearray(4096)
+        self.last_fault = ""
+        """In words, why the processor last refused something: for people."""
+        self.watched: Stop | None = None
+        world.set_intercepts(self.state, None)
+
+    # MSRs of the engine (vmdbg.platform.msrs.Cpu)
+
+    def get(self, field: str) -> int:
+        if field == "tsc":
+            return instructions.tsc(self)
+        if field == "cr0":
+            return self.state.cr(0)
+        return self.state.field(field)
+
+    def set(self, field: str, value: int) -> None:
+        if field == "tsc":
+            self.tsc_offset = value - self.engine.clock.now
+            return
+        self.state.set_field(field, value)
+        if field == "efer":
+            self.state.refresh()
+            self.flush()
+
+    def reset(self) -> None:
+        """Power-on (APM2 14.1.3); the boot code sets what differs."""
+        self.init_state()
+        self.msrs.reset(self)
+        self.lapic.reset()
+        self.gif = True
+
+    def init_state(self) -> None:
+        """The registers as INIT leaves them (APM2 14.1.3); the MSRs, FPU and cache control stay."""
+        s = self.state
+        self.guest = None
+        self.npt = self.engine.physical.host
+        for number in range(16):
+            s.set_reg(number, 0)
+        s.set_reg(RDX, 0x00830F10)
+        s.set_cr(0, 0x60000010)
+        for number in (2, 3, 4):
+            s.set_cr(number, 0)
+        s.efer = 0
+        s.rflags = 2
+        for segment in (ES, SS, DS, FS, GS):
+            s.set_segment(segment, 0, 0, 0xFFFF, 0x93)
+        s.set_segment(CS, 0xF000, 0xFFFF0000, 0xFFFF, 0x9B)
+        s.set_segment(6, 0, 0, 0xFFFF, 0x82)
+        s.set_segment(7, 0, 0, 0xFFFF, 0x8B)
+        s.set_table(8, 0, 0xFFFF)
+        s.set_table(IDTR, 0, 0xFFFF)
+        s.rip = 0xFFF0
+        self.dr[:] = [0, 0, 0, 0, 0, 0, DR6_RESET, DR7_RESET]
+        s.nmi_blocked = False
+        s.shadow = False
+        self.halted = self.shutdown = False
+        s.refresh(0)
+        world.set_intercepts(s, None)
+        self.flush()
+
+    @property
+    def runnable(self) -> bool:
+        """Whether the processor has something to do now: code to execute or an event to take."""
+        if self.shutdown:
+            return False
+        if self.wait_for_sipi:
+            return self.sipi_vector is not None
+        return not self.halted or self._wakes()
+
+    def _wakes(self) -> bool:
+        """An event ends HLT, whether the guest's hypervisor sees it or the processor takes it."""
+        if self.gif and (self.init_pending or self.smi_pending or (self.nmi_pending and not self.state.nmi_blocked)):
+            return True
+        return self.gif and (self._interrupt_allowed(self._physical_if()) or self._virtual_allowed())
+
+    def _physical_pending(self) -> bool:
+        return self.extint_level or self.lapic.pending() is not None
+
+    def _physical_if(self) -> bool:
+        """The IF that gates physical interrupts: the host's while a guest runs with V_INTR_MASKING (APM2 15.21.1)."""
+        guest = self.guest
+        if guest is not None and guest.v_intr_masking:
+            return guest.host_if
+        return bool(self.state.rflags & RFLAGS_IF)
+
+    def _interrupt_allowed(self, enabled: bool) -> bool:
+        return enabled and not self.state.shadow and self._physical_pending()
+
+    def _virtual_allowed(self) -> bool:
+        guest = self.guest
+        return (
+            guest is not None and guest.v_intr_deliverable and bool(self.state.rflags & RFLAGS_IF) and not self.state.shadow
+        )
+
+    def _take_event(self) -> bool:
+        """Take the most urgent event that this instruction boundary allows (APM2 8.5, 15.21).  True if one was."""
+        if self.wait_for_sipi:
+            vector = self.sipi_vector
+            if vector is None:
+                return False
+            self.sipi_vector = None
+            self.wait_for_sipi = False
+            s = self.state
+            s.set_segment(CS, vector << 8, vector << 12, 0xFFFF, 0x9B)
+            s.rip = 0
+            s.refresh(0)
+            return True
+        if not self.gif:
+            return False
+        guest = self.guest
+        if self.init_pending:
+            self.init_pending = False
+            if guest is not None and guest.intercepts(ExitCode.INIT):
+                self.init_pending = True  # stays pending for the host (APM2 15.13.4)
+                self._exit(ExitCode.INIT)
+                return True
+            self.init_state()
+            self.lapic.init()
+            self.wait_for_sipi = self.index != 0
+            return True
+        if self.smi_pending:
+            if guest is not None and guest.intercepts(ExitCode.SMI):
+                self._exit(ExitCode.SMI)
+                return True
+            self.smi_pending = False  # there is no SMM handler
+        if self.nmi_pending and not self.state.nmi_blocked:
+            if guest is not None and guest.intercepts(ExitCode.NMI):
+                self._exit(ExitCode.NMI)
+                return True
+            self.nmi_pending = False
+            self.halted = False
+            self.state.nmi_blocked = True
+            raise_event(self, Event(NMI, Kind.NMI))
+            return True
+        if self._physical_pending() and not self.state.shadow and self._physical_if():
+            if guest is not None and guest.intercepts(ExitCode.INTR):
+                self._exit(ExitCode.INTR)
+                return True
+            self.halted = False
+            vector = self.lapic.pending()
+            if vector is not None:
+                vector = self.lapic.acknowledge()
+            else:
+                vector = self.interrupt_controller.acknowledge()
+                self.lapic.extint_taken()
+            raise_event(self, Event(vector, Kind.INTR))
+            return True
+        if guest is not None and self._virtual_allowed():
+            if guest.intercepts(ExitCode.VINTR):
+                self._exit(ExitCode.VINTR)
+                return True
+            self.halted = False
+            raise_event(self, Event(world.take_virtual_interrupt(self), Kind.INTR))
+            return True
+        return False
+
+    def _exit(self, code: int) -> None:
+        """A #VMEXIT that interrupts the guest between instructions."""
+        self.halted = False
+        world.vmexit(self, code)
+
+    def _waiting_for_window(self) -> bool:
+        """Something is pending that only RFLAGS.IF holds back."""
+        if not self.gif:
+            return False
+        guest = self.guest
+        flags = self.state.rflags
+        if flags & RFLAGS_IF and not self.state.shadow:
+            return False
+        if self._physical_pending() and (guest is None or not guest.v_intr_masking):
+            return True
+        return guest is not None and guest.v_intr_deliverable
+
+    def run(self, deadline: int, *, breakpoints: bool = False, step: bool = False) -> Outcome:
+        """Execute until guest time `deadline`; with `step`, one instruction or event."""
+        clock = self.engine.clock
+        while True:
+            if self.shutdown:
+                return Outcome.SHUTDOWN
+            if self._take_event():
+                if step:
+                    return Outcome.STEPPED
+                continue
+            if self.halted or self.wait_for_sipi:
+                return Outcome.HALTED
+            if clock.now >= deadline and not step:
+                return Outcome.DEADLINE
+            window = self._waiting_for_window()
+            if step or (window and self.state.shadow):
+                stop = self.engine.step(self.state, self.npt)
+            else:
+                stop = self.engine.run(self.state, self.npt, deadline, window=window, breakpoints=breakpoints)
+            outcome = self._stopped(stop)
+            if outcome is not None and not (outcome == Outcome.STEPPED and not step):
+                return outcome
+            if step:
+                return Outcome.SHUTDOWN if self.shutdown else Outcome.STEPPED
+            if stop.device:
+                return Outcome.DEADLINE
+
+    def _stopped(self, stop: Stop) -> Outcome | None:
+        """Act on a stop of the engine; None to go on."""
+        reason = stop.reason
+        try:
+            if reason == Reason.EXIT:
+                if stop.watched:
+                    self.watched = stop
+                    return Outcome.WATCHED
+                self._on_exit(stop)
+            elif reason == Reason.IO:
+                self._on_io()
+                stop.device = True
+            elif reason == Reason.SYSCALL:
+                instructions.syscall(self)
+            elif reason == Reason.SYSENTER:
+                instructions.sysenter(self)
+            elif reason == Reason.BUDGET:
+                return Outcome.DEADLINE
+            elif reason == Reason.BREAK:
+                return Outcome.BREAKPOINT
+            elif reason == Reason.STEPPED:
+                return Outcome.STEPPED
+        except CpuFault as fault:
+            raise_event(self, fault.event())
+        except NestedPageFault as nested:
+            world.nested_fault_exit(self, nested.fault, None)
+        return None
+
+    def _on_exit(self, stop: Stop) -> None:
+        if stop.npf is not None:
+            world.nested_fault_exit(self, self._classify(stop), None)
+            return
+        code = stop.code - VMEXIT
+        if 0x40 <= code < 0x60:
+            self._on_exception(code - EXCEPTION)
+            return
+        guest = self.guest
+        if code == ExitCode.SWINT:
+            vector, size, opcode = instructions.software_interrupt(self)
+            if opcode == 0xCD and guest is not None and guest.intercepts(ExitCode.SWINT):
+                world.vmexit(self, ExitCode.SWINT, vector, nrip=self.state.rip + size)
+            else:
+                instructions.interrupt(self, vector, size, opcode)
+            return
+        if guest is not None:
+            if self._intercepted(guest, code):
+                return
+        handler = instructions.EMULATE.get(code)
+        if handler is not None:
+            handler(self)
+        elif code == ExitCode.VMRUN:
+            event = world.vmrun(self, instructions.length(self))
+            if event is not None:
+                raise_event(self, event, injected=True)
+        elif code == ExitCode.VMLOAD:
+            world.vmload(self, instructions.length(self))
+        elif code == ExitCode.VMSAVE:
+            world.vmsave(self, instructions.length(self))
+        elif code == ExitCode.STGI:
+            self.advance(instructions.length(self))
+            self.gif = True
+        elif code == ExitCode.CLGI:
+            self.advance(instructions.length(self))
+            self.gif = False
+        else:
+            raise AssertionError(f"the engine stopped for exit code {code:#x}, which nobody asked for")
+
+    def _intercepted(self, guest: Guest, code: int) -> bool:
+        """Leave the guest if its hypervisor intercepts the instruction at RIP; True if it does."""
+        info1 = info2 = 0
+        if code == ExitCode.MSR:
+            insn = self.instruction()
+            write = insn.opcode == 0x0F30
+            if not world.msr_intercepted(self, self.state.reg(1) & 0xFFFFFFFF, write):
+                return False
+            info1 = int(write)
+        elif code == 0x10:
+            found = self._cr0_write(guest)
+            if found is None:
+                return False
+            code, info1 = found
+        elif code < 0x40:
+            code, info1, wanted = self._register_access(guest, code)
+            if not wanted:
+                return False
+        elif code == ExitCode.RDTSC and self.engine.code()[:3] == b"\x0f\x01\xf9":
+            code = ExitCode.RDTSCP
+            if not guest.intercepts(code):
+                return False
+        elif not guest.intercepts(code):
+            return False
+        elif code == ExitCode.INVLPG:
+            info1 = instructions.operand_linear(self, self.instruction())
+        elif code == ExitCode.INVLPGA:
+            info1 = self.state.reg(RAX)
+        world.vmexit(self, code, info1, info2, nrip=self.state.rip + instructions.length(self))
+        return True
+
+    def _register_access(self, guest: Guest, code: int) -> tuple[int, int, bool]:
+        """MOV of CR and DR: exit code, EXITINFO1 with the general register, and whether it is intercepted."""
+        insn = self.instruction()
+        if code < 0x20:
+            move = insn.opcode in (0x0F20, 0x0F22)
+            return code, (1 << 63 | insn.rm) if move else 0, guest.intercepts(code)
+        code = (code & ~0xF) | insn.reg
+        return code, insn.rm, guest.intercepts(code)
+
+    def _cr0_write(self, guest: Guest) -> tuple[int, int] | None:
+        """CR0 writes: the selective intercept sees changes of bits other than TS and MP (APM2 15.8.1, 15.9)."""
+        insn = self.instruction()
+        move = insn.opcode == 0x0F22
+        info1 = 1 << 63 | insn.rm if move else 0
+        if guest.intercepts(ExitCode.CR0_WRITE):
+            return ExitCode.CR0_WRITE, info1
+        if not guest.intercepts(ExitCode.CR0_SEL_WRITE) or insn.opcode == 0x0F06:
+            return None
+        old = self.state.cr(0)
+        if move:
+            new = self.state.reg(insn.rm)
+        else:
+            new = old & ~0xE | instructions.lmsw_source(self, insn) & 0xF | old & 1
+        changed = (old ^ new) & ~0xA
+        return (ExitCode.CR0_SEL_WRITE, info1) if changed else None
+
+    def _on_exception(self, vector: int) -> None:
+        state = self.state
+        if vector == PF:
+            event = Event(PF, Kind.EXCEPTION, state.error_code, self.engine.fault_address())
+        elif vector == DB:
+            self.dr[6] |= DR6_BS
+            event = Event(DB, Kind.EXCEPTION, trap=True)
+        else:
+            event = CpuFault(vector, state.error_code if vector in (8, 10, 11, 12, GP, 17) else None).event()
+        raise_event(self, event)
+
+    def _on_io(self) -> None:
+        rt = self.engine.rt
+        port, size = rt.io_port & 0xFFFF, rt.io_size
+        insn = self.instruction()
+        instructions.io_permitted(self, port, size)
+        if world.io_intercepted(self, port, size):
+            world.io_exit(self, insn, port, size)
+        else:
+            instructions.io(self, insn, port, size)
+
+    def _classify(self, stop: Stop) -> NestedFault:
+        """Bit 32 or 33 of EXITINFO1: was it the access itself, or the walk of the guest's page tables?
+
+        The engine does not tell, but its walk of guest tables always asks to write (APM2 15.25.6), so only writes are in
+        doubt.  They are settled by walking again for the addresses the instruction accesses.
+        """
+        fault = stop.npf
+        assert fault is not None
+        if not stop.write or self.paging.format is None:
+            return fault
+        return world.classify_write_fault(self, fault)

@@ -1,0 +1,263 @@
+"""The machine: CPUs, memory and devices put together, and the clock that drives them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import IntEnum, auto
+from functools import partial
+from pathlib import Path
+from typing import TextIO
+
+from vmdbg.boot.image import BootImage
+from vmdbg.boot.images import BootOptions, Module, load
+from vmdbg.boot.state import GENERAL_REGISTERS, Mode
+from vmdbg.cpu.processor import Outcome, Processor
+from vmdbg.engine.engine import PHYSICAL_BITS, Engine
+from vmdbg.engine.state import CS, DS, ES, FS, GDTR, GS, IDTR, LDTR, SS, TR
+from vmdbg.history import History
+from vmdbg.platform.apicbus import ApicBus
+from vmdbg.platform.bus import Bus
+from vmdbg.platform.clock import Clock
+from vmdbg.platform.cpuid import DEFAULT_FEATURES, CpuidConfig
+from vmdbg.platform.debugexit import DebugExit, PowerManagement, ResetControl
+from vmdbg.platform.fwcfg import FwCfg, FwCfgContents
+from vmdbg.platform.lapic import Lapic
+from vmdbg.platform.msrs import MsrFile
+from vmdbg.platform.pic import Pic
+from vmdbg.platform.pit import Pit
+from vmdbg.platform.rtc import Rtc
+from vmdbg.platform.serial import NullSerial, Serial
+from vmdbg.platform.system_ports import KeyboardController, PortA, PortB
+from vmdbg.platform.uart import Uart
+from vmdbg.svm import world
+
+QUANTUM = 200_000
+"""Ticks that a CPU runs before the next one's turn."""
+SLICE = 4_000_000
+"""Ticks that `run` executes at most before it looks for outside input."""
+
+_ENCODING = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{n}" for n in range(8, 16)))
+assert set(_ENCODING) == set(GENERAL_REGISTERS)
+
+NOT_EMULATED = frozenset(("XSAVE", "OSXSAVE", "AVX", "AVX2", "F16C", "FMA", "RDRAND", "RDSEED", "SHA", "CLWB", "UMIP", "RDPID",
+                          "INVPCID", "PCID", "MONITOR", "SKINIT"))  # fmt: skip
+"""CPUID features that the engine lacks or whose host-dependent results would leak in."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a machine is made of.  `max_time` in ticks."""
+
+    memory: int = 512 << 20
+    cpus: int = 1
+    command_line: str = ""
+    modules: tuple[Module, ...] = ()
+    flat_address: int | None = None
+    mode: Mode | None = None
+    serial: Serial = field(default_factory=NullSerial)
+    python_runtime: bool = False
+    trace: TextIO | None = None
+    name: str = "host"
+
+
+class Event(IntEnum):
+    """Why `Machine.run` returned."""
+
+    SLICE = auto()
+    """Nothing special: the slice is over."""
+    EXIT = auto()
+    """The machine has ended, with `exit_status`."""
+    BREAKPOINT = auto()
+    WATCHED = auto()
+    IDLE = auto()
+    """Every CPU waits for something that only the outside can bring."""
+
+
+class Machine:
+    """An AMD64 machine with an image loaded, ready to run."""
+
+    def __init__(self, image: str | Path | bytes, config: Config | None = None) -> None:
+        self.config = config = config or Config()
+        self.source = image
+        self.image = self._load()
+        self.clock = Clock()
+        self.engine = Engine(config.memory, self.clock, python=config.python_runtime)
+        self.ram = self.engine.ram
+        self.bus = Bus()
+        self.engine.devices = self
+        self.history = History()
+        self.history.trace = config.trace
+        self.exit_status: int | None = None
+        self.ended = ""
+        """In words, why the machine ended."""
+        self._reset_requested = False
+        self.on_vmexit: Callable[[int, int], bool] | None = None
+        self._devices()
+        self.current = 0
+        self._quantum_end = QUANTUM
+        self._start()
+
+    def _load(self) -> BootImage:
+        config = self.config
+        options = BootOptions(
+            ram_size=config.memory, command_line=config.command_line, modules=config.modules,
+            flat_address=config.flat_address, mode=config.mode,
+        )  # fmt: skip
+        return load(self.source, options)
+
+    def _devices(self) -> None:
+        config, clock, bus = self.config, self.clock, self.bus
+        self.cpuid = CpuidConfig(
+            cpus=config.cpus, physical_bits=PHYSICAL_BITS, svm_features=world.FEATURES, asids=world.ASIDS,
+            features=DEFAULT_FEATURES - NOT_EMULATED,
+        )  # fmt: skip
+        self.apic_bus = ApicBus()
+        self.pic = Pic(self._intr)
+        self.cpus = [Processor(n, self.engine, bus, self.cpuid, self.pic, self.history) for n in range(config.cpus)]
+        for cpu in self.cpus:
+            cpu.lapic = Lapic(cpu.index, cpu.index == 0, clock, self.apic_bus, cpu)
+            self.apic_bus.receivers.append(cpu.lapic)
+            cpu.msrs = MsrFile(self.cpuid, cpu.lapic)
+        pit = Pit(clock, partial(self.pic.set_irq, 0))
+        self.uart = Uart(clock, partial(self.pic.set_irq, 4), config.serial)
+        self.rtc = Rtc(clock, partial(self.pic.set_irq, 8), config.memory)
+        power = PowerManagement(clock, self.exit)
+        for first, last, device in ((0x20, 0x21, self.pic), (0xA0, 0xA1, self.pic), (0x4D0, 0x4D1, self.pic)):
+            bus.add_ports(first, last, device)
+        bus.add_ports(0x40, 0x43, pit)
+        bus.add_ports(0x61, 0x61, PortB(clock, pit))
+        bus.add_ports(0x70, 0x71, self.rtc)
+        bus.add_ports(0x92, 0x92, PortA(self.request_reset))
+        keyboard = KeyboardController(self.request_reset)
+        bus.add_ports(0x60, 0x60, keyboard)
+        bus.add_ports(0x64, 0x64, keyboard)
+        bus.add_ports(0xCF9, 0xCF9, ResetControl(self.request_reset))
+        bus.add_ports(0x3F8, 0x3FF, self.uart)
+        bus.add_ports(0xF4, 0xF7, DebugExit(self.exit), width=4)
+        bus.add_ports(0x600, 0x60B, power, width=4)
+        contents = FwCfgContents(config.memory, config.cpus, config.command_line)
+        bus.add_ports(0x510, 0x511, FwCfg(contents), width=2)
+
+    def _intr(self, level: bool) -> None:
+        self.cpus[0].lapic.set_lint(0, level)
+
+    def _start(self) -> None:
+        """Every CPU from power-on, the first one at the image."""
+        for cpu in self.cpus:
+            cpu.reset()
+            cpu.wait_for_sipi = cpu.index != 0
+        self.cpus[0].lapic.virtual_wire()
+        self.image.place(self.ram)
+        boot, cpu = self.image.state, self.cpus[0]
+        s = cpu.state
+        for number, name in enumerate(_ENCODING):
+            s.set_reg(number, getattr(boot, name))
+        s.rip, s.rflags, s.efer = boot.rip, boot.rflags, boot.efer
+        s.set_cr(0, boot.cr0)
+        s.set_cr(3, boot.cr3)
+        s.set_cr(4, boot.cr4)
+        for register, segment in (
+            (CS, boot.cs), (DS, boot.ds), (ES, boot.es), (SS, boot.ss), (FS, boot.fs), (GS, boot.gs), (LDTR, boot.ldtr),
+            (TR, boot.tr),
+        ):  # fmt: skip
+            s.set_segment(register, segment.selector, segment.base, segment.limit, segment.attrib)
+        s.set_table(GDTR, boot.gdtr.base, boot.gdtr.limit)
+        s.set_table(IDTR, boot.idtr.base, boot.idtr.limit)
+        s.refresh(0)
+
+    # Devices of the engine: the local APIC of the CPU that runs comes before the bus.
+
+    def read_mmio(self, spa: int, size: int) -> int:
+        lapic = self.cpus[self.current].lapic
+        base = lapic.mmio_base
+        if base is not None and base <= spa < base + 0x1000:
+            return lapic.read_mmio(spa - base, size)
+        return self.bus.read_mmio(spa, size)
+
+    def write_mmio(self, spa: int, size: int, value: int) -> None:
+        lapic = self.cpus[self.current].lapic
+        base = lapic.mmio_base
+        if base is not None and base <= spa < base + 0x1000:
+            lapic.write_mmio(spa - base, size, value)
+        else:
+            self.bus.write_mmio(spa, size, value)
+
+    def exit(self, status: int) -> None:
+        """A device ends the run."""
+        if self.exit_status is None:
+            self.exit_status = status
+            self.ended = f"the guest ended the run with status {status}"
+
+    def request_reset(self) -> None:
+        self._reset_requested = True
+
+    @property
+    def cpu(self) -> Processor:
+        """The CPU whose turn it is."""
+        return self.cpus[self.current]
+
+    def _next_cpu(self) -> bool:
+        """Give the turn to the next CPU that has something to do; False if none has."""
+        count = len(self.cpus)
+        for step in range(1, count + 1):
+            candidate = (self.current + step) % count
+            if self.cpus[candidate].runnable:
+                self.current = candidate
+                self._quantum_end = self.clock.now + QUANTUM
+                return True
+        return False
+
+    def run(self, ticks: int = SLICE, *, breakpoints: bool = False, step: bool = False) -> Event:
+        """Run for up to `ticks`; with `step`, one instruction of the CPU whose turn it is.
+
+        CPUs take turns of `QUANTUM` ticks; the order depends on guest time alone.
+        """
+        clock = self.clock
+        end = clock.now + ticks
+        while True:
+            if self.exit_status is not None:
+                return Event.EXIT
+            if self._reset_requested:
+                self._reset_requested = False
+                self.exit(0)
+                self.ended = "the guest reset the machine"
+                return Event.EXIT
+            clock.fire()
+            if clock.now >= end and not step:
+                return Event.SLICE
+            cpu = self.cpus[self.current]
+            if not cpu.runnable or (clock.now >= self._quantum_end and not step):
+                if not self._next_cpu():
+                    stopped = self._idle(end)
+                    if stopped is not None:
+                        return stopped
+                    continue
+                cpu = self.cpus[self.current]
+            deadline = min(end, self._quantum_end)
+            timer = clock.next_deadline()
+            if timer is not None:
+                deadline = min(deadline, timer)
+            outcome = cpu.run(deadline, breakpoints=breakpoints, step=step)
+            if outcome == Outcome.BREAKPOINT:
+                return Event.BREAKPOINT
+            if outcome == Outcome.WATCHED:
+                return Event.WATCHED
+            if outcome == Outcome.SHUTDOWN:
+                self.exit_status = 124
+                self.ended = f"CPU {cpu.index} shut down after a triple fault at RIP {cpu.state.rip:#x}"
+                return Event.EXIT
+            if step:
+                clock.fire()
+                return Event.EXIT if self.exit_status is not None else Event.SLICE
+
+    def _idle(self, end: int) -> Event | None:
+        """All CPUs wait: time passes at once to the next timer, or to the end of the slice."""
+        timer = self.clock.next_deadline()
+        if timer is None:
+            return Event.IDLE
+        if timer > end:
+            self.clock.now = max(self.clock.now, end)
+            return Event.SLICE
+        self.clock.now = max(self.clock.now, timer)
+        return None
