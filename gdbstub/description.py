@@ -118,48 +118,36 @@ class Description:
         for name, value in derived.items():
             object.__setattr__(self, name, value)  # the dataclass is frozen
 
+    def alike(self, other: "Description") -> bool:
+        """Whether a client may read the block of one as that of the other."""
+        count = self.block_count
+        return (self.architecture, self.registers[:count]) == (other.architecture, other.registers[: other.block_count])
+
     def size(self, number: int) -> int:
         """Bytes of a register."""
         return self.registers[number].bits // 8
 
 
+# fmt: off
 _EFLAGS: dict[str, int | tuple[int, int]] = {
-    "CF": 0,
-    "PF": 2,
-    "AF": 4,
-    "ZF": 6,
-    "SF": 7,
-    "TF": 8,
-    "IF": 9,
-    "DF": 10,
-    "OF": 11,
-    "IOPL": (12, 13),
-    "NT": 14,
-} | {"RF": 16, "VM": 17, "AC": 18, "VIF": 19, "VIP": 20, "ID": 21}
-_MXCSR: dict[str, int | tuple[int, int]] = {"IE": 0, "DE": 1, "ZE": 2, "OE": 3, "UE": 4, "PE": 5, "DAZ": 6} | {
-    "IM": 7,
-    "DM": 8,
-    "ZM": 9,
-    "OM": 10,
-    "UM": 11,
-    "PM": 12,
-    "RC": (13, 14),
-    "FZ": 15,
-    "MM": 17,
+    "CF": 0, "PF": 2, "AF": 4, "ZF": 6, "SF": 7, "TF": 8, "IF": 9, "DF": 10, "OF": 11, "IOPL": (12, 13), "NT": 14,
+    "RF": 16, "VM": 17, "AC": 18, "VIF": 19, "VIP": 20, "ID": 21,
+}
+_MXCSR: dict[str, int | tuple[int, int]] = {
+    "IE": 0, "DE": 1, "ZE": 2, "OE": 3, "UE": 4, "PE": 5, "DAZ": 6, "IM": 7, "DM": 8, "ZM": 9, "OM": 10, "UM": 11,
+    "PM": 12, "RC": (13, 14), "FZ": 15, "MM": 17,
 }
 _CR0 = {"PE": 0, "MP": 1, "EM": 2, "TS": 3, "ET": 4, "NE": 5, "WP": 16, "AM": 18, "NW": 29, "CD": 30, "PG": 31}
-_CR3: dict[str, int | tuple[int, int]] = {"PWT": 3, "PCD": 4}
-_CR4 = (
-    {"VME": 0, "PVI": 1, "TSD": 2, "DE": 3, "PSE": 4, "PAE": 5, "MCE": 6, "PGE": 7, "PCE": 8, "OSFXSR": 9}
-    | {"OSXMMEXCPT": 10, "UMIP": 11, "LA57": 12, "FSGSBASE": 16, "PCIDE": 17, "OSXSAVE": 18, "SMEP": 20, "SMAP": 21}
-    | {"PKE": 22, "CET": 23}
-)
-_EFER = {"SCE": 0, "LME": 8, "LMA": 10, "NXE": 11, "SVME": 12, "LMSLE": 13, "FFXSR": 14, "TCE": 15} | {
-    "MCOMMIT": 17,
-    "INTWB": 18,
-    "UAIE": 20,
-    "AIBRSE": 21,
+_CR4 = {
+    "VME": 0, "PVI": 1, "TSD": 2, "DE": 3, "PSE": 4, "PAE": 5, "MCE": 6, "PGE": 7, "PCE": 8, "OSFXSR": 9,
+    "OSXMMEXCPT": 10, "UMIP": 11, "LA57": 12, "FSGSBASE": 16, "PCIDE": 17, "OSXSAVE": 18, "SMEP": 20, "SMAP": 21,
+    "PKE": 22, "CET": 23,
 }
+_EFER = {
+    "SCE": 0, "LME": 8, "LMA": 10, "NXE": 11, "SVME": 12, "LMSLE": 13, "FFXSR": 14, "TCE": 15, "MCOMMIT": 17,
+    "INTWB": 18, "UAIE": 20, "AIBRSE": 21,
+}
+# fmt: on
 
 _VECTOR_TYPES = (
     '<vector id="v4f" type="ieee_single" count="4"/><vector id="v2d" type="ieee_double" count="2"/>'
@@ -196,7 +184,7 @@ def x86(architecture: str = "i386:x86-64", extra: Iterable[Feature] = ()) -> Des
         *(Register(name, bits, integer, "system") for name in ("fs_base", "gs_base", "k_gs_base")),
         Register("cr0", bits, Flags(flags + "_cr0", bits // 8, _CR0), "system"),
         Register("cr2", bits, integer, "system"),
-        Register("cr3", bits, Flags(flags + "_cr3", bits // 8, _CR3 | {"PDBR": (12, bits - 1)}), "system"),
+        Register("cr3", bits, Flags(flags + "_cr3", bits // 8, {"PWT": 3, "PCD": 4, "PDBR": (12, bits - 1)}), "system"),
         Register("cr4", bits, Flags(flags + "_cr4", bits // 8, _CR4), "system"),
         Register("cr8", bits, Flags(flags + "_cr8", bits // 8, {"TPR": (0, 3)}), "system"),
         Register("efer", 64, Flags("x64_efer", 8, _EFER), "system"),

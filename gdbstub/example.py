@@ -90,6 +90,7 @@ class Example:
         self.actions: Mapping[ThreadId, Action] = {}
         self.files: dict[str, bytes] = {"/example/program": b"\x7fELF, or would be"}
         self.pending: list[Event] = []
+        self.together = False  # as on CPUs that a hypervisor and its guests share: nobody can hold still alone
         self.executed = 0
         self._next = 0
         self._skip: set[ThreadId] = set()
@@ -213,7 +214,7 @@ class Example:
         for pid, process in self.processes.items():
             for tid in process.cpus:
                 thread = ThreadId(pid, tid)
-                if thread in self.actions or pid not in self.attached:
+                if thread in self.actions or self.together or pid not in self.attached:
                     yield thread, self.actions.get(thread, Action())
 
     def _pc(self, thread: ThreadId) -> int:
@@ -250,7 +251,7 @@ class Example:
         elif code == b"\x0f\x05":
             process.set(tid, pc_name, pc + 2)
             child = max(self.processes) + 1
-            self.create(child, "guest", 1, "i8086")
+            self.create(child, "guest", 1, process.description.architecture)
             self.processes[child].memory[: len(LOOP)] = LOOP
             return Created(ThreadId(child, 1), thread)
         else:
@@ -272,12 +273,15 @@ class Example:
     def monitor(self, command: str, write: Callable[[str], object], thread: ThreadId) -> None:
         word, _, rest = command.partition(" ")
         if word == "help":
-            write("echo TEXT  say it\nlines N  say N lines\nsay TEXT  say it when the machine next runs\n")
+            write("echo TEXT  say it\nlines N  say N lines\n")
+            write("say TEXT  say it when the machine next runs\ntogether  run every process with any\n")
         elif word == "echo":
             write(rest + "\n")
         elif word == "lines" and rest.isdecimal():
             for number in range(int(rest)):
                 write(f"line {number}\n")
+        elif word == "together":
+            self.together = True
         elif word == "say":
             self.pending.append(Output(rest + "\n"))
         else:

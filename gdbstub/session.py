@@ -11,6 +11,7 @@ from gdbstub.packet import PACKET_SIZE, Parser, Token, frame
 from gdbstub.target import (
     Action,
     BreakpointKind,
+    Created,
     Event,
     Exited,
     Output,
@@ -335,9 +336,21 @@ class Session:
                 self.send(self.exit_reply(event))
             elif self.detached and not self.target.inferiors():
                 self.detached = False
-        elif event.parent.pid in self.attached and b"fork-events+" in self.features:
-            self.attach(event.thread.pid)
+        elif self.running:
+            self._created(event)
+
+    def _created(self, event: Created) -> None:
+        """Tell of a new inferior: as of a fork where that can work, else in words.
+
+        After a fork GDB takes the child's registers to be laid out like the parent's, without asking.
+        """
+        parent, pid = self.attached.get(event.parent.pid), event.thread.pid
+        if parent is not None and b"fork-events+" in self.features and parent.alike(self.target.description(pid)):
+            self.attach(pid)
             self._report(Stop(event.parent), b"fork:%b;" % self.thread_name(event.thread))
+        else:
+            names = {inferior.pid: inferior.name for inferior in self.target.inferiors()}
+            self.output(f"[process {pid} ({names.get(pid, 'gone already')}) appeared: attach {pid}]\n")
 
     def _report(self, stop: Stop, extra: bytes = b"") -> None:
         self.running = False
