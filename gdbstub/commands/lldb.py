@@ -91,7 +91,8 @@ def memory_region_info(session: Session, arguments: bytes) -> bytes:
     region = session.target.memory_region(session.current(), number(arguments))
     if region.length <= 0:
         raise TargetError(f"no region is known at {number(arguments):#x}")
-    parts = [b"start:%x;size:%x;" % (region.start, region.length)]
+    # lldb walks regions until one ends at its invalid address, 2**64 - 1, and past 2**64 starts over.
+    parts = [b"start:%x;size:%x;" % (region.start, min(region.length, (1 << 64) - 1 - region.start))]
     if region.permissions:
         parts.append(b"permissions:%b;" % region.permissions.encode())
     if region.name:
