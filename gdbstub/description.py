@@ -85,6 +85,7 @@ class Description:
     registers: tuple[Register, ...] = field(init=False, repr=False)
     numbers: Mapping[str, int] = field(init=False, repr=False)
     offsets: tuple[int, ...] = field(init=False, repr=False)
+    expedited: tuple[tuple[int, int, int], ...] = field(init=False, repr=False)  # number, start and end in the block
     block_size: int = field(init=False)
     block_count: int = field(init=False)
     xml: bytes = field(init=False, repr=False)
@@ -111,6 +112,7 @@ class Description:
             "registers": registers,
             "numbers": numbers,
             "offsets": tuple(offsets[:-1]),
+            "expedited": tuple((n, offsets[n], offsets[n + 1]) for n in (numbers[name] for name in self.expedite)),
             "block_size": offsets[count],
             "block_count": count,
             "xml": xml.encode(),

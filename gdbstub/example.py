@@ -52,7 +52,7 @@ _SVM = Feature(
     ),
     block=False,
 )
-_SLICE = 2000  # instructions; about a millisecond
+_SLICE = 300  # instructions; about a millisecond
 
 _WATCHES = {
     BreakpointKind.WRITE: Reason.WATCH,
@@ -80,7 +80,7 @@ class _Process:
 
 
 class Example:
-    """Two processes from the start: 1 with two threads, 2 with one. Each runs `program` in a loop of its own."""
+    """Two processes from the start: 1 with two threads, which run `program`, and 2 with one."""
 
     def __init__(self, program: bytes = LOOP) -> None:
         self.program = program
@@ -102,11 +102,12 @@ class Example:
         self.points.clear()
         self.attached.clear()
         self.create(1, "hypervisor", 2, "i386:x86-64", (_SVM,))
+        self.processes[1].memory[: len(self.program)] = self.program
         self.create(2, "guest", 1, "i386")
 
     def create(self, pid: int, name: str, cpus: int, architecture: str, extra: tuple[Feature, ...] = ()) -> None:
         """Add a process."""
-        process = _Process(name, x86(architecture, extra), bytearray(self.program.ljust(PAGE, b"\x90") + bytes(PAGE)))
+        process = _Process(name, x86(architecture, extra), bytearray(LOOP.ljust(PAGE, b"\x90") + bytes(PAGE)))
         self.processes[pid] = process
         letter = process.description.pc[0]
         for tid in range(1, cpus + 1):
@@ -252,7 +253,6 @@ class Example:
             process.set(tid, pc_name, pc + 2)
             child = max(self.processes) + 1
             self.create(child, "guest", 1, process.description.architecture)
-            self.processes[child].memory[: len(LOOP)] = LOOP
             return Created(ThreadId(child, 1), thread)
         else:
             return Stop(thread, Signal.ILL, text=f"no instruction of the example at {pc:#x}")

@@ -379,12 +379,9 @@ class Session:
                 parts.append(b"core:%x;" % thread.core)
         if self.list_threads:
             parts += self._lldb_details(stop)
-        description = self.attached[pid]
         block = self.target.read_registers(stop.thread)
-        for name in description.expedite:
-            index = description.numbers[name]
-            start = description.offsets[index]
-            parts.append(b"%02x:%b;" % (index, hexlify(block[start : start + description.size(index)])))
+        for index, start, end in self.attached[pid].expedited:
+            parts.append(b"%02x:%b;" % (index, hexlify(block[start:end])))
         return b"".join(parts)
 
     @staticmethod

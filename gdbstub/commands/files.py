@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from binascii import Error, unhexlify
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from gdbstub.commands.registry import address_length, command, number
@@ -19,19 +20,36 @@ _ACCESS_MODE = 3  # O_RDONLY is 0
 _MOST_OPEN = 64
 
 
+_Operation = Callable[["Session", Files, bytes], bytes]
+_OPERATIONS: dict[bytes, _Operation] = {}
+
+
+def _operation(name: str) -> Callable[[_Operation], _Operation]:
+    def register(handler: _Operation) -> _Operation:
+        _OPERATIONS[name.encode()] = handler
+        return handler
+
+    return register
+
+
+@command("vFile")
+def file(session: Session, arguments: bytes) -> bytes:
+    name, _, rest = arguments.partition(b":")
+    operation = _OPERATIONS.get(name)
+    return operation(session, session.target, rest) if operation and isinstance(session.target, Files) else b""
+
+
 def _fail(errno: int) -> bytes:
     return b"F-1,%x" % errno
 
 
-@command("vFile:setfs")
-def set_file_system(session: Session, arguments: bytes) -> bytes:
-    return b"F0" if isinstance(session.target, Files) else b""
+@_operation("setfs")
+def set_file_system(session: Session, target: Files, arguments: bytes) -> bytes:
+    return b"F0"
 
 
-@command("vFile:open")
-def open_(session: Session, arguments: bytes) -> bytes:
-    if not isinstance(session.target, Files):
-        return b""
+@_operation("open")
+def open_(session: Session, target: Files, arguments: bytes) -> bytes:
     digits, _, rest = arguments.partition(b",")
     flags, _mode = address_length(rest)
     try:
@@ -42,7 +60,7 @@ def open_(session: Session, arguments: bytes) -> bytes:
         return _fail(_EACCES)
     if len(session.files) >= _MOST_OPEN:
         return _fail(_EMFILE)
-    data = session.target.read_file(name)
+    data = target.read_file(name)
     if data is None:
         return _fail(_ENOENT)
     descriptor = next(n for n in range(3, _MOST_OPEN + 4) if n not in session.files)
@@ -50,8 +68,8 @@ def open_(session: Session, arguments: bytes) -> bytes:
     return b"F%x" % descriptor
 
 
-@command("vFile:pread")
-def pread(session: Session, arguments: bytes) -> bytes:
+@_operation("pread")
+def pread(session: Session, target: Files, arguments: bytes) -> bytes:
     descriptor, _, rest = arguments.partition(b",")
     count, offset = address_length(rest)
     data = session.files.get(number(descriptor))
@@ -61,8 +79,8 @@ def pread(session: Session, arguments: bytes) -> bytes:
     return b"F%x;%b" % (len(piece), escape(piece))
 
 
-@command("vFile:fstat")
-def fstat(session: Session, arguments: bytes) -> bytes:
+@_operation("fstat")
+def fstat(session: Session, target: Files, arguments: bytes) -> bytes:
     data = session.files.get(number(arguments))
     if data is None:
         return _fail(_EBADF)
@@ -72,6 +90,6 @@ def fstat(session: Session, arguments: bytes) -> bytes:
     return b"F%x;%b" % (len(packed), escape(packed))
 
 
-@command("vFile:close")
-def close(session: Session, arguments: bytes) -> bytes:
+@_operation("close")
+def close(session: Session, target: Files, arguments: bytes) -> bytes:
     return _fail(_EBADF) if session.files.pop(number(arguments), None) is None else b"F0"

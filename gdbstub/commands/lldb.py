@@ -68,18 +68,13 @@ def threads_info(session: Session, arguments: bytes) -> bytes:
         if thread.pid != process:
             continue
         stop = _stop(session, thread)
-        description = session.attached[thread.pid]
         block = session.target.read_registers(thread)
         row: dict[str, object] = {"tid": thread.tid, "name": details.name, "signal": int(stop.signal)}
         row["reason"] = session.lldb_reason(stop)
         if stop.text:
             row["description"] = stop.text
-        numbers = [description.numbers[name] for name in description.expedite]
-        row["registers"] = {
-            str(n): block[start : start + description.size(n)].hex()
-            for n in numbers
-            for start in (description.offsets[n],)
-        }
+        expedited = session.attached[thread.pid].expedited
+        row["registers"] = {str(index): block[start:end].hex() for index, start, end in expedited}
         rows.append(row)
     return escape(json.dumps(rows).encode())
 

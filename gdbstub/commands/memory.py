@@ -80,9 +80,11 @@ def _check_length(length: int) -> None:
         raise TargetError(f"a range of {length:#x} bytes would stop everything for seconds: use at most {_LARGEST:#x}")
 
 
-@command("qSearch:memory")
+@command("qSearch")
 def search(session: Session, arguments: bytes) -> bytes:
-    head, _, rest = arguments.partition(b";")
+    if not arguments.startswith(b"memory:"):
+        return b""
+    head, _, rest = arguments[7:].partition(b";")
     digits, _, pattern = rest.partition(b";")
     address, length = address_length(head + b"," + digits)
     _check_length(length)
