@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TextIO
 
 from introspect.exits import exit_name
+from vmdbg.engine import layout
 
 if TYPE_CHECKING:
     from vmdbg.cpu.core import Cpu
     from vmdbg.svm.guest import Guest
+
+GENERAL_REGISTERS = slice(layout.REGS, layout.REGS + 128)
 
 KEEP = 4096
 """Exits kept for each guest."""
@@ -28,6 +32,10 @@ class Vcpu:
     host_efer: int
     running_on: int | None = None
     """Index of the CPU that is in it now."""
+    registers: bytes = bytes(128)
+    """The general registers as they were at the last #VMEXIT: the VMCB holds rAX and rSP only."""
+    changed: dict[int, int] = field(default_factory=dict)
+    """General registers that a debugger wrote meanwhile: the vCPU gets them at its next VMRUN."""
 
 
 @dataclass(slots=True)
@@ -80,9 +88,21 @@ class History:
         self.trace: TextIO | None = None
         self.version = 0
         """Changes when a guest appears, goes, or is regrouped."""
-        self._next = 1
+        self._next = 2  # the hypervisor is 1, as gdb numbers inferiors
+        self.on_switch: Callable[[Cpu, Guest, int | None], None] | None = None
+        """Called after each VMRUN (with None) and before each #VMEXIT (with its EXITCODE)."""
 
     def vmrun(self, cpu: Cpu, guest: Guest, host_cr4: int, host_efer: int) -> None:
+        self._entered(cpu, guest, host_cr4, host_efer)
+        vcpu = self.by_vmcb[guest.vmcb][1]
+        if vcpu.changed:
+            for number, value in vcpu.changed.items():
+                cpu.state.set_reg(number, value)
+            vcpu.changed.clear()
+        if self.on_switch is not None:
+            self.on_switch(cpu, guest, None)
+
+    def _entered(self, cpu: Cpu, guest: Guest, host_cr4: int, host_efer: int) -> None:
         root = guest.n_cr3 & ~0xFFF if guest.np else 0
         known = self.by_vmcb.get(guest.vmcb)
         if known is not None:
@@ -118,7 +138,10 @@ class History:
 
     def vmexit(self, cpu: Cpu, guest: Guest, code: int, info1: int, info2: int, intinfo: int, rip: int) -> None:
         owner, vcpu = self.by_vmcb[guest.vmcb]
+        if self.on_switch is not None:
+            self.on_switch(cpu, guest, code)
         vcpu.running_on = None
+        vcpu.registers = bytes(cpu.state.bytes[GENERAL_REGISTERS])
         self.count += 1
         record = Exit(
             self.count, owner.number, cpu.index, guest.vmcb, cpu.engine.clock.now, rip, code, info1, info2, intinfo

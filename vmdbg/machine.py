@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum, auto
 from functools import partial
@@ -72,6 +71,11 @@ class Event(IntEnum):
     WATCHED = auto()
     IDLE = auto()
     """Every CPU waits for something that only the outside can bring."""
+    PAUSED = auto()
+    """Somebody asked the running CPU to pause (`Processor.pause`), or the watched one got its turn."""
+
+
+_EVENTS = {Outcome.BREAKPOINT: Event.BREAKPOINT, Outcome.WATCHED: Event.WATCHED, Outcome.PAUSED: Event.PAUSED}
 
 
 class Machine:
@@ -92,7 +96,6 @@ class Machine:
         self.ended = ""
         """In words, why the machine ended."""
         self._reset_requested = False
-        self.on_vmexit: Callable[[int, int], bool] | None = None
         self._devices()
         self.current = 0
         self._quantum_end = QUANTUM
@@ -208,48 +211,58 @@ class Machine:
                 return True
         return False
 
-    def run(self, ticks: int = SLICE, *, breakpoints: bool = False, step: bool = False) -> Event:
-        """Run for up to `ticks`; with `step`, one instruction of the CPU whose turn it is.
+    def turn(self, end: int) -> Processor | Event:
+        """Settle what is due now, and whose turn it is: the CPU that executes next, or why none does.
 
-        CPUs take turns of `QUANTUM` ticks; the order depends on guest time alone.
+        CPUs take turns of `QUANTUM` ticks; the order depends on guest time alone.  No turn goes beyond tick `end`.
         """
         clock = self.clock
-        end = clock.now + ticks
         while True:
-            if self.exit_status is not None:
-                return Event.EXIT
-            if self._reset_requested:
-                self._reset_requested = False
+            if self._reset_requested and self.exit_status is None:
                 self.exit(0)
                 self.ended = "the guest reset the machine"
+            if self.exit_status is not None:
                 return Event.EXIT
             clock.fire()
-            if clock.now >= end and not step:
-                return Event.SLICE
             cpu = self.cpus[self.current]
-            if not cpu.runnable or (clock.now >= self._quantum_end and not step):
-                if not self._next_cpu():
-                    stopped = self._idle(end)
-                    if stopped is not None:
-                        return stopped
-                    continue
-                cpu = self.cpus[self.current]
+            if cpu.runnable and clock.now < self._quantum_end:
+                return cpu
+            if self._next_cpu():
+                return self.cpus[self.current]
+            stopped = self._idle(end)
+            if stopped is not None:
+                return stopped
+
+    def run(self, ticks: int = SLICE, *, breakpoints: bool = False, watch: Processor | None = None) -> Event:
+        """Run for up to `ticks`.  With `watch`, stop (PAUSED) when that CPU gets its turn."""
+        clock = self.clock
+        end = clock.now + ticks
+        while clock.now < end:
+            cpu = self.turn(end)
+            if isinstance(cpu, Event):
+                return cpu
+            if cpu is watch:
+                return Event.PAUSED
             deadline = min(end, self._quantum_end)
             timer = clock.next_deadline()
             if timer is not None:
                 deadline = min(deadline, timer)
-            outcome = cpu.run(deadline, breakpoints=breakpoints, step=step)
-            if outcome == Outcome.BREAKPOINT:
-                return Event.BREAKPOINT
-            if outcome == Outcome.WATCHED:
-                return Event.WATCHED
-            if outcome == Outcome.SHUTDOWN:
-                self.exit_status = 124
-                self.ended = f"CPU {cpu.index} shut down after a triple fault at RIP {cpu.state.rip:#x}"
-                return Event.EXIT
-            if step:
-                clock.fire()
-                return Event.EXIT if self.exit_status is not None else Event.SLICE
+            event = self._outcome(cpu, cpu.run(deadline, breakpoints=breakpoints))
+            if event is not None:
+                return event
+        return Event.SLICE
+
+    def step(self, cpu: Processor) -> Event:
+        """Execute one instruction, or take one event, on the CPU that `turn` gave."""
+        return self._outcome(cpu, cpu.run(0, step=True)) or Event.SLICE
+
+    def _outcome(self, cpu: Processor, outcome: Outcome) -> Event | None:
+        if outcome == Outcome.SHUTDOWN:
+            self.exit_status = 124
+            where = f"a guest (VMCB {cpu.guest.vmcb:#x})" if cpu.guest else "the hypervisor"
+            self.ended = f"CPU {cpu.index} shut down: a triple fault in {where} at RIP {cpu.state.rip:#x}"
+            return Event.EXIT
+        return _EVENTS.get(outcome)
 
     def _idle(self, end: int) -> Event | None:
         """All CPUs wait: time passes at once to the next timer, or to the end of the slice."""

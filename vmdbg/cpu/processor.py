@@ -45,6 +45,8 @@ class Outcome(IntEnum):
     """One instruction (or the delivery of an event) is done."""
     WATCHED = auto()
     """An instruction is about to access a watched page at `watched` (a system-physical address)."""
+    PAUSED = auto()
+    """At a boundary where `pause` was found set."""
 
 
 class Processor(Cpu):
@@ -64,6 +66,8 @@ class Processor(Cpu):
         self.last_fault = ""
         """In words, why the processor last refused something: for people."""
         self.watched: Stop | None = None
+        self.pause = False
+        """Set by whoever wants the CPU to return at the next instruction boundary, as observers of world switches do."""
         world.set_intercepts(self.state, None)
 
     # MSRs of the engine (vmdbg.platform.msrs.Cpu)
@@ -239,6 +243,9 @@ class Processor(Cpu):
         while True:
             if self.shutdown:
                 return Outcome.SHUTDOWN
+            if self.pause:
+                self.pause = False
+                return Outcome.PAUSED
             if self._take_event():
                 if step:
                     return Outcome.STEPPED
