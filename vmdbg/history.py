@@ -117,10 +117,22 @@ class History:
             self.forget(guest.vmcb)
         owner_of_root = next((g for g in self.guests.values() if root and g.root == root and not g.gone), None)
         if owner_of_root is None:
-            owner_of_root = KnownGuest(self._next, f"guest {self._next}", root)
-            self.guests[self._next] = owner_of_root
-            self._next += 1
+            owner_of_root = self._new_guest(root)
         self.adopt(owner_of_root, Vcpu(guest.vmcb, 0, guest.asid, host_cr4, host_efer, cpu.index))
+
+    def _new_guest(self, root: int) -> KnownGuest:
+        guest = KnownGuest(self._next, f"guest {self._next}", root)
+        self.guests[self._next] = guest
+        self._next += 1
+        return guest
+
+    def split(self, vmcb: int) -> KnownGuest:
+        """Make one VMCB a guest of its own."""
+        owner, vcpu = self.by_vmcb[vmcb]
+        self.forget(vmcb)
+        guest = self._new_guest(owner.root)
+        self.adopt(guest, vcpu)
+        return guest
 
     def adopt(self, owner: KnownGuest, vcpu: Vcpu) -> None:
         """Make a VMCB a vCPU of a guest."""

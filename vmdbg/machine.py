@@ -264,6 +264,18 @@ class Machine:
             return Event.EXIT
         return _EVENTS.get(outcome)
 
+    def poll_input(self) -> bool:
+        """Take what came in on the serial port since the last time; the only way outside input enters."""
+        data = self.config.serial.receive()
+        if data:
+            self.uart.receive(data)
+        return bool(data)
+
+    def close(self) -> None:
+        """Free the engine and close the serial port."""
+        self.config.serial.close()
+        self.engine.close()
+
     def _idle(self, end: int) -> Event | None:
         """All CPUs wait: time passes at once to the next timer, or to the end of the slice."""
         timer = self.clock.next_deadline()

@@ -232,6 +232,11 @@ class Cpu:
             address += length
         return bytes(data)
 
+    def translate_quietly(self, address: int) -> int | None:
+        """System-physical address of a linear one whatever its rights, without side effects; None if unmapped."""
+        found = translate(self.ram, self.paging, address, _ACCESS[False, False, False, True], self.nested, set_ad=False)
+        return None if isinstance(found, Fault) else found.spa
+
     def advance(self, length: int) -> None:
         """An instruction that we executed retires: RIP, time and the interrupt shadow move on."""
         s = self.state

@@ -124,6 +124,10 @@ class Processor(Cpu):
         world.set_intercepts(s, None)
         self.flush()
 
+    def host_save_area(self) -> memoryview:
+        """Where the host's state is while a guest runs, in the VMCB's layout: the page at VM_HSAVE_PA."""
+        return world.hsave(self)
+
     @property
     def runnable(self) -> bool:
         """Whether the processor has something to do now: code to execute or an event to take."""

@@ -155,7 +155,7 @@ def vmrun(cpu: Cpu, size: int) -> Event | None:
     vmcb = _page(cpu, "VMRUN")
     cpu.advance(size)
     host_if = bool(s.rflags & 0x200)
-    _store_state(cpu, _hsave(cpu))
+    _store_state(cpu, hsave(cpu))
     view = cpu.ram.view[vmcb : vmcb + PAGE]
     guest = Guest(vmcb, view, host_if)
     host_cr4, host_efer = s.cr(4), s.efer
@@ -196,7 +196,7 @@ def vmrun(cpu: Cpu, size: int) -> Event | None:
     )  # fmt: skip
 
 
-def _hsave(cpu: Cpu) -> memoryview:
+def hsave(cpu: Cpu) -> memoryview:
     address = cpu.state.field("vm_hsave") & ~(PAGE - 1)
     if not cpu.ram.contains(address, PAGE):
         return memoryview(cpu.lost_hsave)
@@ -210,7 +210,7 @@ def _leave(cpu: Cpu, guest: Guest, code: int, info1: int, info2: int, intinfo: i
     rip = s.rip
     cpu.observer.vmexit(cpu, guest, code, info1, info2, intinfo, rip)
     _EXIT.pack_into(view, _EXITCODE, code, info1, info2, intinfo)
-    _load_state(cpu, _hsave(cpu))
+    _load_state(cpu, hsave(cpu))
     s.set_cr(0, s.cr(0) | 1)
     s.rflags &= ~RFLAGS_VM
     cpu.dr[7] = 0x400
