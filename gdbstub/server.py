@@ -79,6 +79,17 @@ class Server:
         self._paths.append(path)
         log.info("listening on %s", path)
 
+    @property
+    def has_client(self) -> bool:
+        """Whether a client is connected."""
+        return self._client is not None
+
+    @property
+    def running(self) -> bool:
+        """Whether a client, present or gone after a detach, lets the machine run in slices."""
+        session = self._session
+        return session is not None and (session.running or session.detached)
+
     def close(self) -> None:
         """Stop listening, drop the client and stop the machine."""
         for server in self._servers:

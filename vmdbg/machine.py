@@ -26,7 +26,7 @@ from vmdbg.platform.msrs import MsrFile
 from vmdbg.platform.pic import Pic
 from vmdbg.platform.pit import Pit
 from vmdbg.platform.rtc import Rtc
-from vmdbg.platform.serial import NullSerial, Serial
+from vmdbg.platform.serial import FileSerial, NullSerial, Serial
 from vmdbg.platform.system_ports import KeyboardController, PortA, PortB
 from vmdbg.platform.uart import Uart
 from vmdbg.svm import world
@@ -263,6 +263,11 @@ class Machine:
             self.ended = f"CPU {cpu.index} shut down: a triple fault in {where} at RIP {cpu.state.rip:#x}"
             return Event.EXIT
         return _EVENTS.get(outcome)
+
+    @property
+    def waits_forever(self) -> bool:
+        """With no timer running either, only the serial port could bring an end to the waiting: and it is silent."""
+        return isinstance(self.config.serial, NullSerial | FileSerial)
 
     def poll_input(self) -> bool:
         """Take what came in on the serial port since the last time; the only way outside input enters."""

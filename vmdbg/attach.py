@@ -1,0 +1,109 @@
+"""`vmdbg gdb`: start gdb with the right architecture, symbols and connection, on a machine of its own or a running one."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+from vmdbg.options import UsageError
+from vmdbg.run import add_machine_options, debug_file
+
+START_SECONDS = 20.0
+
+DESCRIPTION = """\
+Start gdb on an image, which waits before its first instruction, or on a running stub (PORT, HOST:PORT or a socket's path).
+What follows -- goes to gdb: vmdbg gdb hypervisor.elf -- -ex 'break main' -ex continue"""
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "gdb", help="start gdb on an image or a running stub", description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add_machine_options(parser)
+    parser.add_argument("gdb_arguments", nargs="*", metavar="-- GDB-ARGUMENT", help="arguments for gdb, behind --")
+    parser.set_defaults(run=main)
+
+
+def find_gdb() -> str:
+    """The system's gdb, else the one that PyPI carries.  Raises `UsageError` if there is none."""
+    system = shutil.which("gdb")
+    if system is not None:
+        return system
+    spec = find_spec("gdb_for_pwndbg")
+    for root in spec.submodule_search_locations or () if spec else ():
+        for candidate in sorted(Path(root).rglob("gdb")):
+            if candidate.is_file() and os.access(candidate, os.X_OK):
+                return str(candidate)
+    raise UsageError("there is no gdb; install it (apt install gdb, or pip install gdb-for-pwndbg)")
+
+
+def _is_address(text: str) -> bool:
+    path = Path(text)
+    return path.is_socket() or text.isdigit() or (not path.exists() and text.rpartition(":")[2].isdigit())
+
+
+def gdb_command(gdb: str, where: str, symbols: Path | None, arguments: list[str]) -> list[str]:
+    """gdb connected to `where`, with the settings a machine of many inferiors needs."""
+    command = [gdb, "-q", "-ex", "set confirm off", "-ex", "set pagination off"]
+    if symbols is not None:
+        command += ["-ex", f"file {symbols}"]
+    return [*command, "-ex", f"target extended-remote {where}", *arguments]
+
+
+def main(options: argparse.Namespace) -> int:
+    """Run gdb to its end; returns its exit status."""
+    gdb = find_gdb()
+    arguments = list(options.gdb_arguments)
+    if _is_address(options.image):
+        symbols = dict(options.symbols).get(1)
+        where = f"127.0.0.1:{options.image}" if options.image.isdigit() else options.image
+        return subprocess.call(gdb_command(gdb, where, symbols, arguments))
+    with tempfile.TemporaryDirectory(prefix="vmdbg-") as directory:
+        socket = str(Path(directory) / "gdb")
+        machine = subprocess.Popen(
+            [sys.executable, "-m", "vmdbg", *machine_arguments(options), "--gdb", f"unix:{socket}", "--wait"],
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,  # ^C in gdb is gdb's
+        )
+        try:
+            _wait_for(machine, socket)
+            symbols = dict(options.symbols).get(1) or debug_file(options.image)
+            return subprocess.call(gdb_command(gdb, socket, symbols, arguments))
+        finally:
+            machine.terminate()
+            machine.wait()
+
+
+def _wait_for(machine: subprocess.Popen[bytes], socket: str) -> None:
+    until = time.monotonic() + START_SECONDS
+    while not Path(socket).exists():
+        if machine.poll() is not None:
+            raise UsageError(f"the machine did not start (status {machine.returncode}); its message stands above")
+        if time.monotonic() > until:
+            raise UsageError(f"the machine did not start within {START_SECONDS:g} s; run `vmdbg run` to see why")
+        time.sleep(0.02)
+
+
+def machine_arguments(options: argparse.Namespace) -> list[str]:
+    """The `vmdbg run` command line of the same machine."""
+    words = ["run", options.image, "--memory", str(options.memory), "--cpus", str(options.cpus), "--serial", options.serial]
+    words += ["--append", options.append, "--runtime", options.runtime]
+    for name in options.initrd:
+        words += ["--initrd", name]
+    for name, value in (
+        ("--flat", options.flat), ("--mode", options.mode), ("--max-time", options.max_time), ("--timeout", options.timeout),
+        ("--trace-exits", options.trace_exits),
+    ):  # fmt: skip
+        if value is not None:
+            words += [name, str(value)]
+    for pid, path in options.symbols:
+        words += ["--symbols", f"{'host' if pid == 1 else pid}={path}"]
+    return [*words, "-v"] if options.verbose else words
