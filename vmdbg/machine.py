@@ -90,6 +90,7 @@ class Machine:
         self.ram = self.engine.ram
         self.bus = Bus()
         self.engine.devices = self
+        self.engine.physical.pinned = lambda: {cpu.npt.root for cpu in self.cpus}
         self.history = History()
         self.history.trace = config.trace
         self.exit_status: int | None = None

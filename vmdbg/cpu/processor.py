@@ -22,6 +22,10 @@ from .events import raise_event
 from .faults import DB, GP, NMI, PF, CpuFault, Event, Kind, NestedPageFault
 
 
+_WRITE_TRAPS = 0xFFFF8000
+"""In intercept word 4: EFER and CR0 to CR15, after the write."""
+
+
 class Observer(Protocol):
     """Who is told of world switches: the machine's history and the debugger."""
 
@@ -321,6 +325,8 @@ class Processor(Cpu):
         handler = instructions.EMULATE.get(code)
         if handler is not None:
             handler(self)
+            if guest is not None and guest.words[4] & _WRITE_TRAPS:
+                self._write_trap(guest, code)
         elif code == ExitCode.VMRUN:
             event = world.vmrun(self, instructions.length(self))
             if event is not None:
@@ -337,6 +343,19 @@ class Processor(Cpu):
             self.gif = False
         else:
             raise AssertionError(f"the engine stopped for exit code {code:#x}, which nobody asked for")
+
+    def _write_trap(self, guest: Guest, code: int) -> None:
+        """Traps after a write of CRn or EFER: EXITINFO1 is the new value (APM2 15.35.6)."""
+        s = self.state
+        if ExitCode.CR0_WRITE <= code < ExitCode.CR0_WRITE + 16:
+            number = code - ExitCode.CR0_WRITE
+            trap, value = ExitCode.CR0_WRITE_TRAP + number, instructions.read_tpr(self) if number == 8 else s.cr(number)
+        elif code == ExitCode.MSR and s.reg(1) & 0xFFFFFFFF == 0xC0000080 and self.engine.code()[1:2] == b"\x30":
+            trap, value = int(ExitCode.EFER_WRITE_TRAP), s.efer
+        else:
+            return
+        if guest.intercepts(trap):
+            world.vmexit(self, trap, value, nrip=s.rip)
 
     def _intercepted(self, guest: Guest, code: int) -> bool:
         """Leave the guest if its hypervisor intercepts the instruction at RIP; True if it does."""

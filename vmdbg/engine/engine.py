@@ -29,6 +29,9 @@ from .state import HF_CS64, HF_GUEST, HF_LMA, CpuState
 PHYSICAL_BITS = 40
 """What the engine's walker implements: CPUID claims no more (TCG_PHYS_ADDR_BITS)."""
 
+MOST_STALE = 64
+"""Disarmed breakpoints that may stay installed."""
+
 VMEXIT = 0x100
 EXCEPTION = 0x40
 NPF = 0x400
@@ -156,23 +159,21 @@ class Engine:
     # of all translations and gdb takes every breakpoint out at each stop and puts it back at each resume.
 
     def arm(self, addresses: set[int]) -> None:
-        """Stop before instructions at exactly these linear addresses, from the next run on, whoever executes them."""
+        """Stop before instructions at these linear addresses, from the next run on, whoever executes them.
+
+        It may also stop at addresses armed before: the caller looks where it is.
+        """
         missing = addresses - self._breakpoints.keys()
         stale = self._breakpoints.keys() - addresses
-        if not missing and len(stale) <= 64:
-            self._armed = addresses
+        if not missing and len(stale) <= MOST_STALE:
             return
-        if len(stale) > 64:
-            for address in stale:
-                uclib.uc_hook_del(self.uc._uch, ctypes.c_size_t(self._breakpoints.pop(address)))
+        for address in stale if len(stale) > MOST_STALE else ():
+            uclib.uc_hook_del(self.uc._uch, ctypes.c_size_t(self._breakpoints.pop(address)))
         for address in missing:
             self._breakpoints[address] = add_hook(
                 self.uc, const.UC_HOOK_CODE, self.binding.on_breakpoint, self.binding.user, address, address, None
             )
-        self._armed = addresses
         self.flush_code()
-
-    _armed: set[int] = frozenset()  # type: ignore[assignment]
 
     def _mmio_read(self, _uc: Any, offset: int, size: int, _data: Any) -> int:
         try:
