@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass, field
 from enum import IntEnum, auto
 from functools import partial
@@ -10,6 +11,7 @@ from typing import TextIO
 
 from vmdbg.boot.image import BootImage
 from vmdbg.boot.images import BootOptions, Module, load
+from vmdbg.boot.memory_map import EBDA
 from vmdbg.boot.state import GENERAL_REGISTERS, Mode
 from vmdbg.cpu.processor import Outcome, Processor
 from vmdbg.engine.engine import PHYSICAL_BITS, Engine
@@ -35,6 +37,11 @@ QUANTUM = 200_000
 """Ticks that a CPU runs before the next one's turn."""
 SLICE = 4_000_000
 """Ticks that `run` executes at most before it looks for outside input."""
+
+BDA = 0x400
+"""The BIOS data area: a few of its words are asked for by boot code that runs without firmware calls."""
+_BDA = struct.pack("<H12xHHxH", 0x3F8, EBDA >> 4, 0, EBDA >> 10)
+"""COM1's port, the EBDA's segment, no equipment, KiB of base memory (IBM PC/AT technical reference)."""
 
 _ENCODING = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{n}" for n in range(8, 16)))
 assert set(_ENCODING) == set(GENERAL_REGISTERS)
@@ -152,6 +159,7 @@ class Machine:
             cpu.reset()
             cpu.wait_for_sipi = cpu.index != 0
         self.cpus[0].lapic.virtual_wire()
+        self.ram.write(BDA, _BDA)
         self.image.place(self.ram)
         boot, cpu = self.image.state, self.cpus[0]
         s = cpu.state
