@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from vmdbg.engine.engine import PHYSICAL_BITS
 from vmdbg.engine.state import CS, ES, RAX, RBX, RCX, RDI, RDX, RSI, RSP, SS, TR
+from vmdbg.platform.clock import TICKS_PER_SECOND
 from vmdbg.platform.cpuid import Dynamic, cpuid
 from vmdbg.platform.faults import MsrFault
 
@@ -405,9 +406,15 @@ def io_permitted(cpu: Cpu, port: int, size: int) -> None:
         raise CpuFault(GP, 0)
 
 
+PORT_TICKS = TICKS_PER_SECOND // 1_000_000
+"""Guest time that an access to a port takes besides the instruction: a microsecond, as on the ISA bus.  Software that
+waits for a device by reading a port counts on it, and would wait long if it were the two bytes of the instruction."""
+
+
 def io(cpu: Cpu, insn: Instruction, port: int, size: int) -> None:
     """Execute IN, OUT, INS or OUTS; one iteration of a repeated one."""
     s = cpu.state
+    cpu.engine.clock.now += PORT_TICKS
     low = insn.opcode & 0xFF
     if low in (0x6C, 0x6D, 0x6E, 0x6F):
         _string_io(cpu, insn, port, size)
