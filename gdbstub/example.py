@@ -93,7 +93,6 @@ class Example:
         self.together = False  # as on CPUs that a hypervisor and its guests share: nobody can hold still alone
         self.executed = 0
         self._next = 0
-        self._skip: set[ThreadId] = set()
         self.boot()
 
     def boot(self) -> None:
@@ -179,7 +178,6 @@ class Example:
 
     def resume(self, actions: Mapping[ThreadId, Action]) -> None:
         self.actions = actions
-        self._skip = set(actions)
 
     def halt(self) -> ThreadId:
         self.actions = {}
@@ -192,24 +190,19 @@ class Example:
         if self.actions and all(action.step and not action.end for action in self.actions.values()):
             # Stepping one thread need not be fair to the others.
             for thread in self.actions:
-                return self._execute(thread, *self._action(thread)) or Stop(thread)
+                return self._execute(thread) or Stop(thread)
         for _ in range(_SLICE):
             threads = list(self._runnable())
             if not threads:
                 return None
             self._next = (self._next + 1) % len(threads)
             thread, action = threads[self._next]
-            event = self._execute(thread, *self._action(thread))
+            event = self._execute(thread)
             if event is not None:
                 return event
             if action.step and not action.start <= self._pc(thread) < action.end:
                 return Stop(thread)
         return None
-
-    def _action(self, thread: ThreadId) -> tuple[_Process, bool]:
-        skip = thread in self._skip
-        self._skip.discard(thread)
-        return self.processes[thread.pid], skip
 
     def _runnable(self) -> Iterator[tuple[ThreadId, Action]]:
         for pid, process in self.processes.items():
@@ -222,13 +215,14 @@ class Example:
         process = self.processes[thread.pid]
         return process.get(thread.tid, process.description.pc)
 
-    def _execute(self, thread: ThreadId, process: _Process, skip: bool) -> Event | None:
-        """One instruction; a breakpoint at pc stops before it unless the thread has just been resumed there."""
+    def _execute(self, thread: ThreadId) -> Event | None:
+        """One instruction, unless there is a breakpoint on it."""
         pid, tid = thread
+        process = self.processes[pid]
         pc_name = process.description.pc
         pc = process.get(tid, pc_name)
         here = self.points.get((pid, pc))
-        if here and not skip:
+        if here:
             if BreakpointKind.SOFTWARE in here:
                 return Stop(thread, reason=Reason.SWBREAK)
             if BreakpointKind.HARDWARE in here:

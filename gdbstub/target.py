@@ -223,7 +223,8 @@ class Target(Protocol):
 
         A thread of an attached inferior that the mapping omits holds still; threads of inferiors that are not attached
         run. A machine whose inferiors share CPUs (a hypervisor and its guest) runs a thread that should hold still
-        where the resumed ones could not go on without it. A breakpoint at a thread's pc does not stop it again.
+        where the others could not go on without it. A breakpoint at the pc it resumes from stops a thread at once:
+        clients take their breakpoint out and step before they go on, and other threads may have come to it unreported.
         """
 
     def run_slice(self) -> Event | None:

@@ -65,6 +65,8 @@ class Cpu:
         self.wait_for_sipi = index != 0
         self.halted = False
         self.shutdown = False
+        self.single_step = False
+        """RFLAGS.TF was set when an instruction that we executed began: its trap is due."""
         self.dr = [0, 0, 0, 0, 0, 0, DR6_RESET, DR7_RESET]
         self.tsc_adjust = 0
         self._paging_key: tuple[int, ...] | None = None
@@ -243,6 +245,10 @@ class Cpu:
         rip = s.rip + length
         s.rip = rip if s.is_code64 else rip & 0xFFFFFFFF
         s.shadow = False
+        flags = s.rflags
+        if flags & (RFLAGS_TF | RFLAGS_RF):
+            s.rflags = flags & ~RFLAGS_RF
+            self.single_step = bool(flags & RFLAGS_TF)
         self.engine.clock.now += length
 
     def flush(self) -> None:

@@ -448,7 +448,7 @@ def _string_io(cpu: Cpu, insn: Instruction, port: int, size: int) -> None:
         return
     _set_masked(cpu, RCX, s.reg(RCX) - 1, insn.address)
     # RIP stays: the engine runs the instruction once more with a count of zero, as it does for every REP.
-    s.shadow = False
+    cpu.advance(0)
     cpu.engine.clock.now += insn.length
 
 

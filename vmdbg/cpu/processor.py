@@ -19,7 +19,7 @@ from vmdbg.svm.guest import Guest
 from . import instructions
 from .core import DR6_BS, DR6_RESET, DR7_RESET, RFLAGS_IF, Cpu, ExtInt
 from .events import raise_event
-from .faults import DB, GP, NMI, PF, CpuFault, Event, Kind, NestedPageFault
+from .faults import DB, GP, NMI, PF, UD, CpuFault, Event, Kind, NestedPageFault
 
 
 _WRITE_TRAPS = 0xFFFF8000
@@ -301,6 +301,9 @@ class Processor(Cpu):
             raise_event(self, fault.event())
         except NestedPageFault as nested:
             world.nested_fault_exit(self, nested.fault, None)
+        if self.single_step:
+            self.single_step = False
+            self._on_exception(DB)
         return None
 
     def _on_exit(self, stop: Stop) -> None:
@@ -418,12 +421,24 @@ class Processor(Cpu):
         state = self.state
         if vector == PF:
             event = Event(PF, Kind.EXCEPTION, state.error_code, self.engine.fault_address())
+        elif vector == UD and self._at_icebp():
+            # The engine was built without this instruction.
+            if not (self.guest is not None and self._intercepted(self.guest, ExitCode.ICEBP)):
+                instructions.icebp(self)
+            return
         elif vector == DB:
             self.dr[6] |= DR6_BS
             event = Event(DB, Kind.EXCEPTION, trap=True)
         else:
             event = CpuFault(vector, state.error_code if vector in (8, 10, 11, 12, GP, 17) else None).event()
         raise_event(self, event)
+
+    def _at_icebp(self) -> bool:
+        """Whether the instruction at RIP is INT1, with or without prefixes."""
+        code = self.engine.code().lstrip(b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf2\xf3")
+        if self.bits == 64:
+            code = code.lstrip(bytes(range(0x40, 0x50)))
+        return code[:1] == b"\xf1"
 
     def _on_io(self) -> None:
         rt = self.engine.rt

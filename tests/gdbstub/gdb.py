@@ -1,0 +1,71 @@
+"""Stock gdb from PATH, driven through its machine interface."""
+
+import signal
+import time
+from typing import Any
+
+from pygdbmi.gdbcontroller import GdbController
+
+__all__ = ["Gdb"]
+
+
+class Gdb:
+    """A gdb without a program; `text` is everything it has printed."""
+
+    def __init__(self) -> None:
+        self.controller = GdbController(["gdb", "--nx", "--quiet", "--interpreter=mi3"])
+        self.text = ""
+        self("set confirm off")
+        self("set pagination off")
+
+    def __call__(self, command: str) -> str:
+        """Carry out a command of gdb's command line; what it printed, errors too. Waits for the stop of a resume."""
+        quoted = command.replace("\\", "\\\\").replace('"', '\\"')
+        printed, result = self._until(f'-interpreter-exec console "{quoted}"', "done", "error", "running")
+        if result == "running":
+            printed += self.wait()
+        return printed
+
+    def start(self, command: str) -> None:
+        """Resume and do not wait for the stop."""
+        assert self._until(f'-interpreter-exec console "{command}"', "running")[1] == "running"
+
+    def wait(self) -> str:
+        """Wait for the stop of a resumed program; what was printed until then."""
+        return self._until(None, "stopped")[0]
+
+    def interrupt(self) -> None:
+        """^C, as the terminal sends it."""
+        self.controller.gdb_process.send_signal(signal.SIGINT)
+
+    def value(self, expression: str) -> int:
+        """An integer expression's value."""
+        return int(self(f"output/d {expression}").strip())
+
+    def _until(self, command: str | None, *ends: str) -> tuple[str, str]:
+        if command is not None:
+            self.controller.write(command, read_response=False)
+        printed, deadline = "", time.monotonic() + 20
+        while time.monotonic() < deadline:
+            responses: list[dict[str, Any]] = self.controller.get_gdb_response(0.05, raise_error_on_timeout=False)
+            for index, response in enumerate(responses):
+                if response["type"] in ("console", "target", "log") and response["payload"]:
+                    printed += response["payload"]
+                if response["type"] in ("result", "notify") and response["message"] in ends:
+                    if response["message"] == "error":
+                        printed += response["payload"]["msg"]
+                    # What came in the same read belongs to this answer, up to the stop of a resume.
+                    rest = responses[index + 1 :]
+                    if response["message"] == "running" and any(later["message"] == "stopped" for later in rest):
+                        printed += "".join(
+                            r["payload"] or "" for r in rest if r["type"] in ("console", "target", "log")
+                        )
+                        self.text += printed
+                        return printed, "stopped"
+                    self.text += printed
+                    return printed, response["message"]
+        raise AssertionError(f"gdb does not answer {command!r}; it printed {self.text + printed!r}")
+
+    def close(self) -> None:
+        """End gdb, whatever it does."""
+        self.controller.exit()
