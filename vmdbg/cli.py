@@ -23,7 +23,8 @@ def _version() -> str:
 def parser() -> argparse.ArgumentParser:
     """All commands with their options."""
     top = argparse.ArgumentParser(
-        prog="vmdbg", description="A debugger for hypervisors: an AMD-V machine whose hypervisor and guests are GDB inferiors."
+        prog="vmdbg",
+        description="A debugger for hypervisors: an AMD-V machine whose hypervisor and guests are GDB inferiors.",
     )
     top.add_argument("--version", action="version", version=f"vmdbg {_version()}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
