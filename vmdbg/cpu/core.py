@@ -138,6 +138,11 @@ class Cpu:
             raise CpuFault(GP, 0)
         return found.spa
 
+    def permits(self, address: int, *, write: bool, user: bool) -> bool:
+        """Whether an access would be permitted; no side effects."""
+        access = _ACCESS[write, False, user, False]
+        return not isinstance(translate(self.ram, self.paging, address, access, self.nested, set_ad=False), Fault)
+
     def _pieces(self, address: int, size: int, write: bool, user: bool, implicit: bool) -> list[tuple[int, int]]:
         """(spa, length) of each page a linear range touches; faults before anything is accessed."""
         pieces = []
