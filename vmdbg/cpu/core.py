@@ -69,6 +69,8 @@ class Cpu:
         """RFLAGS.TF was set when an instruction that we executed began: its trap is due."""
         self.dr = [0, 0, 0, 0, 0, 0, DR6_RESET, DR7_RESET]
         self.tsc_adjust = 0
+        self.accepted: dict[int, tuple[object, tuple[int, ...]]] = {}
+        """VMCBs that passed the consistency checks: with which fields, on which processor."""
         self._paging_key: tuple[int, ...] | None = None
         self._paging: PagingState | None = None
 
