@@ -183,6 +183,8 @@ class Physical:
         self.host = Npt(self.arena)
         self.shadows: dict[tuple[int, int, int], Shadow] = {}
         self.reader = TableReader(ram)
+        self.mixed = not nx
+        """Some pages are both written and executed: their code may change under the engine's feet."""
         self.flush: Callable[[], None] = lambda: None
         """A mapping was taken away: the engine's TLB must forget."""
         self.invalidate: Callable[[int, int], None] = lambda spa, length: None
@@ -228,6 +230,7 @@ class Physical:
         if flips >= MOST_FLIPS:
             # It holds both: executable and writable, and the engine itself watches every store.
             pages[page] = (state & ~(CODE | MIXED)) | MIXED
+            self.mixed = True
         elif write:
             pages[page] = (state & 0x1F & ~CODE) | (flips + FLIP)
             self.invalidate(page << 12, PAGE)
