@@ -108,7 +108,7 @@ static uint32_t rep_of(const uint8_t *code, size_t size, bool cs64)
 static void restarted(struct runtime *rt, uint64_t address, uint32_t size)
 {
     uint64_t done = address - rt->block_start;
-    if (done + size < rt->block_size) {
+    if (done < rt->block_size && done + size < rt->block_size) {
         rt->budget += rt->block_size - done;
         rt->block_size = done;
     }
