@@ -38,7 +38,7 @@ class Case:
 
 SKIP_2 = "addq $2, (%rsp); iretq"
 CASES = [
-    Case("loop", "movl $1000, %ecx\n1: addl %ecx, %eax; decl %ecx; jnz 1b" + EXIT, time=5 + 1000 * 6 + 2),
+    Case("loop", "movl $1000, %ecx\n1: addl %ecx, %eax; decl %ecx; jnz 1b" + EXIT, time=5 + 1000 * 6 + 2 + PORT_TICKS),
     Case("nested loops", "movl $20, %edx\n1: movl $20, %ecx\n2: addl %ecx, %eax; loop 2b; decl %edx; jnz 1b" + EXIT),
     Case("calls", "movl $50, %ecx\n1: call 3f; loop 1b; jmp 2f\n3: pushq %rcx; incl %eax; popq %rcx; ret\n2:" + EXIT),
     Case("faults in blocks", "movl $30, %ecx\n1: incl %eax; ud2; incl %eax; loop 1b" + EXIT, handlers=((6, SKIP_2),)),
