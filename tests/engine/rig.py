@@ -228,7 +228,7 @@ class Rig:
     def step(self, count: int = 1) -> None:
         """Execute `count` instructions; what they raise is delivered."""
         for _ in range(count):
-            self.machine.run(step=True)
+            self.machine.step(self.machine.cpu)
 
     def run(self, ticks: int = 1_000_000) -> Event:
         """Run until the machine idles (a handler halted) or ends; fails if it is still busy after `ticks`."""

@@ -442,6 +442,26 @@ def test_a_target_that_refuses(caplog: pytest.LogCaptureFixture) -> None:
     assert client.ask(b"vAttach;1") == b"E.not today"
 
 
+@pytest.mark.parametrize(
+    "method", ["halt", "resume", "read_registers", "threads", "detach", "remove_breakpoint", "inferiors"]
+)
+def test_a_target_with_a_fault_anywhere_keeps_the_session(method: str, caplog: pytest.LogCaptureFixture) -> None:
+    client = Client()
+    client.send(b"Z0,2000,1", b"vCont;s:p1.1")
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("faulty")
+
+    setattr(client.target, method, fail)
+    client.send(b"vCont;c", b"vCtrlC", b"g", b"vAttach;2", b"vCont;s:p1.1", b"?", b"qC")
+    client.session.receive(frame(b"c") + b"\x03")
+    client.session.slice()
+    client.send(b"D", b"vCont;c")
+    client.session.close()
+    assert not client.session.running
+    assert "faulty" in caplog.text
+
+
 def test_memory_belongs_to_the_inferior_of_the_thread() -> None:
     client = Client()
     client.send(b"vAttach;2", b"M2000,1:aa", b"Hgp1.1")

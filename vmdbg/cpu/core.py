@@ -69,6 +69,8 @@ class Cpu:
         """RFLAGS.TF was set when an instruction that we executed began: its trap is due."""
         self.dr = [0, 0, 0, 0, 0, 0, DR6_RESET, DR7_RESET]
         self.tsc_adjust = 0
+        self.accepted: dict[int, tuple[object, tuple[int, ...]]] = {}
+        """VMCBs that passed the consistency checks: with which fields, on which processor."""
         self._paging_key: tuple[int, ...] | None = None
         self._paging: PagingState | None = None
 
@@ -137,6 +139,11 @@ class Cpu:
                 raise NestedPageFault(NestedFault(found.code, found.address))
             raise CpuFault(GP, 0)
         return found.spa
+
+    def permits(self, address: int, *, write: bool, user: bool) -> bool:
+        """Whether an access would be permitted; no side effects."""
+        access = _ACCESS[write, False, user, False]
+        return not isinstance(translate(self.ram, self.paging, address, access, self.nested, set_ad=False), Fault)
 
     def _pieces(self, address: int, size: int, write: bool, user: bool, implicit: bool) -> list[tuple[int, int]]:
         """(spa, length) of each page a linear range touches; faults before anything is accessed."""

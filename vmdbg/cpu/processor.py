@@ -5,11 +5,12 @@ from __future__ import annotations
 from enum import IntEnum, auto
 from typing import Protocol
 
-from introspect.exits import ExitCode
+from introspect.exits import PF_ERROR, ExitCode
 from introspect.paging import NestedFault
+from introspect.registers import CR4
 from vmdbg.engine.engine import EXCEPTION, VMEXIT, Engine, Stop
 from vmdbg.engine.runtime import Reason
-from vmdbg.engine.state import CS, DS, ES, FS, GS, IDTR, RAX, RDX, SS
+from vmdbg.engine.state import CS, DS, ES, FS, GS, HF_SMAP, IDTR, RAX, RDX, SS
 from vmdbg.platform.bus import Bus
 from vmdbg.platform.cpuid import CpuidConfig
 from vmdbg.platform.msrs import MsrFile
@@ -420,7 +421,16 @@ class Processor(Cpu):
     def _on_exception(self, vector: int) -> None:
         state = self.state
         if vector == PF:
-            event = Event(PF, Kind.EXCEPTION, state.error_code, self.engine.fault_address())
+            error, address = state.error_code, self.engine.fault_address()
+            if state.cpl == 3 and not error & PF_ERROR.U and self._far_transfer_stack(address):
+                # The engine makes the stack accesses of far transfers with supervisor rights, which SMAP then refuses.
+                if error == PF_ERROR.P | error & PF_ERROR.W and state.cr(4) & CR4.SMAP:
+                    found = self.permits(address, write=bool(error & PF_ERROR.W), user=True)
+                    if found:
+                        self._without_smap()
+                        return
+                error |= PF_ERROR.U
+            event = Event(PF, Kind.EXCEPTION, error, address)
         elif vector == UD and self._at_icebp():
             # The engine was built without this instruction.
             if not (self.guest is not None and self._intercepted(self.guest, ExitCode.ICEBP)):
@@ -432,6 +442,27 @@ class Processor(Cpu):
         else:
             event = CpuFault(vector, state.error_code if vector in (8, 10, 11, 12, GP, 17) else None).event()
         raise_event(self, event)
+
+    def _far_transfer_stack(self, address: int) -> bool:
+        """Whether a fault at `address` is the stack access of the far CALL, far RET or IRET at RIP."""
+        state = self.state
+        insn = self.instruction()
+        far_call = insn.opcode == 0x9A or (insn.opcode == 0xFF and insn.modrm >> 3 & 7 == 3)
+        if not far_call and insn.opcode not in (0xCA, 0xCB, 0xCF):
+            return False
+        mask = 0xFFFFFFFFFFFFFFFF if self.bits == 64 else 0xFFFFFFFF if state.attrib(SS) & 0x400 else 0xFFFF
+        sp = (state.reg(4) & mask) + (0 if self.bits == 64 else state.base(SS))
+        return sp - 16 <= address < sp if far_call else sp <= address < sp + 40 + insn.immediate
+
+    def _without_smap(self) -> None:
+        """Execute the instruction at RIP as if SMAP were off."""
+        state = self.state
+        state.hflags &= ~HF_SMAP
+        self.flush()
+        stop = self.engine.step(state, self.npt)
+        state.refresh()
+        self.flush()
+        self._stopped(stop)
 
     def _at_icebp(self) -> bool:
         """Whether the instruction at RIP is INT1, with or without prefixes."""
