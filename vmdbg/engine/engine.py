@@ -210,6 +210,7 @@ class Engine:
                 return Stop(Reason.BUDGET)
             rt.budget = budget
             rt.load |= 1
+            rt.mixed = self.physical.mixed
             self.binding.run()
             self._account()
             reason = rt.reason
@@ -235,6 +236,7 @@ class Engine:
 
     def _step(self, state: CpuState, npt: Npt) -> Stop:
         while True:
+            self.rt.mixed = self.physical.mixed
             self.rt.budget = 1
             self.binding.step()
             self._account()
