@@ -1,4 +1,4 @@
-"""`vmdbg gdb`: start gdb with the right architecture, symbols and connection, on a machine of its own or a running one."""
+"""`vmdbg gdb`: start gdb with the right settings, symbols and connection, on a machine of its own or a running one."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ from vmdbg.run import add_machine_options, debug_file
 START_SECONDS = 20.0
 
 GDB_SETTINGS = ("set confirm off", "set pagination off", "set schedule-multiple on")
-"""`schedule-multiple`: the whole machine runs at each resume. gdb 13 must know, or it trips over a stop of another inferior."""
+"""`schedule-multiple`: the whole machine runs at each resume.  gdb 13 must know, or a stop of an inferior that it
+did not resume fails one of its assertions."""
 
 DESCRIPTION = """\
-Start gdb on an image, which waits before its first instruction, or on a running stub (PORT, HOST:PORT or a socket's path).
+Start gdb on an image, which waits before its first instruction, or on a running stub (PORT,
+HOST:PORT or a socket's path).
 What follows -- goes to gdb: vmdbg gdb hypervisor.elf -- -ex 'break main' -ex continue"""
 
 
@@ -97,13 +99,13 @@ def _wait_for(machine: subprocess.Popen[bytes], socket: str) -> None:
 
 def machine_arguments(options: argparse.Namespace) -> list[str]:
     """The `vmdbg run` command line of the same machine."""
-    words = ["run", options.image, "--memory", str(options.memory), "--cpus", str(options.cpus), "--serial", options.serial]
-    words += ["--append", options.append, "--runtime", options.runtime]
+    words = ["run", options.image, "--memory", str(options.memory), "--cpus", str(options.cpus)]
+    words += ["--serial", options.serial, "--append", options.append, "--runtime", options.runtime]
     for name in options.initrd:
         words += ["--initrd", name]
     for name, value in (
-        ("--flat", options.flat), ("--mode", options.mode), ("--max-time", options.max_time), ("--timeout", options.timeout),
-        ("--trace-exits", options.trace_exits),
+        ("--flat", options.flat), ("--mode", options.mode), ("--max-time", options.max_time),
+        ("--timeout", options.timeout), ("--trace-exits", options.trace_exits),
     ):  # fmt: skip
         if value is not None:
             words += [name, str(value)]

@@ -79,10 +79,11 @@ class Gdb:
     def __init__(self, directory: Path) -> None:
         environment = {**os.environ, "HOME": str(directory), "XDG_CACHE_HOME": str(directory), "TERM": "dumb"}
         self._process = subprocess.Popen(
-            [find_gdb(), "-q", "-nx", "-iex", "set prompt"], cwd=TOP, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, start_new_session=True,
+            [find_gdb(), "-q", "-nx", "-iex", "set prompt"], cwd=TOP, env=environment, start_new_session=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._input, self._output = self._process.stdin, self._process.stdout
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._output, selectors.EVENT_READ)
@@ -97,10 +98,10 @@ class Gdb:
         until = time.monotonic() + SECONDS
         while not answer.endswith(f"{MARK}\n".encode()):
             if not self._selector.select(max(until - time.monotonic(), 0)):
-                raise UnexpectedError(f"no answer to {command!r} within {SECONDS:g} s; so far: {answer.decode(errors='replace')!r}")
+                raise UnexpectedError(f"no answer to {command!r} within {SECONDS:g} s; so far: {answer!r}")
             data = os.read(self._output.fileno(), 65536)
             if not data:
-                raise UnexpectedError(f"gdb ended at {command!r}: {answer.decode(errors='replace')!r}")
+                raise UnexpectedError(f"gdb ended at {command!r}: {answer!r}")
             answer += data
         return answer.decode(errors="replace").removesuffix(f"{MARK}\n").strip("\n")
 
@@ -146,8 +147,9 @@ class Transcript:
 
     def _folded(self, margin: str, line: str, style: str = "") -> None:
         pieces = textwrap.wrap(
-            line.expandtabs(), WIDTH - len(margin), subsequent_indent="    ", replace_whitespace=False, break_on_hyphens=False
-        )
+            line.expandtabs(), WIDTH - len(margin), subsequent_indent="    ", replace_whitespace=False,
+            break_on_hyphens=False,
+        )  # fmt: skip
         for piece in pieces or [""]:
             self._print((margin + piece).rstrip(), style)
 
@@ -159,7 +161,7 @@ class Session:
         self.machine, self.gdb, self.out = machine, gdb, out
 
     def __call__(self, command: str, *expected: str, absent: str | None = None) -> re.Match[str]:
-        """Send a command and show its answer, which must match each of the regular expressions; returns the last match."""
+        """Send a command and show its answer, which must match each regular expression; returns the last match."""
         self.out.command(command)
         answer = self.gdb.ask(command)
         self.out.console(self.machine.news())
@@ -181,15 +183,20 @@ def play(gdb: Session, out: Transcript, machine: Machine) -> None:
     symbols = BUILD.relative_to(TOP)
 
     chapter("A machine at its first instruction")
-    say("vmdbg has loaded a multiboot image, a small hypervisor with four guests (examples/hypervisor), into an AMD64 "
-        "machine with SVM, and waits. gdb connects: the hypervisor is an ordinary inferior, with its source.")
+    say(
+        "vmdbg has loaded a multiboot image, a small hypervisor with four guests (examples/hypervisor), into an "
+        "AMD64 machine with SVM, and waits. gdb connects: the hypervisor is an ordinary inferior, with its "
+        "source."
+    )
     gdb(f"file {symbols}/hypervisor.debug")
     gdb(f"target extended-remote localhost:{machine.port}", r"_start \(\) at boot\.S:\d+")
     gdb("info inferiors", r"^\* 1 +process 1 ", absent=r"process 2")
 
     chapter("The hypervisor, at a #VMEXIT that matters")
-    say("A breakpoint in the hypervisor's C code whose condition looks into the VMCB of the guest that has just left: "
-        "stop at the first #VMEXIT of a guest that has turned long mode on (EFER.LMA).")
+    say(
+        "A breakpoint in the hypervisor's C code whose condition looks into the VMCB of the guest that has just "
+        "left: stop at the first #VMEXIT of a guest that has turned long mode on (EFER.LMA)."
+    )
     gdb("break handle_exit if guest->vmcb->efer & 0x400", r"Breakpoint 1 at .*exits\.c, line \d+")
     gdb("continue", r"appeared: attach 2|fork", r"Breakpoint 1, handle_exit ")
     gdb("backtrace", r"^#0 +handle_exit ", r"^#3 .* in main ")
@@ -199,9 +206,11 @@ def play(gdb: Session, out: Transcript, machine: Machine) -> None:
     gdb("delete")
 
     chapter("The guest becomes an inferior, too")
-    say("Each guest is known by its VMCB and gets a number; the hypervisor is process 1, so its first guest is process 2 "
-        "(the hypervisor itself counts its guests from 1). It gets an inferior of its own, with its own symbols, its own "
-        "registers and its own address space.")
+    say(
+        "Each guest is known by its VMCB and gets a number; the hypervisor is process 1, so its first guest is "
+        "process 2 (the hypervisor itself counts its guests from 1). It gets an inferior of its own, with its own "
+        "symbols, its own registers and its own address space."
+    )
     gdb(f"add-inferior -exec {symbols}/guest64.elf", r"Added inferior 2")
     gdb("inferior 2", r"inferior 2")
     gdb("attach 2", r"put \(text=.*guest64\.c:\d+")
@@ -210,17 +219,22 @@ def play(gdb: Session, out: Transcript, machine: Machine) -> None:
     gdb("info registers rip rsp cr0 cr3 efer", r"^rip +0xffffffff801", r"^cr3 .*0x102000 ", r"^efer .*LMA")
 
     chapter("The stray guest and its nested page fault")
-    say("The fourth guest writes to ever higher addresses, until one is not in its nested page table. We wait in the "
-        "hypervisor's scheduler for that guest's first turn, and then ask to stop at the next #VMEXIT for a nested page fault, "
-        "before the hypervisor has executed one instruction of its handler. Meanwhile the others run: see the console.")
+    say(
+        "The fourth guest writes to ever higher addresses, until one is not in its nested page table. We wait in "
+        "the hypervisor's scheduler for that guest's first turn, and then ask to stop at the next #VMEXIT for a "
+        "nested page fault, before the hypervisor has executed one instruction of its handler. Meanwhile the "
+        "others run: see the console."
+    )
     gdb("inferior 1", r"thread 1\.1")
     gdb("tbreak run if guest->number == 4", r"Temporary breakpoint 2 at")
     gdb("continue", r"hit Temporary breakpoint 2, run ")
     gdb("monitor stop-on vmexit npf", r"will stop")
     gdb("continue", r"vmexit \(\) at vmrun\.S:\d+")
     gdb("monitor guests", r"^\W+2 .*4-level over 4-level", r"^\W+3 .*PAE over 4-level", r"^\W+5 .*off over 4-level")
-    say("All four are there, each in another paging mode; the stray one is number 5. Attach to it: where was it, and what "
-        "did it touch? `monitor walk` shows each entry of its translation and the verdict.")
+    say(
+        "All four are there, each in another paging mode; the stray one is number 5. Attach to it: where was it, "
+        "and what did it touch? `monitor walk` shows each entry of its translation and the verdict."
+    )
     gdb(f"add-inferior -exec {symbols}/gueststray.elf", r"Added inferior 3")
     gdb("inferior 3")
     gdb("attach 5", r"main \(\) at .*gueststray\.c:\d+")
@@ -229,7 +243,10 @@ def play(gdb: Session, out: Transcript, machine: Machine) -> None:
     gdb("monitor exits 5", r"VMMCALL", r"NPF \(nested page fault\): write .*gpa 0x40000, not present")
 
     chapter("One guest stops at a source line, the others go on until then")
-    say("A breakpoint belongs to one inferior: other guests, and the hypervisor, may execute the same address unharmed.")
+    say(
+        "A breakpoint belongs to one inferior: other guests, and the hypervisor, may execute the same address "
+        "unharmed."
+    )
     gdb("inferior 2")
     gdb("tbreak guest64.c:56", r"Temporary breakpoint 3 at .*guest64\.c, line 56")
     gdb("continue", r"hit Temporary breakpoint 3, work \(round=\d+\) at .*guest64\.c:56")
@@ -238,14 +255,20 @@ def play(gdb: Session, out: Transcript, machine: Machine) -> None:
     gdb("info threads", r"\"CPU 0\" \(in guest 2\)", r"^\* 2\.1 .*running on CPU 0.* work ")
 
     chapter("One address, two memories")
-    say("The guest's variable `counter`: gdb reads it through the guest's page tables and the nested ones below them.")
+    say(
+        "The guest's variable `counter`: gdb reads it through the guest's page tables and the nested ones below "
+        "them."
+    )
     counter = int(gdb("print counter", r"= (\d+)$")[1])
     address = int(gdb("print &counter", r"(0x[0-9a-f]+) <counter>")[1], 16)
     walk = gdb(f"monitor walk {address:#x} 2", r"^ *nPTE ", r"^-> .*spa (0x[0-9a-f]+)")
     spa = int(walk[1], 16)
-    say(f"Twenty-four reads of memory: each entry of the guest's tables lies at a guest-physical address, which the nested table "
-        f"must translate first. The end of it is system-physical address {spa:#x}. The hypervisor sees other memory at the very "
-        "same virtual address, and the guest's counter at that physical one, which it maps one to one:")
+    say(
+        "Twenty-four reads of memory: each entry of the guest's tables lies at a guest-physical address, which "
+        f"the nested table must translate first. The end of it is system-physical address {spa:#x}. The hypervisor "
+        "sees other memory at the very same virtual address, and the guest's counter at that physical one, which "
+        "it maps one to one:"
+    )
     gdb("inferior 1")
     other = int(gdb(f"output/d *(long *){address:#x}", r"(-?\d+)$")[1])
     same = int(gdb(f"output/d *(long *){spa:#x}", r"(-?\d+)$")[1])
@@ -254,20 +277,28 @@ def play(gdb: Session, out: Transcript, machine: Machine) -> None:
     say(f"{same}, as the guest said. A debugger that forgets one of the two translations would have shown {other}.")
 
     chapter("The VMCB, in words")
-    say("What the hypervisor has asked the processor for, from its VMCB: what is intercepted, and every field decoded.")
+    say(
+        "What the hypervisor has asked the processor for, from its VMCB: what is intercepted, and every field "
+        "decoded."
+    )
     gdb("monitor intercepts 2", r"CPUID", r"IOIO")
     gdb("monitor vmcb 2", r"^VMCB at 0x800000, guest 2", r"n_cr3 +0x801000", r"np_enable")
     gdb("monitor vmrun why 2", r"VMRUN accepts it")
 
     chapter("A variable of one guest is watched while all of them run")
-    say("No debug register is used: the machine withholds the page from the engine and looks at each store to it. Here the "
-        "watchpoint has a condition. The console shows that the other guests had their turns meanwhile.")
+    say(
+        "No debug register is used: the machine withholds the page from the engine and looks at each store to it. "
+        "Here the watchpoint has a condition. The console shows that the other guests had their turns meanwhile."
+    )
     gdb("inferior 2")
     wanted = counter // 32 * 32 + 32
     gdb(f"watch counter if counter == {wanted}", r"Hardware watchpoint 4: counter")
     gdb("continue", r"hit Hardware watchpoint 4: counter", rf"Old value = {wanted - 1}\n", rf"New value = {wanted}\n")
     gdb("backtrace", r"^#0 .*main \(iterations=256\) at .*guest64\.c:93")
-    say("How did it spend its time? The last world switches of this guest, with the time in ticks of the machine's clock:")
+    say(
+        "How did it spend its time? The last world switches of this guest, with the time in ticks of the "
+        "machine's clock:"
+    )
     gdb("monitor exits 2 5", r"^\d+ +\d+ +2 .*(HLT|INTR|IOIO)")
 
     chapter("To the end")
