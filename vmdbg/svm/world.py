@@ -240,7 +240,7 @@ def _processor(cr0: int, cr4: int, efer: int) -> Processor:
 
 
 def _violation(cpu: Cpu, guest: Guest, processor: Processor) -> Violation | None:
-    """The consistency rule that the VMCB breaks.  One that passed passes again while all that the rules read is the same.
+    """The consistency rule that the VMCB breaks.  One that passed passes again while all the rules read is the same.
 
     Without nested paging a rule reads memory as well, so nothing is remembered.
     """
