@@ -278,7 +278,11 @@ class Processor(Cpu):
                 return Outcome.HALTED
             if clock.now >= deadline and not step:
                 return Outcome.DEADLINE
-            window = not quiet and self._waiting_for_window()
+            window = False
+            if not quiet:
+                window = self._waiting_for_window()
+                if not self.gif:
+                    world.await_gif(self.state)
             if step or (window and self.state.shadow):
                 stop = self.engine.step(self.state, self.npt)
             else:
@@ -363,6 +367,7 @@ class Processor(Cpu):
     def stgi(self) -> None:
         self.advance(instructions.length(self))
         self.gif = True
+        world.set_intercepts(self.state, self.guest)
 
     def clgi(self) -> None:
         self.advance(instructions.length(self))
