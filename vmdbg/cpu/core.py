@@ -56,7 +56,6 @@ class Cpu:
         self.npt: Npt = engine.physical.host
         self.guest: Guest | None = None
         self.lapic: Lapic
-        self.gif = True
         self.nmi_pending = False
         self.smi_pending = False
         self.init_pending = False
@@ -102,6 +101,14 @@ class Cpu:
         """16, 32 or 64: the default size of the code segment."""
         flags = self.state.hflags
         return 64 if flags & (1 << 15) else 32 if flags & (1 << 4) else 16
+
+    @property
+    def gif(self) -> bool:
+        return self.state.gif
+
+    @gif.setter
+    def gif(self, value: bool) -> None:
+        self.state.gif = value
 
     @property
     def protected(self) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import IntEnum, auto
 from typing import Protocol
 
 from introspect.exits import PF_ERROR, ExitCode
 from introspect.paging import NestedFault
 from introspect.registers import CR4
+from introspect.vmcb import V_INTR
 from vmdbg.engine.engine import EXCEPTION, VMEXIT, Engine, Stop
 from vmdbg.engine.runtime import Reason
 from vmdbg.engine.state import CS, DS, ES, FS, GS, HF_SMAP, IDTR, RAX, RDX, SS
@@ -25,6 +27,11 @@ from .faults import DB, GP, NMI, PF, UD, CpuFault, Event, Kind, NestedPageFault
 
 _WRITE_TRAPS = 0xFFFF8000
 """In intercept word 4: EFER and CR0 to CR15, after the write."""
+
+
+_EXIT, _SWINT, _V_IRQ = int(Reason.EXIT), int(ExitCode.SWINT), V_INTR.v_irq
+_PARTICULAR = frozenset((*range(0x40), ExitCode.MSR, ExitCode.RDTSC, ExitCode.INVLPG, ExitCode.INVLPGA))
+"""Exits that more than one intercept bit decides, or with an EXITINFO1."""
 
 
 class Observer(Protocol):
@@ -246,6 +253,14 @@ class Processor(Cpu):
             return True
         return guest is not None and guest.v_intr_deliverable
 
+    def _quiet(self) -> bool:
+        """Nothing is pending at all: the common case, found out with few questions."""
+        guest = self.guest
+        return not (
+            self.extint_level or self.nmi_pending or self.init_pending or self.smi_pending or self.wait_for_sipi
+            or (guest is not None and guest.v_intr & _V_IRQ) or self.lapic.pending() is not None
+        )  # fmt: skip
+
     def run(self, deadline: int, *, breakpoints: bool = False, step: bool = False) -> Outcome:
         """Execute until guest time `deadline`; with `step`, one instruction or event."""
         clock = self.engine.clock
@@ -255,7 +270,8 @@ class Processor(Cpu):
             if self.pause:
                 self.pause = False
                 return Outcome.PAUSED
-            if self._take_event():
+            quiet = self._quiet()
+            if not quiet and self._take_event():
                 if step:
                     return Outcome.STEPPED
                 continue
@@ -263,13 +279,17 @@ class Processor(Cpu):
                 return Outcome.HALTED
             if clock.now >= deadline and not step:
                 return Outcome.DEADLINE
-            window = self._waiting_for_window()
+            window = False
+            if not quiet:
+                window = self._waiting_for_window()
+                if not self.gif:
+                    world.await_gif(self.state)
             if step or (window and self.state.shadow):
                 stop = self.engine.step(self.state, self.npt)
             else:
                 stop = self.engine.run(self.state, self.npt, deadline, window=window, breakpoints=breakpoints)
             outcome = self._stopped(stop)
-            if outcome is not None and not (outcome == Outcome.STEPPED and not step):
+            if outcome is not None and (step or outcome != Outcome.STEPPED):
                 return outcome
             if step:
                 return Outcome.SHUTDOWN if self.shutdown else Outcome.STEPPED
@@ -280,7 +300,7 @@ class Processor(Cpu):
         """Act on a stop of the engine; None to go on."""
         reason = stop.reason
         try:
-            if reason == Reason.EXIT:
+            if reason == _EXIT:
                 if stop.watched:
                     self.watched = stop
                     return Outcome.WATCHED
@@ -316,7 +336,7 @@ class Processor(Cpu):
             self._on_exception(code - EXCEPTION)
             return
         guest = self.guest
-        if code == ExitCode.SWINT:
+        if code == _SWINT:
             vector, size, opcode = instructions.software_interrupt(self)
             if opcode == 0xCD and guest is not None and guest.intercepts(ExitCode.SWINT):
                 world.vmexit(self, ExitCode.SWINT, vector, nrip=self.state.rip + size)
@@ -331,22 +351,31 @@ class Processor(Cpu):
             handler(self)
             if guest is not None and guest.words[4] & _WRITE_TRAPS:
                 self._write_trap(guest, code)
-        elif code == ExitCode.VMRUN:
-            event = world.vmrun(self, instructions.length(self))
-            if event is not None:
-                raise_event(self, event, injected=True)
-        elif code == ExitCode.VMLOAD:
-            world.vmload(self, instructions.length(self))
-        elif code == ExitCode.VMSAVE:
-            world.vmsave(self, instructions.length(self))
-        elif code == ExitCode.STGI:
-            self.advance(instructions.length(self))
-            self.gif = True
-        elif code == ExitCode.CLGI:
-            self.advance(instructions.length(self))
-            self.gif = False
-        else:
+            return
+        action = _SVM.get(code)
+        if action is None:
             raise AssertionError(f"the engine stopped for exit code {code:#x}, which nobody asked for")
+        action(self)
+
+    def vmrun(self) -> None:
+        event = world.vmrun(self, instructions.length(self))
+        if event is not None:
+            raise_event(self, event, injected=True)
+
+    def vmload(self) -> None:
+        world.vmload(self, instructions.length(self))
+
+    def vmsave(self) -> None:
+        world.vmsave(self, instructions.length(self))
+
+    def stgi(self) -> None:
+        self.advance(instructions.length(self))
+        self.gif = True
+        world.set_intercepts(self.state, self.guest)
+
+    def clgi(self) -> None:
+        self.advance(instructions.length(self))
+        self.gif = False
 
     def _write_trap(self, guest: Guest, code: int) -> None:
         """Traps after a write of CRn or EFER: EXITINFO1 is the new value (APM2 15.35.6)."""
@@ -364,7 +393,10 @@ class Processor(Cpu):
     def _intercepted(self, guest: Guest, code: int) -> bool:
         """Leave the guest if its hypervisor intercepts the instruction at RIP; True if it does."""
         info1 = info2 = 0
-        if code == ExitCode.MSR:
+        if code not in _PARTICULAR:
+            if not guest.intercepts(code):
+                return False
+        elif code == ExitCode.MSR:
             insn = self.instruction()
             write = insn.opcode == 0x0F30
             if not world.msr_intercepted(self, self.state.reg(1) & 0xFFFFFFFF, write):
@@ -492,3 +524,13 @@ class Processor(Cpu):
         if not stop.write or self.paging.format is None:
             return fault
         return world.classify_write_fault(self, fault)
+
+
+_SVM: dict[int, Callable[[Processor], None]] = {
+    ExitCode.VMRUN: Processor.vmrun,
+    ExitCode.VMLOAD: Processor.vmload,
+    ExitCode.VMSAVE: Processor.vmsave,
+    ExitCode.STGI: Processor.stgi,
+    ExitCode.CLGI: Processor.clgi,
+}
+"""Exit code to what the instruction does when no hypervisor intercepts it: those that switch worlds."""

@@ -334,6 +334,36 @@ static void step_through(struct runtime *rt)
     rt->executed = executed;
 }
 
+/* The three entry points as Python sees them.  Hooks may call into Python, and other threads may run meanwhile. */
+static PyObject *enter(PyObject *address, void (*entry)(struct runtime *))
+{
+    struct runtime *rt = PyLong_AsVoidPtr(address);
+    if (!rt && PyErr_Occurred())
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    entry(rt);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_run(PyObject *self, PyObject *address)
+{
+    (void)self;
+    return enter(address, run);
+}
+
+static PyObject *py_step(PyObject *self, PyObject *address)
+{
+    (void)self;
+    return enter(address, step);
+}
+
+static PyObject *py_step_through(PyObject *self, PyObject *address)
+{
+    (void)self;
+    return enter(address, step_through);
+}
+
 static PyObject *symbols(PyObject *self, PyObject *args)
 {
     uint32_t v[7];
@@ -342,14 +372,16 @@ static PyObject *symbols(PyObject *self, PyObject *args)
         return NULL;
     memcpy(&at, v, sizeof at);
 #define ADDRESS(f) #f, (unsigned long long)(uintptr_t)f
-    return Py_BuildValue("{sKsKsKsKsKsKsKsKsKsKsK}", ADDRESS(run), ADDRESS(step), ADDRESS(step_through), ADDRESS(on_block),
-                         ADDRESS(on_interrupt), ADDRESS(on_in), ADDRESS(on_out), ADDRESS(on_syscall),
-                         ADDRESS(on_sysenter), ADDRESS(on_breakpoint),
+    return Py_BuildValue("{sKsKsKsKsKsKsKsK}", ADDRESS(on_block), ADDRESS(on_interrupt), ADDRESS(on_in), ADDRESS(on_out),
+                         ADDRESS(on_syscall), ADDRESS(on_sysenter), ADDRESS(on_breakpoint),
                          "size", (unsigned long long)sizeof(struct runtime));
 }
 
 static PyMethodDef methods[] = {
-    {"symbols", symbols, METH_VARARGS, "Take the context layout; give the addresses of the runtime's functions and its size."},
+    {"symbols", symbols, METH_VARARGS, "Take the context layout; give the addresses of the hooks and the size of the state."},
+    {"run", py_run, METH_O, "Run until the budget is used up or something happens; takes the state's address."},
+    {"step", py_step, METH_O, "Execute one instruction."},
+    {"step_through", py_step_through, METH_O, "Execute one by one until the budget is used up."},
     {NULL, NULL, 0, NULL},
 };
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_native", NULL, -1, methods, NULL, NULL, NULL, NULL};

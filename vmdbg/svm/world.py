@@ -35,12 +35,12 @@ ASIDS = 32768
 _L0_CR_READ, _L0_CR_WRITE, _L0_DR = 1 << 8, 0xFFFF, 0xFFFF
 _L0_WORD3 = sum(1 << bit for bit in (14, 15, 18, 19, 21, 22, 24, 26, 28, 31))
 """RDTSC RDPMC CPUID RSM INTn INVD HLT INVLPGA MSR SHUTDOWN."""
-_L0_WORD4 = sum(1 << bit for bit in (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 11))
-"""VMRUN VMMCALL VMLOAD VMSAVE STGI CLGI SKINIT RDTSCP ICEBP MONITOR MWAIT."""
+_L0_WORD4 = sum(1 << bit for bit in (0, 1, 2, 3, 6, 7, 8, 10, 11))
+"""VMRUN VMMCALL VMLOAD VMSAVE SKINIT RDTSCP ICEBP MONITOR MWAIT."""
 _GUEST_WORD3 = sum(1 << bit for bit in (6, 7, 8, 9, 10, 11, 12, 13, 16, 17, 20, 23, 25))
 """Descriptor tables, PUSHF POPF IRET PAUSE INVLPG: the engine stops before them where a guest's hypervisor asks."""
-_GUEST_WORD4 = 1 << 9
-"""WBINVD."""
+_GUEST_WORD4 = 1 << 4 | 1 << 5 | 1 << 9
+"""STGI CLGI WBINVD."""
 
 _INTERCEPTS = struct.Struct("<Q4HI")
 """The engine's intercept fields, from `layout.INTERCEPT` on."""
@@ -108,6 +108,11 @@ _NO_GUEST = _intercepts((0, 0, 0, 0, 0, 0))
 def set_intercepts(state: CpuState, guest: Guest | None) -> None:
     """Tell the engine where to stop: the union of our needs and those of the guest's hypervisor."""
     state.bytes[_INTERCEPTED] = _NO_GUEST if guest is None else _intercepts(guest.words)
+
+
+def await_gif(state: CpuState) -> None:
+    """Something waits for GIF: stop at STGI, until the next `set_intercepts`."""
+    state.q[layout.INTERCEPT // 8] |= 1 << 32 + (ExitCode.STGI & 31)
 
 
 # Segments change rarely from one switch to the next: their two forms are remembered.
@@ -240,7 +245,7 @@ def _processor(cr0: int, cr4: int, efer: int) -> Processor:
 
 
 def _violation(cpu: Cpu, guest: Guest, processor: Processor) -> Violation | None:
-    """The consistency rule that the VMCB breaks.  One that passed passes again while all that the rules read is the same.
+    """The consistency rule that the VMCB breaks.  One that passed passes again while all the rules read is the same.
 
     Without nested paging a rule reads memory as well, so nothing is remembered.
     """
