@@ -33,8 +33,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add_machine_options(parser)
-    parser.add_argument("gdb_arguments", nargs="*", metavar="-- GDB-ARGUMENT", help="arguments for gdb, behind --")
-    parser.set_defaults(run=main)
+    parser.usage = parser.format_usage().removeprefix("usage: ").rstrip() + " [-- GDB-ARGUMENT ...]"
+    parser.set_defaults(run=main, gdb_arguments=[])
 
 
 def find_gdb() -> str:

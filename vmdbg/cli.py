@@ -23,7 +23,8 @@ def _version() -> str:
 def parser() -> argparse.ArgumentParser:
     """All commands with their options."""
     top = argparse.ArgumentParser(
-        prog="vmdbg", description="A debugger for hypervisors: an AMD-V machine whose hypervisor and guests are GDB inferiors."
+        prog="vmdbg",
+        description="A debugger for hypervisors: an AMD-V machine whose hypervisor and guests are GDB inferiors.",
     )
     top.add_argument("--version", action="version", version=f"vmdbg {_version()}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -34,7 +35,13 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the process exit status (2 for a usage error or an image that cannot be loaded)."""
-    options = parser().parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    behind: list[str] = []
+    if words[:1] == ["gdb"] and "--" in words:  # argparse takes an optional rest only right behind the image
+        at = words.index("--")
+        words, behind = words[:at], words[at + 1 :]
+    options = parser().parse_args(words)
+    options.gdb_arguments = behind
     try:
         status: int = options.run(options)
     except UsageError as error:
