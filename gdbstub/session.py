@@ -56,6 +56,7 @@ class Session:
         self.thread_suffix = False
         self.list_threads = False
         self.error_strings = False
+        self.bare_reads = False
         self.files: dict[int, bytes] = {}
         self.documents: dict[bytes, bytes] = {}
         # The client awaits a stop reply; or nobody is attached any more and the machine runs on by itself.

@@ -159,6 +159,7 @@ def test_reads_are_cut_to_the_packet_size() -> None:
 
 def test_lldb_reads_binary_without_the_mark() -> None:
     client = Client(hello=b"qSupported")
+    assert client.ask(b"x1008,2") == b"b" + LOOP[8:10]
     assert client.ask(b"x0,0") == b"OK"
     assert client.ask(b"x1008,2") == LOOP[8:10]
 
