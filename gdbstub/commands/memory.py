@@ -47,8 +47,11 @@ def read_hex(session: Session, arguments: bytes) -> bytes:
 
 @command("x")
 def read_binary(session: Session, arguments: bytes) -> bytes:
-    """Data is marked with `b`, as binary-upload+ says.  An lldb that does not know that mark asks `x0,0` first, takes OK
-    for a yes, and then wants bare data; GDB, which announces nothing of its own about `x`, never asks so."""
+    """Data is marked with `b`, as binary-upload+ says.
+
+    An lldb that does not know that mark asks `x0,0` first, takes OK for a yes, and then wants bare data; GDB, which
+    announces nothing of its own about `x`, never asks so.
+    """
     address, length = address_length(arguments)
     if not length:
         session.bare_reads = True
