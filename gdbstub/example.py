@@ -89,6 +89,7 @@ class Example:
         self.attached: set[int] = set()
         self.actions: Mapping[ThreadId, Action] = {}
         self.files: dict[str, bytes] = {"/example/program": b"\x7fELF, or would be"}
+        self.image = ""  # the name, in `files`, of what process 1 runs
         self.pending: list[Event] = []
         self.together = False  # as on CPUs that a hypervisor and its guests share: nobody can hold still alone
         self.executed = 0
@@ -304,7 +305,7 @@ class Example:
         return [MemoryRegion(CODE, 2 * PAGE)]
 
     def exec_file(self, pid: int) -> str:
-        return ""
+        return self.image if pid == 1 else ""
 
     def read_file(self, name: str) -> bytes | None:
         return self.files.get(name)

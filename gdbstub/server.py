@@ -113,15 +113,15 @@ class Server:
         if self._client is not None:
             return None
         self._halt_detached()
-        self._client = client
         self._session = Session(self._target, write, self._attach)
+        self._client = client
         return self._session
 
     def disconnected(self) -> None:
         """The client with the session is gone."""
+        self._client = None
         if self._session is not None:
             self._session.close()
-        self._client = None
 
     def schedule(self) -> None:
         """Have the machine run, behind whatever input is waiting."""
@@ -131,10 +131,10 @@ class Server:
     def _slice(self) -> None:
         self._handle = None
         session = self._session
-        if session is not None and (session.running or session.detached):
+        # A client that does not read what the machine prints stops it until it does.
+        if session is not None and (session.running or session.detached) and not session.paused:
             session.slice()
-            if session.running or session.detached:
-                self.schedule()
+            self.schedule()
 
     def _halt_detached(self) -> None:
         if self._session is not None and self._session.detached:

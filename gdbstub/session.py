@@ -56,6 +56,7 @@ class Session:
         self.thread_suffix = False
         self.list_threads = False
         self.error_strings = False
+        self.bare_reads = False
         self.files: dict[int, bytes] = {}
         self.documents: dict[bytes, bytes] = {}
         # The client awaits a stop reply; or nobody is attached any more and the machine runs on by itself.
@@ -76,7 +77,7 @@ class Session:
         if attach is not None:
             try:
                 self.attach(attach)
-            except TargetError as error:
+            except Exception as error:
                 log.warning("the client starts attached to nothing: %s", error)
 
     # -- input
@@ -233,8 +234,9 @@ class Session:
         if self.detached:
             self.detached = False
             self.target.halt()
+        description = self.target.description(pid)
         self.target.attach(pid)
-        self.attached[pid] = self.target.description(pid)
+        self.attached[pid] = description
         self.general = self.resolve(ThreadId(pid, 0))
 
     def detach(self, pid: int) -> None:
@@ -261,14 +263,20 @@ class Session:
     def close(self) -> None:
         """The client is gone. Unless it has detached from everything, the machine stays stopped, as it was found."""
         self._closed = True
-        self.halt()
+        try:
+            self.halt()
+        except Exception:
+            log.exception("the machine did not halt when the client left")
         for pid in list(self.attached):
             try:
                 self._remove_breakpoints(pid)
-                del self.attached[pid]
+            except Exception:
+                log.exception("a breakpoint of process %d stays: the target did not remove it", pid)
+            del self.attached[pid]
+            try:
                 self.target.detach(pid)
-            except TargetError as error:
-                log.warning("letting go of process %d: %s", pid, error)
+            except Exception:
+                log.exception("the target did not let go of process %d", pid)
 
     # -- running
 
@@ -304,10 +312,12 @@ class Session:
         The client may have sent it before it saw that stop, and may resume without showing it (a condition was false).
         """
         if self.running:
-            thread = self.target.halt()
-            if thread.pid not in self.attached:
-                thread = self.current()
-            self._report(Stop(thread, Signal.INT))
+            try:
+                thread = self.target.halt()
+            except Exception:
+                log.exception("the machine did not halt")
+                thread = self._somewhere()
+            self._report(Stop(thread if thread.pid in self.attached else self._somewhere(), Signal.INT))
         elif self.stopped is not None:
             self._pending_interrupt = True
 
@@ -321,9 +331,12 @@ class Session:
                 self.detached = False
                 return
             self.output(f"the machine failed while running: {error}\n")
-            event = Stop(self.current(), Signal.ABRT)
+            event = Stop(self._somewhere(), Signal.ABRT)
         if event is not None:
-            self._event(event)
+            try:
+                self._event(event)
+            except Exception:
+                log.exception("%s could not be told", event)
 
     def _event(self, event: Event) -> None:
         if isinstance(event, Stop):
@@ -362,7 +375,20 @@ class Session:
         self.running = False
         self.stopped = stop
         self.general = stop.thread
-        self.send(self.stop_reply(stop, extra))
+        try:
+            reply = self.stop_reply(stop, extra)
+        except Exception:
+            log.exception("the stop is told without registers: the target did not give them")
+            reply = b"T%02xthread:%b;" % (stop.signal & 0xFF, self.thread_name(stop.thread))
+        self.send(reply)
+
+    def _somewhere(self) -> ThreadId:
+        """A thread to report when the target names none."""
+        try:
+            return self.current()
+        except Exception:
+            log.exception("the target names no thread")
+            return self.general
 
     def exit_reply(self, event: Exited) -> bytes:
         """W or X."""

@@ -182,7 +182,7 @@ class Target(Protocol):
         """The threads of a live inferior, at least one. Called for every resume: make it cheap."""
 
     def description(self, pid: int) -> Description:
-        """The registers of the inferior's threads and its architecture; asked once, when a client attaches to it."""
+        """The registers of the inferior's threads and its architecture, as they are when a client attaches to it."""
 
     def attach(self, pid: int) -> None:
         """From now on the client is told of this inferior's stops. TargetError if that is impossible."""

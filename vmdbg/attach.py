@@ -1,4 +1,4 @@
-"""`vmdbg gdb`: start gdb with symbols and connection, on a machine of its own or a running one."""
+"""`vmdbg gdb`: start gdb with the right settings, symbols and connection, on a machine of its own or a running one."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
-from importlib.util import find_spec
 from pathlib import Path
 
 from vmdbg.options import UsageError
@@ -17,8 +17,13 @@ from vmdbg.run import add_machine_options, debug_file
 
 START_SECONDS = 20.0
 
+GDB_SETTINGS = ("set confirm off", "set pagination off", "set schedule-multiple on")
+"""`schedule-multiple`: `continue` resumes, and takes stops of, the hypervisor and all attached guests, whichever is
+selected.  Without it breakpoints of the others are passed: gdb knows no stop of an inferior that it did not resume."""
+
 DESCRIPTION = """\
-Start gdb on an image, which waits before its first instruction, or on a running stub (PORT, HOST:PORT or a socket).
+Start gdb on an image, which waits before its first instruction, or on a running stub (PORT,
+HOST:PORT or a socket's path).
 What follows -- goes to gdb: vmdbg gdb hypervisor.elf -- -ex 'break main' -ex continue"""
 
 
@@ -28,8 +33,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add_machine_options(parser)
-    parser.add_argument("gdb_arguments", nargs="*", metavar="-- GDB-ARGUMENT", help="arguments for gdb, behind --")
-    parser.set_defaults(run=main)
+    parser.usage = parser.format_usage().removeprefix("usage: ").rstrip() + " [-- GDB-ARGUMENT ...]"
+    parser.set_defaults(run=main, gdb_arguments=[])
 
 
 def find_gdb() -> str:
@@ -37,11 +42,9 @@ def find_gdb() -> str:
     system = shutil.which("gdb")
     if system is not None:
         return system
-    spec = find_spec("gdb_for_pwndbg")
-    for root in spec.submodule_search_locations or () if spec else ():
-        for candidate in sorted(Path(root).rglob("gdb")):
-            if candidate.is_file() and os.access(candidate, os.X_OK):
-                return str(candidate)
+    beside = Path(sysconfig.get_path("scripts")) / "gdb"  # where the package gdb-for-pwndbg puts it
+    if os.access(beside, os.X_OK):
+        return str(beside)
     raise UsageError("there is no gdb; install it (apt install gdb, or pip install gdb-for-pwndbg)")
 
 
@@ -52,7 +55,9 @@ def _is_address(text: str) -> bool:
 
 def gdb_command(gdb: str, where: str, symbols: Path | None, arguments: list[str]) -> list[str]:
     """gdb connected to `where`, with the settings a machine of many inferiors needs."""
-    command = [gdb, "-q", "-ex", "set confirm off", "-ex", "set pagination off"]
+    command = [gdb, "-q"]
+    for setting in GDB_SETTINGS:
+        command += ["-ex", setting]
     if symbols is not None:
         command += ["-ex", f"file {symbols}"]
     return [*command, "-ex", f"target extended-remote {where}", *arguments]

@@ -35,7 +35,13 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the process exit status (2 for a usage error or an image that cannot be loaded)."""
-    options = parser().parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    behind: list[str] = []
+    if words[:1] == ["gdb"] and "--" in words:  # argparse takes an optional rest only right behind the image
+        at = words.index("--")
+        words, behind = words[:at], words[at + 1 :]
+    options = parser().parse_args(words)
+    options.gdb_arguments = behind
     try:
         status: int = options.run(options)
     except UsageError as error:

@@ -264,8 +264,10 @@ class Machine:
             if stopped is not None:
                 return stopped
 
-    def run(self, ticks: int = SLICE, *, breakpoints: bool = False, watch: Processor | None = None) -> Event:
-        """Run for up to `ticks`.  With `watch`, stop (PAUSED) when that CPU gets its turn."""
+    def run(
+        self, ticks: int = SLICE, *, breakpoints: bool = False, watch: Processor | None = None, step: bool = False
+    ) -> Event:
+        """Run for up to `ticks`.  With `watch`, stop (PAUSED) when that CPU gets its turn; with `step`, run one instruction."""
         clock = self.clock
         end = clock.now + ticks
         limit = self.config.max_time
@@ -275,6 +277,8 @@ class Machine:
             cpu = self.turn(end)
             if isinstance(cpu, Event):
                 return cpu
+            if step:
+                return self.step(cpu)
             if cpu is watch:
                 return Event.PAUSED
             deadline = min(end, self._quantum_end)

@@ -47,16 +47,20 @@ def read_hex(session: Session, arguments: bytes) -> bytes:
 
 @command("x")
 def read_binary(session: Session, arguments: bytes) -> bytes:
-    """GDB marks data with `b`, so that it cannot look like an error; lldb asks `x0,0` and takes bare data."""
+    """Data is marked with `b`, as binary-upload+ says.
+
+    An lldb that does not know that mark asks `x0,0` first, takes OK for a yes, and then wants bare data; GDB, which
+    announces nothing of its own about `x`, never asks so.
+    """
     address, length = address_length(arguments)
-    marked = b"binary-upload+" in session.features
-    if not length and not marked:
+    if not length:
+        session.bare_reads = True
         return b"OK"
     data = read(session, session.current(), address, min(length, PACKET_SIZE - 1))
     escaped = escape(data)
     if len(escaped) >= PACKET_SIZE:
         escaped = escape(data[: PACKET_SIZE // 2 - 1])
-    return b"b" + escaped if marked else escaped
+    return escaped if session.bare_reads else b"b" + escaped
 
 
 @command("M")

@@ -40,7 +40,9 @@ class Gdb:
 
     def interrupt(self) -> None:
         """^C, as the terminal sends it."""
-        self.controller.gdb_process.send_signal(signal.SIGINT)
+        process = self.controller.gdb_process
+        assert process is not None
+        process.send_signal(signal.SIGINT)
 
     def value(self, expression: str) -> int:
         """An integer expression's value."""

@@ -1,6 +1,8 @@
 """Stock gdb against the example target: what its users type, and what they see."""
 
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -49,7 +51,7 @@ def test_registers_memory_and_steps(connected: Gdb, served: Serving) -> None:
     assert gdb.value("$rip") == 0x1003
     assert "<unavailable>" in gdb("info registers exitcode")
     assert "[ GIF ]" in gdb("info registers gif")
-    gdb("set $efer = 0x1500")
+    gdb("set $efer = 0x1500UL")  # gdb casts to a register of flags only what is as wide
     assert "[ LME LMA SVME ]" in gdb("info registers efer")
     gdb("set $xmm1.v4_int32[2] = 7")
     assert gdb.value("$xmm1.v4_int32[2]") == 7
@@ -188,6 +190,20 @@ def test_guests_that_appear_are_attached(gdb: Gdb) -> None:
         assert gdb.value("$rip") == 0x1000
         assert "Thread 2.1" in gdb("continue")
         assert one.target.attached >= {1, 3}
+
+
+def test_symbols_come_through_the_stub(gdb: Gdb, tmp_path: Path) -> None:
+    source, image = tmp_path / "program.s", tmp_path / "program"
+    source.write_text(".globl _start, inner\n_start: .skip 4, 0x90\ninner: .skip 100, 0x90\n")
+    subprocess.run(["as", source, "-o", tmp_path / "program.o"], check=True)
+    subprocess.run(["ld", "-Ttext=0x1000", tmp_path / "program.o", "-o", image], check=True)
+    target = Example()
+    target.image = "/only/in/the/stub"
+    target.files[target.image] = image.read_bytes()
+    with serving(target) as one:
+        assert "Reading /only/in/the/stub from remote target" in gdb(f"target extended-remote 127.0.0.1:{one.port}")
+        gdb("break *inner")
+        assert "in inner ()" in gdb("continue")
 
 
 def test_kill_and_run(connected: Gdb, served: Serving) -> None:

@@ -159,6 +159,7 @@ def test_reads_are_cut_to_the_packet_size() -> None:
 
 def test_lldb_reads_binary_without_the_mark() -> None:
     client = Client(hello=b"qSupported")
+    assert client.ask(b"x1008,2") == b"b" + LOOP[8:10]
     assert client.ask(b"x0,0") == b"OK"
     assert client.ask(b"x1008,2") == LOOP[8:10]
 
@@ -440,6 +441,26 @@ def test_a_target_that_refuses(caplog: pytest.LogCaptureFixture) -> None:
     client = Client(Shy())
     assert "not today" in caplog.text
     assert client.ask(b"vAttach;1") == b"E.not today"
+
+
+@pytest.mark.parametrize(
+    "method", ["halt", "resume", "read_registers", "threads", "detach", "remove_breakpoint", "inferiors"]
+)
+def test_a_target_with_a_fault_anywhere_keeps_the_session(method: str, caplog: pytest.LogCaptureFixture) -> None:
+    client = Client()
+    client.send(b"Z0,2000,1", b"vCont;s:p1.1")
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("faulty")
+
+    setattr(client.target, method, fail)
+    client.send(b"vCont;c", b"vCtrlC", b"g", b"vAttach;2", b"vCont;s:p1.1", b"?", b"qC")
+    client.session.receive(frame(b"c") + b"\x03")
+    client.session.slice()
+    client.send(b"D", b"vCont;c")
+    client.session.close()
+    assert not client.session.running
+    assert "faulty" in caplog.text
 
 
 def test_memory_belongs_to_the_inferior_of_the_thread() -> None:

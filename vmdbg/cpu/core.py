@@ -56,7 +56,6 @@ class Cpu:
         self.npt: Npt = engine.physical.host
         self.guest: Guest | None = None
         self.lapic: Lapic
-        self.gif = True
         self.nmi_pending = False
         self.smi_pending = False
         self.init_pending = False
@@ -69,6 +68,8 @@ class Cpu:
         """RFLAGS.TF was set when an instruction that we executed began: its trap is due."""
         self.dr = [0, 0, 0, 0, 0, 0, DR6_RESET, DR7_RESET]
         self.tsc_adjust = 0
+        self.accepted: dict[int, tuple[object, tuple[int, ...]]] = {}
+        """VMCBs that passed the consistency checks: with which fields, on which processor."""
         self._paging_key: tuple[int, ...] | None = None
         self._paging: PagingState | None = None
 
@@ -100,6 +101,14 @@ class Cpu:
         """16, 32 or 64: the default size of the code segment."""
         flags = self.state.hflags
         return 64 if flags & (1 << 15) else 32 if flags & (1 << 4) else 16
+
+    @property
+    def gif(self) -> bool:
+        return self.state.gif
+
+    @gif.setter
+    def gif(self, value: bool) -> None:
+        self.state.gif = value
 
     @property
     def protected(self) -> bool:
@@ -137,6 +146,11 @@ class Cpu:
                 raise NestedPageFault(NestedFault(found.code, found.address))
             raise CpuFault(GP, 0)
         return found.spa
+
+    def permits(self, address: int, *, write: bool, user: bool) -> bool:
+        """Whether an access would be permitted; no side effects."""
+        access = _ACCESS[write, False, user, False]
+        return not isinstance(translate(self.ram, self.paging, address, access, self.nested, set_ad=False), Fault)
 
     def _pieces(self, address: int, size: int, write: bool, user: bool, implicit: bool) -> list[tuple[int, int]]:
         """(spa, length) of each page a linear range touches; faults before anything is accessed."""

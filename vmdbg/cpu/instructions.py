@@ -31,20 +31,20 @@ CODE64, CODE32, DATA32 = 0xA9B, 0xC9B, 0xC93
 MASK64, MASK32 = 0xFFFFFFFFFFFFFFFF, 0xFFFFFFFF
 
 
+_FIXED = {
+    **dict.fromkeys((0xA2, 0x30, 0x31, 0x32, 0x33, 0x06, 0x08, 0x09), 2), **dict.fromkeys((0x20, 0x21, 0x22, 0x23), 3)
+}  # fmt: skip
+
+
 def fixed_length(code: bytes) -> int:
     """The length of the common system instructions without prefixes; 0 if it needs decoding."""
-    first = code[:1]
-    if first == b"\xf4":
-        return 1
-    if first == b"\x0f":
+    first = code[0]
+    if first == 0x0F:
         second = code[1]
-        if second in (0xA2, 0x30, 0x31, 0x32, 0x33, 0x06, 0x08, 0x09):
-            return 2
-        if second == 0x01 and code[2] >= 0xC8:
-            return 3
-        if second in (0x20, 0x21, 0x22, 0x23):
-            return 3
-    return 0
+        if second == 0x01:
+            return 3 if code[2] >= 0xC8 else 0
+        return _FIXED.get(second, 0)
+    return 1 if first == 0xF4 else 0
 
 
 def length(cpu: Cpu) -> int:

@@ -70,6 +70,9 @@ class Stop:
 
 
 _DEVICE = Stop(0, device=True)
+_EXIT = int(Reason.EXIT)
+_PLAIN_EXITS = {code: Stop(_EXIT, code) for code in range(VMEXIT + EXCEPTION + 32, VMEXIT + NPF)}
+"""#VMEXITs that need no second look; who gets one leaves it as it is."""
 
 
 class Engine:
@@ -102,6 +105,7 @@ class Engine:
         self.binding = Binding(uc, python=python)
         self.rt = self.binding.state
         self.rt.record = 1
+        self._code = memoryview((ctypes.c_char * 16).from_buffer(self.rt, Runtime.code.offset)).cast("B")
         self.physical.flush = self.flush
         self.physical.invalidate = self.invalidate
         ram.written = self.physical.written  # type: ignore[method-assign]
@@ -200,20 +204,25 @@ class Engine:
 
         `window`: stop where RFLAGS.IF is set, with `state.shadow` telling whether the boundary is inhibited.
         """
-        rt = self.rt
+        rt, clock = self.rt, self.clock
         self._enter(state, npt)
         rt.window = window
         rt.breakpoints = breakpoints
         while True:
-            budget = deadline - self.clock.now
+            budget = deadline - clock.now
             if budget <= 0:
                 return Stop(Reason.BUDGET)
             rt.budget = budget
             rt.load |= 1
+            rt.mixed = self.physical.mixed
             self.binding.run()
-            self._account()
+            clock.now += rt.executed
             reason = rt.reason
-            if reason == Reason.BUDGET:
+            if reason == _EXIT:
+                plain = _PLAIN_EXITS.get(rt.intno)
+                if plain is not None and self._error is None:
+                    return plain
+            elif reason == Reason.BUDGET:
                 rt.budget = deadline - self.clock.now
                 if rt.budget > 0:
                     rt.breakpoints = breakpoints
@@ -235,6 +244,7 @@ class Engine:
 
     def _step(self, state: CpuState, npt: Npt) -> Stop:
         while True:
+            self.rt.mixed = self.physical.mixed
             self.rt.budget = 1
             self.binding.step()
             self._account()
@@ -294,7 +304,7 @@ class Engine:
 
     def code(self) -> bytes:
         """The bytes of the instruction that the last EXIT or IO stopped at, as far as its page goes; may be empty."""
-        return bytes(self.rt.code[: self.rt.code_size])
+        return bytes(self._code[: self.rt.code_size])
 
     def fault_address(self) -> int:
         """The linear address of the last page fault (EXITINFO2 of an intercepted #PF)."""

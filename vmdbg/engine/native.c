@@ -49,6 +49,7 @@ struct runtime {
     uint8_t code[16];              /* the instruction at RIP of an EXIT or IO, as far as its page goes */
     uint32_t code_size;
     uint32_t saved;                /* the context is that of the stop already */
+    uint32_t mixed;                /* there are pages that are both written and executed */
     struct branch ring[BRANCH_RING];
 };
 
@@ -101,12 +102,25 @@ static uint32_t rep_of(const uint8_t *code, size_t size, bool cs64)
     return 0;
 }
 
+/* A store into the block that makes it ends that block in its middle: the engine goes back to the storing instruction
+ * and runs it as a block of its own.  No jump within a block ends before the block does, so that shows it; what did not
+ * run is given back.  (A store by the last instruction of its block is taken for a jump to it.) */
+static void restarted(struct runtime *rt, uint64_t address, uint32_t size)
+{
+    uint64_t done = address - rt->block_start;
+    if (done < rt->block_size && done + size < rt->block_size) {
+        rt->budget += rt->block_size - done;
+        rt->block_size = done;
+    }
+}
+
 static void on_block(void *uc, uint64_t address, uint32_t size, void *user)
 {
     struct runtime *rt = user;
     if (rt->step) {
         if (rt->step == 2) {
-            stop(rt, STEPPED);
+            if (!rt->mixed || address != rt->block_start)   /* else it changed itself, see restarted() */
+                stop(rt, STEPPED);
             return;
         }
         uint8_t code[15];
@@ -116,12 +130,14 @@ static void on_block(void *uc, uint64_t address, uint32_t size, void *user)
         rt->rep = rt->vmem_read(uc, address, PROT_EXEC_, code, length) == 0
                       ? rep_of(code, length, FIELD(rt, uint32_t, at.hflags) & HF_CS64) : 0;
     } else {
-        if ((int64_t)size > rt->budget) {
-            stop(rt, BUDGET);
+        if (rt->mixed)
+            restarted(rt, address, size);
+        if (rt->window && (eflags(rt) & EFLAGS_IF)) {   /* before the budget: what is left of that is stepped through */
+            stop(rt, WINDOW);
             return;
         }
-        if (rt->window && (eflags(rt) & EFLAGS_IF)) {
-            stop(rt, WINDOW);
+        if ((int64_t)size > rt->budget) {
+            stop(rt, BUDGET);
             return;
         }
     }
@@ -318,6 +334,36 @@ static void step_through(struct runtime *rt)
     rt->executed = executed;
 }
 
+/* The three entry points as Python sees them.  Hooks may call into Python, and other threads may run meanwhile. */
+static PyObject *enter(PyObject *address, void (*entry)(struct runtime *))
+{
+    struct runtime *rt = PyLong_AsVoidPtr(address);
+    if (!rt && PyErr_Occurred())
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    entry(rt);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_run(PyObject *self, PyObject *address)
+{
+    (void)self;
+    return enter(address, run);
+}
+
+static PyObject *py_step(PyObject *self, PyObject *address)
+{
+    (void)self;
+    return enter(address, step);
+}
+
+static PyObject *py_step_through(PyObject *self, PyObject *address)
+{
+    (void)self;
+    return enter(address, step_through);
+}
+
 static PyObject *symbols(PyObject *self, PyObject *args)
 {
     uint32_t v[7];
@@ -326,14 +372,16 @@ static PyObject *symbols(PyObject *self, PyObject *args)
         return NULL;
     memcpy(&at, v, sizeof at);
 #define ADDRESS(f) #f, (unsigned long long)(uintptr_t)f
-    return Py_BuildValue("{sKsKsKsKsKsKsKsKsKsKsK}", ADDRESS(run), ADDRESS(step), ADDRESS(step_through), ADDRESS(on_block),
-                         ADDRESS(on_interrupt), ADDRESS(on_in), ADDRESS(on_out), ADDRESS(on_syscall),
-                         ADDRESS(on_sysenter), ADDRESS(on_breakpoint),
+    return Py_BuildValue("{sKsKsKsKsKsKsKsK}", ADDRESS(on_block), ADDRESS(on_interrupt), ADDRESS(on_in), ADDRESS(on_out),
+                         ADDRESS(on_syscall), ADDRESS(on_sysenter), ADDRESS(on_breakpoint),
                          "size", (unsigned long long)sizeof(struct runtime));
 }
 
 static PyMethodDef methods[] = {
-    {"symbols", symbols, METH_VARARGS, "Take the context layout; give the addresses of the runtime's functions and its size."},
+    {"symbols", symbols, METH_VARARGS, "Take the context layout; give the addresses of the hooks and the size of the state."},
+    {"run", py_run, METH_O, "Run until the budget is used up or something happens; takes the state's address."},
+    {"step", py_step, METH_O, "Execute one instruction."},
+    {"step_through", py_step_through, METH_O, "Execute one by one until the budget is used up."},
     {NULL, NULL, 0, NULL},
 };
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_native", NULL, -1, methods, NULL, NULL, NULL, NULL};

@@ -191,6 +191,8 @@ class Physical:
         self.reader = TableReader(ram)
         self.pinned: Callable[[], set[int]] = set
         """Roots of the tables that CPUs run on now: they stay."""
+        self.mixed = not nx
+        """Some pages are both written and executed: their code may change under the engine's feet."""
         self.flush: Callable[[], None] = lambda: None
         """A mapping was taken away: the engine's TLB must forget."""
         self.invalidate: Callable[[int, int], None] = lambda spa, length: None
@@ -246,6 +248,7 @@ class Physical:
         if flips >= MOST_FLIPS:
             # It holds both: executable and writable, and the engine itself watches every store.
             pages[page] = (state & ~(CODE | MIXED)) | MIXED
+            self.mixed = True
         elif write:
             pages[page] = (state & 0x1F & ~CODE) | (flips + FLIP)
             self.invalidate(page << 12, PAGE)

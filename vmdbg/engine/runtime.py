@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from enum import IntEnum
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -87,6 +88,7 @@ class Runtime(ctypes.Structure):
         ("code", ctypes.c_uint8 * 16),
         ("code_size", ctypes.c_uint32),
         ("saved", ctypes.c_uint32),
+        ("mixed", ctypes.c_uint32),
         ("ring", Branch * BRANCH_RING),
     )
 
@@ -162,11 +164,10 @@ class Binding:
                     f"{ctypes.sizeof(Runtime)} expected). Remedy: reinstall vmdbg (pip install .)"
                 )
             addresses = symbols
-            entry = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
             self.name = "native"
-            self.run: Callable[[], None] = self._bound(entry(symbols["run"]), user)
-            self.step: Callable[[], None] = self._bound(entry(symbols["step"]), user)
-            self.step_through: Callable[[], None] = self._bound(entry(symbols["step_through"]), user)
+            self.run: Callable[[], None] = partial(native.run, user)
+            self.step: Callable[[], None] = partial(native.step, user)
+            self.step_through: Callable[[], None] = partial(native.step_through, user)
         else:
             from .twin import Twin
 
@@ -182,8 +183,3 @@ class Binding:
             add_hook(uc, kind, addresses[name], user, 1, 0, instruction)
         self.on_breakpoint = addresses["on_breakpoint"]
         self.user = user
-
-    @staticmethod
-    def _bound(function: Any, user: int) -> Callable[[], None]:
-        argument = ctypes.c_void_p(user)
-        return lambda: function(argument)

@@ -101,6 +101,16 @@ class CpuState:
         self.i[_I_HFLAGS] = flags | HF_INHIBIT_IRQ if value else flags
 
     @property
+    def gif(self) -> bool:
+        """The global interrupt flag: the engine itself executes STGI and CLGI where they are not intercepted."""
+        return bool(self.i[_I_HFLAGS2] & HF2_GIF)
+
+    @gif.setter
+    def gif(self, value: bool) -> None:
+        flags = self.i[_I_HFLAGS2] & ~HF2_GIF
+        self.i[_I_HFLAGS2] = flags | HF2_GIF if value else flags
+
+    @property
     def nmi_blocked(self) -> bool:
         return bool(self.i[_I_HFLAGS2] & HF2_NMI)
 

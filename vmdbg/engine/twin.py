@@ -59,11 +59,19 @@ class Twin:
         uclib.uc_reg_read(self.uch, x86.UC_X86_REG_EFLAGS, ctypes.byref(self._eflags))
         return self._eflags.value
 
+    def _restarted(self, address: int, size: int) -> None:
+        rt = self.state
+        done = address - rt.block_start
+        if done >= 0 and done + size < rt.block_size:
+            rt.budget += rt.block_size - done
+            rt.block_size = done
+
     def on_block(self, _uc: int, address: int, size: int, _user: int) -> None:
         rt = self.state
         if rt.step:
             if rt.step == 2:
-                self._stop(STEPPED)
+                if not rt.mixed or address != rt.block_start:
+                    self._stop(STEPPED)
                 return
             code = ctypes.create_string_buffer(min(size, 15))
             rt.step = 2
@@ -74,11 +82,13 @@ class Twin:
             cs64 = bool(self._field(ctypes.c_uint32, layout.HFLAGS).value & HF_CS64)
             rt.rep = 0 if error else rep_of(code.raw, cs64)
         else:
-            if size > rt.budget:
-                self._stop(BUDGET)
-                return
+            if rt.mixed:
+                self._restarted(address, size)
             if rt.window and self._flags() & EFLAGS_IF:
                 self._stop(WINDOW)
+                return
+            if size > rt.budget:
+                self._stop(BUDGET)
                 return
         if rt.record and rt.block_size and address != rt.block_start + rt.block_size:
             branch = rt.ring[rt.branches % len(rt.ring)]

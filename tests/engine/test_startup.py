@@ -1,0 +1,101 @@
+"""What the engine refuses at start-up, and what it costs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import unicorn
+
+from vmdbg.engine import layout, runtime
+from vmdbg.engine.engine import Engine
+from vmdbg.engine.errors import EngineError
+from vmdbg.engine.physical import Physical
+from vmdbg.platform.clock import Clock
+
+
+@pytest.mark.parametrize("index", range(len(layout.PROBES)))
+def test_a_moved_layout_is_refused(index: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    probes = list(layout.PROBES)
+    probes[index] = replace(probes[index], offset=probes[index].offset + 8)
+    monkeypatch.setattr(layout, "PROBES", tuple(probes))
+    with pytest.raises(EngineError, match=rf"{probes[index].name} is not at offset {probes[index].offset}") as caught:
+        Engine(1 << 20, Clock())
+    assert "pip install --force-reinstall unicorn==2.1.4" in str(caught.value)
+
+
+def test_another_unicorn_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unicorn, "__version__", "2.0.1")
+    with pytest.raises(EngineError, match=r"unicorn 2\.0\.1 .* Remedy: pip install unicorn==2\.1\.4"):
+        Engine(1 << 20, Clock())
+
+
+def test_a_stale_native_runtime_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stale:
+        @staticmethod
+        def symbols(*_layout: int) -> dict[str, int]:
+            return {"size": 16}
+
+    monkeypatch.setattr(runtime, "native", Stale)
+    with pytest.raises(EngineError, match=r"16 bytes.*Remedy: reinstall vmdbg"):
+        Engine(1 << 20, Clock())
+
+
+def test_calibration_leaves_no_trace() -> None:
+    """The probes' values are gone from a new CPU state."""
+    state = Engine(1 << 20, Clock()).state()
+    for probe in layout.PROBES:
+        value = int.from_bytes(state.bytes[probe.offset : probe.offset + probe.size], "little")
+        assert value >> 32 != 0x6A5B, probe.name
+
+
+def test_the_python_runtime_is_used_when_asked_for() -> None:
+    assert Engine(1 << 20, Clock(), python=True).binding.name == "python"
+
+
+def test_without_the_extension_the_twin_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "native", None)
+    assert Engine(1 << 20, Clock()).binding.name == "python"
+
+
+SPARSE = """
+import resource
+from vmdbg.machine import Config, Machine
+from tests.engine.assembler import assemble
+# One store a gigabyte, from 1 GiB to 63 GiB, through the 1 GiB pages that a flat long-mode image finds.
+code = assemble('''
+    movl $40, %ecx; movl $1, %ebx; shlq $33, %rbx
+    1: movl %ecx, (%rbx); movl (%rbx), %eax; addq $0x40000000, %rbx; loop 1b
+    outb %al, $0xf4''', 0x200000).code
+machine = Machine(code, Config(memory=64 << 30, flat_address=0x200000, mode="long"))
+machine.run()
+assert machine.exit_status == 3, machine.exit_status
+assert machine.ram.read_u32((1 << 33) + 39 * (1 << 30)) == 1
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_memory_is_sparse() -> None:
+    """64 GiB of RAM that is not touched costs next to nothing (kilobytes on Linux)."""
+    done = subprocess.run([sys.executable, "-c", SPARSE], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 200 << 10
+
+
+def test_the_walker_is_mended() -> None:
+    """On the machines we test on, the wheel's defect is found and mended: no-execute is enforced."""
+    assert Engine(1 << 20, Clock()).physical.nx
+
+
+def test_without_the_mend_pages_are_executable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the wheel cannot be mended the engine runs all the same."""
+    from tests.engine.rig import Rig
+
+    monkeypatch.setattr("vmdbg.engine.engine.mend_nested_walker", lambda: False)
+    rig = Rig("movl $20, %ecx; 1: incb 2f+1(%rip)\n2: movb $0, %al; addl %eax, %ebx; loop 1b; hlt", "long")
+    assert isinstance(rig.machine.engine.physical, Physical)
+    rig.run()
+    assert rig.reg(3) == sum(range(1, 21))
+    assert rig.now == 5 + 20 * 12 + 1
