@@ -407,7 +407,7 @@ class Debugger:
             return self._fired(self.thread_on(cpu), self.breakpoints.fired([]), "")
         return None
 
-    def _machine_ended(self) -> StubEvent:
+    def _machine_ended(self) -> StubEvent | None:
         machine = self.machine
         if any(cpu.shutdown for cpu in machine.cpus):
             return Stop(self._reported(self.thread_on(machine.cpu)), Signal.SEGV, text=machine.ended)

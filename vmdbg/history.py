@@ -42,7 +42,7 @@ class Vcpu:
 
 @dataclass(slots=True)
 class KnownGuest:
-    """VMCBs under one nested page-table root (or one VMCB without nested paging): what the user thinks of as a guest."""
+    """VMCBs under one nested page-table root, or one without nested paging: what the user thinks of as a guest."""
 
     number: int
     name: str

@@ -267,7 +267,7 @@ class Machine:
     def run(
         self, ticks: int = SLICE, *, breakpoints: bool = False, watch: Processor | None = None, step: bool = False
     ) -> Event:
-        """Run for up to `ticks`.  With `watch`, stop (PAUSED) when that CPU gets its turn; with `step`, run one instruction."""
+        """Run for up to `ticks`; with `step`, one instruction.  With `watch`, pause when that CPU gets its turn."""
         clock = self.clock
         end = clock.now + ticks
         limit = self.config.max_time

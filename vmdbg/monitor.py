@@ -59,8 +59,8 @@ class Monitor:
                     "  monitor guest merge 2 3         VMCBs of guest 3 are vCPUs of guest 2\n"
                     "  monitor guest split 2 0x801000  this VMCB is a guest of its own", self._guest),
             Command("arch", "arch PID i386:x86-64|i386|i8086", "Choose the registers of an inferior.\n"
-                    "Needed where its mode is another one when gdb attaches than when it is debugged. gdb reads it when\n"
-                    "it attaches to a guest; for the hypervisor, `disconnect` and connect again: nothing runs meanwhile.\n"
+                    "Needed where its mode is another one when gdb attaches than when it is debugged. gdb reads it\n"
+                    "when it attaches; for process 1, `disconnect` and connect again: nothing runs meanwhile.\n"
                     "  monitor arch 2 i386:x86-64", self._arch),
             Command("symbols", "symbols PID FILE", "Offer a file with symbols to gdb when it attaches to an inferior.\n"
                     "With a 64-bit file the inferior gets 64-bit registers, whatever mode it is in at that moment.\n"
