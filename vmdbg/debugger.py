@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 HOST = 1
 WIDE = "i386:x86-64"
 PAGE = 4096
-SLICE_TICKS = 1_000_000
+LEAST_TICKS, MOST_TICKS = 2_000, 2_000_000
 SLICE_SECONDS = 0.001
 
 _REASONS = {
@@ -79,9 +79,12 @@ class Debugger:
         self._descriptions: dict[int, Description] = {}
         self._acting: dict[ThreadId, Action] = {}
         """The threads that the client resumed; others run where these could not go on without them, and never stop."""
+        self._resting: set[ThreadId] = set()
+        """Threads of the same inferiors that it did not resume."""
         self._stepping: Stepping | None = None
         self._events: deque[StubEvent] = deque()
         self._told_of_passing = False
+        self._ticks = LEAST_TICKS
         self._known: set[int] = set()
         self._version = -1
         self._exit_stop: Stop | None = None
@@ -253,9 +256,17 @@ class Debugger:
 
     def resume(self, actions: Mapping[ThreadId, Action]) -> None:
         self._acting = dict(actions)
+        pids = {thread.pid for thread in actions}
+        self._resting = {ThreadId(pid, t.tid) for pid in pids for t in self.threads(pid)} - actions.keys()
         self._stepping = next((self._step(t, action) for t, action in actions.items() if action.step), None)
         self.breakpoints.arm()
         self.breakpoints.guard()
+
+    def _acts(self, thread: ThreadId) -> bool:
+        """Whether the client expects stops of a thread: it resumed it, or the thread is new in what it resumed."""
+        return thread in self._acting or (
+            thread not in self._resting and any(other.pid == thread.pid for other in self._acting)
+        )
 
     def _step(self, thread: ThreadId, action: Action) -> Stepping:
         return Stepping(thread, action, self._place(self.context(thread)))
@@ -273,7 +284,7 @@ class Debugger:
     def _reported(self, thread: ThreadId) -> ThreadId:
         """The thread to tell the client of: a client that let some threads run only expects one of them to stop."""
         acting = [t for t in self._acting if self._alive(t.pid)]
-        if thread in acting or not acting:
+        if self._acts(thread) or not acting:
             return thread
         return next((t for t in acting if t.pid == thread.pid), acting[0])
 
@@ -289,7 +300,7 @@ class Debugger:
         event = self._events.popleft()
         if isinstance(event, Stop):
             self._stepping = None
-            if self._acting and event.thread not in self._acting:
+            if self._acting and not self._acts(event.thread):
                 return None  # of a resume that another event ended
         return event
 
@@ -299,11 +310,19 @@ class Debugger:
         if stepping is not None and self._alive(stepping.thread.pid):
             return self._advance_step(stepping)
         self._stepping = None
-        return self._happened(self.machine.run(SLICE_TICKS, breakpoints=bool(self.breakpoints)))
+        return self._run(bool(self.breakpoints))
+
+    def _run(self, breakpoints: bool, watch: Processor | None = None) -> StubEvent | None:
+        """Run for about `SLICE_SECONDS`: what that is in guest time, world switches and devices decide."""
+        started = time.perf_counter()
+        event = self.machine.run(self._ticks, breakpoints=breakpoints, watch=watch)
+        factor = SLICE_SECONDS / (time.perf_counter() - started)
+        self._ticks = min(max(int(self._ticks * min(factor, 2)), LEAST_TICKS), MOST_TICKS)
+        return self._happened(event)
 
     def _advance_step(self, stepping: Stepping) -> StubEvent | None:
         machine, thread = self.machine, stepping.thread
-        cpu = machine.turn(machine.clock.now + SLICE_TICKS)
+        cpu = machine.turn(machine.clock.now + self._ticks)
         if isinstance(cpu, Event):
             return self._happened(cpu)
         if self.thread_on(cpu) != thread:
@@ -339,7 +358,7 @@ class Debugger:
         breakpoints = bool(self.breakpoints) or stepping.back is not None
         waiting = next((c for c in self.machine.cpus if self.thread_on(c) == stepping.thread), None)
         watch = waiting if waiting is not self.machine.cpu else None
-        return self._happened(self.machine.run(SLICE_TICKS, breakpoints=breakpoints, watch=watch))
+        return self._run(breakpoints, watch)
 
     def _on_switch(self, cpu: Cpu, guest: Guest, code: int | None) -> None:
         """A world switch: pause if somebody waits for what it brings."""
@@ -371,7 +390,7 @@ class Debugger:
         """The breakpoint at the CPU's RIP that belongs to the thread it executes."""
         thread = self.thread_on(cpu)
         kind = self.breakpoints.kind_at(cpu.state.linear_rip, thread.pid)
-        if kind is None or thread in self._acting:
+        if kind is None or self._acts(thread):
             return kind
         if not self._told_of_passing:
             self._told_of_passing = True
@@ -433,7 +452,7 @@ class Debugger:
         for point in fired:
             owners = [t for t in self._acting if t.pid == point.pid]
             if owners:
-                where = thread if thread in owners else owners[0]
+                where = thread if thread.pid == point.pid and self._acts(thread) else owners[0]
                 text = f"[{point.address:#x} was accessed {text}]" if text and where != thread else ""
                 return Stop(where, reason=_REASONS[point.kind], address=point.address, text=text)
         return None

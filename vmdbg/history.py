@@ -48,6 +48,8 @@ class KnownGuest:
     name: str
     vcpus: dict[int, Vcpu] = field(default_factory=dict)
     exits: deque[Exit] = field(default_factory=lambda: deque(maxlen=KEEP))
+    threads: int = 0
+    """vCPUs there ever were: their numbers are not used again."""
     gone: bool = False
 
 
@@ -133,7 +135,8 @@ class History:
 
     def adopt(self, owner: KnownGuest, vcpu: Vcpu) -> None:
         """Make a VMCB a vCPU of a guest."""
-        vcpu.thread = max((other.thread for other in owner.vcpus.values()), default=0) + 1
+        owner.threads += 1
+        vcpu.thread = owner.threads
         owner.vcpus[vcpu.vmcb] = vcpu
         self.by_vmcb[vcpu.vmcb] = owner, vcpu
         self.version += 1

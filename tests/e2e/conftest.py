@@ -28,6 +28,26 @@ def hypervisor(examples: Path) -> Path:
     return examples / "hypervisor/build/hypervisor.elf"
 
 
+@pytest.fixture(scope="session")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Builds one of tests/e2e/images."""
+    if shutil.which("gcc") is None:
+        pytest.skip("gcc, which builds the test's image, is not in PATH")
+    folder = tmp_path_factory.mktemp("images")
+
+    def build(name: str) -> Path:
+        elf = folder / f"{name}.elf"
+        if not elf.exists():
+            command = [
+                "gcc", "-nostdlib", "-static", "-g", "-Wl,-Ttext=0x100000,--build-id=none,-z,noexecstack,-z,max-page-size=4096",
+                "-o", str(elf), str(ROOT / "tests/e2e/images" / f"{name}.S"),
+            ]  # fmt: skip
+            subprocess.run(command, check=True, capture_output=True)
+        return elf
+
+    return build
+
+
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Callable[..., Served]]:
     """Start `vmdbg run --gdb` on an image with these further arguments; ended with the test."""

@@ -81,8 +81,9 @@ class Served:
 
 
 def attach(gdb: Gdb, pid: int, symbols: Path | None = None) -> str:
-    """Attach to a guest in a new inferior, which gets the guest's pid as its number; what gdb printed."""
-    gdb("add-inferior")
-    gdb(f"inferior {pid}")
+    """Attach to a guest in a new inferior; what gdb printed."""
+    added = re.search(r"Added inferior (\d+)", gdb("add-inferior"))
+    assert added is not None
+    gdb(f"inferior {added[1]}")
     printed = gdb(f"file {symbols}") if symbols is not None else ""
     return printed + gdb(f"attach {pid}")

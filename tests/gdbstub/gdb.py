@@ -16,7 +16,8 @@ class Gdb:
     """A gdb without a program; `text` is everything it has printed."""
 
     def __init__(self) -> None:
-        self.controller = GdbController(["gdb", "--nx", "--quiet", "--interpreter=mi3"])
+        # Without the second argument every command takes the 50 ms that `_until` asks for.
+        self.controller = GdbController(["gdb", "--nx", "--quiet", "--interpreter=mi3"], 0.0005)
         self.text = ""
         self._responses: deque[dict[str, Any]] = deque()
         self("set confirm off")

@@ -80,9 +80,13 @@ after_vmexit:
     mov 0xc8(%rax), %rcx /* nRIP */
     mov %rcx, 0x578(%rax)
     incq exits
+    incq hot
     cmpl $0x81, 0x70(%rax)
     jne run_until_vmmcall
     ret
+
+    .balign 8
+hot: .quad 0 /* data among hot code */
 
 fill_root: /* EDI: three pages; EBX: the entry for gpa 400000 */
     lea 0x1007(%rdi), %rax
@@ -151,7 +155,7 @@ at_vmmcall:
 
     .bss
     .balign 4096
-    .globl vmcb1, vmcb2, vmcb3, exits, rounds
+    .globl vmcb1, vmcb2, vmcb3, exits, rounds, hot
 vmcb1: .skip 4096
 vmcb2: .skip 4096
 vmcb3: .skip 4096
