@@ -163,8 +163,10 @@ class Debugger:
         """
         if pid in self.architectures:
             return self.architectures[pid]
-        path = self._symbol_file(pid)
-        if (path is not None and is_elf64(path)) or (pid == HOST and self.machine.image.mode != "real"):
+        if pid == HOST and self.machine.image.mode != "real":
+            return WIDE
+        path = self.symbols.get(pid)
+        if path is not None and is_elf64(path):
             return WIDE
         context = self.context(self._first_thread(pid))
         if (context.read("efer") or 0) & 0x500:  # LME, LMA
@@ -499,8 +501,11 @@ class Debugger:
         self._ended = True
 
     def exec_file(self, pid: int) -> str:
-        path = self._symbol_file(pid)
-        return str(path.resolve()) if path is not None else ""
+        """Only a file that goes with the registers: gdb takes the architecture of an executable for that of the thread,
+        and refuses a description that contradicts it.  16-bit code goes with none."""
+        path, architecture = self._symbol_file(pid), self.description(pid).architecture
+        fits = path is not None and architecture != "i8086" and is_elf64(path) == (architecture == WIDE)
+        return str(path.resolve()) if path is not None and fits else ""
 
     def _own_files(self) -> set[Path]:
         source, symbols = self.machine.source, self._symbol_file(HOST)

@@ -195,7 +195,10 @@ class Monitor:
             raise arguments.error(words[1], "there is no such file", "give a path that vmdbg can read")
         arguments.words = []
         self.debugger.symbols[pid] = path
-        return Text(f"process {pid} has the symbols of {path}: gdb loads them when it attaches to it next")
+        return Text(
+            f"process {pid} has the symbols of {path}: gdb loads them when it attaches to it next (in 16-bit code load them "
+            "with symbol-file)"
+        )
 
     def _why(self, context: Context, arguments: Arguments) -> Result:
         arguments.done()

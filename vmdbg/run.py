@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TextIO
 
 from gdbstub.server import Server, new_event_loop
-from vmdbg.boot.elf import MAGIC
+from vmdbg.boot.elf import is_elf
 from vmdbg.boot.image import ImageError
 from vmdbg.boot.images import Module
 from vmdbg.debugger import HOST, Debugger
@@ -213,11 +213,4 @@ async def _serve(debugger: Debugger, options: argparse.Namespace) -> int:
 def debug_file(image: str) -> Path | None:
     """The file with an image's symbols: beside it with the suffix .debug or .elf, or an ELF image itself."""
     path = Path(image)
-    for candidate in (path.with_suffix(".debug"), path, path.with_suffix(".elf")):
-        try:
-            with candidate.open("rb") as file:
-                if file.read(4) == MAGIC:
-                    return candidate
-        except OSError:
-            continue
-    return None
+    return next(filter(is_elf, (path.with_suffix(".debug"), path, path.with_suffix(".elf"))), None)

@@ -11,6 +11,7 @@ import pytest
 
 from tests.e2e.served import ROOT, Served
 from tests.gdbstub.gdb import Gdb
+from vmdbg.attach import GDB_SETTINGS
 
 
 @pytest.fixture(scope="session")
@@ -69,6 +70,7 @@ def gdb() -> Iterator[Gdb]:
     if shutil.which("gdb") is None:
         pytest.skip("gdb is not in PATH")
     one = Gdb()
-    one("set schedule-multiple on")
+    for setting in GDB_SETTINGS:
+        one(setting)
     yield one
     one.close()

@@ -80,10 +80,10 @@ class Served:
         self.process.communicate()
 
 
-def attach(gdb: Gdb, pid: int, symbols: Path | None = None) -> str:
+def attach(gdb: Gdb, pid: int, symbols: Path | None = None, command: str = "file") -> str:
     """Attach to a guest in a new inferior; what gdb printed."""
     added = re.search(r"Added inferior (\d+)", gdb("add-inferior"))
     assert added is not None
     gdb(f"inferior {added[1]}")
-    printed = gdb(f"file {symbols}") if symbols is not None else ""
+    printed = gdb(f"{command} {symbols}") if symbols is not None else ""
     return printed + gdb(f"attach {pid}")

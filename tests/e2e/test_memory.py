@@ -84,7 +84,7 @@ def test_writes_to_a_guest_that_is_not_on_the_processor(
     gdb("set var *(long *)0x400010 = 41")
     gdb("set $xmm3.v2_int64[1] = 99")
     assert gdb.value("$rsi") == 0x1234567
-    gdb(f"break *{symbols['at_out']:#x}")
+    gdb(f"break *{symbols['at_out']:#x} thread 2.1")
     printed = gdb("continue")
     assert "Thread 2.1" in printed
     assert gdb.value("*(long *)0x400010") == 42
@@ -93,7 +93,7 @@ def test_writes_to_a_guest_that_is_not_on_the_processor(
     assert gdb.value("$eflags & 0x200") == 0x200
     assert gdb.value("$xmm3.v2_int64[1]") == 99
     gdb("delete")
-    gdb(f"break *{symbols['guest']:#x}")
+    gdb(f"break *{symbols['guest']:#x} thread 2.1")
     gdb("continue")
     assert gdb.value("*(long *)0x400008") == 0x1234567  # what the guest itself stored
 
@@ -110,13 +110,16 @@ def test_writes_through_a_hypervisor_that_reloads(gdb: Gdb, serve: Serve, hyperv
     gdb("continue")
     attach(gdb, 2, hypervisor.parent / "guest64.elf")
     assert "in work" in gdb("bt 1") or "work (" in gdb("bt 1")
-    gdb("set $r13 = 0x1122334455667788")
-    gdb("set $rbx = 77")
-    gdb("set $r15 = 5")
+    values = {"r13": 0x1122334455667788, "rbx": 77, "r15": 5}
+    old = {name: gdb.value(f"${name}") for name in values}
+    for name, value in values.items():
+        gdb(f"set ${name} = {value}")
     gdb("stepi")
-    assert gdb.value("$r13") == 0x1122334455667788
-    assert gdb.value("$rbx") == 77
-    assert gdb.value("$r15") == 5
+    assert {name: gdb.value(f"${name}") for name in values} == values
+    for name, value in old.items():
+        gdb(f"set ${name} = {value}")
+    gdb("tbreak guest64.c:97")
+    gdb("continue")
     gdb("set var counter = 250")
     gdb("inferior 1")
     gdb("delete")

@@ -64,13 +64,18 @@ class Elf:
     symbols: tuple[Symbol, ...]
 
 
-def is_elf64(path: Path) -> bool:
-    """Whether a file can be read and says that it is 64-bit ELF."""
+def is_elf(path: Path, magic: bytes = MAGIC) -> bool:
+    """Whether a file can be read and begins as an ELF file does."""
     try:
         with path.open("rb") as file:
-            return file.read(5) == MAGIC + b"\2"
+            return file.read(len(magic)) == magic
     except OSError:
         return False
+
+
+def is_elf64(path: Path) -> bool:
+    """Whether a file can be read and says that it is 64-bit ELF."""
+    return is_elf(path, MAGIC + b"\2")
 
 
 def parse(data: bytes) -> Elf:
