@@ -17,7 +17,7 @@ from vmdbg.cpu.faults import GP, PF, CpuFault, Event, Kind
 from vmdbg.cpu.operands import accesses
 from vmdbg.engine import layout
 from vmdbg.engine.engine import PHYSICAL_BITS
-from vmdbg.engine.state import DS, ES, GDTR, IDTR, RAX, RSP, CpuState
+from vmdbg.engine.state import DS, ES, GDTR, HF_CS64, IDTR, RSP, CpuState
 
 from .guest import Guest
 
@@ -177,10 +177,9 @@ def _load_state(cpu: Cpu, view: memoryview) -> tuple[int, int]:
 
 def _page(cpu: Cpu, what: str) -> int:
     """The page that rAX names, for VMRUN, VMLOAD and VMSAVE; #GP if it is not one (APM2 15.5.1)."""
-    address = cpu.state.reg(RAX)
-    bits = cpu.bits
-    if bits != 64:
-        address &= 0xFFFFFFFF if bits == 32 else 0xFFFF
+    address = cpu.state.q[_Q_RAX]
+    if not cpu.state.i[_I_HFLAGS] & HF_CS64:
+        address &= 0xFFFFFFFF if cpu.bits == 32 else 0xFFFF
     if address & (PAGE - 1) or address >> PHYSICAL_BITS or not cpu.ram.contains(address, PAGE):
         cpu.last_fault = (
             f"{what} with rAX {address:#x}: the VMCB must be a 4 KiB-aligned page of memory below {PHYSICAL_BITS} bits "
