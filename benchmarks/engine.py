@@ -1,8 +1,8 @@
 """Instructions a second of compute-bound 64-bit code: this project's engine against bare Unicorn.
 
 The kernels are those of examples/bench/compute.elf.  Every run boots the image here as far as the kernel's first
-instruction.  From there the kernel runs on the native runtime, on the Python twin, on the native runtime as a guest under
-nested paging, or on a plain `Uc` without a single hook that was given the same memory, page tables and registers.
+instruction.  From there the kernel runs on the native runtime, on the Python twin, on the native runtime as a guest
+under nested paging, or on a plain `Uc` without a single hook, given the same memory, page tables and registers.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import time
 from collections.abc import Callable
 from functools import partial
 from struct import pack
+from typing import Any
 
-import unicorn
+from unicorn import unicorn_const as const
 from unicorn import x86_const as x86
+from unicorn.unicorn_py3.unicorn import Uc
 
 from introspect.registers import EFER
 from introspect.vmcb import MISC_CTL, SEGMENTS, VMCB
-from vmdbg.boot.state import GENERAL_REGISTERS
 from vmdbg.engine.state import RAX, RSP
 from vmdbg.machine import Config, Event, Machine
 
@@ -39,7 +40,8 @@ IMAGE_END = 16 << 20
 SCRATCH = 48 << 20
 """Memory that the image does not use: VMCB, host save area, nested tables, and the host's one instruction."""
 VMCB_PAGE, HSAVE, PML4, PDPT, DIRECTORY, CODE = (SCRATCH + 0x1000 * n for n in range(6))
-GENERAL = [getattr(x86, f"UC_X86_REG_{name.upper()}") for name in GENERAL_REGISTERS]
+_ENCODED = ("RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI", *(f"R{number}" for number in range(8, 16)))
+GENERAL = [getattr(x86, f"UC_X86_REG_{name}") for name in _ENCODED]
 
 
 def at_kernel(kernel: str, rounds: int, *, python: bool = False) -> tuple[Machine, Lines]:
@@ -100,7 +102,7 @@ def bare(kernel: str, rounds: int) -> float:
     """Seconds from the kernel's first instruction to its return on Unicorn alone."""
     machine, _ = at_kernel(kernel, rounds)
     s = machine.cpu.state
-    uc = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
+    uc: Any = Uc(const.UC_ARCH_X86, const.UC_MODE_64)
     uc.mem_map(0, MEMORY)
     uc.mem_write(0, machine.ram.read(0, IMAGE_END))
     for register, value in ((x86.UC_X86_REG_CR4, s.cr(4)), (x86.UC_X86_REG_CR3, s.cr(3))):
@@ -108,19 +110,16 @@ def bare(kernel: str, rounds: int) -> float:
     uc.msr_write(0xC0000080, s.efer)
     uc.reg_write(x86.UC_X86_REG_CR0, s.cr(0))
     for number, register in enumerate(GENERAL):
-        uc.reg_write(register, s.reg(ENCODING[number]))
+        uc.reg_write(register, s.reg(number))
     uc.reg_write(x86.UC_X86_REG_EFLAGS, s.rflags)
     end = machine.ram.read_u64(s.reg(RSP))
     start = time.perf_counter()
     uc.emu_start(s.rip, end)
     seconds = time.perf_counter() - start
-    if uc.reg_read(x86.UC_X86_REG_RIP) != end:
-        raise BenchmarkError(f"bare Unicorn stopped at {uc.reg_read(x86.UC_X86_REG_RIP):#x}, not where the kernel returns to")
+    stopped = uc.reg_read(x86.UC_X86_REG_RIP)
+    if stopped != end:
+        raise BenchmarkError(f"bare Unicorn stopped at {stopped:#x}, not at {end:#x} where the kernel returns to")
     return seconds
-
-
-ENCODING = [("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *GENERAL_REGISTERS[8:]).index(n) for n in GENERAL_REGISTERS]
-"""By place in GENERAL_REGISTERS, the number of the register in instructions."""
 
 
 def measure(quick: bool) -> Report:
@@ -140,7 +139,7 @@ def measure(quick: bool) -> Report:
         row |= {f"{name} M/s": rate for name, rate in rates.items()}
         row |= {f"{name}/bare": rates[name] / rates["bare"] for name in ("native", "guest", "python")}
         report.rows.append(row)
-    report.remarks.append("M/s: million instructions a second.  store: bare Unicorn is slow on pages that may be executed.")
+    report.remarks.append("M/s: million instructions a second.  Bare Unicorn is slow to store to pages without NX.")
     return report
 
 

@@ -11,11 +11,10 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
-
-import unicorn
 
 from vmdbg.machine import Config, Event, Machine
 
@@ -92,8 +91,8 @@ def on_vmdbg(path: Path, command_line: str, *, python: bool = False) -> float:
 def on_qemu(path: Path, command_line: str) -> float:
     """The same on QEMU's software CPU."""
     command = (
-        QEMU, "-accel", "tcg", "-cpu", "EPYC,+svm,+npt", "-serial", "stdio", "-display", "none", "-no-reboot", "-device",
-        "isa-debug-exit,iobase=0xf4,iosize=4", "-kernel", str(path), "-append", command_line,
+        QEMU, "-accel", "tcg", "-cpu", "EPYC,+svm,+npt", "-serial", "stdio", "-display", "none", "-no-reboot",
+        "-device", "isa-debug-exit,iobase=0xf4,iosize=4", "-kernel", str(path), "-append", command_line,
     )  # fmt: skip
     lines = Lines()
     with subprocess.Popen(
@@ -139,7 +138,7 @@ def machine() -> dict[str, str]:
         "cpu": f"{_cpu_model()}, {os.cpu_count()} CPUs",
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        "unicorn": unicorn.__version__,
+        "unicorn": version("unicorn"),
         "qemu": qemu_version() or "not installed",
     }
 
