@@ -358,13 +358,19 @@ def vmsave(cpu: Cpu, size: int) -> None:
 # Exits with information of their own (APM2 15.7.2 to 15.12, VMCB appendix C)
 
 
+def _instruction_bytes(cpu: Cpu) -> bytes:
+    """The 15 bytes from RIP on, as the engine fetched them; read anew if their page ends before."""
+    code = cpu.engine.code()
+    return code if len(code) == 15 else cpu.fetch()
+
+
 def exception_exit(cpu: Cpu, event: Event, origin: Event | None) -> None:
     """An intercepted exception; `origin` is the event whose delivery raised it."""
     is_fault = event.vector == PF
     vmexit(
         cpu, 0x40 + event.vector, event.error or 0, (event.address or 0) if is_fault else 0,
         intinfo=origin.encode() if origin else 0,
-        insn=cpu.fetch() if is_fault and not (event.error or 0) & 0x10 and origin is None else b"",
+        insn=_instruction_bytes(cpu) if is_fault and not (event.error or 0) & 0x10 and origin is None else b"",
     )  # fmt: skip
 
 
@@ -373,7 +379,7 @@ def nested_fault_exit(cpu: Cpu, fault: NestedFault, origin: Event | None) -> Non
     data = not fault.exitinfo1 & NPF_INFO.ID and origin is None
     vmexit(
         cpu, ExitCode.NPF, fault.exitinfo1, fault.gpa, intinfo=origin.encode() if origin else 0,
-        insn=cpu.fetch() if data else b"",
+        insn=_instruction_bytes(cpu) if data else b"",
     )  # fmt: skip
 
 
