@@ -256,9 +256,7 @@ class Cpu:
     def advance(self, length: int) -> None:
         """An instruction that we executed retires: RIP, time and the interrupt shadow move on."""
         s = self.state
-        rip = s.rip + length
-        s.rip = rip if s.is_code64 else rip & 0xFFFFFFFF
-        s.shadow = False
+        s.skip(length)
         flags = s.rflags
         if flags & (RFLAGS_TF | RFLAGS_RF):
             s.rflags = flags & ~RFLAGS_RF

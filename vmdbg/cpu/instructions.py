@@ -36,21 +36,20 @@ _FIXED = {
 }  # fmt: skip
 
 
-def fixed_length(code: bytes) -> int:
-    """The length of the common system instructions without prefixes; 0 if it needs decoding."""
-    first = code[0]
-    if first == 0x0F:
-        second = code[1]
-        if second == 0x01:
-            return 3 if code[2] >= 0xC8 else 0
-        return _FIXED.get(second, 0)
-    return 1 if first == 0xF4 else 0
-
-
 def length(cpu: Cpu) -> int:
-    """The length of the instruction at RIP."""
-    code = cpu.engine.code()
-    return (fixed_length(code) if len(code) > 3 else 0) or cpu.instruction().length
+    """The length of the instruction at RIP; the common system instructions without prefixes need no decoding."""
+    engine = cpu.engine
+    if engine.rt.code_size > 3:
+        code = engine.last_code
+        first = code[0]
+        if first == 0x0F:
+            second = code[1]
+            fixed = _FIXED.get(second, 0) if second != 0x01 else 3 if code[2] >= 0xC8 else 0
+            if fixed:
+                return fixed
+        elif first == 0xF4:
+            return 1
+    return cpu.instruction().length
 
 
 def _general(cpu: Cpu, number: int, value: int) -> None:

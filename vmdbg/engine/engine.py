@@ -36,6 +36,7 @@ VMEXIT = 0x100
 EXCEPTION = 0x40
 NPF = 0x400
 _EXITINFO2 = VMCB_PAGE - PRIVATE + 0x80 >> 3
+_NESTED_CR3 = layout.NESTED_CR3 >> 3
 _MSRPM_BASE = VMCB_PAGE - PRIVATE + 0x48 >> 3
 _RUNTIME_SIZE = ctypes.sizeof(Runtime)
 
@@ -105,7 +106,8 @@ class Engine:
         self.binding = Binding(uc, python=python)
         self.rt = self.binding.state
         self.rt.record = 1
-        self._code = memoryview((ctypes.c_char * 16).from_buffer(self.rt, Runtime.code.offset)).cast("B")
+        # Bytes at the last EXIT or IO, `rt.code_size` of them.
+        self.last_code = memoryview((ctypes.c_char * 16).from_buffer(self.rt, Runtime.code.offset)).cast("B")
         self.physical.flush = self.flush
         self.physical.invalidate = self.invalidate
         ram.written = self.physical.written  # type: ignore[method-assign]
@@ -205,7 +207,8 @@ class Engine:
         `window`: stop where RFLAGS.IF is set, with `state.shadow` telling whether the boundary is inhibited.
         """
         rt, clock = self.rt, self.clock
-        self._enter(state, npt)
+        if self._active is not state or state.q[_NESTED_CR3] != npt.root:
+            self._enter(state, npt)
         rt.window = window
         rt.breakpoints = breakpoints
         while True:
@@ -255,12 +258,11 @@ class Engine:
                 return stop
 
     def _enter(self, state: CpuState, npt: Npt) -> None:
-        rt = self.rt
-        if self._active is not state or state.q[layout.NESTED_CR3 // 8] != npt.root:
+        if self._active is not state or state.q[_NESTED_CR3] != npt.root:
             self._active = state
-            rt.context = state.address
-            state.q[layout.NESTED_CR3 // 8] = npt.root
-            rt.load |= 3
+            self.rt.context = state.address
+            state.q[_NESTED_CR3] = npt.root
+            self.rt.load |= 3
 
     def _stopped(self, state: CpuState, npt: Npt, reason: int, *, stepping: bool = False) -> Stop | None:
         """What a stop of the runtime means; None to go on."""
@@ -304,7 +306,7 @@ class Engine:
 
     def code(self) -> bytes:
         """The bytes of the instruction that the last EXIT or IO stopped at, as far as its page goes; may be empty."""
-        return bytes(self._code[: self.rt.code_size])
+        return bytes(self.last_code[: self.rt.code_size])
 
     def fault_address(self) -> int:
         """The linear address of the last page fault (EXITINFO2 of an intercepted #PF)."""

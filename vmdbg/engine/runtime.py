@@ -50,7 +50,7 @@ class Reason(IntEnum):
 
 
 class Branch(ctypes.Structure):
-    _fields_ = (("from_block", ctypes.c_uint64), ("from_size", ctypes.c_uint64), ("to", ctypes.c_uint64))
+    _fields_ = (("from_block", ctypes.c_uint64), ("to", ctypes.c_uint64), ("from_size", ctypes.c_uint64))
 
 
 class Runtime(ctypes.Structure):

@@ -69,6 +69,13 @@ class CpuState:
     def rip(self, value: int) -> None:
         self.q[_Q_EIP] = value & 0xFFFFFFFFFFFFFFFF
 
+    def skip(self, length: int) -> None:
+        """RIP moves on by an instruction's length, out of an interrupt shadow."""
+        i, q = self.i, self.q
+        flags = i[_I_HFLAGS]
+        q[_Q_EIP] = q[_Q_EIP] + length & (0xFFFFFFFFFFFFFFFF if flags & HF_CS64 else 0xFFFFFFFF)
+        i[_I_HFLAGS] = flags & ~HF_INHIBIT_IRQ
+
     @property
     def rflags(self) -> int:
         return self.q[_Q_EFLAGS] | 2

@@ -17,7 +17,7 @@ from vmdbg.cpu.faults import GP, PF, CpuFault, Event, Kind
 from vmdbg.cpu.operands import accesses
 from vmdbg.engine import layout
 from vmdbg.engine.engine import PHYSICAL_BITS
-from vmdbg.engine.state import DS, ES, GDTR, IDTR, RAX, RSP, CpuState
+from vmdbg.engine.state import DS, ES, GDTR, HF_CS64, IDTR, RSP, CpuState
 
 from .guest import Guest
 
@@ -56,6 +56,7 @@ _EXIT = struct.Struct("<4Q")
 """EXITCODE EXITINFO1 EXITINFO2 EXITINTINFO."""
 _MSRS = struct.Struct("<8Q")
 """STAR LSTAR CSTAR SFMASK KERNEL_GS_BASE SYSENTER_CS SYSENTER_ESP SYSENTER_EIP."""
+_FOUR = struct.Struct("<4Q")
 
 _at = VMCB.offset_of
 _ES, _FS, _LDTR, _TR = (_at(f"{name}.selector") for name in ("es", "fs", "ldtr", "tr"))
@@ -65,6 +66,8 @@ _EFER, _RSP, _RAX, _CR2, _G_PAT, _V_INTR, _INT_STATE, _EVENTINJ, _NRIP = (
     _at(name) // 8 for name in ("efer", "rsp", "rax", "cr2", "g_pat", "v_intr", "int_state", "eventinj", "nrip")
 )
 """Fields of 8 bytes, as indices."""
+_SAVED_FS_GS, _SAVED_LDTR, _SAVED_TR = slice(_FS, _FS + 32), slice(_LDTR, _LDTR + 16), slice(_TR, _TR + 16)
+_SAVED_MSRS = slice(_STAR, _STAR + _MSRS.size)
 _FLAT, _DIRECT = slice(_ES, _ES + 64), slice(_FS, _TR + 16)
 """ES CS SS DS, switched by VMRUN and #VMEXIT; FS GS LDTR TR, moved by VMLOAD and VMSAVE, with GDTR and IDTR between."""
 _HIDDEN_FLAT = slice(layout.SEGMENTS, layout.SEGMENTS + 96)
@@ -75,14 +78,10 @@ _Q_RAX, _Q_RSP, _Q_RIP, _Q_RFLAGS, _Q_EFER = (
     at // 8 for at in (layout.REGS, layout.REGS + 8 * RSP, layout.EIP, layout.EFLAGS, layout.EFER)
 )
 _Q_CR0, _Q_CR2, _Q_CR3, _Q_CR4 = (layout.CR // 8 + number for number in (0, 2, 3, 4))
-_Q_PAT, _Q_HSAVE, _Q_STAR, _Q_LSTAR, _Q_CSTAR, _Q_SFMASK, _Q_KERNEL_GS_BASE, _Q_SYSENTER_ESP, _Q_SYSENTER_EIP = (
-    at // 8
-    for at in (
-        layout.PAT, layout.VM_HSAVE, layout.STAR, layout.LSTAR, layout.CSTAR, layout.SFMASK, layout.KERNEL_GS_BASE,
-        layout.SYSENTER_ESP, layout.SYSENTER_EIP,
-    )
-)  # fmt: skip
-_I_HFLAGS, _I_SYSENTER_CS = layout.HFLAGS // 4, layout.SYSENTER_CS // 4
+_Q_PAT, _Q_HSAVE, _I_HFLAGS = layout.PAT // 8, layout.VM_HSAVE // 8, layout.HFLAGS // 4
+_SYSENTER = slice(layout.SYSENTER_CS, layout.SYSENTER_CS + 32)
+_SYSCALL = slice(layout.LSTAR, layout.LSTAR + 32)
+"""SYSENTER_CS SYSENTER_ESP SYSENTER_EIP STAR; LSTAR CSTAR SFMASK KERNEL_GS_BASE."""
 _SHADOW, _VALID = INT_STATE.interrupt_shadow, EVENT.v
 _JUDGED = VMCB.codec(*sorted({name for rule in RULES for name in rule.fields}, key=VMCB.offset_of)).unpack
 
@@ -137,10 +136,28 @@ def _from_vmcb(records: bytes) -> bytes:
 
 
 @lru_cache(maxsize=1024)
-def _direct_from_vmcb(records: bytes) -> bytes:
-    """FS GS LDTR TR for the engine, from the VMCB's records FS to TR; bases are made canonical."""
+def _direct_from_vmcb(records: bytes, msrs: bytes) -> tuple[bytes, bytes, bytes]:
+    """VMLOAD: FS to TR and the MSRs of a VMCB, as the engine has them (`_HIDDEN_DIRECT`, `_SYSENTER`, `_SYSCALL`).
+
+    Bases are made canonical.
+    """
     fs, gs, _, ldtr, _, tr = _SEGMENT.iter_unpack(records)
-    return _from_vmcb(b"".join(_SEGMENT.pack(*record[:3], _canonical(record[3])) for record in (fs, gs, ldtr, tr)))
+    segments = b"".join(_SEGMENT.pack(*record[:3], _canonical(record[3])) for record in (fs, gs, ldtr, tr))
+    star, lstar, cstar, sfmask, kernel_gs_base, cs, esp, eip = _MSRS.unpack(msrs)
+    return (
+        _from_vmcb(segments),
+        _FOUR.pack(cs & 0xFFFFFFFF, esp, eip, star),
+        _FOUR.pack(lstar, cstar, sfmask, _canonical(kernel_gs_base)),
+    )
+
+
+@lru_cache(maxsize=1024)
+def _direct_to_vmcb(hidden: bytes, sysenter: bytes, syscall: bytes) -> tuple[bytes, bytes, bytes, bytes]:
+    """VMSAVE: FS and GS, LDTR, TR, and the MSRs."""
+    records = _to_vmcb(hidden)
+    cs, esp, eip, star = _FOUR.unpack(sysenter)
+    msrs = _MSRS.pack(star, *_FOUR.unpack(syscall), cs & 0xFFFFFFFF, esp, eip)
+    return records[:32], records[32:48], records[48:], msrs
 
 
 def _store_state(cpu: Cpu, view: memoryview) -> None:
@@ -177,10 +194,9 @@ def _load_state(cpu: Cpu, view: memoryview) -> tuple[int, int]:
 
 def _page(cpu: Cpu, what: str) -> int:
     """The page that rAX names, for VMRUN, VMLOAD and VMSAVE; #GP if it is not one (APM2 15.5.1)."""
-    address = cpu.state.reg(RAX)
-    bits = cpu.bits
-    if bits != 64:
-        address &= 0xFFFFFFFF if bits == 32 else 0xFFFF
+    address = cpu.state.q[_Q_RAX]
+    if not cpu.state.i[_I_HFLAGS] & HF_CS64:
+        address &= 0xFFFFFFFF if cpu.bits == 32 else 0xFFFF
     if address & (PAGE - 1) or address >> PHYSICAL_BITS or not cpu.ram.contains(address, PAGE):
         cpu.last_fault = (
             f"{what} with rAX {address:#x}: the VMCB must be a 4 KiB-aligned page of memory below {PHYSICAL_BITS} bits "
@@ -226,7 +242,7 @@ def vmrun(cpu: Cpu, size: int) -> Event | None:
         cpu.npt = cpu.engine.physical.shadow(guest.n_cr3, host_cr4 & _SHADOW_CR4, host_efer & _SHADOW_EFER)
         q[_Q_PAT] = guest.q[_G_PAT]
     set_intercepts(s, guest)
-    cpu.gif = True
+    s.gif = True
     cpu.flush()
     event = guest.eventinj
     if not event & EVENT.v:
@@ -284,7 +300,7 @@ def _leave(cpu: Cpu, guest: Guest, code: int, info1: int, info2: int, intinfo: i
     s.refresh(0)
     s.shadow = False
     set_intercepts(s, None)
-    cpu.gif = False
+    s.gif = False
     cpu.halted = False
     cpu.engine.physical.written(guest.vmcb, PAGE)
     cpu.flush()
@@ -317,14 +333,8 @@ def vmload(cpu: Cpu, size: int) -> None:
     s = cpu.state
     address = _page(cpu, "VMLOAD")
     view = cpu.ram.view[address : address + PAGE]
-    s.bytes[_HIDDEN_DIRECT] = _direct_from_vmcb(bytes(view[_DIRECT]))
-    q = s.q
-    (
-        q[_Q_STAR], q[_Q_LSTAR], q[_Q_CSTAR], q[_Q_SFMASK], kernel_gs_base, sysenter_cs, q[_Q_SYSENTER_ESP],
-        q[_Q_SYSENTER_EIP],
-    ) = _MSRS.unpack_from(view, _STAR)  # fmt: skip
-    q[_Q_KERNEL_GS_BASE] = _canonical(kernel_gs_base)
-    s.i[_I_SYSENTER_CS] = sysenter_cs & 0xFFFFFFFF
+    to = s.bytes
+    to[_HIDDEN_DIRECT], to[_SYSENTER], to[_SYSCALL] = _direct_from_vmcb(bytes(view[_DIRECT]), bytes(view[_SAVED_MSRS]))
     cpu.advance(size)
 
 
@@ -337,20 +347,21 @@ def vmsave(cpu: Cpu, size: int) -> None:
     s = cpu.state
     address = _page(cpu, "VMSAVE")
     view = cpu.ram.view[address : address + PAGE]
-    records = _to_vmcb(bytes(s.bytes[_HIDDEN_DIRECT]))
-    view[_FS : _FS + 32] = records[:32]
-    view[_LDTR : _LDTR + 16] = records[32:48]
-    view[_TR : _TR + 16] = records[48:]
-    q = s.q
-    _MSRS.pack_into(
-        view, _STAR, q[_Q_STAR], q[_Q_LSTAR], q[_Q_CSTAR], q[_Q_SFMASK], q[_Q_KERNEL_GS_BASE], s.i[_I_SYSENTER_CS],
-        q[_Q_SYSENTER_ESP], q[_Q_SYSENTER_EIP],
-    )  # fmt: skip
+    of = s.bytes
+    view[_SAVED_FS_GS], view[_SAVED_LDTR], view[_SAVED_TR], view[_SAVED_MSRS] = _direct_to_vmcb(
+        bytes(of[_HIDDEN_DIRECT]), bytes(of[_SYSENTER]), bytes(of[_SYSCALL])
+    )
     cpu.engine.physical.written(address, PAGE)
     cpu.advance(size)
 
 
 # Exits with information of their own (APM2 15.7.2 to 15.12, VMCB appendix C)
+
+
+def _instruction_bytes(cpu: Cpu) -> bytes:
+    """The 15 bytes from RIP on, as the engine fetched them; read anew if their page ends before."""
+    code = cpu.engine.code()
+    return code if len(code) == 15 else cpu.fetch()
 
 
 def exception_exit(cpu: Cpu, event: Event, origin: Event | None) -> None:
@@ -359,7 +370,7 @@ def exception_exit(cpu: Cpu, event: Event, origin: Event | None) -> None:
     vmexit(
         cpu, 0x40 + event.vector, event.error or 0, (event.address or 0) if is_fault else 0,
         intinfo=origin.encode() if origin else 0,
-        insn=cpu.fetch() if is_fault and not (event.error or 0) & 0x10 and origin is None else b"",
+        insn=_instruction_bytes(cpu) if is_fault and not (event.error or 0) & 0x10 and origin is None else b"",
     )  # fmt: skip
 
 
@@ -368,7 +379,7 @@ def nested_fault_exit(cpu: Cpu, fault: NestedFault, origin: Event | None) -> Non
     data = not fault.exitinfo1 & NPF_INFO.ID and origin is None
     vmexit(
         cpu, ExitCode.NPF, fault.exitinfo1, fault.gpa, intinfo=origin.encode() if origin else 0,
-        insn=cpu.fetch() if data else b"",
+        insn=_instruction_bytes(cpu) if data else b"",
     )  # fmt: skip
 
 
