@@ -20,17 +20,12 @@ from .faults import TS as INVALID_TSS
 
 DR7_GD = 1 << 13
 
-TICKS = 64
-"""Guest time that entering a handler takes.  It executes no code, but a processor whose handlers all fault must not stand
-still in time: its timers would never come, and a run would never end."""
-
 TASK_GATE, INTERRUPT_16, TRAP_16, INTERRUPT_32, TRAP_32 = 5, 6, 7, 14, 15
 
 
 def deliver(cpu: Cpu, event: Event) -> None:
     """Enter the handler of `event`.  Raises `CpuFault` or `NestedPageFault` if the delivery itself faults."""
     s = cpu.state
-    cpu.engine.clock.now += TICKS
     if event.vector == PF and event.address is not None and event.kind == Kind.EXCEPTION:
         s.set_cr(2, event.address)
     if not s.cr(0) & CR0_PE:
