@@ -9,6 +9,8 @@ from .delivery import deliver
 from .faults import CONTRIBUTORY, DF, PF, CpuFault, Event, Kind, NestedPageFault
 from .tasks import TaskSwitchExit
 
+DELIVERY = 32
+"""Ticks that entering a handler takes: time goes on in a guest that does nothing but fault, and differs on both sides."""
 BREAKPOINT = 0xCC
 INTO = 0xCE
 
@@ -36,6 +38,7 @@ def raise_event(cpu: Cpu, event: Event, *, injected: bool = False, opcode: int =
         rip = s.rip
         try:
             deliver(cpu, event)
+            cpu.engine.clock.now += DELIVERY
             return
         except CpuFault as fault:
             s.rip = rip

@@ -242,6 +242,8 @@ class Processor(Cpu):
             if self._take_event():
                 if step:
                     return Outcome.STEPPED
+                if clock.now >= deadline:
+                    return Outcome.DEADLINE
                 continue
             if self.halted or self.wait_for_sipi:
                 return Outcome.HALTED
