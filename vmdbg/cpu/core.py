@@ -205,6 +205,11 @@ class Cpu:
 
     # Instructions
 
+    def code(self) -> bytes:
+        """The bytes at RIP, at least one whole instruction as far as they can be read."""
+        code = self.engine.code()
+        return code if len(code) == 15 else self.fetch()
+
     def instruction(self) -> Instruction:
         """The instruction at RIP, decoded.  #UD if it is longer than 15 bytes."""
         code = self.engine.code()

@@ -232,14 +232,18 @@ def tsc(cpu: Cpu) -> int:
     return value & MASK64
 
 
+def is_rdtscp(cpu: Cpu) -> bool:
+    """The engine reports both as RDTSC."""
+    return cpu.engine.code()[:2] != b"\x0f\x31" and cpu.instruction().opcode == 0x0F01
+
+
 def rdtsc(cpu: Cpu) -> None:
     s = cpu.state
     value = tsc(cpu)
     size = length(cpu)
-    code = cpu.engine.code()
     s.set_reg(RAX, value & MASK32)
     s.set_reg(RDX, value >> 32)
-    if size == 3 and code[:3] == b"\x0f\x01\xf9":  # RDTSCP
+    if is_rdtscp(cpu):
         s.set_reg(RCX, s.field("tsc_aux") & MASK32)
     cpu.advance(size)
 

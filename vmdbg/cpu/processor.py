@@ -350,7 +350,7 @@ class Processor(Cpu):
             code, info1, wanted = self._register_access(guest, code)
             if not wanted:
                 return False
-        elif code == ExitCode.RDTSC and self.engine.code()[:3] == b"\x0f\x01\xf9":
+        elif code == ExitCode.RDTSC and instructions.is_rdtscp(self):
             code = ExitCode.RDTSCP
             if not guest.intercepts(code):
                 return False
@@ -407,7 +407,7 @@ class Processor(Cpu):
 
     def _at_icebp(self) -> bool:
         """Whether the instruction at RIP is INT1, with or without prefixes."""
-        code = self.engine.code().lstrip(b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf2\xf3")
+        code = self.code().lstrip(b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf2\xf3")
         if self.bits == 64:
             code = code.lstrip(bytes(range(0x40, 0x50)))
         return code[:1] == b"\xf1"

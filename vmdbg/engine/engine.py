@@ -329,6 +329,9 @@ class Engine:
                         return stop
                     gpa = self.physical.arena.q[_EXITINFO2]
                     code = state.error_code
+                    if code & 0x10 and gpa & -PAGE in {page & -PAGE for page in opened}:
+                        # It lies in the device page that it accesses: nothing sensible can be executed there.
+                        return Stop(Reason.EXIT, VMEXIT + EXCEPTION + 6, device=True)
                     found = self.physical.fill(npt, gpa, bool(code & 2), bool(code & 0x10))
                     if isinstance(found, NestedFault):
                         return Stop(Reason.EXIT, rt.intno, npf=found, device=True, write=bool(code & 2))
