@@ -13,7 +13,7 @@ from vmdbg.engine.state import CS, ES, RAX, RBX, RCX, RDI, RDX, RSI, RSP, SS, TR
 from vmdbg.platform.cpuid import Dynamic, cpuid
 from vmdbg.platform.faults import MsrFault
 
-from .core import CR0_PE, CR0_PG, RFLAGS_DF, RFLAGS_IF, RFLAGS_IOPL, RFLAGS_RF, RFLAGS_VM, Cpu
+from .core import CR0_PE, CR0_PG, RFLAGS_DF, RFLAGS_IF, RFLAGS_IOPL, RFLAGS_RF, RFLAGS_TF, RFLAGS_VM, Cpu
 from .decode import Instruction, effective_address
 from .events import raise_event
 from .faults import DB, GP, UD, CpuFault, Event, Kind
@@ -363,6 +363,7 @@ def syscall(cpu: Cpu) -> None:
     s.set_segment(CS, selector, 0, MASK32, code)
     s.set_segment(SS, selector + 8, 0, MASK32, DATA32)
     s.refresh(0)
+    cpu.single_step = bool(s.rflags & RFLAGS_TF)
 
 
 def sysenter(cpu: Cpu) -> None:
@@ -381,6 +382,7 @@ def sysenter(cpu: Cpu) -> None:
     s.rip = s.field("sysenter_eip") & MASK32
     s.rflags &= ~(RFLAGS_VM | RFLAGS_IF | RFLAGS_RF)
     s.refresh(0)
+    cpu.single_step = bool(s.rflags & RFLAGS_TF)
 
 
 def _take_back(cpu: Cpu) -> None:

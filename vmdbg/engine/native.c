@@ -200,7 +200,7 @@ static void on_interrupt(void *uc, uint32_t intno, void *user)
     struct runtime *rt = user;
     if (rt->reading)               /* the bytes of the instruction cannot be read: what stopped it stays what it was */
         rt->reading = 0;
-    else if (rt->reason == IO)     /* the I/O breakpoint of on_in/on_out: the state before the instruction is saved */
+    else if (rt->reason)           /* IN and OUT: the I/O breakpoint. SYSCALL and SYSENTER: the trap of TF, which we judge */
         ;
     else if (rt->step == 2 && intno == VMEXIT + EXCEPTION + 1 && !rt->tf)
         rt->reason = STEPPED;

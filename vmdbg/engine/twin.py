@@ -113,7 +113,7 @@ class Twin:
 
     def on_interrupt(self, _uc: int, intno: int, _user: int) -> None:
         rt = self.state
-        if rt.reason != IO:
+        if not rt.reason:
             if rt.step == 2 and intno == VMEXIT + EXCEPTION + 1 and not rt.tf:
                 rt.reason = STEPPED
             else:
