@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from vmdbg.svm.guest import Guest
 
 CR0_PE, CR0_TS, CR0_WP, CR0_PG = 1 << 0, 1 << 3, 1 << 16, 1 << 31
+CR4_SUPPORTED = 0b111_1111_1100 | 1 << 16 | 1 << 20 | 1 << 21
+"""TSD DE PSE PAE MCE PGE PCE OSFXSR OSXMMEXCPT, FSGSBASE, SMEP, SMAP; VME, PVI, UMIP, PCIDE, XSAVE and others are not
+claimed in CPUID."""
 RFLAGS_TF, RFLAGS_IF, RFLAGS_DF, RFLAGS_NT, RFLAGS_RF, RFLAGS_VM, RFLAGS_AC = (
     1 << 8, 1 << 9, 1 << 10, 1 << 14, 1 << 16, 1 << 17, 1 << 18,
 )  # fmt: skip

@@ -13,7 +13,7 @@ from vmdbg.engine.state import CS, ES, RAX, RBX, RCX, RDI, RDX, RSI, RSP, SS, TR
 from vmdbg.platform.cpuid import Dynamic, cpuid
 from vmdbg.platform.faults import MsrFault
 
-from .core import CR0_PE, CR0_PG, RFLAGS_DF, RFLAGS_IF, RFLAGS_IOPL, RFLAGS_RF, RFLAGS_TF, RFLAGS_VM, Cpu
+from .core import CR0_PE, CR0_PG, CR4_SUPPORTED, RFLAGS_DF, RFLAGS_IF, RFLAGS_IOPL, RFLAGS_RF, RFLAGS_TF, RFLAGS_VM, Cpu
 from .decode import Instruction, effective_address
 from .events import raise_event
 from .faults import DB, GP, UD, CpuFault, Event, Kind
@@ -21,9 +21,6 @@ from .faults import DB, GP, UD, CpuFault, Event, Kind
 CR0_ET, CR0_TS, CR0_NW, CR0_CD = 1 << 4, 1 << 3, 1 << 29, 1 << 30
 CR0_DEFINED = 0xE005003F
 CR4_TSD, CR4_DE, CR4_PSE, CR4_PAE, CR4_MCE, CR4_PGE, CR4_PCE = (1 << bit for bit in (2, 3, 4, 5, 6, 7, 8))
-CR4_SUPPORTED = 0b111_1111_1100 | 1 << 16 | 1 << 20 | 1 << 21
-"""TSD DE PSE PAE MCE PGE PCE OSFXSR OSXMMEXCPT, FSGSBASE, SMEP, SMAP; VME, PVI, UMIP, PCIDE, XSAVE and others are not
-claimed in CPUID."""
 EFER_LME, EFER_LMA, EFER_SCE, EFER_NXE, EFER_SVME = 1 << 8, 1 << 10, 1 << 0, 1 << 11, 1 << 12
 DR7_GD, DR6_BD = 1 << 13, 1 << 13
 CODE64, CODE32, DATA32 = 0xA9B, 0xC9B, 0xC93

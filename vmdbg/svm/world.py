@@ -11,12 +11,14 @@ from introspect.permissions import iopm_intercepts, msrpm_intercepts
 from introspect.registers import CR4, EFER
 from introspect.rules import SVM_FEATURES, Processor, first_violation
 from introspect.vmcb import INT_STATE, V_INTR, VMCB
-from vmdbg.cpu.core import RFLAGS_VM, Cpu
+from vmdbg.cpu.core import CR4_SUPPORTED, RFLAGS_VM, Cpu
 from vmdbg.cpu.faults import GP, PF, CpuFault, Event, Kind
 from vmdbg.cpu.operands import accesses
 from vmdbg.engine import layout
 from vmdbg.engine.engine import PHYSICAL_BITS
 from vmdbg.engine.state import CS, DS, ES, FS, GDTR, GS, IDTR, LDTR, RAX, RSP, SS, TR, CpuState
+
+from vmdbg.platform.msrs import EFER as MSR_EFER
 
 from .guest import Guest
 
@@ -159,7 +161,9 @@ def vmrun(cpu: Cpu, size: int) -> Event | None:
     view = cpu.ram.view[vmcb : vmcb + PAGE]
     guest = Guest(vmcb, view, host_if)
     host_cr4, host_efer = s.cr(4), s.efer
-    processor = Processor(PHYSICAL_BITS, FEATURES, s.cr(0), host_cr4, host_efer)
+    processor = Processor(
+        PHYSICAL_BITS, FEATURES, s.cr(0), host_cr4, host_efer, cr4_valid=CR4_SUPPORTED, efer_valid=cpu.msrs.table[MSR_EFER].writable
+    )
     violation = first_violation(view, processor, cpu.ram)
     cpu.guest = guest
     cpu.observer.vmrun(cpu, guest, host_cr4, host_efer)
