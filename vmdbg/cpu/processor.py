@@ -354,6 +354,10 @@ class Processor(Cpu):
             code = ExitCode.RDTSCP
             if not guest.intercepts(code):
                 return False
+        elif code == ExitCode.WBINVD and self.instruction().opcode == 0x0F08:
+            code = ExitCode.INVD
+            if not guest.intercepts(code):
+                return False
         elif not guest.intercepts(code):
             return False
         elif code == ExitCode.INVLPG:

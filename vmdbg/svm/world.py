@@ -36,12 +36,10 @@ ASIDS = 32768
 _L0_CR_READ, _L0_CR_WRITE, _L0_DR = 1 << 8, 0xFFFF, 0xFFFF
 _L0_WORD3 = sum(1 << bit for bit in (14, 15, 18, 19, 21, 22, 24, 26, 28, 31))
 """RDTSC RDPMC CPUID RSM INTn INVD HLT INVLPGA MSR SHUTDOWN."""
-_L0_WORD4 = sum(1 << bit for bit in (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 11))
-"""VMRUN VMMCALL VMLOAD VMSAVE STGI CLGI SKINIT RDTSCP ICEBP MONITOR MWAIT."""
+_L0_WORD4 = sum(1 << bit for bit in range(12))
+"""VMRUN VMMCALL VMLOAD VMSAVE STGI CLGI SKINIT RDTSCP ICEBP WBINVD MONITOR MWAIT; INVD is reported as WBINVD."""
 _GUEST_WORD3 = sum(1 << bit for bit in (6, 7, 8, 9, 10, 11, 12, 13, 16, 17, 20, 23, 25))
 """Descriptor tables, PUSHF POPF IRET PAUSE INVLPG: the engine stops before them where a guest's hypervisor asks."""
-_GUEST_WORD4 = 1 << 9
-"""WBINVD."""
 
 _H_CR_READ = layout.INTERCEPT_CR_READ // 2
 _I_EXCEPTIONS = layout.INTERCEPT_EXCEPTIONS // 4
@@ -83,7 +81,6 @@ def set_intercepts(state: CpuState, guest: Guest | None) -> None:
         words = guest.words
         cr_read |= words[0] & 0xFFFF
         word3 |= words[3] & _GUEST_WORD3
-        word4 |= words[4] & _GUEST_WORD4
         if words[3] & 1 << 5:  # selective CR0 writes: LMSW and MOV CR0 are seen anyhow
             cr_write |= 1
     h = state.h
