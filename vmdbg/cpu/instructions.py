@@ -322,8 +322,8 @@ def interrupt(cpu: Cpu, vector: int, size: int, opcode: int) -> None:
     s = cpu.state
     s.rip = s.rip + size if s.is_code64 else (s.rip + size) & MASK32
     cpu.engine.clock.now += size
-    # INT3 and INTO are checked against the gate's DPL like INT n (APM3 INT3), so they are software interrupts here.
-    raise_event(cpu, Event(vector, Kind.SOFTWARE, length=size, trap=True), opcode=opcode)
+    # INT3 and INTO are exceptions, to intercepts and to EXITINTINFO.
+    raise_event(cpu, Event(vector, Kind.SOFTWARE if opcode == 0xCD else Kind.EXCEPTION, length=size, trap=True))
 
 
 def icebp(cpu: Cpu) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from introspect.exits import EVENT, IOIO, NPF_INFO, ExitCode
@@ -189,12 +190,18 @@ def vmrun(cpu: Cpu, size: int) -> Event | None:
     event = guest.eventinj
     if not event & EVENT.v:
         return None
-    kind = EVENT.get(event, "type")
+    kind = Kind(EVENT.get(event, "type"))
     vector = event & 0xFF
-    return Event(
-        vector, Kind(kind), event >> 32 if event & EVENT.ev else None,
+    injected = Event(
+        vector, kind, event >> 32 if event & EVENT.ev else None,
         s.cr(2) if kind == Kind.EXCEPTION and vector == PF else None,
     )  # fmt: skip
+    if injected.software:
+        # nRIP is where their handlers return to; without a delivery RIP stays at the instruction (APM2 15.20).
+        following = _Q.unpack_from(view, _NRIP)[0]
+        injected = replace(injected, length=following - s.rip)
+        s.rip = following
+    return injected
 
 
 def _hsave(cpu: Cpu) -> memoryview:
@@ -280,12 +287,12 @@ def vmsave(cpu: Cpu, size: int) -> None:
 # Exits with information of their own (APM2 15.7.2 to 15.12, VMCB appendix C)
 
 
-def exception_exit(cpu: Cpu, event: Event, origin: Event | None) -> None:
-    """An intercepted exception; `origin` is the event whose delivery raised it."""
+def exception_exit(cpu: Cpu, event: Event, origin: Event | None, *, nrip: int = 0) -> None:
+    """An intercepted exception; `origin` is the event whose delivery raised it, `nrip` is behind INT3 or INTO."""
     is_fault = event.vector == PF
     vmexit(
         cpu, 0x40 + event.vector, event.error or 0, (event.address or 0) if is_fault else 0,
-        intinfo=origin.encode() if origin else 0,
+        intinfo=origin.encode() if origin else 0, nrip=nrip,
         insn=cpu.fetch() if is_fault and not (event.error or 0) & 0x10 and origin is None else b"",
     )  # fmt: skip
 
