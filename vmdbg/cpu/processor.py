@@ -132,7 +132,7 @@ class Processor(Cpu):
     def _wakes(self) -> bool:
         """An event ends HLT, whether the guest's hypervisor sees it or the processor takes it."""
         if self.gif and (self.init_pending or self.smi_pending or (self.nmi_pending and not self.state.nmi_blocked)):
-            return True
+            return True  # HLT has ended any shadow
         return self.gif and (self._interrupt_allowed(self._physical_if()) or self._virtual_allowed())
 
     def _physical_pending(self) -> bool:
@@ -185,7 +185,7 @@ class Processor(Cpu):
                 self._exit(ExitCode.SMI)
                 return True
             self.smi_pending = False  # there is no SMM handler
-        if self.nmi_pending and not self.state.nmi_blocked:
+        if self.nmi_pending and not self.state.nmi_blocked and not self.state.shadow:
             if guest is not None and guest.intercepts(ExitCode.NMI):
                 self._exit(ExitCode.NMI)
                 return True
@@ -250,7 +250,7 @@ class Processor(Cpu):
             if clock.now >= deadline and not step:
                 return Outcome.DEADLINE
             window = self._waiting_for_window()
-            if step or (window and self.state.shadow):
+            if step or ((window or self.nmi_pending) and self.state.shadow):
                 stop = self.engine.step(self.state, self.npt)
             else:
                 stop = self.engine.run(self.state, self.npt, deadline, window=window, breakpoints=breakpoints)

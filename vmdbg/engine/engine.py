@@ -241,9 +241,12 @@ class Engine:
             self._account()
             if self.rt.reason == Reason.STEPPED:
                 return Stop(Reason.STEPPED)
+            retired = self.rt.executed > 0
             stop = self._stopped(state, npt, self.rt.reason, stepping=True)
             if stop is not None:
                 return stop
+            if retired:  # SYSRET: the engine's trap does not come, and the fetch of the next instruction stopped us
+                return Stop(Reason.STEPPED)
 
     def _enter(self, state: CpuState, npt: Npt) -> None:
         rt = self.rt
