@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.engine.rig import DATA, HANDLERS, Mode, P, Rig
+from vmdbg.cpu.events import DELIVERY
 from vmdbg.cpu.instructions import PORT_TICKS
 from vmdbg.machine import Event
 
@@ -211,7 +212,7 @@ def test_any_cuts(cuts: list[int], case: Case) -> None:
         before = rig.now
         if rig.machine.run(ticks) == Event.EXIT:
             break
-        assert before + ticks <= rig.now <= before + ticks + 15 + PORT_TICKS or rig.cpu.halted
+        assert before + ticks <= rig.now <= before + ticks + 15 + PORT_TICKS + DELIVERY or rig.cpu.halted
     assert finish(rig) == finish(build(case))
 
 

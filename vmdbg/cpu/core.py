@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from vmdbg.svm.guest import Guest
 
 CR0_PE, CR0_TS, CR0_WP, CR0_PG = 1 << 0, 1 << 3, 1 << 16, 1 << 31
+CR4_SUPPORTED = 0b111_1111_1100 | 1 << 16 | 1 << 20 | 1 << 21
+"""TSD DE PSE PAE MCE PGE PCE OSFXSR OSXMMEXCPT, FSGSBASE, SMEP, SMAP; VME, PVI, UMIP, PCIDE, XSAVE and others are not
+claimed in CPUID."""
 RFLAGS_TF, RFLAGS_IF, RFLAGS_DF, RFLAGS_NT, RFLAGS_RF, RFLAGS_VM, RFLAGS_AC = (
     1 << 8, 1 << 9, 1 << 10, 1 << 14, 1 << 16, 1 << 17, 1 << 18,
 )  # fmt: skip
@@ -218,6 +221,11 @@ class Cpu:
         return (s.base(segment) + offset) & 0xFFFFFFFF
 
     # Instructions
+
+    def code(self) -> bytes:
+        """The bytes at RIP, at least one whole instruction as far as they can be read."""
+        code = self.engine.code()
+        return code if len(code) == 15 else self.fetch()
 
     def instruction(self) -> Instruction:
         """The instruction at RIP, decoded.  #UD if it is longer than 15 bytes."""

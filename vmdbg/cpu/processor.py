@@ -152,7 +152,7 @@ class Processor(Cpu):
     def _wakes(self) -> bool:
         """An event ends HLT, whether the guest's hypervisor sees it or the processor takes it."""
         if self.gif and (self.init_pending or self.smi_pending or (self.nmi_pending and not self.state.nmi_blocked)):
-            return True
+            return True  # HLT has ended any shadow
         return self.gif and (self._interrupt_allowed(self._physical_if()) or self._virtual_allowed())
 
     def _physical_pending(self) -> bool:
@@ -205,7 +205,7 @@ class Processor(Cpu):
                 self._exit(ExitCode.SMI)
                 return True
             self.smi_pending = False  # there is no SMM handler
-        if self.nmi_pending and not self.state.nmi_blocked:
+        if self.nmi_pending and not self.state.nmi_blocked and not self.state.shadow:
             if guest is not None and guest.intercepts(ExitCode.NMI):
                 self._exit(ExitCode.NMI)
                 return True
@@ -274,6 +274,8 @@ class Processor(Cpu):
             if not quiet and self._take_event():
                 if step:
                     return Outcome.STEPPED
+                if clock.now >= deadline:
+                    return Outcome.DEADLINE
                 continue
             if self.halted or self.wait_for_sipi:
                 return Outcome.HALTED
@@ -284,7 +286,7 @@ class Processor(Cpu):
                 window = self._waiting_for_window()
                 if not self.gif:
                     world.await_gif(self.state)
-            if step or (window and self.state.shadow):
+            if step or ((window or self.nmi_pending) and self.state.shadow):
                 stop = self.engine.step(self.state, self.npt)
             else:
                 stop = self.engine.run(self.state, self.npt, deadline, window=window, breakpoints=breakpoints)
@@ -411,8 +413,12 @@ class Processor(Cpu):
             code, info1, wanted = self._register_access(guest, code)
             if not wanted:
                 return False
-        elif code == ExitCode.RDTSC and self.engine.code()[:3] == b"\x0f\x01\xf9":
+        elif code == ExitCode.RDTSC and instructions.is_rdtscp(self):
             code = ExitCode.RDTSCP
+            if not guest.intercepts(code):
+                return False
+        elif code == ExitCode.WBINVD and self.instruction().opcode == 0x0F08:
+            code = ExitCode.INVD
             if not guest.intercepts(code):
                 return False
         elif not guest.intercepts(code):
@@ -498,7 +504,7 @@ class Processor(Cpu):
 
     def _at_icebp(self) -> bool:
         """Whether the instruction at RIP is INT1, with or without prefixes."""
-        code = self.engine.code().lstrip(b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf2\xf3")
+        code = self.code().lstrip(b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf2\xf3")
         if self.bits == 64:
             code = code.lstrip(bytes(range(0x40, 0x50)))
         return code[:1] == b"\xf1"

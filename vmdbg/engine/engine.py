@@ -253,9 +253,12 @@ class Engine:
             self._account()
             if self.rt.reason == Reason.STEPPED:
                 return Stop(Reason.STEPPED)
+            retired = self.rt.executed > 0
             stop = self._stopped(state, npt, self.rt.reason, stepping=True)
             if stop is not None:
                 return stop
+            if retired:  # SYSRET: the engine's trap does not come, and the fetch of the next instruction stopped us
+                return Stop(Reason.STEPPED)
 
     def _enter(self, state: CpuState, npt: Npt) -> None:
         if self._active is not state or state.q[_NESTED_CR3] != npt.root:
@@ -340,6 +343,9 @@ class Engine:
                         return stop
                     gpa = self.physical.arena.q[_EXITINFO2]
                     code = state.error_code
+                    if code & 0x10 and gpa & -PAGE in {page & -PAGE for page in opened}:
+                        # It lies in the device page that it accesses: nothing sensible can be executed there.
+                        return Stop(Reason.EXIT, VMEXIT + EXCEPTION + 6, device=True)
                     found = self.physical.fill(npt, gpa, bool(code & 2), bool(code & 0x10))
                     if isinstance(found, NestedFault):
                         return Stop(Reason.EXIT, rt.intno, npf=found, device=True, write=bool(code & 2))

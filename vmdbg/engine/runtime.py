@@ -88,6 +88,7 @@ class Runtime(ctypes.Structure):
         ("code", ctypes.c_uint8 * 16),
         ("code_size", ctypes.c_uint32),
         ("saved", ctypes.c_uint32),
+        ("reading", ctypes.c_uint32),
         ("mixed", ctypes.c_uint32),
         ("ring", Branch * BRANCH_RING),
     )

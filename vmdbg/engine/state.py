@@ -238,6 +238,7 @@ class CpuState:
         cs_flags = i[_I_LIMIT + 6 * CS + 1]
         if efer & 0x400 and cs_flags & (1 << 21):
             flags |= HF_CS32 | HF_SS32 | HF_CS64
+            q[_Q_BASE + 3 * CS] = 0  # ignored in 64-bit mode (APM2 4.8.1), but the engine would add it
         else:
             if cs_flags & (1 << 22):
                 flags |= HF_CS32

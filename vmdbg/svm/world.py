@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -12,12 +13,13 @@ from introspect.permissions import iopm_intercepts, msrpm_intercepts
 from introspect.registers import CR4, EFER
 from introspect.rules import RULES, SVM_FEATURES, Processor, Violation, first_violation
 from introspect.vmcb import INT_STATE, V_INTR, VMCB
-from vmdbg.cpu.core import RFLAGS_VM, Cpu
+from vmdbg.cpu.core import CR4_SUPPORTED, RFLAGS_VM, Cpu
 from vmdbg.cpu.faults import GP, PF, CpuFault, Event, Kind
 from vmdbg.cpu.operands import accesses
 from vmdbg.engine import layout
 from vmdbg.engine.engine import PHYSICAL_BITS
 from vmdbg.engine.state import DS, ES, GDTR, HF_CS64, IDTR, RSP, CpuState
+from vmdbg.platform.msrs import EFER as MSR_EFER
 
 from .guest import Guest
 
@@ -35,12 +37,12 @@ ASIDS = 32768
 _L0_CR_READ, _L0_CR_WRITE, _L0_DR = 1 << 8, 0xFFFF, 0xFFFF
 _L0_WORD3 = sum(1 << bit for bit in (14, 15, 18, 19, 21, 22, 24, 26, 28, 31))
 """RDTSC RDPMC CPUID RSM INTn INVD HLT INVLPGA MSR SHUTDOWN."""
-_L0_WORD4 = sum(1 << bit for bit in (0, 1, 2, 3, 6, 7, 8, 10, 11))
-"""VMRUN VMMCALL VMLOAD VMSAVE SKINIT RDTSCP ICEBP MONITOR MWAIT."""
+_L0_WORD4 = sum(1 << bit for bit in (0, 1, 2, 3, 6, 7, 8, 9, 10, 11))
+"""VMRUN VMMCALL VMLOAD VMSAVE SKINIT RDTSCP ICEBP WBINVD MONITOR MWAIT; INVD is reported as WBINVD."""
 _GUEST_WORD3 = sum(1 << bit for bit in (6, 7, 8, 9, 10, 11, 12, 13, 16, 17, 20, 23, 25))
 """Descriptor tables, PUSHF POPF IRET PAUSE INVLPG: the engine stops before them where a guest's hypervisor asks."""
-_GUEST_WORD4 = 1 << 4 | 1 << 5 | 1 << 9
-"""STGI CLGI WBINVD."""
+_GUEST_WORD4 = 1 << 4 | 1 << 5
+"""STGI CLGI."""
 
 _INTERCEPTS = struct.Struct("<Q4HI")
 """The engine's intercept fields, from `layout.INTERCEPT` on."""
@@ -219,7 +221,9 @@ def vmrun(cpu: Cpu, size: int) -> Event | None:
     view = cpu.ram.view[vmcb : vmcb + PAGE]
     guest = Guest(vmcb, view, host_if)
     host_cr4, host_efer = s.cr(4), s.efer
-    violation = _violation(cpu, guest, _processor(s.cr(0), host_cr4, host_efer))
+    violation = _violation(
+        cpu, guest, _processor(s.cr(0), host_cr4, host_efer, cpu.msrs.table[MSR_EFER].writable)
+    )
     cpu.guest = guest
     cpu.observer.vmrun(cpu, guest, host_cr4, host_efer)
     if violation is not None:
@@ -247,17 +251,23 @@ def vmrun(cpu: Cpu, size: int) -> Event | None:
     event = guest.eventinj
     if not event & EVENT.v:
         return None
-    kind = EVENT.get(event, "type")
+    kind = Kind(EVENT.get(event, "type"))
     vector = event & 0xFF
-    return Event(
-        vector, Kind(kind), event >> 32 if event & EVENT.ev else None,
+    injected = Event(
+        vector, kind, event >> 32 if event & EVENT.ev else None,
         s.cr(2) if kind == Kind.EXCEPTION and vector == PF else None,
     )  # fmt: skip
+    if injected.software:
+        # nRIP is where their handlers return to; without a delivery RIP stays at the instruction (APM2 15.20).
+        following = guest.q[_NRIP]
+        injected = replace(injected, length=following - s.rip)
+        s.rip = following
+    return injected
 
 
 @lru_cache(maxsize=64)
-def _processor(cr0: int, cr4: int, efer: int) -> Processor:
-    return Processor(PHYSICAL_BITS, FEATURES, cr0, cr4, efer)
+def _processor(cr0: int, cr4: int, efer: int, efer_valid: int) -> Processor:
+    return Processor(PHYSICAL_BITS, FEATURES, cr0, cr4, efer, cr4_valid=CR4_SUPPORTED, efer_valid=efer_valid)
 
 
 def _violation(cpu: Cpu, guest: Guest, processor: Processor) -> Violation | None:
@@ -364,12 +374,12 @@ def _instruction_bytes(cpu: Cpu) -> bytes:
     return code if len(code) == 15 else cpu.fetch()
 
 
-def exception_exit(cpu: Cpu, event: Event, origin: Event | None) -> None:
-    """An intercepted exception; `origin` is the event whose delivery raised it."""
+def exception_exit(cpu: Cpu, event: Event, origin: Event | None, *, nrip: int = 0) -> None:
+    """An intercepted exception; `origin` is the event whose delivery raised it, `nrip` is behind INT3 or INTO."""
     is_fault = event.vector == PF
     vmexit(
         cpu, 0x40 + event.vector, event.error or 0, (event.address or 0) if is_fault else 0,
-        intinfo=origin.encode() if origin else 0,
+        intinfo=origin.encode() if origin else 0, nrip=nrip,
         insn=_instruction_bytes(cpu) if is_fault and not (event.error or 0) & 0x10 and origin is None else b"",
     )  # fmt: skip
 
