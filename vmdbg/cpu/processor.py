@@ -30,7 +30,9 @@ _WRITE_TRAPS = 0xFFFF8000
 
 
 _EXIT, _SWINT, _V_IRQ = int(Reason.EXIT), int(ExitCode.SWINT), V_INTR.v_irq
-_PARTICULAR = frozenset((*range(0x40), ExitCode.MSR, ExitCode.RDTSC, ExitCode.INVLPG, ExitCode.INVLPGA))
+_PARTICULAR = frozenset(
+    (*range(0x40), ExitCode.MSR, ExitCode.RDTSC, ExitCode.INVLPG, ExitCode.INVLPGA, ExitCode.WBINVD)
+)
 """Exits that more than one intercept bit decides, or with an EXITINFO1."""
 
 
