@@ -245,6 +245,12 @@ def rdtsc(cpu: Cpu) -> None:
     cpu.advance(size)
 
 
+def check_rdpmc(cpu: Cpu) -> None:
+    """The privilege, which comes before intercepts; the engine has not looked."""
+    if cpu.state.cpl and not cpu.state.cr(4) & CR4_PCE:
+        raise CpuFault(GP, 0)
+
+
 def rdpmc(cpu: Cpu) -> None:
     """Four counters that never count (no event is modelled)."""
     s = cpu.state

@@ -347,9 +347,10 @@ class Processor(Cpu):
             else:
                 instructions.interrupt(self, vector, size, opcode)
             return
-        if guest is not None:
-            if self._intercepted(guest, code):
-                return
+        if code == ExitCode.RDPMC:
+            instructions.check_rdpmc(self)
+        if guest is not None and self._intercepted(guest, code):
+            return
         handler = instructions.EMULATE.get(code)
         if handler is not None:
             handler(self)
@@ -472,9 +473,10 @@ class Processor(Cpu):
                 error |= PF_ERROR.U
             event = Event(PF, Kind.EXCEPTION, error, address)
         elif vector == UD and self._at_icebp():
-            # The engine was built without this instruction.
-            if not (self.guest is not None and self._intercepted(self.guest, ExitCode.ICEBP)):
-                instructions.icebp(self)
+            self._missed(ExitCode.ICEBP)  # the engine was built without it
+            return
+        elif vector == GP and self._at_user_rdpmc():
+            self._missed(ExitCode.RDPMC)  # the engine has the sense of CR4.PCE the wrong way round
             return
         elif vector == DB:
             self.dr[6] |= DR6_BS
@@ -503,6 +505,15 @@ class Processor(Cpu):
         state.refresh()
         self.flush()
         self._stopped(stop)
+
+    def _missed(self, code: int) -> None:
+        """An instruction that the engine took for a fault."""
+        if self.guest is None or not self._intercepted(self.guest, code):
+            instructions.EMULATE[code](self)
+
+    def _at_user_rdpmc(self) -> bool:
+        state = self.state
+        return bool(state.cpl and state.cr(4) & instructions.CR4_PCE) and self.code()[:2] == b"\x0f\x33"
 
     def _at_icebp(self) -> bool:
         """Whether the instruction at RIP is INT1, with or without prefixes."""
