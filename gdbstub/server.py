@@ -21,6 +21,9 @@ __all__ = ["Server", "new_event_loop"]
 
 log = logging.getLogger(__name__)
 
+_REFUSAL = b"+" + frame(b"E.another client is connected; disconnect it first")
+_REFUSING_SECONDS = 1.0
+
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
     """uvloop's where it is installed: it doubles the rate of requests."""
@@ -149,6 +152,7 @@ class _Client(asyncio.Protocol):
         self._server = server
         self._session: Session | None = None
         self._transport: asyncio.Transport | None = None
+        self._refused = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         stream = cast(asyncio.Transport, transport)  # a stream server makes no others
@@ -156,8 +160,8 @@ class _Client(asyncio.Protocol):
         self._session = self._server.connected(self, stream.write)
         if self._session is None:
             log.warning("refused a second client: the first is still connected")
-            stream.write(b"+" + frame(b"E.another client is connected; disconnect it first"))
-            stream.close()
+            stream.write(_REFUSAL)
+            asyncio.get_running_loop().call_later(_REFUSING_SECONDS, stream.close)
         else:
             log.info("a client connected")
 
@@ -167,6 +171,11 @@ class _Client(asyncio.Protocol):
             session.receive(data)
             if session.running or session.detached:
                 self._server.schedule()
+        elif self._transport is not None:
+            # GDB shows the reason only if it gets it as the answer to its second packet; the first has been answered.
+            packets = data.count(b"#")
+            self._transport.write(_REFUSAL * (packets if self._refused else max(packets - 1, 0)))
+            self._refused += packets
 
     def pause_writing(self) -> None:
         # The client does not read its replies: make no more, and take no more requests.

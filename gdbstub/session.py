@@ -64,6 +64,8 @@ class Session:
         self.detached = False
         self.paused = False
         self.stopped: Stop | None = None
+        # The threads of the last resume: GDB takes no event of another.
+        self.acting: frozenset[ThreadId] = frozenset()
         self._write = write
         self._parser = Parser(PACKET_SIZE)
         self._last = b""
@@ -300,6 +302,7 @@ class Session:
             self._report(Stop(self.current() if thread is None else thread, Signal.INT))
             return
         self.target.resume(actions)
+        self.acting = frozenset(actions)
         self.running = True
         self.slice()
 
@@ -338,6 +341,8 @@ class Session:
     def _event(self, event: Event) -> None:
         if isinstance(event, Stop):
             if event.thread.pid in self.attached:
+                if event.text and not self.list_threads:  # lldb takes it in the stop reply
+                    self.output(event.text + "\n")
                 self._report(event)
         elif isinstance(event, Output):
             if self.running:
@@ -358,7 +363,8 @@ class Session:
         After a fork GDB takes the child's registers to be laid out like the parent's, without asking.
         """
         parent, pid = self.attached.get(event.parent.pid), event.thread.pid
-        if parent is not None and b"fork-events+" in self.features and parent.alike(self.target.description(pid)):
+        forks = b"fork-events+" in self.features and event.parent in self.acting
+        if parent is not None and forks and parent.alike(self.target.description(pid)):
             self.attach(pid)
             self._report(Stop(event.parent), b"fork:%b;" % self.thread_name(event.thread))
         else:

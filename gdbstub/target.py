@@ -131,7 +131,8 @@ class Stop:
     """A thread stopped. pc is the address of the breakpoint itself, never behind it.
 
     `address` is the data address that fired a watchpoint. `signal` is SIGTRAP for breakpoints, watchpoints and steps;
-    others tell the user what happened (SIGSEGV for a triple fault ...). `text` says more, for clients that show it.
+    others tell the user what happened (SIGSEGV for a triple fault ...). `text` says more: lldb shows it as
+    the reason, other clients on their console.
     """
 
     thread: ThreadId

@@ -12,14 +12,16 @@ import tempfile
 import time
 from pathlib import Path
 
+from vmdbg.boot.elf import is_elf, is_elf64
 from vmdbg.options import UsageError
 from vmdbg.run import add_machine_options, debug_file
 
 START_SECONDS = 20.0
 
-GDB_SETTINGS = ("set confirm off", "set pagination off", "set schedule-multiple on")
-"""`schedule-multiple`: the whole machine runs at each resume.  gdb 13 must know, or a stop of an inferior that it
-did not resume fails one of its assertions."""
+GDB_SETTINGS = ("set confirm off", "set pagination off", "set osabi none", "set schedule-multiple on")
+"""`osabi`: ELF files that say nothing count as GNU/Linux programs else, which gdb warns of in 16-bit code.
+`schedule-multiple`: `continue` resumes, and takes stops of, the hypervisor and all attached guests, whichever is
+selected.  Without it breakpoints of the others are passed: gdb knows no stop of an inferior that it did not resume."""
 
 DESCRIPTION = """\
 Start gdb on an image, which waits before its first instruction, or on a running stub (PORT,
@@ -53,13 +55,14 @@ def _is_address(text: str) -> bool:
     return path.is_socket() or text.isdigit() or (not path.exists() and text.rpartition(":")[2].isdigit())
 
 
-def gdb_command(gdb: str, where: str, symbols: Path | None, arguments: list[str]) -> list[str]:
+def gdb_command(gdb: str, where: str, symbols: Path | None, executable: bool, arguments: list[str]) -> list[str]:
     """gdb connected to `where`, with the settings a machine of many inferiors needs."""
     command = [gdb, "-q"]
     for setting in GDB_SETTINGS:
         command += ["-ex", setting]
     if symbols is not None:
-        command += ["-ex", f"file {symbols}"]
+        # As an executable, a file of another word size than the machine's would have gdb refuse the machine's registers.
+        command += ["-ex", f"{'file' if executable else 'symbol-file'} {symbols}"]
     return [*command, "-ex", f"target extended-remote {where}", *arguments]
 
 
@@ -70,7 +73,8 @@ def main(options: argparse.Namespace) -> int:
     if _is_address(options.image):
         symbols = dict(options.symbols).get(1)
         where = f"127.0.0.1:{options.image}" if options.image.isdigit() else options.image
-        return subprocess.call(gdb_command(gdb, where, symbols, arguments))
+        executable = symbols is not None and is_elf64(symbols)
+        return subprocess.call(gdb_command(gdb, where, symbols, executable, arguments))
     with tempfile.TemporaryDirectory(prefix="vmdbg-") as directory:
         socket = str(Path(directory) / "gdb")
         machine = subprocess.Popen(
@@ -81,7 +85,9 @@ def main(options: argparse.Namespace) -> int:
         try:
             _wait_for(machine, socket)
             symbols = dict(options.symbols).get(1) or debug_file(options.image)
-            return subprocess.call(gdb_command(gdb, socket, symbols, arguments))
+            # An image that is no ELF file, a boot sector for one, may have symbols of a mode that it comes to later.
+            executable = symbols is not None and is_elf64(symbols) and is_elf(Path(options.image))
+            return subprocess.call(gdb_command(gdb, socket, symbols, executable, arguments))
         finally:
             machine.terminate()
             machine.wait()

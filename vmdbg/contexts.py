@@ -16,16 +16,21 @@ from vmdbg.cpu.processor import Processor
 from vmdbg.engine import layout
 from vmdbg.engine.engine import PHYSICAL_BITS
 from vmdbg.engine.memory import Ram
-from vmdbg.engine.state import CS, DS, ES, FS, GS, SS, CpuState
+from vmdbg.engine.state import ATTRIB_DB, CS, DS, ES, FS, GS, SS, CpuState
 from vmdbg.history import Vcpu
 
 GENERAL = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{n}" for n in range(8, 16)))
 """General registers in the order of their encoding."""
+_SAVED = {
+    "eflags": "rflags", "k_gs_base": "kernel_gs_base", "fs_base": "fs.base", "gs_base": "gs.base",
+    **{name: name for name in ("cr0", "cr2", "cr3", "cr4", "efer")},
+}  # fmt: skip
+"""Registers that a save area has fields for, by gdb's names."""
 NUMBERS = {name: number for number, name in enumerate(GENERAL)} | {
     "e" + name[1:]: number for number, name in enumerate(GENERAL[:8])
 }
 SEGMENTS = {"es": ES, "cs": CS, "ss": SS, "ds": DS, "fs": FS, "gs": GS}
-_FPSTT, _FPUS, _FPUC, _FPTAGS, _FPREGS = layout.FPU + 4, layout.FPU + 8, layout.FPU + 10, layout.FPU + 12, layout.FPU + 24
+_FPSTT, _FPUS, _FPUC, _FPTAGS, _FPREGS = (layout.FPU + at for at in (4, 8, 10, 12, 24))
 _READ = Access()
 _PAGE = 4096
 
@@ -37,6 +42,9 @@ class Context(Protocol):
 
     def write(self, name: str, value: int) -> bool:
         """False if the register cannot be written here."""
+
+    def code32(self) -> bool:
+        """Whether code outside 64-bit mode is 32-bit by default."""
 
     def paging(self) -> PagingState: ...
 
@@ -137,6 +145,9 @@ class LiveContext:
         cpu.flush()
         return True
 
+    def code32(self) -> bool:
+        return self.cpu.bits == 32
+
     def paging(self) -> PagingState:
         return self.cpu.paging
 
@@ -171,18 +182,12 @@ class SavedContext:
             return int.from_bytes(self.vcpu.registers[8 * number : 8 * number + 8], "little")
         if name in ("rip", "eip"):
             return linear_pc(self._get("cs.base"), self._get("rip"), code64=self._code64())
-        if name == "eflags":
-            return self._get("rflags")
+        if name in _SAVED:
+            return self._get(_SAVED[name])
         if name in SEGMENTS:
             return self._get(name + ".selector")
-        if name in ("cr0", "cr2", "cr3", "cr4", "efer"):
-            return self._get(name)
         if name == "cr8":
             return self._get("v_intr") & 0xF
-        if name in ("fs_base", "gs_base"):
-            return self._get(name.replace("_", "."))
-        if name == "k_gs_base":
-            return self._get("kernel_gs_base")
         return float_register(self.cpu.state, name)
 
     def write(self, name: str, value: int) -> bool:
@@ -199,11 +204,14 @@ class SavedContext:
         elif name in SEGMENTS:
             return value == self._get(name + ".selector")
         else:
-            field = {"eflags": "rflags", "k_gs_base": "kernel_gs_base", "fs_base": "fs.base", "gs_base": "gs.base"}.get(name, name)
-            if field not in ("rflags", "cr0", "cr2", "cr3", "cr4", "efer", "kernel_gs_base", "fs.base", "gs.base"):
+            if name not in _SAVED:
                 return write_float_register(self.cpu.state, name, value)
+            field = _SAVED[name]
         VMCB.write(self.view, field, value)
         return True
+
+    def code32(self) -> bool:
+        return bool(self._get("cs.attrib") & ATTRIB_DB)
 
     def paging(self) -> PagingState:
         return PagingState.from_vmcb(self.view, PHYSICAL_BITS)

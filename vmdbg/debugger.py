@@ -1,74 +1,66 @@
-"""The machine as a target of the GDB stub: the hypervisor is inferior 1, each guest one more, CPUs and vCPUs are threads."""
+"""The machine as a target of the GDB stub: the hypervisor and each guest are inferiors, CPUs and vCPUs are threads."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gdbstub.description import Description, x86
 from gdbstub.target import (
-    CONTINUE, Action, BreakpointKind, Created, Exited, Inferior, MemoryRegion, Output, Reason, Signal, Stop, TargetError,
-    Thread, ThreadId,
+    Action,
+    BreakpointKind,
+    Created,
+    Exited,
+    Inferior,
+    MemoryRegion,
+    Output,
+    Reason,
+    Signal,
+    Stop,
+    TargetError,
+    Thread,
+    ThreadId,
 )  # fmt: skip
 from gdbstub.target import Event as StubEvent
-from introspect.exits import exit_name
-from introspect.vmcb import VMCB
+from introspect.exits import EVENT, exit_name
+from vmdbg.boot.elf import is_elf64
+from vmdbg.breakpoints import Breakpoints, Watchpoint
 from vmdbg.contexts import Context, LiveContext, SavedContext, locate, read_memory, write_memory
-from vmdbg.cpu.operands import accesses
+from vmdbg.cpu.faults import Kind
 from vmdbg.cpu.processor import Processor
-from vmdbg.engine.physical import WATCH_READ, WATCH_WRITE
 from vmdbg.history import KnownGuest, Vcpu
 from vmdbg.machine import Event, Machine
 from vmdbg.monitor import Monitor
+from vmdbg.options import UsageError
+from vmdbg.stepping import Place, Stepping
 
 if TYPE_CHECKING:
     from vmdbg.cpu.core import Cpu
     from vmdbg.svm.guest import Guest
 
 HOST = 1
+WIDE = "i386:x86-64"
 PAGE = 4096
-SLICE_TICKS = 1_000_000
+LEAST_TICKS, MOST_TICKS = 2_000, 2_000_000
 SLICE_SECONDS = 0.001
 
-_EXECUTE = (BreakpointKind.SOFTWARE, BreakpointKind.HARDWARE)
-_FLAGS = {
-    BreakpointKind.WRITE: WATCH_WRITE, BreakpointKind.READ: WATCH_READ, BreakpointKind.ACCESS: WATCH_READ | WATCH_WRITE,
-}  # fmt: skip
 _REASONS = {
-    BreakpointKind.SOFTWARE: Reason.SWBREAK, BreakpointKind.HARDWARE: Reason.HWBREAK, BreakpointKind.WRITE: Reason.WATCH,
-    BreakpointKind.READ: Reason.RWATCH, BreakpointKind.ACCESS: Reason.AWATCH,
+    BreakpointKind.SOFTWARE: Reason.SWBREAK, BreakpointKind.HARDWARE: Reason.HWBREAK,
+    BreakpointKind.WRITE: Reason.WATCH, BreakpointKind.READ: Reason.RWATCH, BreakpointKind.ACCESS: Reason.AWATCH,
 }  # fmt: skip
 
-
-@dataclass(slots=True)
-class Watchpoint:
-    """A watched range of one inferior; `spas` are the (spa, length) pieces it lies in now, empty while unmapped."""
-
-    kind: BreakpointKind
-    address: int
-    length: int
-    pid: int
-    spas: list[tuple[int, int]]
-    value: bytes = b""
-
-
-@dataclass(slots=True)
-class Stepping:
-    """A step under way: `thread` executes, perhaps after and before others had to run."""
-
-    thread: ThreadId
-    action: Action
-    executed: bool = False
+_description = cache(x86)
 
 
 class Debugger:
-    """One machine under a stub.  Implements `Target`, `Monitor`, `Run`, `Kill`, `ExecFile`, `Files` and `MemoryRegions`."""
+    """One machine under a stub; also a `Monitor`, `Run`, `Kill`, `ExecFile`, `Files` and `MemoryRegions` target."""
 
-    def __init__(self, machine: Machine, restart: Callable[[], Machine] | None = None) -> None:
+    def __init__(self, machine: Machine, restart: Callable[[Sequence[str]], Machine] | None = None) -> None:
+        """`restart` makes the machine anew for `run`, with these words as the image's command line if there are any."""
         self.restart = restart
         self.monitor_commands = Monitor(self)
         self.symbols: dict[int, Path] = {}
@@ -81,17 +73,19 @@ class Debugger:
         self.machine = machine
         self.history = machine.history
         self.history.on_switch = self._on_switch
-        self.breakpoints: dict[int, set[tuple[BreakpointKind, int]]] = {}
-        """Linear address to the (kind, pid) that stop there."""
-        self.watchpoints: list[Watchpoint] = []
-        self.attached: set[int] = set()
+        self.breakpoints = Breakpoints(machine, self._first_context)
         self.stop_codes: dict[int, int | None] = {}
         """EXITCODEs to stop on next, to the guest they are for (None: any)."""
+        self._descriptions: dict[int, Description] = {}
+        self._acting: dict[ThreadId, Action] = {}
+        """The threads that the client resumed; others run where these could not go on without them, and never stop."""
+        self._resting: set[ThreadId] = set()
+        """Threads of the same inferiors that it did not resume."""
         self._stepping: Stepping | None = None
-        self._awaited: ThreadId | None = None
-        self._skip: tuple[int, int] | None = None
         self._events: deque[StubEvent] = deque()
-        self._known: dict[int, KnownGuest] = {}
+        self._told_of_passing = False
+        self._ticks = LEAST_TICKS
+        self._known: set[int] = set()
         self._version = -1
         self._exit_stop: Stop | None = None
         self._ended = False
@@ -159,33 +153,33 @@ class Debugger:
         return ThreadId(guest.number, vcpu.thread)
 
     def description(self, pid: int) -> Description:
-        return x86(self.architectures.get(pid) or self._architecture(pid))
+        """As it was when a client attached: its register block keeps its layout through all changes of mode."""
+        return self._descriptions.get(pid) or _description(self._architecture(pid))
 
     def _architecture(self, pid: int) -> str:
-        """From the mode the inferior is in; a hypervisor from a 64-bit image counts as 64-bit before it gets there."""
-        if pid == HOST:
-            long = self.machine.image.mode != "real"
-            return "i386:x86-64" if long else "i8086"
-        context = self.context(ThreadId(pid, self.threads(pid)[0].tid))
-        efer, cr0 = context.read("efer") or 0, context.read("cr0") or 0
-        if efer & 0x500:
-            return "i386:x86-64"
-        return "i386" if cr0 & 1 and self._code32(context) else "i8086"
+        """Chosen by hand, or of the symbols, or of the mode the inferior is in.
 
-    @staticmethod
-    def _code32(context: Context) -> bool:
-        if isinstance(context, LiveContext):
-            return context.cpu.bits != 16
-        assert isinstance(context, SavedContext)
-        return bool(VMCB.read(context.view, "cs.attrib") & 0x400)
+        A hypervisor counts as 64-bit before it gets there, unless it starts in real mode.
+        """
+        if pid in self.architectures:
+            return self.architectures[pid]
+        if pid == HOST and self.machine.image.mode != "real":
+            return WIDE
+        path = self.symbols.get(pid)
+        if path is not None and is_elf64(path):
+            return WIDE
+        context = self.context(self._first_thread(pid))
+        if (context.read("efer") or 0) & 0x500:  # LME, LMA
+            return WIDE
+        return "i386" if (context.read("cr0") or 0) & 1 and context.code32() else "i8086"
 
     def attach(self, pid: int) -> None:
         if pid != HOST:
             self.guest(pid)
-        self.attached.add(pid)
+        self._descriptions[pid] = _description(self._architecture(pid))
 
     def detach(self, pid: int) -> None:
-        self.attached.discard(pid)
+        self._descriptions.pop(pid, None)
 
     # Registers and memory
 
@@ -216,12 +210,16 @@ class Debugger:
         return (value & ((1 << register.bits) - 1)).to_bytes(register.bits // 8, "little")
 
     def write_register(self, thread: ThreadId, number: int, value: bytes) -> None:
-        self._write(self.context(thread), self.description(thread.pid).registers[number].name, int.from_bytes(value, "little"))
+        name = self.description(thread.pid).registers[number].name
+        self._write(self.context(thread), name, int.from_bytes(value, "little"))
 
     @staticmethod
     def _write(context: Context, name: str, value: int) -> None:
         if not context.write(name, value):
-            raise TargetError(f"{name} cannot be set to {value:#x} in this thread; its segment or save area does not allow it")
+            raise TargetError(
+                f"{name} cannot be set to {value:#x} in this thread: it would need a descriptor, or is not saved; "
+                "stop where the thread executes, or let the program load it"
+            )
 
     def read_memory(self, thread: ThreadId, address: int, length: int) -> bytes:
         return read_memory(self.machine.ram, self.context(thread), address, length)
@@ -229,7 +227,10 @@ class Debugger:
     def write_memory(self, thread: ThreadId, address: int, data: bytes) -> None:
         bad = write_memory(self.machine.ram, self.context(thread), address, data)
         if bad is not None:
-            raise TargetError(f"{bad:#x} is not mapped to memory in {thread.pid}; nothing was written. `monitor walk` shows why")
+            raise TargetError(
+                f"{bad:#x} is not mapped to memory in process {thread.pid}, so nothing was written; "
+                "`monitor walk` shows why"
+            )
 
     def memory_region(self, thread: ThreadId, address: int) -> MemoryRegion:
         start = address & ~(PAGE - 1)
@@ -239,61 +240,16 @@ class Debugger:
     # Breakpoints
 
     def insert_breakpoint(self, kind: BreakpointKind, address: int, length: int, pid: int) -> None:
-        if kind in _EXECUTE:
-            self.breakpoints.setdefault(address, set()).add((kind, pid))
-            return
-        if not 1 <= length <= PAGE:
-            raise TargetError(f"a watchpoint of {length} bytes is not possible; watch 1 to {PAGE} bytes")
-        self.watchpoints.append(Watchpoint(kind, address, length, pid, []))
+        self.breakpoints.insert(kind, address, length, pid)
 
     def remove_breakpoint(self, kind: BreakpointKind, address: int, length: int, pid: int) -> None:
-        if kind in _EXECUTE:
-            owners = self.breakpoints[address]
-            owners.discard((kind, pid))
-            if not owners:
-                del self.breakpoints[address]
-            return
-        for watchpoint in self.watchpoints:
-            if (watchpoint.kind, watchpoint.address, watchpoint.length, watchpoint.pid) == (kind, address, length, pid):
-                self.watchpoints.remove(watchpoint)
-                break
-        self._guard_pages()
+        self.breakpoints.remove(kind, address, length, pid)
 
-    def _guard_pages(self) -> None:
-        """Have the engine stop at accesses to exactly the pages that hold watched bytes."""
-        machine = self.machine
-        wanted: dict[int, int] = {}
-        for watchpoint in self.watchpoints:
-            watchpoint.spas = self._pieces(watchpoint)
-            for spa, _ in watchpoint.spas:
-                wanted[spa // PAGE] = wanted.get(spa // PAGE, 0) | _FLAGS[watchpoint.kind]
-            watchpoint.value = b"".join(bytes(machine.ram.view[spa : spa + size]) for spa, size in watchpoint.spas)
-        physical = machine.engine.physical
-        for page in self._guarded.keys() | wanted.keys():
-            flags = wanted.get(page, 0)
-            if self._guarded.get(page, 0) != flags:
-                physical.watch(page, WATCH_READ | WATCH_WRITE, False)
-                if flags:
-                    physical.watch(page, flags, True)
-        self._guarded = wanted
+    def _first_context(self, pid: int) -> Context | None:
+        return self.context(self._first_thread(pid)) if self._alive(pid) else None
 
-    _guarded: dict[int, int] = {}  # noqa: RUF012 - replaced as a whole, never changed
-
-    def _pieces(self, watchpoint: Watchpoint) -> list[tuple[int, int]]:
-        threads = [t for t in self.threads(watchpoint.pid)] if self._alive(watchpoint.pid) else []
-        if not threads:
-            return []
-        context = self.context(ThreadId(watchpoint.pid, threads[0].tid))
-        pieces = []
-        address, left = watchpoint.address, watchpoint.length
-        while left:
-            size = min(left, PAGE - address % PAGE)
-            spa = locate(self.machine.ram, context, address)
-            if spa is not None:
-                pieces.append((spa, size))
-            address += size
-            left -= size
-        return pieces
+    def _first_thread(self, pid: int) -> ThreadId:
+        return ThreadId(pid, self.threads(pid)[0].tid)
 
     def _alive(self, pid: int) -> bool:
         return pid == HOST or (pid in self.history.guests and not self.history.guests[pid].gone)
@@ -301,209 +257,222 @@ class Debugger:
     # Running
 
     def resume(self, actions: Mapping[ThreadId, Action]) -> None:
-        self._stepping = next(
-            (Stepping(thread, action) for thread, action in actions.items() if action.step), None
+        self._acting = dict(actions)
+        pids = {thread.pid for thread in actions}
+        self._resting = {ThreadId(pid, t.tid) for pid in pids for t in self.threads(pid)} - actions.keys()
+        self._stepping = next((self._step(t, action) for t, action in actions.items() if action.step), None)
+        self.breakpoints.arm()
+        self.breakpoints.guard()
+
+    def _acts(self, thread: ThreadId) -> bool:
+        """Whether the client expects stops of a thread: it resumed it, or the thread is new in what it resumed."""
+        return thread in self._acting or (
+            thread not in self._resting and any(other.pid == thread.pid for other in self._acting)
         )
-        if self._stepping is None and actions and CONTINUE not in actions.values():
-            raise TargetError("no thread was told to run")
-        machine = self.machine
-        machine.engine.arm(set(self.breakpoints))
-        if self.watchpoints:
-            self._guard_pages()
-        self._skip = (machine.cpu.index, machine.clock.now)
+
+    def _step(self, thread: ThreadId, action: Action) -> Stepping:
+        return Stepping(thread, action, self._place(self.context(thread)))
+
+    @staticmethod
+    def _place(context: Context) -> Place:
+        return Place(context.read("rip") or 0, context.read("rsp") or 0)
 
     def halt(self) -> ThreadId:
+        thread = self._reported(self.thread_on(self.machine.cpu))
         self._stepping = None
-        self._awaited = None
-        return self._reported(self.thread_on(self.machine.cpu))
+        self._events = deque(event for event in self._events if not isinstance(event, Stop))
+        return thread
 
     def _reported(self, thread: ThreadId) -> ThreadId:
-        """A thread of an attached inferior to tell the client of: the one that executes, if it is one."""
-        if thread.pid in self.attached or not self.attached:
+        """The thread to tell the client of: a client that let some threads run only expects one of them to stop."""
+        acting = [t for t in self._acting if self._alive(t.pid)]
+        if self._acts(thread) or not acting:
             return thread
-        pid = min(self.attached)
-        return ThreadId(pid, self.threads(pid)[0].tid)
+        return next((t for t in acting if t.pid == thread.pid), acting[0])
 
     def run_slice(self) -> StubEvent | None:
-        if self._events:
-            return self._events.popleft()
         until = time.perf_counter() + SLICE_SECONDS
-        while True:
+        while not self._events:
             event = self._advance()
             self._notice_guests()
             if event is not None:
-                if self._events:
-                    self._events.append(event)
-                    return self._events.popleft()
-                return event
-            if self._events:
-                return self._events.popleft()
-            if time.perf_counter() >= until:
+                self._events.append(event)
+            elif time.perf_counter() >= until:
                 return None
+        event = self._events.popleft()
+        if isinstance(event, Stop):
+            self._stepping = None
+            if self._acting and not self._acts(event.thread):
+                return None  # of a resume that another event ended
+        return event
 
     def _advance(self) -> StubEvent | None:
         """Run a little; an event if something happened that the client must know."""
-        machine = self.machine
         stepping = self._stepping
-        if stepping is None:
-            return self._happened(machine.run(SLICE_TICKS, breakpoints=bool(self.breakpoints)))
-        turn = machine.turn(machine.clock.now + SLICE_TICKS)
-        if isinstance(turn, Event):
-            return self._happened(turn)
-        if not self._alive(stepping.thread.pid):
-            self._stepping = None
-            return None
-        if self.thread_on(turn) != stepping.thread:
-            self._await(stepping.thread)
-            return self._happened(machine.run(SLICE_TICKS, breakpoints=bool(self.breakpoints), watch=self._watched_cpu()))
-        if stepping.executed and not self._in_range(stepping, turn):
-            self._stepping = None
-            return Stop(stepping.thread)
-        if self._hit(turn) and not self._skipped(turn):
+        if stepping is not None and self._alive(stepping.thread.pid):
+            return self._advance_step(stepping)
+        self._stepping = None
+        return self._run(bool(self.breakpoints))
+
+    def _run(self, breakpoints: bool, watch: Processor | None = None) -> StubEvent | None:
+        """Run for about `SLICE_SECONDS`: what that is in guest time, world switches and devices decide."""
+        started = time.perf_counter()
+        event = self.machine.run(self._ticks, breakpoints=breakpoints, watch=watch)
+        factor = SLICE_SECONDS / (time.perf_counter() - started)
+        self._ticks = min(max(int(self._ticks * min(factor, 2)), LEAST_TICKS), MOST_TICKS)
+        return self._happened(event)
+
+    def _advance_step(self, stepping: Stepping) -> StubEvent | None:
+        machine, thread = self.machine, stepping.thread
+        cpu = machine.turn(machine.clock.now + self._ticks)
+        if isinstance(cpu, Event):
+            return self._happened(cpu)
+        if self.thread_on(cpu) != thread:
+            return self._run_others(stepping)
+        here = self._place(LiveContext(cpu))
+        if stepping.back is not None:
+            if here != stepping.back:
+                return self._run_others(stepping)
+            stepping.back = None
+            self.breakpoints.arm()
+        if stepping.ends_at(here.pc):
+            return Stop(thread)
+        if self._hit(cpu):
             return self._happened(Event.BREAKPOINT)
-        stepping.executed = True
-        event = self._happened(machine.step(turn))
-        if event is None and self._stepping is stepping and self.thread_on(turn) == stepping.thread:
-            if not self._in_range(stepping, turn):
-                self._stepping = None
-                return Stop(stepping.thread)
+        stepping.start = here
+        started = cpu.wait_for_sipi
+        outcome = machine.step(cpu)
+        stays = self.thread_on(cpu) == thread
+        if outcome == Event.INTERRUPTED and not started:
+            # A guest that left by a #VMEXIT is met again at its next VMRUN.
+            stepping.back = here if stays else None
+            if stays:
+                self.breakpoints.arm(here.pc)
+        elif outcome != Event.WATCHED:
+            stepping.executed |= stays or thread.pid == HOST
+        event = self._happened(outcome)
+        if event is None and stays and stepping.back is None and stepping.ends_at(cpu.state.linear_rip):
+            return Stop(thread)
         return event
 
-    def _in_range(self, stepping: Stepping, cpu: Processor) -> bool:
-        return stepping.action.start <= cpu.state.linear_rip < stepping.action.end
-
-    def _await(self, thread: ThreadId) -> None:
-        """Pause as soon as this thread is on a CPU whose turn it is."""
-        self._awaited = thread
-
-    def _watched_cpu(self) -> Processor | None:
-        """The CPU that holds the awaited thread already, but has not its turn."""
-        if self._awaited is None:
-            return None
-        for cpu in self.machine.cpus:
-            if cpu is not self.machine.cpu and self.thread_on(cpu) == self._awaited:
-                return cpu
-        return None
+    def _run_others(self, stepping: Stepping) -> StubEvent | None:
+        """The stepping thread is not at its instruction: go on until it is, or until its CPU has its turn."""
+        breakpoints = bool(self.breakpoints) or stepping.back is not None
+        waiting = next((c for c in self.machine.cpus if self.thread_on(c) == stepping.thread), None)
+        watch = waiting if waiting is not self.machine.cpu else None
+        return self._run(breakpoints, watch)
 
     def _on_switch(self, cpu: Cpu, guest: Guest, code: int | None) -> None:
         """A world switch: pause if somebody waits for what it brings."""
         assert isinstance(cpu, Processor)
         owner, vcpu = self.history.by_vmcb[guest.vmcb]
+        thread = ThreadId(owner.number, vcpu.thread)
+        stepping = self._stepping
         if code is None:
             if self._version != self.history.version:
                 cpu.pause = True
-            if self._awaited == (owner.number, vcpu.thread):
+            if stepping is not None and stepping.thread == thread:
+                event = guest.eventinj
+                injected = Kind(EVENT.get(event, "type")) if event & EVENT.v else None
+                stepping.entered(self._place(SavedContext(cpu, guest.view, vcpu)), injected)
+                if stepping.back is not None:
+                    self.breakpoints.arm(stepping.back.pc)
                 cpu.pause = True
             return
-        if self._awaited == (HOST, cpu.index + 1):
+        if self.breakpoints.watchpoints:
+            self.breakpoints.remap(owner.number)
+        if stepping is not None and stepping.thread == (HOST, cpu.index + 1):
             cpu.pause = True
-        if code in self.stop_codes and self.stop_codes[code] in (None, owner.number):
+        if self._acting and code in self.stop_codes and self.stop_codes[code] in (None, owner.number):
             del self.stop_codes[code]
-            thread = ThreadId(owner.number, vcpu.thread)
-            if thread.pid not in self.attached:
-                thread = self._reported(ThreadId(HOST, cpu.index + 1))
-            self._exit_stop = Stop(thread, text=f"#VMEXIT {exit_name(code)} of {owner.name}")
+            self._exit_stop = Stop(self._reported(thread), text=f"#VMEXIT {exit_name(code)} of {owner.name}")
             cpu.pause = True
 
     def _hit(self, cpu: Processor) -> BreakpointKind | None:
-        """The breakpoint of the present inferior at the CPU's RIP."""
-        owners = self.breakpoints.get(cpu.state.linear_rip)
-        if not owners:
-            return None
-        pid = self.thread_on(cpu).pid
-        return next((kind for kind, owner in owners if owner == pid and owner in self.attached), None)
-
-    def _skipped(self, cpu: Processor) -> bool:
-        """Whether the client resumed at this very instruction: then its breakpoint does not hit again."""
-        return self._skip == (cpu.index, self.machine.clock.now)
+        """The breakpoint at the CPU's RIP that belongs to the thread it executes."""
+        thread = self.thread_on(cpu)
+        kind = self.breakpoints.kind_at(cpu.state.linear_rip, thread.pid)
+        if kind is None or self._acts(thread):
+            return kind
+        if not self._told_of_passing:
+            self._told_of_passing = True
+            self._events.append(Output(
+                f"[inferior {thread.pid} ran past its breakpoint at {cpu.state.linear_rip:#x}: the debugger resumed "
+                "others only; `set schedule-multiple on` makes gdb resume all]\n"
+            ))  # fmt: skip
+        return None
 
     def _happened(self, event: Event) -> StubEvent | None:
         machine = self.machine
+        cpu = machine.cpu
         if self._exit_stop is not None:
             stop, self._exit_stop = self._exit_stop, None
-            self._stepping = None
             return stop
         if event == Event.BREAKPOINT:
-            cpu = machine.cpu
             kind = self._hit(cpu)
-            if kind is None or self._skipped(cpu):
-                return self._happened(machine.step(cpu))
-            self._stepping = None
-            return Stop(self.thread_on(cpu), reason=_REASONS[kind])
+            if kind is not None:
+                return Stop(self.thread_on(cpu), reason=_REASONS[kind])
+            stepping = self._stepping
+            if stepping is not None and stepping.back == self._place(LiveContext(cpu)):
+                return None
+            return self._happened(machine.step(cpu))
         if event == Event.WATCHED:
-            return self._watched(machine.cpu)
+            return self._watched(cpu)
         if event == Event.EXIT:
             return self._machine_ended()
         if event == Event.IDLE:
             time.sleep(SLICE_SECONDS)
             machine.poll_input()
+        elif self.breakpoints.stored:
+            self.breakpoints.stored = False
+            return self._fired(self.thread_on(cpu), self.breakpoints.fired([]), "")
         return None
 
-    def _machine_ended(self) -> StubEvent:
-        if self._ended:
-            return Exited(HOST, 0)
-        self._ended = True
-        for number, guest in self.history.guests.items():
-            if not guest.gone:
-                self._events.append(Exited(number))
-        status = self.machine.exit_status or 0
-        if "shut down" in self.machine.ended:
-            self._ended = False
-            self._events.clear()
-            return Stop(self._reported(self.thread_on(self.machine.cpu)), Signal.SEGV, text=self.machine.ended)
-        self._events.append(Output(f"vmdbg: {self.machine.ended}\n"))
-        self._events.append(Exited(HOST, status & 0xFF))
-        return self._events.popleft()
+    def _machine_ended(self) -> StubEvent | None:
+        machine = self.machine
+        if any(cpu.shutdown for cpu in machine.cpus):
+            return Stop(self._reported(self.thread_on(machine.cpu)), Signal.SEGV, text=machine.ended)
+        if not self._ended:
+            self._ended = True
+            self._events += [Output(f"[{machine.ended}]\n"), Exited(HOST, (machine.exit_status or 0) & 0xFF)]
+            self._events += [Exited(number) for number, guest in self.history.guests.items() if not guest.gone]
+            return None
+        return Exited(HOST, 0)
 
     def _watched(self, cpu: Processor) -> StubEvent | None:
         """Execute the instruction that accesses a watched page, and see whether it touched the watched bytes."""
-        machine = self.machine
-        ram, physical = machine.ram, machine.engine.physical
-        thread = self.thread_on(cpu)
-        pc = cpu.state.linear_rip
-        touched = [(cpu.translate_quietly(a), size, r, w) for a, size, r, w in accesses(cpu)]
-        lifted: dict[int, int] = {}
-        event: Event = Event.WATCHED
-        while event == Event.WATCHED:
-            assert cpu.watched is not None
-            page = cpu.watched.watched // PAGE
-            if page in lifted:
-                break
-            lifted[page] = ram.pages[page] & (WATCH_READ | WATCH_WRITE)
-            physical.watch(page, WATCH_READ | WATCH_WRITE, False)
-            event = machine.step(cpu)
-        for page, flags in lifted.items():
-            physical.watch(page, flags, True)
-        hit: Watchpoint | None = None
-        for watchpoint in self.watchpoints:
-            value = b"".join(bytes(ram.view[spa : spa + size]) for spa, size in watchpoint.spas)
-            changed = value != watchpoint.value
-            watchpoint.value = value
-            read = watchpoint.kind != BreakpointKind.WRITE and any(
-                spa is not None and reads and spa < at + length and at < spa + size
-                for spa, size, reads, _ in touched for at, length in watchpoint.spas
-            )  # fmt: skip
-            if (changed and watchpoint.kind != BreakpointKind.READ) or read:
-                hit = hit or watchpoint
-        if hit is None or hit.pid not in self.attached:
-            return self._happened(event) if event != Event.WATCHED else None
-        self._stepping = None
-        text = "" if thread.pid == hit.pid else f"accessed by inferior {thread.pid} at {pc:#x}"
-        stopped = thread if thread.pid == hit.pid else ThreadId(hit.pid, self.threads(hit.pid)[0].tid)
-        return Stop(stopped, reason=_REASONS[hit.kind], address=hit.address, text=text)
+        thread, pc = self.thread_on(cpu), cpu.state.linear_rip
+        event, fired = self.breakpoints.execute(cpu)
+        stepping = self._stepping
+        if stepping is not None and stepping.thread == thread:
+            stepping.executed |= thread.pid == HOST or self.thread_on(cpu) == thread
+        stop = self._fired(thread, fired, f"by {self._name(thread)} at {pc:#x}")
+        return stop or (self._happened(event) if event != Event.WATCHED else None)
+
+    def _fired(self, thread: ThreadId, fired: Sequence[Watchpoint], text: str) -> StubEvent | None:
+        """A stop for the first watchpoint whose inferior was told to run."""
+        for point in fired:
+            owners = [t for t in self._acting if t.pid == point.pid]
+            if owners:
+                where = thread if thread.pid == point.pid and self._acts(thread) else owners[0]
+                text = f"[{point.address:#x} was accessed {text}]" if text and where != thread else ""
+                return Stop(where, reason=_REASONS[point.kind], address=point.address, text=text)
+        return None
+
+    def _name(self, thread: ThreadId) -> str:
+        return f"CPU {thread.tid - 1} of the hypervisor" if thread.pid == HOST else self.guest(thread.pid).name
 
     def _notice_guests(self) -> None:
         """Tell of guests that appeared and went since the last look."""
         if self._version == self.history.version:
             return
         self._version = self.history.version
-        alive = {number: guest for number, guest in self.history.guests.items() if not guest.gone}
-        for number in self._known.keys() - alive.keys():
+        alive = {number for number, guest in self.history.guests.items() if not guest.gone}
+        for number in sorted(self._known - alive):
+            self.breakpoints.forget(number)
             self._events.append(Exited(number))
-            self.attached.discard(number)
-        for number in alive.keys() - self._known.keys():
-            parent = ThreadId(HOST, self.machine.cpu.index + 1)
-            self._events.append(Created(ThreadId(number, self.threads(number)[0].tid), parent))
+        for number in sorted(alive - self._known):
+            self._events.append(Created(self._first_thread(number), ThreadId(HOST, self.machine.cpu.index + 1)))
         self._known = alive
 
     # Monitor, run, kill, files
@@ -514,33 +483,42 @@ class Debugger:
     def run(self, program: str, arguments: Sequence[str]) -> int:
         if self.restart is None:
             raise TargetError("this machine cannot start again; start vmdbg anew")
-        if program and Path(program) not in (self.machine.source, self.machine.image.debug_file):
+        if program and Path(program).resolve() not in self._own_files():
             raise TargetError(f"{program} is not the machine's image; `run` without a program starts that one again")
         self.machine.close()
-        self._use(self.restart())
+        self._ended = True
+        try:
+            self._use(self.restart(arguments))
+        except UsageError as error:
+            raise TargetError(str(error)) from None
         return HOST
 
     def kill(self, pid: int) -> None:
         if pid != HOST:
-            raise TargetError(f"guest {pid} belongs to its hypervisor and cannot be killed alone; kill inferior 1, or detach")
+            raise TargetError(f"guest {pid} belongs to its hypervisor: kill process 1, or detach from the guest")
         self.machine.exit(0)
         self.machine.ended = "killed by the debugger"
         self._ended = True
 
     def exec_file(self, pid: int) -> str:
-        path = self.symbols.get(pid)
-        if path is None and pid == HOST:
-            path = self.machine.image.debug_file
-        return str(path.resolve()) if path is not None else ""
+        """Only a file that goes with the registers: gdb takes the architecture of an executable for that of the thread,
+        and refuses a description that contradicts it.  16-bit code goes with none."""
+        path, architecture = self._symbol_file(pid), self.description(pid).architecture
+        fits = path is not None and architecture != "i8086" and is_elf64(path) == (architecture == WIDE)
+        return str(path.resolve()) if path is not None and fits else ""
+
+    def _own_files(self) -> set[Path]:
+        source, symbols = self.machine.source, self._symbol_file(HOST)
+        return {Path(f).resolve() for f in (source, symbols) if isinstance(f, str | Path)}
+
+    def _symbol_file(self, pid: int) -> Path | None:
+        return self.symbols.get(pid) or (self.machine.image.debug_file if pid == HOST else None)
 
     def read_file(self, name: str) -> bytes | None:
-        offered = {str(path.resolve()) for path in self.symbols.values()}
-        if self.machine.image.debug_file is not None:
-            offered.add(str(self.machine.image.debug_file.resolve()))
-        if name not in offered:
+        offered = [path for pid in (HOST, *self.symbols) if (path := self._symbol_file(pid)) is not None]
+        if name not in {str(path.resolve()) for path in offered}:
             return None
         try:
             return Path(name).read_bytes()
         except OSError:
             return None
-

@@ -28,6 +28,8 @@ class Vcpu:
     thread: int
     """Stable number within its guest."""
     asid: int
+    root: int
+    """nCR3; 0 without nested paging."""
     host_cr4: int
     host_efer: int
     running_on: int | None = None
@@ -40,14 +42,14 @@ class Vcpu:
 
 @dataclass(slots=True)
 class KnownGuest:
-    """VMCBs under one nested page-table root (or one VMCB without nested paging): what the user thinks of as a guest."""
+    """VMCBs under one nested page-table root, or one without nested paging: what the user thinks of as a guest."""
 
     number: int
     name: str
-    root: int
-    """nCR3; 0 without nested paging."""
     vcpus: dict[int, Vcpu] = field(default_factory=dict)
     exits: deque[Exit] = field(default_factory=lambda: deque(maxlen=KEEP))
+    threads: int = 0
+    """vCPUs there ever were: their numbers are not used again."""
     gone: bool = False
 
 
@@ -105,37 +107,35 @@ class History:
         root = guest.n_cr3 & ~0xFFF if guest.np else 0
         known = self.by_vmcb.get(guest.vmcb)
         if known is not None:
-            owner, vcpu = known
-            if owner.root == root or vcpu.asid == guest.asid:
-                if owner.root != root and len(owner.vcpus) == 1:
-                    owner.root = root
-                vcpu.asid = guest.asid
+            vcpu = known[1]
+            if vcpu.root == root or vcpu.asid == guest.asid:
+                vcpu.asid, vcpu.root = guest.asid, root
                 vcpu.host_cr4, vcpu.host_efer = host_cr4, host_efer
                 vcpu.running_on = cpu.index
                 return
             self.forget(guest.vmcb)
-        owner_of_root = next((g for g in self.guests.values() if root and g.root == root and not g.gone), None)
-        if owner_of_root is None:
-            owner_of_root = self._new_guest(root)
-        self.adopt(owner_of_root, Vcpu(guest.vmcb, 0, guest.asid, host_cr4, host_efer, cpu.index))
+        sharing = (g for g in self.guests.values() if root and any(v.root == root for v in g.vcpus.values()))
+        vcpu = Vcpu(guest.vmcb, 0, guest.asid, root, host_cr4, host_efer, cpu.index)
+        self.adopt(next(sharing, None) or self._new_guest(), vcpu)
 
-    def _new_guest(self, root: int) -> KnownGuest:
-        guest = KnownGuest(self._next, f"guest {self._next}", root)
+    def _new_guest(self) -> KnownGuest:
+        guest = KnownGuest(self._next, f"guest {self._next}")
         self.guests[self._next] = guest
         self._next += 1
         return guest
 
     def split(self, vmcb: int) -> KnownGuest:
         """Make one VMCB a guest of its own."""
-        owner, vcpu = self.by_vmcb[vmcb]
+        vcpu = self.by_vmcb[vmcb][1]
         self.forget(vmcb)
-        guest = self._new_guest(owner.root)
+        guest = self._new_guest()
         self.adopt(guest, vcpu)
         return guest
 
     def adopt(self, owner: KnownGuest, vcpu: Vcpu) -> None:
         """Make a VMCB a vCPU of a guest."""
-        vcpu.thread = max((other.thread for other in owner.vcpus.values()), default=0) + 1
+        owner.threads += 1
+        vcpu.thread = owner.threads
         owner.vcpus[vcpu.vmcb] = vcpu
         self.by_vmcb[vcpu.vmcb] = owner, vcpu
         self.version += 1

@@ -38,6 +38,9 @@ QUANTUM = 200_000
 SLICE = 4_000_000
 """Ticks that `run` executes at most before it looks for outside input."""
 
+LIMIT_REACHED = 124
+"""Exit status of a run that did not come to its own end."""
+
 BDA = 0x400
 """The BIOS data area: a few of its words are asked for by boot code that runs without firmware calls."""
 _BDA = struct.pack("<H12xHHxH", 0x3F8, EBDA >> 4, 0, EBDA >> 10)
@@ -46,14 +49,16 @@ _BDA = struct.pack("<H12xHHxH", 0x3F8, EBDA >> 4, 0, EBDA >> 10)
 _ENCODING = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{n}" for n in range(8, 16)))
 assert set(_ENCODING) == set(GENERAL_REGISTERS)
 
-NOT_EMULATED = frozenset(("XSAVE", "OSXSAVE", "AVX", "AVX2", "F16C", "FMA", "RDRAND", "RDSEED", "SHA", "CLWB", "UMIP", "RDPID",
-                          "INVPCID", "PCID", "MONITOR", "SKINIT"))  # fmt: skip
+NOT_EMULATED = frozenset((
+    "XSAVE", "OSXSAVE", "AVX", "AVX2", "F16C", "FMA", "RDRAND", "RDSEED", "SHA", "CLWB", "UMIP", "RDPID", "INVPCID",
+    "PCID", "MONITOR", "SKINIT",
+))  # fmt: skip
 """CPUID features that the engine lacks or whose host-dependent results would leak in."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """What a machine is made of.  `max_time` in ticks."""
+    """What a machine is made of."""
 
     memory: int = 512 << 20
     cpus: int = 1
@@ -64,7 +69,8 @@ class Config:
     serial: Serial = field(default_factory=NullSerial)
     python_runtime: bool = False
     trace: TextIO | None = None
-    name: str = "host"
+    max_time: int | None = None
+    """The machine ends at this tick, with LIMIT_REACHED."""
 
 
 class Event(IntEnum):
@@ -80,9 +86,14 @@ class Event(IntEnum):
     """Every CPU waits for something that only the outside can bring."""
     PAUSED = auto()
     """Somebody asked the running CPU to pause (`Processor.pause`), or the watched one got its turn."""
+    INTERRUPTED = auto()
+    """`Machine.step` took an interrupt instead of executing an instruction."""
 
 
-_EVENTS = {Outcome.BREAKPOINT: Event.BREAKPOINT, Outcome.WATCHED: Event.WATCHED, Outcome.PAUSED: Event.PAUSED}
+_EVENTS = {
+    Outcome.BREAKPOINT: Event.BREAKPOINT, Outcome.WATCHED: Event.WATCHED, Outcome.PAUSED: Event.PAUSED,
+    Outcome.INTERRUPTED: Event.INTERRUPTED,
+}  # fmt: skip
 
 
 class Machine:
@@ -203,6 +214,12 @@ class Machine:
             self.exit_status = status
             self.ended = f"the guest ended the run with status {status}"
 
+    def give_up(self, why: str) -> None:
+        """End a run that did not come to its own end."""
+        if self.exit_status is None:
+            self.exit_status = LIMIT_REACHED
+            self.ended = f"{why} at {self.cpu.where}"
+
     def request_reset(self) -> None:
         self._reset_requested = True
 
@@ -228,10 +245,15 @@ class Machine:
         CPUs take turns of `QUANTUM` ticks; the order depends on guest time alone.  No turn goes beyond tick `end`.
         """
         clock = self.clock
+        limit = self.config.max_time
+        if limit is not None:
+            end = min(end, limit)
         while True:
             if self._reset_requested and self.exit_status is None:
                 self.exit(0)
                 self.ended = "the guest reset the machine"
+            if limit is not None and clock.now >= limit:
+                self.give_up(f"--max-time {limit} reached")
             if self.exit_status is not None:
                 return Event.EXIT
             clock.fire()
@@ -247,9 +269,12 @@ class Machine:
     def run(
         self, ticks: int = SLICE, *, breakpoints: bool = False, watch: Processor | None = None, step: bool = False
     ) -> Event:
-        """Run for up to `ticks`.  With `watch`, stop (PAUSED) when that CPU gets its turn; with `step`, run one instruction."""
+        """Run for up to `ticks`; with `step`, one instruction.  With `watch`, pause when that CPU gets its turn."""
         clock = self.clock
         end = clock.now + ticks
+        limit = self.config.max_time
+        if limit is not None and clock.now < limit:
+            end = min(end, limit)
         while clock.now < end:
             cpu = self.turn(end)
             if isinstance(cpu, Event):
@@ -273,9 +298,7 @@ class Machine:
 
     def _outcome(self, cpu: Processor, outcome: Outcome) -> Event | None:
         if outcome == Outcome.SHUTDOWN:
-            self.exit_status = 124
-            where = f"a guest (VMCB {cpu.guest.vmcb:#x})" if cpu.guest else "the hypervisor"
-            self.ended = f"CPU {cpu.index} shut down: a triple fault in {where} at RIP {cpu.state.rip:#x}"
+            self.give_up("a triple fault: shutdown")
             return Event.EXIT
         return _EVENTS.get(outcome)
 

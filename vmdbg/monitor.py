@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gdbstub.target import TargetError, ThreadId
-from introspect.commands import Arguments, Command, CommandError, Context, ExitRecord, GuestView, Result, default_registry
+from introspect.commands import (
+    Arguments,
+    Command,
+    CommandError,
+    Context,
+    ExitRecord,
+    GuestView,
+    Result,
+    default_registry,
+)  # fmt: skip
 from introspect.exits import ExitCode, exit_name
 from introspect.paging import PagingState
 from introspect.rules import Processor as RuleProcessor
@@ -49,10 +58,12 @@ class Monitor:
                     "  monitor guest name 2 linux      call guest 2 so\n"
                     "  monitor guest merge 2 3         VMCBs of guest 3 are vCPUs of guest 2\n"
                     "  monitor guest split 2 0x801000  this VMCB is a guest of its own", self._guest),
-            Command("arch", "arch PID i386:x86-64|i386|i8086", "Choose the registers gdb sees at its next attach to an inferior.\n"
-                    "Needed only where the mode at that moment is not the one to debug in.\n"
+            Command("arch", "arch PID i386:x86-64|i386|i8086", "Choose the registers of an inferior.\n"
+                    "Needed where its mode is another one when gdb attaches than when it is debugged. gdb reads it\n"
+                    "when it attaches; for process 1, `disconnect` and connect again: nothing runs meanwhile.\n"
                     "  monitor arch 2 i386:x86-64", self._arch),
             Command("symbols", "symbols PID FILE", "Offer a file with symbols to gdb when it attaches to an inferior.\n"
+                    "With a 64-bit file the inferior gets 64-bit registers, whatever mode it is in at that moment.\n"
                     "  monitor symbols 2 build/guest64.elf", self._symbols),
             Command("why", "why", "Why the processor last refused something, in words.", self._why),
             Command("time", "time", "Guest time in ticks (bytes of code executed).", self._time),
@@ -113,8 +124,9 @@ class Monitor:
         first = next(iter(guest.vcpus.values()))
         context = self.debugger.context(ThreadId(guest.number, first.thread))
         return GuestView(
-            guest.number, guest.name, tuple(guest.vcpus), first.asid, guest.root or None, context.paging(), context.nested()
-        )
+            guest.number, guest.name, tuple(guest.vcpus), first.asid, first.root or None, context.paging(),
+            context.nested(),
+        )  # fmt: skip
 
     # Commands of the machine
 
@@ -159,7 +171,8 @@ class Monitor:
             return Text(f"guest {other.number} is now part of guest {guest.number}, which has {len(guest.vcpus)} vCPUs")
         vmcb = self._number(arguments, words[2])
         if vmcb not in guest.vcpus or len(guest.vcpus) < 2:
-            raise arguments.error(words[2], f"it must be one of several VMCBs of guest {guest.number}", "`guests` lists them")
+            rule = f"it must be one of several VMCBs of guest {guest.number}"
+            raise arguments.error(words[2], rule, "`guests` lists them")
         new = history.split(vmcb)
         return Text(f"VMCB {vmcb:#x} is now guest {new.number}")
 
@@ -170,7 +183,8 @@ class Monitor:
         pid = self._number(arguments, words[0])
         arguments.words = []
         self.debugger.architectures[pid] = words[1]
-        return Text(f"inferior {pid} has the registers of {words[1]} when gdb attaches to it next")
+        how = "connects again (disconnect, target extended-remote)" if pid == 1 else "attaches to it next"
+        return Text(f"process {pid} has the registers of {words[1]} when gdb {how}")
 
     def _symbols(self, context: Context, arguments: Arguments) -> Result:
         words = arguments.words
@@ -181,7 +195,10 @@ class Monitor:
             raise arguments.error(words[1], "there is no such file", "give a path that vmdbg can read")
         arguments.words = []
         self.debugger.symbols[pid] = path
-        return Text(f"inferior {pid} has the symbols of {path}")
+        return Text(
+            f"process {pid} has the symbols of {path}: gdb loads them when it attaches to it next (in 16-bit code load them "
+            "with symbol-file)"
+        )
 
     def _why(self, context: Context, arguments: Arguments) -> Result:
         arguments.done()
@@ -203,5 +220,6 @@ def _exit_code(arguments: Arguments, word: str) -> int:
     try:
         return int(word, 0)
     except ValueError:
-        raise arguments.error(word, "there is no exit code of this name", "use npf, cpuid, ioio, vmmcall ... or a number") from None
+        remedy = "use npf, cpuid, ioio, vmmcall ... or a number"
+        raise arguments.error(word, "there is no exit code of this name", remedy) from None
 

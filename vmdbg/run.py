@@ -9,26 +9,33 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
 from gdbstub.server import Server, new_event_loop
+from vmdbg.boot.elf import is_elf
 from vmdbg.boot.image import ImageError
 from vmdbg.boot.images import Module
 from vmdbg.debugger import HOST, Debugger
 from vmdbg.engine.errors import EngineError
-from vmdbg.machine import Config, Event, Machine
+from vmdbg.machine import LIMIT_REACHED, Config, Event, Machine
 from vmdbg.options import Endpoint, UsageError, cpus, endpoint, number, size, symbol_file
 from vmdbg.platform.serial import SerialError, open_serial
 
-EXIT_LIMIT = 124
 IDLE_SECONDS = 0.005
+RUNNING_SECONDS = 0.001
+LAST_SECONDS = 0.1
+"""For a client to be told that the time is over."""
+FREE_TICKS = 1_000_000
+
+log = logging.getLogger(__name__)
 
 DESCRIPTION = """\
 Boot an image: multiboot 1 ELF (32 or 64 bit), a flat binary (--flat, --mode), or a 512-byte boot sector.
-Exit status: the guest's through the debug-exit port 0xf4, (value << 1) | 1; 0 for power-off; 124 for a limit or a triple
-fault; 2 for a usage error or an image that cannot be loaded."""
+Exit status: (value << 1) | 1 of what is written to the debug-exit port 0xf4; 0 for power-off; 124 for a limit, a triple
+fault or a machine that waits for ever; 2 for a usage error or an image that cannot be loaded."""
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -36,8 +43,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "run", help="boot an image", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_machine_options(parser)
-    parser.add_argument("--gdb", nargs="?", type=endpoint, const=Endpoint(1234), metavar="ADDR",
-                        help="let gdb and lldb attach: PORT, 127.0.0.1:PORT or unix:PATH (1234 if omitted)")  # fmt: skip
+    parser.add_argument(
+        "--gdb", nargs="?", type=endpoint, const=Endpoint(1234), metavar="ADDR",
+        help="let gdb and lldb attach: PORT, 127.0.0.1:PORT or unix:PATH (1234 if omitted)",
+    )  # fmt: skip
     parser.add_argument("--wait", action="store_true", help="execute nothing before a debugger says so")
     parser.set_defaults(run=main)
 
@@ -58,8 +67,8 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     add("--trace-exits", metavar="FILE", help="write one line for each #VMEXIT")
     add("--symbols", type=symbol_file, action="append", default=[], metavar="WHO=FILE",
         help="symbols for gdb: host=FILE, guest2=FILE; may be repeated")  # fmt: skip
-    add("--runtime", choices=("native", "python"), default="native", help="the engine's runtime (native if it was built)")
-    add("-v", "--verbose", action="store_true", help="say what the stub does")
+    add("--runtime", choices=("native", "python"), default="native", help="the engine's runtime (native, if built)")
+    add("-v", "--verbose", action="store_true", help="say what the stub does, and at what guest time the run ended")
 
 
 @contextlib.contextmanager
@@ -75,49 +84,39 @@ def _trace(path: str | None) -> Iterator[TextIO | None]:
         yield file
 
 
-def build(options: argparse.Namespace, trace: TextIO | None) -> Machine:
-    """The machine that the options describe.  Raises `UsageError`."""
+def build(options: argparse.Namespace, trace: TextIO | None, arguments: Sequence[str] = ()) -> Machine:
+    """The machine that the options describe; `arguments` take the place of --append.  Raises `UsageError`."""
     try:
         serial = open_serial(options.serial)
     except SerialError as error:
         raise UsageError(str(error)) from None
     config = Config(
-        memory=options.memory, cpus=options.cpus, command_line=options.append,
-        modules=tuple(Module(name) for name in options.initrd), flat_address=options.flat, mode=options.mode, serial=serial,
-        python_runtime=options.runtime == "python", trace=trace,
+        memory=options.memory, cpus=options.cpus, command_line=" ".join(arguments) or options.append,
+        modules=tuple(Module(name) for name in options.initrd), flat_address=options.flat, mode=options.mode,
+        serial=serial, python_runtime=options.runtime == "python", trace=trace, max_time=options.max_time,
     )  # fmt: skip
     try:
-        return Machine(options.image, config)
+        machine = Machine(options.image, config)
     except (ImageError, EngineError) as error:
         serial.close()
         raise UsageError(str(error)) from None
+    machine.image = replace(machine.image, debug_file=debug_file(options.image))
+    return machine
 
 
-class Limits:
-    """The run's budget of guest and wall time."""
+class Limit:
+    """The run's budget of wall time."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.max_time: int | None = options.max_time
-        self.timeout: float | None = options.timeout
-        self._until = time.monotonic() + options.timeout if options.timeout is not None else None
+    def __init__(self, timeout: float | None) -> None:
+        self.timeout = timeout
+        self._until = time.monotonic() + timeout if timeout is not None else None
 
     def reached(self, machine: Machine) -> bool:
-        """End the machine if a limit is reached."""
-        if machine.exit_status is not None:
-            return True
-        if self.max_time is not None and machine.clock.now >= self.max_time:
-            machine.exit(EXIT_LIMIT)
-            machine.ended = f"--max-time {self.max_time} reached at RIP {machine.cpu.state.rip:#x}"
-            return True
-        if self._until is not None and time.monotonic() >= self._until:
-            machine.exit(EXIT_LIMIT)
-            machine.ended = f"--timeout {self.timeout:g} s reached at RIP {machine.cpu.state.rip:#x}"
-            return True
-        return False
-
-    def ticks(self, machine: Machine, at_most: int) -> int:
-        """How far the next slice may go."""
-        return at_most if self.max_time is None else min(at_most, self.max_time - machine.clock.now)
+        """Whether it is used up: then the machine ends."""
+        if self._until is None or time.monotonic() < self._until:
+            return False
+        machine.give_up(f"--timeout {self.timeout:g} s reached")
+        return True
 
 
 def main(options: argparse.Namespace) -> int:
@@ -129,23 +128,22 @@ def main(options: argparse.Namespace) -> int:
         machine = build(options, trace)
         try:
             if options.gdb is None:
-                return _run_alone(machine, Limits(options))
+                return _run_alone(machine, Limit(options.timeout))
             return _run_under_stub(machine, options, trace)
         except EngineError as error:
             print(f"vmdbg: {error}", file=sys.stderr)
-            return EXIT_LIMIT
+            return LIMIT_REACHED
         finally:
             machine.close()
 
 
-def _run_alone(machine: Machine, limits: Limits) -> int:
-    while not limits.reached(machine):
+def _run_alone(machine: Machine, limit: Limit) -> int:
+    while machine.exit_status is None and not limit.reached(machine):
         machine.poll_input()
-        event = machine.run(limits.ticks(machine, 4_000_000))
+        event = machine.run()
         if event == Event.IDLE:
             if machine.waits_forever:
-                machine.exit(EXIT_LIMIT)
-                machine.ended = "every CPU is halted, and nothing is left that could wake one"
+                machine.give_up("every CPU waits, and nothing is left that could wake one,")
             elif not machine.poll_input():
                 time.sleep(IDLE_SECONDS)
     return _report(machine)
@@ -153,24 +151,32 @@ def _run_alone(machine: Machine, limits: Limits) -> int:
 
 def _report(machine: Machine) -> int:
     status = machine.exit_status or 0
-    if status == EXIT_LIMIT:
+    log.info("the run ended after %d ticks: %s", machine.clock.now, machine.ended or "stopped from outside")
+    if status == LIMIT_REACHED:
         print(f"vmdbg: {machine.ended}", file=sys.stderr)
     return status
 
 
 def _run_under_stub(machine: Machine, options: argparse.Namespace, trace: TextIO | None) -> int:
-    debugger = Debugger(machine, lambda: build(options, trace))
+    def restart(arguments: Sequence[str]) -> Machine:
+        if trace is not None:
+            trace.seek(0)
+            trace.truncate()
+        return build(options, trace, arguments)
+
+    debugger = Debugger(machine, restart)
     debugger.symbols.update(options.symbols)
     loop = new_event_loop()
     try:
         return loop.run_until_complete(_serve(debugger, options))
     finally:
+        debugger.machine.close()
         loop.close()
 
 
 async def _serve(debugger: Debugger, options: argparse.Namespace) -> int:
     server = Server(debugger, HOST)
-    limits = Limits(options)
+    limit = Limit(options.timeout)
     where: Endpoint = options.gdb
     try:
         if where.path is not None:
@@ -179,43 +185,32 @@ async def _serve(debugger: Debugger, options: argparse.Namespace) -> int:
             where = Endpoint(await server.listen_tcp(where.port))
     except OSError as error:
         raise UsageError(f"--gdb {where}: {error.strerror or error}; choose another port or path") from None
-    print(f"vmdbg: gdb can attach: target extended-remote {where}", file=sys.stderr)
+    print(f"vmdbg: gdb can attach: target extended-remote {where}", file=sys.stderr, flush=True)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number_ in (signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number_, stop.set)
+    for signal_number in (signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(signal_number, stop.set)
     waiting = options.wait
     try:
         while not stop.is_set():
             machine = debugger.machine
-            if server.has_client:
-                waiting = True  # from now on the debugger decides what runs
-                machine.poll_input()
-                await asyncio.sleep(IDLE_SECONDS if not server.running else 0.001)
-                limits.reached(machine)
-                continue
-            if machine.exit_status is not None:
+            if limit.reached(machine):
+                await asyncio.sleep(LAST_SECONDS if server.running else 0)
                 break
-            if limits.reached(machine):
+            if machine.exit_status is not None and not server.has_client:
                 break
-            if server.running:
-                machine.poll_input()
-                await asyncio.sleep(0.001)
-            elif waiting:
-                await asyncio.sleep(IDLE_SECONDS)
+            machine.poll_input()
+            waiting |= server.has_client  # from now on the debugger decides what runs
+            if waiting:
+                await asyncio.sleep(RUNNING_SECONDS if server.running else IDLE_SECONDS)
             else:
-                machine.poll_input()
-                if machine.run(limits.ticks(machine, 1_000_000)) == Event.IDLE:
-                    await asyncio.sleep(IDLE_SECONDS)
-                else:
-                    await asyncio.sleep(0)
+                await asyncio.sleep(IDLE_SECONDS if machine.run(FREE_TICKS) == Event.IDLE else 0)
     finally:
         server.close()
     return _report(debugger.machine)
 
 
 def debug_file(image: str) -> Path | None:
-    """The file with the image's symbols: IMAGE with the suffix .debug if there is one, else an ELF image itself."""
+    """The file with an image's symbols: beside it with the suffix .debug or .elf, or an ELF image itself."""
     path = Path(image)
-    beside = path.with_suffix(".debug")
-    return beside if beside.is_file() else None
+    return next(filter(is_elf, (path.with_suffix(".debug"), path, path.with_suffix(".elf"))), None)

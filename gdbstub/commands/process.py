@@ -87,9 +87,18 @@ def restart(session: Session, arguments: bytes) -> None:
 
 
 def _restart(session: Session, target: Run, program: str, words: list[str]) -> bytes:
-    pid = target.run(program, words)
-    for old in list(session.attached):
-        session.forget(old)
+    try:
+        pid = target.run(program, words)
+    except TargetError:
+        if not session.target.inferiors():
+            _forget(session)
+        raise
+    _forget(session)
     session.attach(pid)
     session.stopped = Stop(session.current())
     return session.stop_reply(session.stopped)
+
+
+def _forget(session: Session) -> None:
+    for pid in list(session.attached):
+        session.forget(pid)

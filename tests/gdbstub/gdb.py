@@ -2,19 +2,24 @@
 
 import signal
 import time
+from collections import deque
 from typing import Any
 
 from pygdbmi.gdbcontroller import GdbController
 
 __all__ = ["Gdb"]
 
+TIMEOUT = 60.0
+
 
 class Gdb:
     """A gdb without a program; `text` is everything it has printed."""
 
     def __init__(self) -> None:
-        self.controller = GdbController(["gdb", "--nx", "--quiet", "--interpreter=mi3"])
+        # Without the second argument every command takes the 50 ms that `_until` asks for.
+        self.controller = GdbController(["gdb", "--nx", "--quiet", "--interpreter=mi3"], 0.0005)
         self.text = ""
+        self._responses: deque[dict[str, Any]] = deque()
         self("set confirm off")
         self("set pagination off")
 
@@ -47,25 +52,19 @@ class Gdb:
     def _until(self, command: str | None, *ends: str) -> tuple[str, str]:
         if command is not None:
             self.controller.write(command, read_response=False)
-        printed, deadline = "", time.monotonic() + 20
+        printed, deadline = "", time.monotonic() + TIMEOUT
         while time.monotonic() < deadline:
-            responses: list[dict[str, Any]] = self.controller.get_gdb_response(0.05, raise_error_on_timeout=False)
-            for index, response in enumerate(responses):
-                if response["type"] in ("console", "target", "log") and response["payload"]:
-                    printed += response["payload"]
-                if response["type"] in ("result", "notify") and response["message"] in ends:
-                    if response["message"] == "error":
-                        printed += response["payload"]["msg"]
-                    # What came in the same read belongs to this answer, up to the stop of a resume.
-                    rest = responses[index + 1 :]
-                    if response["message"] == "running" and any(later["message"] == "stopped" for later in rest):
-                        printed += "".join(
-                            r["payload"] or "" for r in rest if r["type"] in ("console", "target", "log")
-                        )
-                        self.text += printed
-                        return printed, "stopped"
-                    self.text += printed
-                    return printed, response["message"]
+            if not self._responses:
+                self._responses.extend(self.controller.get_gdb_response(0.05, raise_error_on_timeout=False))
+                continue
+            response = self._responses.popleft()
+            if response["type"] in ("console", "target", "log") and response["payload"]:
+                printed += response["payload"]
+            if response["type"] in ("result", "notify") and response["message"] in ends:
+                if response["message"] == "error":
+                    printed += response["payload"]["msg"]
+                self.text += printed
+                return printed, response["message"]
         raise AssertionError(f"gdb does not answer {command!r}; it printed {self.text + printed!r}")
 
     def close(self) -> None:

@@ -55,6 +55,7 @@ class Wire:
     def __init__(self, address: int | str) -> None:
         if isinstance(address, int):
             self.socket = socket.create_connection(("127.0.0.1", address), 5)
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as gdb does
         else:
             self.socket = socket.socket(socket.AF_UNIX)
             self.socket.settimeout(5)

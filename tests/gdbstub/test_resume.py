@@ -146,7 +146,9 @@ def test_packets_while_running() -> None:
 
 def test_the_programs_own_int3_and_other_ends() -> None:
     client = Client(Example(b"\xcc\xf4"))
-    assert stop(client.ask(b"vCont;c:p1.1")) == b"T05thread:p1.1"
+    said, stopped = client.send(b"vCont;c:p1.1")
+    assert said == b"O" + b"the program's own int3\n".hex().encode()
+    assert stop(stopped) == b"T05thread:p1.1"
     assert pc(client) == 0x1001
     client.ask(b"P0=0700000000000000")
     client.ask(b"vAttach;2")
@@ -154,7 +156,7 @@ def test_the_programs_own_int3_and_other_ends() -> None:
     assert client.ask(b"qfThreadInfo") == b"mp2.1"
     assert stop(client.ask(b"?")) == b"T05thread:p2.1"
     client = Client(Example(b"\x0e"))
-    assert stop(client.ask(b"vCont;c:p1.1")) == b"T04thread:p1.1"
+    assert stop(client.send(b"vCont;c:p1.1")[-1]) == b"T04thread:p1.1"
 
 
 def test_exits_of_others_are_not_reported() -> None:

@@ -85,10 +85,12 @@ class Cpu:
         self.smi_pending = True
 
     def init(self) -> None:
-        self.init_pending = True
+        # A processor that waits for its SIPI is as INIT leaves it; taken later, INIT would undo the SIPI behind it.
+        if not self.wait_for_sipi:
+            self.init_pending = True
 
     def sipi(self, vector: int) -> None:
-        if self.wait_for_sipi:
+        if self.wait_for_sipi or self.init_pending:
             self.sipi_vector = vector
 
     def extint(self, level: bool) -> None:

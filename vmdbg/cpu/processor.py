@@ -56,7 +56,9 @@ class Outcome(IntEnum):
     BREAKPOINT = auto()
     """Before the instruction at an armed address."""
     STEPPED = auto()
-    """One instruction (or the delivery of an event) is done."""
+    """One instruction is done, or with `step` an exception in its place."""
+    INTERRUPTED = auto()
+    """With `step`: the processor took an event instead of executing an instruction."""
     WATCHED = auto()
     """An instruction is about to access a watched page at `watched` (a system-physical address)."""
     PAUSED = auto()
@@ -141,6 +143,12 @@ class Processor(Cpu):
     def host_save_area(self) -> memoryview:
         """Where the host's state is while a guest runs, in the VMCB's layout: the page at VM_HSAVE_PA."""
         return world.hsave(self)
+
+    @property
+    def where(self) -> str:
+        """In words, where it executes."""
+        who = f"a guest (VMCB {self.guest.vmcb:#x})" if self.guest is not None else "the hypervisor"
+        return f"RIP {self.state.rip:#x} of {who} on CPU {self.index}"
 
     @property
     def runnable(self) -> bool:
@@ -275,7 +283,7 @@ class Processor(Cpu):
             quiet = self._quiet()
             if not quiet and self._take_event():
                 if step:
-                    return Outcome.STEPPED
+                    return Outcome.INTERRUPTED
                 if clock.now >= deadline:
                     return Outcome.DEADLINE
                 continue

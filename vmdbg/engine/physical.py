@@ -197,6 +197,8 @@ class Physical:
         """A mapping was taken away: the engine's TLB must forget."""
         self.invalidate: Callable[[int, int], None] = lambda spa, length: None
         """Translated code at (spa, length) is out of date."""
+        self.on_watched: Callable[[], None] = lambda: None
+        """A watched page was written behind the engine's back."""
 
     def shadow(self, ncr3: int, host_cr4: int, host_efer: int) -> Shadow:
         """The shadow of a nested table in the host's paging mode."""
@@ -358,6 +360,8 @@ class Physical:
             return  # one page of plain data: the common case
         for page in range(spa >> 12, (spa + max(length, 1) - 1 >> 12) + 1):
             state = self.ram.pages[page]
+            if state & (WATCH_READ | WATCH_WRITE):
+                self.on_watched()
             if state & TABLE:
                 self.on_table(page)
             if state & (CODE | MIXED) or not self.nx:
