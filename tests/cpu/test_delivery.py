@@ -7,9 +7,35 @@ import struct
 import pytest
 
 from tests.engine.rig import (
-    ABSENT_CODE, CODE16, CODE32, CODE64, CONFORMING32, CONFORMING64, DATA16, DATA32, GDT, HANDLERS, IDT, IST_STACK,
-    LONG_MODES, MODES, PROTECTED_MODES, RING0_STACK, STACK, TSS, TSS_SELECTOR, USER_CODE16, USER_CODE32, USER_CODE64,
-    USER_DATA, USER_STACK, Mode, P, Rig, bits_of, descriptor,
+    ABSENT_CODE,
+    CODE16,
+    CODE32,
+    CODE64,
+    CONFORMING32,
+    CONFORMING64,
+    DATA16,
+    DATA32,
+    GDT,
+    HANDLERS,
+    IDT,
+    IST_STACK,
+    LONG_MODES,
+    MODES,
+    PROTECTED_MODES,
+    RING0_STACK,
+    STACK,
+    TSS,
+    TSS_SELECTOR,
+    USER_CODE16,
+    USER_CODE32,
+    USER_CODE64,
+    USER_DATA,
+    USER_STACK,
+    Mode,
+    P,
+    Rig,
+    bits_of,
+    descriptor,
 )  # fmt: skip
 from vmdbg.cpu.events import DELIVERY, raise_event
 from vmdbg.cpu.faults import Event, Kind

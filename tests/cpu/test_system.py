@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from tests.engine.rig import CODE, DATA, DATA32, GDT, STACK, USER_STACK, Mode, Rig
@@ -238,7 +240,7 @@ def test_tsc_grows_in_a_loop(python: bool) -> None:
     rig = Rig(f"movl ${DATA}, %edi; movl $100, %ecx; 1: rdtsc; stosl; loop 1b; hlt", python=python)
     rig.run()
     values = [rig.ram.read_u32(DATA + 4 * n) for n in range(100)]
-    assert [b - a for a, b in zip(values, values[1:], strict=False)] == [5] * 99
+    assert [b - a for a, b in itertools.pairwise(values)] == [5] * 99
 
 
 def test_tsc_can_be_written(python: bool) -> None:

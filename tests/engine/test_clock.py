@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from dataclasses import dataclass
 from random import Random
 
@@ -223,6 +224,6 @@ def test_time_is_monotone_at_every_step(python: bool) -> None:
     for _ in range(50):
         seen.append((rig.rip, rig.now))
         rig.step()
-    for (rip, before), (following, after) in zip(seen, seen[1:], strict=False):
+    for (rip, before), (following, after) in itertools.pairwise(seen):
         assert after - before == following - rip or following < rip
         assert after > before

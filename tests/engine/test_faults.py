@@ -49,7 +49,7 @@ def test_block_that_ends_with_its_page(mode: Mode, python: bool) -> None:
 def test_jump_into_an_absent_page(mode: Mode, python: bool) -> None:
     rig = Rig(f"nop; movl $0x300123, %ebx; jmp *{POINTER[mode]}", mode, python=python)
     rig.change(0x300000, drop=P)
-    error, address, rip = fault(rig)
+    _, address, rip = fault(rig)
     assert (address, rip) == (0x300123, 0x300123)
     assert rig.now == len(rig.program.code) + DELIVERY + 1
 

@@ -10,9 +10,8 @@ import struct
 
 from introspect.vmcb import VMCB
 from tests.engine.rig import IDT, STACK, TSS, Mode, Rig
-from vmdbg.engine.state import RAX
+from vmdbg.engine.state import FS, GS, LDTR, RAX, TR
 from vmdbg.machine import Config, Event, Machine
-from vmdbg.engine.state import FS, GS, LDTR, TR
 from vmdbg.svm import world
 
 HOST_CODE = 0x88000
@@ -150,6 +149,30 @@ def bare_machine(code: bytes, python: bool = False) -> Machine:
 
 
 __all__ = [
-    "A", "D", "GUEST", "HLT", "HOST_CODE", "HSAVE", "IDT", "INTERCEPTS", "INVALID", "IOPM", "MSRPM", "NESTED", "NPF", "NX", "P", "SHUTDOWN",
-    "STACK", "SVME", "TSS", "U", "VMCB_PAGE", "VMMCALL", "W", "Event", "Hypervisor", "bare_machine",
+    "GUEST",
+    "HLT",
+    "HOST_CODE",
+    "HSAVE",
+    "IDT",
+    "INTERCEPTS",
+    "INVALID",
+    "IOPM",
+    "MSRPM",
+    "NESTED",
+    "NPF",
+    "NX",
+    "SHUTDOWN",
+    "STACK",
+    "SVME",
+    "TSS",
+    "VMCB_PAGE",
+    "VMMCALL",
+    "A",
+    "D",
+    "Event",
+    "Hypervisor",
+    "P",
+    "U",
+    "W",
+    "bare_machine",
 ]  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.engine.rig import CODE, DATA, Mode
-from tests.svm.hypervisor import A, D, GUEST, HLT, NESTED, NPF, NX, VMMCALL, Hypervisor, P, U, W
+from tests.svm.hypervisor import GUEST, HLT, NESTED, NPF, NX, VMMCALL, A, D, Hypervisor, P, U, W
 
 FINAL, TABLE = 1 << 32, 1 << 33
 PRESENT, WRITE, USER, RSV, FETCH = 1, 2, 4, 8, 16

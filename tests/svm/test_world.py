@@ -8,7 +8,22 @@ from introspect.vmcb import VMCB
 from tests.engine.assembler import assemble
 from tests.engine.rig import CODE, GDT, GDT_LIMIT, HANDLERS, MODES, Mode, bits_of
 from tests.svm.hypervisor import (
-    GUEST, HLT, HOST_CODE, HSAVE, INVALID, IOPM, MSRPM, NESTED, NPF, SHUTDOWN, SVME, VMCB_PAGE, VMMCALL, Event, Hypervisor, bare_machine,
+    GUEST,
+    HLT,
+    HOST_CODE,
+    HSAVE,
+    INVALID,
+    IOPM,
+    MSRPM,
+    NESTED,
+    NPF,
+    SHUTDOWN,
+    SVME,
+    VMCB_PAGE,
+    VMMCALL,
+    Event,
+    Hypervisor,
+    bare_machine,
 )  # fmt: skip
 from vmdbg.engine.state import FS, GS, LDTR, RAX, RBX, RSP, TR
 
