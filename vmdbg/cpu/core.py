@@ -84,10 +84,13 @@ class Cpu:
         self.smi_pending = True
 
     def init(self) -> None:
-        self.init_pending = True
+        if self.wait_for_sipi:
+            self.sipi_vector = None  # it is as INIT leaves it already
+        else:
+            self.init_pending = True
 
     def sipi(self, vector: int) -> None:
-        if self.wait_for_sipi:
+        if self.wait_for_sipi or (self.init_pending and self.index):
             self.sipi_vector = vector
 
     def extint(self, level: bool) -> None:
