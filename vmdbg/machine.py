@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import struct
 from dataclasses import dataclass, field
 from enum import IntEnum, auto
 from functools import partial
@@ -11,6 +11,7 @@ from typing import TextIO
 
 from vmdbg.boot.image import BootImage
 from vmdbg.boot.images import BootOptions, Module, load
+from vmdbg.boot.memory_map import EBDA
 from vmdbg.boot.state import GENERAL_REGISTERS, Mode
 from vmdbg.cpu.processor import Outcome, Processor
 from vmdbg.engine.engine import PHYSICAL_BITS, Engine
@@ -27,7 +28,7 @@ from vmdbg.platform.msrs import MsrFile
 from vmdbg.platform.pic import Pic
 from vmdbg.platform.pit import Pit
 from vmdbg.platform.rtc import Rtc
-from vmdbg.platform.serial import NullSerial, Serial
+from vmdbg.platform.serial import FileSerial, NullSerial, Serial
 from vmdbg.platform.system_ports import KeyboardController, PortA, PortB
 from vmdbg.platform.uart import Uart
 from vmdbg.svm import world
@@ -37,17 +38,27 @@ QUANTUM = 200_000
 SLICE = 4_000_000
 """Ticks that `run` executes at most before it looks for outside input."""
 
+LIMIT_REACHED = 124
+"""Exit status of a run that did not come to its own end."""
+
+BDA = 0x400
+"""The BIOS data area: a few of its words are asked for by boot code that runs without firmware calls."""
+_BDA = struct.pack("<H12xHHxH", 0x3F8, EBDA >> 4, 0, EBDA >> 10)
+"""COM1's port, the EBDA's segment, no equipment, KiB of base memory (IBM PC/AT technical reference)."""
+
 _ENCODING = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{n}" for n in range(8, 16)))
 assert set(_ENCODING) == set(GENERAL_REGISTERS)
 
-NOT_EMULATED = frozenset(("XSAVE", "OSXSAVE", "AVX", "AVX2", "F16C", "FMA", "RDRAND", "RDSEED", "SHA", "CLWB", "UMIP", "RDPID",
-                          "INVPCID", "PCID", "MONITOR", "SKINIT"))  # fmt: skip
+NOT_EMULATED = frozenset((
+    "XSAVE", "OSXSAVE", "AVX", "AVX2", "F16C", "FMA", "RDRAND", "RDSEED", "SHA", "CLWB", "UMIP", "RDPID", "INVPCID",
+    "PCID", "MONITOR", "SKINIT",
+))  # fmt: skip
 """CPUID features that the engine lacks or whose host-dependent results would leak in."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """What a machine is made of.  `max_time` in ticks."""
+    """What a machine is made of."""
 
     memory: int = 512 << 20
     cpus: int = 1
@@ -58,7 +69,8 @@ class Config:
     serial: Serial = field(default_factory=NullSerial)
     python_runtime: bool = False
     trace: TextIO | None = None
-    name: str = "host"
+    max_time: int | None = None
+    """The machine ends at this tick, with LIMIT_REACHED."""
 
 
 class Event(IntEnum):
@@ -72,6 +84,16 @@ class Event(IntEnum):
     WATCHED = auto()
     IDLE = auto()
     """Every CPU waits for something that only the outside can bring."""
+    PAUSED = auto()
+    """Somebody asked the running CPU to pause (`Processor.pause`), or the watched one got its turn."""
+    INTERRUPTED = auto()
+    """`Machine.step` took an interrupt instead of executing an instruction."""
+
+
+_EVENTS = {
+    Outcome.BREAKPOINT: Event.BREAKPOINT, Outcome.WATCHED: Event.WATCHED, Outcome.PAUSED: Event.PAUSED,
+    Outcome.INTERRUPTED: Event.INTERRUPTED,
+}  # fmt: skip
 
 
 class Machine:
@@ -86,16 +108,18 @@ class Machine:
         self.ram = self.engine.ram
         self.bus = Bus()
         self.engine.devices = self
+        self.engine.physical.pinned = lambda: {cpu.npt.root for cpu in self.cpus}
         self.history = History()
         self.history.trace = config.trace
         self.exit_status: int | None = None
         self.ended = ""
         """In words, why the machine ended."""
         self._reset_requested = False
-        self.on_vmexit: Callable[[int, int], bool] | None = None
         self._devices()
         self.current = 0
-        self._quantum_end = QUANTUM
+        self._quantum = QUANTUM if config.cpus > 1 else 1 << 62
+        """A CPU on its own keeps its turn: each end of one costs as much as a thousand instructions."""
+        self._quantum_end = self._quantum
         self._start()
 
     def _load(self) -> BootImage:
@@ -148,6 +172,7 @@ class Machine:
             cpu.reset()
             cpu.wait_for_sipi = cpu.index != 0
         self.cpus[0].lapic.virtual_wire()
+        self.ram.write(BDA, _BDA)
         self.image.place(self.ram)
         boot, cpu = self.image.state, self.cpus[0]
         s = cpu.state
@@ -189,6 +214,12 @@ class Machine:
             self.exit_status = status
             self.ended = f"the guest ended the run with status {status}"
 
+    def give_up(self, why: str) -> None:
+        """End a run that did not come to its own end."""
+        if self.exit_status is None:
+            self.exit_status = LIMIT_REACHED
+            self.ended = f"{why} at {self.cpu.where}"
+
     def request_reset(self) -> None:
         self._reset_requested = True
 
@@ -204,52 +235,89 @@ class Machine:
             candidate = (self.current + step) % count
             if self.cpus[candidate].runnable:
                 self.current = candidate
-                self._quantum_end = self.clock.now + QUANTUM
+                self._quantum_end = self.clock.now + self._quantum
                 return True
         return False
 
-    def run(self, ticks: int = SLICE, *, breakpoints: bool = False, step: bool = False) -> Event:
-        """Run for up to `ticks`; with `step`, one instruction of the CPU whose turn it is.
+    def turn(self, end: int) -> Processor | Event:
+        """Settle what is due now, and whose turn it is: the CPU that executes next, or why none does.
 
-        CPUs take turns of `QUANTUM` ticks; the order depends on guest time alone.
+        CPUs take turns of `QUANTUM` ticks; the order depends on guest time alone.  No turn goes beyond tick `end`.
         """
         clock = self.clock
-        end = clock.now + ticks
+        limit = self.config.max_time
+        if limit is not None:
+            end = min(end, limit)
         while True:
-            if self.exit_status is not None:
-                return Event.EXIT
-            if self._reset_requested:
-                self._reset_requested = False
+            if self._reset_requested and self.exit_status is None:
                 self.exit(0)
                 self.ended = "the guest reset the machine"
+            if limit is not None and clock.now >= limit:
+                self.give_up(f"--max-time {limit} reached")
+            if self.exit_status is not None:
                 return Event.EXIT
             clock.fire()
-            if clock.now >= end and not step:
-                return Event.SLICE
             cpu = self.cpus[self.current]
-            if not cpu.runnable or (clock.now >= self._quantum_end and not step):
-                if not self._next_cpu():
-                    stopped = self._idle(end)
-                    if stopped is not None:
-                        return stopped
-                    continue
-                cpu = self.cpus[self.current]
+            if cpu.runnable and clock.now < self._quantum_end:
+                return cpu
+            if self._next_cpu():
+                return self.cpus[self.current]
+            stopped = self._idle(end)
+            if stopped is not None:
+                return stopped
+
+    def run(
+        self, ticks: int = SLICE, *, breakpoints: bool = False, watch: Processor | None = None, step: bool = False
+    ) -> Event:
+        """Run for up to `ticks`; with `step`, one instruction.  With `watch`, pause when that CPU gets its turn."""
+        clock = self.clock
+        end = clock.now + ticks
+        limit = self.config.max_time
+        if limit is not None and clock.now < limit:
+            end = min(end, limit)
+        while clock.now < end:
+            cpu = self.turn(end)
+            if isinstance(cpu, Event):
+                return cpu
+            if step:
+                return self.step(cpu)
+            if cpu is watch:
+                return Event.PAUSED
             deadline = min(end, self._quantum_end)
             timer = clock.next_deadline()
             if timer is not None:
                 deadline = min(deadline, timer)
-            outcome = cpu.run(deadline, breakpoints=breakpoints, step=step)
-            if outcome == Outcome.BREAKPOINT:
-                return Event.BREAKPOINT
-            if outcome == Outcome.WATCHED:
-                return Event.WATCHED
-            if outcome == Outcome.SHUTDOWN:
-                self.exit_status = 124
-                self.ended = f"CPU {cpu.index} shut down after a triple fault at RIP {cpu.state.rip:#x}"
-                return Event.EXIT
-            if step:
-                clock.fire()
-                return Event.EXIT if self.exit_status is not None else Event.SLICE
+            event = self._outcome(cpu, cpu.run(deadline, breakpoints=breakpoints))
+            if event is not None:
+                return event
+        return Event.SLICE
+
+    def step(self, cpu: Processor) -> Event:
+        """Execute one instruction, or take one event, on the CPU that `turn` gave."""
+        return self._outcome(cpu, cpu.run(0, step=True)) or Event.SLICE
+
+    def _outcome(self, cpu: Processor, outcome: Outcome) -> Event | None:
+        if outcome == Outcome.SHUTDOWN:
+            self.give_up("a triple fault: shutdown")
+            return Event.EXIT
+        return _EVENTS.get(outcome)
+
+    @property
+    def waits_forever(self) -> bool:
+        """With no timer running either, only the serial port could bring an end to the waiting: and it is silent."""
+        return isinstance(self.config.serial, NullSerial | FileSerial)
+
+    def poll_input(self) -> bool:
+        """Take what came in on the serial port since the last time; the only way outside input enters."""
+        data = self.config.serial.receive()
+        if data:
+            self.uart.receive(data)
+        return bool(data)
+
+    def close(self) -> None:
+        """Free the engine and close the serial port."""
+        self.config.serial.close()
+        self.engine.close()
 
     def _idle(self, end: int) -> Event | None:
         """All CPUs wait: time passes at once to the next timer, or to the end of the slice."""

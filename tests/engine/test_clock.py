@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.engine.rig import DATA, HANDLERS, Mode, P, Rig
 from vmdbg.cpu.events import DELIVERY
+from vmdbg.cpu.instructions import PORT_TICKS
 from vmdbg.machine import Event
 
 EXIT = "\noutb %al, $0xf4\nhlt"
@@ -38,7 +39,7 @@ class Case:
 
 SKIP_2 = "addq $2, (%rsp); iretq"
 CASES = [
-    Case("loop", "movl $1000, %ecx\n1: addl %ecx, %eax; decl %ecx; jnz 1b" + EXIT, time=5 + 1000 * 6 + 2),
+    Case("loop", "movl $1000, %ecx\n1: addl %ecx, %eax; decl %ecx; jnz 1b" + EXIT, time=5 + 1000 * 6 + 2 + PORT_TICKS),
     Case("nested loops", "movl $20, %edx\n1: movl $20, %ecx\n2: addl %ecx, %eax; loop 2b; decl %edx; jnz 1b" + EXIT),
     Case("calls", "movl $50, %ecx\n1: call 3f; loop 1b; jmp 2f\n3: pushq %rcx; incl %eax; popq %rcx; ret\n2:" + EXIT),
     Case("faults in blocks", "movl $30, %ecx\n1: incl %eax; ud2; incl %eax; loop 1b" + EXIT, handlers=((6, SKIP_2),)),
@@ -211,7 +212,7 @@ def test_any_cuts(cuts: list[int], case: Case) -> None:
         before = rig.now
         if rig.machine.run(ticks) == Event.EXIT:
             break
-        assert before + ticks <= rig.now <= before + ticks + 15 + DELIVERY or rig.cpu.halted
+        assert before + ticks <= rig.now <= before + ticks + 15 + PORT_TICKS + DELIVERY or rig.cpu.halted
     assert finish(rig) == finish(build(case))
 
 

@@ -12,6 +12,7 @@ from introspect.vmcb import VMCB
 from tests.engine.rig import IDT, STACK, TSS, Mode, Rig
 from vmdbg.engine.state import RAX
 from vmdbg.machine import Config, Event, Machine
+from vmdbg.engine.state import FS, GS, LDTR, TR
 from vmdbg.svm import world
 
 HOST_CODE = 0x88000
@@ -46,11 +47,13 @@ class Hypervisor(Rig):
             self._own_tables()
             self.ram.write(0, inner.ram.read(0, 0x80000))
         world._store_state(inner.cpu, self.view)
-        for segment, at in world._DIRECT:
-            s = inner.state
-            world._SEGMENT.pack_into(
-                self.view, at, s.selector(segment), s.attrib(segment), s.limit(segment), s.base(segment)
-            )
+        s = inner.state
+        for name, segment in (("fs", FS), ("gs", GS), ("ldtr", LDTR), ("tr", TR)):
+            for field, value in (
+                ("selector", s.selector(segment)), ("attrib", s.attrib(segment)), ("limit", s.limit(segment)),
+                ("base", s.base(segment)),
+            ):  # fmt: skip
+                VMCB.write(self.view, f"{name}.{field}", value)
         self.set(
             efer=self["efer"] | SVME, guest_asid=1, iopm_base_pa=IOPM, msrpm_base_pa=MSRPM, misc_ctl=int(np),
             n_cr3=NESTED if np else 0, g_pat=0x0007040600070406,

@@ -4,6 +4,7 @@ pyelftools is for the debugger's use of files that this module has accepted; it 
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from struct import Struct
 
 from vmdbg.boot.image import ImageError, Symbol
@@ -61,6 +62,20 @@ class Elf:
     entry: int
     segments: tuple[LoadSegment, ...]
     symbols: tuple[Symbol, ...]
+
+
+def is_elf(path: Path, magic: bytes = MAGIC) -> bool:
+    """Whether a file can be read and begins as an ELF file does."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(magic)) == magic
+    except OSError:
+        return False
+
+
+def is_elf64(path: Path) -> bool:
+    """Whether a file can be read and says that it is 64-bit ELF."""
+    return is_elf(path, MAGIC + b"\2")
 
 
 def parse(data: bytes) -> Elf:

@@ -59,7 +59,6 @@ class Cpu:
         self.npt: Npt = engine.physical.host
         self.guest: Guest | None = None
         self.lapic: Lapic
-        self.gif = True
         self.nmi_pending = False
         self.smi_pending = False
         self.init_pending = False
@@ -72,6 +71,8 @@ class Cpu:
         """RFLAGS.TF was set when an instruction that we executed began: its trap is due."""
         self.dr = [0, 0, 0, 0, 0, 0, DR6_RESET, DR7_RESET]
         self.tsc_adjust = 0
+        self.accepted: dict[int, tuple[object, tuple[int, ...]]] = {}
+        """VMCBs that passed the consistency checks: with which fields, on which processor."""
         self._paging_key: tuple[int, ...] | None = None
         self._paging: PagingState | None = None
 
@@ -84,9 +85,8 @@ class Cpu:
         self.smi_pending = True
 
     def init(self) -> None:
-        if self.wait_for_sipi:
-            self.sipi_vector = None  # it is as INIT leaves it already
-        else:
+        # A processor that waits for its SIPI is as INIT leaves it; taken later, INIT would undo the SIPI behind it.
+        if not self.wait_for_sipi:
             self.init_pending = True
 
     def sipi(self, vector: int) -> None:
@@ -106,6 +106,14 @@ class Cpu:
         """16, 32 or 64: the default size of the code segment."""
         flags = self.state.hflags
         return 64 if flags & (1 << 15) else 32 if flags & (1 << 4) else 16
+
+    @property
+    def gif(self) -> bool:
+        return self.state.gif
+
+    @gif.setter
+    def gif(self, value: bool) -> None:
+        self.state.gif = value
 
     @property
     def protected(self) -> bool:
@@ -143,6 +151,11 @@ class Cpu:
                 raise NestedPageFault(NestedFault(found.code, found.address))
             raise CpuFault(GP, 0)
         return found.spa
+
+    def permits(self, address: int, *, write: bool, user: bool) -> bool:
+        """Whether an access would be permitted; no side effects."""
+        access = _ACCESS[write, False, user, False]
+        return not isinstance(translate(self.ram, self.paging, address, access, self.nested, set_ad=False), Fault)
 
     def _pieces(self, address: int, size: int, write: bool, user: bool, implicit: bool) -> list[tuple[int, int]]:
         """(spa, length) of each page a linear range touches; faults before anything is accessed."""
@@ -245,12 +258,15 @@ class Cpu:
             address += length
         return bytes(data)
 
+    def translate_quietly(self, address: int) -> int | None:
+        """System-physical address of a linear one whatever its rights, without side effects; None if unmapped."""
+        found = translate(self.ram, self.paging, address, _ACCESS[False, False, False, True], self.nested, set_ad=False)
+        return None if isinstance(found, Fault) else found.spa
+
     def advance(self, length: int) -> None:
         """An instruction that we executed retires: RIP, time and the interrupt shadow move on."""
         s = self.state
-        rip = s.rip + length
-        s.rip = rip if s.is_code64 else rip & 0xFFFFFFFF
-        s.shadow = False
+        s.skip(length)
         flags = s.rflags
         if flags & (RFLAGS_TF | RFLAGS_RF):
             s.rflags = flags & ~RFLAGS_RF

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from vmdbg.engine.engine import PHYSICAL_BITS
 from vmdbg.engine.state import CS, ES, RAX, RBX, RCX, RDI, RDX, RSI, RSP, SS, TR
+from vmdbg.platform.clock import TICKS_PER_SECOND
 from vmdbg.platform.cpuid import Dynamic, cpuid
 from vmdbg.platform.faults import MsrFault
 
@@ -27,26 +28,25 @@ CODE64, CODE32, DATA32 = 0xA9B, 0xC9B, 0xC93
 MASK64, MASK32 = 0xFFFFFFFFFFFFFFFF, 0xFFFFFFFF
 
 
-def fixed_length(code: bytes) -> int:
-    """The length of the common system instructions without prefixes; 0 if it needs decoding."""
-    first = code[:1]
-    if first == b"\xf4":
-        return 1
-    if first == b"\x0f":
-        second = code[1]
-        if second in (0xA2, 0x30, 0x31, 0x32, 0x33, 0x06, 0x08, 0x09):
-            return 2
-        if second == 0x01 and code[2] >= 0xC8:
-            return 3
-        if second in (0x20, 0x21, 0x22, 0x23):
-            return 3
-    return 0
+_FIXED = {
+    **dict.fromkeys((0xA2, 0x30, 0x31, 0x32, 0x33, 0x06, 0x08, 0x09), 2), **dict.fromkeys((0x20, 0x21, 0x22, 0x23), 3)
+}  # fmt: skip
 
 
 def length(cpu: Cpu) -> int:
-    """The length of the instruction at RIP."""
-    code = cpu.engine.code()
-    return (fixed_length(code) if len(code) > 3 else 0) or cpu.instruction().length
+    """The length of the instruction at RIP; the common system instructions without prefixes need no decoding."""
+    engine = cpu.engine
+    if engine.rt.code_size > 3:
+        code = engine.last_code
+        first = code[0]
+        if first == 0x0F:
+            second = code[1]
+            fixed = _FIXED.get(second, 0) if second != 0x01 else 3 if code[2] >= 0xC8 else 0
+            if fixed:
+                return fixed
+        elif first == 0xF4:
+            return 1
+    return cpu.instruction().length
 
 
 def _general(cpu: Cpu, number: int, value: int) -> None:
@@ -414,9 +414,15 @@ def io_permitted(cpu: Cpu, port: int, size: int) -> None:
         raise CpuFault(GP, 0)
 
 
+PORT_TICKS = TICKS_PER_SECOND // 1_000_000
+"""Guest time that an access to a port takes besides the instruction: a microsecond, as on the ISA bus.  Software that
+waits for a device by reading a port counts on it, and would wait long if it were the two bytes of the instruction."""
+
+
 def io(cpu: Cpu, insn: Instruction, port: int, size: int) -> None:
     """Execute IN, OUT, INS or OUTS; one iteration of a repeated one."""
     s = cpu.state
+    cpu.engine.clock.now += PORT_TICKS
     low = insn.opcode & 0xFF
     if low in (0x6C, 0x6D, 0x6E, 0x6F):
         _string_io(cpu, insn, port, size)

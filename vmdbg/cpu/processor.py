@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import IntEnum, auto
 from typing import Protocol
 
-from introspect.exits import ExitCode
+from introspect.exits import PF_ERROR, ExitCode
 from introspect.paging import NestedFault
+from introspect.registers import CR4
+from introspect.vmcb import V_INTR
 from vmdbg.engine.engine import EXCEPTION, VMEXIT, Engine, Stop
 from vmdbg.engine.runtime import Reason
-from vmdbg.engine.state import CS, DS, ES, FS, GS, IDTR, RAX, RDX, SS
+from vmdbg.engine.state import CS, DS, ES, FS, GS, HF_SMAP, IDTR, RAX, RDX, SS
 from vmdbg.platform.bus import Bus
 from vmdbg.platform.cpuid import CpuidConfig
 from vmdbg.platform.msrs import MsrFile
@@ -20,6 +23,17 @@ from . import instructions
 from .core import DR6_BS, DR6_RESET, DR7_RESET, RFLAGS_IF, Cpu, ExtInt
 from .events import raise_event
 from .faults import DB, GP, NMI, PF, UD, CpuFault, Event, Kind, NestedPageFault
+
+
+_WRITE_TRAPS = 0xFFFF8000
+"""In intercept word 4: EFER and CR0 to CR15, after the write."""
+
+
+_EXIT, _SWINT, _V_IRQ = int(Reason.EXIT), int(ExitCode.SWINT), V_INTR.v_irq
+_PARTICULAR = frozenset(
+    (*range(0x40), ExitCode.MSR, ExitCode.RDTSC, ExitCode.INVLPG, ExitCode.INVLPGA, ExitCode.WBINVD)
+)
+"""Exits that more than one intercept bit decides, or with an EXITINFO1."""
 
 
 class Observer(Protocol):
@@ -42,9 +56,13 @@ class Outcome(IntEnum):
     BREAKPOINT = auto()
     """Before the instruction at an armed address."""
     STEPPED = auto()
-    """One instruction (or the delivery of an event) is done."""
+    """One instruction is done, or with `step` an exception in its place."""
+    INTERRUPTED = auto()
+    """With `step`: the processor took an event instead of executing an instruction."""
     WATCHED = auto()
     """An instruction is about to access a watched page at `watched` (a system-physical address)."""
+    PAUSED = auto()
+    """At a boundary where `pause` was found set."""
 
 
 class Processor(Cpu):
@@ -64,6 +82,8 @@ class Processor(Cpu):
         self.last_fault = ""
         """In words, why the processor last refused something: for people."""
         self.watched: Stop | None = None
+        self.pause = False
+        """Set by whoever wants the CPU to return at the next instruction boundary, as observers of world switches do."""
         world.set_intercepts(self.state, None)
 
     # MSRs of the engine (vmdbg.platform.msrs.Cpu)
@@ -119,6 +139,16 @@ class Processor(Cpu):
         s.refresh(0)
         world.set_intercepts(s, None)
         self.flush()
+
+    def host_save_area(self) -> memoryview:
+        """Where the host's state is while a guest runs, in the VMCB's layout: the page at VM_HSAVE_PA."""
+        return world.hsave(self)
+
+    @property
+    def where(self) -> str:
+        """In words, where it executes."""
+        who = f"a guest (VMCB {self.guest.vmcb:#x})" if self.guest is not None else "the hypervisor"
+        return f"RIP {self.state.rip:#x} of {who} on CPU {self.index}"
 
     @property
     def runnable(self) -> bool:
@@ -233,15 +263,27 @@ class Processor(Cpu):
             return True
         return guest is not None and guest.v_intr_deliverable
 
+    def _quiet(self) -> bool:
+        """Nothing is pending at all: the common case, found out with few questions."""
+        guest = self.guest
+        return not (
+            self.extint_level or self.nmi_pending or self.init_pending or self.smi_pending or self.wait_for_sipi
+            or (guest is not None and guest.v_intr & _V_IRQ) or self.lapic.pending() is not None
+        )  # fmt: skip
+
     def run(self, deadline: int, *, breakpoints: bool = False, step: bool = False) -> Outcome:
         """Execute until guest time `deadline`; with `step`, one instruction or event."""
         clock = self.engine.clock
         while True:
             if self.shutdown:
                 return Outcome.SHUTDOWN
-            if self._take_event():
+            if self.pause:
+                self.pause = False
+                return Outcome.PAUSED
+            quiet = self._quiet()
+            if not quiet and self._take_event():
                 if step:
-                    return Outcome.STEPPED
+                    return Outcome.INTERRUPTED
                 if clock.now >= deadline:
                     return Outcome.DEADLINE
                 continue
@@ -249,13 +291,17 @@ class Processor(Cpu):
                 return Outcome.HALTED
             if clock.now >= deadline and not step:
                 return Outcome.DEADLINE
-            window = self._waiting_for_window()
+            window = False
+            if not quiet:
+                window = self._waiting_for_window()
+                if not self.gif:
+                    world.await_gif(self.state)
             if step or ((window or self.nmi_pending) and self.state.shadow):
                 stop = self.engine.step(self.state, self.npt)
             else:
                 stop = self.engine.run(self.state, self.npt, deadline, window=window, breakpoints=breakpoints)
             outcome = self._stopped(stop)
-            if outcome is not None and not (outcome == Outcome.STEPPED and not step):
+            if outcome is not None and (step or outcome != Outcome.STEPPED):
                 return outcome
             if step:
                 return Outcome.SHUTDOWN if self.shutdown else Outcome.STEPPED
@@ -266,7 +312,7 @@ class Processor(Cpu):
         """Act on a stop of the engine; None to go on."""
         reason = stop.reason
         try:
-            if reason == Reason.EXIT:
+            if reason == _EXIT:
                 if stop.watched:
                     self.watched = stop
                     return Outcome.WATCHED
@@ -302,7 +348,7 @@ class Processor(Cpu):
             self._on_exception(code - EXCEPTION)
             return
         guest = self.guest
-        if code == ExitCode.SWINT:
+        if code == _SWINT:
             vector, size, opcode = instructions.software_interrupt(self)
             if opcode == 0xCD and guest is not None and guest.intercepts(ExitCode.SWINT):
                 world.vmexit(self, ExitCode.SWINT, vector, nrip=self.state.rip + size)
@@ -316,27 +362,54 @@ class Processor(Cpu):
         handler = instructions.EMULATE.get(code)
         if handler is not None:
             handler(self)
-        elif code == ExitCode.VMRUN:
-            event = world.vmrun(self, instructions.length(self))
-            if event is not None:
-                raise_event(self, event, injected=True)
-        elif code == ExitCode.VMLOAD:
-            world.vmload(self, instructions.length(self))
-        elif code == ExitCode.VMSAVE:
-            world.vmsave(self, instructions.length(self))
-        elif code == ExitCode.STGI:
-            self.advance(instructions.length(self))
-            self.gif = True
-        elif code == ExitCode.CLGI:
-            self.advance(instructions.length(self))
-            self.gif = False
-        else:
+            if guest is not None and guest.words[4] & _WRITE_TRAPS:
+                self._write_trap(guest, code)
+            return
+        action = _SVM.get(code)
+        if action is None:
             raise AssertionError(f"the engine stopped for exit code {code:#x}, which nobody asked for")
+        action(self)
+
+    def vmrun(self) -> None:
+        event = world.vmrun(self, instructions.length(self))
+        if event is not None:
+            raise_event(self, event, injected=True)
+
+    def vmload(self) -> None:
+        world.vmload(self, instructions.length(self))
+
+    def vmsave(self) -> None:
+        world.vmsave(self, instructions.length(self))
+
+    def stgi(self) -> None:
+        self.advance(instructions.length(self))
+        self.gif = True
+        world.set_intercepts(self.state, self.guest)
+
+    def clgi(self) -> None:
+        self.advance(instructions.length(self))
+        self.gif = False
+
+    def _write_trap(self, guest: Guest, code: int) -> None:
+        """Traps after a write of CRn or EFER: EXITINFO1 is the new value (APM2 15.35.6)."""
+        s = self.state
+        if ExitCode.CR0_WRITE <= code < ExitCode.CR0_WRITE + 16:
+            number = code - ExitCode.CR0_WRITE
+            trap, value = ExitCode.CR0_WRITE_TRAP + number, instructions.read_tpr(self) if number == 8 else s.cr(number)
+        elif code == ExitCode.MSR and s.reg(1) & 0xFFFFFFFF == 0xC0000080 and self.engine.code()[1:2] == b"\x30":
+            trap, value = int(ExitCode.EFER_WRITE_TRAP), s.efer
+        else:
+            return
+        if guest.intercepts(trap):
+            world.vmexit(self, trap, value, nrip=s.rip)
 
     def _intercepted(self, guest: Guest, code: int) -> bool:
         """Leave the guest if its hypervisor intercepts the instruction at RIP; True if it does."""
         info1 = info2 = 0
-        if code == ExitCode.MSR:
+        if code not in _PARTICULAR:
+            if not guest.intercepts(code):
+                return False
+        elif code == ExitCode.MSR:
             insn = self.instruction()
             write = insn.opcode == 0x0F30
             if not world.msr_intercepted(self, self.state.reg(1) & 0xFFFFFFFF, write):
@@ -397,7 +470,16 @@ class Processor(Cpu):
     def _on_exception(self, vector: int) -> None:
         state = self.state
         if vector == PF:
-            event = Event(PF, Kind.EXCEPTION, state.error_code, self.engine.fault_address())
+            error, address = state.error_code, self.engine.fault_address()
+            if state.cpl == 3 and not error & PF_ERROR.U and self._far_transfer_stack(address):
+                # The engine makes the stack accesses of far transfers with supervisor rights, which SMAP then refuses.
+                if error == PF_ERROR.P | error & PF_ERROR.W and state.cr(4) & CR4.SMAP:
+                    found = self.permits(address, write=bool(error & PF_ERROR.W), user=True)
+                    if found:
+                        self._without_smap()
+                        return
+                error |= PF_ERROR.U
+            event = Event(PF, Kind.EXCEPTION, error, address)
         elif vector == UD and self._at_icebp():
             self._missed(ExitCode.ICEBP)  # the engine was built without it
             return
@@ -410,6 +492,27 @@ class Processor(Cpu):
         else:
             event = CpuFault(vector, state.error_code if vector in (8, 10, 11, 12, GP, 17) else None).event()
         raise_event(self, event)
+
+    def _far_transfer_stack(self, address: int) -> bool:
+        """Whether a fault at `address` is the stack access of the far CALL, far RET or IRET at RIP."""
+        state = self.state
+        insn = self.instruction()
+        far_call = insn.opcode == 0x9A or (insn.opcode == 0xFF and insn.modrm >> 3 & 7 == 3)
+        if not far_call and insn.opcode not in (0xCA, 0xCB, 0xCF):
+            return False
+        mask = 0xFFFFFFFFFFFFFFFF if self.bits == 64 else 0xFFFFFFFF if state.attrib(SS) & 0x400 else 0xFFFF
+        sp = (state.reg(4) & mask) + (0 if self.bits == 64 else state.base(SS))
+        return sp - 16 <= address < sp if far_call else sp <= address < sp + 40 + insn.immediate
+
+    def _without_smap(self) -> None:
+        """Execute the instruction at RIP as if SMAP were off."""
+        state = self.state
+        state.hflags &= ~HF_SMAP
+        self.flush()
+        stop = self.engine.step(state, self.npt)
+        state.refresh()
+        self.flush()
+        self._stopped(stop)
 
     def _missed(self, code: int) -> None:
         """An instruction that the engine took for a fault."""
@@ -448,3 +551,13 @@ class Processor(Cpu):
         if not stop.write or self.paging.format is None:
             return fault
         return world.classify_write_fault(self, fault)
+
+
+_SVM: dict[int, Callable[[Processor], None]] = {
+    ExitCode.VMRUN: Processor.vmrun,
+    ExitCode.VMLOAD: Processor.vmload,
+    ExitCode.VMSAVE: Processor.vmsave,
+    ExitCode.STGI: Processor.stgi,
+    ExitCode.CLGI: Processor.clgi,
+}
+"""Exit code to what the instruction does when no hypervisor intercepts it: those that switch worlds."""

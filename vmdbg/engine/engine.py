@@ -29,10 +29,14 @@ from .state import HF_CS64, HF_GUEST, HF_LMA, CpuState
 PHYSICAL_BITS = 40
 """What the engine's walker implements: CPUID claims no more (TCG_PHYS_ADDR_BITS)."""
 
+MOST_STALE = 64
+"""Disarmed breakpoints that may stay installed."""
+
 VMEXIT = 0x100
 EXCEPTION = 0x40
 NPF = 0x400
 _EXITINFO2 = VMCB_PAGE - PRIVATE + 0x80 >> 3
+_NESTED_CR3 = layout.NESTED_CR3 >> 3
 _MSRPM_BASE = VMCB_PAGE - PRIVATE + 0x48 >> 3
 _RUNTIME_SIZE = ctypes.sizeof(Runtime)
 
@@ -67,6 +71,9 @@ class Stop:
 
 
 _DEVICE = Stop(0, device=True)
+_EXIT = int(Reason.EXIT)
+_PLAIN_EXITS = {code: Stop(_EXIT, code) for code in range(VMEXIT + EXCEPTION + 32, VMEXIT + NPF)}
+"""#VMEXITs that need no second look; who gets one leaves it as it is."""
 
 
 class Engine:
@@ -99,6 +106,8 @@ class Engine:
         self.binding = Binding(uc, python=python)
         self.rt = self.binding.state
         self.rt.record = 1
+        # Bytes at the last EXIT or IO, `rt.code_size` of them.
+        self.last_code = memoryview((ctypes.c_char * 16).from_buffer(self.rt, Runtime.code.offset)).cast("B")
         self.physical.flush = self.flush
         self.physical.invalidate = self.invalidate
         ram.written = self.physical.written  # type: ignore[method-assign]
@@ -156,23 +165,21 @@ class Engine:
     # of all translations and gdb takes every breakpoint out at each stop and puts it back at each resume.
 
     def arm(self, addresses: set[int]) -> None:
-        """Stop before instructions at exactly these linear addresses, from the next run on, whoever executes them."""
+        """Stop before instructions at these linear addresses, from the next run on, whoever executes them.
+
+        It may also stop at addresses armed before: the caller looks where it is.
+        """
         missing = addresses - self._breakpoints.keys()
         stale = self._breakpoints.keys() - addresses
-        if not missing and len(stale) <= 64:
-            self._armed = addresses
+        if not missing and len(stale) <= MOST_STALE:
             return
-        if len(stale) > 64:
-            for address in stale:
-                uclib.uc_hook_del(self.uc._uch, ctypes.c_size_t(self._breakpoints.pop(address)))
+        for address in stale if len(stale) > MOST_STALE else ():
+            uclib.uc_hook_del(self.uc._uch, ctypes.c_size_t(self._breakpoints.pop(address)))
         for address in missing:
             self._breakpoints[address] = add_hook(
                 self.uc, const.UC_HOOK_CODE, self.binding.on_breakpoint, self.binding.user, address, address, None
             )
-        self._armed = addresses
         self.flush_code()
-
-    _armed: set[int] = frozenset()  # type: ignore[assignment]
 
     def _mmio_read(self, _uc: Any, offset: int, size: int, _data: Any) -> int:
         try:
@@ -199,21 +206,26 @@ class Engine:
 
         `window`: stop where RFLAGS.IF is set, with `state.shadow` telling whether the boundary is inhibited.
         """
-        rt = self.rt
-        self._enter(state, npt)
+        rt, clock = self.rt, self.clock
+        if self._active is not state or state.q[_NESTED_CR3] != npt.root:
+            self._enter(state, npt)
         rt.window = window
         rt.breakpoints = breakpoints
         while True:
-            budget = deadline - self.clock.now
+            budget = deadline - clock.now
             if budget <= 0:
                 return Stop(Reason.BUDGET)
             rt.budget = budget
             rt.load |= 1
             rt.mixed = self.physical.mixed
             self.binding.run()
-            self._account()
+            clock.now += rt.executed
             reason = rt.reason
-            if reason == Reason.BUDGET:
+            if reason == _EXIT:
+                plain = _PLAIN_EXITS.get(rt.intno)
+                if plain is not None and self._error is None:
+                    return plain
+            elif reason == Reason.BUDGET:
                 rt.budget = deadline - self.clock.now
                 if rt.budget > 0:
                     rt.breakpoints = breakpoints
@@ -249,12 +261,11 @@ class Engine:
                 return Stop(Reason.STEPPED)
 
     def _enter(self, state: CpuState, npt: Npt) -> None:
-        rt = self.rt
-        if self._active is not state or state.q[layout.NESTED_CR3 // 8] != npt.root:
+        if self._active is not state or state.q[_NESTED_CR3] != npt.root:
             self._active = state
-            rt.context = state.address
-            state.q[layout.NESTED_CR3 // 8] = npt.root
-            rt.load |= 3
+            self.rt.context = state.address
+            state.q[_NESTED_CR3] = npt.root
+            self.rt.load |= 3
 
     def _stopped(self, state: CpuState, npt: Npt, reason: int, *, stepping: bool = False) -> Stop | None:
         """What a stop of the runtime means; None to go on."""
@@ -298,7 +309,7 @@ class Engine:
 
     def code(self) -> bytes:
         """The bytes of the instruction that the last EXIT or IO stopped at, as far as its page goes; may be empty."""
-        return bytes(self.rt.code[: self.rt.code_size])
+        return bytes(self.last_code[: self.rt.code_size])
 
     def fault_address(self) -> int:
         """The linear address of the last page fault (EXITINFO2 of an intercepted #PF)."""

@@ -37,6 +37,12 @@ FLIP = 32
 """The upper three bits of a page's state count how often it changed between data and code."""
 MOST_FLIPS = 4 * FLIP
 
+MOST_SHADOWS = 64
+
+
+class OutOfTables(Exception):
+    """The private memory holds no more tables."""
+
 
 class Arena:
     """The private memory, and page-sized tables in it."""
@@ -59,7 +65,7 @@ class Arena:
             return page
         page = self._next
         if page + PAGE > PRIVATE + PRIVATE_SIZE:
-            raise MemoryError
+            raise OutOfTables
         self._next += PAGE
         return page
 
@@ -183,25 +189,37 @@ class Physical:
         self.host = Npt(self.arena)
         self.shadows: dict[tuple[int, int, int], Shadow] = {}
         self.reader = TableReader(ram)
+        self.pinned: Callable[[], set[int]] = set
+        """Roots of the tables that CPUs run on now: they stay."""
         self.mixed = not nx
         """Some pages are both written and executed: their code may change under the engine's feet."""
         self.flush: Callable[[], None] = lambda: None
         """A mapping was taken away: the engine's TLB must forget."""
         self.invalidate: Callable[[int, int], None] = lambda spa, length: None
         """Translated code at (spa, length) is out of date."""
+        self.on_watched: Callable[[], None] = lambda: None
+        """A watched page was written behind the engine's back."""
 
     def shadow(self, ncr3: int, host_cr4: int, host_efer: int) -> Shadow:
-        """The shadow of a nested table in the host's paging mode; the newest 64 are kept."""
+        """The shadow of a nested table in the host's paging mode."""
         key = (ncr3, host_cr4, host_efer)
         shadow = self.shadows.get(key)
         if shadow is None:
-            if len(self.shadows) >= 64:
-                oldest = next(iter(self.shadows))
-                self.shadows.pop(oldest).close()
+            if len(self.shadows) >= MOST_SHADOWS:
+                self._evict()
             shadow = self.shadows[key] = Shadow(self.arena, Nested(ncr3, host_cr4, host_efer, self.bits))
         elif shadow.volatile:
             shadow.clear()
         return shadow
+
+    def _evict(self) -> None:
+        """Give up the oldest shadow that no CPU runs on."""
+        pinned = self.pinned()
+        for key, shadow in self.shadows.items():
+            if shadow.root not in pinned:
+                del self.shadows[key]
+                shadow.close()
+                return
 
     def drop(self, page: int) -> None:
         """Take away every mapping of a page, to be made anew with its present state."""
@@ -251,6 +269,19 @@ class Physical:
         self.drop(page)
 
     def fill(self, npt: Npt, gpa: int, write: bool, fetch: bool) -> int | NestedFault:
+        """Answer a fault of the engine's walk; see `_fill`.
+
+        Without room for more tables everything mapped is forgotten, to be mapped again as it is needed.
+        """
+        try:
+            return self._fill(npt, gpa, write, fetch)
+        except OutOfTables:
+            for table in (self.host, *self.shadows.values()):
+                table.clear()
+            self.flush()
+            return self._fill(npt, gpa, write, fetch)
+
+    def _fill(self, npt: Npt, gpa: int, write: bool, fetch: bool) -> int | NestedFault:
         """Answer a fault of the engine's walk.
 
         Returns -1 if a mapping was made (try again), the spa if the engine may not map it (a device, nothing, or a
@@ -264,7 +295,7 @@ class Physical:
                 self._guard(npt, reader.seen - npt.tables)
             if isinstance(found, NestedFault):
                 return found
-            spa, writable, executable = found.spa, found.writable and found.dirty, found.executable
+            spa, writable, executable = int(found.spa), found.writable and found.dirty, found.executable
         else:
             spa, writable, executable = gpa, True, True
         if not self.ram.contains(spa):
@@ -325,8 +356,12 @@ class Physical:
 
     def written(self, spa: int, length: int) -> None:
         """Memory changed behind the engine's back (a device, a debugger, our own stores): forget what came from it."""
+        if (spa & PAGE - 1) + length <= PAGE and not self.ram.pages[spa >> 12] & (CODE | MIXED | TABLE) and self.nx:
+            return  # one page of plain data: the common case
         for page in range(spa >> 12, (spa + max(length, 1) - 1 >> 12) + 1):
             state = self.ram.pages[page]
+            if state & (WATCH_READ | WATCH_WRITE):
+                self.on_watched()
             if state & TABLE:
                 self.on_table(page)
             if state & (CODE | MIXED) or not self.nx:

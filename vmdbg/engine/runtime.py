@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from enum import IntEnum
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -49,7 +50,7 @@ class Reason(IntEnum):
 
 
 class Branch(ctypes.Structure):
-    _fields_ = (("from_block", ctypes.c_uint64), ("from_size", ctypes.c_uint64), ("to", ctypes.c_uint64))
+    _fields_ = (("from_block", ctypes.c_uint64), ("to", ctypes.c_uint64), ("from_size", ctypes.c_uint64))
 
 
 class Runtime(ctypes.Structure):
@@ -164,11 +165,10 @@ class Binding:
                     f"{ctypes.sizeof(Runtime)} expected). Remedy: reinstall vmdbg (pip install .)"
                 )
             addresses = symbols
-            entry = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
             self.name = "native"
-            self.run: Callable[[], None] = self._bound(entry(symbols["run"]), user)
-            self.step: Callable[[], None] = self._bound(entry(symbols["step"]), user)
-            self.step_through: Callable[[], None] = self._bound(entry(symbols["step_through"]), user)
+            self.run: Callable[[], None] = partial(native.run, user)
+            self.step: Callable[[], None] = partial(native.step, user)
+            self.step_through: Callable[[], None] = partial(native.step_through, user)
         else:
             from .twin import Twin
 
@@ -184,8 +184,3 @@ class Binding:
             add_hook(uc, kind, addresses[name], user, 1, 0, instruction)
         self.on_breakpoint = addresses["on_breakpoint"]
         self.user = user
-
-    @staticmethod
-    def _bound(function: Any, user: int) -> Callable[[], None]:
-        argument = ctypes.c_void_p(user)
-        return lambda: function(argument)

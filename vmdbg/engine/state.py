@@ -69,6 +69,13 @@ class CpuState:
     def rip(self, value: int) -> None:
         self.q[_Q_EIP] = value & 0xFFFFFFFFFFFFFFFF
 
+    def skip(self, length: int) -> None:
+        """RIP moves on by an instruction's length, out of an interrupt shadow."""
+        i, q = self.i, self.q
+        flags = i[_I_HFLAGS]
+        q[_Q_EIP] = q[_Q_EIP] + length & (0xFFFFFFFFFFFFFFFF if flags & HF_CS64 else 0xFFFFFFFF)
+        i[_I_HFLAGS] = flags & ~HF_INHIBIT_IRQ
+
     @property
     def rflags(self) -> int:
         return self.q[_Q_EFLAGS] | 2
@@ -99,6 +106,16 @@ class CpuState:
     def shadow(self, value: bool) -> None:
         flags = self.i[_I_HFLAGS] & ~HF_INHIBIT_IRQ
         self.i[_I_HFLAGS] = flags | HF_INHIBIT_IRQ if value else flags
+
+    @property
+    def gif(self) -> bool:
+        """The global interrupt flag: the engine itself executes STGI and CLGI where they are not intercepted."""
+        return bool(self.i[_I_HFLAGS2] & HF2_GIF)
+
+    @gif.setter
+    def gif(self, value: bool) -> None:
+        flags = self.i[_I_HFLAGS2] & ~HF2_GIF
+        self.i[_I_HFLAGS2] = flags | HF2_GIF if value else flags
 
     @property
     def nmi_blocked(self) -> bool:

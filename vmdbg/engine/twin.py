@@ -97,7 +97,7 @@ class Twin:
                 return
         if rt.record and rt.block_size and address != rt.block_start + rt.block_size:
             branch = rt.ring[rt.branches % len(rt.ring)]
-            branch.from_block, branch.from_size, branch.to = rt.block_start, rt.block_size, address
+            branch.from_block, branch.to, branch.from_size = rt.block_start, address, rt.block_size
             rt.branches += 1
         rt.budget -= size
         rt.block_start = address

@@ -29,6 +29,18 @@ SYSCFG, HWCR, IORR_BASE0, TOP_MEM, TOP_MEM2 = 0xC0010010, 0xC0010015, 0xC0010016
 INT_PENDING, DE_CFG = 0xC0010055, 0xC0011029
 VM_CR, IGNNE, SMM_CTL, VM_HSAVE_PA, SVM_KEY = 0xC0010114, 0xC0010115, 0xC0010116, 0xC0010117, 0xC0010118
 
+FAMILY_17H = {
+    0xC0010058: "MMIO_CFG_BASE", 0xC0010111: "SMM_BASE", 0xC0010112: "SMM_ADDR", 0xC0010113: "SMM_MASK",
+    0xC0011002: "CPUID_7_Features", 0xC0011003: "CPUID_PWR_THERM", 0xC0011004: "CPUID_Features",
+    0xC0011005: "CPUID_ExtFeatures", 0xC0011020: "LS_CFG", 0xC0011021: "IC_CFG", 0xC0011022: "DC_CFG", 0xC0011023: "CU_CFG",
+    0xC0011028: "FP_CFG", 0xC001102A: "CU_CFG2", 0xC001102C: "EX_CFG", 0xC001102D: "LS_CFG2",
+}  # fmt: skip
+"""Configuration that system software of this family reads and writes without a CPUID bit (PPR 55803): it keeps what is
+written and does nothing."""
+FAMILY_17H_READ_ONLY = {
+    0xC0010061: "PStateCurLim", 0xC0010063: "PStateStat", **{0xC0010064 + n: f"PStateDef{n}" for n in range(8)}, 0xC0010071: "COFVIDStatus",
+}  # fmt: skip
+
 EFER_LME, EFER_LMA, EFER_SVME = 1 << 8, 1 << 10, 1 << 12
 CR0_PG = 1 << 31
 VM_CR_LOCK, VM_CR_SVMDIS = 1 << 3, 1 << 4
@@ -147,6 +159,8 @@ def msr_table(config: CpuidConfig) -> dict[int, Msr]:
         Msr(TOP_MEM2, "TOP_MEM2", mbz=beyond | 0x7FFFFF),
         Msr(INT_PENDING, "IntPending", writable=LOW32),
         Msr(DE_CFG, "DE_CFG", reset=1 << 1),  # LFENCE is dispatch-serialising
+        *(Msr(number, name) for number, name in FAMILY_17H.items()),
+        *(Msr(number, name, access="r") for number, name in FAMILY_17H_READ_ONLY.items()),
     ]
     for n in range(VARIABLE_MTRRS):
         number = MTRR_PHYS_BASE0 + 2 * n

@@ -14,26 +14,31 @@ _WORDS = VMCB.codec(
 ).unpack  # fmt: skip
 
 TASK_SWITCH = 0x7D
+_NP, _V_INTR_MASKING, _V_IRQ, _SHADOW = MISC_CTL.np_enable, V_INTR.v_intr_masking, V_INTR.v_irq, INT_STATE.interrupt_shadow
 
 
 class Guest:
     """A guest that is running, between VMRUN and #VMEXIT.  Addresses are system-physical."""
 
     __slots__ = (
-        "asid", "eventinj", "host_if", "iopm", "misc_ctl", "misc_ctl2", "msrpm", "n_cr3", "shadow", "tlb_control",
-        "tsc_offset", "v_intr", "v_tpr", "view", "vmcb", "words",
+        "asid", "eventinj", "host_if", "iopm", "misc_ctl", "misc_ctl2", "msrpm", "n_cr3", "np", "q", "shadow",
+        "tlb_control", "tsc_offset", "v_intr", "v_intr_masking", "v_tpr", "view", "vmcb", "words",
     )  # fmt: skip
 
     def __init__(self, vmcb: int, view: memoryview, host_if: bool) -> None:
         self.vmcb = vmcb
         self.view = view
+        self.q = view.cast("Q")
         cr_read, cr_write, dr_read, dr_write, exceptions, misc1, misc2, misc3 = _WORDS(view, 0)
         self.words = (cr_read | cr_write << 16, dr_read | dr_write << 16, exceptions, misc1, misc2, misc3)
         (
             self.iopm, self.msrpm, self.tsc_offset, self.asid, self.tlb_control, self.v_intr, int_state, self.misc_ctl,
             self.eventinj, self.n_cr3, self.misc_ctl2,
         ) = _CONTROL(view, 0)  # fmt: skip
-        self.shadow = bool(int_state & INT_STATE.interrupt_shadow)
+        self.np = bool(self.misc_ctl & _NP)
+        """Nested paging is enabled."""
+        self.v_intr_masking = bool(self.v_intr & _V_INTR_MASKING)
+        self.shadow = bool(int_state & _SHADOW)
         self.v_tpr = self.v_intr & 0xFF
         self.host_if = host_if
 
@@ -46,23 +51,14 @@ class Guest:
         return self.intercepts(TASK_SWITCH)
 
     @property
-    def np(self) -> bool:
-        """Nested paging is enabled."""
-        return bool(self.misc_ctl & MISC_CTL.np_enable)
-
-    @property
-    def v_intr_masking(self) -> bool:
-        return bool(self.v_intr & V_INTR.v_intr_masking)
-
-    @property
     def v_irq(self) -> bool:
-        return bool(self.v_intr & V_INTR.v_irq)
+        return bool(self.v_intr & _V_IRQ)
 
     @property
     def v_intr_deliverable(self) -> bool:
         """V_IRQ with its priority above V_TPR, or V_IGN_TPR (APM2 15.21.4); IF, GIF and the shadow come besides."""
         word = self.v_intr
-        if not word & V_INTR.v_irq:
+        if not word & _V_IRQ:
             return False
         return bool(word & V_INTR.v_ign_tpr) or V_INTR.get(word, "v_intr_prio") > self.v_tpr & 0xF
 

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import struct
 from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from introspect.exits import EVENT, IOIO, NPF_INFO, ExitCode
 from introspect.paging import Access, Fault, NestedFault, translate
 from introspect.permissions import iopm_intercepts, msrpm_intercepts
 from introspect.registers import CR4, EFER
-from introspect.rules import SVM_FEATURES, Processor, first_violation
+from introspect.rules import RULES, SVM_FEATURES, Processor, Violation, first_violation
 from introspect.vmcb import INT_STATE, V_INTR, VMCB
 from vmdbg.cpu.core import CR4_SUPPORTED, RFLAGS_VM, Cpu
 from vmdbg.cpu.faults import GP, PF, CpuFault, Event, Kind
 from vmdbg.cpu.operands import accesses
 from vmdbg.engine import layout
 from vmdbg.engine.engine import PHYSICAL_BITS
-from vmdbg.engine.state import CS, DS, ES, FS, GDTR, GS, IDTR, LDTR, RAX, RSP, SS, TR, CpuState
-
+from vmdbg.engine.state import DS, ES, GDTR, HF_CS64, IDTR, RSP, CpuState
 from vmdbg.platform.msrs import EFER as MSR_EFER
 
 from .guest import Guest
@@ -37,106 +37,168 @@ ASIDS = 32768
 _L0_CR_READ, _L0_CR_WRITE, _L0_DR = 1 << 8, 0xFFFF, 0xFFFF
 _L0_WORD3 = sum(1 << bit for bit in (14, 15, 18, 19, 21, 22, 24, 26, 28, 31))
 """RDTSC RDPMC CPUID RSM INTn INVD HLT INVLPGA MSR SHUTDOWN."""
-_L0_WORD4 = sum(1 << bit for bit in range(12))
-"""VMRUN VMMCALL VMLOAD VMSAVE STGI CLGI SKINIT RDTSCP ICEBP WBINVD MONITOR MWAIT; INVD is reported as WBINVD."""
+_L0_WORD4 = sum(1 << bit for bit in (0, 1, 2, 3, 6, 7, 8, 9, 10, 11))
+"""VMRUN VMMCALL VMLOAD VMSAVE SKINIT RDTSCP ICEBP WBINVD MONITOR MWAIT; INVD is reported as WBINVD."""
 _GUEST_WORD3 = sum(1 << bit for bit in (6, 7, 8, 9, 10, 11, 12, 13, 16, 17, 20, 23, 25))
 """Descriptor tables, PUSHF POPF IRET PAUSE INVLPG: the engine stops before them where a guest's hypervisor asks."""
+_GUEST_WORD4 = 1 << 4 | 1 << 5
+"""STGI CLGI."""
 
-_H_CR_READ = layout.INTERCEPT_CR_READ // 2
-_I_EXCEPTIONS = layout.INTERCEPT_EXCEPTIONS // 4
-_Q_INTERCEPT = layout.INTERCEPT // 8
+_INTERCEPTS = struct.Struct("<Q4HI")
+"""The engine's intercept fields, from `layout.INTERCEPT` on."""
+_INTERCEPTED = slice(layout.INTERCEPT, layout.INTERCEPT + _INTERCEPTS.size)
 
 _SEGMENT = struct.Struct("<HHIQ")
-_SEGMENTS = struct.Struct("<" + "HHIQ" * 4)
+_HIDDEN = struct.Struct("<I4xQII")
+"""A segment register in the engine: selector, base, limit, flags."""
 _TABLE = struct.Struct("<IQ")
-_Q = struct.Struct("<Q")
 _CONTROLS = struct.Struct("<7Q")
 """CR4 CR3 CR0 DR7 DR6 RFLAGS RIP."""
 _EXIT = struct.Struct("<4Q")
 """EXITCODE EXITINFO1 EXITINFO2 EXITINTINFO."""
+_MSRS = struct.Struct("<8Q")
+"""STAR LSTAR CSTAR SFMASK KERNEL_GS_BASE SYSENTER_CS SYSENTER_ESP SYSENTER_EIP."""
+_FOUR = struct.Struct("<4Q")
 
 _at = VMCB.offset_of
-_ES, _GDTR, _IDTR, _CPL, _EFER, _CR4, _RSP, _RAX, _CR2 = (
-    _at("es.selector"), _at("gdtr.limit"), _at("idtr.limit"), _at("cpl"), _at("efer"), _at("cr4"), _at("rsp"), _at("rax"),
-    _at("cr2"),
-)  # fmt: skip
-_EXITCODE, _V_INTR, _INT_STATE, _EVENTINJ, _NRIP, _INSN_LEN = (
-    _at("exitcode"), _at("v_intr"), _at("int_state"), _at("eventinj"), _at("nrip"), _at("insn_len"),
-)  # fmt: skip
-_G_PAT = _at("g_pat")
-_DIRECT = ((FS, _at("fs.selector")), (GS, _at("gs.selector")), (LDTR, _at("ldtr.selector")), (TR, _at("tr.selector")))
-_MSRS = tuple(
-    (name, _at(name))
-    for name in ("star", "lstar", "cstar", "sfmask", "kernel_gs_base", "sysenter_cs", "sysenter_esp", "sysenter_eip")
+_ES, _FS, _LDTR, _TR = (_at(f"{name}.selector") for name in ("es", "fs", "ldtr", "tr"))
+_GDTR, _IDTR, _CPL, _CR4, _STAR = _at("gdtr.limit"), _at("idtr.limit"), _at("cpl"), _at("cr4"), _at("star")
+_EXITCODE, _INSN_LEN = _at("exitcode"), _at("insn_len")
+_EFER, _RSP, _RAX, _CR2, _G_PAT, _V_INTR, _INT_STATE, _EVENTINJ, _NRIP = (
+    _at(name) // 8 for name in ("efer", "rsp", "rax", "cr2", "g_pat", "v_intr", "int_state", "eventinj", "nrip")
 )
+"""Fields of 8 bytes, as indices."""
+_SAVED_FS_GS, _SAVED_LDTR, _SAVED_TR = slice(_FS, _FS + 32), slice(_LDTR, _LDTR + 16), slice(_TR, _TR + 16)
+_SAVED_MSRS = slice(_STAR, _STAR + _MSRS.size)
+_FLAT, _DIRECT = slice(_ES, _ES + 64), slice(_FS, _TR + 16)
+"""ES CS SS DS, switched by VMRUN and #VMEXIT; FS GS LDTR TR, moved by VMLOAD and VMSAVE, with GDTR and IDTR between."""
+_HIDDEN_FLAT = slice(layout.SEGMENTS, layout.SEGMENTS + 96)
+_HIDDEN_DIRECT = slice(layout.SEGMENTS + 96, layout.SEGMENTS + 192)
+_GDTR_BASE, _IDTR_BASE = ((layout.SEGMENTS + 24 * table + 8) // 8 for table in (GDTR, IDTR))
+_GDTR_LIMIT, _IDTR_LIMIT = ((layout.SEGMENTS + 24 * table + 16) // 4 for table in (GDTR, IDTR))
+_Q_RAX, _Q_RSP, _Q_RIP, _Q_RFLAGS, _Q_EFER = (
+    at // 8 for at in (layout.REGS, layout.REGS + 8 * RSP, layout.EIP, layout.EFLAGS, layout.EFER)
+)
+_Q_CR0, _Q_CR2, _Q_CR3, _Q_CR4 = (layout.CR // 8 + number for number in (0, 2, 3, 4))
+_Q_PAT, _Q_HSAVE, _I_HFLAGS = layout.PAT // 8, layout.VM_HSAVE // 8, layout.HFLAGS // 4
+_SYSENTER = slice(layout.SYSENTER_CS, layout.SYSENTER_CS + 32)
+_SYSCALL = slice(layout.LSTAR, layout.LSTAR + 32)
+"""SYSENTER_CS SYSENTER_ESP SYSENTER_EIP STAR; LSTAR CSTAR SFMASK KERNEL_GS_BASE."""
+_SHADOW, _VALID = INT_STATE.interrupt_shadow, EVENT.v
+_JUDGED = VMCB.codec(*sorted({name for rule in RULES for name in rule.fields}, key=VMCB.offset_of)).unpack
 
 _SHADOW_CR4 = CR4.PAE | CR4.PSE | CR4.LA57
 _SHADOW_EFER = EFER.LME | EFER.LMA | EFER.NXE
 
 
+@lru_cache(maxsize=256)
+def _intercepts(words: tuple[int, ...]) -> bytes:
+    """The engine's intercept fields for a guest with these intercept words."""
+    cr_write = _L0_CR_WRITE
+    if words[3] & 1 << 5:  # selective CR0 writes: LMSW and MOV CR0 are seen anyhow
+        cr_write |= 1
+    word3, word4 = _L0_WORD3 | words[3] & _GUEST_WORD3, _L0_WORD4 | words[4] & _GUEST_WORD4
+    return _INTERCEPTS.pack(
+        word3 | word4 << 32, _L0_CR_READ | words[0] & 0xFFFF, cr_write, _L0_DR, _L0_DR, 0xFFFFFFFF
+    )
+
+
+_NO_GUEST = _intercepts((0, 0, 0, 0, 0, 0))
+
+
 def set_intercepts(state: CpuState, guest: Guest | None) -> None:
     """Tell the engine where to stop: the union of our needs and those of the guest's hypervisor."""
-    cr_read, cr_write, dr_read, dr_write = _L0_CR_READ, _L0_CR_WRITE, _L0_DR, _L0_DR
-    word3, word4 = _L0_WORD3, _L0_WORD4
-    if guest is not None:
-        words = guest.words
-        cr_read |= words[0] & 0xFFFF
-        word3 |= words[3] & _GUEST_WORD3
-        if words[3] & 1 << 5:  # selective CR0 writes: LMSW and MOV CR0 are seen anyhow
-            cr_write |= 1
-    h = state.h
-    h[_H_CR_READ], h[_H_CR_READ + 1], h[_H_CR_READ + 2], h[_H_CR_READ + 3] = cr_read, cr_write, dr_read, dr_write
-    state.i[_I_EXCEPTIONS] = 0xFFFFFFFF
-    state.q[_Q_INTERCEPT] = word3 | word4 << 32
+    state.bytes[_INTERCEPTED] = _NO_GUEST if guest is None else _intercepts(guest.words)
+
+
+def await_gif(state: CpuState) -> None:
+    """Something waits for GIF: stop at STGI, until the next `set_intercepts`."""
+    state.q[layout.INTERCEPT // 8] |= 1 << 32 + (ExitCode.STGI & 31)
+
+
+# Segments change rarely from one switch to the next: their two forms are remembered.
+
+
+@lru_cache(maxsize=1024)
+def _to_vmcb(hidden: bytes) -> bytes:
+    """Four segment registers of the engine in the VMCB's form: descriptor bits 47:40 and 55:52 packed (APM2 15.5.1)."""
+    return b"".join(
+        _SEGMENT.pack(selector & 0xFFFF, flags >> 8 & 0xFF | flags >> 12 & 0xF00, limit, base)
+        for selector, base, limit, flags in _HIDDEN.iter_unpack(hidden)
+    )
+
+
+@lru_cache(maxsize=1024)
+def _from_vmcb(records: bytes) -> bytes:
+    """The reverse."""
+    return b"".join(
+        _HIDDEN.pack(selector, base, limit, (attrib & 0xFF) << 8 | (attrib & 0xF00) << 12)
+        for selector, attrib, limit, base in _SEGMENT.iter_unpack(records)
+    )
+
+
+@lru_cache(maxsize=1024)
+def _direct_from_vmcb(records: bytes, msrs: bytes) -> tuple[bytes, bytes, bytes]:
+    """VMLOAD: FS to TR and the MSRs of a VMCB, as the engine has them (`_HIDDEN_DIRECT`, `_SYSENTER`, `_SYSCALL`).
+
+    Bases are made canonical.
+    """
+    fs, gs, _, ldtr, _, tr = _SEGMENT.iter_unpack(records)
+    segments = b"".join(_SEGMENT.pack(*record[:3], _canonical(record[3])) for record in (fs, gs, ldtr, tr))
+    star, lstar, cstar, sfmask, kernel_gs_base, cs, esp, eip = _MSRS.unpack(msrs)
+    return (
+        _from_vmcb(segments),
+        _FOUR.pack(cs & 0xFFFFFFFF, esp, eip, star),
+        _FOUR.pack(lstar, cstar, sfmask, _canonical(kernel_gs_base)),
+    )
+
+
+@lru_cache(maxsize=1024)
+def _direct_to_vmcb(hidden: bytes, sysenter: bytes, syscall: bytes) -> tuple[bytes, bytes, bytes, bytes]:
+    """VMSAVE: FS and GS, LDTR, TR, and the MSRs."""
+    records = _to_vmcb(hidden)
+    cs, esp, eip, star = _FOUR.unpack(sysenter)
+    msrs = _MSRS.pack(star, *_FOUR.unpack(syscall), cs & 0xFFFFFFFF, esp, eip)
+    return records[:32], records[32:48], records[48:], msrs
 
 
 def _store_state(cpu: Cpu, view: memoryview) -> None:
     """Write what VMRUN and #VMEXIT switch into the save area at `view`."""
     s = cpu.state
-    _SEGMENTS.pack_into(
-        view, _ES,
-        s.selector(ES), s.attrib(ES), s.limit(ES), s.base(ES), s.selector(CS), s.attrib(CS), s.limit(CS), s.base(CS),
-        s.selector(SS), s.attrib(SS), s.limit(SS), s.base(SS), s.selector(DS), s.attrib(DS), s.limit(DS), s.base(DS),
-    )  # fmt: skip
-    _TABLE.pack_into(view, _GDTR, s.limit(GDTR), s.base(GDTR))
-    _TABLE.pack_into(view, _IDTR, s.limit(IDTR), s.base(IDTR))
-    view[_CPL] = s.cpl
-    _Q.pack_into(view, _EFER, s.efer)
-    _CONTROLS.pack_into(view, _CR4, s.cr(4), s.cr(3), s.cr(0), cpu.dr[7], cpu.dr[6], s.rflags, s.rip)
-    _Q.pack_into(view, _RSP, s.reg(RSP))
-    _Q.pack_into(view, _RAX, s.reg(RAX))
+    q, i, to = s.q, s.i, view.cast("Q")
+    view[_FLAT] = _to_vmcb(bytes(s.bytes[_HIDDEN_FLAT]))
+    _TABLE.pack_into(view, _GDTR, i[_GDTR_LIMIT], q[_GDTR_BASE])
+    _TABLE.pack_into(view, _IDTR, i[_IDTR_LIMIT], q[_IDTR_BASE])
+    view[_CPL] = i[_I_HFLAGS] & 3
+    to[_EFER] = q[_Q_EFER]
+    dr = cpu.dr
+    _CONTROLS.pack_into(view, _CR4, q[_Q_CR4], q[_Q_CR3], q[_Q_CR0], dr[7], dr[6], q[_Q_RFLAGS] | 2, q[_Q_RIP])
+    to[_RSP] = q[_Q_RSP]
+    to[_RAX] = q[_Q_RAX]
 
 
 def _load_state(cpu: Cpu, view: memoryview) -> tuple[int, int]:
     """Load it back; the caller sets CPL, DR6 and DR7 (returned) and refreshes the mode."""
     s = cpu.state
-    v = _SEGMENTS.unpack_from(view, _ES)
-    s.set_segment(ES, v[0], v[3], v[2], v[1])
-    s.set_segment(CS, v[4], v[7], v[6], v[5])
-    s.set_segment(SS, v[8], v[11], v[10], v[9])
-    s.set_segment(DS, v[12], v[15], v[14], v[13])
-    limit, base = _TABLE.unpack_from(view, _GDTR)
-    s.set_table(GDTR, base, limit & 0xFFFF)
-    limit, base = _TABLE.unpack_from(view, _IDTR)
-    s.set_table(IDTR, base, limit & 0xFFFF)
-    s.efer = _Q.unpack_from(view, _EFER)[0]
-    cr4, cr3, cr0, dr7, dr6, rflags, rip = _CONTROLS.unpack_from(view, _CR4)
-    s.set_cr(4, cr4)
-    s.set_cr(3, cr3)
-    s.set_cr(0, cr0)
-    s.rflags = rflags
-    s.rip = rip
-    s.set_reg(RSP, _Q.unpack_from(view, _RSP)[0])
-    s.set_reg(RAX, _Q.unpack_from(view, _RAX)[0])
+    q, i, of = s.q, s.i, view.cast("Q")
+    s.bytes[_HIDDEN_FLAT] = _from_vmcb(bytes(view[_FLAT]))
+    limit, q[_GDTR_BASE] = _TABLE.unpack_from(view, _GDTR)
+    i[_GDTR_LIMIT] = limit & 0xFFFF
+    limit, q[_IDTR_BASE] = _TABLE.unpack_from(view, _IDTR)
+    i[_IDTR_LIMIT] = limit & 0xFFFF
+    q[_Q_EFER] = of[_EFER]
+    q[_Q_CR4], q[_Q_CR3], q[_Q_CR0], dr7, dr6, rflags, q[_Q_RIP] = _CONTROLS.unpack_from(view, _CR4)
+    q[_Q_RFLAGS] = rflags | 2
+    q[_Q_RSP] = of[_RSP]
+    q[_Q_RAX] = of[_RAX]
     return dr6, dr7
 
 
 def _page(cpu: Cpu, what: str) -> int:
     """The page that rAX names, for VMRUN, VMLOAD and VMSAVE; #GP if it is not one (APM2 15.5.1)."""
-    address = cpu.state.reg(RAX)
-    bits = cpu.bits
-    if bits != 64:
-        address &= 0xFFFFFFFF if bits == 32 else 0xFFFF
+    address = cpu.state.q[_Q_RAX]
+    if not cpu.state.i[_I_HFLAGS] & HF_CS64:
+        address &= 0xFFFFFFFF if cpu.bits == 32 else 0xFFFF
     if address & (PAGE - 1) or address >> PHYSICAL_BITS or not cpu.ram.contains(address, PAGE):
         cpu.last_fault = (
             f"{what} with rAX {address:#x}: the VMCB must be a 4 KiB-aligned page of memory below {PHYSICAL_BITS} bits "
@@ -155,37 +217,36 @@ def vmrun(cpu: Cpu, size: int) -> Event | None:
     vmcb = _page(cpu, "VMRUN")
     cpu.advance(size)
     host_if = bool(s.rflags & 0x200)
-    _store_state(cpu, _hsave(cpu))
+    _store_state(cpu, hsave(cpu))
     view = cpu.ram.view[vmcb : vmcb + PAGE]
     guest = Guest(vmcb, view, host_if)
     host_cr4, host_efer = s.cr(4), s.efer
-    processor = Processor(
-        PHYSICAL_BITS, FEATURES, s.cr(0), host_cr4, host_efer, cr4_valid=CR4_SUPPORTED, efer_valid=cpu.msrs.table[MSR_EFER].writable
+    violation = _violation(
+        cpu, guest, _processor(s.cr(0), host_cr4, host_efer, cpu.msrs.table[MSR_EFER].writable)
     )
-    violation = first_violation(view, processor, cpu.ram)
     cpu.guest = guest
     cpu.observer.vmrun(cpu, guest, host_cr4, host_efer)
     if violation is not None:
         cpu.last_fault = violation.text
         _leave(cpu, guest, 0xFFFFFFFFFFFFFFFF, 0, 0, 0)
         return None
-    _, dr7 = _load_state(cpu, view)
-    dr6 = _CONTROLS.unpack_from(view, _CR4)[4]
+    dr6, dr7 = _load_state(cpu, view)
     cpu.dr[6], cpu.dr[7] = dr6 | 0xFFFF0FF0, dr7 | 0x400
-    s.set_cr(2, _Q.unpack_from(view, _CR2)[0])
+    q = s.q
+    q[_Q_CR2] = guest.q[_CR2]
     cpl = view[_CPL]
-    cr0 = s.cr(0)
+    cr0 = q[_Q_CR0]
     # Real mode runs at 0, virtual-8086 mode at 3, whatever the VMCB says; LMA follows LME and PG (APM2 15.5.1).
-    cpl = 0 if not cr0 & 1 else 3 if s.rflags & RFLAGS_VM else cpl & 3
-    efer = s.efer
-    s.efer = efer | 0x400 if efer & 0x100 and cr0 >> 31 else efer & ~0x400
+    cpl = 0 if not cr0 & 1 else 3 if q[_Q_RFLAGS] & RFLAGS_VM else cpl & 3
+    efer = q[_Q_EFER]
+    q[_Q_EFER] = efer | 0x400 if efer & 0x100 and cr0 >> 31 else efer & ~0x400
     s.refresh(cpl)
     s.shadow = guest.shadow
     if guest.np:
         cpu.npt = cpu.engine.physical.shadow(guest.n_cr3, host_cr4 & _SHADOW_CR4, host_efer & _SHADOW_EFER)
-        s.set_field("pat", _Q.unpack_from(view, _G_PAT)[0])
+        q[_Q_PAT] = guest.q[_G_PAT]
     set_intercepts(s, guest)
-    cpu.gif = True
+    s.gif = True
     cpu.flush()
     event = guest.eventinj
     if not event & EVENT.v:
@@ -198,14 +259,35 @@ def vmrun(cpu: Cpu, size: int) -> Event | None:
     )  # fmt: skip
     if injected.software:
         # nRIP is where their handlers return to; without a delivery RIP stays at the instruction (APM2 15.20).
-        following = _Q.unpack_from(view, _NRIP)[0]
+        following = guest.q[_NRIP]
         injected = replace(injected, length=following - s.rip)
         s.rip = following
     return injected
 
 
-def _hsave(cpu: Cpu) -> memoryview:
-    address = cpu.state.field("vm_hsave") & ~(PAGE - 1)
+@lru_cache(maxsize=64)
+def _processor(cr0: int, cr4: int, efer: int, efer_valid: int) -> Processor:
+    return Processor(PHYSICAL_BITS, FEATURES, cr0, cr4, efer, cr4_valid=CR4_SUPPORTED, efer_valid=efer_valid)
+
+
+def _violation(cpu: Cpu, guest: Guest, processor: Processor) -> Violation | None:
+    """The consistency rule that the VMCB breaks.  One that passed passes again while all the rules read is the same.
+
+    Without nested paging a rule reads memory as well, so nothing is remembered.
+    """
+    judged = (processor, _JUDGED(guest.view, 0))
+    if cpu.accepted.get(guest.vmcb) == judged:
+        return None
+    violation = first_violation(guest.view, processor, cpu.ram)
+    if violation is None and guest.np:
+        if len(cpu.accepted) >= 256:
+            cpu.accepted.clear()
+        cpu.accepted[guest.vmcb] = judged
+    return violation
+
+
+def hsave(cpu: Cpu) -> memoryview:
+    address = cpu.state.q[_Q_HSAVE] & ~(PAGE - 1)
     if not cpu.ram.contains(address, PAGE):
         return memoryview(cpu.lost_hsave)
     return cpu.ram.view[address : address + PAGE]
@@ -218,16 +300,17 @@ def _leave(cpu: Cpu, guest: Guest, code: int, info1: int, info2: int, intinfo: i
     rip = s.rip
     cpu.observer.vmexit(cpu, guest, code, info1, info2, intinfo, rip)
     _EXIT.pack_into(view, _EXITCODE, code, info1, info2, intinfo)
-    _load_state(cpu, _hsave(cpu))
-    s.set_cr(0, s.cr(0) | 1)
-    s.rflags &= ~RFLAGS_VM
+    _load_state(cpu, hsave(cpu))
+    q = s.q
+    q[_Q_CR0] |= 1
+    q[_Q_RFLAGS] &= ~RFLAGS_VM
     cpu.dr[7] = 0x400
     cpu.guest = None
     cpu.npt = cpu.engine.physical.host
     s.refresh(0)
     s.shadow = False
     set_intercepts(s, None)
-    cpu.gif = False
+    s.gif = False
     cpu.halted = False
     cpu.engine.physical.written(guest.vmcb, PAGE)
     cpu.flush()
@@ -240,16 +323,18 @@ def vmexit(cpu: Cpu, code: int, info1: int = 0, info2: int = 0, *, intinfo: int 
     s = cpu.state
     view = guest.view
     _store_state(cpu, view)
-    _Q.pack_into(view, _CR2, s.cr(2))
+    q = guest.q
+    q[_CR2] = s.q[_Q_CR2]
     if guest.np:
-        _Q.pack_into(view, _G_PAT, s.field("pat"))
-    _Q.pack_into(view, _V_INTR, guest.v_intr & ~0xFF | guest.v_tpr & 0xFF)
-    state = _Q.unpack_from(view, _INT_STATE)[0] & ~INT_STATE.interrupt_shadow
-    _Q.pack_into(view, _INT_STATE, state | INT_STATE.interrupt_shadow if s.shadow else state)
-    _Q.pack_into(view, _EVENTINJ, guest.eventinj & ~EVENT.v)
-    _Q.pack_into(view, _NRIP, nrip)
+        q[_G_PAT] = s.q[_Q_PAT]
+    q[_V_INTR] = guest.v_intr & ~0xFF | guest.v_tpr & 0xFF
+    state = q[_INT_STATE] & ~_SHADOW
+    q[_INT_STATE] = state | _SHADOW if s.shadow else state
+    q[_EVENTINJ] = guest.eventinj & ~_VALID
+    q[_NRIP] = nrip
     view[_INSN_LEN] = len(insn)
-    view[_INSN_LEN + 1 : _INSN_LEN + 1 + len(insn)] = insn
+    if insn:
+        view[_INSN_LEN + 1 : _INSN_LEN + 1 + len(insn)] = insn
     _leave(cpu, guest, code, info1, info2, intinfo)
 
 
@@ -258,12 +343,8 @@ def vmload(cpu: Cpu, size: int) -> None:
     s = cpu.state
     address = _page(cpu, "VMLOAD")
     view = cpu.ram.view[address : address + PAGE]
-    for segment, at in _DIRECT:
-        selector, attrib, limit, base = _SEGMENT.unpack_from(view, at)
-        s.set_segment(segment, selector, _canonical(base), limit, attrib)
-    for name, at in _MSRS:
-        value = _Q.unpack_from(view, at)[0]
-        s.set_field(name, _canonical(value) if name == "kernel_gs_base" else value)
+    to = s.bytes
+    to[_HIDDEN_DIRECT], to[_SYSENTER], to[_SYSCALL] = _direct_from_vmcb(bytes(view[_DIRECT]), bytes(view[_SAVED_MSRS]))
     cpu.advance(size)
 
 
@@ -276,15 +357,21 @@ def vmsave(cpu: Cpu, size: int) -> None:
     s = cpu.state
     address = _page(cpu, "VMSAVE")
     view = cpu.ram.view[address : address + PAGE]
-    for segment, at in _DIRECT:
-        _SEGMENT.pack_into(view, at, s.selector(segment), s.attrib(segment), s.limit(segment), s.base(segment))
-    for name, at in _MSRS:
-        _Q.pack_into(view, at, s.field(name))
+    of = s.bytes
+    view[_SAVED_FS_GS], view[_SAVED_LDTR], view[_SAVED_TR], view[_SAVED_MSRS] = _direct_to_vmcb(
+        bytes(of[_HIDDEN_DIRECT]), bytes(of[_SYSENTER]), bytes(of[_SYSCALL])
+    )
     cpu.engine.physical.written(address, PAGE)
     cpu.advance(size)
 
 
 # Exits with information of their own (APM2 15.7.2 to 15.12, VMCB appendix C)
+
+
+def _instruction_bytes(cpu: Cpu) -> bytes:
+    """The 15 bytes from RIP on, as the engine fetched them; read anew if their page ends before."""
+    code = cpu.engine.code()
+    return code if len(code) == 15 else cpu.fetch()
 
 
 def exception_exit(cpu: Cpu, event: Event, origin: Event | None, *, nrip: int = 0) -> None:
@@ -293,7 +380,7 @@ def exception_exit(cpu: Cpu, event: Event, origin: Event | None, *, nrip: int = 
     vmexit(
         cpu, 0x40 + event.vector, event.error or 0, (event.address or 0) if is_fault else 0,
         intinfo=origin.encode() if origin else 0, nrip=nrip,
-        insn=cpu.fetch() if is_fault and not (event.error or 0) & 0x10 and origin is None else b"",
+        insn=_instruction_bytes(cpu) if is_fault and not (event.error or 0) & 0x10 and origin is None else b"",
     )  # fmt: skip
 
 
@@ -302,7 +389,7 @@ def nested_fault_exit(cpu: Cpu, fault: NestedFault, origin: Event | None) -> Non
     data = not fault.exitinfo1 & NPF_INFO.ID and origin is None
     vmexit(
         cpu, ExitCode.NPF, fault.exitinfo1, fault.gpa, intinfo=origin.encode() if origin else 0,
-        insn=cpu.fetch() if data else b"",
+        insn=_instruction_bytes(cpu) if data else b"",
     )  # fmt: skip
 
 

@@ -1,0 +1,18 @@
+"""The packets, one module a family; importing this package fills the table."""
+
+from gdbstub.commands import breakpoints, files, lldb, memory, monitor, process, query, registers, resume, transfer
+from gdbstub.commands.registry import COMMANDS
+
+__all__ = [
+    "COMMANDS",
+    "breakpoints",
+    "files",
+    "lldb",
+    "memory",
+    "monitor",
+    "process",
+    "query",
+    "registers",
+    "resume",
+    "transfer",
+]

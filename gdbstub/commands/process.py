@@ -1,0 +1,104 @@
+"""Inferiors come and go: vAttach, D, vKill, k, vRun, R."""
+
+from __future__ import annotations
+
+from binascii import Error, unhexlify
+from typing import TYPE_CHECKING
+
+from gdbstub.commands.registry import command, number
+from gdbstub.target import Exited, Kill, Run, Signal, Stop, TargetError
+
+if TYPE_CHECKING:
+    from gdbstub.session import Session
+
+
+@command("vAttach")
+def attach(session: Session, arguments: bytes) -> bytes:
+    session.require_stopped()
+    pid = number(arguments)
+    if not session.multiprocess:
+        # Such a client knows one process at a time: the new one takes the place of the others.
+        others = [other for other in session.attached if other != pid]
+        session.attach(pid)
+        for other in others:
+            session.detach(other)
+    else:
+        session.attach(pid)
+    session.stopped = Stop(session.current())
+    return session.stop_reply(session.stopped)
+
+
+@command("D")
+def detach(session: Session, arguments: bytes) -> bytes:
+    session.require_stopped()
+    pids = [number(arguments[1:])] if arguments[:1] == b";" else list(session.attached)
+    for pid in pids:
+        if pid not in session.attached:
+            raise TargetError(f"process {pid} is not attached")
+        session.detach(pid)
+    return b"OK"
+
+
+@command("vKill")
+def kill(session: Session, arguments: bytes) -> bytes:
+    if not isinstance(session.target, Kill):
+        return b""
+    session.require_stopped()
+    pid = number(arguments)
+    if pid not in session.attached:
+        raise TargetError(f"process {pid} is not attached: attach to it first")
+    session.target.kill(pid)
+    session.forget(pid)
+    return b"OK"
+
+
+@command("k")
+def kill_all(session: Session, arguments: bytes) -> bytes | None:
+    """Has no reply but, in extended mode, the end of what was running."""
+    running = session.halt()
+    pids = list(session.attached)
+    for pid in pids:
+        if isinstance(session.target, Kill):
+            session.target.kill(pid)
+            session.forget(pid)
+        else:
+            session.detach(pid)
+    return session.exit_reply(Exited(pids[0], signal=Signal.KILL)) if running and pids else None
+
+
+@command("vRun")
+def run(session: Session, arguments: bytes) -> bytes:
+    if not isinstance(session.target, Run):
+        return b""
+    session.require_stopped()
+    try:
+        program, *words = [unhexlify(part).decode() for part in arguments.split(b";")]
+    except (Error, UnicodeDecodeError):
+        raise TargetError("the program and its arguments must be UTF-8 in hex") from None
+    return _restart(session, session.target, program, words)
+
+
+@command("R")
+def restart(session: Session, arguments: bytes) -> None:
+    """Has no reply: the client asks `?` afterwards."""
+    if isinstance(session.target, Run):
+        session.halt()
+        _restart(session, session.target, "", [])
+
+
+def _restart(session: Session, target: Run, program: str, words: list[str]) -> bytes:
+    try:
+        pid = target.run(program, words)
+    except TargetError:
+        if not session.target.inferiors():
+            _forget(session)
+        raise
+    _forget(session)
+    session.attach(pid)
+    session.stopped = Stop(session.current())
+    return session.stop_reply(session.stopped)
+
+
+def _forget(session: Session) -> None:
+    for pid in list(session.attached):
+        session.forget(pid)

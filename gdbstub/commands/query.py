@@ -1,0 +1,115 @@
+"""What the connection can do, and the general state: qSupported, modes, H, ?, qAttached."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from gdbstub.commands.registry import command, number, thread_id
+from gdbstub.packet import PACKET_SIZE
+from gdbstub.target import ExecFile, MemoryMap, Stop, Target, TargetError, ThreadId
+
+if TYPE_CHECKING:
+    from gdbstub.session import Session
+
+_SUPPORTED: tuple[tuple[bytes, Callable[[Target], bool] | None], ...] = (
+    (b"PacketSize=%x" % PACKET_SIZE, None),
+    (b"QStartNoAckMode+", None),
+    (b"swbreak+", None),
+    (b"hwbreak+", None),
+    (b"vContSupported+", None),
+    (b"fork-events+", None),
+    (b"error-message+", None),
+    (b"binary-upload+", None),
+    (b"qXfer:features:read+", None),
+    (b"qXfer:threads:read+", None),
+    (b"qXfer:osdata:read+", None),
+    (b"qXfer:memory-map:read+", lambda target: isinstance(target, MemoryMap)),
+    (b"qXfer:exec-file:read+", lambda target: isinstance(target, ExecFile)),
+)
+
+
+@command("qSupported")
+def supported(session: Session, arguments: bytes) -> bytes:
+    session.features = frozenset(arguments.split(b";"))
+    session.multiprocess = b"multiprocess+" in session.features
+    offered = [name for name, has in _SUPPORTED if has is None or has(session.target)]
+    return b";".join(offered + [b"multiprocess+"] * session.multiprocess)
+
+
+@command("QStartNoAckMode")
+def start_no_ack_mode(session: Session, arguments: bytes) -> None:
+    session.send(b"OK")
+    session.stop_acknowledging()
+
+
+@command("!")
+def extended_mode(session: Session, arguments: bytes) -> bytes:
+    session.extended = True
+    return b"OK"
+
+
+@command("QNonStop")
+def non_stop(session: Session, arguments: bytes) -> bytes:
+    if arguments != b"0":
+        raise TargetError("non-stop mode is not offered: set non-stop off")
+    return b"OK"
+
+
+@command("?")
+def reason(session: Session, arguments: bytes) -> bytes:
+    session.require_stopped()
+    if not session.attached:
+        return b"W00"
+    return session.stop_reply(session.stopped or Stop(session.current()))
+
+
+@command("H")
+def set_thread(session: Session, arguments: bytes) -> bytes:
+    wanted = thread_id(arguments[1:])
+    if arguments[:1] == b"g":
+        session.general = session.resolve(wanted) if session.attached or wanted.pid > 0 else ThreadId(0, 0)
+    elif arguments[:1] == b"c":
+        session.resumed = wanted
+    else:
+        raise TargetError(f"H{arguments[:1]!r} is no operation: use g or c")
+    return b"OK"
+
+
+@command("T")
+def thread_alive(session: Session, arguments: bytes) -> bytes:
+    session.thread(arguments)
+    return b"OK"
+
+
+@command("qC")
+def current_thread(session: Session, arguments: bytes) -> bytes:
+    return b"QC" + session.thread_name(session.current())
+
+
+@command("qAttached")
+def attached(session: Session, arguments: bytes) -> bytes:
+    """1: GDB then detaches when it quits, and does not kill."""
+    if arguments and number(arguments) not in session.attached:
+        raise TargetError(f"process {number(arguments)} is not attached")
+    return b"1"
+
+
+@command("qfThreadInfo")
+def first_threads(session: Session, arguments: bytes) -> bytes:
+    names = [session.thread_name(thread) for thread, _ in session.threads()]
+    return b"m" + b",".join(names) if names else b"l"
+
+
+@command("qsThreadInfo")
+def more_threads(session: Session, arguments: bytes) -> bytes:
+    return b"l"
+
+
+@command("qThreadExtraInfo")
+def thread_extra_info(session: Session, arguments: bytes) -> bytes:
+    wanted = session.thread(arguments)
+    for thread in session.target.threads(wanted.pid):
+        if thread.tid == wanted.tid:
+            return f"{thread.name} {thread.state}".strip().encode().hex().encode()
+    raise TargetError(f"process {wanted.pid} has no thread {wanted.tid}")

@@ -1,0 +1,322 @@
+"""A target that needs no emulator: it implements every capability, shows how, and is what the tests run.
+
+Each process has two pages of memory and CPUs that know six real x86 instructions:
+
+    90        nop
+    fe 07     inc byte [rdi]            a: rdi points at the data page
+    eb rel8   jmp
+    cc        int3                      the program's own: stops with SIGTRAP
+    f4        hlt                       the process ends with status al
+    0f 05     syscall                   a process appears, as guests of a hypervisor do
+
+`python -m gdbstub.example [PORT]` serves it; then `gdb -ex 'target extended-remote :PORT'`.
+"""
+
+import asyncio
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from gdbstub.description import Description, Feature, Flags, Register, x86
+from gdbstub.server import Server, new_event_loop
+from gdbstub.target import (
+    Action,
+    BreakpointKind,
+    Created,
+    Event,
+    Exited,
+    Inferior,
+    MemoryRegion,
+    Output,
+    Reason,
+    Signal,
+    Stop,
+    TargetError,
+    Thread,
+    ThreadId,
+)
+
+__all__ = ["CODE", "DATA", "LOOP", "PAGE", "Example"]
+
+CODE, DATA, PAGE = 0x1000, 0x2000, 0x1000
+
+# nop x 8; inc byte [rdi]; nop x 4; jmp back to the start
+LOOP = b"\x90" * 8 + b"\xfe\x07" + b"\x90" * 4 + b"\xeb\xf0"
+
+_SVM = Feature(
+    "org.vmdbg.svm",
+    (
+        Register("exitcode", 64, "uint64", "svm"),
+        Register("asid", 32, "uint32", "svm"),
+        Register("gif", 8, Flags("svm_gif", 1, {"GIF": 0}), "svm"),
+    ),
+    block=False,
+)
+_SLICE = 300  # instructions; about a millisecond
+
+_WATCHES = {
+    BreakpointKind.WRITE: Reason.WATCH,
+    BreakpointKind.READ: Reason.RWATCH,
+    BreakpointKind.ACCESS: Reason.AWATCH,
+}
+
+
+@dataclass
+class _Process:
+    name: str
+    description: Description
+    memory: bytearray
+    cpus: dict[int, bytearray] = field(default_factory=dict)  # register blocks
+
+    def get(self, tid: int, name: str) -> int:
+        number = self.description.numbers[name]
+        start = self.description.offsets[number]
+        return int.from_bytes(self.cpus[tid][start : start + self.description.size(number)], "little")
+
+    def set(self, tid: int, name: str, value: int) -> None:
+        number = self.description.numbers[name]
+        start, size = self.description.offsets[number], self.description.size(number)
+        self.cpus[tid][start : start + size] = value.to_bytes(size, "little")
+
+
+class Example:
+    """Two processes from the start: 1 with two threads, which run `program`, and 2 with one."""
+
+    def __init__(self, program: bytes = LOOP) -> None:
+        self.program = program
+        self.processes: dict[int, _Process] = {}
+        self.points: dict[tuple[int, int], dict[BreakpointKind, int]] = {}
+        self.attached: set[int] = set()
+        self.actions: Mapping[ThreadId, Action] = {}
+        self.files: dict[str, bytes] = {"/example/program": b"\x7fELF, or would be"}
+        self.image = ""  # the name, in `files`, of what process 1 runs
+        self.pending: list[Event] = []
+        self.together = False  # as on CPUs that a hypervisor and its guests share: nobody can hold still alone
+        self.executed = 0
+        self._next = 0
+        self.boot()
+
+    def boot(self) -> None:
+        """Power on."""
+        self.processes.clear()
+        self.points.clear()
+        self.attached.clear()
+        self.create(1, "hypervisor", 2, "i386:x86-64", (_SVM,))
+        self.processes[1].memory[: len(self.program)] = self.program
+        self.create(2, "guest", 1, "i386")
+
+    def create(self, pid: int, name: str, cpus: int, architecture: str, extra: tuple[Feature, ...] = ()) -> None:
+        """Add a process."""
+        process = _Process(name, x86(architecture, extra), bytearray(LOOP.ljust(PAGE, b"\x90") + bytes(PAGE)))
+        self.processes[pid] = process
+        letter = process.description.pc[0]
+        for tid in range(1, cpus + 1):
+            process.cpus[tid] = bytearray(process.description.block_size)
+            process.set(tid, process.description.pc, CODE)
+            process.set(tid, letter + "di", DATA)
+            process.set(tid, letter + "sp", DATA + PAGE)
+
+    # -- Target: inferiors
+
+    def inferiors(self) -> Sequence[Inferior]:
+        return [Inferior(pid, process.name) for pid, process in self.processes.items()]
+
+    def threads(self, pid: int) -> Sequence[Thread]:
+        return [Thread(tid, f"cpu{tid - 1}", core=tid - 1, state="awake") for tid in self.processes[pid].cpus]
+
+    def description(self, pid: int) -> Description:
+        return self.processes[pid].description
+
+    def attach(self, pid: int) -> None:
+        self.attached.add(pid)
+
+    def detach(self, pid: int) -> None:
+        self.attached.discard(pid)
+
+    # -- Target: registers and memory
+
+    def read_registers(self, thread: ThreadId) -> bytes:
+        return bytes(self.processes[thread.pid].cpus[thread.tid])
+
+    def write_registers(self, thread: ThreadId, block: bytes) -> None:
+        self.processes[thread.pid].cpus[thread.tid][:] = block
+
+    def read_register(self, thread: ThreadId, number: int) -> bytes | None:
+        description = self.processes[thread.pid].description
+        start, size = description.offsets[number], description.size(number)
+        if number < description.block_count:
+            return bytes(self.processes[thread.pid].cpus[thread.tid][start : start + size])
+        return None if description.registers[number].name == "exitcode" else (1).to_bytes(size, "little")
+
+    def write_register(self, thread: ThreadId, number: int, value: bytes) -> None:
+        description = self.processes[thread.pid].description
+        if number >= description.block_count:
+            raise TargetError(f"register {description.registers[number].name} is read-only")
+        start = description.offsets[number]
+        self.processes[thread.pid].cpus[thread.tid][start : start + len(value)] = value
+
+    def read_memory(self, thread: ThreadId, address: int, length: int) -> bytes:
+        start = address - CODE
+        return bytes(self.processes[thread.pid].memory[start : start + length]) if start >= 0 else b""
+
+    def write_memory(self, thread: ThreadId, address: int, data: bytes) -> None:
+        if not CODE <= address <= address + len(data) <= DATA + PAGE:
+            raise TargetError(f"{len(data)} bytes at {address:#x} are outside memory: {CODE:#x} .. {DATA + PAGE:#x}")
+        self.processes[thread.pid].memory[address - CODE : address - CODE + len(data)] = data
+
+    # -- Target: breakpoints and running
+
+    def insert_breakpoint(self, kind: BreakpointKind, address: int, length: int, pid: int) -> None:
+        if not CODE <= address < DATA + PAGE:
+            raise TargetError(f"no breakpoint fits at {address:#x}: memory is {CODE:#x} .. {DATA + PAGE:#x}")
+        self.points.setdefault((pid, address), {})[kind] = length
+
+    def remove_breakpoint(self, kind: BreakpointKind, address: int, length: int, pid: int) -> None:
+        kinds = self.points[pid, address]
+        del kinds[kind]
+        if not kinds:
+            del self.points[pid, address]
+
+    def resume(self, actions: Mapping[ThreadId, Action]) -> None:
+        self.actions = actions
+
+    def halt(self) -> ThreadId:
+        self.actions = {}
+        pid = next(iter(self.attached or self.processes))
+        return ThreadId(pid, next(iter(self.processes[pid].cpus)))
+
+    def run_slice(self) -> Event | None:
+        if self.pending:
+            return self.pending.pop(0)
+        if self.actions and all(action.step and not action.end for action in self.actions.values()):
+            # Stepping one thread need not be fair to the others.
+            for thread in self.actions:
+                return self._execute(thread) or Stop(thread)
+        for _ in range(_SLICE):
+            threads = list(self._runnable())
+            if not threads:
+                return None
+            self._next = (self._next + 1) % len(threads)
+            thread, action = threads[self._next]
+            event = self._execute(thread)
+            if event is not None:
+                return event
+            if action.step and not action.start <= self._pc(thread) < action.end:
+                return Stop(thread)
+        return None
+
+    def _runnable(self) -> Iterator[tuple[ThreadId, Action]]:
+        for pid, process in self.processes.items():
+            for tid in process.cpus:
+                thread = ThreadId(pid, tid)
+                if thread in self.actions or self.together or pid not in self.attached:
+                    yield thread, self.actions.get(thread, Action())
+
+    def _pc(self, thread: ThreadId) -> int:
+        process = self.processes[thread.pid]
+        return process.get(thread.tid, process.description.pc)
+
+    def _execute(self, thread: ThreadId) -> Event | None:
+        """One instruction, unless there is a breakpoint on it."""
+        pid, tid = thread
+        process = self.processes[pid]
+        pc_name = process.description.pc
+        pc = process.get(tid, pc_name)
+        here = self.points.get((pid, pc))
+        if here:
+            if BreakpointKind.SOFTWARE in here:
+                return Stop(thread, reason=Reason.SWBREAK)
+            if BreakpointKind.HARDWARE in here:
+                return Stop(thread, reason=Reason.HWBREAK)
+        self.executed += 1
+        code = bytes(process.memory[pc - CODE : pc - CODE + 2]) if pc >= CODE else b""
+        if code[:1] == b"\x90":
+            process.set(tid, pc_name, pc + 1)
+        elif code == b"\xfe\x07":
+            process.set(tid, pc_name, pc + 2)
+            return self._increment(thread, process, process.get(tid, pc_name[0] + "di"))
+        elif code[:1] == b"\xeb" and len(code) == 2:
+            process.set(tid, pc_name, pc + 2 + int.from_bytes(code[1:], "little", signed=True))
+        elif code[:1] == b"\xcc":
+            process.set(tid, pc_name, pc + 1)
+            return Stop(thread, text="the program's own int3")
+        elif code[:1] == b"\xf4":
+            status = process.get(tid, pc_name[0] + "ax") & 0xFF
+            self.kill(pid)
+            return Exited(pid, status)
+        elif code == b"\x0f\x05":
+            process.set(tid, pc_name, pc + 2)
+            child = max(self.processes) + 1
+            self.create(child, "guest", 1, process.description.architecture)
+            return Created(ThreadId(child, 1), thread)
+        else:
+            return Stop(thread, Signal.ILL, text=f"no instruction of the example at {pc:#x}")
+        return None
+
+    def _increment(self, thread: ThreadId, process: _Process, address: int) -> Event | None:
+        if not CODE <= address < DATA + PAGE:
+            return Stop(thread, Signal.SEGV, text=f"no memory at {address:#x}")
+        process.memory[address - CODE] = (process.memory[address - CODE] + 1) & 0xFF
+        for (pid, start), kinds in self.points.items():
+            for kind, reason in _WATCHES.items():
+                if pid == thread.pid and kind in kinds and start <= address < start + kinds[kind]:
+                    return Stop(thread, reason=reason, address=address)
+        return None
+
+    # -- optional capabilities
+
+    def monitor(self, command: str, write: Callable[[str], object], thread: ThreadId) -> None:
+        word, _, rest = command.partition(" ")
+        if word == "help":
+            write("echo TEXT  say it\nlines N  say N lines\n")
+            write("say TEXT  say it when the machine next runs\ntogether  run every process with any\n")
+        elif word == "echo":
+            write(rest + "\n")
+        elif word == "lines" and rest.isdecimal():
+            for number in range(int(rest)):
+                write(f"line {number}\n")
+        elif word == "together":
+            self.together = True
+        elif word == "say":
+            self.pending.append(Output(rest + "\n"))
+        else:
+            raise TargetError(f"there is no command {command!r}: try help")
+
+    def run(self, program: str, arguments: Sequence[str]) -> int:
+        self.boot()
+        return 1
+
+    def kill(self, pid: int) -> None:
+        del self.processes[pid]
+        self.attached.discard(pid)
+        self.actions = {thread: action for thread, action in self.actions.items() if thread.pid != pid}
+        self.points = {key: kinds for key, kinds in self.points.items() if key[0] != pid}
+
+    def memory_region(self, thread: ThreadId, address: int) -> MemoryRegion:
+        regions = (
+            MemoryRegion(0, CODE, ""),
+            MemoryRegion(CODE, PAGE, "rx", "code"),
+            MemoryRegion(DATA, PAGE, "rw", "data"),
+            MemoryRegion(DATA + PAGE, (1 << 64) - DATA - PAGE, ""),
+        )
+        return next(region for region in regions if region.start <= address < region.start + region.length)
+
+    def memory_map(self, pid: int) -> Sequence[MemoryRegion]:
+        return [MemoryRegion(CODE, 2 * PAGE)]
+
+    def exec_file(self, pid: int) -> str:
+        return self.image if pid == 1 else ""
+
+    def read_file(self, name: str) -> bytes | None:
+        return self.files.get(name)
+
+
+async def _serve(port: int) -> None:
+    server = Server(Example())
+    print(f"gdb -ex 'target extended-remote :{await server.listen_tcp(port)}'", flush=True)
+    await asyncio.get_running_loop().create_future()
+
+
+if __name__ == "__main__":
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        runner.run(_serve(int(sys.argv[1]) if len(sys.argv) > 1 else 0))

@@ -1,0 +1,438 @@
+"""One client: what was negotiated, what it is attached to, how packets reach their handlers, how stops are told."""
+
+import logging
+from binascii import hexlify
+from collections.abc import Callable, Mapping
+
+from gdbstub.commands import COMMANDS
+from gdbstub.commands.registry import thread_id
+from gdbstub.description import Description
+from gdbstub.packet import PACKET_SIZE, Parser, Token, frame
+from gdbstub.target import (
+    Action,
+    BreakpointKind,
+    Created,
+    Event,
+    Exited,
+    Output,
+    Reason,
+    Signal,
+    Stop,
+    Target,
+    TargetError,
+    Thread,
+    ThreadId,
+)
+
+__all__ = ["Session"]
+
+log = logging.getLogger(__name__)
+
+# Console output goes in pieces that every client's buffer holds.
+_OUTPUT_PIECE = 1024
+
+_SEPARATORS = {ord("v"): (b";", b":"), ord("q"): (b":", b","), ord("Q"): (b":",), ord("j"): (b":",)}
+
+
+class Session:
+    """A client's connection without its transport: bytes in through `receive`, bytes out through `write`.
+
+    Whoever owns it calls `slice` for as long as `running`, and `receive` between slices. `attach` is the pid the
+    client is attached to from the start; the target's first inferior if None. Nothing raises but a `write` that does.
+    """
+
+    def __init__(self, target: Target, write: Callable[[bytes], object], attach: int | None = None) -> None:
+        self.target = target
+        self.attached: dict[int, Description] = {}
+        self.breakpoints: set[tuple[BreakpointKind, int, int, int]] = set()
+        # The threads that later packets mean: H g (registers, memory) and H c (c, s).
+        self.general = ThreadId(0, 0)
+        self.resumed = ThreadId(-1, -1)
+        # What the client announced or switched on.
+        self.features: frozenset[bytes] = frozenset()
+        self.acknowledge = True
+        self.extended = False
+        self.multiprocess = False
+        self.thread_suffix = False
+        self.list_threads = False
+        self.error_strings = False
+        self.bare_reads = False
+        self.files: dict[int, bytes] = {}
+        self.documents: dict[bytes, bytes] = {}
+        # The client awaits a stop reply; or nobody is attached any more and the machine runs on by itself.
+        self.running = False
+        self.detached = False
+        self.paused = False
+        self.stopped: Stop | None = None
+        # The threads of the last resume: GDB takes no event of another.
+        self.acting: frozenset[ThreadId] = frozenset()
+        self._write = write
+        self._parser = Parser(PACKET_SIZE)
+        self._last = b""
+        self._pending_interrupt = False
+        self._closed = False
+        inferiors = [inferior.pid for inferior in target.inferiors()]
+        if attach is None and inferiors:
+            attach = inferiors[0]
+        if attach is not None:
+            try:
+                self.attach(attach)
+            except Exception as error:
+                log.warning("the client starts attached to nothing: %s", error)
+
+    # -- input
+
+    def receive(self, data: bytes) -> None:
+        """Take bytes from the client, and answer at once."""
+        self._parser.feed(data)
+        self.drain()
+
+    def drain(self) -> None:
+        """Answer what has been received, until `paused` or a packet is incomplete."""
+        parser = self._parser
+        while not self.paused and not self._closed:
+            item = parser.next()
+            if item is None:
+                return
+            if isinstance(item, bytes):
+                if self.acknowledge:
+                    self._write(b"+")
+                reply = self._answer(item)
+                if reply is not None:
+                    self.send(reply)
+            elif item is Token.INTERRUPT:
+                self.interrupt()
+            elif item is Token.NAK and self.acknowledge and self._last:
+                self._write(self._last)
+            elif item is Token.CORRUPT:
+                log.warning("a packet with a wrong checksum: asking for it again")
+                self._write(b"-")
+            elif item is Token.OVERSIZED:
+                log.warning("a packet of more than %#x bytes: dropped", PACKET_SIZE)
+                if self.acknowledge:
+                    self._write(b"+")
+                self.send(self.error(f"the packet is longer than {PACKET_SIZE:#x} bytes: heed PacketSize"))
+
+    def _answer(self, packet: bytes) -> bytes | None:
+        try:
+            return self._dispatch(packet)
+        except TargetError as error:
+            return self.error(str(error))
+        except Exception as error:  # a fault of the target must not take the client's session with it
+            log.exception("the packet %r failed", packet[:80])
+            return self.error(f"internal error, see the log: {error!r}")
+
+    def _dispatch(self, packet: bytes) -> bytes | None:
+        handler = COMMANDS.get(packet)
+        if handler is not None:
+            return handler(self, b"")
+        if not packet:
+            return b""
+        separators = _SEPARATORS.get(packet[0])
+        if separators is None:
+            handler = COMMANDS.get(packet[:1])
+            return b"" if handler is None else handler(self, packet[1:])
+        for separator in separators:
+            name, found, arguments = packet.partition(separator)
+            if found:
+                handler = COMMANDS.get(name)
+                if handler is not None:
+                    return handler(self, arguments)
+        if packet.startswith(b"qThreadStopInfo"):  # the one name that runs into its argument
+            return COMMANDS[b"qThreadStopInfo"](self, packet[15:])
+        return b""
+
+    def stop_acknowledging(self) -> None:
+        """QStartNoAckMode has been answered."""
+        self.acknowledge = self._parser.verify = False
+        self._last = b""
+
+    # -- output
+
+    def send(self, payload: bytes) -> None:
+        """Send a reply; binary parts must be escaped."""
+        data = frame(payload)
+        if self.acknowledge:
+            self._last = data
+        self._write(data)
+
+    def output(self, text: str) -> None:
+        """Show text on the client's console. Only while it awaits a stop reply or the end of a monitor command."""
+        data = text.encode()
+        for start in range(0, len(data), _OUTPUT_PIECE):
+            self.send(b"O" + hexlify(data[start : start + _OUTPUT_PIECE]))
+
+    def error(self, message: str) -> bytes:
+        """An error reply in the richest form the client takes."""
+        log.debug("error reply: %s", message)
+        if b"error-message+" in self.features:
+            # The text goes in as it is: leave nothing that frames or runs.
+            return b"E." + message.translate(_PLAIN).encode("ascii", "replace")[:512]
+        return b"E01;" + hexlify(message.encode()) if self.error_strings else b"E01"
+
+    # -- threads
+
+    def thread(self, text: bytes) -> ThreadId:
+        """The thread a client's thread-id means, the first one for "any" and "all". TargetError if there is none."""
+        return self.resolve(thread_id(text))
+
+    def resolve(self, wanted: ThreadId) -> ThreadId:
+        """As `thread`, for an id taken apart."""
+        pid, tid = wanted
+        if pid <= 0:
+            pid = self.process()
+        if pid not in self.attached:
+            raise TargetError(f"process {pid} is not attached: attach to it first")
+        threads = self.target.threads(pid)
+        if tid <= 0:
+            return ThreadId(pid, threads[0].tid)
+        for thread in threads:
+            if thread.tid == tid:
+                return ThreadId(pid, tid)
+        raise TargetError(f"process {pid} has no thread {tid}")
+
+    def process(self) -> int:
+        """The pid that packets without one mean. TargetError if nothing is attached."""
+        if self.general.pid in self.attached:
+            return self.general.pid
+        for pid in self.attached:
+            return pid
+        raise TargetError("no process is attached: attach to one first")
+
+    def current(self) -> ThreadId:
+        """The thread that registers and memory packets mean. TargetError if nothing is attached."""
+        if self.general.pid not in self.attached:
+            self.general = self.resolve(ThreadId(0, 0))
+        return self.general
+
+    def suffixed(self, arguments: bytes) -> tuple[bytes, ThreadId]:
+        """A packet's arguments and thread: lldb appends `;thread:ID;` instead of sending H."""
+        if self.thread_suffix:
+            arguments, found, thread = arguments.partition(b";thread:")
+            if found:
+                return arguments, self.thread(thread.rstrip(b";"))
+            arguments = arguments.rstrip(b";")
+        return arguments, self.current()
+
+    def thread_name(self, thread: ThreadId) -> bytes:
+        """A thread-id as this client reads it."""
+        return b"p%x.%x" % thread if self.multiprocess else b"%x" % thread.tid
+
+    def threads(self) -> list[tuple[ThreadId, Thread]]:
+        """The threads of every attached inferior."""
+        return [(ThreadId(pid, thread.tid), thread) for pid in self.attached for thread in self.target.threads(pid)]
+
+    # -- inferiors
+
+    def attach(self, pid: int) -> None:
+        """Attach the client to an inferior. TargetError if it has none of this pid, or is attached already."""
+        if pid in self.attached:
+            raise TargetError(f"process {pid} is attached already")
+        if all(inferior.pid != pid for inferior in self.target.inferiors()):
+            known = ", ".join(f"{inferior.pid} ({inferior.name})" for inferior in self.target.inferiors())
+            raise TargetError(f"there is no process {pid}: choose of {known or 'none, the machine is empty'}")
+        if self.detached:
+            self.detached = False
+            self.target.halt()
+        description = self.target.description(pid)
+        self.target.attach(pid)
+        self.attached[pid] = description
+        self.general = self.resolve(ThreadId(pid, 0))
+
+    def detach(self, pid: int) -> None:
+        """Let go of an attached inferior; with the last one, the machine runs on by itself."""
+        self._remove_breakpoints(pid)
+        del self.attached[pid]
+        self.target.detach(pid)
+        if not self.attached:
+            self.target.resume({})
+            self.detached = True
+
+    def forget(self, pid: int) -> None:
+        """An inferior is gone, and its breakpoints with it."""
+        self.attached.pop(pid, None)
+        self.breakpoints = {point for point in self.breakpoints if point[3] != pid}
+        if self.stopped is not None and self.stopped.thread.pid == pid:
+            self.stopped = None
+
+    def _remove_breakpoints(self, pid: int) -> None:
+        for point in [point for point in self.breakpoints if point[3] == pid]:
+            self.breakpoints.discard(point)
+            self.target.remove_breakpoint(*point)
+
+    def close(self) -> None:
+        """The client is gone. Unless it has detached from everything, the machine stays stopped, as it was found."""
+        self._closed = True
+        try:
+            self.halt()
+        except Exception:
+            log.exception("the machine did not halt when the client left")
+        for pid in list(self.attached):
+            try:
+                self._remove_breakpoints(pid)
+            except Exception:
+                log.exception("a breakpoint of process %d stays: the target did not remove it", pid)
+            del self.attached[pid]
+            try:
+                self.target.detach(pid)
+            except Exception:
+                log.exception("the target did not let go of process %d", pid)
+
+    # -- running
+
+    def require_stopped(self) -> None:
+        """TargetError while the client awaits a stop reply."""
+        if self.running:
+            raise TargetError("the machine is running: interrupt it first")
+
+    def halt(self) -> bool:
+        """Stop without telling; whether the client was awaiting a stop reply."""
+        running = self.running
+        if running:
+            self.running = False
+            self.target.halt()
+        return running
+
+    def resume(self, actions: Mapping[ThreadId, Action]) -> None:
+        """Resume, and run the first slice at once: a step has been answered when this returns."""
+        self.stopped = None
+        if self._pending_interrupt:
+            self._pending_interrupt = False
+            thread = next(iter(actions), None)
+            self._report(Stop(self.current() if thread is None else thread, Signal.INT))
+            return
+        self.target.resume(actions)
+        self.acting = frozenset(actions)
+        self.running = True
+        self.slice()
+
+    def interrupt(self) -> None:
+        """^C: stop; or, if the machine has just stopped by itself, stop at once when it is next resumed.
+
+        The client may have sent it before it saw that stop, and may resume without showing it (a condition was false).
+        """
+        if self.running:
+            try:
+                thread = self.target.halt()
+            except Exception:
+                log.exception("the machine did not halt")
+                thread = self._somewhere()
+            self._report(Stop(thread if thread.pid in self.attached else self._somewhere(), Signal.INT))
+        elif self.stopped is not None:
+            self._pending_interrupt = True
+
+    def slice(self) -> None:
+        """Run for about a millisecond; tell the client if that ended in something it asked for."""
+        try:
+            event = self.target.run_slice()
+        except Exception as error:
+            log.exception("the machine failed while running")
+            if not self.running:
+                self.detached = False
+                return
+            self.output(f"the machine failed while running: {error}\n")
+            event = Stop(self._somewhere(), Signal.ABRT)
+        if event is not None:
+            try:
+                self._event(event)
+            except Exception:
+                log.exception("%s could not be told", event)
+
+    def _event(self, event: Event) -> None:
+        if isinstance(event, Stop):
+            if event.thread.pid in self.attached:
+                if event.text and not self.list_threads:  # lldb takes it in the stop reply
+                    self.output(event.text + "\n")
+                self._report(event)
+        elif isinstance(event, Output):
+            if self.running:
+                self.output(event.text)
+        elif isinstance(event, Exited):
+            if event.pid in self.attached:
+                self.forget(event.pid)
+                self.running = False
+                self.send(self.exit_reply(event))
+            elif self.detached and not self.target.inferiors():
+                self.detached = False
+        elif self.running:
+            self._created(event)
+
+    def _created(self, event: Created) -> None:
+        """Tell of a new inferior: as of a fork where that can work, else in words.
+
+        After a fork GDB takes the child's registers to be laid out like the parent's, without asking.
+        """
+        parent, pid = self.attached.get(event.parent.pid), event.thread.pid
+        forks = b"fork-events+" in self.features and event.parent in self.acting
+        if parent is not None and forks and parent.alike(self.target.description(pid)):
+            self.attach(pid)
+            self._report(Stop(event.parent), b"fork:%b;" % self.thread_name(event.thread))
+        else:
+            names = {inferior.pid: inferior.name for inferior in self.target.inferiors()}
+            self.output(f"[process {pid} ({names.get(pid, 'gone already')}) appeared: attach {pid}]\n")
+
+    def _report(self, stop: Stop, extra: bytes = b"") -> None:
+        self.running = False
+        self.stopped = stop
+        self.general = stop.thread
+        try:
+            reply = self.stop_reply(stop, extra)
+        except Exception:
+            log.exception("the stop is told without registers: the target did not give them")
+            reply = b"T%02xthread:%b;" % (stop.signal & 0xFF, self.thread_name(stop.thread))
+        self.send(reply)
+
+    def _somewhere(self) -> ThreadId:
+        """A thread to report when the target names none."""
+        try:
+            return self.current()
+        except Exception:
+            log.exception("the target names no thread")
+            return self.general
+
+    def exit_reply(self, event: Exited) -> bytes:
+        """W or X."""
+        reply = b"X%02x" % (event.signal & 0xFF) if event.signal else b"W%02x" % (event.status & 0xFF)
+        return reply + b";process:%x" % event.pid if self.multiprocess else reply
+
+    def stop_reply(self, stop: Stop, extra: bytes = b"") -> bytes:
+        """T. The thread comes first: GDB needs it to know whose registers follow."""
+        pid, tid = stop.thread
+        parts = [b"T%02xthread:%b;" % (stop.signal & 0xFF, self.thread_name(stop.thread)), extra]
+        reason = stop.reason
+        if reason in _WATCHPOINTS:
+            parts.append(b"%b:%x;" % (_WATCHPOINTS[reason], stop.address))
+        elif reason is not Reason.NONE:
+            key = reason.value.encode()
+            if key + b"+" in self.features:
+                parts.append(key + b":;")
+        for thread in self.target.threads(pid):
+            if thread.tid == tid and thread.core is not None:
+                parts.append(b"core:%x;" % thread.core)
+        if self.list_threads:
+            parts += self._lldb_details(stop)
+        block = self.target.read_registers(stop.thread)
+        for index, start, end in self.attached[pid].expedited:
+            parts.append(b"%02x:%b;" % (index, hexlify(block[start:end])))
+        return b"".join(parts)
+
+    @staticmethod
+    def lldb_reason(stop: Stop) -> str:
+        """The reason in lldb's words. A watchpoint's address is in the key of its own."""
+        if stop.reason in _WATCHPOINTS:
+            return "watchpoint"
+        if stop.reason is not Reason.NONE:
+            return "breakpoint"
+        return "trace" if stop.signal == Signal.TRAP else "signal" if stop.signal else "none"
+
+    def _lldb_details(self, stop: Stop) -> list[bytes]:
+        """What lldb asks stop replies to carry (QListThreadsInStopReply), and the reason in its words."""
+        names = [self.thread_name(thread) for thread, _ in self.threads() if thread.pid == stop.thread.pid]
+        parts = [b"threads:%b;" % b",".join(names), b"reason:%b;" % self.lldb_reason(stop).encode()]
+        if stop.text:
+            parts.append(b"description:%b;" % hexlify(stop.text.encode()))
+        return parts
+
+
+_PLAIN = {ord(c): "_" for c in "$#}*"}
+_WATCHPOINTS = {reason: reason.value.encode() for reason in (Reason.WATCH, Reason.RWATCH, Reason.AWATCH)}

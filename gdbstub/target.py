@@ -1,0 +1,307 @@
+"""What an emulator implements to be debugged: one required protocol and optional capabilities.
+
+The stub asks once, when a client connects, which capabilities the target has (`isinstance` against the protocols
+below), and announces exactly those. All calls come from the one thread that runs the event loop, and none while
+`run_slice` is active. A method that cannot do what it is asked raises `TargetError`; its message reaches the user.
+
+Addresses are integers of 0 .. 2**64-1 as the client sends them; sizes are bytes; registers are little endian.
+"""
+
+import enum
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from gdbstub.description import Description
+
+__all__ = [
+    "CONTINUE",
+    "STEP",
+    "Action",
+    "BreakpointKind",
+    "Created",
+    "Event",
+    "ExecFile",
+    "Exited",
+    "Files",
+    "Inferior",
+    "Kill",
+    "MemoryMap",
+    "MemoryRegion",
+    "MemoryRegions",
+    "Monitor",
+    "Output",
+    "Reason",
+    "Run",
+    "Signal",
+    "Stop",
+    "Target",
+    "TargetError",
+    "Thread",
+    "ThreadId",
+]
+
+
+class TargetError(Exception):
+    """The target cannot do what the client asked; the message names the value, the rule and the remedy."""
+
+
+class Signal(enum.IntEnum):
+    """Signal numbers of the protocol (GDB's own, which are not every system's)."""
+
+    NONE = 0
+    INT = 2
+    ILL = 4
+    TRAP = 5
+    ABRT = 6
+    FPE = 8
+    KILL = 9
+    BUS = 10
+    SEGV = 11
+
+
+class ThreadId(NamedTuple):
+    """A thread: both numbers are positive and stable for the thread's life; a tid is unique within its pid only."""
+
+    pid: int
+    tid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Inferior:
+    """A process: `name` is what `info os processes` shows (one line)."""
+
+    pid: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Thread:
+    """A thread of an inferior: `name` is short ("vCPU 0"), `state` free text behind it ("halted"), `core` a number."""
+
+    tid: int
+    name: str
+    core: int | None = None
+    state: str = ""
+
+
+class BreakpointKind(enum.IntEnum):
+    """The digit of Z and z packets."""
+
+    SOFTWARE = 0
+    HARDWARE = 1
+    WRITE = 2
+    READ = 3
+    ACCESS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """What a thread does when the machine resumes.
+
+    step
+        Stop after one instruction; with a range, stop at the first instruction outside `start` <= pc < `end`.
+    signal
+        Number to deliver first (packets C and S), 0 for none. A machine without signals ignores it.
+    """
+
+    step: bool = False
+    signal: int = 0
+    start: int = 0
+    end: int = 0
+
+
+CONTINUE = Action()
+STEP = Action(step=True)
+
+
+class Reason(enum.Enum):
+    """Why a thread stopped; the value is the key in the stop reply."""
+
+    NONE = ""  # a step, a signal, an interrupt
+    SWBREAK = "swbreak"
+    HWBREAK = "hwbreak"
+    WATCH = "watch"
+    RWATCH = "rwatch"
+    AWATCH = "awatch"
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """A thread stopped. pc is the address of the breakpoint itself, never behind it.
+
+    `address` is the data address that fired a watchpoint. `signal` is SIGTRAP for breakpoints, watchpoints and steps;
+    others tell the user what happened (SIGSEGV for a triple fault ...). `text` says more: lldb shows it as
+    the reason, other clients on their console.
+    """
+
+    thread: ThreadId
+    signal: int = Signal.TRAP
+    reason: Reason = Reason.NONE
+    address: int = 0
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """An inferior is gone: `inferiors()` no longer lists it. `signal` killed it, or else it ended with `status`."""
+
+    pid: int
+    status: int = 0
+    signal: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Created:
+    """An inferior appeared: `thread` is its first thread, `parent` the thread that made it.
+
+    A client that takes fork events and is attached to the parent is told, as of a fork: GDB prints
+    "[Detaching after fork from child process N]", or attaches at once under `set detach-on-fork off`.
+    """
+
+    thread: ThreadId
+    parent: ThreadId
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Text for the client's console, sent while the machine runs on."""
+
+    text: str
+
+
+Event = Stop | Exited | Created | Output
+
+
+class Target(Protocol):
+    """The machine. It is stopped, between two instructions, whenever `run_slice` is not active."""
+
+    def inferiors(self) -> Sequence[Inferior]:
+        """Every live inferior, attached or not; a client that connects is attached to the first one."""
+
+    def threads(self, pid: int) -> Sequence[Thread]:
+        """The threads of a live inferior, at least one. Called for every resume: make it cheap."""
+
+    def description(self, pid: int) -> Description:
+        """The registers of the inferior's threads and its architecture, as they are when a client attaches to it."""
+
+    def attach(self, pid: int) -> None:
+        """From now on the client is told of this inferior's stops. TargetError if that is impossible."""
+
+    def detach(self, pid: int) -> None:
+        """The client lets go of a live inferior; its breakpoints have been removed. From now on it runs freely
+        whenever the machine runs."""
+
+    def read_registers(self, thread: ThreadId) -> bytes:
+        """The register block: the description's `block_size` bytes, registers in order without gaps."""
+
+    def write_registers(self, thread: ThreadId, block: bytes) -> None:
+        """Set all registers of the block (exactly `block_size` bytes)."""
+
+    def read_register(self, thread: ThreadId, number: int) -> bytes | None:
+        """One register, in or outside the block, of the size in the description; None if it has no value now."""
+
+    def write_register(self, thread: ThreadId, number: int, value: bytes) -> None:
+        """Set one register (exactly its size). TargetError if it is read-only or the value is not allowed."""
+
+    def read_memory(self, thread: ThreadId, address: int, length: int) -> bytes:
+        """Memory as the thread sees it: the longest readable prefix of the range, b"" if its first byte is not
+        readable. `address + length` <= 2**64, `length` <= 0x20000. No side effects (accessed bits, device reads)."""
+
+    def write_memory(self, thread: ThreadId, address: int, data: bytes) -> None:
+        """Write all of `data`, past write protection, or nothing and raise TargetError."""
+
+    def insert_breakpoint(self, kind: BreakpointKind, address: int, length: int, pid: int) -> None:
+        """Stop any thread of inferior `pid` that executes at (or writes, reads, accesses) the address, and none of
+        another inferior. `length` is the watched length in bytes (watchpoints) or the instruction kind (1 on x86).
+        Never called twice for the same breakpoint without a remove between."""
+
+    def remove_breakpoint(self, kind: BreakpointKind, address: int, length: int, pid: int) -> None:
+        """Undo `insert_breakpoint`; only called for an inserted one, of a live inferior."""
+
+    def resume(self, actions: Mapping[ThreadId, Action]) -> None:
+        """Set what each thread does in the slices that follow; runs nothing yet.
+
+        A thread of an attached inferior that the mapping omits holds still; threads of inferiors that are not attached
+        run. A machine whose inferiors share CPUs (a hypervisor and its guest) runs a thread that should hold still
+        where the others could not go on without it. A breakpoint at the pc it resumes from stops a thread at once:
+        clients take their breakpoint out and step before they go on, and other threads may have come to it unreported.
+        """
+
+    def run_slice(self) -> Event | None:
+        """Run for about a millisecond at most, or until something happened; None if nothing did.
+
+        After an event the machine is stopped. Called again without `resume`, it goes on with the same actions (so for
+        events the client does not want). A machine that idles sleeps here, no longer than the millisecond.
+        """
+
+    def halt(self) -> ThreadId:
+        """The client interrupts, between two slices: drop the actions, and name the thread that was executing."""
+
+
+@runtime_checkable
+class Monitor(Protocol):
+    """`monitor` commands (qRcmd)."""
+
+    def monitor(self, command: str, write: Callable[[str], object], thread: ThreadId) -> None:
+        """Carry out a command line; each `write` reaches the client at once. TargetError for a failed command."""
+
+
+@runtime_checkable
+class Run(Protocol):
+    """`run` and `start` in extended mode (vRun): restart the machine."""
+
+    def run(self, program: str, arguments: Sequence[str]) -> int:
+        """Restart and stop before the first instruction; "" means the current program. The pid to attach to.
+        All former inferiors are gone, and their breakpoints with them."""
+
+
+@runtime_checkable
+class Kill(Protocol):
+    """`kill` (vKill, k)."""
+
+    def kill(self, pid: int) -> None:
+        """End an inferior: afterwards `inferiors()` does not list it."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryRegion:
+    """`start` <= address < `start` + `length`. `permissions` is of "rwx", "" for a hole; `kind` is ram or rom."""
+
+    start: int
+    length: int
+    permissions: str = "rwx"
+    name: str = ""
+    kind: str = "ram"
+
+
+@runtime_checkable
+class MemoryMap(Protocol):
+    """`info mem` (qXfer:memory-map). GDB refuses accesses outside the map: offer one only where it is complete."""
+
+    def memory_map(self, pid: int) -> Sequence[MemoryRegion]:
+        """Ascending regions without overlap."""
+
+
+@runtime_checkable
+class MemoryRegions(Protocol):
+    """lldb's `memory region` (qMemoryRegionInfo)."""
+
+    def memory_region(self, thread: ThreadId, address: int) -> MemoryRegion:
+        """The mapping, or the hole, around the address."""
+
+
+@runtime_checkable
+class ExecFile(Protocol):
+    """The image that holds an inferior's symbols (qXfer:exec-file)."""
+
+    def exec_file(self, pid: int) -> str:
+        """Absolute path, "" if none is known. GDB opens it through `Files` if the target offers that."""
+
+
+@runtime_checkable
+class Files(Protocol):
+    """Files that clients may read (vFile); clients reach no others."""
+
+    def read_file(self, name: str) -> bytes | None:
+        """The contents of a file the target offers under this name, else None."""

@@ -1,0 +1,89 @@
+"""`vmdbg run` as its users start it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.gdbstub.gdb import Gdb
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Outcome(NamedTuple):
+    """All that a run leaves behind."""
+
+    status: int
+    ticks: int
+    """Final guest time."""
+    serial: bytes
+    exits: str
+    """The exit trace."""
+
+
+def vmdbg(*arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    """Run the command line to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "vmdbg", *arguments], cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        timeout=timeout, check=False,
+    )  # fmt: skip
+
+
+def _ticks(errors: str) -> int:
+    found = re.search(r"the run ended after (\d+) ticks", errors)
+    assert found is not None, errors
+    return int(found[1])
+
+
+def run(image: Path, folder: Path, *arguments: str) -> Outcome:
+    """An undebugged run."""
+    serial, trace = folder / "serial", folder / "exits"
+    done = vmdbg("run", str(image), "-v", "--serial", f"file:{serial}", "--trace-exits", str(trace), *arguments)
+    return Outcome(done.returncode, _ticks(done.stderr), serial.read_bytes(), trace.read_text())
+
+
+class Served:
+    """A machine that waits for gdb at its first instruction, in a process of its own."""
+
+    def __init__(self, image: Path, folder: Path, *arguments: str) -> None:
+        self.serial, self.trace = folder / "serial", folder / "exits"
+        command = [
+            sys.executable, "-m", "vmdbg", "run", str(image), "-v", "--serial", f"file:{self.serial}", "--trace-exits",
+            str(self.trace), "--gdb", "0", "--wait", "--timeout", "100", *arguments,
+        ]  # fmt: skip
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        assert self.process.stderr is not None
+        self.errors = ""
+        while (found := re.search(r"extended-remote 127.0.0.1:(\d+)", self.errors)) is None:
+            line = self.process.stderr.readline()
+            assert line, self.errors
+            self.errors += line
+        self.port = int(found[1])
+
+    def connect(self, gdb: Gdb) -> str:
+        return gdb(f"target extended-remote 127.0.0.1:{self.port}")
+
+    def finish(self) -> Outcome:
+        """Wait for the end of the machine, whose client must be gone or about to go."""
+        self.errors += self.process.communicate(timeout=60)[1]
+        return Outcome(
+            self.process.returncode, _ticks(self.errors), self.serial.read_bytes(), self.trace.read_text()
+        )
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+def attach(gdb: Gdb, pid: int, symbols: Path | None = None, command: str = "file") -> str:
+    """Attach to a guest in a new inferior; what gdb printed."""
+    added = re.search(r"Added inferior (\d+)", gdb("add-inferior"))
+    assert added is not None
+    gdb(f"inferior {added[1]}")
+    printed = gdb(f"{command} {symbols}") if symbols is not None else ""
+    return printed + gdb(f"attach {pid}")

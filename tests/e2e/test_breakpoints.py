@@ -1,0 +1,142 @@
+"""Breakpoints and watchpoints across modes, world switches and pages of code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.served import Served, attach, run
+from tests.gdbstub.gdb import Gdb
+
+Serve = Callable[..., Served]
+Image = Callable[[str], Path]
+
+
+def test_before_paging_and_through_world_switches(gdb: Gdb, serve: Serve, hypervisor: Path) -> None:
+    guest = hypervisor.parent / "guest64.elf"
+    served = serve(hypervisor, "--symbols", f"guest2={guest}")
+    served.connect(gdb)
+    assert gdb.value("$cr0 & 0x80000000") == 0  # at reset, in 32-bit code
+    gdb("hbreak schedule")
+    gdb("monitor stop-on vmexit msr")
+    assert "hit Hardware assisted breakpoint 1, schedule" in gdb("continue").replace("Thread 1.1 ", "") or gdb.value(
+        "$_hit_bpnum"
+    )
+    gdb("delete")
+    printed = gdb("continue")
+    assert "#VMEXIT MSR of guest 2" in printed, printed
+
+    # The guest has just been made: 32-bit code, no paging. Its symbols say that it will be 64-bit.
+    printed = attach(gdb, 2)
+    assert f"Reading symbols from target:{guest}" in printed
+    assert gdb.value("$cr0 & 0x80000000") == 0
+    gdb("break tick")
+    for _ in range(3):
+        printed = gdb("continue")
+        assert "Thread 2.1" in printed, printed
+        assert "Breakpoint 2, tick ()" in printed, printed
+    assert gdb.value("$cr0 & 0x80000000") != 0
+
+    # In and out again, as clients do at every stop, and by hand.
+    for number in range(3, 20):
+        gdb("delete")
+        gdb("break work" if number % 2 else "tbreak tick")
+        assert f"reakpoint {number}, " in gdb("continue")
+    gdb("delete")
+    assert "exited with code 01" in gdb("continue")
+
+
+def test_watchpoints_of_a_guest(gdb: Gdb, serve: Serve, hypervisor: Path, tmp_path: Path) -> None:
+    undebugged = run(hypervisor, tmp_path)
+    served = serve(hypervisor)
+    served.connect(gdb)
+    gdb("tbreak on_nested_page_fault")
+    gdb("continue")
+    attach(gdb, 2, hypervisor.parent / "guest64.elf")
+    old = gdb.value("counter")
+    gdb("watch counter")
+    printed = gdb("continue")
+    assert 'Thread 2.1 "guest 2' in printed
+    assert f"Old value = {old}\nNew value = {old + 1}\n" in printed
+    # pc is behind the store, whose line it belongs to.
+    assert "guest64.c:9" in printed
+    code = gdb("disassemble /r $pc-11, $pc")
+    assert "incq" in code or "add" in code or "mov" in code, code
+    gdb("delete")
+
+    gdb("rwatch counter")
+    printed = gdb("continue")
+    assert "Hardware read watchpoint 3: counter" in printed, printed
+    assert f"Value = {old + 1}\n" in printed
+    gdb("delete")
+    gdb("awatch ticks")
+    printed = gdb("continue")
+    assert "Hardware access (read/write) watchpoint 4: ticks" in printed
+    assert "tick () at" in printed
+    gdb("delete")
+
+    # A guest's memory that its hypervisor writes, by another mapping: the store is told where it was made.
+    gdb("inferior 1")
+    gdb("watch *(long *)0x10f6000")
+    assert "Hardware watchpoint 5" in gdb("continue")  # the guest's own store, seen by the hypervisor's watchpoint
+    gdb("delete")
+    gdb("watch guests[1].vmcb->exit_code")  # the processor stores it
+    printed = gdb("continue")
+    assert "Hardware watchpoint 6" in printed, printed
+    gdb("delete")
+    assert "exited with code 01" in gdb("continue")
+    gdb.close()
+    assert served.finish() == undebugged
+
+
+@pytest.mark.parametrize("runtime", ["native", "python"])
+def test_on_a_page_of_hot_code(gdb: Gdb, serve: Serve, image: Image, tmp_path: Path, runtime: str) -> None:
+    elf = image("vcpus")
+    undebugged = run(elf, tmp_path)
+    served = serve(elf, "--runtime", runtime)
+    served.connect(gdb)
+    gdb("break again")
+    while "Breakpoint 1, again" not in gdb("continue"):
+        pass
+    gdb("delete")
+    value = gdb.value("*(long *)&hot")
+    gdb("watch *(long *)&hot")
+    gdb("break *after_vmexit")
+    for _ in range(10):
+        printed = gdb("continue")
+        assert "Breakpoint 3, after_vmexit" in printed, printed
+        printed = gdb("continue")
+        value += 1
+        assert f"New value = {value}\n" in printed, printed
+        assert gdb.value("$pc") == gdb.value("(long)&after_vmexit + 30") or "cmpl" in gdb("x/i $pc")
+    gdb("delete")
+    gdb("rwatch *(long *)&hot")
+    assert "Value = " in gdb("continue")
+    gdb("delete")
+    assert "exited with code 01" in gdb("continue")
+    gdb.close()
+    assert served.finish() == undebugged
+
+
+def test_a_breakpoint_of_one_that_was_not_resumed_is_passed(gdb: Gdb, serve: Serve, image: Image) -> None:
+    gdb("set schedule-multiple off")
+    served = serve(image("vcpus"))
+    served.connect(gdb)
+    gdb("break second_vcpu")
+    while "Breakpoint 1, second_vcpu" not in gdb("continue"):
+        pass
+    attach(gdb, 2)
+    gdb("inferior 1")
+    increment = gdb.value("(long)&increment")
+    gdb("delete")
+    gdb("break *after_vmexit")
+    gdb("inferior 2")
+    gdb(f"tbreak *{increment:#x} thread 2.1")
+    printed = gdb("continue")
+    assert "[inferior 1 ran past its breakpoint at" in printed
+    assert "Temporary breakpoint 3" in printed
+    gdb("delete")
+    printed = gdb("stepi 20")
+    assert gdb.value("$_inferior") == 2

@@ -1,0 +1,72 @@
+"""Stock gdb from PATH, driven through its machine interface."""
+
+import signal
+import time
+from collections import deque
+from typing import Any
+
+from pygdbmi.gdbcontroller import GdbController
+
+__all__ = ["Gdb"]
+
+TIMEOUT = 60.0
+
+
+class Gdb:
+    """A gdb without a program; `text` is everything it has printed."""
+
+    def __init__(self) -> None:
+        # Without the second argument every command takes the 50 ms that `_until` asks for.
+        self.controller = GdbController(["gdb", "--nx", "--quiet", "--interpreter=mi3"], 0.0005)
+        self.text = ""
+        self._responses: deque[dict[str, Any]] = deque()
+        self("set confirm off")
+        self("set pagination off")
+
+    def __call__(self, command: str) -> str:
+        """Carry out a command of gdb's command line; what it printed, errors too. Waits for the stop of a resume."""
+        quoted = command.replace("\\", "\\\\").replace('"', '\\"')
+        printed, result = self._until(f'-interpreter-exec console "{quoted}"', "done", "error", "running")
+        if result == "running":
+            printed += self.wait()
+        return printed
+
+    def start(self, command: str) -> None:
+        """Resume and do not wait for the stop."""
+        assert self._until(f'-interpreter-exec console "{command}"', "running")[1] == "running"
+
+    def wait(self) -> str:
+        """Wait for the stop of a resumed program; what was printed until then."""
+        return self._until(None, "stopped")[0]
+
+    def interrupt(self) -> None:
+        """^C, as the terminal sends it."""
+        process = self.controller.gdb_process
+        assert process is not None
+        process.send_signal(signal.SIGINT)
+
+    def value(self, expression: str) -> int:
+        """An integer expression's value."""
+        return int(self(f"output/d {expression}").strip())
+
+    def _until(self, command: str | None, *ends: str) -> tuple[str, str]:
+        if command is not None:
+            self.controller.write(command, read_response=False)
+        printed, deadline = "", time.monotonic() + TIMEOUT
+        while time.monotonic() < deadline:
+            if not self._responses:
+                self._responses.extend(self.controller.get_gdb_response(0.05, raise_error_on_timeout=False))
+                continue
+            response = self._responses.popleft()
+            if response["type"] in ("console", "target", "log") and response["payload"]:
+                printed += response["payload"]
+            if response["type"] in ("result", "notify") and response["message"] in ends:
+                if response["message"] == "error":
+                    printed += response["payload"]["msg"]
+                self.text += printed
+                return printed, response["message"]
+        raise AssertionError(f"gdb does not answer {command!r}; it printed {self.text + printed!r}")
+
+    def close(self) -> None:
+        """End gdb, whatever it does."""
+        self.controller.exit()

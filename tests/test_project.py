@@ -1,0 +1,115 @@
+"""What the project says of itself: packages, version, the tables of README.md."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from vmdbg.cli import parser
+from vmdbg.debugger import Debugger
+from vmdbg.machine import Machine
+from vmdbg.monitor import Monitor
+
+TOP = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((TOP / "pyproject.toml").read_text(encoding="utf-8"))
+README = (TOP / "README.md").read_text(encoding="utf-8")
+OURS = ("vmdbg", "gdbstub", "introspect")
+
+
+def table(heading: str) -> list[list[str]]:
+    """The rows of the first table below a heading of the README, without its head."""
+    section = README.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
+    rows = [line for line in section.splitlines() if line.startswith("|")]
+    return [[cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in rows[2:]]
+
+
+def options(command: str) -> dict[str, str]:
+    """Each option of a command as its help writes it ("--memory SIZE"), to its help text."""
+    commands = next(a for a in parser()._actions if isinstance(a, argparse._SubParsersAction))
+    found = {}
+    for action in commands.choices[command]._actions:
+        if not action.option_strings or "--help" in action.option_strings:
+            continue
+        name = ", ".join(action.option_strings)
+        value = action.metavar or ("|".join(action.choices) if action.choices else "")
+        if action.nargs == "?":
+            value = f"[{value}]"
+        found[f"{name} {value}".strip()] = action.help or ""
+    return found
+
+
+def test_version() -> None:
+    assert PROJECT["project"]["version"] == version("vmdbg")
+    changelog = (TOP / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"## [{version('vmdbg')}]" in changelog
+
+
+def test_every_package_is_listed() -> None:
+    there = {
+        ".".join(path.parent.relative_to(TOP).parts) for name in OURS for path in (TOP / name).rglob("__init__.py")
+    }
+    assert set(PROJECT["tool"]["setuptools"]["packages"]) == there
+
+
+def test_readme_lists_the_options_of_run() -> None:
+    assert {row[0].strip("`"): row[1] for row in table("Options")} == options("run")
+
+
+def test_gdb_takes_the_machine_options_of_run() -> None:
+    run, gdb = options("run"), options("gdb")
+    assert run.keys() - gdb.keys() == {"--gdb [ADDR]", "--wait"}
+    assert gdb.keys() <= run.keys()
+
+
+def test_readme_lists_the_monitor_commands() -> None:
+    machine = Machine(b"\xf4".ljust(510, b"\0") + b"\x55\xaa")
+    try:
+        said: list[str] = []
+        debugger = Debugger(machine)
+        assert isinstance(debugger.monitor_commands, Monitor)
+        debugger.monitor("help", said.append, debugger.halt())
+    finally:
+        machine.close()
+    rows = [re.split(r" {2,}", line, maxsplit=1) for line in "".join(said).splitlines()]
+    assert [[row[0].strip("`"), row[1]] for row in table("Monitor commands")] == [row for row in rows if len(row) == 2]
+
+
+def test_readme_names_only_files_that_exist() -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (TOP / target).exists(), target
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The names in a wheel built from a copy of what is under version control or would be."""
+    into = tmp_path_factory.mktemp("wheel")
+    build = (
+        "import sys, setuptools.build_meta as build; "
+        "print(build.build_wheel(sys.argv[1]))"
+    )
+    source = tmp_path_factory.mktemp("source")
+    for name in (*OURS, "pyproject.toml", "README.md", "LICENSE"):
+        subprocess.run(["cp", "-r", str(TOP / name), str(source)], check=True)
+    subprocess.run([sys.executable, "-c", build, str(into)], cwd=source, check=True, capture_output=True)
+    with zipfile.ZipFile(next(into.glob("*.whl"))) as archive:
+        return archive.namelist()
+
+
+def test_wheel_has_every_module_and_nothing_else(wheel: list[str]) -> None:
+    modules = {str(path.relative_to(TOP)) for name in OURS for path in (TOP / name).rglob("*.py")}
+    assert {name for name in wheel if name.endswith(".py")} == modules
+    assert {name.split("/")[0] for name in wheel if ".dist-info/" not in name} == set(OURS)
+
+
+def test_wheel_tells_that_it_is_typed_and_licensed(wheel: list[str]) -> None:
+    for name in OURS:
+        assert f"{name}/py.typed" in wheel
+    assert any(name.endswith("licenses/LICENSE") for name in wheel)

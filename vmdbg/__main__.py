@@ -1,0 +1,7 @@
+"""`python -m vmdbg`."""
+
+import sys
+
+from vmdbg.cli import main
+
+sys.exit(main())

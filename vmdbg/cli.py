@@ -1,0 +1,56 @@
+"""The command line: `vmdbg run` boots an image, `vmdbg gdb` attaches gdb to one."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+from vmdbg import attach, run
+from vmdbg.options import UsageError
+
+EXIT_USAGE = 2
+
+
+def _version() -> str:
+    try:
+        return version("vmdbg")
+    except PackageNotFoundError:
+        return "unknown (not installed)"
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands with their options."""
+    top = argparse.ArgumentParser(
+        prog="vmdbg",
+        description="A debugger for hypervisors: an AMD-V machine whose hypervisor and guests are GDB inferiors.",
+    )
+    top.add_argument("--version", action="version", version=f"vmdbg {_version()}")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    run.add_parser(commands)
+    attach.add_parser(commands)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the process exit status (2 for a usage error or an image that cannot be loaded)."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    behind: list[str] = []
+    if words[:1] == ["gdb"] and "--" in words:  # argparse takes an optional rest only right behind the image
+        at = words.index("--")
+        words, behind = words[:at], words[at + 1 :]
+    options = parser().parse_args(words)
+    options.gdb_arguments = behind
+    try:
+        status: int = options.run(options)
+    except UsageError as error:
+        print(f"vmdbg: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except KeyboardInterrupt:
+        return 130
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

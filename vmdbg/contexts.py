@@ -1,0 +1,266 @@
+"""A debugger's view of one thread: registers and memory of a CPU or vCPU, whether it is on a processor or not.
+
+A thread that is running owns the processor's registers.  One that is not lives in its save area: a guest's VMCB, or for
+the hypervisor under a running guest the page at VM_HSAVE_PA, which has the same layout.  Nothing here has side effects:
+translations leave no accessed bits, devices are not read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from introspect.paging import Access, Nested, PagingState, Translation, translate
+from introspect.vmcb import VMCB
+from vmdbg.cpu.processor import Processor
+from vmdbg.engine import layout
+from vmdbg.engine.engine import PHYSICAL_BITS
+from vmdbg.engine.memory import Ram
+from vmdbg.engine.state import ATTRIB_DB, CS, DS, ES, FS, GS, SS, CpuState
+from vmdbg.history import Vcpu
+
+GENERAL = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{n}" for n in range(8, 16)))
+"""General registers in the order of their encoding."""
+_SAVED = {
+    "eflags": "rflags", "k_gs_base": "kernel_gs_base", "fs_base": "fs.base", "gs_base": "gs.base",
+    **{name: name for name in ("cr0", "cr2", "cr3", "cr4", "efer")},
+}  # fmt: skip
+"""Registers that a save area has fields for, by gdb's names."""
+NUMBERS = {name: number for number, name in enumerate(GENERAL)} | {
+    "e" + name[1:]: number for number, name in enumerate(GENERAL[:8])
+}
+SEGMENTS = {"es": ES, "cs": CS, "ss": SS, "ds": DS, "fs": FS, "gs": GS}
+_FPSTT, _FPUS, _FPUC, _FPTAGS, _FPREGS = (layout.FPU + at for at in (4, 8, 10, 12, 24))
+_READ = Access()
+_PAGE = 4096
+
+
+class Context(Protocol):
+    """Registers by gdb's names; `read` gives None for what this thread has no value of now."""
+
+    def read(self, name: str) -> int | None: ...
+
+    def write(self, name: str, value: int) -> bool:
+        """False if the register cannot be written here."""
+
+    def code32(self) -> bool:
+        """Whether code outside 64-bit mode is 32-bit by default."""
+
+    def paging(self) -> PagingState: ...
+
+    def nested(self) -> Nested | None: ...
+
+
+def float_register(state: CpuState, name: str) -> int | None:
+    """x87 and SSE registers: those of the processor, which world switches leave alone."""
+    if name.startswith("xmm"):
+        return state.xmm(int(name[3:]))
+    if name == "mxcsr":
+        return state.mxcsr
+    b = state.bytes
+    top = b[_FPSTT] & 7
+    if name.startswith("st"):
+        at = _FPREGS + 16 * ((top + int(name[2:])) & 7)
+        return int.from_bytes(b[at : at + 10], "little")
+    if name == "fctrl":
+        return int.from_bytes(b[_FPUC : _FPUC + 2], "little")
+    if name == "fstat":
+        return int.from_bytes(b[_FPUS : _FPUS + 2], "little") & ~0x3800 | top << 11
+    if name == "ftag":
+        return sum((3 if b[_FPTAGS + n] else 0) << 2 * n for n in range(8))
+    return 0 if name in ("fiseg", "fioff", "foseg", "fooff", "fop") else None
+
+
+def write_float_register(state: CpuState, name: str, value: int) -> bool:
+    if name.startswith("xmm"):
+        state.set_xmm(int(name[3:]), value)
+    elif name == "mxcsr":
+        state.mxcsr = value & 0xFFFF
+    elif name.startswith("st") and name[2:].isdigit():
+        at = _FPREGS + 16 * (((state.bytes[_FPSTT] & 7) + int(name[2:])) & 7)
+        state.bytes[at : at + 10] = value.to_bytes(10, "little")
+    else:
+        return name in ("fctrl", "fstat", "ftag", "fiseg", "fioff", "foseg", "fooff", "fop")
+    return True
+
+
+def linear_pc(cs_base: int, rip: int, *, code64: bool) -> int:
+    """gdb knows no segments: its pc is the linear address (in 64-bit code they are the same)."""
+    return rip if code64 else (cs_base + rip) & 0xFFFFFFFF
+
+
+class LiveContext:
+    """A thread that is on a processor."""
+
+    def __init__(self, cpu: Processor) -> None:
+        self.cpu = cpu
+        self._special: Mapping[str, Callable[[], int]] = {
+            "k_gs_base": lambda: cpu.state.field("kernel_gs_base"),
+            "fs_base": lambda: cpu.state.base(FS),
+            "gs_base": lambda: cpu.state.base(GS),
+            "efer": lambda: cpu.state.efer,
+            "eflags": lambda: cpu.state.rflags,
+            "rip": lambda: cpu.state.linear_rip,
+            "eip": lambda: cpu.state.linear_rip,
+            "cr8": lambda: cpu.guest.v_tpr & 0xF if cpu.guest and cpu.guest.v_intr_masking else cpu.lapic.cr8,
+        }
+
+    def read(self, name: str) -> int | None:
+        s = self.cpu.state
+        if name in NUMBERS:
+            return s.reg(NUMBERS[name])
+        if name in self._special:
+            return self._special[name]()
+        if name in SEGMENTS:
+            return s.selector(SEGMENTS[name])
+        if name in ("cr0", "cr2", "cr3", "cr4"):
+            return s.cr(int(name[2]))
+        return float_register(s, name)
+
+    def write(self, name: str, value: int) -> bool:
+        cpu, s = self.cpu, self.cpu.state
+        if name in NUMBERS:
+            s.set_reg(NUMBERS[name], value)
+        elif name in ("rip", "eip"):
+            s.rip = value if s.is_code64 else (value - s.base(CS)) & 0xFFFFFFFF
+            s.shadow = False
+        elif name == "eflags":
+            s.rflags = value
+            s.refresh()
+        elif name in SEGMENTS:
+            if value != s.selector(SEGMENTS[name]):
+                return False
+        elif name in ("cr0", "cr2", "cr3", "cr4"):
+            s.set_cr(int(name[2]), value)
+            s.refresh()
+        elif name == "efer":
+            s.efer = value
+            s.refresh()
+        elif name == "cr8":
+            cpu.lapic.cr8 = value & 0xF
+        elif name in ("fs_base", "gs_base", "k_gs_base"):
+            s.set_field({"fs_base": "fs.base", "gs_base": "gs.base", "k_gs_base": "kernel_gs_base"}[name], value)
+        else:
+            return write_float_register(s, name, value)
+        cpu.flush()
+        return True
+
+    def code32(self) -> bool:
+        return self.cpu.bits == 32
+
+    def paging(self) -> PagingState:
+        return self.cpu.paging
+
+    def nested(self) -> Nested | None:
+        return self.cpu.nested
+
+
+class SavedContext:
+    """A thread that lives in a save area of the VMCB's layout at `view`."""
+
+    def __init__(self, cpu: Processor, view: memoryview, vcpu: Vcpu | None) -> None:
+        self.cpu = cpu
+        """Whose x87 and SSE registers and, for the hypervisor, general registers are shown."""
+        self.view = view
+        self.vcpu = vcpu
+
+    def _get(self, name: str) -> int:
+        return VMCB.read(self.view, name)
+
+    def _code64(self) -> bool:
+        return bool(self._get("efer") & 0x400 and self._get("cs.attrib") & 0x200)
+
+    def read(self, name: str) -> int | None:
+        number = NUMBERS.get(name)
+        if number is not None:
+            if number in (0, 4):
+                return self._get(GENERAL[number])
+            if self.vcpu is None:
+                return self.cpu.state.reg(number)
+            if number in self.vcpu.changed:
+                return self.vcpu.changed[number]
+            return int.from_bytes(self.vcpu.registers[8 * number : 8 * number + 8], "little")
+        if name in ("rip", "eip"):
+            return linear_pc(self._get("cs.base"), self._get("rip"), code64=self._code64())
+        if name in _SAVED:
+            return self._get(_SAVED[name])
+        if name in SEGMENTS:
+            return self._get(name + ".selector")
+        if name == "cr8":
+            return self._get("v_intr") & 0xF
+        return float_register(self.cpu.state, name)
+
+    def write(self, name: str, value: int) -> bool:
+        number = NUMBERS.get(name)
+        if number is not None and number not in (0, 4):
+            if self.vcpu is None:
+                return False
+            self.vcpu.changed[number] = value
+            return True
+        if name in ("rip", "eip"):
+            field, value = "rip", value if self._code64() else (value - self._get("cs.base")) & 0xFFFFFFFF
+        elif number is not None:
+            field = GENERAL[number]
+        elif name in SEGMENTS:
+            return value == self._get(name + ".selector")
+        else:
+            if name not in _SAVED:
+                return write_float_register(self.cpu.state, name, value)
+            field = _SAVED[name]
+        VMCB.write(self.view, field, value)
+        return True
+
+    def code32(self) -> bool:
+        return bool(self._get("cs.attrib") & ATTRIB_DB)
+
+    def paging(self) -> PagingState:
+        return PagingState.from_vmcb(self.view, PHYSICAL_BITS)
+
+    def nested(self) -> Nested | None:
+        if self.vcpu is None:
+            return None
+        return Nested.from_vmcb(self.view, self.vcpu.host_cr4, self.vcpu.host_efer, PHYSICAL_BITS)
+
+
+def _privileged(state: PagingState) -> PagingState:
+    """The same tables seen with every right that reading needs: a debugger is not stopped by SMAP."""
+    return PagingState(state.cr0, state.cr3, state.cr4, state.efer, 0, True, state.maxphyaddr, state.pdptes)
+
+
+def locate(ram: Ram, context: Context, address: int) -> int | None:
+    """System-physical address of a linear one in a thread's own two-dimensional translation; None if there is none."""
+    found = translate(ram, _privileged(context.paging()), address, _READ, context.nested(), set_ad=False)
+    if not isinstance(found, Translation) or not ram.contains(found.spa):
+        return None
+    return int(found.spa)
+
+
+def read_memory(ram: Ram, context: Context, address: int, length: int) -> bytes:
+    """The readable prefix of a linear range."""
+    state, nested = _privileged(context.paging()), context.nested()
+    data = bytearray()
+    while length > 0:
+        size = min(length, _PAGE - (address & (_PAGE - 1)))
+        found = translate(ram, state, address & 0xFFFFFFFFFFFFFFFF, _READ, nested, set_ad=False)
+        if not isinstance(found, Translation) or not ram.contains(found.spa, size):
+            break
+        data += ram.view[found.spa : found.spa + size]
+        address += size
+        length -= size
+    return bytes(data)
+
+
+def write_memory(ram: Ram, context: Context, address: int, data: bytes) -> int | None:
+    """Write all of `data`, past write protection, or nothing: then the address that is not mapped is returned."""
+    pieces = []
+    done = 0
+    while done < len(data):
+        size = min(len(data) - done, _PAGE - ((address + done) & (_PAGE - 1)))
+        spa = locate(ram, context, (address + done) & 0xFFFFFFFFFFFFFFFF)
+        if spa is None or not ram.contains(spa, size):
+            return address + done
+        pieces.append((spa, data[done : done + size]))
+        done += size
+    for spa, piece in pieces:
+        ram.write(spa, piece)
+    return None

@@ -1,0 +1,225 @@
+"""`monitor` commands: the registry of introspect on the live machine, and what only a machine can do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gdbstub.target import TargetError, ThreadId
+from introspect.commands import (
+    Arguments,
+    Command,
+    CommandError,
+    Context,
+    ExitRecord,
+    GuestView,
+    Result,
+    default_registry,
+)  # fmt: skip
+from introspect.exits import ExitCode, exit_name
+from introspect.paging import PagingState
+from introspect.rules import Processor as RuleProcessor
+from introspect.sources import Memory
+from vmdbg.engine.engine import PHYSICAL_BITS
+from vmdbg.history import KnownGuest
+from vmdbg.svm import world
+
+if TYPE_CHECKING:
+    from vmdbg.debugger import Debugger
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A result that is a sentence."""
+
+    words: str
+
+    def text(self) -> str:
+        return self.words
+
+    def json(self) -> object:
+        return {"text": self.words}
+
+
+class Monitor:
+    """Commands on the machine of a `Debugger`.  Implements `introspect.commands.Context`."""
+
+    def __init__(self, debugger: Debugger) -> None:
+        self.debugger = debugger
+        self._thread = ThreadId(1, 1)
+        self.registry = default_registry()
+        for command in (
+            Command("stop-on", "stop-on vmexit CODE [GUEST]", "Stop at the next #VMEXIT with this code.\n"
+                    "CODE is a name (npf, cpuid, vmmcall) or a number. Once; GUEST limits it to one guest.\n"
+                    "  monitor stop-on vmexit npf\n  monitor stop-on vmexit 0x7b 2", self._stop_on),
+            Command("guest", "guest name|merge|split N ...", "Correct the guess which VMCBs are one guest.\n"
+                    "  monitor guest name 2 linux      call guest 2 so\n"
+                    "  monitor guest merge 2 3         VMCBs of guest 3 are vCPUs of guest 2\n"
+                    "  monitor guest split 2 0x801000  this VMCB is a guest of its own", self._guest),
+            Command("arch", "arch PID i386:x86-64|i386|i8086", "Choose the registers of an inferior.\n"
+                    "Needed where its mode is another one when gdb attaches than when it is debugged. gdb reads it\n"
+                    "when it attaches; for process 1, `disconnect` and connect again: nothing runs meanwhile.\n"
+                    "  monitor arch 2 i386:x86-64", self._arch),
+            Command("symbols", "symbols PID FILE", "Offer a file with symbols to gdb when it attaches to an inferior.\n"
+                    "With a 64-bit file the inferior gets 64-bit registers, whatever mode it is in at that moment.\n"
+                    "  monitor symbols 2 build/guest64.elf", self._symbols),
+            Command("why", "why", "Why the processor last refused something, in words.", self._why),
+            Command("time", "time", "Guest time in ticks (bytes of code executed).", self._time),
+        ):  # fmt: skip
+            self.registry.add(command)
+
+    def run(self, line: str, write: Callable[[str], object], thread: ThreadId) -> None:
+        """Carry out a line for a thread's inferior.  Raises `TargetError` with what is wrong and what to do."""
+        self._thread = thread
+        try:
+            result = self.registry.run_line(self, line or "help")
+        except CommandError as error:
+            raise TargetError(str(error)) from None
+        write(result.text() + "\n")
+
+    # introspect.commands.Context
+
+    @property
+    def memory(self) -> Memory:
+        return self.debugger.machine.ram
+
+    @property
+    def _host(self) -> tuple[int, int, int, int]:
+        """CR0, CR3, CR4 and EFER of the hypervisor, also while a guest runs on its CPU."""
+        index = self._thread.tid - 1 if self._thread.pid == 1 else 0
+        context = self.debugger.context(ThreadId(1, min(index, len(self.debugger.machine.cpus) - 1) + 1))
+        cr0, cr3, cr4, efer = (context.read(name) or 0 for name in ("cr0", "cr3", "cr4", "efer"))
+        return cr0, cr3, cr4, efer
+
+    @property
+    def processor(self) -> RuleProcessor:
+        cr0, _, cr4, efer = self._host
+        return RuleProcessor(PHYSICAL_BITS, world.FEATURES, cr0, cr4, efer)
+
+    @property
+    def host_paging(self) -> PagingState:
+        return PagingState(*self._host, maxphyaddr=PHYSICAL_BITS)
+
+    @property
+    def guests(self) -> Sequence[GuestView]:
+        return [self._view(guest) for guest in self.debugger.history.guests.values() if not guest.gone]
+
+    @property
+    def selected(self) -> GuestView | None:
+        guest = self.debugger.history.guests.get(self._thread.pid)
+        return self._view(guest) if guest is not None and not guest.gone else None
+
+    def exits(self, guest: int | None, count: int) -> Sequence[ExitRecord]:
+        known = self.debugger.history.guests
+        chosen = [known[guest]] if guest in known else list(known.values()) if guest is None else []
+        records = [record for one in chosen for record in one.exits]
+        records.sort(key=lambda record: record.number)
+        return [
+            ExitRecord(r.number, r.guest, r.time, r.rip, r.code, r.info1, r.info2, r.intinfo) for r in records[-count:]
+        ]
+
+    def _view(self, guest: KnownGuest) -> GuestView:
+        first = next(iter(guest.vcpus.values()))
+        context = self.debugger.context(ThreadId(guest.number, first.thread))
+        return GuestView(
+            guest.number, guest.name, tuple(guest.vcpus), first.asid, first.root or None, context.paging(),
+            context.nested(),
+        )  # fmt: skip
+
+    # Commands of the machine
+
+    def _stop_on(self, context: Context, arguments: Arguments) -> Result:
+        words = arguments.words
+        if len(words) not in (2, 3) or words[0] != "vmexit":
+            raise arguments.error(" ".join(words) or "nothing", "stop-on takes `vmexit` and an exit code")
+        code = _exit_code(arguments, words[1])
+        guest: int | None = None
+        if len(words) == 3:
+            guest = self._number(arguments, words[2])
+            self.debugger.guest(guest)
+        arguments.words = []
+        self.debugger.stop_codes[code] = guest
+        return Text(f"will stop at the next #VMEXIT {exit_name(code)}" + (f" of guest {guest}" if guest else ""))
+
+    @staticmethod
+    def _number(arguments: Arguments, word: str) -> int:
+        try:
+            return int(word, 0)
+        except ValueError:
+            raise arguments.error(word, "it must be a number", "write it as 2 or 0x1000") from None
+
+    def _guest(self, context: Context, arguments: Arguments) -> Result:
+        words = arguments.words
+        if len(words) < 3 or words[0] not in ("name", "merge", "split"):
+            raise arguments.error(" ".join(words) or "nothing", "guest takes name, merge or split, and two more words")
+        history = self.debugger.history
+        action, guest = words[0], self.debugger.guest(self._number(arguments, words[1]))
+        arguments.words = []
+        if action == "name":
+            guest.name = " ".join(words[2:])
+            return Text(f"guest {guest.number} is called {guest.name}")
+        if action == "merge":
+            other = self.debugger.guest(self._number(arguments, words[2]))
+            if other is guest:
+                raise arguments.error(words[2], "a guest cannot be merged with itself", "name two guests")
+            for vmcb in list(other.vcpus):
+                vcpu = other.vcpus[vmcb]
+                history.forget(vmcb)
+                history.adopt(guest, vcpu)
+            return Text(f"guest {other.number} is now part of guest {guest.number}, which has {len(guest.vcpus)} vCPUs")
+        vmcb = self._number(arguments, words[2])
+        if vmcb not in guest.vcpus or len(guest.vcpus) < 2:
+            rule = f"it must be one of several VMCBs of guest {guest.number}"
+            raise arguments.error(words[2], rule, "`guests` lists them")
+        new = history.split(vmcb)
+        return Text(f"VMCB {vmcb:#x} is now guest {new.number}")
+
+    def _arch(self, context: Context, arguments: Arguments) -> Result:
+        words = arguments.words
+        if len(words) != 2 or words[1] not in ("i386:x86-64", "i386", "i8086"):
+            raise arguments.error(" ".join(words) or "nothing", "arch takes a pid and i386:x86-64, i386 or i8086")
+        pid = self._number(arguments, words[0])
+        arguments.words = []
+        self.debugger.architectures[pid] = words[1]
+        how = "connects again (disconnect, target extended-remote)" if pid == 1 else "attaches to it next"
+        return Text(f"process {pid} has the registers of {words[1]} when gdb {how}")
+
+    def _symbols(self, context: Context, arguments: Arguments) -> Result:
+        words = arguments.words
+        if len(words) != 2:
+            raise arguments.error(" ".join(words) or "nothing", "symbols takes a pid and a file")
+        pid, path = self._number(arguments, words[0]), Path(words[1])
+        if not path.is_file():
+            raise arguments.error(words[1], "there is no such file", "give a path that vmdbg can read")
+        arguments.words = []
+        self.debugger.symbols[pid] = path
+        return Text(
+            f"process {pid} has the symbols of {path}: gdb loads them when it attaches to it next (in 16-bit code load them "
+            "with symbol-file)"
+        )
+
+    def _why(self, context: Context, arguments: Arguments) -> Result:
+        arguments.done()
+        machine = self.debugger.machine
+        reasons = [f"CPU {cpu.index}: {cpu.last_fault}" for cpu in machine.cpus if cpu.last_fault]
+        if machine.ended:
+            reasons.append(machine.ended)
+        return Text("\n".join(reasons) or "nothing was refused so far")
+
+    def _time(self, context: Context, arguments: Arguments) -> Result:
+        arguments.done()
+        return Text(f"{self.debugger.machine.clock.now} ticks")
+
+
+def _exit_code(arguments: Arguments, word: str) -> int:
+    for code in ExitCode:
+        if code.name == word.upper():
+            return int(code)
+    try:
+        return int(word, 0)
+    except ValueError:
+        remedy = "use npf, cpuid, ioio, vmmcall ... or a number"
+        raise arguments.error(word, "there is no exit code of this name", remedy) from None
+

@@ -1,0 +1,86 @@
+"""Options that several commands share, and how their values are read."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+MAX_CPUS = 64
+_SIZE = re.compile(r"(\d+)([KMGT]?)(?:i?B)?", re.IGNORECASE)
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_LOOPBACK = ("127.0.0.1", "localhost", "::1", "")
+
+
+class UsageError(Exception):
+    """The command line cannot be carried out; one line that names what, why and the remedy."""
+
+
+def size(text: str) -> int:
+    """Bytes of "512M", "1G", "65536"."""
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write 512M, 1G or a number of bytes")
+    value = int(match[1]) * _UNITS[match[2].upper()]
+    if not 1 << 20 <= value <= 1 << 38 or value % 4096:
+        raise argparse.ArgumentTypeError(f"{text} is not 1M to 256G in whole 4 KiB pages; choose a size in between")
+    return value
+
+
+def cpus(text: str) -> int:
+    if not text.isdigit() or not 1 <= int(text) <= MAX_CPUS:
+        raise argparse.ArgumentTypeError(f"{text!r} CPUs are not possible; choose 1 to {MAX_CPUS}")
+    return int(text)
+
+
+def number(text: str) -> int:
+    """A number in C notation."""
+    try:
+        value = int(text, 0)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number; write 4096 or 0x1000") from None
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative; give 0 or more")
+    return value
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where the stub listens: a TCP port on loopback, or a Unix socket."""
+
+    port: int = 0
+    path: str | None = None
+
+    def __str__(self) -> str:
+        return self.path if self.path is not None else f"127.0.0.1:{self.port}"
+
+
+def endpoint(text: str) -> Endpoint:
+    """ "1234", ":1234", "127.0.0.1:1234", "unix:PATH" or a path with a slash."""
+    if text.startswith("unix:") or "/" in text:
+        path = text.removeprefix("unix:")
+        if not path:
+            raise argparse.ArgumentTypeError("unix: needs a path; write unix:/tmp/vmdbg.sock")
+        return Endpoint(path=path)
+    host, _, port = text.rpartition(":")
+    if not port.isdigit() or int(port) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no address; write PORT, 127.0.0.1:PORT or unix:PATH")
+    if host.strip("[]") not in _LOOPBACK:
+        raise argparse.ArgumentTypeError(
+            f"{host} is not loopback: the protocol has no passwords, whoever connects owns this process; "
+            "use 127.0.0.1 and tunnel with ssh -L"
+        )
+    return Endpoint(port=int(port))
+
+
+def symbol_file(text: str) -> tuple[int, Path]:
+    """ "host=FILE", "guest2=FILE" or "2=FILE": the pid and the file."""
+    who, separator, name = text.partition("=")
+    pid = 1 if who == "host" else int(who.removeprefix("guest")) if who.removeprefix("guest").isdigit() else 0
+    if not separator or pid < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} names no inferior; write host=FILE or guest2=FILE")
+    path = Path(name)
+    if not path.is_file():
+        raise argparse.ArgumentTypeError(f"{name}: no such file; give the ELF file with the symbols of {who}")
+    return pid, path

@@ -1,0 +1,216 @@
+"""`vmdbg run`: boot an image and run it to its end, alone or under the GDB stub."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TextIO
+
+from gdbstub.server import Server, new_event_loop
+from vmdbg.boot.elf import is_elf
+from vmdbg.boot.image import ImageError
+from vmdbg.boot.images import Module
+from vmdbg.debugger import HOST, Debugger
+from vmdbg.engine.errors import EngineError
+from vmdbg.machine import LIMIT_REACHED, Config, Event, Machine
+from vmdbg.options import Endpoint, UsageError, cpus, endpoint, number, size, symbol_file
+from vmdbg.platform.serial import SerialError, open_serial
+
+IDLE_SECONDS = 0.005
+RUNNING_SECONDS = 0.001
+LAST_SECONDS = 0.1
+"""For a client to be told that the time is over."""
+FREE_TICKS = 1_000_000
+
+log = logging.getLogger(__name__)
+
+DESCRIPTION = """\
+Boot an image: multiboot 1 ELF (32 or 64 bit), a flat binary (--flat, --mode), or a 512-byte boot sector.
+Exit status: (value << 1) | 1 of what is written to the debug-exit port 0xf4; 0 for power-off; 124 for a limit, a triple
+fault or a machine that waits for ever; 2 for a usage error or an image that cannot be loaded."""
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "run", help="boot an image", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_machine_options(parser)
+    parser.add_argument(
+        "--gdb", nargs="?", type=endpoint, const=Endpoint(1234), metavar="ADDR",
+        help="let gdb and lldb attach: PORT, 127.0.0.1:PORT or unix:PATH (1234 if omitted)",
+    )  # fmt: skip
+    parser.add_argument("--wait", action="store_true", help="execute nothing before a debugger says so")
+    parser.set_defaults(run=main)
+
+
+def add_machine_options(parser: argparse.ArgumentParser) -> None:
+    """The image and what the machine is made of."""
+    add = parser.add_argument
+    add("image", metavar="IMAGE", help="the image to boot")
+    add("--append", default="", metavar="S", help="command line for the image")
+    add("--memory", type=size, default=512 << 20, metavar="SIZE", help="RAM: 512M, 1G ... (512M)")
+    add("--cpus", type=cpus, default=1, metavar="N", help="processors (1)")
+    add("--initrd", action="append", default=[], metavar="FILE", help="a multiboot module; may be repeated")
+    add("--serial", default="stdio", metavar="WHERE", help="serial port: stdio, file:PATH, null, tcp:PORT (stdio)")
+    add("--flat", type=number, metavar="ADDR", help="load the image as it is at this physical address")
+    add("--mode", choices=("real", "protected", "long"), help="mode a flat image starts in")
+    add("--max-time", type=number, metavar="TICKS", help="end with status 124 at this guest time")
+    add("--timeout", type=float, metavar="S", help="end with status 124 after S seconds of wall time")
+    add("--trace-exits", metavar="FILE", help="write one line for each #VMEXIT")
+    add("--symbols", type=symbol_file, action="append", default=[], metavar="WHO=FILE",
+        help="symbols for gdb: host=FILE, guest2=FILE; may be repeated")  # fmt: skip
+    add("--runtime", choices=("native", "python"), default="native", help="the engine's runtime (native, if built)")
+    add("-v", "--verbose", action="store_true", help="say what the stub does, and at what guest time the run ended")
+
+
+@contextlib.contextmanager
+def _trace(path: str | None) -> Iterator[TextIO | None]:
+    if path is None:
+        yield None
+        return
+    try:
+        file = open(path, "w", encoding="ascii")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise UsageError(f"--trace-exits {path}: {error.strerror}; choose a file that can be written") from None
+    with file:
+        yield file
+
+
+def build(options: argparse.Namespace, trace: TextIO | None, arguments: Sequence[str] = ()) -> Machine:
+    """The machine that the options describe; `arguments` take the place of --append.  Raises `UsageError`."""
+    try:
+        serial = open_serial(options.serial)
+    except SerialError as error:
+        raise UsageError(str(error)) from None
+    config = Config(
+        memory=options.memory, cpus=options.cpus, command_line=" ".join(arguments) or options.append,
+        modules=tuple(Module(name) for name in options.initrd), flat_address=options.flat, mode=options.mode,
+        serial=serial, python_runtime=options.runtime == "python", trace=trace, max_time=options.max_time,
+    )  # fmt: skip
+    try:
+        machine = Machine(options.image, config)
+    except (ImageError, EngineError) as error:
+        serial.close()
+        raise UsageError(str(error)) from None
+    machine.image = replace(machine.image, debug_file=debug_file(options.image))
+    return machine
+
+
+class Limit:
+    """The run's budget of wall time."""
+
+    def __init__(self, timeout: float | None) -> None:
+        self.timeout = timeout
+        self._until = time.monotonic() + timeout if timeout is not None else None
+
+    def reached(self, machine: Machine) -> bool:
+        """Whether it is used up: then the machine ends."""
+        if self._until is None or time.monotonic() < self._until:
+            return False
+        machine.give_up(f"--timeout {self.timeout:g} s reached")
+        return True
+
+
+def main(options: argparse.Namespace) -> int:
+    """Run the image; returns its exit status."""
+    if options.wait and options.gdb is None:
+        raise UsageError("--wait waits for a debugger, but none can connect; add --gdb")
+    logging.basicConfig(format="vmdbg: %(message)s", level=logging.INFO if options.verbose else logging.WARNING)
+    with _trace(options.trace_exits) as trace:
+        machine = build(options, trace)
+        try:
+            if options.gdb is None:
+                return _run_alone(machine, Limit(options.timeout))
+            return _run_under_stub(machine, options, trace)
+        except EngineError as error:
+            print(f"vmdbg: {error}", file=sys.stderr)
+            return LIMIT_REACHED
+        finally:
+            machine.close()
+
+
+def _run_alone(machine: Machine, limit: Limit) -> int:
+    while machine.exit_status is None and not limit.reached(machine):
+        machine.poll_input()
+        event = machine.run()
+        if event == Event.IDLE:
+            if machine.waits_forever:
+                machine.give_up("every CPU waits, and nothing is left that could wake one,")
+            elif not machine.poll_input():
+                time.sleep(IDLE_SECONDS)
+    return _report(machine)
+
+
+def _report(machine: Machine) -> int:
+    status = machine.exit_status or 0
+    log.info("the run ended after %d ticks: %s", machine.clock.now, machine.ended or "stopped from outside")
+    if status == LIMIT_REACHED:
+        print(f"vmdbg: {machine.ended}", file=sys.stderr)
+    return status
+
+
+def _run_under_stub(machine: Machine, options: argparse.Namespace, trace: TextIO | None) -> int:
+    def restart(arguments: Sequence[str]) -> Machine:
+        if trace is not None:
+            trace.seek(0)
+            trace.truncate()
+        return build(options, trace, arguments)
+
+    debugger = Debugger(machine, restart)
+    debugger.symbols.update(options.symbols)
+    loop = new_event_loop()
+    try:
+        return loop.run_until_complete(_serve(debugger, options))
+    finally:
+        debugger.machine.close()
+        loop.close()
+
+
+async def _serve(debugger: Debugger, options: argparse.Namespace) -> int:
+    server = Server(debugger, HOST)
+    limit = Limit(options.timeout)
+    where: Endpoint = options.gdb
+    try:
+        if where.path is not None:
+            await server.listen_unix(where.path)
+        else:
+            where = Endpoint(await server.listen_tcp(where.port))
+    except OSError as error:
+        raise UsageError(f"--gdb {where}: {error.strerror or error}; choose another port or path") from None
+    print(f"vmdbg: gdb can attach: target extended-remote {where}", file=sys.stderr, flush=True)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signal_number in (signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(signal_number, stop.set)
+    waiting = options.wait
+    try:
+        while not stop.is_set():
+            machine = debugger.machine
+            if limit.reached(machine):
+                await asyncio.sleep(LAST_SECONDS if server.running else 0)
+                break
+            if machine.exit_status is not None and not server.has_client:
+                break
+            machine.poll_input()
+            waiting |= server.has_client  # from now on the debugger decides what runs
+            if waiting:
+                await asyncio.sleep(RUNNING_SECONDS if server.running else IDLE_SECONDS)
+            else:
+                await asyncio.sleep(IDLE_SECONDS if machine.run(FREE_TICKS) == Event.IDLE else 0)
+    finally:
+        server.close()
+    return _report(debugger.machine)
+
+
+def debug_file(image: str) -> Path | None:
+    """The file with an image's symbols: beside it with the suffix .debug or .elf, or an ELF image itself."""
+    path = Path(image)
+    return next(filter(is_elf, (path.with_suffix(".debug"), path, path.with_suffix(".elf"))), None)
