@@ -111,7 +111,7 @@ class Cpu:
             self.init_pending = True
 
     def sipi(self, vector: int) -> None:
-        if self.wait_for_sipi or self.init_pending:
+        if self.wait_for_sipi or (self.init_pending and self.index):
             self.sipi_vector = vector
 
     def extint(self, level: bool) -> None:

@@ -32,8 +32,9 @@ def raise_event(cpu: Cpu, event: Event, *, injected: bool = False) -> None:
             cpu.engine.clock.now += DELIVERY
             return
         except CpuFault as fault:
-            s.rip = rip
-            _take_back(cpu, event, ticks)
+            if not fault.committed:
+                s.rip = rip
+                _take_back(cpu, event, ticks)
             second = fault.event()
             if _intercepted(cpu, second.vector):  # before it makes a double fault of both
                 world.exception_exit(cpu, second, event)

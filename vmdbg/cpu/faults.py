@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import IntEnum
 
 from introspect.paging import NestedFault
@@ -51,9 +51,6 @@ class Event:
         value = self.vector | self.kind << 8 | 1 << 31
         return value if self.error is None else value | 1 << 11 | self.error << 32
 
-    def without_error(self) -> Event:
-        return replace(self, error=None)
-
 
 class CpuFault(Exception):
     """An exception that the present operation raises."""
@@ -63,6 +60,8 @@ class CpuFault(Exception):
         self.vector = vector
         self.error = error
         self.address = address
+        self.committed = False
+        """A task switch has gone too far to go back: the fault is the new task's."""
 
     def event(self) -> Event:
         return Event(self.vector, Kind.EXCEPTION, self.error, self.address)
