@@ -11,11 +11,10 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
-
-import unicorn
 
 from vmdbg.machine import Config, Event, Machine
 
@@ -63,13 +62,17 @@ class Lines:
     def close(self) -> None:
         pass
 
+    def when(self, word: str) -> float:
+        """The time of the line that says this, as `time.perf_counter` counts."""
+        for when, line in self.complete:
+            if f": {word}" in line:
+                return when
+        said = "; ".join(line for _, line in self.complete) or "nothing"
+        raise BenchmarkError(f'the image did not print its line "{word}", but: {said}')
+
     def seconds(self) -> float:
-        """Time between the lines that say "start" and "done"."""
-        marks = {word: when for when, line in self.complete for word in ("start", "done") if f": {word}" in line}
-        if len(marks) != 2:
-            said = "; ".join(line for _, line in self.complete) or "nothing"
-            raise BenchmarkError(f'the image did not print its "start" and "done" lines, but: {said}')
-        return marks["done"] - marks["start"]
+        """Time between the lines "start" and "done"."""
+        return self.when("done") - self.when("start")
 
 
 def finish(machine: Machine) -> None:
@@ -88,8 +91,8 @@ def on_vmdbg(path: Path, command_line: str, *, python: bool = False) -> float:
 def on_qemu(path: Path, command_line: str) -> float:
     """The same on QEMU's software CPU."""
     command = (
-        QEMU, "-accel", "tcg", "-cpu", "EPYC,+svm,+npt", "-serial", "stdio", "-display", "none", "-no-reboot", "-device",
-        "isa-debug-exit,iobase=0xf4,iosize=4", "-kernel", str(path), "-append", command_line,
+        QEMU, "-accel", "tcg", "-cpu", "EPYC,+svm,+npt", "-serial", "stdio", "-display", "none", "-no-reboot",
+        "-device", "isa-debug-exit,iobase=0xf4,iosize=4", "-kernel", str(path), "-append", command_line,
     )  # fmt: skip
     lines = Lines()
     with subprocess.Popen(
@@ -135,7 +138,7 @@ def machine() -> dict[str, str]:
         "cpu": f"{_cpu_model()}, {os.cpu_count()} CPUs",
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        "unicorn": unicorn.__version__,
+        "unicorn": version("unicorn"),
         "qemu": qemu_version() or "not installed",
     }
 

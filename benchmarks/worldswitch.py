@@ -9,11 +9,11 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
-from .measure import Report, main, medians, on_qemu, on_vmdbg, image, qemu_version
+from .measure import Report, image, main, medians, on_qemu, on_vmdbg, qemu_version
 
 COLUMNS = (
-    ("mode", ""), ("switch", ""), ("native/s", ",.0f"), ("python/s", ",.0f"), ("qemu/s", ",.0f"), ("native/qemu", ".2f"),
-    ("python/qemu", ".2f"),
+    ("mode", ""), ("switch", ""), ("native/s", ",.0f"), ("python/s", ",.0f"), ("qemu/s", ",.0f"),
+    ("native/qemu", ".2f"), ("python/qemu", ".2f"),
 )  # fmt: skip
 
 

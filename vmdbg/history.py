@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 from introspect.exits import exit_name
 from vmdbg.engine import layout
@@ -53,8 +53,7 @@ class KnownGuest:
     gone: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Exit:
+class Exit(NamedTuple):
     """One #VMEXIT; `number` counts all exits of the machine."""
 
     number: int

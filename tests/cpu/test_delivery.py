@@ -7,11 +7,37 @@ import struct
 import pytest
 
 from tests.engine.rig import (
-    ABSENT_CODE, CODE16, CODE32, CODE64, CONFORMING32, CONFORMING64, DATA16, DATA32, GDT, HANDLERS, IDT, IST_STACK,
-    LONG_MODES, MODES, PROTECTED_MODES, RING0_STACK, STACK, TSS, TSS_SELECTOR, USER_CODE16, USER_CODE32, USER_CODE64,
-    USER_DATA, USER_STACK, Mode, P, Rig, bits_of, descriptor,
+    ABSENT_CODE,
+    CODE16,
+    CODE32,
+    CODE64,
+    CONFORMING32,
+    CONFORMING64,
+    DATA16,
+    DATA32,
+    GDT,
+    HANDLERS,
+    IDT,
+    IST_STACK,
+    LONG_MODES,
+    MODES,
+    PROTECTED_MODES,
+    RING0_STACK,
+    STACK,
+    TSS,
+    TSS_SELECTOR,
+    USER_CODE16,
+    USER_CODE32,
+    USER_CODE64,
+    USER_DATA,
+    USER_STACK,
+    Mode,
+    P,
+    Rig,
+    bits_of,
+    descriptor,
 )  # fmt: skip
-from vmdbg.cpu.events import raise_event
+from vmdbg.cpu.events import DELIVERY, raise_event
 from vmdbg.cpu.faults import Event, Kind
 from vmdbg.engine.state import CS, DS, ES, FS, GS, IDTR, RSP, SS, TR
 
@@ -52,7 +78,7 @@ def test_software_interrupt(mode: Mode, python: bool) -> None:
     frame = inner_frame(mode, 0x8002, IF | 2)
     assert rig.stack(len(frame), item(mode)) == frame
     assert not rig.state.rflags & IF
-    assert rig.now == 2
+    assert rig.now == 2 + DELIVERY
 
 
 @pytest.mark.parametrize("mode", PROTECTED_MODES + LONG_MODES)
@@ -74,7 +100,7 @@ def test_fault_points_at_its_instruction_with_rf(mode: Mode, python: bool) -> No
     flags = 2 if mode == "real" else RF | 2
     assert rig.stack(3, item(mode)) == inner_frame(mode, 0x8001, flags)[:3]
     # The faulting instruction costs no time; the HLT of the handler does.
-    assert rig.now == 1 + 1
+    assert rig.now == 1 + DELIVERY + 1
 
 
 @pytest.mark.parametrize(("text", "vector", "length", "flags"), [
@@ -93,7 +119,7 @@ def test_traps_point_behind(text: str, vector: int, length: int, flags: int, mod
     at, _, image = rig.stack(3, item(mode))
     assert at == 0x8000 + length
     assert not image & RF
-    assert rig.now == length + 1
+    assert rig.now == length + DELIVERY + 1
 
 
 def test_into_without_overflow_goes_on(python: bool) -> None:
@@ -252,7 +278,7 @@ def test_gate_privilege(mode: Mode, text: str, python: bool) -> None:
     rig.step()
     assert rig.handled == GP
     assert rig.stack(2, item(mode)) == [vector << 3 | 2, 0x8000]
-    assert rig.now == 0
+    assert rig.now == DELIVERY
 
 
 @pytest.mark.parametrize("mode", [*PROTECTED_MODES, *LONG_MODES])
@@ -445,7 +471,7 @@ def test_single_step_traps_after_the_instruction(mode: Mode, python: bool) -> No
     assert not flags & RF
     assert not rig.state.rflags & TF
     assert rig.cpu.dr[6] == 0xFFFF4FF0
-    assert rig.now == 1 + 1
+    assert rig.now == 1 + DELIVERY + 1
 
 
 def test_popf_traps_after_the_next_instruction(python: bool) -> None:

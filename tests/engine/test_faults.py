@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.engine.rig import DATA, LONG_MODES, NX, Mode, P, Rig, U, W, bits_of
+from vmdbg.cpu.events import DELIVERY
 from vmdbg.engine.state import RBX, RSP
 
 PF = 14
@@ -30,7 +31,7 @@ def test_instruction_across_into_an_absent_page(mode: Mode, before: int, python:
     error, address, rip = fault(rig)
     assert (address, rip) == (0x301000, at + 8)
     assert error in (0, 0x10)  # I/D is reported only where NXE or SMEP is on
-    assert rig.now == 8 + 1
+    assert rig.now == 8 + DELIVERY + 1
 
 
 @pytest.mark.parametrize("mode", PAGED)
@@ -48,9 +49,9 @@ def test_block_that_ends_with_its_page(mode: Mode, python: bool) -> None:
 def test_jump_into_an_absent_page(mode: Mode, python: bool) -> None:
     rig = Rig(f"nop; movl $0x300123, %ebx; jmp *{POINTER[mode]}", mode, python=python)
     rig.change(0x300000, drop=P)
-    error, address, rip = fault(rig)
+    _, address, rip = fault(rig)
     assert (address, rip) == (0x300123, 0x300123)
-    assert rig.now == len(rig.program.code) + 1
+    assert rig.now == len(rig.program.code) + DELIVERY + 1
 
 
 @pytest.mark.parametrize("mode", ["pae", "compatibility", "long"])
@@ -96,7 +97,7 @@ def test_fault_in_the_middle_of_a_block_keeps_what_ran(python: bool) -> None:
     rig.change(0x300000, drop=P)
     assert fault(rig)[2] == 0x8005
     assert rig.reg(0) == 2
-    assert rig.now == 5 + 1
+    assert rig.now == 5 + DELIVERY + 1
 
 
 def test_flags_survive_a_fault(python: bool) -> None:
@@ -123,7 +124,7 @@ def test_repetition_stops_at_the_fault(python: bool) -> None:
     rig.change(0x301000, drop=P)
     assert fault(rig) == (2, 0x301000, 0x8000)
     assert (rig.reg(1), rig.reg(6), rig.reg(7)) == (4, DATA + 32, 0x301000)
-    assert rig.now == 4 * 3 + 1
+    assert rig.now == 4 * 3 + DELIVERY + 1
 
 
 def test_non_canonical_addresses(python: bool) -> None:

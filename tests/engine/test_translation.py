@@ -190,7 +190,7 @@ def nested_tables(rig: Rig, random: Random, host: str) -> Nested:
     def put(where: int, value: int) -> None:
         rig.ram.write(where, (value & (1 << 8 * size) - 1).to_bytes(size, "little"))
 
-    for level in range(len(LEVELS[host]), 2, -1):
+    for _level in range(len(LEVELS[host]), 2, -1):
         put(at, at + 0x1000 | (P if host == "pae" else every))
         at += 0x1000
     for table in range(1024 // count):

@@ -9,12 +9,27 @@ from vmdbg.engine.state import CS, DS, ES, FS, GS, IDTR, RSP, SS, TR
 
 from . import tasks
 from .core import (
-    CR0_PE, RFLAGS_AC, RFLAGS_IF, RFLAGS_NT, RFLAGS_RF, RFLAGS_TF, RFLAGS_VM, Cpu, canonical,
+    CR0_PE,
+    RFLAGS_AC,
+    RFLAGS_IF,
+    RFLAGS_NT,
+    RFLAGS_RF,
+    RFLAGS_TF,
+    RFLAGS_VM,
+    Cpu,
+    canonical,
 )  # fmt: skip
 from .descriptors import (
-    CONFORMING, DEFAULT_BIG, LONG, Descriptor, fetch, load, null_selector, require,
+    CONFORMING,
+    DEFAULT_BIG,
+    LONG,
+    Descriptor,
+    fetch,
+    load,
+    null_selector,
+    require,
 )  # fmt: skip
-from .faults import DB, GP, NP, PF, Event, Kind
+from .faults import DB, DF, GP, NP, PF, Event, Kind
 from .faults import SS as STACK_FAULT
 from .faults import TS as INVALID_TSS
 
@@ -43,7 +58,7 @@ def deliver(cpu: Cpu, event: Event) -> None:
 def _image(cpu: Cpu, event: Event) -> int:
     """The RFLAGS image: RF is set for faults, so that an instruction breakpoint does not hit again (APM2 8.7.2)."""
     flags = cpu.state.rflags
-    if event.kind == Kind.EXCEPTION and not event.trap and event.vector != 8:
+    if event.kind == Kind.EXCEPTION and not event.trap and not event.software and event.vector != DF:
         flags |= RFLAGS_RF
     return flags
 
@@ -96,7 +111,7 @@ def _deliver_long(cpu: Cpu, event: Event) -> None:
     high = cpu.read(s.base(IDTR) + entry + 8, 8, implicit=True)
     kind = low >> 40 & 0x1F
     require(kind in (INTERRUPT_32, TRAP_32), GP, error)
-    require(event.kind != Kind.SOFTWARE or low >> 45 & 3 >= s.cpl, GP, error)
+    require(not event.software or low >> 45 & 3 >= s.cpl, GP, error)
     require(bool(low >> 47 & 1), NP, error)
     selector, ist = low >> 16 & 0xFFFF, low >> 32 & 7
     offset = (low & 0xFFFF) | (low >> 32 & 0xFFFF0000) | (high & 0xFFFFFFFF) << 32
@@ -153,7 +168,7 @@ def _deliver_protected(cpu: Cpu, event: Event) -> None:
     gate = cpu.read(s.base(IDTR) + entry, 8, implicit=True)
     kind = gate >> 40 & 0x1F
     require(kind in (TASK_GATE, INTERRUPT_16, TRAP_16, INTERRUPT_32, TRAP_32), GP, error)
-    require(event.kind != Kind.SOFTWARE or gate >> 45 & 3 >= s.cpl, GP, error)
+    require(not event.software or gate >> 45 & 3 >= s.cpl, GP, error)
     require(bool(gate >> 47 & 1), NP, error)
     selector = gate >> 16 & 0xFFFF
     if kind == TASK_GATE:

@@ -9,69 +9,66 @@ from .delivery import deliver
 from .faults import CONTRIBUTORY, DF, PF, CpuFault, Event, Kind, NestedPageFault
 from .tasks import TaskSwitchExit
 
-BREAKPOINT = 0xCC
-INTO = 0xCE
+DELIVERY = 32
+"""Ticks that entering a handler takes: time goes on in a guest that does nothing but fault, and differs on both sides."""
 
 
-def raise_event(cpu: Cpu, event: Event, *, injected: bool = False, opcode: int = 0) -> None:
-    """Deliver an event, or leave the guest if its hypervisor intercepts it or the delivery faults and that is.
+def raise_event(cpu: Cpu, event: Event, *, injected: bool = False) -> None:
+    """Deliver an event, or leave the guest if its hypervisor intercepts it or what faults on the way.
 
-    `injected`: through EVENTINJ, which intercepts do not see (APM2 15.20).  `opcode`: of INT3 or INTO, whose intercepts
-    are those of exceptions 3 and 4.
+    `injected`: through EVENTINJ, which intercepts do not see (APM2 15.20) and whose instruction has taken no time.
     """
     s = cpu.state
-    origin: Event | None = None
-    if not injected and opcode in (BREAKPOINT, INTO):
-        vector = event.vector
-        if cpu.guest is not None and cpu.guest.intercepts(0x40 + vector):
-            _take_back(cpu, event)
-            world.vmexit(cpu, 0x40 + vector, nrip=s.rip + event.length)
-            return
+    ticks = 0 if injected else event.length
+    if event.kind == Kind.EXCEPTION and not injected and _intercepted(cpu, event.vector):
+        following = s.rip
+        _take_back(cpu, event, ticks)
+        world.exception_exit(cpu, event, None, nrip=following if event.software else 0)
+        return
     while True:
-        if event.kind == Kind.EXCEPTION and not injected and cpu.guest is not None:
-            if cpu.guest.intercepts(0x40 + event.vector):
-                world.exception_exit(cpu, event, origin)
-                return
-        injected = False
         rip = s.rip
         try:
             deliver(cpu, event)
+            cpu.engine.clock.now += DELIVERY
             return
         except CpuFault as fault:
-            s.rip = rip
-            _take_back(cpu, event)
+            if not fault.committed:
+                s.rip = rip
+                _take_back(cpu, event, ticks)
             second = fault.event()
-            if second.vector == PF and cpu.guest is not None and cpu.guest.intercepts(0x4E):
+            if _intercepted(cpu, second.vector):  # before it makes a double fault of both
                 world.exception_exit(cpu, second, event)
                 return
-            if event.kind == Kind.EXCEPTION:
-                if event.vector == DF:
-                    shut_down(cpu)
+            if event.kind == Kind.EXCEPTION and event.vector == DF:
+                shut_down(cpu)
+                return
+            if event.kind == Kind.EXCEPTION and _doubles(event, second):
+                second = Event(DF, Kind.EXCEPTION, 0)
+                if _intercepted(cpu, DF):
+                    world.exception_exit(cpu, second, None)
                     return
-                if _doubles(event, second):
-                    if cpu.guest is not None and cpu.guest.intercepts(0x40 + second.vector):
-                        world.exception_exit(cpu, second, event)
-                        return
-                    origin, event = None, Event(DF, Kind.EXCEPTION, 0)
-                    continue
-            origin, event = event, second
+            event = second
         except NestedPageFault as fault:
             s.rip = rip
-            _take_back(cpu, event)
+            _take_back(cpu, event, ticks)
             world.nested_fault_exit(cpu, fault.fault, event)
             return
         except TaskSwitchExit as switch:
             s.rip = rip
-            _take_back(cpu, event)
+            _take_back(cpu, event, ticks)
             world.task_switch_exit(cpu, switch, event)
             return
 
 
-def _take_back(cpu: Cpu, event: Event) -> None:
+def _intercepted(cpu: Cpu, vector: int) -> bool:
+    return cpu.guest is not None and cpu.guest.intercepts(0x40 + vector)
+
+
+def _take_back(cpu: Cpu, event: Event, ticks: int) -> None:
     """A software interrupt that was not delivered has not happened: RIP is at the instruction again."""
-    if event.kind == Kind.SOFTWARE and event.length:
+    if event.software:
         cpu.state.rip -= event.length
-        cpu.engine.clock.now -= event.length
+        cpu.engine.clock.now -= ticks
 
 
 def _doubles(first: Event, second: Event) -> bool:

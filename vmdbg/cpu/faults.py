@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import IntEnum
 
 from introspect.paging import NestedFault
@@ -32,22 +32,24 @@ class Event:
     address: int | None = None
     """What CR2 becomes, for #PF."""
     length: int = 0
-    """Of the instruction that asked for it: RIP is already past it, and goes back if the delivery faults."""
+    """Of the instruction that asked for it: RIP is already past it, and goes back if a software event cannot be delivered."""
     trap: bool = False
     """RIP is past the instruction that caused it: RFLAGS.RF is not set in the image (APM2 3.1.6)."""
 
     @property
+    def software(self) -> bool:
+        """Asked for by INT n, INT3 or INTO: the gate's DPL is checked (APM2 8.6.1; 15.20 for injected ones)."""
+        return self.kind == Kind.SOFTWARE or (self.kind == Kind.EXCEPTION and self.vector in (BP, OF))
+
+    @property
     def external(self) -> int:
         """EXT, bit 0 of the error codes that its delivery may raise."""
-        return 0 if self.kind == Kind.SOFTWARE else 1
+        return 0 if self.software else 1
 
     def encode(self) -> int:
         """The form of EXITINTINFO: vector, type, EV, V and error code."""
         value = self.vector | self.kind << 8 | 1 << 31
         return value if self.error is None else value | 1 << 11 | self.error << 32
-
-    def without_error(self) -> Event:
-        return replace(self, error=None)
 
 
 class CpuFault(Exception):
@@ -58,6 +60,8 @@ class CpuFault(Exception):
         self.vector = vector
         self.error = error
         self.address = address
+        self.committed = False
+        """A task switch has gone too far to go back: the fault is the new task's."""
 
     def event(self) -> Event:
         return Event(self.vector, Kind.EXCEPTION, self.error, self.address)

@@ -14,7 +14,7 @@ from vmdbg.platform.clock import TICKS_PER_SECOND
 from vmdbg.platform.cpuid import Dynamic, cpuid
 from vmdbg.platform.faults import MsrFault
 
-from .core import CR0_PE, CR0_PG, RFLAGS_DF, RFLAGS_IF, RFLAGS_IOPL, RFLAGS_RF, RFLAGS_VM, Cpu
+from .core import CR0_PE, CR0_PG, CR4_SUPPORTED, RFLAGS_DF, RFLAGS_IF, RFLAGS_IOPL, RFLAGS_RF, RFLAGS_TF, RFLAGS_VM, Cpu
 from .decode import Instruction, effective_address
 from .events import raise_event
 from .faults import DB, GP, UD, CpuFault, Event, Kind
@@ -22,9 +22,6 @@ from .faults import DB, GP, UD, CpuFault, Event, Kind
 CR0_ET, CR0_TS, CR0_NW, CR0_CD = 1 << 4, 1 << 3, 1 << 29, 1 << 30
 CR0_DEFINED = 0xE005003F
 CR4_TSD, CR4_DE, CR4_PSE, CR4_PAE, CR4_MCE, CR4_PGE, CR4_PCE = (1 << bit for bit in (2, 3, 4, 5, 6, 7, 8))
-CR4_SUPPORTED = 0b111_1111_1100 | 1 << 16 | 1 << 20 | 1 << 21
-"""TSD DE PSE PAE MCE PGE PCE OSFXSR OSXMMEXCPT, FSGSBASE, SMEP, SMAP; VME, PVI, UMIP, PCIDE, XSAVE and others are not
-claimed in CPUID."""
 EFER_LME, EFER_LMA, EFER_SCE, EFER_NXE, EFER_SVME = 1 << 8, 1 << 10, 1 << 0, 1 << 11, 1 << 12
 DR7_GD, DR6_BD = 1 << 13, 1 << 13
 CODE64, CODE32, DATA32 = 0xA9B, 0xC9B, 0xC93
@@ -36,21 +33,20 @@ _FIXED = {
 }  # fmt: skip
 
 
-def fixed_length(code: bytes) -> int:
-    """The length of the common system instructions without prefixes; 0 if it needs decoding."""
-    first = code[0]
-    if first == 0x0F:
-        second = code[1]
-        if second == 0x01:
-            return 3 if code[2] >= 0xC8 else 0
-        return _FIXED.get(second, 0)
-    return 1 if first == 0xF4 else 0
-
-
 def length(cpu: Cpu) -> int:
-    """The length of the instruction at RIP."""
-    code = cpu.engine.code()
-    return (fixed_length(code) if len(code) > 3 else 0) or cpu.instruction().length
+    """The length of the instruction at RIP; the common system instructions without prefixes need no decoding."""
+    engine = cpu.engine
+    if engine.rt.code_size > 3:
+        code = engine.last_code
+        first = code[0]
+        if first == 0x0F:
+            second = code[1]
+            fixed = _FIXED.get(second, 0) if second != 0x01 else 3 if code[2] >= 0xC8 else 0
+            if fixed:
+                return fixed
+        elif first == 0xF4:
+            return 1
+    return cpu.instruction().length
 
 
 def _general(cpu: Cpu, number: int, value: int) -> None:
@@ -225,24 +221,26 @@ def dr_access(cpu: Cpu, number: int, write: bool) -> None:
 # Time, identity, model-specific registers
 
 
-def tsc(cpu: Cpu) -> int:
-    """The time stamp counter as software sees it: guest time, the CPU's own offset, a guest's TSC_OFFSET."""
-    value = cpu.engine.clock.now + cpu.tsc_offset
-    if cpu.guest is not None:
-        value += cpu.guest.tsc_offset
-    return value & MASK64
+def is_rdtscp(cpu: Cpu) -> bool:
+    """The engine reports both as RDTSC."""
+    return cpu.engine.code()[:2] != b"\x0f\x31" and cpu.instruction().opcode == 0x0F01
 
 
 def rdtsc(cpu: Cpu) -> None:
     s = cpu.state
-    value = tsc(cpu)
+    value = cpu.tsc
     size = length(cpu)
-    code = cpu.engine.code()
     s.set_reg(RAX, value & MASK32)
     s.set_reg(RDX, value >> 32)
-    if size == 3 and code[:3] == b"\x0f\x01\xf9":  # RDTSCP
+    if is_rdtscp(cpu):
         s.set_reg(RCX, s.field("tsc_aux") & MASK32)
     cpu.advance(size)
+
+
+def check_rdpmc(cpu: Cpu) -> None:
+    """The privilege, which comes before intercepts; the engine has not looked."""
+    if cpu.state.cpl and not cpu.state.cr(4) & CR4_PCE:
+        raise CpuFault(GP, 0)
 
 
 def rdpmc(cpu: Cpu) -> None:
@@ -322,8 +320,8 @@ def interrupt(cpu: Cpu, vector: int, size: int, opcode: int) -> None:
     s = cpu.state
     s.rip = s.rip + size if s.is_code64 else (s.rip + size) & MASK32
     cpu.engine.clock.now += size
-    # INT3 and INTO are checked against the gate's DPL like INT n (APM3 INT3), so they are software interrupts here.
-    raise_event(cpu, Event(vector, Kind.SOFTWARE, length=size, trap=True), opcode=opcode)
+    # INT3 and INTO are exceptions, to intercepts and to EXITINTINFO.
+    raise_event(cpu, Event(vector, Kind.SOFTWARE if opcode == 0xCD else Kind.EXCEPTION, length=size, trap=True))
 
 
 def icebp(cpu: Cpu) -> None:
@@ -360,6 +358,7 @@ def syscall(cpu: Cpu) -> None:
     s.set_segment(CS, selector, 0, MASK32, code)
     s.set_segment(SS, selector + 8, 0, MASK32, DATA32)
     s.refresh(0)
+    cpu.single_step = bool(s.rflags & RFLAGS_TF)
 
 
 def sysenter(cpu: Cpu) -> None:
@@ -378,6 +377,7 @@ def sysenter(cpu: Cpu) -> None:
     s.rip = s.field("sysenter_eip") & MASK32
     s.rflags &= ~(RFLAGS_VM | RFLAGS_IF | RFLAGS_RF)
     s.refresh(0)
+    cpu.single_step = bool(s.rflags & RFLAGS_TF)
 
 
 def _take_back(cpu: Cpu) -> None:

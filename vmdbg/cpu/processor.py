@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import IntEnum, auto
-from typing import Protocol
 
 from introspect.exits import PF_ERROR, ExitCode
 from introspect.paging import NestedFault
@@ -15,31 +14,23 @@ from vmdbg.engine.runtime import Reason
 from vmdbg.engine.state import CS, DS, ES, FS, GS, HF_SMAP, IDTR, RAX, RDX, SS
 from vmdbg.platform.bus import Bus
 from vmdbg.platform.cpuid import CpuidConfig
-from vmdbg.platform.msrs import MsrFile
 from vmdbg.svm import world
 from vmdbg.svm.guest import Guest
 
 from . import instructions
-from .core import DR6_BS, DR6_RESET, DR7_RESET, RFLAGS_IF, Cpu, ExtInt
+from .core import DR6_BS, DR6_RESET, DR7_RESET, RFLAGS_IF, Cpu, ExtInt, Observer
 from .events import raise_event
 from .faults import DB, GP, NMI, PF, UD, CpuFault, Event, Kind, NestedPageFault
-
 
 _WRITE_TRAPS = 0xFFFF8000
 """In intercept word 4: EFER and CR0 to CR15, after the write."""
 
 
 _EXIT, _SWINT, _V_IRQ = int(Reason.EXIT), int(ExitCode.SWINT), V_INTR.v_irq
-_PARTICULAR = frozenset((*range(0x40), ExitCode.MSR, ExitCode.RDTSC, ExitCode.INVLPG, ExitCode.INVLPGA))
+_PARTICULAR = frozenset(
+    (*range(0x40), ExitCode.MSR, ExitCode.RDTSC, ExitCode.INVLPG, ExitCode.INVLPGA, ExitCode.WBINVD)
+)
 """Exits that more than one intercept bit decides, or with an EXITINFO1."""
-
-
-class Observer(Protocol):
-    """Who is told of world switches: the machine's history and the debugger."""
-
-    def vmrun(self, cpu: Cpu, guest: Guest, host_cr4: int, host_efer: int) -> None: ...
-
-    def vmexit(self, cpu: Cpu, guest: Guest, code: int, info1: int, info2: int, intinfo: int, rip: int) -> None: ...
 
 
 class Outcome(IntEnum):
@@ -69,38 +60,12 @@ class Processor(Cpu):
     def __init__(
         self, index: int, engine: Engine, bus: Bus, cpuid_config: CpuidConfig, extint: ExtInt, observer: Observer
     ) -> None:
-        super().__init__(index, engine)
-        self.bus = bus
-        self.cpuid_config = cpuid_config
+        super().__init__(index, engine, bus, cpuid_config, observer)
         self.interrupt_controller = extint
-        self.observer = observer
-        self.msrs: MsrFile
-        self.tsc_offset = 0
-        self.lost_hsave = bytearray(4096)
-        self.last_fault = ""
-        """In words, why the processor last refused something: for people."""
         self.watched: Stop | None = None
         self.pause = False
         """Set by whoever wants the CPU to return at the next instruction boundary, as observers of world switches do."""
         world.set_intercepts(self.state, None)
-
-    # MSRs of the engine (vmdbg.platform.msrs.Cpu)
-
-    def get(self, field: str) -> int:
-        if field == "tsc":
-            return instructions.tsc(self)
-        if field == "cr0":
-            return self.state.cr(0)
-        return self.state.field(field)
-
-    def set(self, field: str, value: int) -> None:
-        if field == "tsc":
-            self.tsc_offset = value - self.engine.clock.now
-            return
-        self.state.set_field(field, value)
-        if field == "efer":
-            self.state.refresh()
-            self.flush()
 
     def reset(self) -> None:
         """Power-on (APM2 14.1.3); the boot code sets what differs."""
@@ -160,7 +125,7 @@ class Processor(Cpu):
     def _wakes(self) -> bool:
         """An event ends HLT, whether the guest's hypervisor sees it or the processor takes it."""
         if self.gif and (self.init_pending or self.smi_pending or (self.nmi_pending and not self.state.nmi_blocked)):
-            return True
+            return True  # HLT has ended any shadow
         return self.gif and (self._interrupt_allowed(self._physical_if()) or self._virtual_allowed())
 
     def _physical_pending(self) -> bool:
@@ -213,7 +178,7 @@ class Processor(Cpu):
                 self._exit(ExitCode.SMI)
                 return True
             self.smi_pending = False  # there is no SMM handler
-        if self.nmi_pending and not self.state.nmi_blocked:
+        if self.nmi_pending and not self.state.nmi_blocked and not self.state.shadow:
             if guest is not None and guest.intercepts(ExitCode.NMI):
                 self._exit(ExitCode.NMI)
                 return True
@@ -282,6 +247,8 @@ class Processor(Cpu):
             if not quiet and self._take_event():
                 if step:
                     return Outcome.INTERRUPTED
+                if clock.now >= deadline:
+                    return Outcome.DEADLINE
                 continue
             if self.halted or self.wait_for_sipi:
                 return Outcome.HALTED
@@ -292,7 +259,7 @@ class Processor(Cpu):
                 window = self._waiting_for_window()
                 if not self.gif:
                     world.await_gif(self.state)
-            if step or (window and self.state.shadow):
+            if step or ((window or self.nmi_pending) and self.state.shadow):
                 stop = self.engine.step(self.state, self.npt)
             else:
                 stop = self.engine.run(self.state, self.npt, deadline, window=window, breakpoints=breakpoints)
@@ -351,9 +318,10 @@ class Processor(Cpu):
             else:
                 instructions.interrupt(self, vector, size, opcode)
             return
-        if guest is not None:
-            if self._intercepted(guest, code):
-                return
+        if code == ExitCode.RDPMC:
+            instructions.check_rdpmc(self)
+        if guest is not None and self._intercepted(guest, code):
+            return
         handler = instructions.EMULATE.get(code)
         if handler is not None:
             handler(self)
@@ -419,8 +387,12 @@ class Processor(Cpu):
             code, info1, wanted = self._register_access(guest, code)
             if not wanted:
                 return False
-        elif code == ExitCode.RDTSC and self.engine.code()[:3] == b"\x0f\x01\xf9":
+        elif code == ExitCode.RDTSC and instructions.is_rdtscp(self):
             code = ExitCode.RDTSCP
+            if not guest.intercepts(code):
+                return False
+        elif code == ExitCode.WBINVD and self.instruction().opcode == 0x0F08:
+            code = ExitCode.INVD
             if not guest.intercepts(code):
                 return False
         elif not guest.intercepts(code):
@@ -451,10 +423,7 @@ class Processor(Cpu):
         if not guest.intercepts(ExitCode.CR0_SEL_WRITE) or insn.opcode == 0x0F06:
             return None
         old = self.state.cr(0)
-        if move:
-            new = self.state.reg(insn.rm)
-        else:
-            new = old & ~0xE | instructions.lmsw_source(self, insn) & 0xF | old & 1
+        new = self.state.reg(insn.rm) if move else old & ~14 | instructions.lmsw_source(self, insn) & 15 | old & 1
         changed = (old ^ new) & ~0xA
         return (ExitCode.CR0_SEL_WRITE, info1) if changed else None
 
@@ -472,9 +441,10 @@ class Processor(Cpu):
                 error |= PF_ERROR.U
             event = Event(PF, Kind.EXCEPTION, error, address)
         elif vector == UD and self._at_icebp():
-            # The engine was built without this instruction.
-            if not (self.guest is not None and self._intercepted(self.guest, ExitCode.ICEBP)):
-                instructions.icebp(self)
+            self._missed(ExitCode.ICEBP)  # the engine was built without it
+            return
+        elif vector == GP and self._at_user_rdpmc():
+            self._missed(ExitCode.RDPMC)  # the engine has the sense of CR4.PCE the wrong way round
             return
         elif vector == DB:
             self.dr[6] |= DR6_BS
@@ -504,9 +474,18 @@ class Processor(Cpu):
         self.flush()
         self._stopped(stop)
 
+    def _missed(self, code: int) -> None:
+        """An instruction that the engine took for a fault."""
+        if self.guest is None or not self._intercepted(self.guest, code):
+            instructions.EMULATE[code](self)
+
+    def _at_user_rdpmc(self) -> bool:
+        state = self.state
+        return bool(state.cpl and state.cr(4) & instructions.CR4_PCE) and self.code()[:2] == b"\x0f\x33"
+
     def _at_icebp(self) -> bool:
         """Whether the instruction at RIP is INT1, with or without prefixes."""
-        code = self.engine.code().lstrip(b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf2\xf3")
+        code = self.code().lstrip(b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf2\xf3")
         if self.bits == 64:
             code = code.lstrip(bytes(range(0x40, 0x50)))
         return code[:1] == b"\xf1"

@@ -74,13 +74,18 @@ def switch(cpu: Cpu, selector: int, source: Source, event: Event | None) -> None
         saved.append(cpu.plan(tss.address + 5, 1, tss.raw >> 40 & 0xFF | BUSY, implicit=True))
     if source in (Source.CALL, Source.GATE):
         saved.append(cpu.plan(tss.base, 2, old_selector, implicit=True))
+    trap = wide and cpu.read(tss.base + _TRAP_32, 2, implicit=True) & 1
     cpu.commit(saved)
-    _enter(cpu, tss, new, wide, source)
-    if event is not None and event.error is not None:
-        _push_error(cpu, event.error, wide)
-    if wide and cpu.read(tss.base + _TRAP_32, 2, implicit=True) & 1:
-        cpu.dr[6] |= DR6_BT
-        raise CpuFault(DB)
+    try:
+        _enter(cpu, tss, new, wide, source)
+        if event is not None and event.error is not None:
+            _push_error(cpu, event.error, wide)
+        if trap:
+            cpu.dr[6] |= DR6_BT
+            raise CpuFault(DB)
+    except CpuFault as fault:
+        fault.committed = True
+        raise
 
 
 def _plan_save(cpu: Cpu, wide: bool, source: Source) -> list[tuple[list[tuple[int, int]], bytes]]:

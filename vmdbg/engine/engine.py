@@ -7,7 +7,6 @@ exact stop at a time, before every exception, #VMEXIT, IN and OUT, and device ac
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -36,6 +35,7 @@ VMEXIT = 0x100
 EXCEPTION = 0x40
 NPF = 0x400
 _EXITINFO2 = VMCB_PAGE - PRIVATE + 0x80 >> 3
+_NESTED_CR3 = layout.NESTED_CR3 >> 3
 _MSRPM_BASE = VMCB_PAGE - PRIVATE + 0x48 >> 3
 _RUNTIME_SIZE = ctypes.sizeof(Runtime)
 
@@ -105,7 +105,8 @@ class Engine:
         self.binding = Binding(uc, python=python)
         self.rt = self.binding.state
         self.rt.record = 1
-        self._code = memoryview((ctypes.c_char * 16).from_buffer(self.rt, Runtime.code.offset)).cast("B")
+        # Bytes at the last EXIT or IO, `rt.code_size` of them.
+        self.last_code = memoryview((ctypes.c_char * 16).from_buffer(self.rt, Runtime.code.offset)).cast("B")
         self.physical.flush = self.flush
         self.physical.invalidate = self.invalidate
         ram.written = self.physical.written  # type: ignore[method-assign]
@@ -182,7 +183,8 @@ class Engine:
     def _mmio_read(self, _uc: Any, offset: int, size: int, _data: Any) -> int:
         try:
             entry = self._window[offset // PAGE]
-            assert entry is not None and self.devices is not None
+            assert entry is not None
+            assert self.devices is not None
             return self.devices.read_mmio(entry[2] + offset % PAGE, size)
         except BaseException as error:
             self._error = error
@@ -191,7 +193,8 @@ class Engine:
     def _mmio_write(self, _uc: Any, offset: int, size: int, value: int, _data: Any) -> None:
         try:
             entry = self._window[offset // PAGE]
-            assert entry is not None and self.devices is not None
+            assert entry is not None
+            assert self.devices is not None
             self.devices.write_mmio(entry[2] + offset % PAGE, size, value)
         except BaseException as error:
             self._error = error
@@ -205,7 +208,8 @@ class Engine:
         `window`: stop where RFLAGS.IF is set, with `state.shadow` telling whether the boundary is inhibited.
         """
         rt, clock = self.rt, self.clock
-        self._enter(state, npt)
+        if self._active is not state or state.q[_NESTED_CR3] != npt.root:
+            self._enter(state, npt)
         rt.window = window
         rt.breakpoints = breakpoints
         while True:
@@ -250,17 +254,19 @@ class Engine:
             self._account()
             if self.rt.reason == Reason.STEPPED:
                 return Stop(Reason.STEPPED)
+            retired = self.rt.executed > 0
             stop = self._stopped(state, npt, self.rt.reason, stepping=True)
             if stop is not None:
                 return stop
+            if retired:  # SYSRET: the engine's trap does not come, and the fetch of the next instruction stopped us
+                return Stop(Reason.STEPPED)
 
     def _enter(self, state: CpuState, npt: Npt) -> None:
-        rt = self.rt
-        if self._active is not state or state.q[layout.NESTED_CR3 // 8] != npt.root:
+        if self._active is not state or state.q[_NESTED_CR3] != npt.root:
             self._active = state
-            rt.context = state.address
-            state.q[layout.NESTED_CR3 // 8] = npt.root
-            rt.load |= 3
+            self.rt.context = state.address
+            state.q[_NESTED_CR3] = npt.root
+            self.rt.load |= 3
 
     def _stopped(self, state: CpuState, npt: Npt, reason: int, *, stepping: bool = False) -> Stop | None:
         """What a stop of the runtime means; None to go on."""
@@ -304,7 +310,7 @@ class Engine:
 
     def code(self) -> bytes:
         """The bytes of the instruction that the last EXIT or IO stopped at, as far as its page goes; may be empty."""
-        return bytes(self._code[: self.rt.code_size])
+        return bytes(self.last_code[: self.rt.code_size])
 
     def fault_address(self) -> int:
         """The linear address of the last page fault (EXITINFO2 of an intercepted #PF)."""
@@ -338,6 +344,9 @@ class Engine:
                         return stop
                     gpa = self.physical.arena.q[_EXITINFO2]
                     code = state.error_code
+                    if code & 0x10 and gpa & -PAGE in {page & -PAGE for page in opened}:
+                        # It lies in the device page that it accesses: nothing sensible can be executed there.
+                        return Stop(Reason.EXIT, VMEXIT + EXCEPTION + 6, device=True)
                     found = self.physical.fill(npt, gpa, bool(code & 2), bool(code & 0x10))
                     if isinstance(found, NestedFault):
                         return Stop(Reason.EXIT, rt.intno, npf=found, device=True, write=bool(code & 2))

@@ -19,7 +19,8 @@ typedef int (*vmem_read_fn)(void *, uint64_t, uint32_t, void *, size_t);
 
 #define BRANCH_RING 65536
 
-struct branch { uint64_t from_block, from_size, to; };
+/* In this order: side by side, start and size would be copied with one load of 16 bytes from two stores of 8, a stall. */
+struct branch { uint64_t from_block, to, from_size; };
 
 /* Shared with Python: runtime.py declares the same fields with ctypes, a test compares the size. */
 struct runtime {
@@ -42,13 +43,14 @@ struct runtime {
     uint64_t block_start, block_size;
     uint32_t tf;                   /* RFLAGS.TF before the stepped instruction */
     uint32_t rep;                  /* the stepped instruction: 0, or F2/F3 | 0x100 if it compares */
-    uint64_t branches;             /* ever recorded; the ring keeps the last BRANCH_RING */
+    uint64_t branches;             /* ever recorded; the ring keeps the last BRANCH_RING - 1 */
     uint32_t breakpoints;          /* stop at armed breakpoints */
-    uint32_t record;               /* keep the branch ring */
+    uint32_t record;               /* 1: keep the branch ring */
     uint64_t break_address;
     uint8_t code[16];              /* the instruction at RIP of an EXIT or IO, as far as its page goes */
     uint32_t code_size;
     uint32_t saved;                /* the context is that of the stop already */
+    uint32_t reading;              /* save_code is at work */
     uint32_t mixed;                /* there are pages that are both written and executed */
     struct branch ring[BRANCH_RING];
 };
@@ -102,6 +104,16 @@ static uint32_t rep_of(const uint8_t *code, size_t size, bool cs64)
     return 0;
 }
 
+/* Read code of the block at `address`, a page at a time: where a segment wraps, the next page is the first one. */
+static bool block_code(struct runtime *rt, uint64_t address, uint8_t *code, size_t length, bool cs64)
+{
+    size_t first = 4096 - (address & 4095);
+    if (length <= first)
+        return rt->vmem_read(rt->uc, address, PROT_EXEC_, code, length) == 0;
+    return block_code(rt, address, code, first, cs64) &&
+           block_code(rt, cs64 ? address + first : (uint32_t)(address + first), code + first, length - first, cs64);
+}
+
 /* A store into the block that makes it ends that block in its middle: the engine goes back to the storing instruction
  * and runs it as a block of its own.  No jump within a block ends before the block does, so that shows it; what did not
  * run is given back.  (A store by the last instruction of its block is taken for a jump to it.) */
@@ -114,21 +126,36 @@ static void restarted(struct runtime *rt, uint64_t address, uint32_t size)
     }
 }
 
-static void on_block(void *uc, uint64_t address, uint32_t size, void *user)
+/* A block begins: its time, and the branch that led to it. */
+static inline void account(struct runtime *rt, uint64_t address, uint32_t size)
 {
-    struct runtime *rt = user;
+    uint64_t start = rt->block_start, last = rt->block_size;
+    struct branch *b = &rt->ring[rt->branches % BRANCH_RING];
+    /* Always drafted, then kept or not: a jump here would be mispredicted as often as the guest's own. */
+    b->from_block = start;
+    b->to = address;
+    b->from_size = last;
+    rt->branches += (address != start + last) & (last != 0) & rt->record;
+    rt->budget -= size;
+    rt->block_start = address;
+    rt->block_size = size;
+}
+
+/* The rare cases of on_block, apart so that it stays short. */
+static __attribute__((noinline)) void on_special_block(struct runtime *rt, uint64_t address, uint32_t size)
+{
+    if (rt->step == 2) {
+        if (!rt->mixed || address != rt->block_start)   /* else it changed itself, see restarted() */
+            stop(rt, STEPPED);
+        return;
+    }
     if (rt->step) {
-        if (rt->step == 2) {
-            if (!rt->mixed || address != rt->block_start)   /* else it changed itself, see restarted() */
-                stop(rt, STEPPED);
-            return;
-        }
         uint8_t code[15];
         size_t length = size < sizeof code ? size : sizeof code;
+        bool cs64 = FIELD(rt, uint32_t, at.hflags) & HF_CS64;
         rt->step = 2;
         rt->tf = (eflags(rt) & EFLAGS_TF) != 0;
-        rt->rep = rt->vmem_read(uc, address, PROT_EXEC_, code, length) == 0
-                      ? rep_of(code, length, FIELD(rt, uint32_t, at.hflags) & HF_CS64) : 0;
+        rt->rep = block_code(rt, address, code, length, cs64) ? rep_of(code, length, cs64) : 0;
     } else {
         if (rt->mixed)
             restarted(rt, address, size);
@@ -141,15 +168,17 @@ static void on_block(void *uc, uint64_t address, uint32_t size, void *user)
             return;
         }
     }
-    if (rt->record && address != rt->block_start + rt->block_size && rt->block_size) {
-        struct branch *b = &rt->ring[rt->branches++ % BRANCH_RING];
-        b->from_block = rt->block_start;
-        b->from_size = rt->block_size;
-        b->to = address;
-    }
-    rt->budget -= size;
-    rt->block_start = address;
-    rt->block_size = size;
+    account(rt, address, size);
+}
+
+static void on_block(void *uc, uint64_t address, uint32_t size, void *user)
+{
+    struct runtime *rt = user;
+    (void)uc;
+    if (__builtin_expect((rt->step | rt->window | rt->mixed) || (int64_t)size > rt->budget, 0))
+        on_special_block(rt, address, size);
+    else
+        account(rt, address, size);
 }
 
 static uint64_t linear_rip(struct runtime *rt)
@@ -160,23 +189,35 @@ static uint64_t linear_rip(struct runtime *rt)
     return (FIELD(rt, uint64_t, at.cs_base) + eip) & 0xffffffffu;
 }
 
-/* Save the context and the bytes of the instruction: only inside a hook may the engine's walk fault safely. */
+/* Save the context. */
 static void save(struct runtime *rt)
 {
-    uint64_t rip;
     rt->context_save(rt->uc, rt->context);
     FIELD(rt, uint64_t, at.eflags) = eflags(rt);
     rt->saved = 1;
-    rip = linear_rip(rt);
-    rt->code_size = 4096 - (rip & 4095) < sizeof rt->code - 1 ? 4096 - (rip & 4095) : sizeof rt->code - 1;
-    if (rip - rt->block_start >= rt->block_size || rt->vmem_read(rt->uc, rip, PROT_EXEC_, rt->code, rt->code_size))
-        rt->code_size = 0;
+    rt->code_size = 0;
+}
+
+/* Read the bytes of the instruction, as far as its page goes: to be done last, since a read that faults does not return
+ * but comes back to on_interrupt. */
+static void save_code(struct runtime *rt)
+{
+    uint64_t rip = linear_rip(rt);
+    uint32_t size = 4096 - (rip & 4095) < sizeof rt->code - 1 ? 4096 - (rip & 4095) : sizeof rt->code - 1;
+    if (rip - rt->block_start >= rt->block_size)
+        return;
+    rt->reading = 1;
+    if (rt->vmem_read(rt->uc, rip, PROT_EXEC_, rt->code, size) == 0)
+        rt->code_size = size;
+    rt->reading = 0;
 }
 
 static void on_interrupt(void *uc, uint32_t intno, void *user)
 {
     struct runtime *rt = user;
-    if (rt->reason == IO)          /* the I/O breakpoint of on_in/on_out: the state before the instruction is saved */
+    if (rt->reading)               /* the bytes of the instruction cannot be read: what stopped it stays what it was */
+        rt->reading = 0;
+    else if (rt->reason)           /* IN and OUT: the I/O breakpoint. SYSCALL and SYSENTER: the trap of TF, which we judge */
         ;
     else if (rt->step == 2 && intno == VMEXIT + EXCEPTION + 1 && !rt->tf)
         rt->reason = STEPPED;
@@ -184,6 +225,9 @@ static void on_interrupt(void *uc, uint32_t intno, void *user)
         rt->reason = EXIT;
         rt->intno = intno;
         save(rt);
+        rt->emu_stop(uc);
+        if (intno != VMEXIT + NPF && intno != VMEXIT + EXCEPTION + 14)  /* their address would be lost */
+            save_code(rt);
     }
     rt->emu_stop(uc);
 }
@@ -200,6 +244,7 @@ static void io(struct runtime *rt, uint32_t port, uint32_t size, uint32_t write,
      * then undone: the I/O breakpoint in DR0 raises #DB right behind it, and the saved state is what run() returns. */
     save(rt);
     rt->reg_write(rt->uc, REG_DR0, &address);
+    save_code(rt);
 }
 
 static uint32_t on_in(void *uc, uint32_t port, int size, void *user)
@@ -265,7 +310,7 @@ static void run(struct runtime *rt)
     uint64_t rip;
     rt->reason = 0;
     rt->block_size = 0;
-    rt->saved = 0;
+    rt->saved = rt->reading = 0;
     if (rt->load & 1)
         rt->context_restore(rt->uc, rt->context);
     if (rt->load & 2)
@@ -277,8 +322,8 @@ static void run(struct runtime *rt)
         rt->context_save(rt->uc, rt->context);
         FIELD(rt, uint64_t, at.eflags) = eflags(rt);
     }
-    if (rt->reason == IO)
-        rt->load = 1;              /* the engine went on to the I/O breakpoint: put the saved state back */
+    if (rt->saved)
+        rt->load |= 1;             /* the engine went on, to the I/O breakpoint or a fault of save_code */
     /* The engine takes the arithmetic flags and DF from eflags when it is entered. */
     FIELD(rt, uint64_t, at.cc_src) = FIELD(rt, uint64_t, at.eflags) & EFLAGS_CC;
     if (rt->error)

@@ -356,6 +356,8 @@ class Physical:
 
     def written(self, spa: int, length: int) -> None:
         """Memory changed behind the engine's back (a device, a debugger, our own stores): forget what came from it."""
+        if (spa & PAGE - 1) + length <= PAGE and not self.ram.pages[spa >> 12] & (CODE | MIXED | TABLE) and self.nx:
+            return  # one page of plain data: the common case
         for page in range(spa >> 12, (spa + max(length, 1) - 1 >> 12) + 1):
             state = self.ram.pages[page]
             if state & (WATCH_READ | WATCH_WRITE):

@@ -11,6 +11,7 @@ import ctypes
 from collections.abc import Callable
 from enum import IntEnum
 from functools import partial
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -23,7 +24,7 @@ from .errors import EngineError
 
 native: ModuleType | None
 try:
-    from vmdbg.engine import _native as native
+    native = import_module("vmdbg.engine._native")
 except ImportError:  # no compiler at installation: the twin does the same work
     native = None
 
@@ -50,7 +51,7 @@ class Reason(IntEnum):
 
 
 class Branch(ctypes.Structure):
-    _fields_ = (("from_block", ctypes.c_uint64), ("from_size", ctypes.c_uint64), ("to", ctypes.c_uint64))
+    _fields_ = (("from_block", ctypes.c_uint64), ("to", ctypes.c_uint64), ("from_size", ctypes.c_uint64))
 
 
 class Runtime(ctypes.Structure):
@@ -88,6 +89,7 @@ class Runtime(ctypes.Structure):
         ("code", ctypes.c_uint8 * 16),
         ("code_size", ctypes.c_uint32),
         ("saved", ctypes.c_uint32),
+        ("reading", ctypes.c_uint32),
         ("mixed", ctypes.c_uint32),
         ("ring", Branch * BRANCH_RING),
     )

@@ -69,6 +69,13 @@ class CpuState:
     def rip(self, value: int) -> None:
         self.q[_Q_EIP] = value & 0xFFFFFFFFFFFFFFFF
 
+    def skip(self, length: int) -> None:
+        """RIP moves on by an instruction's length, out of an interrupt shadow."""
+        i, q = self.i, self.q
+        flags = i[_I_HFLAGS]
+        q[_Q_EIP] = q[_Q_EIP] + length & (0xFFFFFFFFFFFFFFFF if flags & HF_CS64 else 0xFFFFFFFF)
+        i[_I_HFLAGS] = flags & ~HF_INHIBIT_IRQ
+
     @property
     def rflags(self) -> int:
         return self.q[_Q_EFLAGS] | 2
@@ -231,6 +238,7 @@ class CpuState:
         cs_flags = i[_I_LIMIT + 6 * CS + 1]
         if efer & 0x400 and cs_flags & (1 << 21):
             flags |= HF_CS32 | HF_SS32 | HF_CS64
+            q[_Q_BASE + 3 * CS] = 0  # ignored in 64-bit mode (APM2 4.8.1), but the engine would add it
         else:
             if cs_flags & (1 << 22):
                 flags |= HF_CS32

@@ -59,6 +59,15 @@ class Twin:
         uclib.uc_reg_read(self.uch, x86.UC_X86_REG_EFLAGS, ctypes.byref(self._eflags))
         return self._eflags.value
 
+    def _block_code(self, address: int, length: int, cs64: bool) -> bytes:
+        first = min(length, 4096 - (address & 4095))
+        code = ctypes.create_string_buffer(first)
+        error = uclib.uc_vmem_read(self.uch, ctypes.c_uint64(address), const.UC_PROT_EXEC, code, ctypes.c_size_t(first))
+        if error or first == length:
+            return b"" if error else code.raw
+        following = address + first if cs64 else (address + first) & 0xFFFFFFFF
+        return code.raw + self._block_code(following, length - first, cs64)
+
     def _restarted(self, address: int, size: int) -> None:
         rt = self.state
         done = address - rt.block_start
@@ -73,14 +82,10 @@ class Twin:
                 if not rt.mixed or address != rt.block_start:
                     self._stop(STEPPED)
                 return
-            code = ctypes.create_string_buffer(min(size, 15))
             rt.step = 2
             rt.tf = int(bool(self._flags() & EFLAGS_TF))
-            error = uclib.uc_vmem_read(
-                self.uch, ctypes.c_uint64(address), const.UC_PROT_EXEC, code, ctypes.c_size_t(len(code))
-            )
             cs64 = bool(self._field(ctypes.c_uint32, layout.HFLAGS).value & HF_CS64)
-            rt.rep = 0 if error else rep_of(code.raw, cs64)
+            rt.rep = rep_of(self._block_code(address, min(size, 15), cs64), cs64)
         else:
             if rt.mixed:
                 self._restarted(address, size)
@@ -92,7 +97,7 @@ class Twin:
                 return
         if rt.record and rt.block_size and address != rt.block_start + rt.block_size:
             branch = rt.ring[rt.branches % len(rt.ring)]
-            branch.from_block, branch.from_size, branch.to = rt.block_start, rt.block_size, address
+            branch.from_block, branch.to, branch.from_size = rt.block_start, address, rt.block_size
             rt.branches += 1
         rt.budget -= size
         rt.block_start = address
@@ -103,19 +108,12 @@ class Twin:
         uclib.uc_context_save(self.uch, ctypes.c_void_p(rt.context))
         self._field(ctypes.c_uint64, layout.EFLAGS).value = self._flags()
         rt.saved = 1
-        rip = self._linear_rip()
-        size = min(4096 - (rip & 4095), 15)
-        if 0 <= rip - rt.block_start < rt.block_size:
-            error = uclib.uc_vmem_read(
-                self.uch, ctypes.c_uint64(rip), const.UC_PROT_EXEC, rt.code, ctypes.c_size_t(size)
-            )
-            rt.code_size = 0 if error else size
-        else:
-            rt.code_size = 0
+        # The engine leaves a read that faults by a long jump, which the interpreter would not survive: others fetch.
+        rt.code_size = 0
 
     def on_interrupt(self, _uc: int, intno: int, _user: int) -> None:
         rt = self.state
-        if rt.reason != IO:
+        if not rt.reason:
             if rt.step == 2 and intno == VMEXIT + EXCEPTION + 1 and not rt.tf:
                 rt.reason = STEPPED
             else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -12,12 +13,13 @@ from introspect.permissions import iopm_intercepts, msrpm_intercepts
 from introspect.registers import CR4, EFER
 from introspect.rules import RULES, SVM_FEATURES, Processor, Violation, first_violation
 from introspect.vmcb import INT_STATE, V_INTR, VMCB
-from vmdbg.cpu.core import RFLAGS_VM, Cpu
+from vmdbg.cpu.core import CR4_SUPPORTED, RFLAGS_VM, Cpu
 from vmdbg.cpu.faults import GP, PF, CpuFault, Event, Kind
 from vmdbg.cpu.operands import accesses
 from vmdbg.engine import layout
 from vmdbg.engine.engine import PHYSICAL_BITS
-from vmdbg.engine.state import DS, ES, GDTR, IDTR, RAX, RSP, CpuState
+from vmdbg.engine.state import DS, ES, GDTR, HF_CS64, IDTR, RSP, CpuState
+from vmdbg.platform.msrs import EFER as MSR_EFER
 
 from .guest import Guest
 
@@ -35,12 +37,12 @@ ASIDS = 32768
 _L0_CR_READ, _L0_CR_WRITE, _L0_DR = 1 << 8, 0xFFFF, 0xFFFF
 _L0_WORD3 = sum(1 << bit for bit in (14, 15, 18, 19, 21, 22, 24, 26, 28, 31))
 """RDTSC RDPMC CPUID RSM INTn INVD HLT INVLPGA MSR SHUTDOWN."""
-_L0_WORD4 = sum(1 << bit for bit in (0, 1, 2, 3, 6, 7, 8, 10, 11))
-"""VMRUN VMMCALL VMLOAD VMSAVE SKINIT RDTSCP ICEBP MONITOR MWAIT."""
+_L0_WORD4 = sum(1 << bit for bit in (0, 1, 2, 3, 6, 7, 8, 9, 10, 11))
+"""VMRUN VMMCALL VMLOAD VMSAVE SKINIT RDTSCP ICEBP WBINVD MONITOR MWAIT; INVD is reported as WBINVD."""
 _GUEST_WORD3 = sum(1 << bit for bit in (6, 7, 8, 9, 10, 11, 12, 13, 16, 17, 20, 23, 25))
 """Descriptor tables, PUSHF POPF IRET PAUSE INVLPG: the engine stops before them where a guest's hypervisor asks."""
-_GUEST_WORD4 = 1 << 4 | 1 << 5 | 1 << 9
-"""STGI CLGI WBINVD."""
+_GUEST_WORD4 = 1 << 4 | 1 << 5
+"""STGI CLGI."""
 
 _INTERCEPTS = struct.Struct("<Q4HI")
 """The engine's intercept fields, from `layout.INTERCEPT` on."""
@@ -56,6 +58,7 @@ _EXIT = struct.Struct("<4Q")
 """EXITCODE EXITINFO1 EXITINFO2 EXITINTINFO."""
 _MSRS = struct.Struct("<8Q")
 """STAR LSTAR CSTAR SFMASK KERNEL_GS_BASE SYSENTER_CS SYSENTER_ESP SYSENTER_EIP."""
+_FOUR = struct.Struct("<4Q")
 
 _at = VMCB.offset_of
 _ES, _FS, _LDTR, _TR = (_at(f"{name}.selector") for name in ("es", "fs", "ldtr", "tr"))
@@ -65,6 +68,8 @@ _EFER, _RSP, _RAX, _CR2, _G_PAT, _V_INTR, _INT_STATE, _EVENTINJ, _NRIP = (
     _at(name) // 8 for name in ("efer", "rsp", "rax", "cr2", "g_pat", "v_intr", "int_state", "eventinj", "nrip")
 )
 """Fields of 8 bytes, as indices."""
+_SAVED_FS_GS, _SAVED_LDTR, _SAVED_TR = slice(_FS, _FS + 32), slice(_LDTR, _LDTR + 16), slice(_TR, _TR + 16)
+_SAVED_MSRS = slice(_STAR, _STAR + _MSRS.size)
 _FLAT, _DIRECT = slice(_ES, _ES + 64), slice(_FS, _TR + 16)
 """ES CS SS DS, switched by VMRUN and #VMEXIT; FS GS LDTR TR, moved by VMLOAD and VMSAVE, with GDTR and IDTR between."""
 _HIDDEN_FLAT = slice(layout.SEGMENTS, layout.SEGMENTS + 96)
@@ -75,14 +80,10 @@ _Q_RAX, _Q_RSP, _Q_RIP, _Q_RFLAGS, _Q_EFER = (
     at // 8 for at in (layout.REGS, layout.REGS + 8 * RSP, layout.EIP, layout.EFLAGS, layout.EFER)
 )
 _Q_CR0, _Q_CR2, _Q_CR3, _Q_CR4 = (layout.CR // 8 + number for number in (0, 2, 3, 4))
-_Q_PAT, _Q_HSAVE, _Q_STAR, _Q_LSTAR, _Q_CSTAR, _Q_SFMASK, _Q_KERNEL_GS_BASE, _Q_SYSENTER_ESP, _Q_SYSENTER_EIP = (
-    at // 8
-    for at in (
-        layout.PAT, layout.VM_HSAVE, layout.STAR, layout.LSTAR, layout.CSTAR, layout.SFMASK, layout.KERNEL_GS_BASE,
-        layout.SYSENTER_ESP, layout.SYSENTER_EIP,
-    )
-)  # fmt: skip
-_I_HFLAGS, _I_SYSENTER_CS = layout.HFLAGS // 4, layout.SYSENTER_CS // 4
+_Q_PAT, _Q_HSAVE, _I_HFLAGS = layout.PAT // 8, layout.VM_HSAVE // 8, layout.HFLAGS // 4
+_SYSENTER = slice(layout.SYSENTER_CS, layout.SYSENTER_CS + 32)
+_SYSCALL = slice(layout.LSTAR, layout.LSTAR + 32)
+"""SYSENTER_CS SYSENTER_ESP SYSENTER_EIP STAR; LSTAR CSTAR SFMASK KERNEL_GS_BASE."""
 _SHADOW, _VALID = INT_STATE.interrupt_shadow, EVENT.v
 _JUDGED = VMCB.codec(*sorted({name for rule in RULES for name in rule.fields}, key=VMCB.offset_of)).unpack
 
@@ -137,10 +138,28 @@ def _from_vmcb(records: bytes) -> bytes:
 
 
 @lru_cache(maxsize=1024)
-def _direct_from_vmcb(records: bytes) -> bytes:
-    """FS GS LDTR TR for the engine, from the VMCB's records FS to TR; bases are made canonical."""
+def _direct_from_vmcb(records: bytes, msrs: bytes) -> tuple[bytes, bytes, bytes]:
+    """VMLOAD: FS to TR and the MSRs of a VMCB, as the engine has them (`_HIDDEN_DIRECT`, `_SYSENTER`, `_SYSCALL`).
+
+    Bases are made canonical.
+    """
     fs, gs, _, ldtr, _, tr = _SEGMENT.iter_unpack(records)
-    return _from_vmcb(b"".join(_SEGMENT.pack(*record[:3], _canonical(record[3])) for record in (fs, gs, ldtr, tr)))
+    segments = b"".join(_SEGMENT.pack(*record[:3], _canonical(record[3])) for record in (fs, gs, ldtr, tr))
+    star, lstar, cstar, sfmask, kernel_gs_base, cs, esp, eip = _MSRS.unpack(msrs)
+    return (
+        _from_vmcb(segments),
+        _FOUR.pack(cs & 0xFFFFFFFF, esp, eip, star),
+        _FOUR.pack(lstar, cstar, sfmask, _canonical(kernel_gs_base)),
+    )
+
+
+@lru_cache(maxsize=1024)
+def _direct_to_vmcb(hidden: bytes, sysenter: bytes, syscall: bytes) -> tuple[bytes, bytes, bytes, bytes]:
+    """VMSAVE: FS and GS, LDTR, TR, and the MSRs."""
+    records = _to_vmcb(hidden)
+    cs, esp, eip, star = _FOUR.unpack(sysenter)
+    msrs = _MSRS.pack(star, *_FOUR.unpack(syscall), cs & 0xFFFFFFFF, esp, eip)
+    return records[:32], records[32:48], records[48:], msrs
 
 
 def _store_state(cpu: Cpu, view: memoryview) -> None:
@@ -177,10 +196,9 @@ def _load_state(cpu: Cpu, view: memoryview) -> tuple[int, int]:
 
 def _page(cpu: Cpu, what: str) -> int:
     """The page that rAX names, for VMRUN, VMLOAD and VMSAVE; #GP if it is not one (APM2 15.5.1)."""
-    address = cpu.state.reg(RAX)
-    bits = cpu.bits
-    if bits != 64:
-        address &= 0xFFFFFFFF if bits == 32 else 0xFFFF
+    address = cpu.state.q[_Q_RAX]
+    if not cpu.state.i[_I_HFLAGS] & HF_CS64:
+        address &= 0xFFFFFFFF if cpu.bits == 32 else 0xFFFF
     if address & (PAGE - 1) or address >> PHYSICAL_BITS or not cpu.ram.contains(address, PAGE):
         cpu.last_fault = (
             f"{what} with rAX {address:#x}: the VMCB must be a 4 KiB-aligned page of memory below {PHYSICAL_BITS} bits "
@@ -203,7 +221,9 @@ def vmrun(cpu: Cpu, size: int) -> Event | None:
     view = cpu.ram.view[vmcb : vmcb + PAGE]
     guest = Guest(vmcb, view, host_if)
     host_cr4, host_efer = s.cr(4), s.efer
-    violation = _violation(cpu, guest, _processor(s.cr(0), host_cr4, host_efer))
+    violation = _violation(
+        cpu, guest, _processor(s.cr(0), host_cr4, host_efer, cpu.msrs.table[MSR_EFER].writable)
+    )
     cpu.guest = guest
     cpu.observer.vmrun(cpu, guest, host_cr4, host_efer)
     if violation is not None:
@@ -226,22 +246,28 @@ def vmrun(cpu: Cpu, size: int) -> Event | None:
         cpu.npt = cpu.engine.physical.shadow(guest.n_cr3, host_cr4 & _SHADOW_CR4, host_efer & _SHADOW_EFER)
         q[_Q_PAT] = guest.q[_G_PAT]
     set_intercepts(s, guest)
-    cpu.gif = True
+    s.gif = True
     cpu.flush()
     event = guest.eventinj
     if not event & EVENT.v:
         return None
-    kind = EVENT.get(event, "type")
+    kind = Kind(EVENT.get(event, "type"))
     vector = event & 0xFF
-    return Event(
-        vector, Kind(kind), event >> 32 if event & EVENT.ev else None,
+    injected = Event(
+        vector, kind, event >> 32 if event & EVENT.ev else None,
         s.cr(2) if kind == Kind.EXCEPTION and vector == PF else None,
     )  # fmt: skip
+    if injected.software:
+        # nRIP is where their handlers return to; without a delivery RIP stays at the instruction (APM2 15.20).
+        following = guest.q[_NRIP]
+        injected = replace(injected, length=following - s.rip)
+        s.rip = following
+    return injected
 
 
 @lru_cache(maxsize=64)
-def _processor(cr0: int, cr4: int, efer: int) -> Processor:
-    return Processor(PHYSICAL_BITS, FEATURES, cr0, cr4, efer)
+def _processor(cr0: int, cr4: int, efer: int, efer_valid: int) -> Processor:
+    return Processor(PHYSICAL_BITS, FEATURES, cr0, cr4, efer, cr4_valid=CR4_SUPPORTED, efer_valid=efer_valid)
 
 
 def _violation(cpu: Cpu, guest: Guest, processor: Processor) -> Violation | None:
@@ -284,7 +310,7 @@ def _leave(cpu: Cpu, guest: Guest, code: int, info1: int, info2: int, intinfo: i
     s.refresh(0)
     s.shadow = False
     set_intercepts(s, None)
-    cpu.gif = False
+    s.gif = False
     cpu.halted = False
     cpu.engine.physical.written(guest.vmcb, PAGE)
     cpu.flush()
@@ -317,14 +343,8 @@ def vmload(cpu: Cpu, size: int) -> None:
     s = cpu.state
     address = _page(cpu, "VMLOAD")
     view = cpu.ram.view[address : address + PAGE]
-    s.bytes[_HIDDEN_DIRECT] = _direct_from_vmcb(bytes(view[_DIRECT]))
-    q = s.q
-    (
-        q[_Q_STAR], q[_Q_LSTAR], q[_Q_CSTAR], q[_Q_SFMASK], kernel_gs_base, sysenter_cs, q[_Q_SYSENTER_ESP],
-        q[_Q_SYSENTER_EIP],
-    ) = _MSRS.unpack_from(view, _STAR)  # fmt: skip
-    q[_Q_KERNEL_GS_BASE] = _canonical(kernel_gs_base)
-    s.i[_I_SYSENTER_CS] = sysenter_cs & 0xFFFFFFFF
+    to = s.bytes
+    to[_HIDDEN_DIRECT], to[_SYSENTER], to[_SYSCALL] = _direct_from_vmcb(bytes(view[_DIRECT]), bytes(view[_SAVED_MSRS]))
     cpu.advance(size)
 
 
@@ -337,15 +357,10 @@ def vmsave(cpu: Cpu, size: int) -> None:
     s = cpu.state
     address = _page(cpu, "VMSAVE")
     view = cpu.ram.view[address : address + PAGE]
-    records = _to_vmcb(bytes(s.bytes[_HIDDEN_DIRECT]))
-    view[_FS : _FS + 32] = records[:32]
-    view[_LDTR : _LDTR + 16] = records[32:48]
-    view[_TR : _TR + 16] = records[48:]
-    q = s.q
-    _MSRS.pack_into(
-        view, _STAR, q[_Q_STAR], q[_Q_LSTAR], q[_Q_CSTAR], q[_Q_SFMASK], q[_Q_KERNEL_GS_BASE], s.i[_I_SYSENTER_CS],
-        q[_Q_SYSENTER_ESP], q[_Q_SYSENTER_EIP],
-    )  # fmt: skip
+    of = s.bytes
+    view[_SAVED_FS_GS], view[_SAVED_LDTR], view[_SAVED_TR], view[_SAVED_MSRS] = _direct_to_vmcb(
+        bytes(of[_HIDDEN_DIRECT]), bytes(of[_SYSENTER]), bytes(of[_SYSCALL])
+    )
     cpu.engine.physical.written(address, PAGE)
     cpu.advance(size)
 
@@ -353,13 +368,19 @@ def vmsave(cpu: Cpu, size: int) -> None:
 # Exits with information of their own (APM2 15.7.2 to 15.12, VMCB appendix C)
 
 
-def exception_exit(cpu: Cpu, event: Event, origin: Event | None) -> None:
-    """An intercepted exception; `origin` is the event whose delivery raised it."""
+def _instruction_bytes(cpu: Cpu) -> bytes:
+    """The 15 bytes from RIP on, as the engine fetched them; read anew if their page ends before."""
+    code = cpu.engine.code()
+    return code if len(code) == 15 else cpu.fetch()
+
+
+def exception_exit(cpu: Cpu, event: Event, origin: Event | None, *, nrip: int = 0) -> None:
+    """An intercepted exception; `origin` is the event whose delivery raised it, `nrip` is behind INT3 or INTO."""
     is_fault = event.vector == PF
     vmexit(
         cpu, 0x40 + event.vector, event.error or 0, (event.address or 0) if is_fault else 0,
-        intinfo=origin.encode() if origin else 0,
-        insn=cpu.fetch() if is_fault and not (event.error or 0) & 0x10 and origin is None else b"",
+        intinfo=origin.encode() if origin else 0, nrip=nrip,
+        insn=_instruction_bytes(cpu) if is_fault and not (event.error or 0) & 0x10 and origin is None else b"",
     )  # fmt: skip
 
 
@@ -368,7 +389,7 @@ def nested_fault_exit(cpu: Cpu, fault: NestedFault, origin: Event | None) -> Non
     data = not fault.exitinfo1 & NPF_INFO.ID and origin is None
     vmexit(
         cpu, ExitCode.NPF, fault.exitinfo1, fault.gpa, intinfo=origin.encode() if origin else 0,
-        insn=cpu.fetch() if data else b"",
+        insn=_instruction_bytes(cpu) if data else b"",
     )  # fmt: skip
 
 

@@ -1,0 +1,48 @@
+"""Each benchmark runs to its end with --quick, prints its table and writes it as JSON; no figure is judged here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from benchmarks import engine, exits, measure, worldswitch
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "rows", "figures"),
+    [
+        (engine, 3, {"native/bare", "guest/bare", "python/bare"}),
+        (worldswitch, 4, {"native/s", "python/s"}),
+        (exits, len(exits.HOST) + len(exits.GUESTS), {"native us", "python us"}),
+    ],
+    ids=lambda value: value.__name__ if isinstance(value, ModuleType) else "",
+)
+def test_quick(
+    benchmark: ModuleType, rows: int, figures: set[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "figures.json"
+    assert measure.main("", benchmark.measure, ["--quick", "--json", str(path)]) == 0
+    document = json.loads(path.read_text())
+    assert len(document["rows"]) == rows
+    assert all(row[name] > 0 for row in document["rows"] for name in figures)
+    assert {"cpu", "python", "unicorn", "qemu"} <= document["machine"].keys()
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in figures)
+
+
+def test_without_qemu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "QEMU", "no-such-qemu")
+    report = worldswitch.measure(True)
+    assert any("not installed" in remark for remark in report.remarks)
+    assert all("qemu/s" not in row for row in report.rows)
+    assert report.where["qemu"] == "not installed"
+
+
+def test_an_image_that_fails_is_named() -> None:
+    lines = measure.Lines()
+    lines.write(b"worldswitch: EXITCODE 7f\n")
+    with pytest.raises(measure.BenchmarkError, match="EXITCODE 7f"):
+        lines.seconds()
