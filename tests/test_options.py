@@ -12,7 +12,8 @@ from vmdbg.options import Endpoint, cpus, endpoint, number, size, symbol_file
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("512M", 512 << 20), ("1g", 1 << 30), ("4096K", 4 << 20), ("2GiB", 2 << 30), ("16777216", 1 << 24)]
+    ("text", "value"),
+    [("512M", 512 << 20), ("1g", 1 << 30), ("4096K", 4 << 20), ("2GiB", 2 << 30), ("16777216", 1 << 24)],
 )
 def test_sizes(text: str, value: int) -> None:
     assert size(text) == value
@@ -38,8 +39,9 @@ def test_symbol_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("read", "text"),
     [
-        (size, "1"), (size, "1T"), (size, "-5M"), (size, "1048577"), (size, ""), (cpus, "65"), (cpus, "x"), (cpus, "-1"),
-        (number, "-1"), (number, "0x"), (endpoint, "70000"), (endpoint, "x:y"), (endpoint, "unix:"), (endpoint, "8.8.8.8:1"),
+        (size, "1"), (size, "1T"), (size, "-5M"), (size, "1048577"), (size, ""), (cpus, "65"), (cpus, "x"),
+        (cpus, "-1"), (number, "-1"), (number, "0x"), (endpoint, "70000"), (endpoint, "x:y"), (endpoint, "unix:"),
+        (endpoint, "8.8.8.8:1"),
         (symbol_file, "guest0=/bin/sh"), (symbol_file, "host"), (symbol_file, "host=/"), (symbol_file, "guest=/bin/sh"),
     ],
 )  # fmt: skip
