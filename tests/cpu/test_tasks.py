@@ -7,8 +7,21 @@ import struct
 import pytest
 
 from tests.engine.rig import (
-    CODE32, CONFORMING32, DATA32, GDT, HANDLERS, LDT_SELECTOR, STACK, TABLES, TSS, TSS2, TSS2_SELECTOR, TSS_SELECTOR, USER_CODE32,
-    USER_DATA, Rig,
+    CODE32,
+    CONFORMING32,
+    DATA32,
+    GDT,
+    HANDLERS,
+    LDT_SELECTOR,
+    STACK,
+    TABLES,
+    TSS,
+    TSS2,
+    TSS2_SELECTOR,
+    TSS_SELECTOR,
+    USER_CODE32,
+    USER_DATA,
+    Rig,
 )  # fmt: skip
 from vmdbg.engine.state import CS, DS, ES, FS, GS, LDTR, RSP, SS, TR
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.engine.assembler import assemble
+from vmdbg.cpu.instructions import PORT_TICKS
 from vmdbg.machine import QUANTUM, Config, Event, Machine
 
 TRAMPOLINE = 0x9000
@@ -143,7 +144,7 @@ def test_cpus_wait_for_sipi(python: bool) -> None:
     m = machine("movl $1000, %ecx; 1: loop 1b; outl %eax, $0xf4", 4, python)
     finish(m)
     assert all(cpu.wait_for_sipi for cpu in m.cpus[1:])
-    assert m.clock.now == 5 + 2000 + 2
+    assert m.clock.now == 5 + 2000 + 2 + PORT_TICKS
 
 
 def test_guests_on_two_cpus(python: bool) -> None:
