@@ -10,9 +10,8 @@ import struct
 
 from introspect.vmcb import VMCB
 from tests.engine.rig import IDT, STACK, TSS, Mode, Rig
-from vmdbg.engine.state import RAX
+from vmdbg.engine.state import FS, GS, LDTR, RAX, TR
 from vmdbg.machine import Config, Event, Machine
-from vmdbg.engine.state import FS, GS, LDTR, TR
 from vmdbg.svm import world
 
 HOST_CODE = 0x88000
@@ -23,7 +22,8 @@ HOST_TABLES = 0xD0000
 GUEST = 0x400000
 """Where guest-physical 0 is, under nested paging."""
 SVME = 1 << 12
-INTERCEPTS = ("intercept_cr_read", "intercept_cr_write", "intercept_dr_read", "intercept_dr_write", "intercept_exceptions",
+INTERCEPTS = ("intercept_cr_read", "intercept_cr_write", "intercept_dr_read", "intercept_dr_write",
+"intercept_exceptions",
               "intercept_misc1", "intercept_misc2", "intercept_misc3")  # fmt: skip
 VMMCALL, HLT, SHUTDOWN, NPF, INVALID = 0x81, 0x78, 0x7F, 0x400, (1 << 64) - 1
 P, W, U, A, D, NX = 1, 2, 4, 0x20, 0x40, 1 << 63
@@ -33,7 +33,8 @@ class Hypervisor(Rig):
     """A host in long mode about to run a guest in `mode`; VMMCALL, HLT and SHUTDOWN of the guest come back."""
 
     def __init__(
-        self, guest: str | bytes, mode: Mode = "long", *, host: str = "vmrun; hlt", python: bool = False, np: bool = True,
+        self, guest: str | bytes, mode: Mode = "long", *, host: str = "vmrun; hlt", python: bool = False,
+        np: bool = True,
         user: bool = False, cpus: int = 1,
     ) -> None:  # fmt: skip
         super().__init__(host, "long", python=python, cpus=cpus, origin=HOST_CODE)
@@ -150,6 +151,30 @@ def bare_machine(code: bytes, python: bool = False) -> Machine:
 
 
 __all__ = [
-    "A", "D", "GUEST", "HLT", "HOST_CODE", "HSAVE", "IDT", "INTERCEPTS", "INVALID", "IOPM", "MSRPM", "NESTED", "NPF", "NX", "P", "SHUTDOWN",
-    "STACK", "SVME", "TSS", "U", "VMCB_PAGE", "VMMCALL", "W", "Event", "Hypervisor", "bare_machine",
+    "GUEST",
+    "HLT",
+    "HOST_CODE",
+    "HSAVE",
+    "IDT",
+    "INTERCEPTS",
+    "INVALID",
+    "IOPM",
+    "MSRPM",
+    "NESTED",
+    "NPF",
+    "NX",
+    "SHUTDOWN",
+    "STACK",
+    "SVME",
+    "TSS",
+    "VMCB_PAGE",
+    "VMMCALL",
+    "A",
+    "D",
+    "Event",
+    "Hypervisor",
+    "P",
+    "U",
+    "W",
+    "bare_machine",
 ]  # fmt: skip
