@@ -61,7 +61,7 @@ def gdb_command(gdb: str, where: str, symbols: Path | None, executable: bool, ar
     for setting in GDB_SETTINGS:
         command += ["-ex", setting]
     if symbols is not None:
-        # As an executable, a file of another word size than the machine's would have gdb refuse the machine's registers.
+        # As an executable, a file of another word size would have gdb refuse the machine's registers.
         command += ["-ex", f"{'file' if executable else 'symbol-file'} {symbols}"]
     return [*command, "-ex", f"target extended-remote {where}", *arguments]
 

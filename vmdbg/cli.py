@@ -29,12 +29,13 @@ class _Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """All commands with their options."""
-    top = _Parser(
+    top: argparse.ArgumentParser = _Parser(
         prog="vmdbg",
         description="A debugger for hypervisors: an AMD-V machine whose hypervisor and guests are GDB inferiors.",
     )
     top.add_argument("--version", action="version", version=f"vmdbg {_version()}")
-    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands: argparse._SubParsersAction[argparse.ArgumentParser]
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
     run.add_parser(commands)
     attach.add_parser(commands)
     return top

@@ -196,8 +196,8 @@ class Monitor:
         arguments.words = []
         self.debugger.symbols[pid] = path
         return Text(
-            f"process {pid} has the symbols of {path}: gdb loads them when it attaches to it next (in 16-bit code load them "
-            "with symbol-file)"
+            f"process {pid} has the symbols of {path}: gdb loads them when it attaches to it next (in 16-bit code use "
+            "symbol-file)"
         )
 
     def _why(self, context: Context, arguments: Arguments) -> Result:

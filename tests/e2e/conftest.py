@@ -39,10 +39,9 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     def build(name: str) -> Path:
         elf = folder / f"{name}.elf"
         if not elf.exists():
-            command = [
-                "gcc", "-nostdlib", "-static", "-g", "-Wl,-Ttext=0x100000,--build-id=none,-z,noexecstack,-z,max-page-size=4096",
-                "-o", str(elf), str(ROOT / "tests/e2e/images" / f"{name}.S"),
-            ]  # fmt: skip
+            linker = "-Wl,-Ttext=0x100000,--build-id=none,-z,noexecstack,-z,max-page-size=4096"
+            source = ROOT / "tests/e2e/images" / f"{name}.S"
+            command = ["gcc", "-nostdlib", "-static", "-g", linker, "-o", str(elf), str(source)]
             subprocess.run(command, check=True, capture_output=True)
         return elf
 

@@ -21,9 +21,7 @@ def test_before_paging_and_through_world_switches(gdb: Gdb, serve: Serve, hyperv
     assert gdb.value("$cr0 & 0x80000000") == 0  # at reset, in 32-bit code
     gdb("hbreak schedule")
     gdb("monitor stop-on vmexit msr")
-    assert "hit Hardware assisted breakpoint 1, schedule" in gdb("continue").replace("Thread 1.1 ", "") or gdb.value(
-        "$_hit_bpnum"
-    )
+    assert "reakpoint 1, schedule () at" in gdb("continue")
     gdb("delete")
     printed = gdb("continue")
     assert "#VMEXIT MSR of guest 2" in printed, printed
@@ -61,9 +59,11 @@ def test_watchpoints_of_a_guest(gdb: Gdb, serve: Serve, hypervisor: Path, tmp_pa
     assert 'Thread 2.1 "guest 2' in printed
     assert f"Old value = {old}\nNew value = {old + 1}\n" in printed
     # pc is behind the store, whose line it belongs to.
-    assert "guest64.c:9" in printed
-    code = gdb("disassemble /r $pc-11, $pc")
-    assert "incq" in code or "add" in code or "mov" in code, code
+    assert "guest64.c:93" in printed
+    here = gdb.value("$pc")
+    code = gdb("disassemble main").splitlines()
+    behind = next(n for n, line in enumerate(code) if f"{here & (1 << 64) - 1:#x}" in line)
+    assert "<counter>" in code[behind - 1], code[behind - 1]
     gdb("delete")
 
     gdb("rwatch counter")
@@ -110,7 +110,7 @@ def test_on_a_page_of_hot_code(gdb: Gdb, serve: Serve, image: Image, tmp_path: P
         printed = gdb("continue")
         value += 1
         assert f"New value = {value}\n" in printed, printed
-        assert gdb.value("$pc") == gdb.value("(long)&after_vmexit + 30") or "cmpl" in gdb("x/i $pc")
+        assert "cmpl" in gdb("x/i $pc")
     gdb("delete")
     gdb("rwatch *(long *)&hot")
     assert "Value = " in gdb("continue")
@@ -138,5 +138,5 @@ def test_a_breakpoint_of_one_that_was_not_resumed_is_passed(gdb: Gdb, serve: Ser
     assert "[inferior 1 ran past its breakpoint at" in printed
     assert "Temporary breakpoint 3" in printed
     gdb("delete")
-    printed = gdb("stepi 20")
+    gdb("stepi 20")
     assert gdb.value("$_inferior") == 2

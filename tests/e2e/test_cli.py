@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.served import ROOT, run, vmdbg
+from tests.e2e.served import ROOT, Served, run, vmdbg
+from tests.gdbstub.serving import Wire
 
 HLT = b"\xfa\xf4"
 SPIN = b"\xeb\xfe"
@@ -59,8 +60,10 @@ def test_exit_statuses(tmp_path: Path) -> None:
 def elf32(*segments: tuple[int, int, int, int], magic: bytes = b"\x7fELF") -> bytes:
     """A multiboot ELF file of (offset, address, file size, memory size)."""
     headers = b"".join(struct.pack("<8I", 1, o, a, a, f, m, 7, 4096) for o, a, f, m in segments)
-    head = struct.pack("<4s5B7x2H5I6H", magic, 1, 1, 1, 0, 0, 2, 3, 1, 0x100000, 52, 0, 0, 52, 32, len(segments), 40, 0, 0)
-    return (head + headers).ljust(0x400, b"\0") + struct.pack("<3I", 0x1BADB002, 0, -0x1BADB002 & 0xFFFFFFFF) + bytes(256)
+    numbers = (2, 3, 1, 0x100000, 52, 0, 0, 52, 32, len(segments), 40, 0, 0)
+    head = struct.pack("<4s5B7x2H5I6H", magic, 1, 1, 1, 0, 0, *numbers)
+    multiboot = struct.pack("<3I", 0x1BADB002, 0, -0x1BADB002 & 0xFFFFFFFF)
+    return (head + headers).ljust(0x400, b"\0") + multiboot + bytes(256)
 
 
 HOSTILE: dict[str, tuple[bytes, str]] = {
@@ -75,7 +78,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "file larger than memory": (elf32((0, 0x100000, 0x400, 0x100)), "bytes in the file"),
     "no segment": (elf32(), "segment"),
     "entry outside": (elf32((0, 0x200000, 0x400, 0x400)), "entry point"),
-    "no multiboot header": (elf32((0, 0x100000, 0x400, 0x400)).replace(b"\x02\xb0\xad\x1b", bytes(4)), "multiboot header"),
+    "no multiboot header": (elf32((0, 0x100000, 0x400, 0x400))[:0x400] + bytes(0x200), "multiboot header"),
     "another machine": (elf32((0, 0x100000, 0x400, 0x400)).replace(b"\x02\0\x03\0", b"\x02\0\x28\0", 1), "machine"),
 }
 
@@ -204,6 +207,22 @@ def test_gdb_on_an_image_and_on_an_address(hypervisor: Path, tmp_path: Path) -> 
     assert "warning" not in done.stdout + done.stderr
     served.communicate(timeout=60)
     assert served.returncode == 1
+
+
+def test_the_time_limit_holds_under_a_debugger(hypervisor: Path, tmp_path: Path) -> None:
+    for resume in (False, True):
+        folder = tmp_path / str(resume)
+        folder.mkdir()
+        served = Served(hypervisor, folder, "--append", "loop=0", "--timeout", "2")
+        with Wire(served.port) as wire:
+            assert wire.ask(b"?").startswith(b"T05")
+            if resume:
+                reply = wire.ask(b"c")
+                while reply.startswith(b"O"):
+                    reply = wire.read()
+                assert reply == b"W7c"
+            assert served.finish().status == 124
+        assert "--timeout 2 s reached at RIP" in served.errors
 
 
 def test_without_wait_the_machine_runs_until_a_debugger_comes(hypervisor: Path) -> None:

@@ -48,9 +48,8 @@ def test_steps_over_intercepted_instructions(gdb: Gdb, serve: Serve, image: Imag
     lap = [address["at_cpuid"], address["at_out"], address["at_hlt"], address["at_hlt"] + 1, address["at_hlt"] + 6,
            address["at_vmmcall"], address["at_vmmcall"] + 3, address["guest"], address["increment"]]  # fmt: skip
     assert seen == lap + lap
-    gdb("tbreak end")
     gdb("inferior 1")
-    assert "exited with code 01" in gdb("continue") or "exited with code 01" in gdb("continue")
+    assert "exited with code 01" in gdb("continue")
     gdb.close()
     assert served.finish() == undebugged
 
@@ -81,8 +80,6 @@ def test_steps_pass_over_interrupts(gdb: Gdb, serve: Serve, hypervisor: Path, tm
     assert gdb.value("ticks") > ticks
 
     # Into a function and out of it.
-    gdb("delete")
-    gdb("break main if 0")
     gdb("tbreak work")
     gdb("continue")
     assert "Value returned is" in gdb("finish")
@@ -92,8 +89,6 @@ def test_steps_pass_over_interrupts(gdb: Gdb, serve: Serve, hypervisor: Path, tm
             break
         printed = gdb("step")
     assert "work (" in printed, printed
-    gdb("up")
-    gdb("down")
 
     # The hypervisor, whose own timer interrupts while a guest runs.
     gdb("inferior 1")
@@ -103,7 +98,7 @@ def test_steps_pass_over_interrupts(gdb: Gdb, serve: Serve, hypervisor: Path, tm
     assert "schedule.c" in gdb("frame")
     for _ in range(12):
         gdb("next")
-        assert "in schedule " in gdb("where 1") or "#0  schedule" in gdb("where 1")
+        assert "#0  schedule" in gdb("where 1")
     gdb("delete")
     assert "exited with code 01" in gdb("continue")
     gdb.close()
@@ -166,7 +161,7 @@ def test_interrupts(gdb: Gdb, serve: Serve, hypervisor: Path) -> None:
     other = Gdb()
     printed = other(f"target extended-remote 127.0.0.1:{served.port}")
     other.close()
-    assert "another client" in printed or "Remote" in printed, printed
+    assert "another client is connected; disconnect it first" in printed, printed
     assert "Thread 1.1" in gdb("info threads")
 
     # `disconnect` leaves the machine stopped; gdb finds it so.
