@@ -104,7 +104,8 @@ def test_fault_points_at_its_instruction_with_rf(mode: Mode, python: bool) -> No
 
 
 @pytest.mark.parametrize(("text", "vector", "length", "flags"), [
-    ("int3", BP, 1, 0), (ICEBP, DB, 1, 0), (".byte 0xcd, 3", BP, 2, 0), ("movb $0x7f, %al; addb $1, %al; into", OF, 5, 0),
+    ("int3", BP, 1, 0), (ICEBP, DB, 1, 0), (".byte 0xcd, 3", BP, 2, 0),
+    ("movb $0x7f, %al; addb $1, %al; into", OF, 5, 0),
 ])  # fmt: skip
 @pytest.mark.parametrize("mode", ["real", "protected32", "compatibility", "long"])
 def test_traps_point_behind(text: str, vector: int, length: int, flags: int, mode: Mode, python: bool) -> None:
@@ -370,7 +371,8 @@ def test_stack_beyond_the_tss(mode: Mode, python: bool) -> None:
 
 
 @pytest.mark.parametrize(("ss", "vector", "error"), [
-    (0, TS, 0), (DATA32 | 3, TS, DATA32), (CODE32, TS, CODE32), (0xFF8, TS, 0xFF8), (0x98, SS_FAULT, 0x98), (0xA0, TS, 0xA0),
+    (0, TS, 0), (DATA32 | 3, TS, DATA32), (CODE32, TS, CODE32), (0xFF8, TS, 0xFF8), (0x98, SS_FAULT, 0x98),
+    (0xA0, TS, 0xA0),
     (USER_DATA & ~3, TS, USER_DATA & ~3),
 ])  # fmt: skip
 def test_bad_stack_segment_in_the_tss(ss: int, vector: int, error: int, python: bool) -> None:

@@ -108,14 +108,19 @@ def test_pending_without_if_waits(python: bool) -> None:
 @STEPPED
 def test_task_priority(stepped: bool, python: bool) -> None:
     """CR8 holds back its class and those below; lowering it lets go at once."""
-    rig = Rig("movl $4, %eax; movq %rax, %cr8; sti; nop; nop; decl %eax; movq %rax, %cr8\nopen: nop; nop", python=python)
+    rig = Rig(
+        "movl $4, %eax; movq %rax, %cr8; sti; nop; nop; decl %eax; movq %rax, %cr8\nopen: nop; nop", python=python
+    )
     interrupt(rig, 0x45)
     assert taken_at(rig, stepped) == rig.labels["open"]
 
 
 @STEPPED
 def test_task_priority_through_the_apic(stepped: bool, python: bool) -> None:
-    rig = Rig("movl $0xfee00000, %ebx; movl $0x50, 0x80(%rbx); sti; nop; nop; movl $0x3f, 0x80(%rbx)\nopen: nop", python=python)
+    rig = Rig(
+        "movl $0xfee00000, %ebx; movl $0x50, 0x80(%rbx); sti; nop; nop; movl $0x3f, 0x80(%rbx)\nopen: nop",
+        python=python,
+    )
     interrupt(rig, 0x45)
     assert taken_at(rig, stepped) == rig.labels["open"]
 
@@ -130,11 +135,14 @@ def test_the_more_urgent_one_first(python: bool) -> None:
 
 def test_extint_comes_from_the_controller(python: bool) -> None:
     """IRQ 0 of the PIC (vector base 0x30) through virtual wire."""
-    rig = Rig("""
+    rig = Rig(
+        """
         movb $0x11, %al; outb %al, $0x20; movb $0x30, %al; outb %al, $0x21; movb $4, %al; outb %al, $0x21
         movb $1, %al; outb %al, $0x21; movb $0xfe, %al; outb %al, $0x21
         movb $0x34, %al; outb %al, $0x43; movb $100, %al; outb %al, $0x40; xorl %eax, %eax; outb %al, $0x40
-        sti; 1: hlt; jmp 1b""", python=python)
+        sti; 1: hlt; jmp 1b""",
+        python=python,
+    )
     rig.machine.run(10_000_000)  # the timer never lets the machine idle
     assert rig.handled == 0x30
 
@@ -213,7 +221,12 @@ def test_init_resets_and_waits(python: bool) -> None:
     assert rig.machine.cpus[1].wait_for_sipi
     rig.cpu.init()
     rig.step()
-    assert (rig.state.rip, rig.state.selector(1), rig.state.base(1), rig.state.cr(0)) == (0xFFF0, 0xF000, 0xFFFF0000, 0x60000010)
+    assert (rig.state.rip, rig.state.selector(1), rig.state.base(1), rig.state.cr(0)) == (
+        0xFFF0,
+        0xF000,
+        0xFFFF0000,
+        0x60000010,
+    )
 
 
 def test_interrupts_nest_by_priority(python: bool) -> None:

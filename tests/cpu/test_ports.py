@@ -28,8 +28,10 @@ def test_iopl(mode: Mode, iopl: int, allowed: bool, python: bool) -> None:
 @pytest.mark.parametrize("mode", ["virtual", "protected32", "long"])
 @pytest.mark.parametrize(("text", "clear", "allowed"), [
     ("inb $0x80, %al", (0x80,), True), ("inb $0x81, %al", (0x80,), False), ("inw $0x80, %ax", (0x80, 0x81), True),
-    ("inw $0x80, %ax", (0x80,), False), ("inw $0x87, %ax", (0x87, 0x88), True), ("inl $0x86, %eax", (0x86, 0x87, 0x88), False),
-    ("inl $0x86, %eax", (0x86, 0x87, 0x88, 0x89), True), ("outb %al, $0x80", (0x80,), True), ("outb %al, $0x80", (), False),
+    ("inw $0x80, %ax", (0x80,), False), ("inw $0x87, %ax", (0x87, 0x88), True),
+    ("inl $0x86, %eax", (0x86, 0x87, 0x88), False),
+    ("inl $0x86, %eax", (0x86, 0x87, 0x88, 0x89), True), ("outb %al, $0x80", (0x80,), True),
+    ("outb %al, $0x80", (), False),
 ])  # fmt: skip
 def test_permission_map(mode: Mode, text: str, clear: tuple[int, ...], allowed: bool, python: bool) -> None:
     rig = Rig(f"{text}\nend: nop", mode, python=python, user=True)
@@ -71,7 +73,11 @@ def test_widths_and_unclaimed_ports(text: str, value: int, python: bool) -> None
 
 @pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "virtual"])
 def test_ports_in_every_mode(mode: Mode, python: bool) -> None:
-    rig = Rig("movb $0x3c, %al; outb %al, $0x70; movb $0x5a, %al; outb %al, $0x71; xorb %al, %al; inb $0x71, %al\nend: nop", mode, python=python)
+    rig = Rig(
+        "movb $0x3c, %al; outb %al, $0x70; movb $0x5a, %al; outb %al, $0x71; xorb %al, %al; inb $0x71, %al\nend: nop",
+        mode,
+        python=python,
+    )
     rig.step(6)
     assert rig.rip == rig.labels["end"]
     assert rig.reg(RAX) & 0xFF == 0x5A
@@ -121,7 +127,10 @@ def test_sixteen_bit_addresses_wrap(python: bool) -> None:
     assert rig.ram.read(0xFFFF, 1) + rig.ram.read(0, 1) == b"\xff\xff"
 
 
-@pytest.mark.parametrize(("size", "text"), [(1, "movb (%rbx), %al"), (2, "movw (%rbx), %ax"), (4, "movl (%rbx), %eax"), (8, "movq (%rbx), %rax")])
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(1, "movb (%rbx), %al"), (2, "movw (%rbx), %ax"), (4, "movl (%rbx), %eax"), (8, "movq (%rbx), %rax")],
+)
 def test_unclaimed_memory_reads_ones(size: int, text: str, python: bool) -> None:
     for address in (0xD0000000, 0xFED00000, 0x20000000, 0xD0000FFC, 0xFFFFFFF0):
         rig = Rig(f"{text}; movl %eax, (%rbx); hlt", python=python)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+from itertools import pairwise
 
 import pytest
 
@@ -25,8 +25,10 @@ def refused(rig: Rig, vector: int = GP) -> bool:
 
 
 @pytest.mark.parametrize(("register", "value"), [
-    ("cr0", PE | PG | NW), ("cr0", PG), ("cr0", PE | PG | 1 << 32), ("cr0", PE), ("cr4", 0x600), ("cr4", 0x620 | 1 << 11),
-    ("cr4", 0x620 | 1 << 32), ("cr4", 0x620 | 1 << 17), ("cr4", 0x620 | 1 << 12), ("cr3", 1 << 40), ("cr3", 1 << 63), ("cr8", 16),
+    ("cr0", PE | PG | NW), ("cr0", PG), ("cr0", PE | PG | 1 << 32), ("cr0", PE), ("cr4", 0x600),
+    ("cr4", 0x620 | 1 << 11),
+    ("cr4", 0x620 | 1 << 32), ("cr4", 0x620 | 1 << 17), ("cr4", 0x620 | 1 << 12), ("cr3", 1 << 40), ("cr3", 1 << 63),
+    ("cr8", 16),
     ("dr6", 1 << 32), ("dr7", 1 << 32),
 ])  # fmt: skip
 def test_general_protection(register: str, value: int, python: bool) -> None:
@@ -53,13 +55,17 @@ def test_dr4_and_dr5_are_dr6_and_dr7(python: bool) -> None:
 
 
 def test_values_read_back(python: bool) -> None:
-    rig = Rig("""
+    rig = Rig(
+        """
         movl $0x80050033, %eax; movq %rax, %cr0; movq %cr0, %rbx
         movl $0x6b0, %eax; movq %rax, %cr4; movq %cr4, %rcx
         movl $9, %eax; movq %rax, %cr8; movq %cr8, %rdx
         movabsq $0x1122334455667788, %rax; movq %rax, %cr2; movq %cr2, %rsi
-        movq %rax, %dr3; movq %dr3, %rdi; movl $-1, %eax; movq %rax, %dr6; movq %dr6, %r8; xorl $0x2000, %eax; movq %rax, %dr7; movq %dr7, %r9; hlt
-        """, python=python)
+        movq %rax, %dr3; movq %dr3, %rdi; movl $-1, %eax; movq %rax, %dr6; movq %dr6, %r8; xorl $0x2000, %eax
+        movq %rax, %dr7; movq %dr7, %r9; hlt
+        """,
+        python=python,
+    )
     rig.cpu.dr[7] = 0x400
     rig.run()
     assert rig.reg(RBX) == 0x80010033 | 0x40000  # AM and the rest of the defined bits
@@ -69,8 +75,10 @@ def test_values_read_back(python: bool) -> None:
 
 
 def test_privileged_instructions(python: bool) -> None:
-    for text in ("movq %cr0, %rax", "movq %rax, %cr3", "movq %dr7, %rax", "clts", "lmsw %ax", "hlt", "rdmsr", "wrmsr", "invlpg (%rax)",
-                 "wbinvd", "invd", "lgdt (%rax)", "lidt (%rax)", "lldt %ax", "ltr %ax", "swapgs", "cli", "sti", "inb $0x60, %al",
+    for text in ("movq %cr0, %rax", "movq %rax, %cr3", "movq %dr7, %rax", "clts", "lmsw %ax", "hlt", "rdmsr", "wrmsr",
+        "invlpg (%rax)",
+                 "wbinvd", "invd", "lgdt (%rax)", "lidt (%rax)", "lldt %ax", "ltr %ax", "swapgs", "cli", "sti",
+                 "inb $0x60, %al",
                  "sysretq"):  # fmt: skip
         rig = Rig(text, python=python, user=True)
         rig.state.efer |= 1
@@ -117,13 +125,17 @@ def test_lmsw_and_smsw(python: bool) -> None:
 
 
 def test_entering_and_leaving_protected_mode(python: bool) -> None:
-    rig = Rig("""
+    rig = Rig(
+        """
         cli; lgdtl table; movl %cr0, %eax; orl $1, %eax; movl %eax, %cr0; ljmpl $0x18, $1f
         .code32; 1: movw $0x10, %ax; movw %ax, %ds; movw %ax, %ss; movl $0x100000, %ebx; movl $0x12345678, (%ebx)
         ljmp $0x20, $2f
         .code16; 2: movl %cr0, %eax; andl $~1, %eax; movl %eax, %cr0; ljmp $0, $3f
         3: movw $0x55aa, %cx; hlt
-        table: .word 0xaf; .long 0x1000""", "real", python=python)
+        table: .word 0xaf; .long 0x1000""",
+        "real",
+        python=python,
+    )
     rig.run()
     assert rig.ram.read_u32(0x100000) == 0x12345678
     assert rig.reg(RCX) & 0xFFFF == 0x55AA
@@ -132,7 +144,8 @@ def test_entering_and_leaving_protected_mode(python: bool) -> None:
 
 
 def test_entering_and_leaving_long_mode(python: bool) -> None:
-    rig = Rig("""
+    rig = Rig(
+        """
         movl $0x41000, %eax; movl %eax, %cr3; movl %cr4, %eax; orl $0x20, %eax; movl %eax, %cr4
         movl $0xc0000080, %ecx; rdmsr; orl $0x100, %eax; wrmsr
         movl $0x40000, %eax; movl %eax, %cr3
@@ -141,7 +154,9 @@ def test_entering_and_leaving_long_mode(python: bool) -> None:
         .code64; 1: movabsq $0x1122334455667788, %rbx; movq %rbx, 0x100000; ljmp *2f(%rip)
         2: .long 3f; .word 0x18
         .code32; 3: movl %cr0, %eax; andl $0x7fffffff, %eax; movl %eax, %cr0; rdmsr; movl %eax, %edi; hlt""",
-        "protected32", python=python)
+        "protected32",
+        python=python,
+    )
     tables = Rig("nop", "long").ram.read(0x40000, 0x20000)
     rig.ram.write(0x40000, tables)
     rig.run()
@@ -157,7 +172,10 @@ def test_paging_in_long_mode_needs_pae(python: bool) -> None:
     assert rig.handled == GP
 
 
-@pytest.mark.parametrize(("entry", "fine"), [(0x42001, True), (0x42000 | 0x1E6, True), (0x42003, False), (0x42021, False), (1 << 52 | 0x42001, False)])
+@pytest.mark.parametrize(
+    ("entry", "fine"),
+    [(0x42001, True), (0x42000 | 0x1E6, True), (0x42003, False), (0x42021, False), (1 << 52 | 0x42001, False)],
+)
 def test_pae_pointers_are_checked_when_loaded(entry: int, fine: bool, python: bool) -> None:
     rig = Rig("movl %eax, %cr3; hlt", "pae", python=python)
     rig.state.set_reg(RAX, 0x41000)
@@ -188,7 +206,8 @@ def test_sse_needs_osfxsr(python: bool) -> None:
 
 
 @pytest.mark.parametrize(("number", "value"), [
-    (0xC0000080, 1 << 1), (0xC0000080, 0xC00), (0x12345, 0), (0xC0000082, 1 << 47), (0x277, 2), (0xC0010117, 0x123), (0x1B, 1 << 45),
+    (0xC0000080, 1 << 1), (0xC0000080, 0xC00), (0x12345, 0), (0xC0000082, 1 << 47), (0x277, 2), (0xC0010117, 0x123),
+    (0x1B, 1 << 45),
     (0xC0000100, 1 << 63),
 ])  # fmt: skip
 def test_refused_msrs(number: int, value: int, python: bool) -> None:
@@ -200,8 +219,10 @@ def test_refused_msrs(number: int, value: int, python: bool) -> None:
 
 
 @pytest.mark.parametrize(("number", "value"), [
-    (0xC0000081, 0x0023001000000000), (0xC0000082, 0xFFFF800000001000), (0xC0000084, 0x47700), (0xC0000100, 0x7FFF12340000),
-    (0xC0000101, 0x1234), (0xC0000102, 0xFFFFFFFF80000000), (0x174, 8), (0x176, 0xC0001000), (0xC0010117, 0x91000), (0xC0000103, 5),
+    (0xC0000081, 0x0023001000000000), (0xC0000082, 0xFFFF800000001000), (0xC0000084, 0x47700),
+    (0xC0000100, 0x7FFF12340000),
+    (0xC0000101, 0x1234), (0xC0000102, 0xFFFFFFFF80000000), (0x174, 8), (0x176, 0xC0001000), (0xC0010117, 0x91000),
+    (0xC0000103, 5),
 ])  # fmt: skip
 def test_msrs_read_back(number: int, value: int, python: bool) -> None:
     rig = Rig("wrmsr; xorl %eax, %eax; xorl %edx, %edx; rdmsr; hlt", python=python)
@@ -220,9 +241,12 @@ def test_efer_takes_effect_at_once(python: bool) -> None:
 
 
 def test_fs_and_gs_bases(python: bool) -> None:
-    rig = Rig(f"""
+    rig = Rig(
+        f"""
         movl $0xc0000100, %ecx; movl ${DATA}, %eax; xorl %edx, %edx; wrmsr; movl $0x77, %fs:8
-        movl $0xc0000102, %ecx; movl ${DATA + 0x100}, %eax; wrmsr; swapgs; movl $0x88, %gs:8; hlt""", python=python)
+        movl $0xc0000102, %ecx; movl ${DATA + 0x100}, %eax; wrmsr; swapgs; movl $0x88, %gs:8; hlt""",
+        python=python,
+    )
     rig.run()
     assert (rig.ram.read_u32(DATA + 8), rig.ram.read_u32(DATA + 0x108)) == (0x77, 0x88)
 
@@ -240,7 +264,7 @@ def test_tsc_grows_in_a_loop(python: bool) -> None:
     rig = Rig(f"movl ${DATA}, %edi; movl $100, %ecx; 1: rdtsc; stosl; loop 1b; hlt", python=python)
     rig.run()
     values = [rig.ram.read_u32(DATA + 4 * n) for n in range(100)]
-    assert [b - a for a, b in itertools.pairwise(values)] == [5] * 99
+    assert [b - a for a, b in pairwise(values)] == [5] * 99
 
 
 def test_tsc_can_be_written(python: bool) -> None:
@@ -258,9 +282,12 @@ def test_rdtscp_gives_tsc_aux(python: bool) -> None:
 
 
 def test_cpuid(python: bool) -> None:
-    rig = Rig(f"""
+    rig = Rig(
+        f"""
         xorl %eax, %eax; cpuid; movl ${DATA}, %edi; movl %ebx, (%rdi); movl %edx, 4(%rdi); movl %ecx, 8(%rdi)
-        movl $0x80000001, %eax; cpuid; movl %ecx, %esi; movl $0x80000008, %eax; cpuid; hlt""", python=python)
+        movl $0x80000001, %eax; cpuid; movl %ecx, %esi; movl $0x80000008, %eax; cpuid; hlt""",
+        python=python,
+    )
     rig.run()
     assert rig.ram.read(DATA, 12) == b"AuthenticAMD"
     assert rig.reg(6) & 4  # SVM
@@ -320,7 +347,13 @@ def test_sysret(python: bool) -> None:
     rig = syscall_rig("syscall; movl $5, %ebx; hlt", "long", python, 0x202)
     rig.ram.write(0x300000, b"\x48\x0f\x07")
     rig.step(3)
-    assert (rig.reg(RBX), rig.state.cpl, rig.state.selector(CS), rig.state.selector(SS), rig.state.rflags) == (5, 3, 0x33, 0x2B, 0x202)
+    assert (rig.reg(RBX), rig.state.cpl, rig.state.selector(CS), rig.state.selector(SS), rig.state.rflags) == (
+        5,
+        3,
+        0x33,
+        0x2B,
+        0x202,
+    )
 
 
 def test_sysenter(python: bool) -> None:
@@ -328,7 +361,13 @@ def test_sysenter(python: bool) -> None:
     for field, value in (("sysenter_cs", 0x18), ("sysenter_esp", STACK), ("sysenter_eip", 0x9000)):
         rig.state.set_field(field, value)
     rig.step()
-    assert (rig.rip, rig.reg(RSP), rig.state.cpl, rig.state.selector(CS), rig.state.selector(SS)) == (0x9000, STACK, 0, 0x18, 0x20)
+    assert (rig.rip, rig.reg(RSP), rig.state.cpl, rig.state.selector(CS), rig.state.selector(SS)) == (
+        0x9000,
+        STACK,
+        0,
+        0x18,
+        0x20,
+    )
     rig = Rig("sysenter", "protected32", python=python, user=True)
     rig.step()
     assert rig.handled == GP
@@ -341,16 +380,23 @@ def test_sysenter(python: bool) -> None:
 
 
 def test_descriptor_tables_round_trip(python: bool) -> None:
-    rig = Rig(f"""
+    rig = Rig(
+        f"""
         movl ${DATA}, %ebx; movw $0x123, (%rbx); movabsq $0xffff800012345678, %rax; movq %rax, 2(%rbx)
-        lidt (%rbx); sidt 16(%rbx); sgdt 32(%rbx); hlt""", python=python)
+        lidt (%rbx); sidt 16(%rbx); sgdt 32(%rbx); hlt""",
+        python=python,
+    )
     rig.run()
     assert rig.ram.read(DATA + 16, 10) == rig.ram.read(DATA, 10)
     assert rig.ram.read(DATA + 32, 10) == b"\xaf\x00" + GDT.to_bytes(8, "little")
 
 
 def test_segment_load_reads_the_table(python: bool) -> None:
-    rig = Rig("movw $0x10, %ax; movw %ax, %es; movw $0xa0, %ax; movw %ax, %fs; movw $0x98, %ax; movw %ax, %gs", "protected32", python=python)
+    rig = Rig(
+        "movw $0x10, %ax; movw %ax, %es; movw $0xa0, %ax; movw %ax, %fs; movw $0x98, %ax; movw %ax, %gs",
+        "protected32",
+        python=python,
+    )
     rig.run()
     assert rig.handled == 11  # the descriptor at 98 is not present
     assert rig.stack(1, 4) == [0x98]

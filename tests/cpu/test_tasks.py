@@ -7,8 +7,21 @@ import struct
 import pytest
 
 from tests.engine.rig import (
-    CODE32, CONFORMING32, DATA32, GDT, HANDLERS, LDT_SELECTOR, STACK, TABLES, TSS, TSS2, TSS2_SELECTOR, TSS_SELECTOR, USER_CODE32,
-    USER_DATA, Rig,
+    CODE32,
+    CONFORMING32,
+    DATA32,
+    GDT,
+    HANDLERS,
+    LDT_SELECTOR,
+    STACK,
+    TABLES,
+    TSS,
+    TSS2,
+    TSS2_SELECTOR,
+    TSS_SELECTOR,
+    USER_CODE32,
+    USER_DATA,
+    Rig,
 )  # fmt: skip
 from vmdbg.engine.state import CS, DS, ES, FS, GS, LDTR, RSP, SS, TR
 
@@ -20,7 +33,8 @@ REGISTERS = (0xA0, 0xA1, 0xA2, 0xA3, STACK2, 0xA5, 0xA6, 0xA7)
 def new_task(rig: Rig, **change: int) -> None:
     """Fill TSS2: 32-bit (APM2 figure 12-4)."""
     values = {
-        "link": 0, "esp0": 0, "ss0": 0, "esp1": 0, "ss1": 0, "esp2": 0, "ss2": 0, "cr3": TABLES, "eip": ENTRY, "eflags": 2,
+        "link": 0, "esp0": 0, "ss0": 0, "esp1": 0, "ss1": 0, "esp2": 0, "ss2": 0, "cr3": TABLES, "eip": ENTRY,
+        "eflags": 2,
         **{f"r{n}": value for n, value in enumerate(REGISTERS)}, "es": DATA32, "cs": CODE32, "ss": DATA32, "ds": DATA32,
         "fs": 0, "gs": DATA32, "ldt": 0, "trap": 0,
     } | change  # fmt: skip
@@ -129,7 +143,8 @@ def test_local_descriptor_table(python: bool) -> None:
 
 @pytest.mark.parametrize(("change", "vector", "error"), [
     ({"cs": DATA32}, 10, DATA32), ({"cs": 0x60}, 11, 0x60), ({"ss": CODE32}, 10, CODE32), ({"ss": 0x98}, 12, 0x98),
-    ({"ds": 0xFF8}, 10, 0xFF8), ({"es": 0x98}, 11, 0x98), ({"ldt": CODE32}, 10, CODE32), ({"cs": USER_CODE32, "ss": DATA32}, 10, DATA32),
+    ({"ds": 0xFF8}, 10, 0xFF8), ({"es": 0x98}, 11, 0x98), ({"ldt": CODE32}, 10, CODE32),
+    ({"cs": USER_CODE32, "ss": DATA32}, 10, DATA32),
 ])  # fmt: skip
 def test_faults_belong_to_the_new_task(change: dict[str, int], vector: int, error: int, python: bool) -> None:
     rig = Rig("int $0x21", "legacy", python=python)
@@ -140,7 +155,14 @@ def test_faults_belong_to_the_new_task(change: dict[str, int], vector: int, erro
     rig.ram.write_u64(GDT + 0xA8, 0x0000890000000067 | tss3 << 16)
     new_task(rig, **change)
     rig.ram.write(tss3, rig.ram.read(TSS2, 104))
-    for at, value in ((0x20, HANDLERS + 16 * vector), (0x48, DATA32), (0x4C, CODE32), (0x50, DATA32), (0x54, DATA32), (0x60, 0)):
+    for at, value in (
+        (0x20, HANDLERS + 16 * vector),
+        (0x48, DATA32),
+        (0x4C, CODE32),
+        (0x50, DATA32),
+        (0x54, DATA32),
+        (0x60, 0),
+    ):
         rig.ram.write_u32(tss3 + at, value)
     rig.step()
     assert rig.handled == vector
@@ -185,7 +207,23 @@ def test_sixteen_bit_task(python: bool) -> None:
     rig = Rig("int $0x21", "legacy", python=python)
     rig.gate(0x21, kind=5, selector=TSS2_SELECTOR)
     rig.ram.write_u64(GDT + TSS2_SELECTOR, 0x000081000000002B | TSS2 << 16)
-    values = (0, 0, 0, 0, 0, 0, 0, ENTRY, 2, *(0xA0 + n if n != RSP else STACK2 for n in range(8)), DATA32, 0x20, DATA32, DATA32, 0)
+    values = (
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        ENTRY,
+        2,
+        *(0xA0 + n if n != RSP else STACK2 for n in range(8)),
+        DATA32,
+        0x20,
+        DATA32,
+        DATA32,
+        0,
+    )
     rig.ram.write(TSS2, struct.pack("<22H", *values))
     rig.step()
     assert rig.rip == ENTRY

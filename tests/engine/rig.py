@@ -113,7 +113,8 @@ class Rig:
             self.gate(vector)
 
     def gate(
-        self, vector: int, *, kind: int = 0xE, dpl: int = 0, present: bool = True, ist: int = 0, selector: int | None = None,
+        self, vector: int, *, kind: int = 0xE, dpl: int = 0, present: bool = True, ist: int = 0,
+        selector: int | None = None,
         offset: int | None = None,
     ) -> None:  # fmt: skip
         """Make the IDT entry of a vector; `kind` is the gate's type: 5 task, 6, 7 16-bit, E interrupt, F trap."""
@@ -124,7 +125,13 @@ class Rig:
         if selector is None:
             selector = CODE64 if self.mode in LONG_MODES else CODE16 if kind in (6, 7) else CODE32
         low = (
-            offset & 0xFFFF | selector << 16 | ist << 32 | kind << 40 | dpl << 45 | present << 47 | (offset >> 16 & 0xFFFF) << 48
+            offset & 0xFFFF
+            | selector << 16
+            | ist << 32
+            | kind << 40
+            | dpl << 45
+            | present << 47
+            | (offset >> 16 & 0xFFFF) << 48
         )
         if self.mode in LONG_MODES:
             self.ram.write(IDT + 16 * vector, struct.pack("<QQ", low, offset >> 32))
@@ -137,12 +144,16 @@ class Rig:
         if self.mode == "legacy":
             table, directory = TABLES + 0x1000, TABLES
             self.ram.write(table, struct.pack("<1024I", *(n << 12 | P | W | U for n in range(1024))))
-            self.ram.write(directory, struct.pack("<1024I", table | P | W | U, *(n << 22 | P | W | U | PS for n in range(1, 1024))))
+            self.ram.write(
+                directory, struct.pack("<1024I", table | P | W | U, *(n << 22 | P | W | U | PS for n in range(1, 1024)))
+            )
         elif self.mode == "pae" or self.mode in LONG_MODES:
             tables = [TABLES + 0x10000 + n * 0x1000 for n in range(2)]
             directories = [TABLES + 0x2000 + n * 0x1000 for n in range(4)]
             for number, table in enumerate(tables):
-                self.ram.write(table, struct.pack("<512Q", *((number << 9 | n) << 12 | P | W | U for n in range(entries))))
+                self.ram.write(
+                    table, struct.pack("<512Q", *((number << 9 | n) << 12 | P | W | U for n in range(entries)))
+                )
             for number, directory in enumerate(directories):
                 values = [(number << 9 | n) << 21 | P | W | U | PS for n in range(512)]
                 if number == 0:

@@ -1,10 +1,10 @@
-"""Guest time is a property of the program: the same however its run is cut, by whichever runtime, under a debugger or not."""
+"""Guest time is a property of the program: the same however its run is cut, in whichever runtime, debugged or not."""
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 from dataclasses import dataclass
+from itertools import pairwise
 from random import Random
 
 import pytest
@@ -26,7 +26,7 @@ APIC = """
 
 @dataclass(frozen=True)
 class Case:
-    """A program that ends with EXIT; `handler` is code for the handler of each vector, `absent` pages are not present."""
+    """A program that ends with EXIT; `handlers` is the code for each vector, `absent` pages are not present."""
 
     name: str
     source: str
@@ -44,12 +44,15 @@ CASES = [
     Case("nested loops", "movl $20, %edx\n1: movl $20, %ecx\n2: addl %ecx, %eax; loop 2b; decl %edx; jnz 1b" + EXIT),
     Case("calls", "movl $50, %ecx\n1: call 3f; loop 1b; jmp 2f\n3: pushq %rcx; incl %eax; popq %rcx; ret\n2:" + EXIT),
     Case("faults in blocks", "movl $30, %ecx\n1: incl %eax; ud2; incl %eax; loop 1b" + EXIT, handlers=((6, SKIP_2),)),
-    Case("divisions by zero", "movl $9, %ecx; xorl %esi, %esi\n1: incl %eax; divl %esi; loop 1b" + EXIT, handlers=((0, SKIP_2),)),
+    Case("divisions by zero", "movl $9, %ecx; xorl %esi, %esi\n1: incl %eax; divl %esi; loop 1b" + EXIT,
+        handlers=((0, SKIP_2),)),
     Case(
         "demand paging",
-        "movl $0x300000, %ebx; movl $8, %ecx\n1: movl %ecx, (%rbx); addl (%rbx), %eax; addl $4096, %ebx; loop 1b" + EXIT,
+        """movl $0x300000, %ebx; movl $8, %ecx
+        1: movl %ecx, (%rbx); addl (%rbx), %eax; addl $4096, %ebx; loop 1b""" + EXIT,
         handlers=((14, """
-            pushq %rax; movq %cr2, %rax; shrq $12, %rax; orl $1, 0x50000(,%rax,8); popq %rax; addq $8, %rsp; iretq"""),),
+            pushq %rax; movq %cr2, %rax; shrq $12, %rax; orl $1, 0x50000(,%rax,8)
+            popq %rax; addq $8, %rsp; iretq"""),),
         absent=tuple(0x300000 + 4096 * n for n in range(8)),
     ),
     Case("no repetition", f"movl ${DATA}, %esi; leal 64(%rsi), %edi; xorl %ecx, %ecx; rep movsb; incl %eax" + EXIT),
@@ -61,8 +64,8 @@ CASES = [
     Case("16-bit stos", f"movw $0x3000, %di; movw $9, %cx; rep stosw; incw %ax; movw $0, %cx; rep stosb{EXIT}", "real"),
     Case("32-bit address", f"movl ${DATA}, %edi; movl $9, %ecx; addr32 rep stosw; incl %eax{EXIT}"),
     *(
-        Case(f"{prefix} {name} count {count}", f"{setup}; movl ${DATA}, %esi; movl ${DATA + 0x100}, %edi; movl ${count}, %ecx; "
-             f"{prefix} {name}; sete %bl; incl %eax{EXIT}")
+        Case(f"{prefix} {name} count {count}", f"{setup}; movl ${DATA}, %esi; movl ${DATA + 0x100}, %edi; "
+             f"movl ${count}, %ecx; {prefix} {name}; sete %bl; incl %eax{EXIT}")
         for name, setup in (("scasb", "movb $5, %al; movb $5, 0x100103"), ("cmpsb", "movb $5, 0x100103"))
         for prefix in ("repe", "repne") for count in (0, 1, 3, 4, 20)
     ),
@@ -81,29 +84,38 @@ CASES = [
     Case("modifies another page", """
         movl $0x300000, %edi; movb $0xc3, 1(%rdi); movl $30, %ecx
         1: movb $0x90, (%rdi); call *%rdi; movb $0xf9, (%rdi); call *%rdi; adcl $0, %eax; loop 1b""" + EXIT),
-    Case("across a page", "jmp 1f; .org 0xffb\n1: incl %eax; incl %eax; movl $0x11223344, %ebx; incl %ebx; cmpl $8, %eax; jb 1b" + EXIT),
-    Case("INT n", "movl $20, %ecx\n1: int $0x21; incl %eax; loop 1b" + EXIT, handlers=((0x21, "addl $3, %eax; iretq"),)),
+    Case("across a page", """
+        jmp 1f; .org 0xffb
+        1: incl %eax; incl %eax; movl $0x11223344, %ebx; incl %ebx; cmpl $8, %eax; jb 1b""" + EXIT),
+    Case("INT n", "movl $20, %ecx\n1: int $0x21; incl %eax; loop 1b" + EXIT,
+         handlers=((0x21, "addl $3, %eax; iretq"),)),
     Case("INT n from 32-bit code", "movl $20, %ecx\n1: int $0x21; incl %eax; loop 1b" + EXIT, "protected32",
          ((0x21, "addl $3, %eax; iret"),)),
     Case("INT n from 16-bit code", "movw $20, %cx\n1: int $0x21; incw %ax; loop 1b" + EXIT, "real",
          ((0x21, "addw $3, %ax; iret"),)),
     Case("system instructions", """
         movl $10, %ecx
-        1: movq %cr0, %rax; movq %rax, %cr0; pushq %rcx; xorl %eax, %eax; cpuid; rdtsc; movl %eax, %esi; movl $0xc0000080, %ecx
+        1: movq %cr0, %rax; movq %rax, %cr0; pushq %rcx; xorl %eax, %eax; cpuid; rdtsc; movl %eax, %esi
+        movl $0xc0000080, %ecx
         rdmsr; wrmsr; popq %rcx; movq %cr3, %rdx; movq %rdx, %cr3; invlpg (%rax); clts; loop 1b""" + EXIT),
-    Case("guest single step", "pushfq; orl $0x100, (%rsp); popfq; incl %eax; cpuid; incl %esi; pushfq; andl $~0x100, (%rsp); popfq" + EXIT,
+    Case("guest single step", """
+        pushfq; orl $0x100, (%rsp); popfq; incl %eax; cpuid; incl %esi; pushfq; andl $~0x100, (%rsp); popfq""" + EXIT,
          handlers=((1, "incl %ebp; iretq"),)),
     Case("repetition under TF", f"""
-        movl ${DATA}, %edi; movl $5, %ecx; pushfq; orl $0x100, (%rsp); popfq; rep stosb; pushfq; andl $~0x100, (%rsp); popfq""" + EXIT,
+        movl ${DATA}, %edi; movl $5, %ecx; pushfq; orl $0x100, (%rsp); popfq; rep stosb
+        pushfq; andl $~0x100, (%rsp); popfq""" + EXIT,
          handlers=((1, "incl %ebp; iretq"),)),
     Case("APIC registers", APIC + """
         movl $20, %ecx
-        1: movl 0x20(%rbx), %eax; movl $0x30, 0x80(%rbx); addl 0x30(%rbx), %eax; movl 0x390(%rbx), %edx; loop 1b""" + EXIT),
+        1: movl 0x20(%rbx), %eax; movl $0x30, 0x80(%rbx); addl 0x30(%rbx), %eax
+        movl 0x390(%rbx), %edx; loop 1b""" + EXIT),
     Case("copies from the APIC", APIC + f"""
         movl $0x20, %esi; addl %ebx, %esi; movl ${DATA}, %edi; movl $8, %ecx; rep movsl; incl %eax
         movl ${DATA}, %esi; leal 0x80(%rbx), %edi; movl $3, %ecx; rep movsl; incl %eax""" + EXIT),
     Case("pushes the APIC", APIC + "pushq 0x30(%rbx); popq %rax; addl %eax, 0x80(%rbx); xchgl %eax, 0x80(%rbx)" + EXIT),
-    Case("unclaimed memory", "movl $0xd0000000, %ebx; movl $9, %ecx\n1: movl %ecx, (%rbx); addl (%rbx), %eax; loop 1b" + EXIT),
+    Case("unclaimed memory", """
+        movl $0xd0000000, %ebx; movl $9, %ecx
+        1: movl %ecx, (%rbx); addl (%rbx), %eax; loop 1b""" + EXIT),
     Case("HLT and the timer", APIC + """
         movl $0x20030, 0x320(%rbx); movl $5000, 0x380(%rbx); movl $5, %ecx
         1: sti; hlt; cli; incl %eax; loop 1b""" + EXIT, handlers=((0x30, "incl %edx; movl $0, 0xb0(%rbx); iretq"),)),
@@ -112,10 +124,12 @@ CASES = [
         1: incl %eax; cmpl $9, %edx; jb 1b; cli""" + EXIT, handlers=((0x30, "incl %edx; movl $0, 0xb0(%rbx); iretq"),)),
     Case("interrupt windows", APIC + """
         movl $0x20030, 0x320(%rbx); movl $97, 0x380(%rbx); movl $200, %ecx
-        1: cli; incl %eax; nop; nop; sti; nop; cli; incl %eax; pushfq; orl $0x200, (%rsp); popfq; loop 1b; cli""" + EXIT,
+        1: cli; incl %eax; nop; nop; sti; nop; cli; incl %eax; pushfq; orl $0x200, (%rsp); popfq
+        loop 1b; cli""" + EXIT,
         handlers=((0x30, "incl %edx; addl %ecx, %esi; movl $0, 0xb0(%rbx); iretq"),)),
     Case("timer in a repetition", APIC + f"""
-        movl $0x20030, 0x320(%rbx); movl $333, 0x380(%rbx); sti; movl ${DATA}, %edi; movl $900, %ecx; rep stosb; cli""" + EXIT,
+        movl $0x20030, 0x320(%rbx); movl $333, 0x380(%rbx); sti
+        movl ${DATA}, %edi; movl $900, %ecx; rep stosb; cli""" + EXIT,
          handlers=((0x30, "incl %edx; addl %ecx, %esi; movl $0, 0xb0(%rbx); iretq"),)),
     Case("system calls", """
         movl $0xc0000080, %ecx; rdmsr; orl $1, %eax; wrmsr; movl $0xc0000081, %ecx; movl $0x00230008, %edx; wrmsr
@@ -207,7 +221,7 @@ def test_with_breakpoints(case: Case, python: bool, reference: dict[str, tuple[o
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(1, 400), min_size=1, max_size=30), st.sampled_from(CASES))
 def test_any_cuts(cuts: list[int], case: Case) -> None:
-    """Each cut is kept exactly, unless an instruction that cannot be divided lies across it; then it is the next boundary."""
+    """Each cut is kept, up to the end of an instruction that lies across it."""
     rig = build(case)
     for ticks in cuts:
         before = rig.now
@@ -224,6 +238,6 @@ def test_time_is_monotone_at_every_step(python: bool) -> None:
     for _ in range(50):
         seen.append((rig.rip, rig.now))
         rig.step()
-    for (rip, before), (following, after) in itertools.pairwise(seen):
+    for (rip, before), (following, after) in pairwise(seen):
         assert after - before == following - rip or following < rip
         assert after > before

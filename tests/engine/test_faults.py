@@ -142,11 +142,18 @@ def test_fifteen_bytes_are_the_limit(python: bool) -> None:
 
 
 def test_page_table_change_needs_invalidation_or_not_but_is_seen_after_it(python: bool) -> None:
-    rig = Rig("movl 0x300000, %eax; andl $~1, 0x50000 + 0x300 * 8; invlpg 0x300000; movl 0x300000, %eax", "long", python=python)
+    rig = Rig(
+        "movl 0x300000, %eax; andl $~1, 0x50000 + 0x300 * 8; invlpg 0x300000; movl 0x300000, %eax",
+        "long",
+        python=python,
+    )
     assert fault(rig)[:2] == (0, 0x300000)
 
 
-@pytest.mark.parametrize("text", ["movq %cr3, %rax; movq %rax, %cr3", "movl $0x6b0, %eax; movq %rax, %cr4; movl $0x630, %eax; movq %rax, %cr4"])
+@pytest.mark.parametrize(
+    "text",
+    ["movq %cr3, %rax; movq %rax, %cr3", "movl $0x6b0, %eax; movq %rax, %cr4; movl $0x630, %eax; movq %rax, %cr4"],
+)
 def test_translations_are_forgotten(text: str, python: bool) -> None:
     rig = Rig(f"movl 0x300000, %eax; andl $~1, 0x50000 + 0x300 * 8; {text}; movl 0x300000, %eax", "long", python=python)
     assert fault(rig)[:2] == (0, 0x300000)

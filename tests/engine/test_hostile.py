@@ -11,12 +11,14 @@ from vmdbg.machine import Event
 
 INTERESTING = (
     b"\x0f\x20\xc0", b"\x0f\x22\xc0", b"\x0f\x22\xe0", b"\x0f\x22\xd8", b"\x0f\x30", b"\x0f\x32", b"\x0f\x01\x10",
-    b"\x0f\x01\x18", b"\x0f\x00\xd8", b"\x0f\x00\xd0", b"\xcf", b"\x48\xcf", b"\xca\x00\x00", b"\xea\x00\x90\x00\x00\x18\x00",
+    b"\x0f\x01\x18", b"\x0f\x00\xd8", b"\x0f\x00\xd0", b"\xcf", b"\x48\xcf", b"\xca\x00\x00",
+    b"\xea\x00\x90\x00\x00\x18\x00",
     b"\x9d", b"\x8e\xd0", b"\x8e\xd8", b"\x17", b"\xfb", b"\xf4", b"\xcd\x80", b"\xcc", b"\xce", b"\xf1", b"\xe6\x80",
     b"\xec", b"\xf3\x6e", b"\xf3\x6d", b"\xf3\xa4", b"\xf2\xae", b"\x0f\x01\xd8", b"\x0f\x01\xd9", b"\x0f\x01\xda",
     b"\x0f\x01\xdb", b"\x0f\x01\xdc", b"\x0f\x01\xdd", b"\x0f\x01\xde", b"\x0f\x01\xdf", b"\x0f\x05", b"\x0f\x07",
     b"\x0f\x34", b"\x0f\x35", b"\x0f\xa2", b"\x0f\x31", b"\x0f\x21\xc0", b"\x0f\x23\xf8", b"\x0f\x06", b"\x0f\x09",
-    b"\x0f\xae\x00", b"\x0f\xae\x08", b"\xc7\x05\xe0\x00\xe0\xfe\xff\xff\xff\xff", b"\xa3\x00\x00\xe0\xfe", b"\x0f\xc7\x08",
+    b"\x0f\xae\x00", b"\x0f\xae\x08", b"\xc7\x05\xe0\x00\xe0\xfe\xff\xff\xff\xff", b"\xa3\x00\x00\xe0\xfe",
+    b"\x0f\xc7\x08",
     b"\xf0\x0f\xb1\x08", b"\x0f\x02\xc0", b"\x0f\x03\xc0", b"\xc8\xff\xff\x1f", b"\x0f\xaa", b"\x0f\x37", b"\x66" * 16,
 )  # fmt: skip
 """Instructions that reach deep: random bytes alone seldom do."""
@@ -35,7 +37,22 @@ def random_code(random: Random, size: int) -> bytes:
 def hostile(seed: int, mode: Mode, python: bool) -> Rig:
     random = Random(seed * 31 + MODES.index(mode))
     rig = Rig(random_code(random, 0x800), mode, python=python, user=random.random() < 0.2, cpus=1 + (seed % 4 == 0))
-    places = (CODE, CODE + 0x100, DATA, GDT, IDT, TSS, TABLES, 0xFEE00000, 0xFEE00300, 0xFFFFFFFF, 1 << 47, 0xC0000080, 0xF4, 1)
+    places = (
+        CODE,
+        CODE + 0x100,
+        DATA,
+        GDT,
+        IDT,
+        TSS,
+        TABLES,
+        0xFEE00000,
+        0xFEE00300,
+        0xFFFFFFFF,
+        1 << 47,
+        0xC0000080,
+        0xF4,
+        1,
+    )
     for number in range(16):
         rig.state.set_reg(number, random.choice(places) if random.random() < 0.7 else random.getrandbits(64))
     rig.state.set_reg(4, 0x7000)
@@ -67,7 +84,16 @@ def test_random_code_runs_the_same_twice_and_in_python(mode: Mode) -> None:
             rig = hostile(seed, mode, python)
             rig.machine.run(3000)
             s = rig.state
-            ends.append((rig.now, s.rip, s.rflags, [s.reg(n) for n in range(16)], rig.cpu.shutdown, bytes(rig.ram.view[:0x10000])))
+            ends.append(
+                (
+                    rig.now,
+                    s.rip,
+                    s.rflags,
+                    [s.reg(n) for n in range(16)],
+                    rig.cpu.shutdown,
+                    bytes(rig.ram.view[:0x10000]),
+                )
+            )
         assert ends[0] == ends[1], f"seed {seed}: two runs differ"
         assert ends[0] == ends[2], f"seed {seed}: the runtimes differ"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.engine.assembler import assemble
+from vmdbg.cpu.instructions import PORT_TICKS
 from vmdbg.machine import QUANTUM, Config, Event, Machine
 
 TRAMPOLINE = 0x9000
@@ -143,7 +144,7 @@ def test_cpus_wait_for_sipi(python: bool) -> None:
     m = machine("movl $1000, %ecx; 1: loop 1b; outl %eax, $0xf4", 4, python)
     finish(m)
     assert all(cpu.wait_for_sipi for cpu in m.cpus[1:])
-    assert m.clock.now == 5 + 2000 + 2
+    assert m.clock.now == 5 + 2000 + 2 + PORT_TICKS
 
 
 def test_guests_on_two_cpus(python: bool) -> None:
@@ -153,7 +154,8 @@ def test_guests_on_two_cpus(python: bool) -> None:
     1: pause; cmpl $2, {DONE}; jb 1b
     movl {COUNTER}, %eax; outl %eax, $0xf4; hlt
 work: movl $0xc0000080, %ecx; rdmsr; orl $0x1000, %eax; wrmsr
-    movl $0xc0010117, %ecx; movl %ebp, %eax; shll $16, %eax; addl $0x610000, %eax; movl %eax, %edi; xorl %edx, %edx; wrmsr
+    movl $0xc0010117, %ecx; movl %ebp, %eax; shll $16, %eax; addl $0x610000, %eax; movl %eax, %edi; xorl %edx, %edx
+    wrmsr
     addl $0x1000, %edi                                                      # the VMCB behind the save area
     movl $3, 0x10(%rdi); leal 1(%rbp), %eax; movl %eax, 0x58(%rdi)
     movw $8, 0x410(%rdi); movw $0xa9b, 0x412(%rdi); movl $-1, 0x414(%rdi)
@@ -172,6 +174,8 @@ guest: movl $3000, %ecx; 2: loop 2b; lock incl {COUNTER}; vmmcall; jmp guest
     for runtime in (python, python, not python):
         m = machine(source, 2, runtime)
         assert finish(m) == 40
-        traces.append([record.line() for guest in m.history.guests.values() for record in guest.exits] + [str(m.clock.now)])
+        traces.append(
+            [record.line() for guest in m.history.guests.values() for record in guest.exits] + [str(m.clock.now)]
+        )
     assert traces[0] == traces[1] == traces[2]
     assert len(traces[0]) == 41

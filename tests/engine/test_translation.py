@@ -34,7 +34,14 @@ def address_of(mode: str) -> int:
 def random_entry(random: Random, target: int, leaf_here: bool, level: int, mode: str) -> int:
     entry = target
     # Bit 8 of the upper levels, which AMD reserves and the engine ignores, stays clear.
-    for flag, chance in ((P, 0.95), (W, 0.75), (U, 0.75), (A, 0.5), (D, 0.5), (G, 0.3 if leaf_here or level < 3 else 0)):
+    for flag, chance in (
+        (P, 0.95),
+        (W, 0.75),
+        (U, 0.75),
+        (A, 0.5),
+        (D, 0.5),
+        (G, 0.3 if leaf_here or level < 3 else 0),
+    ):
         if random.random() < chance:
             entry |= flag
     if mode == "pae" and level == 3:
@@ -54,7 +61,7 @@ def random_entry(random: Random, target: int, leaf_here: bool, level: int, mode:
 
 
 def random_tables(rig: Rig, random: Random, mode: str, at: int, address: int, root: int, final: int = TARGET) -> None:
-    """A path of random entries for `address`, from the table `root` down to `final`; deeper tables at `at` and above."""
+    """A path of random entries for `address`, from the table `root` to `final`; deeper tables at `at` and above."""
     shifts = LEVELS[mode]
     size, index_mask = (4, 0x3FF) if mode == "legacy" else (8, 0x1FF)
     leaf_level = random.choice((1, 1, 2) if mode != "long" else (1, 1, 2, 3))
@@ -74,7 +81,11 @@ def random_tables(rig: Rig, random: Random, mode: str, at: int, address: int, ro
 def registers(rig: Rig, random: Random, mode: str) -> PagingState:
     s = rig.state
     cr0 = CR0.PE | CR0.PG | 0x10 | (CR0.WP if random.random() < 0.7 else 0)
-    cr4 = CR4.OSFXSR | (CR4.PSE if mode == "legacy" or random.random() < 0.5 else 0) | (CR4.PAE if mode != "legacy" else 0)
+    cr4 = (
+        CR4.OSFXSR
+        | (CR4.PSE if mode == "legacy" or random.random() < 0.5 else 0)
+        | (CR4.PAE if mode != "legacy" else 0)
+    )
     cr4 |= (CR4.SMEP if random.random() < 0.3 else 0) | (CR4.SMAP if random.random() < 0.3 else 0)
     nxe = EFER.NXE if mode != "legacy" and random.random() < 0.8 else 0
     efer = nxe | (EFER.LME | EFER.LMA if mode == "long" else 0)
@@ -126,7 +137,9 @@ class Bench:
 ACCESSES = {"load": Access(), "store": Access(write=True), "fetch": Access(execute=True)}
 
 
-def expected(memory: BytesMemory, state: PagingState, mode: str, kind: str, nested: Nested | None) -> Translation | Fault:
+def expected(
+    memory: BytesMemory, state: PagingState, mode: str, kind: str, nested: Nested | None
+) -> Translation | Fault:
     access = ACCESSES[kind]
     access = Access(access.write, access.execute, state.cpl == 3)
     return translate(memory, state, address_of(mode), access, nested, set_ad=True)
@@ -190,7 +203,7 @@ def nested_tables(rig: Rig, random: Random, host: str) -> Nested:
     def put(where: int, value: int) -> None:
         rig.ram.write(where, (value & (1 << 8 * size) - 1).to_bytes(size, "little"))
 
-    for _level in range(len(LEVELS[host]), 2, -1):
+    for _ in range(len(LEVELS[host]) - 2):
         put(at, at + 0x1000 | (P if host == "pae" else every))
         at += 0x1000
     for table in range(1024 // count):

@@ -22,7 +22,8 @@ HOST_TABLES = 0xD0000
 GUEST = 0x400000
 """Where guest-physical 0 is, under nested paging."""
 SVME = 1 << 12
-INTERCEPTS = ("intercept_cr_read", "intercept_cr_write", "intercept_dr_read", "intercept_dr_write", "intercept_exceptions",
+INTERCEPTS = ("intercept_cr_read", "intercept_cr_write", "intercept_dr_read", "intercept_dr_write",
+"intercept_exceptions",
               "intercept_misc1", "intercept_misc2", "intercept_misc3")  # fmt: skip
 VMMCALL, HLT, SHUTDOWN, NPF, INVALID = 0x81, 0x78, 0x7F, 0x400, (1 << 64) - 1
 P, W, U, A, D, NX = 1, 2, 4, 0x20, 0x40, 1 << 63
@@ -32,7 +33,8 @@ class Hypervisor(Rig):
     """A host in long mode about to run a guest in `mode`; VMMCALL, HLT and SHUTDOWN of the guest come back."""
 
     def __init__(
-        self, guest: str | bytes, mode: Mode = "long", *, host: str = "vmrun; hlt", python: bool = False, np: bool = True,
+        self, guest: str | bytes, mode: Mode = "long", *, host: str = "vmrun; hlt", python: bool = False,
+        np: bool = True,
         user: bool = False, cpus: int = 1,
     ) -> None:  # fmt: skip
         super().__init__(host, "long", python=python, cpus=cpus, origin=HOST_CODE)

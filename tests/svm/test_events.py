@@ -1,4 +1,4 @@
-"""Events across the border: EVENTINJ, EXITINTINFO, physical and virtual interrupts, shadows (APM2 15.13, 15.20, 15.21)."""
+"""Events across the border: EVENTINJ, EXITINTINFO, interrupts, virtual ones, shadows (APM2 15.13, 15.20, 15.21)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ def change_gate(h: Hypervisor, vector: int, **change: object) -> None:
 # EVENTINJ
 
 
-@pytest.mark.parametrize(("kind", "vector", "error"), [(0, 0x40, None), (2, 2, None), (3, 13, 0x18), (3, 14, 2), (3, 6, None), (4, 0x80, None)])
+@pytest.mark.parametrize(
+    ("kind", "vector", "error"),
+    [(0, 0x40, None), (2, 2, None), (3, 13, 0x18), (3, 14, 2), (3, 6, None), (4, 0x80, None)],
+)
 @pytest.mark.parametrize("mode", ["protected32", "pae", "compatibility", "long"])
 def test_injection(kind: int, vector: int, error: int | None, mode: Mode, python: bool) -> None:
     h = Hypervisor("nop", mode, python=python)
@@ -108,7 +111,9 @@ def test_int_n_whose_delivery_faults(python: bool) -> None:
     assert h.now == 3 + 1
 
 
-@pytest.mark.parametrize(("text", "info"), [("int3", event(3, 3)), (".byte 0xcd, 3", event(4, 3)), ("ud2", event(3, 6))])
+@pytest.mark.parametrize(
+    ("text", "info"), [("int3", event(3, 3)), (".byte 0xcd, 3", event(4, 3)), ("ud2", event(3, 6))]
+)
 def test_types_in_exitintinfo(text: str, info: int, python: bool) -> None:
     h = Hypervisor(text, python=python)
     h.change_nested(STACK - 8, drop=P)
@@ -236,7 +241,8 @@ def v_intr(vector: int, priority: int = 8, tpr: int = 0, *, masking: bool = True
 
 
 @pytest.mark.parametrize(("guest_if", "shadow", "tpr", "ignore", "taken"), [
-    (True, False, 0, False, True), (False, False, 0, False, False), (True, False, 8, False, False), (True, False, 9, False, False),
+    (True, False, 0, False, True), (False, False, 0, False, False), (True, False, 8, False, False),
+    (True, False, 9, False, False),
     (True, False, 7, False, True), (True, False, 15, True, True),
 ])  # fmt: skip
 @pytest.mark.parametrize("intercepted", [False, True])
@@ -268,7 +274,10 @@ def test_virtual_interrupt_waits_for_sti_and_its_shadow(intercepted: bool, pytho
 
 
 def test_guest_lowers_its_v_tpr(python: bool) -> None:
-    h = Hypervisor("movl $5, %eax; movq %rax, %cr8; sti; nop; nop; xorl %eax, %eax; movq %rax, %cr8\nopen: nop; vmmcall", python=python)
+    h = Hypervisor(
+        "movl $5, %eax; movq %rax, %cr8; sti; nop; nop; xorl %eax, %eax; movq %rax, %cr8\nopen: nop; vmmcall",
+        python=python,
+    )
     h.set(v_intr=v_intr(0x55, 3))
     physical = h.cpu.lapic.cr8
     h.enter()
@@ -359,9 +368,13 @@ def test_tf_with_emulated_instructions(python: bool) -> None:
 
 
 def test_timer_of_the_host_preempts_a_guest(python: bool) -> None:
-    h = Hypervisor("1: jmp 1b", host="""
+    h = Hypervisor(
+        "1: jmp 1b",
+        host="""
         movl $0xfee00000, %ebx; movl $0xb, 0x3e0(%rbx); movl $0x30, 0x320(%rbx); movl $5000, 0x380(%rbx)
-        sti; clgi; vmrun; hlt""", python=python)
+        sti; clgi; vmrun; hlt""",
+        python=python,
+    )
     enable_apic(h)
     h.intercept(INTR)
     h.set(v_intr=1 << 24)

@@ -13,7 +13,22 @@ from tests.svm.hypervisor import HSAVE, IOPM, MSRPM, NESTED, VMCB_PAGE, Hypervis
 from vmdbg.machine import Event
 
 FIELDS = [field for field in VMCB if field.size <= 8 and not field.name.startswith("insn")]
-PLACES = (0, 1, 0xFFF, VMCB_PAGE, HSAVE, IOPM, MSRPM, NESTED, 1 << 31, 1 << 39, 1 << 40, (1 << 47) - 1, 1 << 63, (1 << 64) - 1)
+PLACES = (
+    0,
+    1,
+    0xFFF,
+    VMCB_PAGE,
+    HSAVE,
+    IOPM,
+    MSRPM,
+    NESTED,
+    1 << 31,
+    1 << 39,
+    1 << 40,
+    (1 << 47) - 1,
+    1 << 63,
+    (1 << 64) - 1,
+)
 HOST = "movl $0x90000, %ebp; 1: movl %ebp, %eax; vmload; vmrun; vmsave; stgi; addq $1, 0x578(%rbp); clgi; jmp 1b"
 
 
@@ -25,14 +40,18 @@ def hostile(seed: int, python: bool = False) -> Hypervisor:
     for field in random.sample(FIELDS, random.choice((0, 1, 2, 5, 20))):
         value = random.choice(PLACES) if random.random() < 0.5 else random.getrandbits(8 * field.size)
         if keep and field.name in ("efer", "cr0", "cr4", "guest_asid", "eventinj", "dr6", "dr7", "intercept_misc2"):
-            value = VMCB.read(h.view, field.name) ^ (1 << random.randrange(8 * field.size) if random.random() < 0.3 else 0)
+            value = VMCB.read(h.view, field.name) ^ (
+                1 << random.randrange(8 * field.size) if random.random() < 0.3 else 0
+            )
         VMCB.write(h.view, field.name, value & (1 << 8 * field.size) - 1)
     for _ in range(random.randrange(6)):
         h.view[random.randrange(0x18)] = random.getrandbits(8)
     if keep:
         h.view[0x10] |= 1
     for _ in range(random.randrange(8)):
-        h.ram.write_u64(NESTED + 8 * random.randrange(0x5000 // 8), random.choice((0, random.getrandbits(64), NESTED | 7)))
+        h.ram.write_u64(
+            NESTED + 8 * random.randrange(0x5000 // 8), random.choice((0, random.getrandbits(64), NESTED | 7))
+        )
     if random.random() < 0.1:
         h.state.set_field("vm_hsave", random.choice(PLACES) & ~0xFFF)
     for number in range(1, 16):

@@ -13,7 +13,8 @@ MOV = 1 << 63
 # (text, intercepted exit code, EXITINFO1): the instruction is at the label `it`, the guest's end at `end`.
 PLAIN = [
     ("movq %cr0, %rbx", 0x00, MOV | 3), ("movq %cr3, %r9", 0x03, MOV | 9), ("movq %cr2, %rax", 0x02, MOV),
-    ("movq %cr4, %rsi", 0x04, MOV | 6), ("movq %cr8, %rdx", 0x08, MOV | 2), ("smsw %bx", 0x00, 0), ("smsw (%rsp)", 0x00, 0),
+    ("movq %cr4, %rsi", 0x04, MOV | 6), ("movq %cr8, %rdx", 0x08, MOV | 2), ("smsw %bx", 0x00, 0),
+    ("smsw (%rsp)", 0x00, 0),
     ("movq %rbx, %cr0", 0x10, MOV | 3), ("movq %r10, %cr3", 0x13, MOV | 10), ("movq %rbx, %cr2", 0x12, MOV | 3),
     ("movq %rbx, %cr4", 0x14, MOV | 3), ("movq %rbx, %cr8", 0x18, MOV | 3), ("clts", 0x10, 0), ("lmsw %bx", 0x10, 0),
     *((f"movq %dr{n}, %rbx", 0x20 + n, 3) for n in (0, 1, 2, 3, 6, 7)),
@@ -23,7 +24,8 @@ PLAIN = [
     ("rdtsc", 0x6E, 0), ("rdpmc", 0x6F, 0), ("pushfq", 0x70, 0), ("popfq", 0x71, 0), ("cpuid", 0x72, 0),
     ("iretq", 0x74, 0), ("int $0x33", 0x75, 0x33), ("invd", 0x76, 0), ("pause", 0x77, 0), ("hlt", 0x78, 0),
     (f"invlpg {DATA}(%rbx)", 0x79, DATA), ("invlpga", 0x7A, 0),
-    ("vmrun", 0x80, 0), ("vmmcall", 0x81, 0), ("vmload", 0x82, 0), ("vmsave", 0x83, 0), ("stgi", 0x84, 0), ("clgi", 0x85, 0),
+    ("vmrun", 0x80, 0), ("vmmcall", 0x81, 0), ("vmload", 0x82, 0), ("vmsave", 0x83, 0), ("stgi", 0x84, 0),
+    ("clgi", 0x85, 0),
     ("skinit", 0x86, 0), ("rdtscp", 0x87, 0), (".byte 0xf1", 0x88, 0), ("wbinvd", 0x89, 0),
     ("rdmsr", 0x7C, 0), ("wrmsr", 0x7C, 1),
 ]  # fmt: skip
@@ -49,8 +51,10 @@ def test_instruction(text: str, code: int, info1: int, python: bool) -> None:
 
 # Without an intercept these go on; those that are not: undefined without their feature.
 HARMLESS = [text for text, code, _ in PLAIN if text not in (
-    "movq %rbx, %cr0", "movq %r10, %cr3", "movq %rbx, %cr4", "lidt (%rsp)", "lgdt (%rsp)", "lldt %ax", "ltr %ax", "iretq",
-    "int $0x33", "hlt", "vmrun", "vmmcall", "vmload", "vmsave", "skinit", ".byte 0xf1", "popfq", "rdpmc", "movq %r11, %dr6",
+    "movq %rbx, %cr0", "movq %r10, %cr3", "movq %rbx, %cr4", "lidt (%rsp)", "lgdt (%rsp)", "lldt %ax", "ltr %ax",
+    "iretq",
+    "int $0x33", "hlt", "vmrun", "vmmcall", "vmload", "vmsave", "skinit", ".byte 0xf1", "popfq", "rdpmc",
+    "movq %r11, %dr6",
     "movq %r11, %dr7", "lmsw %bx")]  # fmt: skip
 
 
@@ -70,7 +74,8 @@ def test_undefined_when_not_claimed(text: str, python: bool) -> None:
 
 
 @pytest.mark.parametrize(("text", "code"), [
-    ("divl %ecx", 0x40), (".byte 0xf1", 0x41), ("int3", 0x43), ("ud2", 0x46), ("movw $0x1238, %ax; movw %ax, %ds", 0x4D),
+    ("divl %ecx", 0x40), (".byte 0xf1", 0x41), ("int3", 0x43), ("ud2", 0x46),
+    ("movw $0x1238, %ax; movw %ax, %ds", 0x4D),
 ])  # fmt: skip
 def test_exceptions(text: str, code: int, python: bool) -> None:
     h = Hypervisor(f"xorl %ecx, %ecx\nit: {text}", python=python)
@@ -142,9 +147,11 @@ def test_privilege_comes_before_intercepts(python: bool) -> None:
 
 
 @pytest.mark.parametrize(("text", "exits"), [
-    ("movq %cr0, %rbx; xorl $0x8, %ebx; movq %rbx, %cr0", False), ("movq %cr0, %rbx; xorl $0x2, %ebx; movq %rbx, %cr0", False),
+    ("movq %cr0, %rbx; xorl $0x8, %ebx; movq %rbx, %cr0", False),
+    ("movq %cr0, %rbx; xorl $0x2, %ebx; movq %rbx, %cr0", False),
     ("movq %cr0, %rbx; xorl $0x10000, %ebx; movq %rbx, %cr0", True), ("movq %cr0, %rbx; movq %rbx, %cr0", False),
-    ("movl $0x11, %ebx; lmsw %bx", False), ("movl $0x1b, %ebx; lmsw %bx", False), ("movl $0x15, %ebx; lmsw %bx", True), ("clts", False),
+    ("movl $0x11, %ebx; lmsw %bx", False), ("movl $0x1b, %ebx; lmsw %bx", False), ("movl $0x15, %ebx; lmsw %bx", True),
+    ("clts", False),
 ])  # fmt: skip
 def test_selective_cr0(text: str, exits: bool, python: bool) -> None:
     """Changes of TS and MP alone do not exit (APM2 15.9)."""
@@ -167,9 +174,11 @@ IN, STR, REP, SZ8, SZ16, SZ32, A16, A32, A64 = (1 << bit for bit in (0, 2, 3, 4,
 @pytest.mark.parametrize(("mode", "text", "info"), [
     ("long", "inb $0x60, %al", 0x60 << 16 | IN | SZ8 | A64), ("long", "inw $0x60, %ax", 0x60 << 16 | IN | SZ16 | A64),
     ("long", "outl %eax, %dx", 0x1234 << 16 | SZ32 | A64), ("long", "outb %al, $0x20", 0x20 << 16 | SZ8 | A64),
-    ("long", "outsb", 0x1234 << 16 | SZ8 | STR | A64 | 3 << 10), ("long", "rep insw", 0x1234 << 16 | IN | SZ16 | STR | REP | A64),
+    ("long", "outsb", 0x1234 << 16 | SZ8 | STR | A64 | 3 << 10),
+    ("long", "rep insw", 0x1234 << 16 | IN | SZ16 | STR | REP | A64),
     ("long", "rep outsl %fs:(%rsi), %dx", 0x1234 << 16 | SZ32 | STR | REP | A64 | 4 << 10),
-    ("protected32", "inb $0x60, %al", 0x60 << 16 | IN | SZ8 | A32), ("real", "outw %ax, %dx", 0x1234 << 16 | SZ16 | A16),
+    ("protected32", "inb $0x60, %al", 0x60 << 16 | IN | SZ8 | A32),
+    ("real", "outw %ax, %dx", 0x1234 << 16 | SZ16 | A16),
     ("real", "rep insb", 0x1234 << 16 | IN | SZ8 | STR | REP | A16),
 ])  # fmt: skip
 def test_port_access(mode: Mode, text: str, info: int, python: bool) -> None:
@@ -191,7 +200,10 @@ def test_port_access(mode: Mode, text: str, info: int, python: bool) -> None:
 
 def test_port_map(python: bool) -> None:
     """One bit a port; an access of several bytes tests all of theirs; beyond port FFFF the third page counts."""
-    h = Hypervisor("inb $0x61, %al; inw $0x61, %ax; inb $0x62, %al; movl $0xffff, %edx; inb %dx, %al; inw %dx, %ax; vmmcall", python=python)
+    h = Hypervisor(
+        "inb $0x61, %al; inw $0x61, %ax; inb $0x62, %al; movl $0xffff, %edx; inb %dx, %al; inw %dx, %ax; vmmcall",
+        python=python,
+    )
     h.intercept(0x7B)
     h.ram.write(IOPM + 0x62 // 8, bytes([1 << (0x62 & 7)]))
     assert h.enter() == 0x7B
@@ -218,7 +230,8 @@ def test_ports_without_permission_fault_before_the_map(python: bool) -> None:
 
 
 @pytest.mark.parametrize(("msr", "at"), [
-    (0x10, 0x20), (0x1FFF, 0x3FFE), (0xC0000080, 0x4000 + 0x100), (0xC0001FFF, 0x4000 + 0x3FFE), (0xC0010117, 0x8000 + 0x22E),
+    (0x10, 0x20), (0x1FFF, 0x3FFE), (0xC0000080, 0x4000 + 0x100), (0xC0001FFF, 0x4000 + 0x3FFE),
+    (0xC0010117, 0x8000 + 0x22E),
 ])  # fmt: skip
 @pytest.mark.parametrize("write", [False, True])
 def test_msr_map(msr: int, at: int, write: bool, python: bool) -> None:
@@ -244,7 +257,9 @@ def test_msrs_outside_the_map_always_exit(python: bool) -> None:
 
 
 def test_without_msr_prot_the_guest_uses_its_own(python: bool) -> None:
-    h = Hypervisor("movl $0xc0000081, %ecx; movl $0x1234, %eax; movl $0x5678, %edx; wrmsr; rdmsr; vmmcall", python=python)
+    h = Hypervisor(
+        "movl $0xc0000081, %ecx; movl $0x1234, %eax; movl $0x5678, %edx; wrmsr; rdmsr; vmmcall", python=python
+    )
     assert h.enter() == VMMCALL
     assert h.state.field("star") == 0x567800001234
 

@@ -135,12 +135,16 @@ def test_changes_between_entries_are_seen(python: bool) -> None:
 
 
 def test_changes_by_the_hypervisors_own_stores_are_seen(python: bool) -> None:
-    h = Hypervisor(f"1: movl {PAGE}, %eax; vmmcall; jmp 1b", host=f"""
+    h = Hypervisor(
+        f"1: movl {PAGE}, %eax; vmmcall; jmp 1b",
+        host=f"""
         movl $10, %ecx
         1: movl $0x90000, %eax; pushq %rcx; vmrun; popq %rcx
         addq 0x905f8, %rdx; addq $3, 0x90578           # collect RAX, skip VMMCALL
         xorl $0x1000, {NESTED + 0x3000 + (PAGE >> 12) * 8}
-        loop 1b; hlt""", python=python)
+        loop 1b; hlt""",
+        python=python,
+    )
     h.guest_write(PAGE, b"\x01")
     h.guest_write(PAGE + 0x1000, b"\x10")
     h.run()
@@ -240,7 +244,9 @@ def test_code_of_a_guest_is_coherent(python: bool) -> None:
 
 
 def test_guest_writes_its_own_code(python: bool) -> None:
-    h = Hypervisor("movl $20, %ecx; 1: incb 2f+1(%rip)\n2: movb $0, %al; addl %eax, %ebx; loop 1b; vmmcall", python=python)
+    h = Hypervisor(
+        "movl $20, %ecx; 1: incb 2f+1(%rip)\n2: movb $0, %al; addl %eax, %ebx; loop 1b; vmmcall", python=python
+    )
     h.set(rax=0)
     assert h.enter() == VMMCALL
     assert h.reg(3) == sum(range(1, 21))

@@ -51,10 +51,13 @@ def test_round_trip(mode: Mode, np: bool, python: bool) -> None:
 
 
 def test_guest_changes_are_saved(python: bool) -> None:
-    h = Hypervisor("""
+    h = Hypervisor(
+        """
         movq $0x1111, %rax; movq %rax, %cr2; movq $0x6100, %rsp; movq $0xabcdef, %rax
         movl $0x10, %ebx; movw %bx, %ds; movq %cr0, %rbx; orl $0x10000, %ebx; movq %rbx, %cr0; stc
-        vmmcall""", python=python)
+        vmmcall""",
+        python=python,
+    )
     assert h.enter() == VMMCALL
     assert (h["cr2"], h["rsp"], h["rax"], h["cr0"] & 0x10000, h["rflags"] & 1) == (0x1111, 0x6100, 0xABCDEF, 0x10000, 1)
     assert h["rip"] == h.labels["_start"] + len(h.inner.program.code) - 3
@@ -106,7 +109,8 @@ def test_prologue_from_nothing(python: bool) -> None:
         movw $0x8, 0x410(%rdi); movw $0xa9b, 0x412(%rdi); movl $-1, 0x414(%rdi)
         movw $0x10, 0x420(%rdi); movw $0xc93, 0x422(%rdi); movl $-1, 0x424(%rdi)
         movl $0x1d00, 0x4d0(%rdi)
-        movq %cr4, %rax; movq %rax, 0x548(%rdi); movq %cr3, %rax; movq %rax, 0x550(%rdi); movq %cr0, %rax; movq %rax, 0x558(%rdi)
+        movq %cr4, %rax; movq %rax, 0x548(%rdi); movq %cr3, %rax; movq %rax, 0x550(%rdi); movq %cr0, %rax
+        movq %rax, 0x558(%rdi)
         movl $0x400, 0x560(%rdi); movl $0xffff0ff0, 0x568(%rdi); movl $2, 0x570(%rdi)
         leaq guest(%rip), %rax; movq %rax, 0x578(%rdi)
         movq %rsp, 0x5d8(%rdi)
@@ -186,10 +190,13 @@ def test_vmrun_does_not_switch_what_vmload_does(python: bool) -> None:
 
 
 BAD = [
-    ("svme", {"efer": 0xD00}), ("cr0-nw", {"cr0": 0xA0000011}), ("cr0-high", {"cr0": 0x1_80000011}), ("cr3", {"cr3": 1 << 41}),
-    ("cr4", {"cr4": 0x620 | 1 << 33}), ("dr6", {"dr6": 1 << 32}), ("dr7", {"dr7": 1 << 32}), ("efer", {"efer": 0x1D00 | 1 << 20}),
+    ("svme", {"efer": 0xD00}), ("cr0-nw", {"cr0": 0xA0000011}), ("cr0-high", {"cr0": 0x1_80000011}),
+    ("cr3", {"cr3": 1 << 41}),
+    ("cr4", {"cr4": 0x620 | 1 << 33}), ("dr6", {"dr6": 1 << 32}), ("dr7", {"dr7": 1 << 32}),
+    ("efer", {"efer": 0x1D00 | 1 << 20}),
     ("lme without pae", {"cr4": 0x600}), ("lme without pe", {"cr0": 0x80000010}), ("l and d", {"cs__attrib": 0xE9B}),
-    ("asid", {"guest_asid": 0}), ("msrpm", {"msrpm_base_pa": (1 << 40) - 0x1000}), ("iopm", {"iopm_base_pa": (1 << 40) - 0x2000}),
+    ("asid", {"guest_asid": 0}), ("msrpm", {"msrpm_base_pa": (1 << 40) - 0x1000}),
+    ("iopm", {"iopm_base_pa": (1 << 40) - 0x2000}),
     ("event type", {"eventinj": 1 << 31 | 1 << 8}), ("event vector", {"eventinj": 1 << 31 | 3 << 8 | 2}),
     ("ncr3", {"n_cr3": 1 << 41}), ("pat", {"g_pat": 2}), ("vmrun not intercepted", {"intercept_misc2": 2}),
 ]  # fmt: skip
@@ -234,7 +241,9 @@ def test_tsc_offset(python: bool) -> None:
 def test_guests_count_under_both_kinds_of_paging(mode: Mode, python: bool) -> None:
     count = "%ecx" if mode != "real" else "%cx"
     end = "hlt"
-    h = Hypervisor(f"mov $100, {count}; 1: add {count}, {'%ebx' if mode != 'real' else '%bx'}; loop 1b; {end}", mode, python=python)
+    h = Hypervisor(
+        f"mov $100, {count}; 1: add {count}, {'%ebx' if mode != 'real' else '%bx'}; loop 1b; {end}", mode, python=python
+    )
     assert h.enter() == HLT
     assert h.reg(RBX) == 5050
 
