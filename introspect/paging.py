@@ -105,10 +105,7 @@ def _format(mode: str, pse: bool, nxe: bool, maxphyaddr: int) -> _Format:
 
 
 def _choose(cr4: int, efer: int, maxphyaddr: int) -> _Format:
-    if efer & (EFER.LMA | EFER.LME):
-        mode = "5-level" if cr4 & CR4.LA57 else "4-level"
-    else:
-        mode = "PAE" if cr4 & CR4.PAE else "legacy"
+    mode = ("5-level" if cr4 & CR4.LA57 else "4-level") if efer & (EFER.LMA | EFER.LME) else "PAE" if cr4 & CR4.PAE else "legacy"
     return _format(mode, bool(cr4 & CR4.PSE), bool(efer & EFER.NXE), min(max(maxphyaddr, 32), 52))
 
 

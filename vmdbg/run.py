@@ -185,11 +185,11 @@ async def _serve(debugger: Debugger, options: argparse.Namespace) -> int:
             where = Endpoint(await server.listen_tcp(where.port))
     except OSError as error:
         raise UsageError(f"--gdb {where}: {error.strerror or error}; choose another port or path") from None
-    print(f"vmdbg: gdb can attach: target extended-remote {where}", file=sys.stderr, flush=True)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signal_number in (signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(signal_number, stop.set)
+    print(f"vmdbg: gdb can attach: target extended-remote {where}", file=sys.stderr, flush=True)
     waiting = options.wait
     try:
         while not stop.is_set():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.e2e.served import Served, attach, run
+from tests.e2e.served import Served, attach
 from tests.gdbstub.gdb import Gdb
 
 Serve = Callable[..., Served]

@@ -28,7 +28,7 @@ def assemble(source: str, origin: int, bits: int = 64) -> Program:
         text = f".code{bits}\n.globl _start\n_start:\n{source}\n"
         done = subprocess.run(["as", "--64", "-o", unit, "-"], input=text, text=True, capture_output=True, check=False)
         assert done.returncode == 0, f"{done.stderr}\n{text}"
-        command = ["ld", "-m", "elf_x86_64", f"-Ttext={origin:#x}", "-z", "noexecstack", "-o", linked, unit]
+        command = ["ld", "-m", "elf_x86_64", f"-Ttext={origin:#x}", "-z", "noexecstack", "-o", str(linked), str(unit)]
         done = subprocess.run(command, text=True, capture_output=True, check=False)
         assert done.returncode == 0, done.stderr
         with linked.open("rb") as file:
@@ -36,4 +36,6 @@ def assemble(source: str, origin: int, bits: int = 64) -> Program:
             table = elf.get_section_by_name(".symtab")
             assert isinstance(table, SymbolTableSection)
             labels = {symbol.name: symbol["st_value"] for symbol in table.iter_symbols() if symbol.name}
-            return Program(origin, elf.get_section_by_name(".text").data(), labels)
+            code = elf.get_section_by_name(".text")
+            assert code is not None
+            return Program(origin, code.data(), labels)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from introspect.address import Gpa
 from introspect.paging import Access, Fault, Nested, NestedFault, PagingState, translate
 from vmdbg.engine.engine import PHYSICAL_BITS, Engine
 from vmdbg.engine.physical import Npt, Shadow
@@ -14,7 +15,10 @@ from .faults import GP, PF, UD, CpuFault, NestedPageFault
 from .faults import SS as STACK_FAULT
 
 if TYPE_CHECKING:
+    from vmdbg.platform.bus import Bus
+    from vmdbg.platform.cpuid import CpuidConfig
     from vmdbg.platform.lapic import Lapic
+    from vmdbg.platform.msrs import MsrFile
     from vmdbg.svm.guest import Guest
 
 CR0_PE, CR0_TS, CR0_WP, CR0_PG = 1 << 0, 1 << 3, 1 << 16, 1 << 31
@@ -45,20 +49,37 @@ class ExtInt(Protocol):
     def acknowledge(self) -> int: ...
 
 
+class Observer(Protocol):
+    """Who is told of world switches: the machine's history and the debugger."""
+
+    def vmrun(self, cpu: Cpu, guest: Guest, host_cr4: int, host_efer: int) -> None: ...
+
+    def vmexit(self, cpu: Cpu, guest: Guest, code: int, info1: int, info2: int, intinfo: int, rip: int) -> None: ...
+
+
 class Cpu:
     """A processor that is either in host mode (`guest` None) or runs a guest.
 
     Implements `CpuSignals` for its local APIC; what arrives is kept here until the boundary where it may be taken.
     """
 
-    def __init__(self, index: int, engine: Engine) -> None:
+    def __init__(self, index: int, engine: Engine, bus: Bus, cpuid_config: CpuidConfig, observer: Observer) -> None:
         self.index = index
         self.engine = engine
+        self.bus = bus
+        self.cpuid_config = cpuid_config
+        self.observer = observer
         self.ram = engine.ram
         self.state: CpuState = engine.state()
         self.npt: Npt = engine.physical.host
         self.guest: Guest | None = None
         self.lapic: Lapic
+        self.msrs: MsrFile
+        self.tsc_offset = 0
+        self.lost_hsave = bytearray(4096)
+        """Where host state goes if VM_HSAVE_PA is no memory."""
+        self.last_fault = ""
+        """In words, why the processor last refused something: for people."""
         self.nmi_pending = False
         self.smi_pending = False
         self.init_pending = False
@@ -98,6 +119,32 @@ class Cpu:
 
     def changed(self) -> None:
         """Pending state is read at each boundary: nothing to remember."""
+
+    # MSRs that the engine holds (vmdbg.platform.msrs.Cpu)
+
+    @property
+    def tsc(self) -> int:
+        """The time stamp counter as software sees it: guest time, the CPU's own offset, a guest's TSC_OFFSET."""
+        value: int = self.engine.clock.now + self.tsc_offset
+        if self.guest is not None:
+            value += self.guest.tsc_offset
+        return value & 0xFFFFFFFFFFFFFFFF
+
+    def get(self, field: str) -> int:
+        if field == "tsc":
+            return self.tsc
+        if field == "cr0":
+            return self.state.cr(0)
+        return self.state.field(field)
+
+    def set(self, field: str, value: int) -> None:
+        if field == "tsc":
+            self.tsc_offset = value - self.engine.clock.now
+            return
+        self.state.set_field(field, value)
+        if field == "efer":
+            self.state.refresh()
+            self.flush()
 
     # Mode
 
@@ -148,7 +195,7 @@ class Cpu:
             if found.kind == "PF":
                 raise CpuFault(PF, found.code, found.address)
             if found.kind == "NPF":
-                raise NestedPageFault(NestedFault(found.code, found.address))
+                raise NestedPageFault(NestedFault(found.code, Gpa(found.address)))
             raise CpuFault(GP, 0)
         return found.spa
 

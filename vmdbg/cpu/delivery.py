@@ -9,10 +9,25 @@ from vmdbg.engine.state import CS, DS, ES, FS, GS, IDTR, RSP, SS, TR
 
 from . import tasks
 from .core import (
-    CR0_PE, RFLAGS_AC, RFLAGS_IF, RFLAGS_NT, RFLAGS_RF, RFLAGS_TF, RFLAGS_VM, Cpu, canonical,
+    CR0_PE,
+    RFLAGS_AC,
+    RFLAGS_IF,
+    RFLAGS_NT,
+    RFLAGS_RF,
+    RFLAGS_TF,
+    RFLAGS_VM,
+    Cpu,
+    canonical,
 )  # fmt: skip
 from .descriptors import (
-    CONFORMING, DEFAULT_BIG, LONG, Descriptor, fetch, load, null_selector, require,
+    CONFORMING,
+    DEFAULT_BIG,
+    LONG,
+    Descriptor,
+    fetch,
+    load,
+    null_selector,
+    require,
 )  # fmt: skip
 from .faults import DB, DF, GP, NP, PF, Event, Kind
 from .faults import SS as STACK_FAULT

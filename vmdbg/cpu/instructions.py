@@ -221,14 +221,6 @@ def dr_access(cpu: Cpu, number: int, write: bool) -> None:
 # Time, identity, model-specific registers
 
 
-def tsc(cpu: Cpu) -> int:
-    """The time stamp counter as software sees it: guest time, the CPU's own offset, a guest's TSC_OFFSET."""
-    value = cpu.engine.clock.now + cpu.tsc_offset
-    if cpu.guest is not None:
-        value += cpu.guest.tsc_offset
-    return value & MASK64
-
-
 def is_rdtscp(cpu: Cpu) -> bool:
     """The engine reports both as RDTSC."""
     return cpu.engine.code()[:2] != b"\x0f\x31" and cpu.instruction().opcode == 0x0F01
@@ -236,7 +228,7 @@ def is_rdtscp(cpu: Cpu) -> bool:
 
 def rdtsc(cpu: Cpu) -> None:
     s = cpu.state
-    value = tsc(cpu)
+    value = cpu.tsc
     size = length(cpu)
     s.set_reg(RAX, value & MASK32)
     s.set_reg(RDX, value >> 32)

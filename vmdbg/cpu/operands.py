@@ -63,10 +63,7 @@ def accesses(cpu: Cpu) -> list[tuple[int, int, bool, bool]]:
         segment = _SEGMENTS.get(memory.segment)
         if segment is None:
             string = insn.mnemonic.split()[-1][:4] in ("stos", "scas", "movs", "cmps", "insb", "insw", "insd")
-            if string and memory.base in _STRING_TO_EDI:
-                segment = ES
-            else:
-                segment = SS if memory.base in _BASED_ON_STACK else 3
+            segment = ES if string and memory.base in _STRING_TO_EDI else SS if memory.base in _BASED_ON_STACK else 3
         base = s.base(segment) if cpu.bits != 64 or segment >= FS else 0
         address = ((offset & ((1 << width) - 1)) + base) & mask
         found.append((address, operand.size, bool(operand.access & 1), bool(operand.access & 2)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import IntEnum, auto
-from typing import Protocol
 
 from introspect.exits import PF_ERROR, ExitCode
 from introspect.paging import NestedFault
@@ -15,15 +14,13 @@ from vmdbg.engine.runtime import Reason
 from vmdbg.engine.state import CS, DS, ES, FS, GS, HF_SMAP, IDTR, RAX, RDX, SS
 from vmdbg.platform.bus import Bus
 from vmdbg.platform.cpuid import CpuidConfig
-from vmdbg.platform.msrs import MsrFile
 from vmdbg.svm import world
 from vmdbg.svm.guest import Guest
 
 from . import instructions
-from .core import DR6_BS, DR6_RESET, DR7_RESET, RFLAGS_IF, Cpu, ExtInt
+from .core import DR6_BS, DR6_RESET, DR7_RESET, RFLAGS_IF, Cpu, ExtInt, Observer
 from .events import raise_event
 from .faults import DB, GP, NMI, PF, UD, CpuFault, Event, Kind, NestedPageFault
-
 
 _WRITE_TRAPS = 0xFFFF8000
 """In intercept word 4: EFER and CR0 to CR15, after the write."""
@@ -34,14 +31,6 @@ _PARTICULAR = frozenset(
     (*range(0x40), ExitCode.MSR, ExitCode.RDTSC, ExitCode.INVLPG, ExitCode.INVLPGA, ExitCode.WBINVD)
 )
 """Exits that more than one intercept bit decides, or with an EXITINFO1."""
-
-
-class Observer(Protocol):
-    """Who is told of world switches: the machine's history and the debugger."""
-
-    def vmrun(self, cpu: Cpu, guest: Guest, host_cr4: int, host_efer: int) -> None: ...
-
-    def vmexit(self, cpu: Cpu, guest: Guest, code: int, info1: int, info2: int, intinfo: int, rip: int) -> None: ...
 
 
 class Outcome(IntEnum):
@@ -71,38 +60,12 @@ class Processor(Cpu):
     def __init__(
         self, index: int, engine: Engine, bus: Bus, cpuid_config: CpuidConfig, extint: ExtInt, observer: Observer
     ) -> None:
-        super().__init__(index, engine)
-        self.bus = bus
-        self.cpuid_config = cpuid_config
+        super().__init__(index, engine, bus, cpuid_config, observer)
         self.interrupt_controller = extint
-        self.observer = observer
-        self.msrs: MsrFile
-        self.tsc_offset = 0
-        self.lost_hsave = bytearray(4096)
-        self.last_fault = ""
-        """In words, why the processor last refused something: for people."""
         self.watched: Stop | None = None
         self.pause = False
         """Set by whoever wants the CPU to return at the next instruction boundary, as observers of world switches do."""
         world.set_intercepts(self.state, None)
-
-    # MSRs of the engine (vmdbg.platform.msrs.Cpu)
-
-    def get(self, field: str) -> int:
-        if field == "tsc":
-            return instructions.tsc(self)
-        if field == "cr0":
-            return self.state.cr(0)
-        return self.state.field(field)
-
-    def set(self, field: str, value: int) -> None:
-        if field == "tsc":
-            self.tsc_offset = value - self.engine.clock.now
-            return
-        self.state.set_field(field, value)
-        if field == "efer":
-            self.state.refresh()
-            self.flush()
 
     def reset(self) -> None:
         """Power-on (APM2 14.1.3); the boot code sets what differs."""
@@ -460,10 +423,7 @@ class Processor(Cpu):
         if not guest.intercepts(ExitCode.CR0_SEL_WRITE) or insn.opcode == 0x0F06:
             return None
         old = self.state.cr(0)
-        if move:
-            new = self.state.reg(insn.rm)
-        else:
-            new = old & ~0xE | instructions.lmsw_source(self, insn) & 0xF | old & 1
+        new = self.state.reg(insn.rm) if move else old & ~14 | instructions.lmsw_source(self, insn) & 15 | old & 1
         changed = (old ^ new) & ~0xA
         return (ExitCode.CR0_SEL_WRITE, info1) if changed else None
 

@@ -7,7 +7,6 @@ exact stop at a time, before every exception, #VMEXIT, IN and OUT, and device ac
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -184,7 +183,8 @@ class Engine:
     def _mmio_read(self, _uc: Any, offset: int, size: int, _data: Any) -> int:
         try:
             entry = self._window[offset // PAGE]
-            assert entry is not None and self.devices is not None
+            assert entry is not None
+            assert self.devices is not None
             return self.devices.read_mmio(entry[2] + offset % PAGE, size)
         except BaseException as error:
             self._error = error
@@ -193,7 +193,8 @@ class Engine:
     def _mmio_write(self, _uc: Any, offset: int, size: int, value: int, _data: Any) -> None:
         try:
             entry = self._window[offset // PAGE]
-            assert entry is not None and self.devices is not None
+            assert entry is not None
+            assert self.devices is not None
             self.devices.write_mmio(entry[2] + offset % PAGE, size, value)
         except BaseException as error:
             self._error = error

@@ -11,6 +11,7 @@ import ctypes
 from collections.abc import Callable
 from enum import IntEnum
 from functools import partial
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -23,7 +24,7 @@ from .errors import EngineError
 
 native: ModuleType | None
 try:
-    from vmdbg.engine import _native as native
+    native = import_module("vmdbg.engine._native")
 except ImportError:  # no compiler at installation: the twin does the same work
     native = None
 

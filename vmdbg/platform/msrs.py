@@ -38,7 +38,9 @@ FAMILY_17H = {
 """Configuration that system software of this family reads and writes without a CPUID bit (PPR 55803): it keeps what is
 written and does nothing."""
 FAMILY_17H_READ_ONLY = {
-    0xC0010061: "PStateCurLim", 0xC0010063: "PStateStat", **{0xC0010064 + n: f"PStateDef{n}" for n in range(8)}, 0xC0010071: "COFVIDStatus",
+    0xC0010061: "PStateCurLim", 0xC0010063: "PStateStat",
+    **{0xC0010064 + n: f"PStateDef{n}" for n in range(8)},
+    0xC0010071: "COFVIDStatus",
 }  # fmt: skip
 
 EFER_LME, EFER_LMA, EFER_SVME = 1 << 8, 1 << 10, 1 << 12

@@ -1,0 +1,215 @@
+"""The command line: exit statuses, one-line refusals, the same run every time, gdb started for its user."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.served import ROOT, run, vmdbg
+
+HLT = b"\xfa\xf4"
+SPIN = b"\xeb\xfe"
+
+
+def flat(folder: Path, code: bytes) -> list[str]:
+    """Arguments that run 16-bit code."""
+    path = folder / "flat.bin"
+    path.write_bytes(code)
+    return [str(path), "--flat", "0x8000", "--mode", "real", "--serial", "null"]
+
+
+def test_exit_statuses(tmp_path: Path) -> None:
+    # mov $0x15, %al; out %al, $0xf4
+    done = vmdbg("run", *flat(tmp_path, b"\xb0\x15\xe6\xf4"))
+    assert (done.returncode, done.stdout, done.stderr) == (0x2B, "", "")
+    # mov $0x604, %dx; mov $0x2000, %ax; out %ax, %dx
+    done = vmdbg("run", *flat(tmp_path, b"\xba\x04\x06\xb8\x00\x20\xef"))
+    assert (done.returncode, done.stderr) == (0, "")
+    # a reset: mov $0xfe, %al; out %al, $0x64
+    assert vmdbg("run", *flat(tmp_path, b"\xb0\xfe\xe6\x64")).returncode == 0
+
+    done = vmdbg("run", *flat(tmp_path, SPIN), "--max-time", "1000001", "-v")
+    assert done.returncode == 124
+    assert "vmdbg: --max-time 1000001 reached at RIP 0x8000 of the hypervisor on CPU 0\n" in done.stderr
+    assert "the run ended after 1000002 ticks" in done.stderr  # a jump of two bytes
+    started = time.monotonic()
+    done = vmdbg("run", *flat(tmp_path, SPIN), "--timeout", "0.5")
+    assert done.returncode == 124
+    assert "vmdbg: --timeout 0.5 s reached at RIP 0x8000" in done.stderr
+    assert time.monotonic() - started < 10
+    done = vmdbg("run", *flat(tmp_path, HLT))
+    assert done.returncode == 124
+    assert "every CPU waits" in done.stderr
+    # A triple fault: lidt of an empty table, int3.
+    done = vmdbg("run", *flat(tmp_path, b"\x0f\x01\x1e\x10\x80\xcc".ljust(0x10, b"\0") + bytes(6)))
+    assert done.returncode == 124
+    assert "a triple fault: shutdown at RIP 0x8005 of the hypervisor on CPU 0" in done.stderr
+
+
+def elf32(*segments: tuple[int, int, int, int], magic: bytes = b"\x7fELF") -> bytes:
+    """A multiboot ELF file of (offset, address, file size, memory size)."""
+    headers = b"".join(struct.pack("<8I", 1, o, a, a, f, m, 7, 4096) for o, a, f, m in segments)
+    head = struct.pack("<4s5B7x2H5I6H", magic, 1, 1, 1, 0, 0, 2, 3, 1, 0x100000, 52, 0, 0, 52, 32, len(segments), 40, 0, 0)
+    return (head + headers).ljust(0x400, b"\0") + struct.pack("<3I", 0x1BADB002, 0, -0x1BADB002 & 0xFFFFFFFF) + bytes(256)
+
+
+HOSTILE: dict[str, tuple[bytes, str]] = {
+    "empty": (b"", "empty"),
+    "text": (b"hello\n", "not ELF"),
+    "magic only": (b"\x7fELF", "truncated"),
+    "truncated": (elf32((0, 0x100000, 0x500, 0x500))[:0x300], "truncated"),
+    "segment behind the end": (elf32((0x4000, 0x100000, 0x100, 0x100)), "truncated"),
+    "overlapping": (elf32((0, 0x100000, 0x400, 0x400), (0, 0x100200, 0x400, 0x400)), "overlap"),
+    "beyond memory": (elf32((0, 0x100000, 0x400, 0x400), (0, 0xF0000000, 0x400, 0x400)), "is outside RAM"),
+    "huge": (elf32((0, 0x100000, 0x400, 0xFFFF0000)), "is outside RAM"),
+    "file larger than memory": (elf32((0, 0x100000, 0x400, 0x100)), "bytes in the file"),
+    "no segment": (elf32(), "segment"),
+    "entry outside": (elf32((0, 0x200000, 0x400, 0x400)), "entry point"),
+    "no multiboot header": (elf32((0, 0x100000, 0x400, 0x400)).replace(b"\x02\xb0\xad\x1b", bytes(4)), "multiboot header"),
+    "another machine": (elf32((0, 0x100000, 0x400, 0x400)).replace(b"\x02\0\x03\0", b"\x02\0\x28\0", 1), "machine"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_images_that_cannot_be_loaded(name: str, tmp_path: Path) -> None:
+    image, reason = HOSTILE[name]
+    path = tmp_path / "image"
+    path.write_bytes(image)
+    refused(reason, "run", str(path), "--serial", "null")
+
+
+def refused(reason: str, *arguments: str) -> None:
+    done = vmdbg(*arguments, timeout=20)
+    assert done.returncode == 2, done
+    assert done.stdout == ""
+    assert done.stderr.startswith("vmdbg"), done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert reason in done.stderr
+
+
+def test_usage_errors_are_one_line(tmp_path: Path) -> None:
+    image = flat(tmp_path, SPIN)
+    refused("name a file that can be read", "run", str(tmp_path / "missing"))
+    refused("is a directory", "run", str(tmp_path))
+    refused("not a regular file", "run", "/dev/zero")
+    refused("add --gdb", "run", *image, "--wait")
+    refused("serial backend", "run", *image[:-2], "--serial", "nonsense")
+    refused("No such file", "run", *image[:-2], "--serial", f"file:{tmp_path}/no/file")
+    refused("choose a file that can be written", "run", *image, "--trace-exits", f"{tmp_path}/no/trace")
+    refused("--gdb", "run", *image, "--gdb", f"unix:{tmp_path}/no/socket")
+    refused("is not loopback", "run", *image, "--gdb", "0.0.0.0:1234")
+    refused("is not a size", "run", *image, "--memory", "many")
+    refused("choose 1 to", "run", *image, "--cpus", "0")
+    refused("no such file", "run", *image, "--symbols", "guest2=/no/file")
+    refused("names no inferior", "run", *image, "--symbols", "somebody=x")
+    refused("is not a number", "run", *image, "--max-time", "soon")
+    refused("required", "run")
+    refused("choose from", "fly")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        refused("choose another port", "run", *image, "--gdb", str(taken.getsockname()[1]))
+
+
+def test_the_same_run_every_time(hypervisor: Path, tmp_path: Path) -> None:
+    outcomes = []
+    for name, arguments in (
+        ("one", ()), ("again", ()), ("python", ("--runtime", "python")), ("memory", ("--memory", "1G")),
+    ):  # fmt: skip
+        folder = tmp_path / name
+        folder.mkdir()
+        outcomes.append(run(hypervisor, folder, *arguments))
+    assert outcomes[0].status == 1
+    assert outcomes[0].exits.count("\n") > 2000
+    assert outcomes[1:] == outcomes[:1] * 3
+
+
+@pytest.mark.parametrize("cpus", ["2", "8"])
+def test_more_processors(cpus: str, hypervisor: Path, tmp_path: Path) -> None:
+    assert run(hypervisor, tmp_path, "--cpus", cpus).status == 1
+
+
+def test_serial_port_on_tcp(image: Callable[[str], Path], hypervisor: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vmdbg", "run", str(hypervisor), "--serial", f"tcp:{port}", "--append", "loop=3"],
+        cwd=ROOT, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    received = b""
+    for _ in range(200):
+        try:
+            with socket.create_connection(("127.0.0.1", port), 5) as client:
+                while data := client.recv(65536):
+                    received += data
+            break
+        except ConnectionRefusedError:
+            time.sleep(0.02)
+    assert process.wait(60) == 1
+    assert b"hypervisor: all well" in received
+
+
+def test_signals_end_it_and_its_socket_goes(hypervisor: Path, tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vmdbg", "run", str(hypervisor), "--serial", "null", "--gdb", f"unix:{path}", "--wait"],
+        cwd=ROOT, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stderr is not None
+    process.stderr.readline()
+    assert path.stat().st_mode & 0o777 == 0o600
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=20)
+    assert not path.exists()
+
+
+@pytest.mark.skipif(shutil.which("gdb") is None, reason="gdb is not in PATH")
+def test_gdb_on_an_image_and_on_an_address(hypervisor: Path, tmp_path: Path) -> None:
+    commands = ["-batch", "-ex", "break handle_exit", "-ex", "continue", "-ex", "bt 1", "-ex", "kill"]
+    done = vmdbg("gdb", str(hypervisor), "--serial", "null", "--", *commands)
+    assert done.returncode == 0, done.stderr
+    assert "Breakpoint 1, handle_exit (" in done.stdout
+    assert "warning" not in done.stdout + done.stderr
+    assert "[Inferior 1 (process 1) killed]" in done.stdout
+
+    sector = ROOT / "examples/bootsector/build/bootsector.img"
+    commands = ["-batch", "-ex", "break long_mode", "-ex", "x/i $pc", "-ex", "continue"]
+    done = vmdbg("gdb", str(sector), "--serial", "null", "--", *commands)
+    assert "<_start>:\tljmp   $0x0,$0x7c05" in done.stdout
+    assert "Breakpoint 1, long_mode" in done.stdout
+
+    refused("name a file that can be read", "run", "no-such-image")
+    done = vmdbg("gdb", "./no-such-image", "--", "-batch")
+    assert done.returncode == 2
+    assert "no-such-image" in done.stderr.splitlines()[0]
+
+    served = subprocess.Popen(
+        [sys.executable, "-m", "vmdbg", "run", str(hypervisor), "--serial", "null", "--gdb", "0", "--wait"],
+        cwd=ROOT, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert served.stderr is not None
+    port = served.stderr.readline().strip().rpartition(":")[2]
+    symbols = f"host={hypervisor.with_suffix('.debug')}"
+    commands = ["-batch", "-ex", "tbreak schedule", "-ex", "continue", "-ex", "detach"]
+    done = vmdbg("gdb", port, "--symbols", symbols, "--", *commands)
+    assert "Temporary breakpoint 1, schedule" in done.stdout
+    assert "warning" not in done.stdout + done.stderr
+    served.communicate(timeout=60)
+    assert served.returncode == 1
+
+
+def test_without_wait_the_machine_runs_until_a_debugger_comes(hypervisor: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vmdbg", "run", str(hypervisor), "--serial", "null", "--gdb", "0"],
+        cwd=ROOT, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    process.communicate(timeout=60)
+    assert process.returncode == 1
