@@ -543,3 +543,48 @@ def test_accessed_bit_of_the_handlers_segment(python: bool) -> None:
     rig.step()
     assert rig.ram.read(at, 1)[0] & 1
     assert DS == 3
+
+
+# Supervisor-mode access prevention: accesses of the processor itself are implicit, RFLAGS.AC does not spare them.
+
+
+@pytest.mark.parametrize("ac", [False, True])
+def test_smap_and_the_inner_stack(ac: bool, python: bool) -> None:
+    """The frame of an interrupt from user mode must not go to a user page (APM2 5.6.7)."""
+    rig = Rig("int $0x21", "long", python=python, user=True)
+    rig.gate(0x21, dpl=3)
+    rig.gate(PF, ist=1)
+    for page in (IDT, GDT, TSS, HANDLERS, IST_STACK - 8):
+        rig.change(page, drop=4)
+    rig.state.set_cr(4, rig.state.cr(4) | 1 << 21)
+    rig.state.rflags = 2 | ac << 18
+    rig.state.refresh()
+    rig.step()
+    assert (rig.handled, rig.stack(2, 8), rig.state.cr(2)) == (PF, [3, 0x8000], RING0_STACK - 8)
+
+
+@pytest.mark.parametrize("ac", [False, True])
+def test_smap_and_the_own_stack(ac: bool, python: bool) -> None:
+    """Without a change of privilege the pushes are the program's own: RFLAGS.AC spares them."""
+    rig = Rig("int $0x21", "long", python=python)
+    rig.gate(PF, ist=1)
+    for page in (IDT, GDT, TSS, 0x8000, HANDLERS, IST_STACK - 8):
+        rig.change(page, drop=4)
+    rig.state.set_cr(4, rig.state.cr(4) | 1 << 21)
+    rig.state.rflags = 2 | ac << 18
+    rig.state.refresh()
+    rig.step()
+    assert rig.handled == (0x21 if ac else PF)
+
+
+def test_smep_and_the_handler(python: bool) -> None:
+    rig = Rig("int $0x21", "long", python=python)
+    rig.gate(PF, offset=0xC000)
+    rig.ram.write(0xC000, b"\xf4")
+    for page in (0x8000, 0xC000):
+        rig.change(page, drop=4)
+    rig.state.set_cr(4, rig.state.cr(4) | 1 << 20)
+    rig.state.refresh()
+    rig.run()
+    assert rig.rip == 0xC001
+    assert rig.stack(2, 8) == [0x11, HANDLERS + 16 * 0x21]
