@@ -299,3 +299,46 @@ def test_handlers_of_the_guest(python: bool) -> None:
     h = Hypervisor("ud2", python=python)
     assert h.enter() == HLT
     assert h["rip"] == HANDLERS + 16 * 6
+
+
+@pytest.mark.parametrize(("text", "info2"), [
+    ("ljmp $0x88, $0", 1 << 38), ("lcall $0x88, $0", 0), ("ljmp *pointer\nhlt\npointer: .long 0; .word 0x88", 1 << 38),
+    ("lcall *pointer\nhlt\npointer: .long 0; .word 0x88", 0), ("ljmp $0xb8, $0", 1 << 38),
+])  # fmt: skip
+def test_far_transfers_to_a_task(text: str, info2: int, python: bool) -> None:
+    """APM2 15.14.1: nothing of the switch has happened; the engine switches tasks itself, so it must not get so far."""
+    h = Hypervisor("nop\n" + text, "protected32", python=python)
+    h.intercept(0x7D)
+    gdt = h["gdtr.base"]
+    h.guest_write(gdt + 0xB8, (0x88 << 16 | 5 << 40 | 1 << 47).to_bytes(8, "little"))  # a task gate to it
+    h.set(gdtr__limit=0xFFFF)
+    tss = h["tr.base"]
+    before = h.ram.read(h.base + tss, 104), h["tr.selector"]
+    assert h.enter() == 0x7D
+    assert h["exitinfo1"] == 0x88
+    assert h["exitinfo2"] == info2
+    assert h["rip"] == CODE + 1
+    assert (h.ram.read(h.base + tss, 104), h["tr.selector"]) == before
+
+
+def test_iret_to_the_linked_task(python: bool) -> None:
+    h = Hypervisor("pushf; orl $0x4000, (%esp); popf; iret", "protected32", python=python)
+    h.intercept(0x7D)
+    h.guest_write(h["tr.base"], (0x88).to_bytes(2, "little"))
+    h.guest_write(h["gdtr.base"] + 0x88 + 5, b"\x8b")  # busy, as a task that was interrupted is
+    assert h.enter() == 0x7D
+    assert (h["exitinfo1"], h["exitinfo2"]) == (0x88, 1 << 36)
+
+
+def test_stores_to_an_intercepted_tss_are_stores(python: bool) -> None:
+    """The page of the TSS is guarded to see switches; all else that is stored there goes through, and LTR works."""
+    tss = Hypervisor("hlt", "protected32")["tr.base"]
+    h = Hypervisor(
+        f"movl $0x12345678, {tss + 4}; movw $0x88, %ax; ltr %ax; movl $0x77, {tss + 200}; movl {tss + 4}, %eax; vmmcall",
+        "protected32", python=python,
+    )  # fmt: skip
+    h.intercept(0x7D)
+    assert h.enter() == VMMCALL
+    assert h["rax"] == 0x12345678
+    assert h.guest_read(tss + 200, 4) == 0x77
+    assert h.cpu.task_guard is None

@@ -8,7 +8,7 @@ from introspect.address import Gpa
 from introspect.paging import Access, Fault, Nested, NestedFault, PagingState, translate
 from vmdbg.engine.engine import PHYSICAL_BITS, Engine
 from vmdbg.engine.physical import Npt, Shadow
-from vmdbg.engine.state import SS, CpuState
+from vmdbg.engine.state import SS, TR, CpuState
 
 from .decode import Instruction, Undecodable, decode
 from .faults import GP, PF, UD, CpuFault, NestedPageFault
@@ -94,6 +94,8 @@ class Cpu:
         self.tsc_adjust = 0
         self.accepted: dict[int, tuple[object, tuple[int, ...]]] = {}
         """VMCBs that passed the consistency checks: with which fields, on which processor."""
+        self.task_guard: int | None = None
+        """The page of the TSS, while task switches are intercepted: see `guard_tasks`."""
         self._paging_key: tuple[int, ...] | None = None
         self._paging: PagingState | None = None
 
@@ -181,6 +183,21 @@ class Cpu:
             self._paging = PagingState(*key[:5], rflags_ac=bool(key[5]), maxphyaddr=PHYSICAL_BITS)
         assert self._paging is not None
         return self._paging
+
+    def guard_tasks(self) -> None:
+        """Have the engine stop at stores to the present TSS if the guest's hypervisor intercepts task switches.
+
+        The engine switches tasks itself on far JMP, CALL and IRET; before anything else it stores to the TSS it leaves.
+        """
+        page = None
+        guest, s = self.guest, self.state
+        if guest is not None and guest.intercepts_task_switch and self.protected and not s.is_long:
+            spa = self.translate_quietly(s.base(TR))
+            if spa is not None and self.ram.contains(spa):
+                page = spa >> 12
+        if page != self.task_guard:
+            self.task_guard = page
+            self.engine.physical.guard(self.index, page)
 
     # Memory, as the processor itself accesses it: translated, checked, with accessed and dirty bits.
 

@@ -14,10 +14,25 @@ from vmdbg.platform.clock import TICKS_PER_SECOND
 from vmdbg.platform.cpuid import Dynamic, cpuid
 from vmdbg.platform.faults import MsrFault
 
-from .core import CR0_PE, CR0_PG, CR4_SUPPORTED, RFLAGS_DF, RFLAGS_IF, RFLAGS_IOPL, RFLAGS_RF, RFLAGS_TF, RFLAGS_VM, Cpu
+from .core import (
+    CR0_PE,
+    CR0_PG,
+    CR4_SUPPORTED,
+    RFLAGS_DF,
+    RFLAGS_IF,
+    RFLAGS_IOPL,
+    RFLAGS_NT,
+    RFLAGS_RF,
+    RFLAGS_TF,
+    RFLAGS_VM,
+    Cpu,
+)
 from .decode import Instruction, effective_address
+from .delivery import TASK_GATE
+from .descriptors import fetch
 from .events import raise_event
 from .faults import DB, GP, UD, CpuFault, Event, Kind
+from .tasks import AVAILABLE_16, AVAILABLE_32, Source, TaskSwitchExit
 
 CR0_ET, CR0_TS, CR0_NW, CR0_CD = 1 << 4, 1 << 3, 1 << 29, 1 << 30
 CR0_DEFINED = 0xE005003F
@@ -330,6 +345,31 @@ def icebp(cpu: Cpu) -> None:
     s.rip += size
     cpu.engine.clock.now += size
     raise_event(cpu, Event(DB, Kind.EXCEPTION, length=size, trap=True))
+
+
+def task_switch(cpu: Cpu) -> TaskSwitchExit | None:
+    """The task switch that the far JMP, far CALL or IRET at RIP is about to make; None if it makes none."""
+    s = cpu.state
+    insn = cpu.instruction()
+    if insn.opcode == 0xCF:
+        if not s.rflags & RFLAGS_NT:
+            return None
+        return TaskSwitchExit(cpu.read(s.base(TR), 2, implicit=True), Source.IRET, None)
+    indirect = insn.opcode == 0xFF and insn.memory and insn.modrm >> 3 & 7 in (3, 5)
+    if insn.opcode in (0x9A, 0xEA):
+        selector = insn.immediate >> insn.operand
+    elif indirect:
+        size = insn.operand // 8
+        selector = cpu.read(_operand_address(cpu, insn, size + 2) + size, 2, user=s.cpl == 3)
+    else:
+        return None
+    target = fetch(cpu, selector, GP, 0)
+    if target.is_segment or target.type not in (AVAILABLE_16, AVAILABLE_32, TASK_GATE):
+        return None
+    if target.type == TASK_GATE:
+        selector = target.raw >> 16 & 0xFFFF
+    jump = insn.opcode == 0xEA or (indirect and insn.modrm >> 3 & 7 == 5)
+    return TaskSwitchExit(selector, Source.JUMP if jump else Source.CALL, None)
 
 
 # SYSCALL and SYSENTER: the engine has counted the instruction and RIP is behind it.

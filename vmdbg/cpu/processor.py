@@ -277,6 +277,8 @@ class Processor(Cpu):
         try:
             if reason == _EXIT:
                 if stop.watched:
+                    if stop.write and stop.watched >> 12 in self.engine.physical.guarded:
+                        return self._on_guarded_store(stop)
                     self.watched = stop
                     return Outcome.WATCHED
                 self._on_exit(stop)
@@ -301,6 +303,25 @@ class Processor(Cpu):
             self.single_step = False
             self._on_exception(DB)
         return None
+
+    def _on_guarded_store(self, stop: Stop) -> Outcome | None:
+        """A store to the page of a TSS: the beginning of a task switch, or not."""
+        if self.guest is not None and self.guest.intercepts_task_switch:
+            switch = instructions.task_switch(self)
+            if switch is not None:
+                world.task_switch_exit(self, switch, None)
+                return None
+        with self.engine.physical.unguarded():
+            stop = self.engine.step(self.state, self.npt)
+        outcome = self._stopped(stop)
+        return None if outcome == Outcome.STEPPED else outcome
+
+    def load_task_register(self) -> None:
+        """LTR in a guest whose task switches are intercepted: executed by the engine, then the new TSS is looked after."""
+        world.let_through(self.state, ExitCode.TR_WRITE)
+        stop = self.engine.step(self.state, self.npt)
+        world.set_intercepts(self.state, self.guest)
+        self._stopped(stop)
 
     def _on_exit(self, stop: Stop) -> None:
         if stop.npf is not None:
@@ -327,11 +348,15 @@ class Processor(Cpu):
             handler(self)
             if guest is not None and guest.words[4] & _WRITE_TRAPS:
                 self._write_trap(guest, code)
+            if guest is not None and guest.intercepts_task_switch:
+                self.guard_tasks()
             return
         action = _SVM.get(code)
         if action is None:
             raise AssertionError(f"the engine stopped for exit code {code:#x}, which nobody asked for")
         action(self)
+        if self.guest is not None and self.guest.intercepts_task_switch:
+            self.guard_tasks()
 
     def vmrun(self) -> None:
         event = world.vmrun(self, instructions.length(self))
@@ -519,5 +544,6 @@ _SVM: dict[int, Callable[[Processor], None]] = {
     ExitCode.VMSAVE: Processor.vmsave,
     ExitCode.STGI: Processor.stgi,
     ExitCode.CLGI: Processor.clgi,
+    ExitCode.TR_WRITE: Processor.load_task_register,
 }
-"""Exit code to what the instruction does when no hypervisor intercepts it: those that switch worlds."""
+"""Exit code to what the instruction does when no hypervisor intercepts it: those that take more than a function."""

@@ -12,7 +12,8 @@ What a table withholds is an instrument, at no cost to what it does not concern:
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from introspect.paging import Nested, NestedFault, nested_translate
 
@@ -189,6 +190,9 @@ class Physical:
         self.host = Npt(self.arena)
         self.shadows: dict[tuple[int, int, int], Shadow] = {}
         self.reader = TableReader(ram)
+        self.guards: dict[int, int] = {}
+        """Pages whose stores stop the engine, as watched ones do, by the CPU that asks for it."""
+        self.guarded: frozenset[int] = frozenset()
         self.pinned: Callable[[], set[int]] = set
         """Roots of the tables that CPUs run on now: they stay."""
         self.mixed = not nx
@@ -234,7 +238,7 @@ class Physical:
         if state & WATCH_READ:
             return 0
         entry = (spa & -PAGE) | LEAF
-        if writable and not state & (CODE | TABLE | WATCH_WRITE):
+        if writable and not state & (CODE | TABLE | WATCH_WRITE) and spa >> 12 not in self.guarded:
             entry |= W
         if self.nx and not (executable and state & (CODE | MIXED)):
             entry |= NX
@@ -313,7 +317,7 @@ class Physical:
         if write and state & TABLE:
             self.on_table(page)
         state = self.ram.pages[page]
-        if state & WATCH_READ or (write and state & WATCH_WRITE):
+        if state & WATCH_READ or (write and (state & WATCH_WRITE or page in self.guarded)):
             return spa
         if isinstance(npt, Shadow):
             npt.set(gpa, self._entry(spa, writable, executable))
@@ -328,6 +332,8 @@ class Physical:
         """Map the whole 2 MiB around an untouched page of plain RAM at once."""
         first = gpa & -0x200000
         if not self.nx or not self.ram.contains(first, 0x200000):
+            return False
+        if any(page << 12 & -0x200000 == first for page in self.guarded):
             return False
         base = self.host.leaf(first)
         if any(self.ram.pages[first >> 12 : (first >> 12) + 512]) or any(self.arena.q[base : base + 512]):
@@ -367,6 +373,29 @@ class Physical:
             if state & (CODE | MIXED) or not self.nx:
                 start = max(spa, page << 12)
                 self.invalidate(start, min(spa + length, (page + 1) << 12) - start)
+
+    def guard(self, owner: int, page: int | None) -> None:
+        """Stop at stores to a page number for CPU `owner`, in place of the page it asked for before."""
+        if page is None:
+            self.guards.pop(owner, None)
+        else:
+            self.guards[owner] = page
+        self._set_guarded(frozenset(self.guards.values()))
+
+    def _set_guarded(self, pages: frozenset[int]) -> None:
+        changed = self.guarded ^ pages
+        self.guarded = pages
+        for page in changed:
+            self.drop(page)
+
+    @contextmanager
+    def unguarded(self) -> Iterator[None]:
+        """Let stores to guarded pages through for a moment."""
+        self._set_guarded(frozenset())
+        try:
+            yield
+        finally:
+            self._set_guarded(frozenset(self.guards.values()))
 
     def watch(self, page: int, flag: int, on: bool) -> None:
         """Set or clear WATCH_WRITE or WATCH_READ for a page number."""

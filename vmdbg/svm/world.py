@@ -41,6 +41,7 @@ _L0_WORD4 = sum(1 << bit for bit in (0, 1, 2, 3, 6, 7, 8, 9, 10, 11))
 """VMRUN VMMCALL VMLOAD VMSAVE SKINIT RDTSCP ICEBP WBINVD MONITOR MWAIT; INVD is reported as WBINVD."""
 _GUEST_WORD3 = sum(1 << bit for bit in (6, 7, 8, 9, 10, 11, 12, 13, 16, 17, 20, 23, 25))
 """Descriptor tables, PUSHF POPF IRET PAUSE INVLPG: the engine stops before them where a guest's hypervisor asks."""
+_TASK_SWITCH, _LTR = 1 << 29, 1 << 13
 _GUEST_WORD4 = 1 << 4 | 1 << 5
 """STGI CLGI."""
 
@@ -98,6 +99,8 @@ def _intercepts(words: tuple[int, ...]) -> bytes:
     if words[3] & 1 << 5:  # selective CR0 writes: LMSW and MOV CR0 are seen anyhow
         cr_write |= 1
     word3, word4 = _L0_WORD3 | words[3] & _GUEST_WORD3, _L0_WORD4 | words[4] & _GUEST_WORD4
+    if words[3] & _TASK_SWITCH:
+        word3 |= _LTR
     return _INTERCEPTS.pack(
         word3 | word4 << 32, _L0_CR_READ | words[0] & 0xFFFF, cr_write, _L0_DR, _L0_DR, 0xFFFFFFFF
     )
@@ -109,6 +112,11 @@ _NO_GUEST = _intercepts((0, 0, 0, 0, 0, 0))
 def set_intercepts(state: CpuState, guest: Guest | None) -> None:
     """Tell the engine where to stop: the union of our needs and those of the guest's hypervisor."""
     state.bytes[_INTERCEPTED] = _NO_GUEST if guest is None else _intercepts(guest.words)
+
+
+def let_through(state: CpuState, code: int) -> None:
+    """Do not stop at an exit code of words 3 and 4, until the next `set_intercepts`."""
+    state.q[layout.INTERCEPT // 8] &= ~(1 << code - ExitCode.INTR)
 
 
 def await_gif(state: CpuState) -> None:
@@ -307,6 +315,8 @@ def _leave(cpu: Cpu, guest: Guest, code: int, info1: int, info2: int, intinfo: i
     cpu.dr[7] = 0x400
     cpu.guest = None
     cpu.npt = cpu.engine.physical.host
+    if cpu.task_guard is not None:
+        cpu.guard_tasks()
     s.refresh(0)
     s.shadow = False
     set_intercepts(s, None)
