@@ -105,13 +105,22 @@ def on_qemu(path: Path, command_line: str) -> float:
     return lines.seconds()
 
 
-def medians(peers: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:
-    """Median seconds of each peer over `rounds`; they take turns, so that what disturbs one disturbs all."""
-    times: dict[str, list[float]] = {name: [] for name in peers}
-    for _ in range(rounds):
-        for name, run in peers.items():
-            times[name].append(run())
-    return {name: median(found) for name, found in times.items()}
+class Times:
+    """Seconds of each peer, round by round."""
+
+    def __init__(self, peers: Mapping[str, Callable[[], float]], rounds: int) -> None:
+        """Measure.  The peers take turns, so that what disturbs one disturbs all."""
+        self.seconds: dict[str, list[float]] = {name: [] for name in peers}
+        for _ in range(rounds):
+            for name, run in peers.items():
+                self.seconds[name].append(run())
+
+    def median(self, name: str) -> float:
+        return median(self.seconds[name])
+
+    def speed(self, name: str, against: str) -> float:
+        """How many times as fast one peer is as the other: the median of the ratios within each round."""
+        return median(slow / fast for fast, slow in zip(self.seconds[name], self.seconds[against], strict=True))
 
 
 def _cpu_model() -> str:
