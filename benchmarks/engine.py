@@ -46,7 +46,7 @@ GENERAL = [getattr(x86, f"UC_X86_REG_{name}") for name in _ENCODED]
 
 def at_kernel(kernel: str, rounds: int, *, python: bool = False) -> tuple[Machine, Lines]:
     """A machine before the first instruction of a kernel."""
-    lines = Lines()
+    lines = Lines(time.process_time)
     command_line = f"kernel={kernel} n={rounds}"
     machine = Machine(
         image("compute.elf"), Config(memory=MEMORY, command_line=command_line, serial=lines, python_runtime=python)
@@ -62,11 +62,11 @@ def at_kernel(kernel: str, rounds: int, *, python: bool = False) -> tuple[Machin
 
 
 def ours(kernel: str, rounds: int, *, python: bool = False, guest: bool = False) -> float:
-    """Seconds from the kernel's first instruction to the line "done"."""
+    """CPU seconds from the kernel's first instruction to the line "done"."""
     machine, lines = at_kernel(kernel, rounds, python=python)
     if guest:
         become_guest(machine)
-    start = time.perf_counter()
+    start = time.process_time()
     finish(machine)
     return lines.when("done") - start
 
@@ -104,7 +104,7 @@ def become_guest(machine: Machine) -> None:
 
 
 def bare(kernel: str, rounds: int) -> float:
-    """Seconds from the kernel's first instruction to its return on Unicorn alone."""
+    """CPU seconds from the kernel's first instruction to its return, on Unicorn alone."""
     machine, _ = at_kernel(kernel, rounds)
     s = machine.cpu.state
     uc: Any = Uc(const.UC_ARCH_X86, const.UC_MODE_64)
@@ -118,9 +118,9 @@ def bare(kernel: str, rounds: int) -> float:
         uc.reg_write(register, s.reg(number))
     uc.reg_write(x86.UC_X86_REG_EFLAGS, s.rflags)
     end = machine.ram.read_u64(s.reg(RSP))
-    start = time.perf_counter()
+    start = time.process_time()
     uc.emu_start(s.rip, end)
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     stopped = uc.reg_read(x86.UC_X86_REG_RIP)
     if stopped != end:
         raise BenchmarkError(f"bare Unicorn stopped at {stopped:#x}, not at {end:#x} where the kernel returns to")
@@ -142,7 +142,7 @@ def measure(quick: bool) -> Report:
         row |= {f"{name} M/s": instructions * work / times.median(name) / 1e6 for name in peers}
         row |= {f"{name}/bare": times.speed(name, "bare") for name in ("native", "guest", "python")}
         report.rows.append(row)
-    report.remarks.append("M/s: million instructions a second.  Bare Unicorn is slow to store to pages without NX.")
+    report.remarks.append("M/s: million instructions in a second of CPU time.  Bare Unicorn is slow to store to pages without NX.")
     return report
 
 

@@ -42,16 +42,17 @@ def image(name: str) -> Path:
 
 
 class Lines:
-    """A serial line that notes when each line of output was complete."""
+    """A serial line that notes when each line of output was complete, by a clock in seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.clock = clock
         self.complete: list[tuple[float, str]] = []
         self._line = bytearray()
 
     def write(self, data: bytes) -> None:
         for byte in data:
             if byte == ord("\n"):
-                self.complete.append((time.perf_counter(), self._line.decode("latin-1").strip()))
+                self.complete.append((self.clock(), self._line.decode("latin-1").strip()))
                 self._line.clear()
             else:
                 self._line.append(byte)
@@ -63,7 +64,7 @@ class Lines:
         pass
 
     def when(self, word: str) -> float:
-        """The time of the line that says this, as `time.perf_counter` counts."""
+        """The time of the line that says this."""
         for when, line in self.complete:
             if f": {word}" in line:
                 return when
