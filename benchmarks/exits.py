@@ -16,7 +16,7 @@ from introspect.registers import CR0, EFER
 from introspect.vmcb import MISC_CTL, VMCB
 from vmdbg.machine import Config, Machine
 
-from .measure import BenchmarkError, Report, finish, main, medians
+from .measure import BenchmarkError, Report, Times, finish, main
 
 COLUMNS = (("who", ""), ("what", ""), ("native us", ".1f"), ("python us", ".1f"))
 BASE = 0x200000
@@ -95,11 +95,14 @@ def measure(quick: bool) -> Report:
     work = [("host", name, host_image(code, count), 0) for name, code in HOST.items()]
     work += [("guest", name, guest_image(code, count), int(exit_code)) for name, (code, exit_code) in GUESTS.items()]
     for who, what, image, exit_code in work:
-        taken = medians({
+        peers = {
             "native": partial(seconds, image, exit_code, python=False),
             "python": partial(seconds, image, exit_code, python=True),
-        }, rounds)  # fmt: skip
-        report.rows.append({"who": who, "what": what} | {f"{name} us": 1e6 * t / count for name, t in taken.items()})
+        }
+        times = Times(peers, rounds)
+        report.rows.append(
+            {"who": who, "what": what} | {f"{name} us": 1e6 * times.median(name) / count for name in peers}
+        )
     report.remarks.append("host: one stop each time; guest: VMRUN, #VMEXIT and the loop around them.")
     return report
 

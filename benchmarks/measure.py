@@ -42,16 +42,17 @@ def image(name: str) -> Path:
 
 
 class Lines:
-    """A serial line that notes when each line of output was complete."""
+    """A serial line that notes when each line of output was complete, by a clock in seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.clock = clock
         self.complete: list[tuple[float, str]] = []
         self._line = bytearray()
 
     def write(self, data: bytes) -> None:
         for byte in data:
             if byte == ord("\n"):
-                self.complete.append((time.perf_counter(), self._line.decode("latin-1").strip()))
+                self.complete.append((self.clock(), self._line.decode("latin-1").strip()))
                 self._line.clear()
             else:
                 self._line.append(byte)
@@ -63,7 +64,7 @@ class Lines:
         pass
 
     def when(self, word: str) -> float:
-        """The time of the line that says this, as `time.perf_counter` counts."""
+        """The time of the line that says this."""
         for when, line in self.complete:
             if f": {word}" in line:
                 return when
@@ -105,13 +106,22 @@ def on_qemu(path: Path, command_line: str) -> float:
     return lines.seconds()
 
 
-def medians(peers: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:
-    """Median seconds of each peer over `rounds`; they take turns, so that what disturbs one disturbs all."""
-    times: dict[str, list[float]] = {name: [] for name in peers}
-    for _ in range(rounds):
-        for name, run in peers.items():
-            times[name].append(run())
-    return {name: median(found) for name, found in times.items()}
+class Times:
+    """Seconds of each peer, round by round."""
+
+    def __init__(self, peers: Mapping[str, Callable[[], float]], rounds: int) -> None:
+        """Measure.  The peers take turns, so that what disturbs one disturbs all."""
+        self.seconds: dict[str, list[float]] = {name: [] for name in peers}
+        for _ in range(rounds):
+            for name, run in peers.items():
+                self.seconds[name].append(run())
+
+    def median(self, name: str) -> float:
+        return median(self.seconds[name])
+
+    def speed(self, name: str, against: str) -> float:
+        """How many times as fast one peer is as the other: the median of the ratios within each round."""
+        return median(slow / fast for fast, slow in zip(self.seconds[name], self.seconds[against], strict=True))
 
 
 def _cpu_model() -> str:

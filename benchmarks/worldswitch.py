@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
-from .measure import Report, image, main, medians, on_qemu, on_vmdbg, qemu_version
+from .measure import Report, Times, image, main, on_qemu, on_vmdbg, qemu_version
 
 COLUMNS = (
     ("mode", ""), ("switch", ""), ("native/s", ",.0f"), ("python/s", ",.0f"), ("qemu/s", ",.0f"),
@@ -20,7 +20,7 @@ COLUMNS = (
 def measure(quick: bool) -> Report:
     path = image("worldswitch.elf")
     report = Report("worldswitch", COLUMNS)
-    trips, rounds = (2_000, 1) if quick else (20_000, 3)
+    trips, rounds = (2_000, 1) if quick else (20_000, 5)
     qemu = qemu_version() is not None
     if not qemu:
         report.remarks.append("qemu-system-x86_64 is not installed: nothing to compare with (Debian: qemu-system-x86)")
@@ -33,10 +33,10 @@ def measure(quick: bool) -> Report:
             }
             if qemu:
                 peers["qemu"] = partial(on_qemu, path, line)
-            rates = {name: trips / seconds for name, seconds in medians(peers, rounds).items()}
+            times = Times(peers, rounds)
             row: dict[str, object] = {"mode": mode, "switch": switch}
-            row |= {f"{name}/s": rate for name, rate in rates.items()}
-            row |= {f"{name}/qemu": rate / rates["qemu"] for name, rate in rates.items() if qemu and name != "qemu"}
+            row |= {f"{name}/s": trips / times.median(name) for name in peers}
+            row |= {f"{name}/qemu": times.speed(name, "qemu") for name in ("native", "python") if qemu}
             report.rows.append(row)
     return report
 
