@@ -142,7 +142,8 @@ def measure(quick: bool) -> Report:
         row |= {f"{name} M/s": instructions * work / times.median(name) / 1e6 for name in peers}
         row |= {f"{name}/bare": times.speed(name, "bare") for name in ("native", "guest", "python")}
         report.rows.append(row)
-    report.remarks.append("M/s: million instructions in a second of CPU time.  Bare Unicorn is slow to store to pages without NX.")
+    report.remarks.append("M/s: million instructions in a second of CPU time.")
+    report.remarks.append("Bare Unicorn is slow to store to pages without NX.")
     return report
 
 
