@@ -113,7 +113,9 @@ class LiveContext:
             return self._special[name]()
         if name in SEGMENTS:
             return s.selector(SEGMENTS[name])
-        if name in ("cr0", "cr2", "cr3", "cr4"):
+        if name == "cr0":
+            return self.cpu.cr0
+        if name in ("cr2", "cr3", "cr4"):
             return s.cr(int(name[2]))
         return float_register(s, name)
 

@@ -342,3 +342,34 @@ def test_stores_to_an_intercepted_tss_are_stores(python: bool) -> None:
     assert h["rax"] == 0x12345678
     assert h.guest_read(tss + 200, 4) == 0x77
     assert h.cpu.task_guard is None
+
+
+@pytest.mark.parametrize("mode", ["protected32", "long"])
+def test_x87_error_without_ne_freezes(mode: Mode, python: bool) -> None:
+    """APM2 15.14.2: with CR0.NE clear an unmasked x87 error asserts FERR at the next x87 instruction; the guest sees no NE."""
+    divide = "fninit; fldcw control; fld1; fldz; fdivrp"
+    register = "%rbx" if mode == "long" else "%ebx"
+    h = Hypervisor(f"mov %cr0, {register}; smsw %ecx; {divide}\nwaits: fwait; hlt\ncontrol: .word 0x37b", mode, python=python)
+    h.intercept(0x7E)
+    h.set(cr0=h["cr0"] & ~0x20)
+    assert h.enter() == 0x7E
+    assert h["rip"] == h.labels["waits"]
+    assert not h["cr0"] & 0x20
+    assert not h.state.reg(RBX) & 0x20
+    assert not h.state.reg(RCX) & 0x20
+
+
+def test_write_traps_come_after_the_write(python: bool) -> None:
+    """APM2 15.35.6: EXITINFO1 is the new value, RIP is behind the instruction."""
+    h = Hypervisor("movq %cr4, %rax; orq $0x80, %rax; movq %rax, %cr4\nbehind: hlt", "long", python=python)
+    h.intercept(0x94)
+    assert h.enter() == 0x94
+    assert h["exitinfo1"] == h["cr4"]
+    assert h["cr4"] & 0x80
+    assert h["rip"] == h.labels["behind"]
+    h = Hypervisor("movl $0xc0000080, %ecx; rdmsr; orl $1, %eax; wrmsr\nbehind: hlt", "long", python=python)
+    h.intercept(0x8F)
+    h.intercept(0x7C, on=False)
+    assert h.enter() == 0x8F
+    assert h["exitinfo1"] == h["efer"]
+    assert h["rip"] == h.labels["behind"]

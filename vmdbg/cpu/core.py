@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from vmdbg.platform.msrs import MsrFile
     from vmdbg.svm.guest import Guest
 
-CR0_PE, CR0_TS, CR0_WP, CR0_PG = 1 << 0, 1 << 3, 1 << 16, 1 << 31
+CR0_PE, CR0_TS, CR0_NE, CR0_WP, CR0_PG = 1 << 0, 1 << 3, 1 << 5, 1 << 16, 1 << 31
 CR4_SUPPORTED = 0b111_1111_1100 | 1 << 16 | 1 << 20 | 1 << 21
 """TSD DE PSE PAE MCE PGE PCE OSFXSR OSXMMEXCPT, FSGSBASE, SMEP, SMAP; VME, PVI, UMIP, PCIDE, XSAVE and others are not
 claimed in CPUID."""
@@ -96,6 +96,8 @@ class Cpu:
         """VMCBs that passed the consistency checks: with which fields, on which processor."""
         self.task_guard: int | None = None
         """The page of the TSS, while task switches are intercepted: see `guard_tasks`."""
+        self.ne_is_ours = False
+        """CR0.NE is set in the engine, not in the guest: see `guard_ferr`."""
         self._paging_key: tuple[int, ...] | None = None
         self._paging: PagingState | None = None
 
@@ -136,7 +138,7 @@ class Cpu:
         if field == "tsc":
             return self.tsc
         if field == "cr0":
-            return self.state.cr(0)
+            return self.cr0
         return self.state.field(field)
 
     def set(self, field: str, value: int) -> None:
@@ -198,6 +200,22 @@ class Cpu:
         if page != self.task_guard:
             self.task_guard = page
             self.engine.physical.guard(self.index, page)
+
+    def guard_ferr(self) -> None:
+        """Have x87 errors raise #MF for a guest with CR0.NE clear whose hypervisor intercepts FERR_FREEZE.
+
+        The engine has no FERR: with NE clear it would go on.  The guest still reads NE as clear.
+        """
+        guest, s = self.guest, self.state
+        self.ne_is_ours = guest is not None and guest.intercepts_ferr and not s.cr(0) & CR0_NE
+        if self.ne_is_ours:
+            s.set_cr(0, s.cr(0) | CR0_NE)
+
+    @property
+    def cr0(self) -> int:
+        """CR0 as software sees it."""
+        value = self.state.cr(0)
+        return value & ~CR0_NE if self.ne_is_ours else value
 
     # Memory, as the processor itself accesses it: translated, checked, with accessed and dirty bits.
 

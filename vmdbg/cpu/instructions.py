@@ -77,7 +77,7 @@ def write_cr0(cpu: Cpu, value: int) -> None:
     if value >> 32 or (value & CR0_NW and not value & CR0_CD) or (value & CR0_PG and not value & CR0_PE):
         raise CpuFault(GP, 0)
     value = value & CR0_DEFINED | CR0_ET
-    old, efer = s.cr(0), s.efer
+    old, efer = cpu.cr0, s.efer
     if value & CR0_PG and not old & CR0_PG and efer & EFER_LME:
         if not s.cr(4) & CR4_PAE or s.attrib(CS) & 0x200:
             raise CpuFault(GP, 0)
@@ -91,6 +91,7 @@ def write_cr0(cpu: Cpu, value: int) -> None:
     if value & CR0_PG and not old & CR0_PG and s.cr(4) & CR4_PAE and not efer & EFER_LME:
         _check_pdptes(cpu, s.cr(3))
     s.set_cr(0, value)
+    cpu.guard_ferr()
     s.refresh()
     cpu.flush()
 
@@ -159,9 +160,9 @@ def cr_access(cpu: Cpu, number: int, write: bool) -> None:
     elif insn.opcode == 0x0F01 and insn.modrm >> 3 & 7 == 6:  # LMSW
         source = lmsw_source(cpu, insn)
         # It can set PE but not clear it, and reaches PE MP EM TS only.
-        write_cr0(cpu, s.cr(0) & ~0xE | source & 0xF)
+        write_cr0(cpu, cpu.cr0 & ~0xE | source & 0xF)
     elif insn.opcode == 0x0F01:  # SMSW
-        _store(cpu, insn, s.cr(0), insn.operand if not insn.memory else 16)
+        _store(cpu, insn, cpu.cr0, insn.operand if not insn.memory else 16)
     elif write:
         value = s.reg(insn.rm) if cpu.bits == 64 else s.reg(insn.rm) & MASK32
         if number == 2:
@@ -173,7 +174,7 @@ def cr_access(cpu: Cpu, number: int, write: bool) -> None:
     else:
         if number not in (0, 2, 3, 4, 8):
             raise CpuFault(UD)
-        value = read_tpr(cpu) if number == 8 else s.cr(number)
+        value = read_tpr(cpu) if number == 8 else cpu.cr0 if number == 0 else s.cr(number)
         s.set_reg(insn.rm, value if cpu.bits == 64 else value & MASK32)
     cpu.advance(insn.length)
 

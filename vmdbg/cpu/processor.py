@@ -20,7 +20,7 @@ from vmdbg.svm.guest import Guest
 from . import instructions
 from .core import DR6_BS, DR6_RESET, DR7_RESET, RFLAGS_IF, Cpu, ExtInt, Observer
 from .events import raise_event
-from .faults import DB, GP, NMI, PF, UD, CpuFault, Event, Kind, NestedPageFault
+from .faults import DB, GP, MF, NMI, PF, UD, CpuFault, Event, Kind, NestedPageFault
 
 _WRITE_TRAPS = 0xFFFF8000
 """In intercept word 4: EFER and CR0 to CR15, after the write."""
@@ -345,9 +345,11 @@ class Processor(Cpu):
             return
         handler = instructions.EMULATE.get(code)
         if handler is not None:
+            trapped = guest if guest is not None and guest.words[4] & _WRITE_TRAPS else None
+            wrmsr = trapped is not None and code == ExitCode.MSR and self.instruction().opcode == 0x0F30
             handler(self)
-            if guest is not None and guest.words[4] & _WRITE_TRAPS:
-                self._write_trap(guest, code)
+            if trapped is not None:
+                self._write_trap(trapped, code, wrmsr)
             if guest is not None and guest.intercepts_task_switch:
                 self.guard_tasks()
             return
@@ -378,13 +380,14 @@ class Processor(Cpu):
         self.advance(instructions.length(self))
         self.gif = False
 
-    def _write_trap(self, guest: Guest, code: int) -> None:
+    def _write_trap(self, guest: Guest, code: int, wrmsr: bool) -> None:
         """Traps after a write of CRn or EFER: EXITINFO1 is the new value (APM2 15.35.6)."""
         s = self.state
         if ExitCode.CR0_WRITE <= code < ExitCode.CR0_WRITE + 16:
             number = code - ExitCode.CR0_WRITE
-            trap, value = ExitCode.CR0_WRITE_TRAP + number, instructions.read_tpr(self) if number == 8 else s.cr(number)
-        elif code == ExitCode.MSR and s.reg(1) & 0xFFFFFFFF == 0xC0000080 and self.engine.code()[1:2] == b"\x30":
+            trap = ExitCode.CR0_WRITE_TRAP + number
+            value = {0: self.cr0, 8: instructions.read_tpr(self)}.get(number, s.cr(number))
+        elif wrmsr and s.reg(1) & 0xFFFFFFFF == 0xC0000080:
             trap, value = int(ExitCode.EFER_WRITE_TRAP), s.efer
         else:
             return
@@ -447,13 +450,16 @@ class Processor(Cpu):
             return ExitCode.CR0_WRITE, info1
         if not guest.intercepts(ExitCode.CR0_SEL_WRITE) or insn.opcode == 0x0F06:
             return None
-        old = self.state.cr(0)
+        old = self.cr0
         new = self.state.reg(insn.rm) if move else old & ~14 | instructions.lmsw_source(self, insn) & 15 | old & 1
         changed = (old ^ new) & ~0xA
         return (ExitCode.CR0_SEL_WRITE, info1) if changed else None
 
     def _on_exception(self, vector: int) -> None:
         state = self.state
+        if vector == MF and self.ne_is_ours:
+            world.vmexit(self, ExitCode.FERR_FREEZE)
+            return
         if vector == PF:
             error, address = state.error_code, self.engine.fault_address()
             if state.cpl == 3 and not error & PF_ERROR.U and self._far_transfer_stack(address):

@@ -22,7 +22,7 @@ from .errors import EngineError
 from .memory import PAGE, Ram
 from .physical import MSRPM_PAGES, PRIVATE, PRIVATE_SIZE, VMCB_PAGE, WINDOW, WINDOW_PAGES, Npt, Physical
 from .repair import mend_nested_walker
-from .runtime import Binding, Reason, Runtime, add_hook
+from .runtime import BRANCH_RING, Binding, Reason, Runtime, add_hook
 from .state import HF_CS64, HF_GUEST, HF_LMA, CpuState
 
 PHYSICAL_BITS = 40
@@ -307,6 +307,18 @@ class Engine:
         """A fault that may belong to a later instruction of the block: translation fetches ahead.  Step up to it."""
         stop = self._step(state, npt)
         return None if stop.reason == Reason.STEPPED else stop
+
+    def branches(self, count: int) -> list[tuple[int, int, int]]:
+        """The last `count` branches at most, oldest first: linear start and size of the block they leave, and where they go.
+
+        A branch is any way from one block to another than to the next byte.  The ring keeps the last `BRANCH_RING` - 1.
+        """
+        rt = self.rt
+        total = rt.branches
+        count = min(count, total, BRANCH_RING - 1)
+        ring = rt.ring
+        found = (ring[number % BRANCH_RING] for number in range(total - count, total))
+        return [(entry.from_block, entry.from_size, entry.to) for entry in found]
 
     def code(self) -> bytes:
         """The bytes of the instruction that the last EXIT or IO stopped at, as far as its page goes; may be empty."""

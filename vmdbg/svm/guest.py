@@ -13,7 +13,7 @@ _WORDS = VMCB.codec(
     "intercept_misc1", "intercept_misc2", "intercept_misc3",
 ).unpack  # fmt: skip
 
-TASK_SWITCH = 0x7D
+TASK_SWITCH, FERR_FREEZE = 0x7D, 0x7E
 _NP, _V_INTR_MASKING, _V_IRQ, _SHADOW = MISC_CTL.np_enable, V_INTR.v_intr_masking, V_INTR.v_irq, INT_STATE.interrupt_shadow
 
 
@@ -45,6 +45,10 @@ class Guest:
     def intercepts(self, code: int) -> bool:
         """Whether the intercept bit of an exit code below 0xC0 is set."""
         return bool(self.words[code >> 5] >> (code & 31) & 1)
+
+    @property
+    def intercepts_ferr(self) -> bool:
+        return self.intercepts(FERR_FREEZE)
 
     @property
     def intercepts_task_switch(self) -> bool:

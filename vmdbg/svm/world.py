@@ -41,7 +41,7 @@ _L0_WORD4 = sum(1 << bit for bit in (0, 1, 2, 3, 6, 7, 8, 9, 10, 11))
 """VMRUN VMMCALL VMLOAD VMSAVE SKINIT RDTSCP ICEBP WBINVD MONITOR MWAIT; INVD is reported as WBINVD."""
 _GUEST_WORD3 = sum(1 << bit for bit in (6, 7, 8, 9, 10, 11, 12, 13, 16, 17, 20, 23, 25))
 """Descriptor tables, PUSHF POPF IRET PAUSE INVLPG: the engine stops before them where a guest's hypervisor asks."""
-_TASK_SWITCH, _LTR = 1 << 29, 1 << 13
+_TASK_SWITCH, _FERR_FREEZE, _LTR = 1 << 29, 1 << 30, 1 << 13
 _GUEST_WORD4 = 1 << 4 | 1 << 5
 """STGI CLGI."""
 
@@ -101,8 +101,9 @@ def _intercepts(words: tuple[int, ...]) -> bytes:
     word3, word4 = _L0_WORD3 | words[3] & _GUEST_WORD3, _L0_WORD4 | words[4] & _GUEST_WORD4
     if words[3] & _TASK_SWITCH:
         word3 |= _LTR
+    cr_read = _L0_CR_READ | words[0] & 0xFFFF | (1 if words[3] & _FERR_FREEZE else 0)
     return _INTERCEPTS.pack(
-        word3 | word4 << 32, _L0_CR_READ | words[0] & 0xFFFF, cr_write, _L0_DR, _L0_DR, 0xFFFFFFFF
+        word3 | word4 << 32, cr_read, cr_write, _L0_DR, _L0_DR, 0xFFFFFFFF
     )
 
 
@@ -254,6 +255,7 @@ def vmrun(cpu: Cpu, size: int) -> Event | None:
         cpu.npt = cpu.engine.physical.shadow(guest.n_cr3, host_cr4 & _SHADOW_CR4, host_efer & _SHADOW_EFER)
         q[_Q_PAT] = guest.q[_G_PAT]
     set_intercepts(s, guest)
+    cpu.guard_ferr()
     s.gif = True
     cpu.flush()
     event = guest.eventinj
@@ -332,6 +334,9 @@ def vmexit(cpu: Cpu, code: int, info1: int = 0, info2: int = 0, *, intinfo: int 
     assert guest is not None
     s = cpu.state
     view = guest.view
+    if cpu.ne_is_ours:
+        s.set_cr(0, cpu.cr0)
+        cpu.ne_is_ours = False
     _store_state(cpu, view)
     q = guest.q
     q[_CR2] = s.q[_Q_CR2]
