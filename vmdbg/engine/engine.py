@@ -105,6 +105,8 @@ class Engine:
         self.binding = Binding(uc, python=python)
         self.rt = self.binding.state
         self.rt.record = 1
+        self.rt.mixed = self.physical.mixed
+        self._asked = False, False
         # Bytes at the last EXIT or IO, `rt.code_size` of them.
         self.last_code = memoryview((ctypes.c_char * 16).from_buffer(self.rt, Runtime.code.offset)).cast("B")
         self.physical.flush = self.flush
@@ -139,7 +141,7 @@ class Engine:
 
     def flush(self) -> None:
         """The next run starts with an empty TLB."""
-        self.rt.load |= 2
+        self.rt.flush = 1
 
     def invalidate(self, spa: int, length: int) -> None:
         """Drop translations of code in a physical range.
@@ -154,7 +156,7 @@ class Engine:
         )
         if error:
             raise EngineError(f"dropping translations at {spa:#x} failed (error {error})")
-        self.rt.load |= 3
+        self.rt.flush = 1
 
     def flush_code(self) -> None:
         """Drop every translation."""
@@ -210,15 +212,13 @@ class Engine:
         rt, clock = self.rt, self.clock
         if self._active is not state or state.q[_NESTED_CR3] != npt.root:
             self._enter(state, npt)
-        rt.window = window
-        rt.breakpoints = breakpoints
+        if (window, breakpoints) != self._asked:
+            self._ask(window, breakpoints)
         while True:
             budget = deadline - clock.now
             if budget <= 0:
                 return Stop(Reason.BUDGET)
             rt.budget = budget
-            rt.load |= 1
-            rt.mixed = self.physical.mixed
             self.binding.run()
             clock.now += rt.executed
             reason = rt.reason
@@ -229,7 +229,6 @@ class Engine:
             elif reason == Reason.BUDGET:
                 rt.budget = deadline - self.clock.now
                 if rt.budget > 0:
-                    rt.breakpoints = breakpoints
                     self.binding.step_through()
                     self._account()
                     reason = rt.reason
@@ -242,13 +241,16 @@ class Engine:
     def step(self, state: CpuState, npt: Npt) -> Stop:
         """Execute one instruction, or one iteration of a repeated string instruction (STEPPED)."""
         self._enter(state, npt)
-        self.rt.window = 0
-        self.rt.breakpoints = 0
+        self._ask(False, False)
         return self._step(state, npt)
+
+    def _ask(self, window: bool, breakpoints: bool) -> None:
+        """Tell the runtime what to stop for; told only what changes, since each telling costs."""
+        self._asked = window, breakpoints
+        self.rt.window, self.rt.breakpoints = window, breakpoints
 
     def _step(self, state: CpuState, npt: Npt) -> Stop:
         while True:
-            self.rt.mixed = self.physical.mixed
             self.rt.budget = 1
             self.binding.step()
             self._account()
@@ -266,7 +268,7 @@ class Engine:
             self._active = state
             self.rt.context = state.address
             state.q[_NESTED_CR3] = npt.root
-            self.rt.load |= 3
+            self.rt.flush = 1
 
     def _stopped(self, state: CpuState, npt: Npt, reason: int, *, stepping: bool = False) -> Stop | None:
         """What a stop of the runtime means; None to go on."""
@@ -287,6 +289,7 @@ class Engine:
             error_code = state.error_code
             write, fetch = bool(error_code & 2), bool(error_code & 0x10)
             found = self.physical.fill(npt, gpa, write, fetch)
+            rt.mixed = self.physical.mixed
             if found == -1:
                 return None
             if isinstance(found, NestedFault):
@@ -360,6 +363,7 @@ class Engine:
                         # It lies in the device page that it accesses: nothing sensible can be executed there.
                         return Stop(Reason.EXIT, VMEXIT + EXCEPTION + 6, device=True)
                     found = self.physical.fill(npt, gpa, bool(code & 2), bool(code & 0x10))
+                    rt.mixed = self.physical.mixed
                     if isinstance(found, NestedFault):
                         return Stop(Reason.EXIT, rt.intno, npf=found, device=True, write=bool(code & 2))
                     if found >= 0 and not self.ram.contains(found):

@@ -36,8 +36,9 @@ struct runtime {
     int64_t executed;              /* ticks executed by the last run */
     uint32_t reason, intno;
     uint32_t window;               /* stop where RFLAGS.IF is set */
+    uint32_t special;              /* any of step, window and mixed: one thing for each block to ask */
     uint32_t step;                 /* blocks of one instruction: 1 first block to come, 2 it ran */
-    uint32_t load;                 /* 1: restore the context, 2: flush the TLB, before running */
+    uint32_t flush;                /* flush the TLB before running */
     uint32_t io_port, io_size, io_write, io_value;
     uint32_t error;                /* uc_err of the last run */
     uint64_t block_start, block_size;
@@ -175,7 +176,7 @@ static void on_block(void *uc, uint64_t address, uint32_t size, void *user)
 {
     struct runtime *rt = user;
     (void)uc;
-    if (__builtin_expect((rt->step | rt->window | rt->mixed) || (int64_t)size > rt->budget, 0))
+    if (__builtin_expect(rt->special | ((int64_t)size > rt->budget), 0))
         on_special_block(rt, address, size);
     else
         account(rt, address, size);
@@ -308,22 +309,20 @@ static void run(struct runtime *rt)
 {
     int64_t before = rt->budget;
     uint64_t rip;
+    rt->special = (rt->step | rt->window | rt->mixed) != 0;
     rt->reason = 0;
     rt->block_size = 0;
     rt->saved = rt->reading = 0;
-    if (rt->load & 1)
-        rt->context_restore(rt->uc, rt->context);
-    if (rt->load & 2)
+    rt->context_restore(rt->uc, rt->context);
+    if (rt->flush)
         rt->ctl(rt->uc, CTL_TLB_FLUSH);
-    rt->load = 0;
+    rt->flush = 0;
     rip = FIELD(rt, uint64_t, at.eip);
     rt->error = rt->emu_start(rt->uc, rip, 0, 0, 0);
     if (!rt->saved) {
         rt->context_save(rt->uc, rt->context);
         FIELD(rt, uint64_t, at.eflags) = eflags(rt);
     }
-    if (rt->saved)
-        rt->load |= 1;             /* the engine went on, to the I/O breakpoint or a fault of save_code */
     /* The engine takes the arithmetic flags and DF from eflags when it is entered. */
     FIELD(rt, uint64_t, at.cc_src) = FIELD(rt, uint64_t, at.eflags) & EFLAGS_CC;
     if (rt->error)
@@ -341,10 +340,8 @@ static void step(struct runtime *rt)
     rt->step = 1;
     rt->rep = 0;
     FIELD(rt, uint32_t, at.hflags) = hflags | HF_TF;
-    rt->load |= 1;
     run(rt);
     FIELD(rt, uint32_t, at.hflags) &= ~(uint32_t)HF_TF;
-    rt->load |= 1;
     rt->step = 0;
     /* A REP instruction whose count runs out is entered once more at full speed, to see the zero; a stepped one is not. */
     if (!(hflags & HF_CS64))

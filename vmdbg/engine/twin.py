@@ -174,18 +174,15 @@ class Twin:
         rt.block_size = 0
         rt.saved = 0
         context = ctypes.c_void_p(rt.context)
-        if rt.load & 1:
-            uclib.uc_context_restore(self.uch, context)
-        if rt.load & 2:
+        uclib.uc_context_restore(self.uch, context)
+        if rt.flush:
             uclib.uc_ctl(self.uch, 1 << 30 | const.UC_CTL_TLB_FLUSH)
-        rt.load = 0
+        rt.flush = 0
         rip = self._field(ctypes.c_uint64, layout.EIP).value
         rt.error = uclib.uc_emu_start(
             self.uch, ctypes.c_uint64(rip), ctypes.c_uint64(0), ctypes.c_uint64(0), ctypes.c_size_t(0)
         )
         eflags = self._field(ctypes.c_uint64, layout.EFLAGS)
-        if rt.reason == IO:
-            rt.load = 1
         if not rt.saved:
             uclib.uc_context_save(self.uch, context)
             eflags.value = self._flags()
@@ -203,10 +200,8 @@ class Twin:
         rt.step = 1
         rt.rep = 0
         hflags.value = entry | HF_TF
-        rt.load |= 1
         self.run()
         hflags.value &= ~HF_TF
-        rt.load |= 1
         rt.step = 0
         if not entry & HF_CS64:
             count &= 0xFFFFFFFF
