@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,7 +10,7 @@ from dataclasses import replace
 import pytest
 import unicorn
 
-from vmdbg.engine import layout, runtime
+from vmdbg.engine import layout, repair, runtime
 from vmdbg.engine.engine import Engine
 from vmdbg.engine.errors import EngineError
 from vmdbg.engine.physical import Physical
@@ -29,6 +30,13 @@ def test_a_moved_layout_is_refused(index: int, monkeypatch: pytest.MonkeyPatch) 
 def test_another_unicorn_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unicorn, "__version__", "2.0.1")
     with pytest.raises(EngineError, match=r"unicorn 2\.0\.1 .* Remedy: pip install unicorn==2\.1\.4"):
+        Engine(1 << 20, Clock())
+
+
+def test_random_numbers_that_cannot_be_withdrawn_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RDRAND would bring the host's into the run."""
+    monkeypatch.setattr(repair, "_FEATURES", re.compile(rb"never (there)"))
+    with pytest.raises(EngineError, match=r"RDRAND.*Remedy"):
         Engine(1 << 20, Clock())
 
 

@@ -1,9 +1,12 @@
-"""Mend one fault of Unicorn 2.1.4 in memory: its nested walker dies where a guest page table lies in a no-execute page.
+"""Mend two faults of Unicorn 2.1.4 in memory: the files on disk stay as they are.
 
-`get_hphys` takes a pointer to the access rights, NULL for an entry of a guest page table, and on a nested leaf with NX
-does `*prot &= ~PAGE_EXEC` without a test: a guest that puts a page table into a page its hypervisor maps no-execute
-(which is legal and common) kills the process.  The instructions around it occur once in the wheel; they are led through
-a trampoline that tests the pointer.  The file on disk stays as it is.
+RDRAND and RDSEED give the host's random numbers, which no run could repeat, and no hook or intercept stops them.  The
+CPU model that has SVM has them; `withdraw_random` clears its feature bit, so that they are #UD as CPUID says.
+
+The nested walker dies where a guest page table lies in a no-execute page.  `get_hphys` takes a pointer to the access
+rights, NULL for an entry of a guest page table, and on a nested leaf with NX does `*prot &= ~PAGE_EXEC` without a test: a
+guest that puts a page table into a page its hypervisor maps no-execute (which is legal and common) kills the process.  The
+instructions around it occur once in the wheel; they are led through a trampoline that tests the pointer.
 """
 
 from __future__ import annotations
@@ -12,8 +15,15 @@ import ctypes
 import mmap
 import os
 import re
+import struct
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+from unicorn import x86_const as x86
+
+from . import layout
+from .errors import EngineError
 
 SITE = re.compile(
     rb"\x48\x85\xff"  # test rdi, rdi      the leaf has NX ...
@@ -33,6 +43,53 @@ _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_
 _libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _MAP_FIXED_NOREPLACE = 0x100000
 _PAGE = 4096
+
+
+_MARKS = (0x6A09E667F3BCC908, 0xBB67AE8584CAA73B)
+_REACH = 0x12000
+"""How far into the CPU object its register file may begin."""
+_FEATURES = re.compile(rb"\xfd\xfb\x8b\x07\0\0\0\0(?=(\x0b\x22\xd8\xc6)\0\0\0\0)")
+"""The model's words of CPUID 1 EDX and ECX, 64 bits each, behind the registers."""
+_RDRAND = 1 << 30
+
+
+def withdraw_random(uc: Any) -> None:
+    """Take RDRAND and RDSEED from the model of an engine that has not run yet.
+
+    The features lie behind the registers that a context holds.  `EngineError` if they are not found.
+    """
+    uc.reg_write(x86.UC_X86_REG_RAX, _MARKS[0])
+    uc.reg_write(x86.UC_X86_REG_RCX, _MARKS[1])
+    context = uc.context_save()
+    registers = bytes(layout.context_bytes(context)[layout.REGS :])
+    mark = registers[:16]
+    with open("/proc/self/mem", "rb", buffering=0) as memory:
+
+        def read(address: int, size: int) -> bytes:
+            try:
+                return os.pread(memory.fileno(), size, address)
+            except OSError:
+                return b""
+
+        engine = ctypes.cast(uc._uch, ctypes.c_void_p).value or 0
+        for (pointer,) in struct.iter_unpack("<Q", read(engine, 0x2000)):
+            found = read(pointer, _REACH).find(mark) if 0x10000 < pointer < 1 << 47 else -1
+            if found < 0:
+                continue
+            end = pointer + found + len(registers)
+            features = _FEATURES.search(read(end, 0x200))
+            if features is not None:
+                at = end + features.start(1)
+                word = ctypes.c_uint32.from_address(at)
+                word.value &= ~_RDRAND
+                uc.reg_write(x86.UC_X86_REG_RAX, 0)
+                uc.reg_write(x86.UC_X86_REG_RCX, 0)
+                return
+    raise EngineError(
+        "RDRAND cannot be taken from Unicorn's CPU model: its features are not where those of the unicorn 2.1.4 wheel for "
+        "x86-64 are, and a run that draws the host's random numbers could not be repeated. "
+        "Remedy: pip install --force-reinstall unicorn==2.1.4"
+    )
 
 
 def _text(library: str) -> tuple[int, int] | None:
