@@ -168,6 +168,7 @@ class Breakpoints:
         event = Event.WATCHED
         while event == Event.WATCHED:
             assert cpu.watched is not None
+            assert cpu.watched.watched is not None
             page = cpu.watched.watched // PAGE
             if page in lifted:
                 break

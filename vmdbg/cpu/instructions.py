@@ -7,6 +7,7 @@ hypervisor intercepts it has been decided before (vmdbg/svm).
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from vmdbg.engine.engine import PHYSICAL_BITS
 from vmdbg.engine.state import CS, ES, RAX, RBX, RCX, RDI, RDX, RSI, RSP, SS, TR
@@ -211,7 +212,7 @@ def _store(cpu: Cpu, insn: Instruction, value: int, bits: int) -> None:
         s.set_reg(insn.rm, value & ((1 << bits) - 1))
 
 
-def dr_access(cpu: Cpu, number: int, write: bool) -> None:
+def dr_access(cpu: Cpu, write: bool) -> None:
     """MOV to and from DR (APM2 13.1.1)."""
     s = cpu.state
     insn = cpu.instruction()
@@ -501,10 +502,10 @@ def _set_masked(cpu: Cpu, register: int, value: int, bits: int) -> None:
 
 
 EMULATE: dict[int, Callable[[Cpu], None]] = {
-    **{number: (lambda cpu, n=number: cr_access(cpu, n, False)) for number in range(16)},  # type: ignore[misc]
-    **{0x10 + number: (lambda cpu, n=number: cr_access(cpu, n, True)) for number in range(16)},  # type: ignore[misc]
-    **{0x20 + number: (lambda cpu, n=number: dr_access(cpu, n, False)) for number in range(16)},  # type: ignore[misc]
-    **{0x30 + number: (lambda cpu, n=number: dr_access(cpu, n, True)) for number in range(16)},  # type: ignore[misc]
+    **{number: partial(cr_access, number=number, write=False) for number in range(16)},
+    **{0x10 + number: partial(cr_access, number=number, write=True) for number in range(16)},
+    **dict.fromkeys(range(0x20, 0x30), partial(dr_access, write=False)),
+    **dict.fromkeys(range(0x30, 0x40), partial(dr_access, write=True)),
     0x6E: rdtsc,
     0x6F: rdpmc,
     0x72: cpuid_instruction,

@@ -276,7 +276,7 @@ class Processor(Cpu):
         reason = stop.reason
         try:
             if reason == _EXIT:
-                if stop.watched:
+                if stop.watched is not None:
                     if stop.write and stop.watched >> 12 in self.engine.physical.guarded:
                         return self._on_guarded_store(stop)
                     self.watched = stop

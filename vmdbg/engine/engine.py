@@ -64,7 +64,7 @@ class Stop:
     code: int = 0
     npf: NestedFault | None = None
     device: bool = False
-    watched: int = 0
+    watched: int | None = None
     """A page under WATCH_WRITE or WATCH_READ was about to be accessed at this spa."""
     write: bool = False
 
@@ -112,7 +112,7 @@ class Engine:
         self.last_code = memoryview((ctypes.c_char * 16).from_buffer(self.rt, Runtime.code.offset)).cast("B")
         self.physical.flush = self.flush
         self.physical.invalidate = self.invalidate
-        ram.written = self.physical.written  # type: ignore[method-assign]
+        ram.written = self.physical.written
         self._flat = self.state()
         self._flat.set_cr(0, 1)
         self._flat.hflags = HF_LMA | HF_CS64

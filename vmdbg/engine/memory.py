@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import struct
+from collections.abc import Callable
 
 from introspect.sources import Unreadable, Unwritable
 
@@ -35,6 +36,7 @@ class Ram:
 
     def __init__(self, size: int) -> None:
         self.size = size
+        self.written: Callable[[int, int], None] = lambda spa, length: None
         self.ranges = [(0, min(size, HOLE))]
         if size > HOLE:
             self.ranges.append((HIGH, HIGH + size - HOLE))
@@ -58,9 +60,6 @@ class Ram:
                     return
                 raise Unreadable(end, bytes(self.view[spa:end]))
         raise Unreadable(spa)
-
-    def written(self, spa: int, length: int) -> None:
-        """Replaced by the engine."""
 
     def read(self, spa: int, length: int, /) -> bytes:
         self._check(spa, length)

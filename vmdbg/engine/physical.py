@@ -322,9 +322,7 @@ class Physical:
         if isinstance(npt, Shadow):
             npt.set(gpa, self._entry(spa, writable, executable))
             npt.by_spa.setdefault(page, []).append(gpa & -PAGE)
-        elif not state and self._fill_region(gpa):
-            pass
-        else:
+        elif state or not self._fill_region(gpa):
             npt.set(gpa, self._entry(spa, True, True))
         return -1
 

@@ -95,15 +95,12 @@ _SHADOW_EFER = EFER.LME | EFER.LMA | EFER.NXE
 @lru_cache(maxsize=256)
 def _intercepts(words: tuple[int, ...]) -> bytes:
     """The engine's intercept fields for a guest with these intercept words."""
-    cr_write = _L0_CR_WRITE
-    if words[3] & 1 << 5:  # selective CR0 writes: LMSW and MOV CR0 are seen anyhow
-        cr_write |= 1
     word3, word4 = _L0_WORD3 | words[3] & _GUEST_WORD3, _L0_WORD4 | words[4] & _GUEST_WORD4
     if words[3] & _TASK_SWITCH:
         word3 |= _LTR
     cr_read = _L0_CR_READ | words[0] & 0xFFFF | (1 if words[3] & _FERR_FREEZE else 0)
     return _INTERCEPTS.pack(
-        word3 | word4 << 32, cr_read, cr_write, _L0_DR, _L0_DR, 0xFFFFFFFF
+        word3 | word4 << 32, cr_read, _L0_CR_WRITE, _L0_DR, _L0_DR, 0xFFFFFFFF
     )
 
 
