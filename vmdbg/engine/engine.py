@@ -22,7 +22,7 @@ from .errors import EngineError
 from .memory import PAGE, Ram
 from .physical import MSRPM_PAGES, PRIVATE, PRIVATE_SIZE, VMCB_PAGE, WINDOW, WINDOW_PAGES, Npt, Physical
 from .repair import mend_nested_walker, withdraw_random
-from .runtime import BRANCH_RING, Binding, Reason, Runtime, add_hook
+from .runtime import BRANCH_RING, RING_SLOTS, Binding, Reason, Runtime, add_hook
 from .state import HF_CS64, HF_GUEST, HF_LMA, CpuState
 
 PHYSICAL_BITS = 40
@@ -315,13 +315,13 @@ class Engine:
     def branches(self, count: int) -> list[tuple[int, int, int]]:
         """The last `count` branches at most, oldest first: linear start and size of the block they leave, and where they go.
 
-        A branch is any way from one block to another than to the next byte.  The ring keeps the last `BRANCH_RING` - 1.
+        A branch is any way from one block to another than to the next byte.  The last `BRANCH_RING` are kept.
         """
         rt = self.rt
         total = rt.branches
-        count = min(count, total, BRANCH_RING - 1)
+        count = min(count, total, BRANCH_RING)
         ring = rt.ring
-        found = (ring[number % BRANCH_RING] for number in range(total - count, total))
+        found = (ring[number % RING_SLOTS] for number in range(total - count, total))
         return [(entry.from_block, entry.from_size, entry.to) for entry in found]
 
     def code(self) -> bytes:

@@ -17,7 +17,8 @@ typedef int (*ctl_fn)(void *, uint32_t, ...);
 typedef int (*reg_fn)(void *, int, void *);
 typedef int (*vmem_read_fn)(void *, uint64_t, uint32_t, void *, size_t);
 
-#define BRANCH_RING 65536
+/* The next entry is drafted over the oldest one: with twice the slots, the last 65536 are whole. */
+#define RING_SLOTS (2 * 65536)
 
 /* In this order: side by side, start and size would be copied with one load of 16 bytes from two stores of 8, a stall. */
 struct branch { uint64_t from_block, to, from_size; };
@@ -44,7 +45,7 @@ struct runtime {
     uint64_t block_start, block_size;
     uint32_t tf;                   /* RFLAGS.TF before the stepped instruction */
     uint32_t rep;                  /* the stepped instruction: 0, or F2/F3 | 0x100 if it compares */
-    uint64_t branches;             /* ever recorded; the ring keeps the last BRANCH_RING - 1 */
+    uint64_t branches;             /* ever recorded; the ring keeps the last 65536 */
     uint32_t breakpoints;          /* stop at armed breakpoints */
     uint32_t record;               /* 1: keep the branch ring */
     uint64_t break_address;
@@ -53,7 +54,7 @@ struct runtime {
     uint32_t saved;                /* the context is that of the stop already */
     uint32_t reading;              /* save_code is at work */
     uint32_t mixed;                /* there are pages that are both written and executed */
-    struct branch ring[BRANCH_RING];
+    struct branch ring[RING_SLOTS];
 };
 
 enum reason { BUDGET = 1, EXIT, IO, SYSCALL, SYSENTER, WINDOW, STEPPED, BREAK, FAILED };
@@ -131,7 +132,7 @@ static void restarted(struct runtime *rt, uint64_t address, uint32_t size)
 static inline void account(struct runtime *rt, uint64_t address, uint32_t size)
 {
     uint64_t start = rt->block_start, last = rt->block_size;
-    struct branch *b = &rt->ring[rt->branches % BRANCH_RING];
+    struct branch *b = &rt->ring[rt->branches % RING_SLOTS];
     /* Always drafted, then kept or not: a jump here would be mispredicted as often as the guest's own. */
     b->from_block = start;
     b->to = address;

@@ -29,6 +29,8 @@ except ImportError:  # no compiler at installation: the twin does the same work
     native = None
 
 BRANCH_RING = 65536
+"""Branches that can be asked for."""
+RING_SLOTS = 2 * BRANCH_RING
 
 
 class Reason(IntEnum):
@@ -92,7 +94,7 @@ class Runtime(ctypes.Structure):
         ("saved", ctypes.c_uint32),
         ("reading", ctypes.c_uint32),
         ("mixed", ctypes.c_uint32),
-        ("ring", Branch * BRANCH_RING),
+        ("ring", Branch * RING_SLOTS),
     )
 
 
