@@ -45,7 +45,7 @@ class Symbol:
 
 @dataclass(frozen=True, slots=True)
 class BootImage:
-    """`format` is one of multiboot, elf, flat, boot sector; `entry` is physical; `debug_file` may hold DWARF."""
+    """`format` is one of multiboot, bzImage, elf, flat, boot sector; `entry` is physical; `debug_file` may hold DWARF."""
 
     format: str
     segments: tuple[Segment, ...]
