@@ -153,7 +153,7 @@ class Machine:
         bus.add_ports(0x61, 0x61, PortB(clock, pit))
         bus.add_ports(0x70, 0x71, self.rtc)
         bus.add_ports(0x92, 0x92, PortA(self.request_reset))
-        keyboard = KeyboardController(self.request_reset)
+        keyboard = KeyboardController(self.request_reset, partial(self.pic.set_irq, 1), partial(self.pic.set_irq, 12))
         bus.add_ports(0x60, 0x60, keyboard)
         bus.add_ports(0x64, 0x64, keyboard)
         bus.add_ports(0xCF9, 0xCF9, ResetControl(self.request_reset))
