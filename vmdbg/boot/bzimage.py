@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from struct import pack, pack_into, unpack_from
 
-from vmdbg.boot.image import Extent, ImageError, Segment, check_layout, find_space
+from vmdbg.boot.image import ImageError, Segment, c_string, find_space
 from vmdbg.boot.memory_map import memory_map, ram_ranges
 from vmdbg.boot.state import (
     FLAT_CODE32,
@@ -53,6 +53,7 @@ LOADED_HIGH = 1 << 0
 XLF_KERNEL_64 = 1 << 0
 ENTRY_64 = 0x200
 UNDEFINED_LOADER = 0xFF
+LOWEST = 1 << 20
 
 BOOT_AREA_ADDRESS = 0x10000
 """What the kernel is given: the zero page, and from a page of their own each GDT, page tables and command line."""
@@ -61,11 +62,13 @@ GDT = {"long": (0, 0, 0x00AF9B000000FFFF, 0x00CF93000000FFFF), "protected": (0, 
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """What a kernel's setup header says; `header` is what the zero page gets, `code` what is loaded."""
+    """What a kernel's setup header says; `header` is what the zero page gets, `code` what is loaded; `has_64` if it has the
+    64-bit entry point besides the 32-bit one.
+    """
 
     header: bytes
     code: bytes
-    mode: Mode
+    has_64: bool
     command_line_size: int
     initrd_limit: int
     relocatable: bool
@@ -110,50 +113,54 @@ def parse(data: bytes) -> Kernel:
         raise ImageError(f"Linux init_size {size:#x} is less than the kernel's own {len(code):#x} bytes; build it again")
     if field["relocatable_kernel"] and (alignment < 4096 or alignment & alignment - 1):
         raise ImageError(f"Linux kernel_alignment {alignment:#x} is not a power of two of at least a page; build it again")
-    long = version >= FIRST_XLOADFLAGS and field["xloadflags"] & XLF_KERNEL_64
-    if long and len(code) <= ENTRY_64:
+    has_64 = version >= FIRST_XLOADFLAGS and bool(field["xloadflags"] & XLF_KERNEL_64)
+    if has_64 and len(code) <= ENTRY_64:
         raise ImageError(f"Linux kernel of {len(code):#x} bytes has no 64-bit entry point at {ENTRY_64:#x}; build it again")
     return Kernel(
-        data[HEADER_START:end], code, "long" if long else "protected", field["cmdline_size"], field["initrd_addr_max"] + 1,
+        data[HEADER_START:end], code, has_64, field["cmdline_size"], field["initrd_addr_max"] + 1,
         bool(field["relocatable_kernel"]), alignment, field["pref_address"], size,
     )  # fmt: skip
 
 
-def place(kernel: Kernel, command_line: str, initrds: Sequence[bytes], ram_size: int) -> tuple[list[Segment], CpuState]:
-    """Lay out the kernel, its initrd (several are one after the other, as the kernel takes them) and what it is told."""
-    address = kernel.address
-    needed = _Room("the Linux kernel with the memory it unpacks to", address, address + kernel.size)
-    try:
-        check_layout([needed], ram_size)
-    except ImageError:
-        if not kernel.relocatable:
-            raise
-        room = find_space(needed.name, kernel.size + kernel.alignment, 1 << 20, [], ram_size)
-        address = (room + kernel.alignment - 1) & -kernel.alignment
-        needed = _Room(needed.name, address, address + kernel.size)
-    segments = [Segment("the Linux kernel", address, kernel.code, len(kernel.code))]
-    initrd = _initrd(kernel, initrds, needed, ram_size)
+def place(
+    kernel: Kernel, mode: Mode, command_line: str, initrds: Sequence[bytes], ram_size: int
+) -> tuple[list[Segment], CpuState]:
+    """Lay out the kernel, its initrd (several are one after the other, as the kernel takes them) and what it is told.
+
+    `mode` long or protected: which of its entry points it is started at.
+    """
+    room = _room(kernel, ram_size)
+    segments = [Segment("the Linux kernel", room.address, kernel.code, len(kernel.code))]
+    initrd = _initrd(kernel, initrds, room, ram_size)
     if initrd is not None:
         segments.append(initrd)
-    area = _boot_area(kernel, command_line, address, initrd, [needed, *segments[1:]], ram_size)
-    state = flat_state(kernel.mode, address + (ENTRY_64 if kernel.mode == "long" else 0))
-    code = FLAT_CODE64 if kernel.mode == "long" else FLAT_CODE32
+    area = _boot_area(kernel, mode, command_line, room, initrd, ram_size)
+    state = flat_state(mode, room.address + (ENTRY_64 if mode == "long" else 0))
+    code = FLAT_CODE64 if mode == "long" else FLAT_CODE32
     state.cs = SegmentRegister(CODE_SELECTOR, code, 0xFFFFFFFF, 0)
     state.ds = state.es = state.ss = state.fs = state.gs = SegmentRegister(DATA_SELECTOR, FLAT_DATA, 0xFFFFFFFF, 0)
     state.rsi = area.address
-    state.gdtr = DescriptorTable(area.address + 4096, 8 * len(GDT[kernel.mode]) - 1)
-    state.cr3 = area.address + 2 * 4096 if kernel.mode == "long" else 0
+    state.gdtr = DescriptorTable(area.address + 4096, 8 * len(GDT[mode]) - 1)
+    state.cr3 = area.address + 2 * 4096 if mode == "long" else 0
     return [*segments, area], state
 
 
-@dataclass(frozen=True, slots=True)
-class _Room:
-    name: str
-    address: int
-    end: int
+def _room(kernel: Kernel, ram_size: int) -> Segment:
+    """Where the kernel is loaded and unpacks itself, below 4 GiB: where it prefers, else the lowest place."""
+    name = "the Linux kernel with the memory it unpacks to"
+    low = ram_ranges(ram_size)[0][1]
+    if kernel.address >= LOWEST and kernel.address + kernel.size <= low:
+        return Segment(name, kernel.address, b"", kernel.size)
+    if not kernel.relocatable:
+        raise ImageError(
+            f"{name}, {kernel.size:#x} bytes, loads at {kernel.address:#x} only, and RAM for it is {LOWEST:#x}..{low - 1:#x}; "
+            "give the machine more or build the kernel with CONFIG_RELOCATABLE"
+        )
+    found = find_space(name, kernel.size + kernel.alignment, LOWEST, [], ram_size)
+    return Segment(name, found + kernel.alignment - 1 & -kernel.alignment, b"", kernel.size)
 
 
-def _initrd(kernel: Kernel, files: Sequence[bytes], below: Extent, ram_size: int) -> Segment | None:
+def _initrd(kernel: Kernel, files: Sequence[bytes], below: Segment, ram_size: int) -> Segment | None:
     """As high as the kernel allows, out of the way of what it unpacks and allocates first."""
     data = b"".join(file + bytes(-len(file) % 4) for file in files)
     if not data:
@@ -169,22 +176,22 @@ def _initrd(kernel: Kernel, files: Sequence[bytes], below: Extent, ram_size: int
 
 
 def _boot_area(
-    kernel: Kernel, command_line: str, address: int, initrd: Segment | None, occupied: Sequence[Extent], ram_size: int
+    kernel: Kernel, mode: Mode, command_line: str, room: Segment, initrd: Segment | None, ram_size: int
 ) -> Segment:
-    line = command_line.encode("utf-8", "surrogateescape")
-    if b"\0" in line:
-        raise ImageError("the command line contains a NUL character, which would end it; remove it")
-    if len(line) > kernel.command_line_size:
-        raise ImageError(f"the command line has {len(line)} bytes, this kernel takes {kernel.command_line_size}; shorten it")
-    size = 4 * 4096 + len(line) + 1
-    area = find_space("the boot area", size, BOOT_AREA_ADDRESS, occupied, ram_size)
+    line = c_string("the command line", command_line)
+    if len(line) - 1 > kernel.command_line_size:
+        raise ImageError(
+            f"the command line has {len(line) - 1} bytes, this kernel takes {kernel.command_line_size}; shorten it"
+        )
+    size = 4 * 4096 + len(line)
+    area = find_space("the boot area", size, BOOT_AREA_ADDRESS, [room, *([initrd] if initrd else [])], ram_size)
     present_writable, large = 3, 0x80
-    gdt = pack("<4Q", *GDT[kernel.mode])
+    gdt = pack("<4Q", *GDT[mode])
     pml4 = pack("<Q", area + 3 * 4096 | present_writable)
     pdpt = pack("<512Q", *(n << 30 | large | present_writable for n in range(512)))
     zero_page = bytearray(4096)
     zero_page[HEADER_START : HEADER_START + len(kernel.header)] = kernel.header
-    ours = {"type_of_loader": UNDEFINED_LOADER, "code32_start": address, "cmd_line_ptr": area + 4 * 4096}
+    ours = {"type_of_loader": UNDEFINED_LOADER, "code32_start": room.address, "cmd_line_ptr": area + 4 * 4096}
     if initrd is not None:
         ours |= {"ramdisk_image": initrd.address, "ramdisk_size": initrd.size}
     for name, value in ours.items():
@@ -194,5 +201,5 @@ def _boot_area(
     zero_page[E820_ENTRIES] = len(ranges)
     for index, entry in enumerate(ranges):
         pack_into("<QQI", zero_page, E820_TABLE + 20 * index, *entry)
-    data = b"".join(page.ljust(4096, b"\0") for page in (bytes(zero_page), gdt, pml4, pdpt)) + line + b"\0"
+    data = b"".join(page.ljust(4096, b"\0") for page in (bytes(zero_page), gdt, pml4, pdpt)) + line
     return Segment("the boot area", area, data, size)

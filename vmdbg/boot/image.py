@@ -111,5 +111,16 @@ def find_space(name: str, size: int, start: int, occupied: Sequence[Extent], ram
     return address
 
 
+def c_string(name: str, text: str) -> bytes:
+    """`text` as an image is given it, with the NUL that ends it; `name` says in errors what it is."""
+    try:
+        encoded = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        raise ImageError(f"{name} cannot be encoded: {error.reason}; use valid Unicode") from error
+    if b"\0" in encoded:
+        raise ImageError(f"{name} contains a NUL character, which would end it; remove it")
+    return encoded + b"\0"
+
+
 def _page_up(address: int) -> int:
     return (address + 0xFFF) & ~0xFFF

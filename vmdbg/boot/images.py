@@ -40,7 +40,8 @@ class Module:
 
 @dataclass(frozen=True, slots=True)
 class BootOptions:
-    """`mode` starts an ELF file in that mode even if it has a multiboot header; a flat image needs address and mode."""
+    """`mode` starts an ELF file in that mode even if it has a multiboot header, and chooses a Linux kernel's entry point; a
+    flat image needs address and mode."""
 
     ram_size: int = 256 << 20
     command_line: str = ""
@@ -134,9 +135,14 @@ def _load_multiboot(
 
 def _load_kernel(data: bytes, options: BootOptions) -> BootImage:
     kernel = bzimage.parse(data)
+    mode = options.mode or ("long" if kernel.has_64 else "protected")
+    if mode == "real" or (mode == "long" and not kernel.has_64):
+        raise ImageError(
+            f"this Linux kernel does not start in {mode} mode here; leave --mode out or choose --mode protected"
+        )
     initrds = [_read(module.source)[0] for module in options.modules]
-    segments, state = bzimage.place(kernel, options.command_line, initrds, options.ram_size)
-    return BootImage("bzImage", tuple(segments), state.rip, kernel.mode, (), None, state)
+    segments, state = bzimage.place(kernel, mode, options.command_line, initrds, options.ram_size)
+    return BootImage("bzImage", tuple(segments), state.rip, mode, (), None, state)
 
 
 def _load_elf(data: bytes, executable: elf.Elf, options: BootOptions) -> BootImage:
