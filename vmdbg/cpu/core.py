@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import TYPE_CHECKING, Protocol
 
 from introspect.address import Gpa
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from vmdbg.platform.lapic import Lapic
     from vmdbg.platform.msrs import MsrFile
     from vmdbg.svm.guest import Guest
+    from vmdbg.svm.switch import Switcher
 
 CR0_PE, CR0_TS, CR0_NE, CR0_WP, CR0_PG = 1 << 0, 1 << 3, 1 << 5, 1 << 16, 1 << 31
 CR4_SUPPORTED = 0b111_1111_1100 | 1 << 16 | 1 << 20 | 1 << 21
@@ -52,9 +54,19 @@ class ExtInt(Protocol):
 class Observer(Protocol):
     """Who is told of world switches: the machine's history and the debugger."""
 
+    @property
+    def attentive(self) -> bool:
+        """Whether it must be told of each world switch at once; else those that run in C are told of afterwards."""
+
     def vmrun(self, cpu: Cpu, guest: Guest, host_cr4: int, host_efer: int) -> None: ...
 
     def vmexit(self, cpu: Cpu, guest: Guest, code: int, info1: int, info2: int, intinfo: int, rip: int) -> None: ...
+
+    def switched(self, cpu: Cpu, before: Guest | None, now: Guest | None) -> None:
+        """World switches in C have led from one guest to another, None being the host."""
+
+    def memory_of(self, vmcb: int) -> tuple[int, int]:
+        """Addresses of the 128 bytes of general registers and of the exit ring, where C is to leave those of a VMCB."""
 
 
 class Cpu:
@@ -90,7 +102,9 @@ class Cpu:
         self.shutdown = False
         self.single_step = False
         """RFLAGS.TF was set when an instruction that we executed began: its trap is due."""
-        self.dr = [0, 0, 0, 0, 0, 0, DR6_RESET, DR7_RESET]
+        self.switcher: Switcher | None = None
+        """The common world switches in C; None with the Python runtime."""
+        self.dr = (ctypes.c_uint64 * 8)(0, 0, 0, 0, 0, 0, DR6_RESET, DR7_RESET)
         self.tsc_adjust = 0
         self.accepted: dict[int, tuple[object, tuple[int, ...]]] = {}
         """VMCBs that passed the consistency checks: with which fields, on which processor."""

@@ -16,6 +16,7 @@ from vmdbg.platform.bus import Bus
 from vmdbg.platform.cpuid import CpuidConfig
 from vmdbg.svm import world
 from vmdbg.svm.guest import Guest
+from vmdbg.svm.switch import Switcher
 
 from . import instructions
 from .core import DR6_BS, DR6_RESET, DR7_RESET, RFLAGS_IF, Cpu, ExtInt, Observer
@@ -66,6 +67,12 @@ class Processor(Cpu):
         self.pause = False
         """Set by whoever wants the CPU to return at the next instruction boundary, as observers of world switches do."""
         world.set_intercepts(self.state, None)
+
+    def use_switcher(self, switcher: Switcher) -> None:
+        """Have common world switches made in C."""
+        self.switcher = switcher
+        switcher.state.dr[:] = self.dr[:]
+        self.dr = switcher.state.dr
 
     def reset(self) -> None:
         """Power-on (APM2 14.1.3); the boot code sets what differs."""
@@ -261,6 +268,14 @@ class Processor(Cpu):
                     world.await_gif(self.state)
             if step or ((window or self.nmi_pending) and self.state.shadow):
                 stop = self.engine.step(self.state, self.npt)
+            elif quiet and self._switches_in_c():
+                switcher = self.switcher
+                assert switcher is not None
+                stop = self.engine.run(
+                    self.state, self.npt, deadline, breakpoints=breakpoints, switcher=switcher.prepare(self.guest, deadline)
+                )
+                if switcher.has_switched():
+                    self._follow(switcher)
             else:
                 stop = self.engine.run(self.state, self.npt, deadline, window=window, breakpoints=breakpoints)
             outcome = self._stopped(stop)
@@ -270,6 +285,18 @@ class Processor(Cpu):
                 return Outcome.SHUTDOWN if self.shutdown else Outcome.STEPPED
             if stop.device:
                 return Outcome.DEADLINE
+
+    def _switches_in_c(self) -> bool:
+        """Nothing is pending: may world switches go by unseen?"""
+        return (
+            self.switcher is not None and not self.observer.attentive and self.task_guard is None and not self.ne_is_ours
+        )
+
+    def _follow(self, switcher: Switcher) -> None:
+        """Switches were made in C: come to where the CPU is now."""
+        before, found = self.guest, switcher.where()
+        self.guest, self.npt = (None, self.engine.physical.host) if found is None else found
+        self.observer.switched(self, before, self.guest)
 
     def _stopped(self, stop: Stop) -> Outcome | None:
         """Act on a stop of the engine; None to go on."""
