@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.engine.rig import Rig
+from tests.engine.rig import STACK, Rig
 from vmdbg.engine.physical import WATCH_READ, WATCH_WRITE
 from vmdbg.machine import Event
 
@@ -25,3 +25,19 @@ def test_stops_before_the_access(address: int, text: str, flag: int, python: boo
     physical.watch(address >> 12, flag, False)
     rig.run()
     assert rig.cpu.halted
+
+
+@pytest.mark.parametrize("flag", [WATCH_WRITE, WATCH_READ])
+def test_the_processors_own_stores_are_told(flag: int, python: bool) -> None:
+    """The frame of an interrupt goes to a page of plain data that is watched."""
+    rig = Rig("int $0x21", python=python)
+    physical = rig.machine.engine.physical
+    told: list[bool] = []
+    physical.on_watched = lambda: told.append(True)
+    rig.step()
+    assert told == []
+    rig.state.rip = rig.program.origin
+    physical.watch((STACK - 8) >> 12, flag, True)
+    rig.step()
+    assert rig.handled == 0x21
+    assert told

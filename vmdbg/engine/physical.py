@@ -34,6 +34,7 @@ WINDOW = 0xF800000000
 WINDOW_PAGES = 16
 
 CODE, MIXED, TABLE, WATCH_WRITE, WATCH_READ = 1, 2, 4, 8, 16
+NOTICED = CODE | MIXED | TABLE | WATCH_WRITE | WATCH_READ
 FLIP = 32
 """The upper three bits of a page's state count how often it changed between data and code."""
 MOST_FLIPS = 4 * FLIP
@@ -360,7 +361,7 @@ class Physical:
 
     def written(self, spa: int, length: int) -> None:
         """Memory changed behind the engine's back (a device, a debugger, our own stores): forget what came from it."""
-        if (spa & PAGE - 1) + length <= PAGE and not self.ram.pages[spa >> 12] & (CODE | MIXED | TABLE) and self.nx:
+        if (spa & PAGE - 1) + length <= PAGE and not self.ram.pages[spa >> 12] & NOTICED and self.nx:
             return  # one page of plain data: the common case
         for page in range(spa >> 12, (spa + max(length, 1) - 1 >> 12) + 1):
             state = self.ram.pages[page]
