@@ -12,7 +12,7 @@ from vmdbg.engine.physical import Npt, Shadow
 from vmdbg.engine.state import SS, TR, CpuState
 
 from .decode import Instruction, Undecodable, decode
-from .faults import GP, PF, UD, CpuFault, NestedPageFault
+from .faults import GP, PF, UD, CpuFault, NestedPageFault, WatchedAccess
 from .faults import SS as STACK_FAULT
 
 if TYPE_CHECKING:
@@ -253,7 +253,9 @@ class Cpu:
         access = _ACCESS[write, False, user, False]
         return not isinstance(translate(self.ram, self.paging, address, access, self.nested, set_ad=False), Fault)
 
-    def _pieces(self, address: int, size: int, write: bool, user: bool, implicit: bool) -> list[tuple[int, int]]:
+    def pieces(
+        self, address: int, size: int, *, write: bool, user: bool = False, implicit: bool = False
+    ) -> list[tuple[int, int]]:
         """(spa, length) of each page a linear range touches; faults before anything is accessed."""
         pieces = []
         mask = 0xFFFFFFFFFFFFFFFF if self.state.is_long else 0xFFFFFFFF
@@ -267,21 +269,25 @@ class Cpu:
 
     def read(self, address: int, size: int, *, user: bool = False, implicit: bool = False) -> int:
         """Little-endian value at a linear address."""
+        return int.from_bytes(self.load(self.pieces(address, size, write=False, user=user, implicit=implicit)), "little")
+
+    def load(self, pieces: list[tuple[int, int]]) -> bytes:
+        """Data whose pages `pieces` has checked."""
         data = bytearray()
-        for spa, length in self._pieces(address, size, False, user, implicit):
+        for spa, length in pieces:
             if self.ram.contains(spa, length):
                 data += self.ram.view[spa : spa + length]
             else:
                 assert self.engine.devices is not None
-                for at in range(length):
-                    data.append(self.engine.devices.read_mmio(spa + at, 1) & 0xFF)
-        return int.from_bytes(data, "little")
+                value = self.engine.devices.read_mmio(spa, length)
+                data += (value & ((1 << 8 * length) - 1)).to_bytes(length, "little")
+        return bytes(data)
 
     def write(self, address: int, size: int, value: int, *, user: bool = False, implicit: bool = False) -> None:
-        self.commit([(self._pieces(address, size, True, user, implicit), value.to_bytes(size, "little"))])
+        self.commit([(self.pieces(address, size, write=True, user=user, implicit=implicit), value.to_bytes(size, "little"))])
 
     def commit(self, writes: list[tuple[list[tuple[int, int]], bytes]]) -> None:
-        """Store data whose pages `_pieces` has checked."""
+        """Store data whose pages `pieces` has checked."""
         for pieces, data in writes:
             at = 0
             for spa, length in pieces:
@@ -297,7 +303,13 @@ class Cpu:
     ]:
         """A store that has been checked but not made: for `commit`."""
         masked = value & ((1 << 8 * size) - 1)
-        return self._pieces(address, size, True, user, implicit), masked.to_bytes(size, "little")
+        return self.pieces(address, size, write=True, user=user, implicit=implicit), masked.to_bytes(size, "little")
+
+    def stop_if_watched(self, pieces: list[tuple[int, int]], *, write: bool) -> None:
+        """Raise `WatchedAccess` for the first of them that lies in a page watched for such accesses."""
+        for spa, _ in pieces:
+            if self.ram.contains(spa) and self.engine.physical.watches(spa >> 12, write):
+                raise WatchedAccess(spa, write)
 
     def segment_address(self, segment: int, offset: int, size: int) -> int:
         """Linear address of segment:offset after the limit or canonical check (APM2 4.5.3, 4.12)."""
