@@ -35,7 +35,7 @@ bench: $(V)/ready examples
 
 clean:
 	@for d in hypervisor bench bootsector; do $(MAKE) --no-print-directory --silent -C examples/$$d clean; done
-	rm -rf $(V) build dist *.egg-info vmdbg/engine/_native*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(V) build dist *.egg-info vmdbg/*/_*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 examples: | $(V)/ready
@@ -47,12 +47,12 @@ gdb: $(V)/ready
 	@command -v gdb >/dev/null || test -x $(V)/bin/gdb || { echo "vmdbg: no gdb here: taking the one from PyPI"; \
 	$(PIP) gdb-for-pwndbg; }
 
-$(V)/ready: pyproject.toml vmdbg/engine/native.c
+$(V)/ready: pyproject.toml vmdbg/engine/native.c vmdbg/engine/runtime.h vmdbg/svm/switch.c
 	@test -n "$(PYTHON)" || $(call fail,Python 3.11 or newer is needed; apt install python3 (of Debian 12 or Ubuntu 24.04 at least) or name one: make PYTHON=...)
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || $(call fail,$(PYTHON) cannot make a virtual environment; apt install python3-venv)
 	@echo "vmdbg: installing into $(V) with $(PYTHON) (once)"
 	@$(PYTHON) -m venv $(V)
-	@rm -f vmdbg/engine/_native*.so
+	@rm -f vmdbg/*/_*.so
 	@$(PIP) --editable '.[dev]'
 	@$(RUN) -c 'import vmdbg.engine._native' 2>/dev/null || echo "vmdbg: the native runtime could not be built (it needs" \
 	"a C compiler and Python.h: apt install gcc python3-dev); the Python one does the same, slower"

@@ -160,8 +160,12 @@ class LiveContext:
 class SavedContext:
     """A thread that lives in a save area of the VMCB's layout at `view`."""
 
-    def __init__(self, cpu: Processor, view: memoryview, vcpu: Vcpu | None) -> None:
+    def __init__(
+        self, cpu: Processor, view: memoryview, vcpu: Vcpu | None, change: Callable[[Vcpu, int, int], None] | None = None
+    ) -> None:
+        """`change` is how a general register of the vCPU is set; without it none is."""
         self.cpu = cpu
+        self.change = change
         """Whose x87 and SSE registers and, for the hypervisor, general registers are shown."""
         self.view = view
         self.vcpu = vcpu
@@ -181,7 +185,7 @@ class SavedContext:
                 return self.cpu.state.reg(number)
             if number in self.vcpu.changed:
                 return self.vcpu.changed[number]
-            return int.from_bytes(self.vcpu.registers[8 * number : 8 * number + 8], "little")
+            return self.vcpu.registers[number]
         if name in ("rip", "eip"):
             return linear_pc(self._get("cs.base"), self._get("rip"), code64=self._code64())
         if name in _SAVED:
@@ -195,9 +199,9 @@ class SavedContext:
     def write(self, name: str, value: int) -> bool:
         number = NUMBERS.get(name)
         if number is not None and number not in (0, 4):
-            if self.vcpu is None:
+            if self.vcpu is None or self.change is None:
                 return False
-            self.vcpu.changed[number] = value
+            self.change(self.vcpu, number, value)
             return True
         if name in ("rip", "eip"):
             field, value = "rip", value if self._code64() else (value - self._get("cs.base")) & 0xFFFFFFFF

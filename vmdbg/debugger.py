@@ -139,7 +139,7 @@ class Debugger:
             if vcpu.running_on is not None:
                 return LiveContext(cpus[vcpu.running_on])
             view = self.machine.ram.view[vcpu.vmcb : vcpu.vmcb + PAGE]
-            return SavedContext(self.machine.cpu, view, vcpu)
+            return SavedContext(self.machine.cpu, view, vcpu, self.history.change)
         if not 1 <= thread.tid <= len(cpus):
             raise TargetError(f"there is no CPU {thread.tid - 1}; `info threads` lists them")
         cpu = cpus[thread.tid - 1]
@@ -309,6 +309,7 @@ class Debugger:
     def _advance(self) -> StubEvent | None:
         """Run a little; an event if something happened that the client must know."""
         stepping = self._stepping
+        self.history.watching = bool(stepping is not None or self.stop_codes or self.breakpoints.watchpoints)
         if stepping is not None and self._alive(stepping.thread.pid):
             return self._advance_step(stepping)
         self._stepping = None

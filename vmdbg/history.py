@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections import deque
+import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 from introspect.exits import exit_name
 from vmdbg.engine import layout
+from vmdbg.svm.switch import KEEP, Record, Ring
 
 if TYPE_CHECKING:
     from vmdbg.cpu.core import Cpu
     from vmdbg.svm.guest import Guest
-
-GENERAL_REGISTERS = slice(layout.REGS, layout.REGS + 128)
-
-KEEP = 4096
-"""Exits kept for each guest."""
-
 
 @dataclass(slots=True)
 class Vcpu:
@@ -34,7 +29,7 @@ class Vcpu:
     host_efer: int
     running_on: int | None = None
     """Index of the CPU that is in it now."""
-    registers: bytes = bytes(128)
+    registers: ctypes.Array[ctypes.c_uint64] = field(default_factory=ctypes.c_uint64 * 16)
     """The general registers as they were at the last #VMEXIT: the VMCB holds rAX and rSP only."""
     changed: dict[int, int] = field(default_factory=dict)
     """General registers that a debugger wrote meanwhile: the vCPU gets them at its next VMRUN."""
@@ -47,10 +42,19 @@ class KnownGuest:
     number: int
     name: str
     vcpus: dict[int, Vcpu] = field(default_factory=dict)
-    exits: deque[Exit] = field(default_factory=lambda: deque(maxlen=KEEP))
+    ring: Ring = field(default_factory=Ring)
     threads: int = 0
     """vCPUs there ever were: their numbers are not used again."""
     gone: bool = False
+
+    @property
+    def exits(self) -> list[Exit]:
+        """The last `KEEP` exits, oldest first."""
+        count, records = self.ring.count, self.ring.records
+        kept = (records[number % KEEP] for number in range(max(0, count - KEEP), count))
+        return [
+            Exit(r.number, self.number, r.cpu, r.vmcb, r.time, r.rip, r.code, r.info1, r.info2, r.intinfo) for r in kept
+        ]
 
 
 class Exit(NamedTuple):
@@ -85,13 +89,39 @@ class History:
     def __init__(self) -> None:
         self.guests: dict[int, KnownGuest] = {}
         self.by_vmcb: dict[int, tuple[KnownGuest, Vcpu]] = {}
-        self.count = 0
+        self.total = ctypes.c_uint64()
+        self.watching = False
+        """Somebody waits for what a world switch brings: tell `on_switch` of each."""
+        self.unused: Callable[[int], None] = lambda vmcb: None
+        """Called when a VMCB changes hands, or when its next VMRUN is a special one."""
         self.trace: TextIO | None = None
         self.version = 0
         """Changes when a guest appears, goes, or is regrouped."""
         self._next = 2  # the hypervisor is 1, as gdb numbers inferiors
         self.on_switch: Callable[[Cpu, Guest, int | None], None] | None = None
         """Called after each VMRUN (with None) and before each #VMEXIT (with its EXITCODE)."""
+
+    @property
+    def attentive(self) -> bool:
+        """Whether each world switch must come here at once."""
+        return self.watching or self.trace is not None
+
+    def memory_of(self, vmcb: int) -> tuple[int, int]:
+        """Addresses of a VMCB's general registers and of its guest's exit ring."""
+        owner, vcpu = self.by_vmcb[vmcb]
+        return ctypes.addressof(vcpu.registers), ctypes.addressof(owner.ring)
+
+    def switched(self, cpu: Cpu, before: Guest | None, now: Guest | None) -> None:
+        """What `vmrun` and `vmexit` would have noted of switches that they did not see."""
+        if before is not None:
+            self.by_vmcb[before.vmcb][1].running_on = None
+        if now is not None:
+            self.by_vmcb[now.vmcb][1].running_on = cpu.index
+
+    def change(self, vcpu: Vcpu, number: int, value: int) -> None:
+        """A debugger sets a general register of a vCPU that is not on a CPU."""
+        vcpu.changed[number] = value
+        self.unused(vcpu.vmcb)
 
     def vmrun(self, cpu: Cpu, guest: Guest, host_cr4: int, host_efer: int) -> None:
         self._entered(cpu, guest, host_cr4, host_efer)
@@ -137,12 +167,14 @@ class History:
         owner.threads += 1
         vcpu.thread = owner.threads
         owner.vcpus[vcpu.vmcb] = vcpu
+        self.unused(vcpu.vmcb)
         self.by_vmcb[vcpu.vmcb] = owner, vcpu
         self.version += 1
 
     def forget(self, vmcb: int) -> None:
         """A VMCB is no vCPU any more; a guest without vCPUs is gone."""
         owner, _ = self.by_vmcb.pop(vmcb)
+        self.unused(vmcb)
         del owner.vcpus[vmcb]
         owner.gone = not owner.vcpus
         self.version += 1
@@ -152,11 +184,11 @@ class History:
         if self.on_switch is not None:
             self.on_switch(cpu, guest, code)
         vcpu.running_on = None
-        vcpu.registers = bytes(cpu.state.bytes[GENERAL_REGISTERS])
-        self.count += 1
-        record = Exit(
-            self.count, owner.number, cpu.index, guest.vmcb, cpu.engine.clock.now, rip, code, info1, info2, intinfo
-        )
-        owner.exits.append(record)
+        ctypes.memmove(vcpu.registers, cpu.state.address + layout.REGS, 128)
+        self.total.value = number = self.total.value + 1
+        ring, now = owner.ring, cpu.engine.clock.now
+        ring.records[ring.count % KEEP] = Record(number, cpu.index, guest.vmcb, now, rip, code, info1, info2, intinfo)
+        ring.count += 1
         if self.trace is not None:
+            record = Exit(number, owner.number, cpu.index, guest.vmcb, now, rip, code, info1, info2, intinfo)
             self.trace.write(record.line() + "\n")

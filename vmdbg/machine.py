@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import struct
 from dataclasses import dataclass, field
 from enum import IntEnum, auto
@@ -32,6 +33,7 @@ from vmdbg.platform.serial import FileSerial, NullSerial, Serial
 from vmdbg.platform.system_ports import KeyboardController, PortA, PortB
 from vmdbg.platform.uart import Uart
 from vmdbg.svm import world
+from vmdbg.svm.switch import Switcher, on_exit
 
 QUANTUM = 200_000
 """Ticks that a CPU runs before the next one's turn."""
@@ -68,6 +70,8 @@ class Config:
     mode: Mode | None = None
     serial: Serial = field(default_factory=NullSerial)
     python_runtime: bool = False
+    native_switch: bool = True
+    """Common world switches are made in C, where the runtime is native."""
     trace: TextIO | None = None
     max_time: int | None = None
     """The machine ends at this tick, with LIMIT_REACHED."""
@@ -117,6 +121,8 @@ class Machine:
         self._reset_requested = False
         self._devices()
         self.current = 0
+        if config.native_switch:
+            self._switch_in_c()
         self._quantum = QUANTUM if config.cpus > 1 else 1 << 62
         """A CPU on its own keeps its turn: each end of one costs as much as a thousand instructions."""
         self._quantum_end = self._quantum
@@ -162,6 +168,22 @@ class Machine:
         bus.add_ports(0x600, 0x60B, power, width=4)
         contents = FwCfgContents(config.memory, config.cpus, config.command_line)
         bus.add_ports(0x510, 0x511, FwCfg(contents), width=2)
+
+    def _switch_in_c(self) -> None:
+        """Give each CPU the native world switch, where there is one."""
+        self.engine.on_exit = on_exit()
+        if self.engine.binding.name != "native" or not self.engine.on_exit:
+            return
+        switchers = [Switcher(cpu, world.NO_GUEST, ctypes.addressof(self.history.total)) for cpu in self.cpus]
+        for cpu, own in zip(self.cpus, switchers, strict=True):
+            cpu.use_switcher(own)
+
+        def forget(vmcb: int | None = None, root: int | None = None) -> None:
+            for switcher in switchers:
+                switcher.forget(vmcb, root)
+
+        self.history.unused = forget
+        self.engine.physical.on_unfit = lambda root: forget(root=root)
 
     def _intr(self, level: bool) -> None:
         self.cpus[0].lapic.set_lint(0, level)

@@ -64,7 +64,7 @@ def test_random_vmcbs() -> None:
     exits = set()
     for seed in range(300):
         h = hostile(seed)
-        h.machine.history.count = 0
+        h.machine.history.total.value = 0
         for _ in range(3):
             if h.machine.run(500) == Event.EXIT:
                 break

@@ -11,20 +11,26 @@ from introspect.registers import CR4
 from introspect.vmcb import V_INTR
 from vmdbg.engine.engine import EXCEPTION, VMEXIT, Engine, Stop
 from vmdbg.engine.runtime import Reason
-from vmdbg.engine.state import CS, DS, ES, FS, GS, HF_SMAP, IDTR, RAX, RDX, SS
+from vmdbg.engine.state import CS, DS, ES, FS, GS, HF_SMAP, IDTR, RAX, RCX, RDX, SS
 from vmdbg.platform.bus import Bus
 from vmdbg.platform.cpuid import CpuidConfig
 from vmdbg.svm import world
 from vmdbg.svm.guest import Guest
+from vmdbg.svm.switch import Switcher
 
 from . import instructions
 from .core import DR6_BS, DR6_RESET, DR7_RESET, RFLAGS_IF, Cpu, ExtInt, Observer
+from .decode import Instruction
 from .events import raise_event
-from .faults import DB, GP, MF, NMI, PF, UD, CpuFault, Event, Kind, NestedPageFault
+from .faults import DB, GP, MF, NMI, PF, UD, CpuFault, Event, Kind, NestedPageFault, WatchedAccess
 
 _WRITE_TRAPS = 0xFFFF8000
 """In intercept word 4: EFER and CR0 to CR15, after the write."""
 
+
+_PREFIXES = b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf2\xf3"
+"""All but LOCK, which makes an undefined instruction of those that `_undefined` looks for."""
+_PREFIXES_64 = _PREFIXES + bytes(range(0x40, 0x50))
 
 _EXIT, _SWINT, _V_IRQ = int(Reason.EXIT), int(ExitCode.SWINT), V_INTR.v_irq
 _PARTICULAR = frozenset(
@@ -66,6 +72,12 @@ class Processor(Cpu):
         self.pause = False
         """Set by whoever wants the CPU to return at the next instruction boundary, as observers of world switches do."""
         world.set_intercepts(self.state, None)
+
+    def use_switcher(self, switcher: Switcher) -> None:
+        """Have common world switches made in C."""
+        self.switcher = switcher
+        switcher.state.dr[:] = self.dr[:]
+        self.dr = switcher.state.dr
 
     def reset(self) -> None:
         """Power-on (APM2 14.1.3); the boot code sets what differs."""
@@ -261,6 +273,14 @@ class Processor(Cpu):
                     world.await_gif(self.state)
             if step or ((window or self.nmi_pending) and self.state.shadow):
                 stop = self.engine.step(self.state, self.npt)
+            elif quiet and self._switches_in_c():
+                switcher = self.switcher
+                assert switcher is not None
+                stop = self.engine.run(
+                    self.state, self.npt, deadline, breakpoints=breakpoints, switcher=switcher.prepare(self.guest, deadline)
+                )
+                if switcher.has_switched():
+                    self._follow(switcher)
             else:
                 stop = self.engine.run(self.state, self.npt, deadline, window=window, breakpoints=breakpoints)
             outcome = self._stopped(stop)
@@ -270,6 +290,18 @@ class Processor(Cpu):
                 return Outcome.SHUTDOWN if self.shutdown else Outcome.STEPPED
             if stop.device:
                 return Outcome.DEADLINE
+
+    def _switches_in_c(self) -> bool:
+        """Nothing is pending: may world switches go by unseen?"""
+        return (
+            self.switcher is not None and not self.observer.attentive and self.task_guard is None and not self.ne_is_ours
+        )
+
+    def _follow(self, switcher: Switcher) -> None:
+        """Switches were made in C: come to where the CPU is now."""
+        before, found = self.guest, switcher.where()
+        self.guest, self.npt = (None, self.engine.physical.host) if found is None else found
+        self.observer.switched(self, before, self.guest)
 
     def _stopped(self, stop: Stop) -> Outcome | None:
         """Act on a stop of the engine; None to go on."""
@@ -299,6 +331,9 @@ class Processor(Cpu):
             raise_event(self, fault.event())
         except NestedPageFault as nested:
             world.nested_fault_exit(self, nested.fault, None)
+        except WatchedAccess as access:
+            self.watched = Stop(reason, stop.code, watched=access.spa, write=access.write)
+            return Outcome.WATCHED
         if self.single_step:
             self.single_step = False
             self._on_exception(DB)
@@ -329,7 +364,10 @@ class Processor(Cpu):
             return
         code = stop.code - VMEXIT
         if 0x40 <= code < 0x60:
-            self._on_exception(code - EXCEPTION)
+            if code == EXCEPTION + UD:
+                self._undefined(stop)
+            else:
+                self._on_exception(code - EXCEPTION)
             return
         guest = self.guest
         if code == _SWINT:
@@ -471,9 +509,6 @@ class Processor(Cpu):
                         return
                 error |= PF_ERROR.U
             event = Event(PF, Kind.EXCEPTION, error, address)
-        elif vector == UD and self._at_icebp():
-            self._missed(ExitCode.ICEBP)  # the engine was built without it
-            return
         elif vector == GP and self._at_user_rdpmc():
             self._missed(ExitCode.RDPMC)  # the engine has the sense of CR4.PCE the wrong way round
             return
@@ -514,17 +549,31 @@ class Processor(Cpu):
         state = self.state
         return bool(state.cpl and state.cr(4) & instructions.CR4_PCE) and self.code()[:2] == b"\x0f\x33"
 
-    def _at_icebp(self) -> bool:
-        """Whether the instruction at RIP is INT1, with or without prefixes."""
-        code = self.code().lstrip(b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf2\xf3")
-        if self.bits == 64:
-            code = code.lstrip(bytes(range(0x40, 0x50)))
-        return code[:1] == b"\xf1"
+    def _undefined(self, stop: Stop) -> None:
+        """An instruction that the engine does not know: INT1, INS, OUTS, or none."""
+        code = self.code().lstrip(_PREFIXES_64 if self.bits == 64 else _PREFIXES)
+        if code[:1] == b"\xf1":
+            self._missed(ExitCode.ICEBP)
+        elif code and code[0] in instructions.STRING_IO:
+            self._on_string_io()
+            stop.device = True
+        else:
+            self._on_exception(UD)
 
     def _on_io(self) -> None:
+        """IN or OUT, or where the engine has them INS or OUTS (see repair.py)."""
         rt = self.engine.rt
-        port, size = rt.io_port & 0xFFFF, rt.io_size
-        insn = self.instruction()
+        self._io(self.instruction(), rt.io_port & 0xFFFF, rt.io_size)
+
+    def _on_string_io(self) -> None:
+        insn, s = self.instruction(), self.state
+        if insn.rep and not s.reg(RCX) & (1 << insn.address) - 1:
+            self.advance(insn.length)
+        else:
+            self._io(insn, s.reg(RDX) & 0xFFFF, min(insn.operand, 32) // 8 if insn.opcode & 1 else 1)
+
+    def _io(self, insn: Instruction, port: int, size: int) -> None:
+        """The order is that of APM2 15.10.2: permission of the port, intercept, and only then what the access may raise."""
         instructions.io_permitted(self, port, size)
         if world.io_intercepted(self, port, size):
             world.io_exit(self, insn, port, size)

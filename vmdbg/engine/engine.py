@@ -21,7 +21,7 @@ from . import layout
 from .errors import EngineError
 from .memory import PAGE, Ram
 from .physical import MSRPM_PAGES, PRIVATE, PRIVATE_SIZE, VMCB_PAGE, WINDOW, WINDOW_PAGES, Npt, Physical
-from .repair import mend_nested_walker, withdraw_random
+from .repair import mend_nested_walker, withdraw_random, withdraw_string_io
 from .runtime import BRANCH_RING, RING_SLOTS, Binding, Reason, Runtime, add_hook
 from .state import HF_CS64, HF_GUEST, HF_LMA, CpuState
 
@@ -89,6 +89,7 @@ class Engine:
         uc.ctl_set_cpu_model(x86.UC_CPU_X86_EPYC_ROME)
         layout.calibrate(uc)
         withdraw_random(uc)
+        withdraw_string_io()
         uc.ctl_exits_enabled(True)
         uc.ctl_set_exits([])
         self.clock = clock
@@ -108,6 +109,9 @@ class Engine:
         self.rt.record = 1
         self.rt.mixed = self.physical.mixed
         self._asked = False, False
+        self.on_exit = 0
+        """A C function that may deal with exits: see runtime.h."""
+        self._switcher = 0
         # Bytes at the last EXIT or IO, `rt.code_size` of them.
         self.last_code = memoryview((ctypes.c_char * 16).from_buffer(self.rt, Runtime.code.offset)).cast("B")
         self.physical.flush = self.flush
@@ -205,16 +209,22 @@ class Engine:
     def _account(self) -> None:
         self.clock.now += self.rt.executed
 
-    def run(self, state: CpuState, npt: Npt, deadline: int, *, window: bool = False, breakpoints: bool = False) -> Stop:
+    def run(
+        self, state: CpuState, npt: Npt, deadline: int, *, window: bool = False, breakpoints: bool = False, switcher: int = 0
+    ) -> Stop:
         """Execute until the clock reaches `deadline` (BUDGET), or until something happens.
 
         `window`: stop where RFLAGS.IF is set, with `state.shadow` telling whether the boundary is inhibited.
+        `switcher`: what `on_exit` gets to deal with exits in C (its address); 0 to return at each.
         """
         rt, clock = self.rt, self.clock
         if self._active is not state or state.q[_NESTED_CR3] != npt.root:
             self._enter(state, npt)
         if (window, breakpoints) != self._asked:
             self._ask(window, breakpoints)
+        if switcher != self._switcher:
+            self._switcher = switcher
+            rt.on_exit, rt.on_exit_user = (self.on_exit, switcher) if switcher else (None, None)
         while True:
             budget = deadline - clock.now
             if budget <= 0:
@@ -274,6 +284,9 @@ class Engine:
     def _stopped(self, state: CpuState, npt: Npt, reason: int, *, stepping: bool = False) -> Stop | None:
         """What a stop of the runtime means; None to go on."""
         rt = self.rt
+        root = state.q[_NESTED_CR3]
+        if root != npt.root:  # `on_exit` has switched
+            npt = self.physical.table(root)
         if self._error is not None:
             error, self._error = self._error, None
             raise error

@@ -6,70 +6,18 @@
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
-#include <stdbool.h>
-#include <stdint.h>
 #include <string.h>
 
-typedef int (*emu_start_fn)(void *, uint64_t, uint64_t, uint64_t, size_t);
-typedef int (*emu_stop_fn)(void *);
-typedef int (*context_fn)(void *, void *);
-typedef int (*ctl_fn)(void *, uint32_t, ...);
-typedef int (*reg_fn)(void *, int, void *);
-typedef int (*vmem_read_fn)(void *, uint64_t, uint32_t, void *, size_t);
-
-/* The next entry is drafted over the oldest one: with twice the slots, the last 65536 are whole. */
-#define RING_SLOTS (2 * 65536)
-
-/* In this order: side by side, start and size would be copied with one load of 16 bytes from two stores of 8, a stall. */
-struct branch { uint64_t from_block, to, from_size; };
-
-/* Shared with Python: runtime.py declares the same fields with ctypes, a test compares the size. */
-struct runtime {
-    void *uc;
-    void *context;                 /* the uc_context whose CPU runs */
-    emu_start_fn emu_start;
-    emu_stop_fn emu_stop;
-    context_fn context_save, context_restore;
-    ctl_fn ctl;
-    reg_fn reg_read, reg_write;
-    vmem_read_fn vmem_read;
-    int64_t budget;                /* ticks that may still be executed */
-    int64_t executed;              /* ticks executed by the last run */
-    uint32_t reason, intno;
-    uint32_t window;               /* stop where RFLAGS.IF is set */
-    uint32_t special;              /* any of step, window and mixed: one thing for each block to ask */
-    uint32_t step;                 /* blocks of one instruction: 1 first block to come, 2 it ran */
-    uint32_t flush;                /* flush the TLB before running */
-    uint32_t io_port, io_size, io_write, io_value;
-    uint32_t error;                /* uc_err of the last run */
-    uint64_t block_start, block_size;
-    uint32_t tf;                   /* RFLAGS.TF before the stepped instruction */
-    uint32_t rep;                  /* the stepped instruction: 0, or F2/F3 | 0x100 if it compares */
-    uint64_t branches;             /* ever recorded; the ring keeps the last 65536 */
-    uint32_t breakpoints;          /* stop at armed breakpoints */
-    uint32_t record;               /* 1: keep the branch ring */
-    uint64_t break_address;
-    uint8_t code[16];              /* the instruction at RIP of an EXIT or IO, as far as its page goes */
-    uint32_t code_size;
-    uint32_t saved;                /* the context is that of the stop already */
-    uint32_t reading;              /* save_code is at work */
-    uint32_t mixed;                /* there are pages that are both written and executed */
-    struct branch ring[RING_SLOTS];
-};
-
-enum reason { BUDGET = 1, EXIT, IO, SYSCALL, SYSENTER, WINDOW, STEPPED, BREAK, FAILED };
+#include "runtime.h"
 
 /* uc_context layout, vmdbg/engine/layout.py; Python passes them so that they stand in one place. */
 struct layout { uint32_t regs, eip, eflags, cc_src, hflags, cs_base, error_code; };
 static struct layout at;
 
-#define FIELD(rt, type, offset) (*(type *)((char *)(rt)->context + (offset)))
-
 enum { HF_INHIBIT_IRQ = 1 << 3, HF_CS32 = 1 << 4, HF_TF = 1 << 8, HF_CS64 = 1 << 15 };
 enum { EFLAGS_CC = 0x8d5, EFLAGS_TF = 0x100, EFLAGS_IF = 0x200, EFLAGS_ZF = 0x40 };
 enum { REG_EFLAGS = 25, REG_DR0 = 66 };
 enum { PROT_EXEC_ = 4 };
-enum { VMEXIT = 0x100, EXCEPTION = 0x40, NPF = 0x400 };
 #define CTL_TLB_FLUSH 0x4000000bu
 
 static void stop(struct runtime *rt, enum reason reason)
@@ -306,7 +254,7 @@ static uint64_t unexecuted(struct runtime *rt)
     return rip - rt->block_start < rt->block_size ? end - rip : 0;
 }
 
-static void run(struct runtime *rt)
+static void run_once(struct runtime *rt)
 {
     int64_t before = rt->budget;
     uint64_t rip;
@@ -332,6 +280,26 @@ static void run(struct runtime *rt)
     rt->budget = before - rt->executed;
 }
 
+/* Until an exit that is Python's. */
+static void run(struct runtime *rt)
+{
+    int64_t executed = 0;
+    for (;;) {
+        int64_t ticks;
+        run_once(rt);
+        executed += rt->executed;
+        if (rt->reason != EXIT || !rt->on_exit || (ticks = rt->on_exit(rt, rt->on_exit_user)) < 0)
+            break;
+        executed += ticks;
+        rt->budget -= ticks;
+        if (rt->budget <= 0) {
+            rt->reason = BUDGET;
+            break;
+        }
+    }
+    rt->executed = executed;
+}
+
 /* Exactly one instruction (one iteration of a REP string instruction). */
 static void step(struct runtime *rt)
 {
@@ -341,7 +309,7 @@ static void step(struct runtime *rt)
     rt->step = 1;
     rt->rep = 0;
     FIELD(rt, uint32_t, at.hflags) = hflags | HF_TF;
-    run(rt);
+    run_once(rt);
     FIELD(rt, uint32_t, at.hflags) &= ~(uint32_t)HF_TF;
     rt->step = 0;
     /* A REP instruction whose count runs out is entered once more at full speed, to see the zero; a stepped one is not. */

@@ -34,6 +34,8 @@ WINDOW = 0xF800000000
 WINDOW_PAGES = 16
 
 CODE, MIXED, TABLE, WATCH_WRITE, WATCH_READ = 1, 2, 4, 8, 16
+NOTED = CODE | MIXED | TABLE | WATCH_WRITE | WATCH_READ
+"""States of a page with which a store to it, behind the engine's back, means something."""
 FLIP = 32
 """The upper three bits of a page's state count how often it changed between data and code."""
 MOST_FLIPS = 4 * FLIP
@@ -203,6 +205,8 @@ class Physical:
         """Translated code at (spa, length) is out of date."""
         self.on_watched: Callable[[], None] = lambda: None
         """A watched page was written behind the engine's back."""
+        self.on_unfit: Callable[[int], None] = lambda root: None
+        """The table with this root can no longer be used as it is from one VMRUN to the next."""
 
     def shadow(self, ncr3: int, host_cr4: int, host_efer: int) -> Shadow:
         """The shadow of a nested table in the host's paging mode."""
@@ -216,14 +220,24 @@ class Physical:
             shadow.clear()
         return shadow
 
+    def table(self, root: int) -> Npt:
+        """The table with this root."""
+        return next((shadow for shadow in self.shadows.values() if shadow.root == root), self.host)
+
     def _evict(self) -> None:
         """Give up the oldest shadow that no CPU runs on."""
         pinned = self.pinned()
         for key, shadow in self.shadows.items():
             if shadow.root not in pinned:
                 del self.shadows[key]
+                self.on_unfit(shadow.root)
                 shadow.close()
                 return
+
+    def _give_up(self, shadow: Shadow) -> None:
+        """Guard a nested table no longer."""
+        shadow.volatile = True
+        self.on_unfit(shadow.root)
 
     def drop(self, page: int) -> None:
         """Take away every mapping of a page, to be made anew with its present state."""
@@ -268,7 +282,8 @@ class Physical:
         pages[page] = (pages[page] & ~TABLE & 0x1F) | min(flips + FLIP, 0xE0)
         for shadow in self.shadows.values():
             if page in shadow.tables:
-                shadow.volatile |= hopeless
+                if hopeless:
+                    self._give_up(shadow)
                 shadow.clear()
         self.drop(page)
 
@@ -317,7 +332,7 @@ class Physical:
         if write and state & TABLE:
             self.on_table(page)
         state = self.ram.pages[page]
-        if state & WATCH_READ or (write and (state & WATCH_WRITE or page in self.guarded)):
+        if self.watches(page, write) or (write and page in self.guarded):
             return spa
         if isinstance(npt, Shadow):
             npt.set(gpa, self._entry(spa, writable, executable))
@@ -349,7 +364,7 @@ class Physical:
             spa = page << 12
             if self.ram.contains(spa) and not self.ram.pages[page] & TABLE:
                 if self.ram.pages[page] & -FLIP & 0xFF >= MOST_FLIPS:
-                    shadow.volatile = True
+                    self._give_up(shadow)
                     continue
                 self.ram.pages[page] |= TABLE
                 self.drop(page)
@@ -360,7 +375,7 @@ class Physical:
 
     def written(self, spa: int, length: int) -> None:
         """Memory changed behind the engine's back (a device, a debugger, our own stores): forget what came from it."""
-        if (spa & PAGE - 1) + length <= PAGE and not self.ram.pages[spa >> 12] & (CODE | MIXED | TABLE) and self.nx:
+        if (spa & PAGE - 1) + length <= PAGE and not self.ram.pages[spa >> 12] & NOTED and self.nx:
             return  # one page of plain data: the common case
         for page in range(spa >> 12, (spa + max(length, 1) - 1 >> 12) + 1):
             state = self.ram.pages[page]
@@ -394,6 +409,10 @@ class Physical:
             yield
         finally:
             self._set_guarded(frozenset(self.guards.values()))
+
+    def watches(self, page: int, write: bool) -> bool:
+        """Whether such accesses to a page number of RAM are watched."""
+        return bool(self.ram.pages[page] & (WATCH_READ | WATCH_WRITE if write else WATCH_READ))
 
     def watch(self, page: int, flag: int, on: bool) -> None:
         """Set or clear WATCH_WRITE or WATCH_READ for a page number."""

@@ -94,6 +94,8 @@ class Runtime(ctypes.Structure):
         ("saved", ctypes.c_uint32),
         ("reading", ctypes.c_uint32),
         ("mixed", ctypes.c_uint32),
+        ("on_exit", ctypes.c_void_p),
+        ("on_exit_user", ctypes.c_void_p),
         ("ring", Branch * RING_SLOTS),
     )
 

@@ -104,12 +104,13 @@ def _intercepts(words: tuple[int, ...]) -> bytes:
     )
 
 
-_NO_GUEST = _intercepts((0, 0, 0, 0, 0, 0))
+NO_GUEST = _intercepts((0, 0, 0, 0, 0, 0))
+"""The engine's intercept fields while the host runs."""
 
 
 def set_intercepts(state: CpuState, guest: Guest | None) -> None:
     """Tell the engine where to stop: the union of our needs and those of the guest's hypervisor."""
-    state.bytes[_INTERCEPTED] = _NO_GUEST if guest is None else _intercepts(guest.words)
+    state.bytes[_INTERCEPTED] = NO_GUEST if guest is None else _intercepts(guest.words)
 
 
 def let_through(state: CpuState, code: int) -> None:
@@ -236,6 +237,7 @@ def vmrun(cpu: Cpu, size: int) -> Event | None:
         cpu.last_fault = violation.text
         _leave(cpu, guest, 0xFFFFFFFFFFFFFFFF, 0, 0, 0)
         return None
+    host = s.cr(0), host_cr4, host_efer
     dr6, dr7 = _load_state(cpu, view)
     cpu.dr[6], cpu.dr[7] = dr6 | 0xFFFF0FF0, dr7 | 0x400
     q = s.q
@@ -255,6 +257,8 @@ def vmrun(cpu: Cpu, size: int) -> Event | None:
     cpu.guard_ferr()
     s.gif = True
     cpu.flush()
+    if cpu.switcher is not None:
+        cpu.switcher.entered(cpu, guest, host, _intercepts(guest.words))
     event = guest.eventinj
     if not event & EVENT.v:
         return None
@@ -313,6 +317,8 @@ def _leave(cpu: Cpu, guest: Guest, code: int, info1: int, info2: int, intinfo: i
     q[_Q_RFLAGS] &= ~RFLAGS_VM
     cpu.dr[7] = 0x400
     cpu.guest = None
+    if cpu.switcher is not None:
+        cpu.switcher.left()
     cpu.npt = cpu.engine.physical.host
     if cpu.task_guard is not None:
         cpu.guard_tasks()

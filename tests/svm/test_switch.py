@@ -1,0 +1,211 @@
+"""World switches in C and in Python: the same VMCB, registers, exits and time, whatever the guest and its exits are."""
+
+from __future__ import annotations
+
+import ctypes
+from io import StringIO
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from introspect.vmcb import VMCB
+from tests.engine.rig import MODES, Mode
+from tests.engine.test_hostile import random_code
+from tests.svm.hypervisor import HLT, HSAVE, VMCB_PAGE, VMMCALL, Hypervisor
+from vmdbg.engine import layout
+from vmdbg.engine.physical import WATCH_WRITE
+from vmdbg.machine import Machine
+from vmdbg.svm import switch
+from vmdbg.svm.switch import Switcher
+
+CPUID = 0x72
+LOOP = """
+    movl $0x90000, %ebp
+1:  clgi; movq %rbp, %rax; vmload; vmrun; vmsave; movq %cs:other(%rip), %rax; vmload; stgi
+    movq 0xc8(%rbp), %rcx; movq %rcx, 0x578(%rbp)
+    decl %ebx; jnz 1b
+    hlt
+other: .quad 0x98000
+"""
+"""A host that runs the guest RBX times, each time behind the instruction that made it exit."""
+ALL = 0xFFFFFFFF
+
+
+def in_python(make: Any) -> Hypervisor:
+    """A machine without the native switch."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Machine, "_switch_in_c", lambda machine: None)
+        made = make()
+    assert isinstance(made, Hypervisor)
+    assert made.cpu.switcher is None
+    return made
+
+
+def switcher(h: Hypervisor) -> Switcher:
+    assert h.cpu.switcher is not None
+    return h.cpu.switcher
+
+
+def everything(h: Hypervisor) -> dict[str, Any]:
+    """All that a world switch may change."""
+    cpu, s = h.cpu, h.state
+    return {
+        "vmcb": {field.name: VMCB.read(h.view, field.name) for field in VMCB if field.size <= 8},
+        "bytes": bytes(h.view), "hsave": bytes(h.ram.view[HSAVE : HSAVE + 0x1000]),
+        "registers": [s.reg(n) for n in range(16)], "rip": s.rip, "rflags": s.rflags, "hflags": s.hflags, "efer": s.efer,
+        "cr": [s.cr(n) for n in (0, 2, 3, 4)], "dr": list(cpu.dr), "gif": s.gif, "shadow": s.shadow,
+        "segments": [(s.selector(n), s.base(n), s.limit(n), s.attrib(n)) for n in range(10)],
+        "msrs": [s.field(n) for n in ("star", "lstar", "cstar", "sfmask", "kernel_gs_base", "sysenter_cs", "sysenter_esp",
+                                      "sysenter_eip", "pat")],
+        "intercepts": bytes(s.bytes[layout.INTERCEPT :][:20]), "root": cpu.npt is h.machine.engine.physical.host,
+        "guest": None if cpu.guest is None else [
+            getattr(cpu.guest, name) for name in cpu.guest.__slots__ if name not in ("q", "view", "shadow")
+        ],
+        "now": h.now, "halted": cpu.halted,
+        "exits": [record.line() for guest in h.machine.history.guests.values() for record in guest.exits],
+        "vcpus": [
+            (vcpu.running_on, list(vcpu.registers)) for guest in h.machine.history.guests.values()
+            for vcpu in guest.vcpus.values()
+        ],
+    }  # fmt: skip
+
+
+def both(make: Any, run: Any) -> tuple[dict[str, Any], dict[str, Any], Hypervisor]:
+    plain, native = in_python(make), make()
+    run(plain)
+    run(native)
+    return everything(plain), everything(native), native
+
+
+def looping(guest: str, mode: Mode = "long", rounds: int = 20, **fields: int) -> Any:
+    def make() -> Hypervisor:
+        h = Hypervisor(guest, mode, host=LOOP)
+        h.intercept(CPUID)
+        h.state.set_reg(3, rounds)
+        h.set(**fields)
+        return h
+
+    return make
+
+
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "virtual"])
+def test_the_same_as_in_python(mode: Mode) -> None:
+    """In each mode: most switches are made in C, and nothing tells."""
+    guest = "1: incl %esi; cpuid; addl %esi, %edi; hlt; sti; cpuid; cli; cmc; hlt; pushl %esi; popl %ecx; jmp 1b".replace(
+        "pushl %esi; popl %ecx;", "push %rsi; pop %rcx;" if mode == "long" else "push %si; pop %cx;"
+    )
+    plain, native, h = both(looping(guest, mode, 40), lambda h: h.run(100_000))
+    assert h.cpu.halted
+    assert plain == native
+    assert switcher(h).made > 60
+
+
+def test_wherever_it_is_cut() -> None:
+    """Budgets end runs between any two instructions: the state is the same at each end, in the guest, too."""
+    make = looping("1: incl %esi; cpuid; vmmcall; jmp 1b", rounds=12)
+    plain, native = in_python(make), make()
+    for cut in Random(1).choices(range(1, 40), k=60):
+        for h in (plain, native):
+            h.machine.run(cut)
+        assert everything(plain) == everything(native)
+    assert switcher(native).made > 10
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "orb $1, 0x0e(%rbp)",  # word 3: CPUID no, RDTSC... the intercepts are others
+        "xorl $4, 0x0c(%rbp)",
+        "movl $2, 0x58(%rbp)",
+        "movb $3, 0x5c(%rbp)",
+        "xorl $0x10000, 0x558(%rbp)",  # CR0.WP
+        "addq $0x1000, 0x50(%rbp)",  # TSC_OFFSET
+        "movl $0x80000020, 0xa8(%rbp); movq $0x8000, 0x578(%rbp)",  # an injection
+        "movl $0x20f0100, 0x60(%rbp); movb $0x21, 0x64(%rbp)",  # V_IRQ
+        "movl $0, 0x58(%rbp)",  # ASID 0 is refused
+        "movb $5, 0x60(%rbp)",  # V_TPR
+        "orl $1, 0x68(%rbp)",  # an interrupt shadow
+        "movq $0x12345, 0x640(%rbp); movq $0x777, 0x5f8(%rbp)",  # CR2, RAX
+        "movl $0xffff0ff1, 0x568(%rbp); movq $0x700, 0x560(%rbp)",  # DR6, DR7
+    ],
+)
+def test_changes_between_entries(change: str) -> None:
+    """A field that the host changes after some rounds counts at the next VMRUN."""
+    host = LOOP.replace("decl %ebx", f"cmpl $5, %ebx; jne 2f; {change}; 2: decl %ebx")
+
+    def make() -> Hypervisor:
+        h = Hypervisor("1: incl %esi; cpuid; vmmcall; jmp 1b", host=host)
+        h.intercept(CPUID, 0x60, 0x64)
+        h.state.set_reg(3, 12)
+        return h
+
+    plain, native, h = both(make, lambda h: h.run(20_000))
+    assert plain == native
+    assert switcher(h).made > 8
+
+
+def test_a_page_that_somebody_watches_is_left_to_python() -> None:
+    make = looping("1: incl %esi; cpuid; vmmcall; jmp 1b", rounds=6)
+    h = make()
+    h.machine.engine.physical.watch(VMCB_PAGE >> 12, WATCH_WRITE, True)
+    told: list[int] = []
+    h.machine.engine.physical.on_watched = lambda: told.append(h.now)
+    h.machine.run(2_000)
+    assert told
+    assert switcher(h).made == 0
+
+
+def test_registers_that_a_debugger_sets_reach_the_guest() -> None:
+    h = looping("1: incl %esi; cpuid; vmmcall; jmp 1b", rounds=1000)()
+    h.machine.run(2_000)
+    while h.cpu.guest is not None:
+        h.machine.run(1)
+    history = h.machine.history
+    vcpu = history.by_vmcb[VMCB_PAGE][1]
+    history.change(vcpu, 6, 0x10000)
+    h.machine.run(500)
+    assert 0x10000 < vcpu.registers[6] < 0x10100
+
+
+def test_a_trace_sees_every_switch() -> None:
+    h = looping("1: incl %esi; cpuid; vmmcall; jmp 1b", rounds=10)()
+    h.machine.history.trace = trace = StringIO()
+    h.run(20_000)
+    assert trace.getvalue().count("\n") == 10 == h.machine.history.total.value
+    assert switcher(h).made == 0
+
+
+def test_the_ring_keeps_the_last() -> None:
+    h = looping("1: cpuid; jmp 1b", rounds=5000)()
+    h.intercept(CPUID)
+    h.run(2_000_000)
+    (guest,) = h.machine.history.guests.values()
+    exits = guest.exits
+    assert [record.number for record in exits] == list(range(5001 - switch.KEEP, 5001))
+    assert {record.code for record in exits} == {CPUID}
+
+
+def test_sizes_match() -> None:
+    assert switch.on_exit()
+    assert ctypes.sizeof(switch.Ring) == 8 + 72 * switch.KEEP
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.integers(0, ALL), st.sampled_from(MODES))
+def test_random_guests(seed: int, mode: Mode) -> None:
+    """Random code with random intercepts, entered again wherever it left."""
+
+    def make() -> Hypervisor:
+        random = Random(seed)
+        code = random_code(random, 0x200)
+        h = Hypervisor(code, mode, host=LOOP)
+        h.state.set_reg(3, 30)
+        for _ in range(8):
+            h.intercept(random.choice((CPUID, HLT, VMMCALL, 0x82, 0x83, 0x84, 0x85, 0x40 + random.randrange(32), 0x7B, 0x7C)))
+        return h
+
+    plain, native, _ = both(make, lambda h: h.machine.run(2_000))
+    assert plain == native

@@ -1,0 +1,427 @@
+/* The common world switch in C: VMRUN, #VMEXIT, VMLOAD and VMSAVE where nobody has to look.
+ *
+ * The rules are in world.py, which is also the twin of what is here: it enters a VMCB first, judges it, and leaves an
+ * entry with what follows from its control area.  While every field that the judgement read stays the same, VMRUN takes
+ * that entry.  Whatever is out of the common (an event to inject, V_IRQ, a changed control area, a page that somebody
+ * watches) is left to Python by returning -1, before anything is changed.
+ */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <string.h>
+
+#include "../engine/runtime.h"
+
+enum { ENTRIES = 64, JUDGED = 64, RECORDS = 4096 };
+enum { PAGE = 4096, FREE = 1 };
+
+/* Declared once more in switch.py, by ctypes; the sizes are compared. */
+struct record { uint64_t number, cpu, vmcb, time, rip, code, info1, info2, intinfo; };
+struct ring { uint64_t count; struct record records[RECORDS]; };
+
+struct entry {                          /* a VMCB that VMRUN has accepted */
+    uint64_t vmcb;                      /* spa, or FREE */
+    uint64_t judged[JUDGED];            /* the judged fields as they were */
+    uint64_t host_cr0, host_cr4, host_efer;
+    uint64_t root;                      /* of the engine's table */
+    uint64_t *registers;                /* the vCPU's general registers at its last #VMEXIT */
+    struct ring *ring;                  /* the exits of its guest */
+    uint32_t words[6];                  /* intercepts */
+    uint8_t intercepts[24];             /* what the engine is to stop at for them */
+};
+
+struct switcher {                       /* of one CPU */
+    uint8_t *ram;                       /* address of system-physical 0 */
+    uint8_t *pages;                     /* a byte of state for each page */
+    uint64_t ranges[4];                 /* RAM: first, end, first, end */
+    uint64_t *total;                    /* #VMEXITs of the machine */
+    uint64_t busy;                      /* bits of a page's state with which Python must hear of stores */
+    uint64_t cpu;
+    uint64_t host_root;
+    uint64_t physical_mask;             /* bits of a physical address that must be 0 */
+    uint64_t deadline;                  /* guest time at which the run's budget is used up */
+    uint64_t dr[8];                     /* the debug registers as software sees them */
+    /* Of the guest that runs: */
+    uint64_t v_intr, eventinj;
+    int32_t inside;                     /* its entry; -1 for the host, -2 for a guest without one */
+    uint32_t host_if;                   /* RFLAGS.IF at VMRUN */
+    uint64_t switches;                  /* VMRUNs and #VMEXITs ever made here */
+    uint64_t judged_count;
+    uint32_t judged_index[JUDGED];      /* qword of the VMCB */
+    uint64_t judged_mask[JUDGED];
+    uint8_t host_intercepts[24];
+    struct entry entries[ENTRIES];
+};
+
+/* Offsets in a uc_context, then in a VMCB: from engine/layout.py and introspect/vmcb.py. */
+static struct {
+    uint32_t regs, eip, eflags, hflags, hflags2, segments, cr, efer, pat, vm_hsave, sysenter_cs, lstar, intercept, nested_cr3;
+} at;
+static struct {
+    uint32_t es, fs, gdtr, ldtr, idtr, tr, cpl, efer, controls, rsp, rax, msrs, cr2, g_pat, v_intr, int_state, exitcode,
+        eventinj, nrip, insn_len;
+} in;
+
+enum { ES, CS, SS, DS, FS, GS, LDTR, TR, GDTR, IDTR };
+enum { HF_INHIBIT_IRQ = 1 << 3, HF_CS32 = 1 << 4, HF_SS32 = 1 << 5, HF_ADDSEG = 1 << 6, HF_LMA = 1 << 14, HF_CS64 = 1 << 15,
+       HF_SVME = 1 << 20, HF_GUEST = 1 << 21, HF_OSFXSR = 1 << 22, HF_SMAP = 1 << 23, HF_IOBPT = 1 << 24 };
+enum { HF2_GIF = 1 };
+enum { RFLAGS_TF = 1 << 8, RFLAGS_IF = 1 << 9, RFLAGS_RF = 1 << 16, RFLAGS_VM = 1 << 17 };
+enum { EFER_LME = 1 << 8, EFER_LMA = 1 << 10, EFER_SVME = 1 << 12 };
+enum { CR4_OSFXSR = 1 << 9, CR4_SMAP = 1 << 21 };
+enum { SEG_L = 1 << 21, SEG_DB = 1 << 22 };             /* in the engine's form */
+enum { CPUID = 0x72, HLT = 0x78, VMRUN = 0x80, VMLOAD = 0x82, VMSAVE = 0x83, SKINIT = 0x86 };
+#define EVENTINJ_V (1ull << 31)
+
+struct segment { uint16_t selector, attrib; uint32_t limit; uint64_t base; };           /* in a VMCB */
+struct hidden { uint32_t selector, pad; uint64_t base; uint32_t limit, flags; };        /* in the engine */
+
+#define HIDDEN(rt) ((struct hidden *)((char *)(rt)->context + at.segments))
+#define Q(page, offset) (*(uint64_t *)((uint8_t *)(page) + (offset)))
+#define REG(rt, number) FIELD(rt, uint64_t, at.regs + 8 * (number))
+#define CR(rt, number) FIELD(rt, uint64_t, at.cr + 8 * (number))
+
+static bool in_ram(const struct switcher *sw, uint64_t page)
+{
+    return (page >= sw->ranges[0] && page + PAGE <= sw->ranges[1]) || (page >= sw->ranges[2] && page + PAGE <= sw->ranges[3]);
+}
+
+/* The page that rAX names, NULL unless it is one of memory; `stored`: and none whose stores Python must hear of. */
+static uint8_t *operand(struct runtime *rt, const struct switcher *sw, bool stored, uint64_t *spa)
+{
+    uint32_t hflags = FIELD(rt, uint32_t, at.hflags);
+    uint64_t address = REG(rt, 0);
+    if (!(hflags & HF_CS64))
+        address &= hflags & HF_CS32 ? 0xffffffff : 0xffff;
+    if (address & (PAGE - 1) || address & sw->physical_mask || !in_ram(sw, address))
+        return NULL;
+    if (stored && sw->pages[address / PAGE] & sw->busy)
+        return NULL;
+    *spa = address;
+    return sw->ram + address;
+}
+
+/* Where the host's state goes. */
+static uint8_t *save_area(struct runtime *rt, const struct switcher *sw)
+{
+    uint64_t address = FIELD(rt, uint64_t, at.vm_hsave) & ~(uint64_t)(PAGE - 1);
+    return in_ram(sw, address) ? sw->ram + address : NULL;
+}
+
+static void to_vmcb(struct segment *to, const struct hidden *of)
+{
+    to->selector = (uint16_t)of->selector;
+    to->attrib = (of->flags >> 8 & 0xff) | (of->flags >> 12 & 0xf00);
+    to->limit = of->limit;
+    to->base = of->base;
+}
+
+static void from_vmcb(struct hidden *to, const struct segment *of)
+{
+    to->selector = of->selector;
+    to->base = of->base;
+    to->limit = of->limit;
+    to->flags = (uint32_t)(of->attrib & 0xff) << 8 | (uint32_t)(of->attrib & 0xf00) << 12;
+}
+
+static uint64_t canonical(uint64_t address)
+{
+    return (uint64_t)((int64_t)(address << 16) >> 16);
+}
+
+/* CR4 CR3 CR0 DR7 DR6 RFLAGS RIP lie side by side. */
+static void store_state(struct runtime *rt, struct switcher *sw, uint8_t *to)
+{
+    struct hidden *hidden = HIDDEN(rt);
+    uint64_t *controls = (uint64_t *)(to + in.controls);
+    for (int i = ES; i <= DS; i++)
+        to_vmcb((struct segment *)(to + in.es) + i, hidden + i);
+    *(uint32_t *)(to + in.gdtr + 4) = hidden[GDTR].limit;
+    Q(to, in.gdtr + 8) = hidden[GDTR].base;
+    *(uint32_t *)(to + in.idtr + 4) = hidden[IDTR].limit;
+    Q(to, in.idtr + 8) = hidden[IDTR].base;
+    to[in.cpl] = FIELD(rt, uint32_t, at.hflags) & 3;
+    Q(to, in.efer) = FIELD(rt, uint64_t, at.efer);
+    controls[0] = CR(rt, 4);
+    controls[1] = CR(rt, 3);
+    controls[2] = CR(rt, 0);
+    controls[3] = sw->dr[7];
+    controls[4] = sw->dr[6];
+    controls[5] = FIELD(rt, uint64_t, at.eflags) | 2;
+    controls[6] = FIELD(rt, uint64_t, at.eip);
+    Q(to, in.rsp) = REG(rt, 4);
+    Q(to, in.rax) = REG(rt, 0);
+}
+
+static void load_state(struct runtime *rt, const uint8_t *of)
+{
+    struct hidden *hidden = HIDDEN(rt);
+    const uint64_t *controls = (const uint64_t *)(of + in.controls);
+    for (int i = ES; i <= DS; i++)
+        from_vmcb(hidden + i, (const struct segment *)(of + in.es) + i);
+    hidden[GDTR].limit = *(const uint16_t *)(of + in.gdtr + 4);
+    hidden[GDTR].base = Q(of, in.gdtr + 8);
+    hidden[IDTR].limit = *(const uint16_t *)(of + in.idtr + 4);
+    hidden[IDTR].base = Q(of, in.idtr + 8);
+    FIELD(rt, uint64_t, at.efer) = Q(of, in.efer);
+    CR(rt, 4) = controls[0];
+    CR(rt, 3) = controls[1];
+    CR(rt, 0) = controls[2];
+    FIELD(rt, uint64_t, at.eflags) = controls[5] | 2;
+    FIELD(rt, uint64_t, at.eip) = controls[6];
+    REG(rt, 4) = Q(of, in.rsp);
+    REG(rt, 0) = Q(of, in.rax);
+}
+
+/* CpuState.refresh(): the engine's mode flags. */
+static void refresh(struct runtime *rt, uint32_t cpl, bool shadow)
+{
+    struct hidden *hidden = HIDDEN(rt);
+    uint64_t cr0 = CR(rt, 0), cr4 = CR(rt, 4), efer = FIELD(rt, uint64_t, at.efer);
+    uint32_t cs = hidden[CS].flags, flags = HF_GUEST | HF_IOBPT | cpl;
+    if (shadow)
+        flags |= HF_INHIBIT_IRQ;
+    flags |= (uint32_t)(cr0 & 1) << 7 | (uint32_t)(cr0 & 0xe) << 8;
+    if (efer & EFER_LMA)
+        flags |= HF_LMA;
+    if (efer & EFER_SVME)
+        flags |= HF_SVME;
+    if (cr4 & CR4_OSFXSR)
+        flags |= HF_OSFXSR;
+    if (cr4 & CR4_SMAP)
+        flags |= HF_SMAP;
+    if (efer & EFER_LMA && cs & SEG_L) {
+        flags |= HF_CS32 | HF_SS32 | HF_CS64;
+        hidden[CS].base = 0;
+    } else {
+        if (cs & SEG_DB)
+            flags |= HF_CS32;
+        if (hidden[SS].flags & SEG_DB)
+            flags |= HF_SS32;
+        if (!(cr0 & 1) || FIELD(rt, uint64_t, at.eflags) & RFLAGS_VM || !(cs & SEG_DB) ||
+            (hidden[DS].base | hidden[ES].base | hidden[SS].base))
+            flags |= HF_ADDSEG;
+    }
+    FIELD(rt, uint32_t, at.hflags) = flags;
+}
+
+static void gif(struct runtime *rt, bool value)
+{
+    uint32_t flags = FIELD(rt, uint32_t, at.hflags2) & ~(uint32_t)HF2_GIF;
+    FIELD(rt, uint32_t, at.hflags2) = flags | (value ? HF2_GIF : 0);
+}
+
+/* Cpu.advance() where neither TF nor RF is set. */
+static bool plain(struct runtime *rt)
+{
+    return !(FIELD(rt, uint64_t, at.eflags) & (RFLAGS_TF | RFLAGS_RF));
+}
+
+static void advance(struct runtime *rt, uint32_t length)
+{
+    uint32_t flags = FIELD(rt, uint32_t, at.hflags);
+    uint64_t rip = FIELD(rt, uint64_t, at.eip) + length;
+    FIELD(rt, uint64_t, at.eip) = flags & HF_CS64 ? rip : (uint32_t)rip;
+    FIELD(rt, uint32_t, at.hflags) = flags & ~(uint32_t)HF_INHIBIT_IRQ;
+}
+
+static struct entry *entry_of(struct switcher *sw, uint64_t vmcb)
+{
+    return &sw->entries[vmcb / PAGE % ENTRIES];
+}
+
+static int64_t vmrun(struct runtime *rt, struct switcher *sw)
+{
+    uint64_t spa;
+    uint8_t *vmcb = operand(rt, sw, false, &spa), *host = save_area(rt, sw);
+    struct entry *e;
+    uint64_t cr0, efer;
+    uint32_t cpl;
+    if (!vmcb || !host || vmcb == host || !plain(rt))
+        return -1;
+    e = entry_of(sw, spa);
+    if (e->vmcb != spa || e->host_cr0 != CR(rt, 0) || e->host_cr4 != CR(rt, 4) || e->host_efer != FIELD(rt, uint64_t, at.efer))
+        return -1;
+    for (uint32_t i = 0; i < sw->judged_count; i++)
+        if ((Q(vmcb, 8 * sw->judged_index[i]) ^ e->judged[i]) & sw->judged_mask[i])
+            return -1;
+    advance(rt, 3);
+    sw->host_if = (FIELD(rt, uint64_t, at.eflags) & RFLAGS_IF) != 0;
+    store_state(rt, sw, host);
+    load_state(rt, vmcb);
+    sw->dr[7] = ((uint64_t *)(vmcb + in.controls))[3] | 0x400;
+    sw->dr[6] = ((uint64_t *)(vmcb + in.controls))[4] | 0xffff0ff0;
+    CR(rt, 2) = Q(vmcb, in.cr2);
+    cr0 = CR(rt, 0);
+    cpl = !(cr0 & 1) ? 0 : FIELD(rt, uint64_t, at.eflags) & RFLAGS_VM ? 3 : vmcb[in.cpl] & 3;
+    efer = FIELD(rt, uint64_t, at.efer);
+    FIELD(rt, uint64_t, at.efer) = efer & EFER_LME && cr0 >> 31 ? efer | EFER_LMA : efer & ~(uint64_t)EFER_LMA;
+    refresh(rt, cpl, Q(vmcb, in.int_state) & 1);
+    FIELD(rt, uint64_t, at.nested_cr3) = e->root;
+    FIELD(rt, uint64_t, at.pat) = Q(vmcb, in.g_pat);
+    memcpy((char *)rt->context + at.intercept, e->intercepts, 20);
+    gif(rt, true);
+    rt->flush = 1;
+    sw->v_intr = Q(vmcb, in.v_intr);
+    sw->eventinj = Q(vmcb, in.eventinj);
+    sw->inside = (int32_t)(e - sw->entries);
+    sw->switches++;
+    return 3;
+}
+
+static void record(struct runtime *rt, struct switcher *sw, struct entry *e, uint64_t code, uint64_t info1, uint64_t info2)
+{
+    struct record *r = &e->ring->records[e->ring->count++ % RECORDS];
+    *r = (struct record){
+        .number = ++*sw->total, .cpu = sw->cpu, .vmcb = e->vmcb, .time = sw->deadline - (uint64_t)rt->budget,
+        .rip = FIELD(rt, uint64_t, at.eip), .code = code, .info1 = info1, .info2 = info2,
+    };
+    memcpy(e->registers, &REG(rt, 0), 128);
+}
+
+static int64_t vmexit(struct runtime *rt, struct switcher *sw, uint32_t code, uint64_t info1, uint64_t info2, uint64_t nrip)
+{
+    struct entry *e = &sw->entries[sw->inside];
+    uint8_t *vmcb = sw->ram + e->vmcb, *host = save_area(rt, sw);
+    uint64_t state;
+    if (e->vmcb == FREE || !host || sw->pages[e->vmcb / PAGE] & sw->busy)
+        return -1;
+    record(rt, sw, e, code, info1, info2);
+    store_state(rt, sw, vmcb);
+    Q(vmcb, in.cr2) = CR(rt, 2);
+    Q(vmcb, in.g_pat) = FIELD(rt, uint64_t, at.pat);
+    Q(vmcb, in.v_intr) = sw->v_intr;
+    state = Q(vmcb, in.int_state) & ~1ull;
+    Q(vmcb, in.int_state) = state | (FIELD(rt, uint32_t, at.hflags) & HF_INHIBIT_IRQ ? 1 : 0);
+    Q(vmcb, in.eventinj) = sw->eventinj & ~EVENTINJ_V;
+    Q(vmcb, in.nrip) = nrip;
+    vmcb[in.insn_len] = 0;
+    Q(vmcb, in.exitcode) = code;
+    Q(vmcb, in.exitcode + 8) = info1;
+    Q(vmcb, in.exitcode + 16) = info2;
+    Q(vmcb, in.exitcode + 24) = 0;
+    load_state(rt, host);
+    CR(rt, 0) |= 1;
+    FIELD(rt, uint64_t, at.eflags) &= ~(uint64_t)RFLAGS_VM;
+    sw->dr[7] = 0x400;
+    refresh(rt, 0, false);
+    FIELD(rt, uint64_t, at.nested_cr3) = sw->host_root;
+    memcpy((char *)rt->context + at.intercept, sw->host_intercepts, 20);
+    gif(rt, false);
+    rt->flush = 1;
+    sw->inside = -1;
+    sw->switches++;
+    return 0;
+}
+
+static int64_t vmload(struct runtime *rt, struct switcher *sw)
+{
+    uint64_t spa;
+    const uint8_t *of = operand(rt, sw, false, &spa);
+    struct hidden *hidden = HIDDEN(rt);
+    const uint64_t *msrs;
+    uint64_t *sysenter = &FIELD(rt, uint64_t, at.sysenter_cs), *syscall = &FIELD(rt, uint64_t, at.lstar);
+    if (!of || !plain(rt))
+        return -1;
+    msrs = (const uint64_t *)(of + in.msrs);
+    from_vmcb(hidden + FS, (const struct segment *)(of + in.fs));
+    from_vmcb(hidden + GS, (const struct segment *)(of + in.fs) + 1);
+    from_vmcb(hidden + LDTR, (const struct segment *)(of + in.ldtr));
+    from_vmcb(hidden + TR, (const struct segment *)(of + in.tr));
+    for (int i = FS; i <= TR; i++)
+        hidden[i].base = canonical(hidden[i].base);
+    /* STAR LSTAR CSTAR SFMASK KERNEL_GS_BASE SYSENTER_CS SYSENTER_ESP SYSENTER_EIP */
+    sysenter[0] = (uint32_t)msrs[5];
+    sysenter[1] = msrs[6];
+    sysenter[2] = msrs[7];
+    sysenter[3] = msrs[0];
+    memcpy(syscall, msrs + 1, 24);
+    syscall[3] = canonical(msrs[4]);
+    advance(rt, 3);
+    return 3;
+}
+
+static int64_t vmsave(struct runtime *rt, struct switcher *sw)
+{
+    uint64_t spa;
+    uint8_t *to = operand(rt, sw, true, &spa);
+    struct hidden *hidden = HIDDEN(rt);
+    uint64_t *msrs;
+    const uint64_t *sysenter = &FIELD(rt, uint64_t, at.sysenter_cs), *syscall = &FIELD(rt, uint64_t, at.lstar);
+    if (!to || !plain(rt))
+        return -1;
+    msrs = (uint64_t *)(to + in.msrs);
+    to_vmcb((struct segment *)(to + in.fs), hidden + FS);
+    to_vmcb((struct segment *)(to + in.fs) + 1, hidden + GS);
+    to_vmcb((struct segment *)(to + in.ldtr), hidden + LDTR);
+    to_vmcb((struct segment *)(to + in.tr), hidden + TR);
+    msrs[0] = sysenter[3];
+    memcpy(msrs + 1, syscall, 32);
+    msrs[5] = (uint32_t)sysenter[0];
+    msrs[6] = sysenter[1];
+    msrs[7] = sysenter[2];
+    advance(rt, 3);
+    return 3;
+}
+
+/* The length of the instruction at RIP if it is `0F second [third]` or HLT without prefixes, else 0. */
+static uint32_t length(const struct runtime *rt, uint32_t code)
+{
+    const uint8_t *bytes = rt->code;
+    if (rt->code_size <= 3)
+        return 0;
+    if (bytes[0] == 0x0f)
+        return bytes[1] == 0x01 && bytes[2] >= 0xc8 ? 3 : bytes[1] == 0xa2 && code == CPUID ? 2 : 0;
+    return bytes[0] == 0xf4 && code == HLT ? 1 : 0;
+}
+
+/* Exits that one intercept bit decides, without an EXITINFO. */
+static bool is_plain(uint32_t code)
+{
+    return code == CPUID || code == HLT || (code >= VMRUN && code <= SKINIT);
+}
+
+static int64_t exits(struct runtime *rt, void *user)
+{
+    struct switcher *sw = user;
+    uint32_t code = rt->intno - VMEXIT, size;
+    if (sw->inside == -1) {
+        if (code < VMRUN || code > VMSAVE || length(rt, code) != 3)
+            return -1;
+        return code == VMRUN ? vmrun(rt, sw) : code == VMLOAD ? vmload(rt, sw) : code == VMSAVE ? vmsave(rt, sw) : -1;
+    }
+    if (sw->inside < 0 || !is_plain(code) || !(size = length(rt, code)) ||
+        !(sw->entries[sw->inside].words[code >> 5] >> (code & 31) & 1))
+        return -1;
+    return vmexit(rt, sw, code, 0, 0, FIELD(rt, uint64_t, at.eip) + size);
+}
+
+static PyObject *symbols(PyObject *self, PyObject *args)
+{
+    Py_buffer context, vmcb;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y*y*", &context, &vmcb))
+        return NULL;
+    if (context.len != sizeof at || vmcb.len != sizeof in) {
+        PyErr_Format(PyExc_ValueError, "%zd and %zd bytes of offsets, not %zu and %zu", context.len, vmcb.len, sizeof at, sizeof in);
+    } else {
+        memcpy(&at, context.buf, sizeof at);
+        memcpy(&in, vmcb.buf, sizeof in);
+    }
+    PyBuffer_Release(&context);
+    PyBuffer_Release(&vmcb);
+    if (PyErr_Occurred())
+        return NULL;
+    return Py_BuildValue("{sKsKsK}", "on_exit", (unsigned long long)(uintptr_t)exits, "size",
+                         (unsigned long long)sizeof(struct switcher), "ring", (unsigned long long)sizeof(struct ring));
+}
+
+static PyMethodDef methods[] = {
+    {"symbols", symbols, METH_VARARGS, "Take the offsets in a context and in a VMCB; give the hook and the sizes of the state."},
+    {NULL, NULL, 0, NULL},
+};
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_switch", NULL, -1, methods, NULL, NULL, NULL, NULL};
+
+PyMODINIT_FUNC PyInit__switch(void)
+{
+    return PyModule_Create(&module);
+}
