@@ -64,13 +64,13 @@ static bool block_code(struct runtime *rt, uint64_t address, uint8_t *code, size
            block_code(rt, cs64 ? address + first : (uint32_t)(address + first), code + first, length - first, cs64);
 }
 
-/* A store into the block that makes it ends that block in its middle: the engine goes back to the storing instruction
- * and runs it as a block of its own.  No jump within a block ends before the block does, so that shows it; what did not
- * run is given back.  (A store by the last instruction of its block is taken for a jump to it.) */
-static void restarted(struct runtime *rt, uint64_t address, uint32_t size)
+/* A store into the block that makes it ends that block in its middle: the engine goes back to the storing instruction and
+ * runs it as a block of its own.  No jump within a block ends before the block does, so that shows it; what did not run is
+ * given back.  (A store by the last instruction of its block is taken for a jump to it.) */
+static inline void restarted(struct runtime *rt, uint64_t address, uint32_t size)
 {
     uint64_t done = address - rt->block_start;
-    if (done < rt->block_size && done + size < rt->block_size) {
+    if (__builtin_expect((done < rt->block_size) & (done + size < rt->block_size), 0)) {
         rt->budget += rt->block_size - done;
         rt->block_size = done;
     }
@@ -90,6 +90,8 @@ static inline void account(struct runtime *rt, uint64_t address, uint32_t size)
     rt->block_start = address;
     rt->block_size = size;
 }
+
+enum special { MIXED = 1, PARTICULAR };
 
 /* The rare cases of on_block, apart so that it stays short. */
 static __attribute__((noinline)) void on_special_block(struct runtime *rt, uint64_t address, uint32_t size)
@@ -125,10 +127,14 @@ static void on_block(void *uc, uint64_t address, uint32_t size, void *user)
 {
     struct runtime *rt = user;
     (void)uc;
-    if (__builtin_expect(rt->special | ((int64_t)size > rt->budget), 0))
-        on_special_block(rt, address, size);
-    else
-        account(rt, address, size);
+    if (__builtin_expect(rt->special | ((int64_t)size > rt->budget), 0)) {
+        if (rt->special != MIXED || (int64_t)size > rt->budget) {
+            on_special_block(rt, address, size);
+            return;
+        }
+        restarted(rt, address, size);
+    }
+    account(rt, address, size);
 }
 
 static uint64_t linear_rip(struct runtime *rt)
@@ -258,7 +264,7 @@ static void run_once(struct runtime *rt)
 {
     int64_t before = rt->budget;
     uint64_t rip;
-    rt->special = (rt->step | rt->window | rt->mixed) != 0;
+    rt->special = rt->step | rt->window ? PARTICULAR : rt->mixed ? MIXED : 0;
     rt->reason = 0;
     rt->block_size = 0;
     rt->saved = rt->reading = 0;
