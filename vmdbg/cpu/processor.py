@@ -276,9 +276,8 @@ class Processor(Cpu):
             elif quiet and self._switches_in_c():
                 switcher = self.switcher
                 assert switcher is not None
-                stop = self.engine.run(
-                    self.state, self.npt, deadline, breakpoints=breakpoints, switcher=switcher.prepare(self.guest, deadline)
-                )
+                address = switcher.prepare(self.guest, deadline, self.tsc_offset)
+                stop = self.engine.run(self.state, self.npt, deadline, breakpoints=breakpoints, switcher=address)
                 if switcher.has_switched():
                     self._follow(switcher)
             else:

@@ -1,4 +1,5 @@
-/* The common world switch in C: VMRUN, #VMEXIT, VMLOAD and VMSAVE where nobody has to look.
+/* The common world switch in C: VMRUN, #VMEXIT, VMLOAD and VMSAVE where nobody has to look; and the two instructions that an
+ * operating system on the bare machine stops for most, RDTSC and MOV to CR3.
  *
  * The rules are in world.py, which is also the twin of what is here: it enters a VMCB first, judges it, and leaves an
  * entry with what follows from its control area.  While every field that the judgement read stays the same, VMRUN takes
@@ -39,6 +40,7 @@ struct switcher {                       /* of one CPU */
     uint64_t host_root;
     uint64_t physical_mask;             /* bits of a physical address that must be 0 */
     uint64_t deadline;                  /* guest time at which the run's budget is used up */
+    uint64_t tsc_offset;                /* of the CPU: the time stamp counter less guest time */
     uint64_t dr[8];                     /* the debug registers as software sees them */
     /* Of the guest that runs: */
     uint64_t v_intr, eventinj;
@@ -69,7 +71,7 @@ enum { RFLAGS_TF = 1 << 8, RFLAGS_IF = 1 << 9, RFLAGS_RF = 1 << 16, RFLAGS_VM = 
 enum { EFER_LME = 1 << 8, EFER_LMA = 1 << 10, EFER_SVME = 1 << 12 };
 enum { CR4_OSFXSR = 1 << 9, CR4_SMAP = 1 << 21 };
 enum { SEG_L = 1 << 21, SEG_DB = 1 << 22 };             /* in the engine's form */
-enum { CPUID = 0x72, HLT = 0x78, VMRUN = 0x80, VMLOAD = 0x82, VMSAVE = 0x83, SKINIT = 0x86 };
+enum { CR3_WRITE = 0x13, RDTSC = 0x6e, CPUID = 0x72, HLT = 0x78, VMRUN = 0x80, VMLOAD = 0x82, VMSAVE = 0x83, SKINIT = 0x86 };
 #define EVENTINJ_V (1ull << 31)
 
 struct segment { uint16_t selector, attrib; uint32_t limit; uint64_t base; };           /* in a VMCB */
@@ -363,6 +365,32 @@ static int64_t vmsave(struct runtime *rt, struct switcher *sw)
     return 3;
 }
 
+static int64_t rdtsc(struct runtime *rt, struct switcher *sw)
+{
+    uint64_t tsc = sw->deadline - (uint64_t)rt->budget + sw->tsc_offset;
+    if (rt->code_size < 2 || rt->code[0] != 0x0f || rt->code[1] != 0x31 || !plain(rt))
+        return -1;
+    REG(rt, 0) = (uint32_t)tsc;
+    REG(rt, 2) = tsc >> 32;
+    advance(rt, 2);
+    return 2;
+}
+
+/* In 64-bit code; other modes load PDPTEs, or an EIP that wraps. */
+static int64_t write_cr3(struct runtime *rt, struct switcher *sw)
+{
+    const uint8_t *code = rt->code;
+    uint32_t rex = code[0] == 0x41, rm = (code[rex + 2] & 7) | rex << 3;
+    uint64_t value = REG(rt, rm);
+    if (rt->code_size < 3 + rex || code[rex] != 0x0f || code[rex + 1] != 0x22 || !(FIELD(rt, uint32_t, at.hflags) & HF_CS64) ||
+        value & sw->physical_mask || !plain(rt))
+        return -1;
+    CR(rt, 3) = value;
+    rt->flush = 1;
+    advance(rt, 3 + rex);
+    return 3 + rex;
+}
+
 /* The length of the instruction at RIP if it is `0F second [third]` or HLT without prefixes, else 0. */
 static uint32_t length(const struct runtime *rt, uint32_t code)
 {
@@ -385,6 +413,10 @@ static int64_t exits(struct runtime *rt, void *user)
     struct switcher *sw = user;
     uint32_t code = rt->intno - VMEXIT, size;
     if (sw->inside == -1) {
+        if (code == RDTSC)
+            return rdtsc(rt, sw);
+        if (code == CR3_WRITE)
+            return write_cr3(rt, sw);
         if (code < VMRUN || code > VMSAVE || length(rt, code) != 3)
             return -1;
         return code == VMRUN ? vmrun(rt, sw) : code == VMLOAD ? vmload(rt, sw) : code == VMSAVE ? vmsave(rt, sw) : -1;
