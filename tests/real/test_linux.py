@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import select
+import shutil
 import subprocess
 import sys
 import time
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.served import ROOT
+from tests.e2e.served import ROOT, Served
+from tests.gdbstub.gdb import Gdb
 from vmdbg.boot.images import Module
 from vmdbg.boot.state import Mode
 from vmdbg.machine import Config, Event, Machine
@@ -22,6 +24,8 @@ DATA = Path(__file__).parent / "data"
 KERNEL, INITRD = DATA / "vmlinuz", DATA / "rootfs.cpio"
 COMMAND_LINE = "console=ttyS0 nolapic noapic acpi=off"
 PROMPT = b"/ # "
+LINKED = 0xFFFFFFFF81000000
+"""Where `_text` is without KASLR."""
 MOST_TICKS = 40_000_000_000
 SOME_TICKS, SLICE = 100_000_000, 10_000_000
 
@@ -158,6 +162,32 @@ def test_the_kernel_rewrites_itself(linux: Linux) -> None:
     linux.say("echo 1 > /t/events/kprobes/enable; cat /proc/version > /dev/null")
     linux.say("echo 0 > /t/events/kprobes/enable")
     assert int(linux.say("grep -c 'probe: (do_sys_openat2' /t/trace")) > 0
+
+
+def test_gdb_stops_in_the_kernel(linux: Linux, tmp_path: Path) -> None:
+    """By address, since the packaged kernel has no symbols: the first file that /init's kernel opens is itself."""
+    if shutil.which("gdb") is None:
+        pytest.skip("gdb is not in PATH")
+    found = linux.say("grep -E ' (_text|do_sys_openat2)$' /proc/kallsyms")
+    symbols = {line.split()[2]: int(line.split()[0], 16) for line in found.splitlines()}
+    address = symbols["do_sys_openat2"] - symbols["_text"] + LINKED
+    served = Served(KERNEL, tmp_path, "--initrd", str(INITRD), "--append", f"{COMMAND_LINE} nokaslr")
+    gdb = Gdb()
+    try:
+        gdb("set architecture i386:x86-64")
+        served.connect(gdb)
+        assert gdb.value("$rip") == 0x1000200
+        gdb(f"tbreak *{address:#x} if $cs == 0x10 && *(char *) $rsi == '/'")
+        gdb("continue")
+        assert gdb.value("$rip") % (1 << 64) == address
+        assert '"/init"' in gdb("x/s $rsi")
+        gdb("stepi")
+        assert 0 < gdb.value("$rip") % (1 << 64) - address < 15
+        assert "Run /init as init process" in served.serial.read_text()
+        gdb("kill")
+    finally:
+        gdb.close()
+        served.close()
 
 
 def test_the_end_repeats_too(linux: Linux) -> None:
