@@ -104,10 +104,10 @@ def test_the_same_as_in_python(mode: Mode) -> None:
 
 
 HOST = """
-    movl $0x10, %ecx; rdtsc; addl $12345, %eax; wrmsr
+    movl $0x10, %ecx; rdtsc; addl $12345, %eax; wrmsr; movl $0xc0000103, %ecx; movl $0x1234567, %eax; wrmsr
     movq %cr3, %rsi; movq %rsi, %r9; movl $40, %ebx
 1:  rdtsc; addq %rax, %rdi; imulq $7, %rdi; addq %rdx, %rdi
-    movq %rsi, %cr3; movq %r9, %cr3; .byte 0x3e; rdtsc; addq %rax, %rdi; rdtscp; addq %rax, %rdi
+    movq %rsi, %cr3; movq %r9, %cr3; .byte 0x3e; rdtsc; addq %rax, %rdi; rdtscp; addq %rax, %rdi; addq %rcx, %rdi
     testb $7, %bl; jnz 2f
     pushfq; orl $0x10000, (%rsp); popfq; rdtsc
     movl $1, %eax; shlq $45, %rax; movq %rax, %cr3

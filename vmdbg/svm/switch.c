@@ -1,5 +1,5 @@
 /* The common world switch in C: VMRUN, #VMEXIT, VMLOAD and VMSAVE where nobody has to look; and the two instructions that an
- * operating system on the bare machine stops for most, RDTSC and MOV to CR3.
+ * operating system on the bare machine stops for most, RDTSC(P) and MOV to CR3.
  *
  * The rules are in world.py, which is also the twin of what is here: it enters a VMCB first, judges it, and leaves an
  * entry with what follows from its control area.  While every field that the judgement read stays the same, VMRUN takes
@@ -56,7 +56,8 @@ struct switcher {                       /* of one CPU */
 
 /* Offsets in a uc_context, then in a VMCB: from engine/layout.py and introspect/vmcb.py. */
 static struct {
-    uint32_t regs, eip, eflags, hflags, hflags2, segments, cr, efer, pat, vm_hsave, sysenter_cs, lstar, intercept, nested_cr3;
+    uint32_t regs, eip, eflags, hflags, hflags2, segments, cr, efer, pat, vm_hsave, sysenter_cs, lstar, tsc_aux, intercept,
+        nested_cr3;
 } at;
 static struct {
     uint32_t es, fs, gdtr, ldtr, idtr, tr, cpl, efer, controls, rsp, rax, msrs, cr2, g_pat, v_intr, int_state, exitcode,
@@ -365,15 +366,20 @@ static int64_t vmsave(struct runtime *rt, struct switcher *sw)
     return 3;
 }
 
+/* RDTSC and RDTSCP. */
 static int64_t rdtsc(struct runtime *rt, struct switcher *sw)
 {
+    const uint8_t *code = rt->code;
     uint64_t tsc = sw->deadline - (uint64_t)rt->budget + sw->tsc_offset;
-    if (rt->code_size < 2 || rt->code[0] != 0x0f || rt->code[1] != 0x31 || !plain(rt))
+    uint32_t size = code[1] == 0x31 ? 2 : code[1] == 0x01 && code[2] == 0xf9 ? 3 : 0;
+    if (!size || rt->code_size < size || code[0] != 0x0f || !plain(rt))
         return -1;
     REG(rt, 0) = (uint32_t)tsc;
     REG(rt, 2) = tsc >> 32;
-    advance(rt, 2);
-    return 2;
+    if (size == 3)
+        REG(rt, 1) = FIELD(rt, uint32_t, at.tsc_aux);
+    advance(rt, size);
+    return size;
 }
 
 /* In 64-bit code; other modes load PDPTEs, or an EIP that wraps. */
