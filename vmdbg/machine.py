@@ -232,6 +232,7 @@ class Machine:
 
     def exit(self, status: int) -> None:
         """A device ends the run."""
+        self.clock.changes += 1
         if self.exit_status is None:
             self.exit_status = status
             self.ended = f"the guest ended the run with status {status}"
@@ -243,6 +244,7 @@ class Machine:
             self.ended = f"{why} at {self.cpu.where}"
 
     def request_reset(self) -> None:
+        self.clock.changes += 1
         self._reset_requested = True
 
     @property

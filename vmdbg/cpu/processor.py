@@ -249,6 +249,7 @@ class Processor(Cpu):
     def run(self, deadline: int, *, breakpoints: bool = False, step: bool = False) -> Outcome:
         """Execute until guest time `deadline`; with `step`, one instruction or event."""
         clock = self.engine.clock
+        changes = clock.changes
         while True:
             if self.shutdown:
                 return Outcome.SHUTDOWN
@@ -287,7 +288,7 @@ class Processor(Cpu):
                 return outcome
             if step:
                 return Outcome.SHUTDOWN if self.shutdown else Outcome.STEPPED
-            if stop.device:
+            if clock.changes != changes:
                 return Outcome.DEADLINE
 
     def _switches_in_c(self) -> bool:
@@ -315,7 +316,6 @@ class Processor(Cpu):
                 self._on_exit(stop)
             elif reason == Reason.IO:
                 self._on_io()
-                stop.device = True
             elif reason == Reason.SYSCALL:
                 instructions.syscall(self)
             elif reason == Reason.SYSENTER:
@@ -364,7 +364,7 @@ class Processor(Cpu):
         code = stop.code - VMEXIT
         if 0x40 <= code < 0x60:
             if code == EXCEPTION + UD:
-                self._undefined(stop)
+                self._undefined()
             else:
                 self._on_exception(code - EXCEPTION)
             return
@@ -548,14 +548,13 @@ class Processor(Cpu):
         state = self.state
         return bool(state.cpl and state.cr(4) & instructions.CR4_PCE) and self.code()[:2] == b"\x0f\x33"
 
-    def _undefined(self, stop: Stop) -> None:
+    def _undefined(self) -> None:
         """An instruction that the engine does not know: INT1, INS, OUTS, or none."""
         code = self.code().lstrip(_PREFIXES_64 if self.bits == 64 else _PREFIXES)
         if code[:1] == b"\xf1":
             self._missed(ExitCode.ICEBP)
         elif code and code[0] in instructions.STRING_IO:
             self._on_string_io()
-            stop.device = True
         else:
             self._on_exception(UD)
 

@@ -66,7 +66,8 @@ class State(ctypes.Structure):
     _fields_ = (
         ("ram", ctypes.c_void_p), ("pages", ctypes.c_void_p), ("ranges", ctypes.c_uint64 * 4), ("total", ctypes.c_void_p),
         ("busy", ctypes.c_uint64), ("cpu", ctypes.c_uint64), ("host_root", ctypes.c_uint64),
-        ("physical_mask", ctypes.c_uint64), ("deadline", ctypes.c_uint64), ("tsc_offset", ctypes.c_uint64), ("dr", ctypes.c_uint64 * 8),
+        ("physical_mask", ctypes.c_uint64), ("deadline", ctypes.c_uint64), ("tsc_offset", ctypes.c_uint64),
+        ("dr", ctypes.c_uint64 * 8),
         ("v_intr", ctypes.c_uint64), ("eventinj", ctypes.c_uint64), ("inside", ctypes.c_int32), ("host_if", ctypes.c_uint32),
         ("switches", ctypes.c_uint64), ("judged_count", ctypes.c_uint64), ("judged_index", ctypes.c_uint32 * JUDGED),
         ("judged_mask", ctypes.c_uint64 * JUDGED), ("host_intercepts", ctypes.c_uint8 * 24), ("entries", Entry * ENTRIES),
