@@ -209,3 +209,16 @@ def test_random_guests(seed: int, mode: Mode) -> None:
 
     plain, native, _ = both(make, lambda h: h.machine.run(2_000))
     assert plain == native
+
+
+@pytest.mark.parametrize("hsave", [0xFFFFFFFFFFFFF000, 1 << 63, 16 << 20, (16 << 20) - 0x1000, 0])
+def test_host_save_area_where_no_memory_is(hsave: int) -> None:
+    """The last page of the address space, too: its end is address 0."""
+
+    def make() -> Hypervisor:
+        h = looping("1: incl %esi; cpuid; vmmcall; jmp 1b", rounds=6)()
+        h.state.set_field("vm_hsave", hsave)
+        return h
+
+    plain, native, _ = both(make, lambda h: h.machine.run(2_000))
+    assert plain == native

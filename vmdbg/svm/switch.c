@@ -80,9 +80,10 @@ struct hidden { uint32_t selector, pad; uint64_t base; uint32_t limit, flags; };
 #define REG(rt, number) FIELD(rt, uint64_t, at.regs + 8 * (number))
 #define CR(rt, number) FIELD(rt, uint64_t, at.cr + 8 * (number))
 
+/* Whether an aligned page is one of memory, whose ranges are whole pages. */
 static bool in_ram(const struct switcher *sw, uint64_t page)
 {
-    return (page >= sw->ranges[0] && page + PAGE <= sw->ranges[1]) || (page >= sw->ranges[2] && page + PAGE <= sw->ranges[3]);
+    return (page >= sw->ranges[0] && page < sw->ranges[1]) || (page >= sw->ranges[2] && page < sw->ranges[3]);
 }
 
 /* The page that rAX names, NULL unless it is one of memory; `stored`: and none whose stores Python must hear of. */
