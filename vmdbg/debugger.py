@@ -409,6 +409,9 @@ class Debugger:
         if self._exit_stop is not None:
             stop, self._exit_stop = self._exit_stop, None
             return stop
+        if self.history.stopped_for and self._acting:
+            text, self.history.stopped_for = self.history.stopped_for, ""
+            return Stop(self._reported(self.thread_on(cpu)), text=f"[{text}]")
         if event == Event.BREAKPOINT:
             kind = self._hit(cpu)
             if kind is not None:

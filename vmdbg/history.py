@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 from introspect.exits import exit_name
+from vmdbg.cpu.core import Notice
 from vmdbg.engine import layout
 from vmdbg.svm.switch import KEEP, Record, Ring
 
@@ -92,6 +94,12 @@ class History:
         self.total = ctypes.c_uint64()
         self.watching = False
         """Somebody waits for what a world switch brings: tell `on_switch` of each."""
+        self.stop_on: frozenset[Notice] = frozenset()
+        """What the machine is to stop for."""
+        self.notices: deque[str] = deque(maxlen=100)
+        """What was worth telling, in words, oldest first."""
+        self.stopped_for = ""
+        """Why the machine is to stop, until somebody has taken note."""
         self.unused: Callable[[int], None] = lambda vmcb: None
         """Called when a VMCB changes hands, or when its next VMRUN is a special one."""
         self.trace: TextIO | None = None
@@ -105,6 +113,17 @@ class History:
     def attentive(self) -> bool:
         """Whether each world switch must come here at once."""
         return self.watching or self.trace is not None
+
+    def notice(self, cpu: Cpu, what: Notice, guest: Guest, text: str) -> None:
+        """Note it, in the trace too; pause if it is one to stop for."""
+        owner = self.by_vmcb[guest.vmcb][0]
+        line = f"{what} t={cpu.engine.clock.now} cpu={cpu.index} guest={owner.number}: {text}"
+        self.notices.append(line)
+        if self.trace is not None:
+            self.trace.write(f"# {line}\n")
+        if what in self.stop_on:
+            self.stopped_for = text
+            cpu.pause = True
 
     def memory_of(self, vmcb: int) -> tuple[int, int]:
         """Addresses of a VMCB's general registers and of its guest's exit ring."""

@@ -14,6 +14,7 @@ from vmdbg.boot.image import BootImage
 from vmdbg.boot.images import BootOptions, Module, load
 from vmdbg.boot.memory_map import EBDA
 from vmdbg.boot.state import GENERAL_REGISTERS, Mode
+from vmdbg.cpu.core import Notice
 from vmdbg.cpu.processor import Outcome, Processor
 from vmdbg.engine.engine import PHYSICAL_BITS, Engine
 from vmdbg.engine.state import CS, DS, ES, FS, GDTR, GS, IDTR, LDTR, SS, TR
@@ -34,6 +35,7 @@ from vmdbg.platform.system_ports import KeyboardController, PortA, PortB
 from vmdbg.platform.uart import Uart
 from vmdbg.svm import world
 from vmdbg.svm.switch import Switcher, on_exit
+from vmdbg.svm.vmcbcache import VmcbCache
 
 QUANTUM = 200_000
 """Ticks that a CPU runs before the next one's turn."""
@@ -72,6 +74,10 @@ class Config:
     python_runtime: bool = False
     native_switch: bool = True
     """Common world switches are made in C, where the runtime is native."""
+    vmcb_cache: bool = False
+    """VMRUN takes clean bits at their word: a forgotten one is found."""
+    stop_on: frozenset[Notice] = frozenset()
+    """What `run` stops for (PAUSED, with `history.stopped_for`)."""
     trace: TextIO | None = None
     max_time: int | None = None
     """The machine ends at this tick, with LIMIT_REACHED."""
@@ -115,13 +121,17 @@ class Machine:
         self.engine.physical.pinned = lambda: {cpu.npt.root for cpu in self.cpus}
         self.history = History()
         self.history.trace = config.trace
+        self.history.stop_on = config.stop_on
         self.exit_status: int | None = None
         self.ended = ""
         """In words, why the machine ended."""
         self._reset_requested = False
         self._devices()
         self.current = 0
-        if config.native_switch:
+        if config.vmcb_cache:
+            for cpu in self.cpus:
+                cpu.vmcb_cache = VmcbCache()
+        elif config.native_switch:
             self._switch_in_c()
         self._quantum = QUANTUM if config.cpus > 1 else 1 << 62
         """A CPU on its own keeps its turn: each end of one costs as much as a thousand instructions."""

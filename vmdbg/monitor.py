@@ -22,6 +22,7 @@ from introspect.exits import ExitCode, exit_name
 from introspect.paging import PagingState
 from introspect.rules import Processor as RuleProcessor
 from introspect.sources import Memory
+from vmdbg.cpu.core import Notice
 from vmdbg.engine.engine import PHYSICAL_BITS
 from vmdbg.history import KnownGuest
 from vmdbg.svm import world
@@ -51,7 +52,9 @@ class Monitor:
         self._thread = ThreadId(1, 1)
         self.registry = default_registry()
         for command in (
-            Command("stop-on", "stop-on vmexit CODE [GUEST]", "Stop at the next #VMEXIT with this code.\n"
+            Command("stop-on", "stop-on vmexit CODE [GUEST] | vmrun-fail | shutdown | stale | nothing",
+                    "Stop at the next #VMEXIT with this code, or whenever VMRUN fails, a guest shuts down, or a\n"
+                    "strict mode has used something stale; `why` tells more.\n"
                     "CODE is a name (npf, cpuid, vmmcall) or a number. Once; GUEST limits it to one guest.\n"
                     "  monitor stop-on vmexit npf\n  monitor stop-on vmexit 0x7b 2", self._stop_on),
             Command("guest", "guest name|merge|split N ...", "Correct the guess which VMCBs are one guest.\n"
@@ -65,7 +68,8 @@ class Monitor:
             Command("symbols", "symbols PID FILE", "Offer a file with symbols to gdb when it attaches to an inferior.\n"
                     "With a 64-bit file the inferior gets 64-bit registers, whatever mode it is in at that moment.\n"
                     "  monitor symbols 2 build/guest64.elf", self._symbols),
-            Command("why", "why", "Why the processor last refused something, in words.", self._why),
+            Command("why", "why", "Why VMRUN failed, a guest shut down, or the processor refused something: the last ones, in\n"
+                    "words.", self._why),
             Command("time", "time", "Guest time in ticks (bytes of code executed).", self._time),
         ):  # fmt: skip
             self.registry.add(command)
@@ -132,8 +136,15 @@ class Monitor:
 
     def _stop_on(self, context: Context, arguments: Arguments) -> Result:
         words = arguments.words
+        history = self.debugger.history
+        if len(words) == 1 and words[0] in (*Notice, "nothing"):
+            arguments.words = []
+            history.stop_on = history.stop_on | {Notice(words[0])} if words[0] in list(Notice) else frozenset()
+            return Text("stops on " + (", ".join(sorted(history.stop_on)) or "none of " + ", ".join(Notice)))
         if len(words) not in (2, 3) or words[0] != "vmexit":
-            raise arguments.error(" ".join(words) or "nothing", "stop-on takes `vmexit` and an exit code")
+            raise arguments.error(
+                " ".join(words) or "nothing", f"stop-on takes `vmexit` and an exit code, or one of {', '.join(Notice)}"
+            )
         code = _exit_code(arguments, words[1])
         guest: int | None = None
         if len(words) == 3:
@@ -203,7 +214,8 @@ class Monitor:
     def _why(self, context: Context, arguments: Arguments) -> Result:
         arguments.done()
         machine = self.debugger.machine
-        reasons = [f"CPU {cpu.index}: {cpu.last_fault}" for cpu in machine.cpus if cpu.last_fault]
+        reasons = list(self.debugger.history.notices)[-5:]
+        reasons += [f"CPU {cpu.index}: {cpu.last_fault}" for cpu in machine.cpus if cpu.last_fault]
         if machine.ended:
             reasons.append(machine.ended)
         return Text("\n".join(reasons) or "nothing was refused so far")

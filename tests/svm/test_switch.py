@@ -216,7 +216,7 @@ def test_host_save_area_where_no_memory_is(hsave: int) -> None:
     """The last page of the address space, too: its end is address 0."""
 
     def make() -> Hypervisor:
-        h = looping("1: incl %esi; cpuid; vmmcall; jmp 1b", rounds=6)()
+        h: Hypervisor = looping("1: incl %esi; cpuid; vmmcall; jmp 1b", rounds=6)()
         h.state.set_field("vm_hsave", hsave)
         return h
 
