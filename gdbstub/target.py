@@ -156,7 +156,8 @@ class Created:
     """An inferior appeared: `thread` is its first thread, `parent` the thread that made it.
 
     A client that takes fork events and is attached to the parent is told, as of a fork: GDB prints
-    "[Detaching after fork from child process N]", or attaches at once under `set detach-on-fork off`.
+    "[Detaching after fork from child process N]", or attaches at once under `set detach-on-fork off`.  What it attached to
+    so is told to execute the image of `ExecFile` when it is first resumed.
     """
 
     thread: ThreadId
@@ -296,7 +297,9 @@ class ExecFile(Protocol):
     """The image that holds an inferior's symbols (qXfer:exec-file)."""
 
     def exec_file(self, pid: int) -> str:
-        """Absolute path, "" if none is known. GDB opens it through `Files` if the target offers that."""
+        """Absolute path, "" if none is known. GDB opens it through `Files` if the target offers that.
+
+        `info inferiors` shows it, with "target:" in front."""
 
 
 @runtime_checkable

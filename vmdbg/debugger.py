@@ -55,6 +55,14 @@ _REASONS = {
 
 _description = cache(x86)
 
+_NO_CODE = b"S0030000FC\r\nS9030000FC\r\n"
+"""A file of Motorola S-records without data.  Every gdb takes it for an executable: one of no architecture, which so goes
+with the registers of any mode."""
+
+
+def _title(guest: KnownGuest, vcpu: Vcpu) -> str:
+    return f"{guest.name} asid={vcpu.asid} vmcb={vcpu.vmcb:#x}"
+
 
 class Debugger:
     """One machine under a stub; also a `Monitor`, `Run`, `Kill`, `ExecFile`, `Files` and `MemoryRegions` target."""
@@ -67,6 +75,8 @@ class Debugger:
         """Symbol files assigned to inferiors, by pid."""
         self.architectures: dict[int, str] = {}
         """Register descriptions chosen by hand, by pid."""
+        self._offered: dict[str, Path | None] = {}
+        """What clients may read: every name that `exec_file` gave, since gdb opens it later again, and what is there."""
         self._use(machine)
 
     def _use(self, machine: Machine) -> None:
@@ -106,7 +116,7 @@ class Debugger:
             ]
         return [
             Thread(
-                vcpu.thread, f"{guest.name} asid={vcpu.asid} vmcb={vcpu.vmcb:#x}", vcpu.running_on,
+                vcpu.thread, _title(guest, vcpu), vcpu.running_on,
                 "in host" if vcpu.running_on is None else f"running on CPU {vcpu.running_on}",
             )
             for guest in [self.guest(pid)] for vcpu in guest.vcpus.values()
@@ -501,24 +511,34 @@ class Debugger:
         self._ended = True
 
     def exec_file(self, pid: int) -> str:
-        """Only a file that goes with the registers: gdb takes the architecture of an executable for that of the thread,
+        """The inferior by name, for gdb's `info inferiors` shows no other text of ours: a guest is a folder with the file
+        of its symbols, or an empty file."""
+        path = self._executable(pid)
+        name = "/hypervisor" if pid == HOST else f"/{self.threads(pid)[0].name}"
+        if path is not None:
+            name = str(path.resolve()) if pid == HOST else f"{name}/{path.name}"
+        self._offered[name] = path
+        return name
+
+    def _executable(self, pid: int) -> Path | None:
+        """A symbol file that goes with the registers: gdb takes the architecture of an executable for that of the thread,
         and refuses a description that contradicts it.  16-bit code goes with none."""
         path, architecture = self._symbol_file(pid), self.description(pid).architecture
         fits = path is not None and architecture != "i8086" and is_elf64(path) == (architecture == WIDE)
-        return str(path.resolve()) if path is not None and fits else ""
+        return path if fits else None
 
     def _own_files(self) -> set[Path]:
         source, symbols = self.machine.source, self._symbol_file(HOST)
-        return {Path(f).resolve() for f in (source, symbols) if isinstance(f, str | Path)}
+        return {Path(f).resolve() for f in (source, symbols, self.exec_file(HOST)) if isinstance(f, str | Path)}
 
     def _symbol_file(self, pid: int) -> Path | None:
         return self.symbols.get(pid) or (self.machine.image.debug_file if pid == HOST else None)
 
     def read_file(self, name: str) -> bytes | None:
-        offered = [path for pid in (HOST, *self.symbols) if (path := self._symbol_file(pid)) is not None]
-        if name not in {str(path.resolve()) for path in offered}:
+        if name not in self._offered:
             return None
+        path = self._offered[name]
         try:
-            return Path(name).read_bytes()
+            return _NO_CODE if path is None else path.read_bytes()
         except OSError:
             return None

@@ -158,7 +158,10 @@ class Monitor:
         action, guest = words[0], self.debugger.guest(self._number(arguments, words[1]))
         arguments.words = []
         if action == "name":
-            guest.name = " ".join(words[2:])
+            name = " ".join(words[2:])
+            if not name.isprintable() or not name.strip():
+                raise arguments.error(repr(name), "a name is a line of printable characters")
+            guest.name = name
             return Text(f"guest {guest.number} is called {guest.name}")
         if action == "merge":
             other = self.debugger.guest(self._number(arguments, words[2]))

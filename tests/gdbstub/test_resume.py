@@ -175,6 +175,21 @@ def test_a_new_inferior_is_told_as_a_fork() -> None:
     assert client.send(b"D;3", b"qfThreadInfo") == [b"OK", b"mp1.1,p1.2"]
 
 
+def test_a_child_executes_its_own_image() -> None:
+    class Guests(Example):
+        def exec_file(self, pid: int) -> str:
+            return f"/image of {pid}"
+
+    client = Client(Guests(b"\x0f\x05" + LOOP))
+    assert b"fork:p3.1;" in client.ask(b"vCont;c:p1.1")
+    # Not over a step, and once.
+    assert b"exec" not in client.ask(b"vCont;s:p1.1;c")
+    assert stop(client.ask(b"vCont;c")) == b"T05thread:p3.1;exec:" + b"/image of 3".hex().encode()
+    assert b"thread:p4.1;exec:" in client.ask(b"vCont;c")  # the stepped thread's child
+    assert client.send(b"vCont;c") == []
+    assert client.session.running
+
+
 def test_a_new_inferior_is_told_in_words_to_others() -> None:
     client = Client(Example(b"\x0f\x05" + LOOP), hello=b"qSupported:multiprocess+")
     client.send(b"vCont;c:p1.1")
