@@ -212,9 +212,10 @@ class Target(Protocol):
     def write_memory(self, thread: ThreadId, address: int, data: bytes) -> None:
         """Write all of `data`, past write protection, or nothing and raise TargetError."""
 
-    def insert_breakpoint(self, kind: BreakpointKind, address: int, length: int, pid: int) -> None:
-        """Stop any thread of inferior `pid` that executes at (or writes, reads, accesses) the address, and none of
-        another inferior. `length` is the watched length in bytes (watchpoints) or the instruction kind (1 on x86).
+    def insert_breakpoint(self, kind: BreakpointKind, address: int, length: int, thread: ThreadId) -> None:
+        """Stop any thread of `thread`'s inferior that executes at (or writes, reads, accesses) the address, and none of
+        another inferior. The client has this thread selected: where the address means several things, it means what it
+        does to that one. `length` is the watched length in bytes (watchpoints) or the instruction kind (1 on x86).
         Never called twice for the same breakpoint without a remove between."""
 
     def remove_breakpoint(self, kind: BreakpointKind, address: int, length: int, pid: int) -> None:

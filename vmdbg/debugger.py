@@ -28,7 +28,7 @@ from gdbstub.target import (
 from gdbstub.target import Event as StubEvent
 from introspect.exits import EVENT, exit_name
 from vmdbg.boot.elf import is_elf64
-from vmdbg.breakpoints import Breakpoints, Watchpoint
+from vmdbg.breakpoints import Breakpoint, Breakpoints, Watchpoint
 from vmdbg.contexts import Context, LiveContext, SavedContext, locate, read_memory, write_memory
 from vmdbg.cpu.faults import Kind
 from vmdbg.cpu.processor import Processor
@@ -249,8 +249,8 @@ class Debugger:
 
     # Breakpoints
 
-    def insert_breakpoint(self, kind: BreakpointKind, address: int, length: int, pid: int) -> None:
-        self.breakpoints.insert(kind, address, length, pid)
+    def insert_breakpoint(self, kind: BreakpointKind, address: int, length: int, thread: ThreadId) -> None:
+        self.breakpoints.insert(kind, address, length, thread.pid, self.context(thread))
 
     def remove_breakpoint(self, kind: BreakpointKind, address: int, length: int, pid: int) -> None:
         self.breakpoints.remove(kind, address, length, pid)
@@ -271,6 +271,8 @@ class Debugger:
         pids = {thread.pid for thread in actions}
         self._resting = {ThreadId(pid, t.tid) for pid in pids for t in self.threads(pid)} - actions.keys()
         self._stepping = next((self._step(t, action) for t, action in actions.items() if action.step), None)
+        if self._stepping is None:
+            self.breakpoints.forget_removed()
         self.breakpoints.arm()
         self.breakpoints.guard()
 
@@ -398,19 +400,38 @@ class Debugger:
             self._exit_stop = Stop(self._reported(thread), text=f"#VMEXIT {exit_name(code)} of {owner.name}")
             cpu.pause = True
 
-    def _hit(self, cpu: Processor) -> BreakpointKind | None:
-        """The breakpoint at the CPU's RIP that belongs to the thread it executes."""
-        thread = self.thread_on(cpu)
-        kind = self.breakpoints.kind_at(cpu.state.linear_rip, thread.pid)
-        if kind is None or self._acts(thread):
-            return kind
+    def _hit(self, cpu: Processor) -> Breakpoint | None:
+        """The breakpoint at the CPU's RIP that belongs to the thread it executes, and to its address space."""
+        thread, pc = self.thread_on(cpu), cpu.state.linear_rip
+        points = self.breakpoints.at(pc, thread.pid)
+        if not points:
+            return None
+        context = LiveContext(cpu)
+        point = next((point for point in points if self.breakpoints.owns(point, context)), None)
+        if point is None:
+            for other in points:
+                self._pass(other, context.paging().root)
+            return None
+        if self._acts(thread):
+            return point
         if not self._told_of_passing:
             self._told_of_passing = True
             self._events.append(Output(
-                f"[inferior {thread.pid} ran past its breakpoint at {cpu.state.linear_rip:#x}: the debugger resumed "
+                f"[inferior {thread.pid} ran past its breakpoint at {pc:#x}: the debugger resumed "
                 "others only; `set schedule-multiple on` makes gdb resume all]\n"
             ))  # fmt: skip
         return None
+
+    def _pass(self, point: Breakpoint, root: int | None) -> None:
+        """A breakpoint does not hit, for the address space is another; its user is told once."""
+        if not point.passes:
+            assert point.home is not None
+            elsewhere = "with paging off" if root is None else f"under the page tables at {root:#x}"
+            self._events.append(Output(
+                f"[process {point.pid} passes its breakpoint at {point.address:#x} {elsewhere}: it belongs to those at "
+                f"{point.home.root:#x}; `monitor breakpoints any` has it hit in every address space]\n"
+            ))  # fmt: skip
+        point.passes += 1
 
     def _happened(self, event: Event) -> StubEvent | None:
         machine = self.machine
@@ -419,9 +440,10 @@ class Debugger:
             stop, self._exit_stop = self._exit_stop, None
             return stop
         if event == Event.BREAKPOINT:
-            kind = self._hit(cpu)
-            if kind is not None:
-                return Stop(self.thread_on(cpu), reason=_REASONS[kind])
+            point = self._hit(cpu)
+            if point is not None:
+                self.breakpoints.hit(point, LiveContext(cpu))
+                return Stop(self.thread_on(cpu), reason=_REASONS[point.kind])
             stepping = self._stepping
             if stepping is not None and stepping.back == self._place(LiveContext(cpu)):
                 return None
@@ -464,6 +486,7 @@ class Debugger:
         for point in fired:
             owners = [t for t in self._acting if t.pid == point.pid]
             if owners:
+                point.hits += 1
                 where = thread if thread.pid == point.pid and self._acts(thread) else owners[0]
                 text = f"[{point.address:#x} was accessed {text}]" if text and where != thread else ""
                 return Stop(where, reason=_REASONS[point.kind], address=point.address, text=text)
@@ -497,8 +520,10 @@ class Debugger:
             raise TargetError(f"{program} is not the machine's image; `run` without a program starts that one again")
         self.machine.close()
         self._ended = True
+        rule = self.breakpoints.rule
         try:
             self._use(self.restart(arguments))
+            self.breakpoints.rule = rule
         except UsageError as error:
             raise TargetError(str(error)) from None
         return HOST

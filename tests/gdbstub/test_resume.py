@@ -4,7 +4,7 @@ import pytest
 
 from gdbstub.example import LOOP, Example
 from gdbstub.packet import frame
-from gdbstub.target import Event, Stop, ThreadId
+from gdbstub.target import BreakpointKind, Event, Stop, ThreadId
 from tests.gdbstub.client import Client
 
 
@@ -73,6 +73,17 @@ def test_breakpoints_belong_to_one_inferior() -> None:
     assert stop(client.ask(b"vCont;c")) == b"T05thread:p2.1;swbreak:"
     assert client.ask(b"D;2") == b"OK"
     assert not client.target.points
+
+
+def test_a_breakpoint_is_meant_for_the_selected_thread() -> None:
+    class Noting(Example):
+        def insert_breakpoint(self, kind: BreakpointKind, address: int, length: int, thread: ThreadId) -> None:
+            chosen.append(thread)
+
+    chosen: list[ThreadId] = []
+    client = Client(Noting())
+    assert client.send(b"Z0,1002,1", b"Hgp1.2", b"Z0,1003,1") == [b"OK"] * 3
+    assert chosen == [ThreadId(1, 1), ThreadId(1, 2)]
 
 
 def test_bad_breakpoints() -> None:
