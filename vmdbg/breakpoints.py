@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from gdbstub.target import BreakpointKind, TargetError
-from vmdbg.contexts import Context, Space, locate_gpa, space
+from vmdbg.contexts import Context, Space, locate_gpa, lookup, space
 from vmdbg.cpu.operands import accesses
 from vmdbg.engine.physical import WATCH_READ, WATCH_WRITE
 from vmdbg.machine import Event, Machine
@@ -68,8 +68,8 @@ class Watchpoint(Breakpoint):
 
     pieces: list[tuple[int, int]] = field(default_factory=list)
     value: bytes = b""
-    pages: dict[int, int] = field(default_factory=dict)
-    """Guest-physical pages of its linear pages, as its address space had them last."""
+    pages: dict[int, int | None] = field(default_factory=dict)
+    """Guest-physical addresses of its linear pages, as its address space had them last."""
 
     def accessed(self, touched: Touched) -> bool:
         """Whether accesses fire it that a comparison of values would not show."""
@@ -122,6 +122,8 @@ class Breakpoints:
             raise TargetError(f"a watchpoint of {length} bytes is not possible; watch 1 to {PAGE} bytes")
         point = self._known[key] = (Breakpoint if kind in _EXECUTE else Watchpoint)(*key)
         self._settle(point, context)
+        if isinstance(point, Watchpoint):
+            point.pieces = list(self._pieces(point, context))
 
     def remove(self, kind: BreakpointKind, address: int, length: int, pid: int) -> None:
         point = self._known.get((kind, address, length, pid))
@@ -172,7 +174,7 @@ class Breakpoints:
         machine = self.machine
         wanted: dict[int, int] = {}
         for point in self.watchpoints:
-            point.pieces = list(self._pieces(point))
+            point.pieces = list(self._pieces(point, self._context_of(point.pid)))
             point.value = self._value(point)
             for spa, _ in point.pieces:
                 wanted[spa // PAGE] = wanted.get(spa // PAGE, 0) | _FLAGS[point.kind]
@@ -188,27 +190,27 @@ class Breakpoints:
 
     def remap(self, pid: int) -> None:
         """Follow an inferior's watched addresses to where its page tables map them now."""
-        if any(point.pid == pid and point.pieces != list(self._pieces(point)) for point in self.watchpoints):
+        context = self._context_of(pid)
+        if any(point.pid == pid and point.pieces != list(self._pieces(point, context)) for point in self.watchpoints):
             self.guard()
 
-    def _pieces(self, point: Watchpoint) -> Iterator[tuple[int, int]]:
-        """Where its address space has the range: as that had it last, while another one is in use."""
-        context, ram = self._context_of(point.pid), self.machine.ram
+    def _pieces(self, point: Watchpoint, context: Context | None) -> Iterator[tuple[int, int]]:
+        """Where its address space has the range: as that had it last, while `context` is in another one."""
+        ram = self.machine.ram
         if context is None:
             return
         elsewhere = self.rule != Rule.ANY and point.home is not None and context.paging().root != point.home.root
         address, left = point.address, point.length
         while left:
-            size, page = min(left, PAGE - address % PAGE), address // PAGE
+            size, page, spa = min(left, PAGE - address % PAGE), address // PAGE, None
             if not elsewhere:
-                gpa = space(ram, context, address).page
-                point.pages.pop(page, None)
-                if gpa is not None:
-                    point.pages[page] = gpa
-            if page in point.pages:
-                spa = locate_gpa(ram, context, point.pages[page] + address % PAGE)
-                if spa is not None:
-                    yield spa, size
+                found = lookup(ram, context, address)
+                point.pages[page] = int(found.gpa) & -PAGE if found is not None else None
+                spa = int(found.spa) if found is not None and ram.contains(found.spa) else None
+            elif (gpa := point.pages.get(page)) is not None:
+                spa = locate_gpa(ram, context, gpa + address % PAGE)
+            if spa is not None:
+                yield spa, size
             address += size
             left -= size
 

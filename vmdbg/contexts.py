@@ -229,12 +229,16 @@ def _privileged(state: PagingState) -> PagingState:
     return PagingState(state.cr0, state.cr3, state.cr4, state.efer, 0, True, state.maxphyaddr, state.pdptes)
 
 
-def locate(ram: Ram, context: Context, address: int) -> int | None:
-    """System-physical address of a linear one in a thread's own two-dimensional translation; None if there is none."""
+def lookup(ram: Ram, context: Context, address: int) -> Translation | None:
+    """A linear address in a thread's own two-dimensional translation; None if it leads nowhere."""
     found = translate(ram, _privileged(context.paging()), address, _READ, context.nested(), set_ad=False)
-    if not isinstance(found, Translation) or not ram.contains(found.spa):
-        return None
-    return int(found.spa)
+    return found if isinstance(found, Translation) else None
+
+
+def locate(ram: Ram, context: Context, address: int) -> int | None:
+    """System-physical address of a linear one in RAM; None if there is none."""
+    found = lookup(ram, context, address)
+    return int(found.spa) if found is not None and ram.contains(found.spa) else None
 
 
 class Space(NamedTuple):
@@ -248,9 +252,8 @@ class Space(NamedTuple):
 
 def space(ram: Ram, context: Context, address: int) -> Space:
     """Where a linear address leads for a thread now."""
-    state = _privileged(context.paging())
-    found = translate(ram, state, address, _READ, context.nested(), set_ad=False)
-    return Space(state.root, int(found.gpa) & -_PAGE if isinstance(found, Translation) else None)
+    found = lookup(ram, context, address)
+    return Space(context.paging().root, int(found.gpa) & -_PAGE if found is not None else None)
 
 
 def locate_gpa(ram: Ram, context: Context, gpa: int) -> int | None:

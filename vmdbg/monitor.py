@@ -182,7 +182,9 @@ class Monitor:
             if not name.isprintable() or not name.strip():
                 raise arguments.error(repr(name), "a name is a line of printable characters")
             guest.name = name
-            return Text(f"guest {guest.number} is called {guest.name}")
+            return Text(
+                f"guest {guest.number} is called {guest.name} (in `info inferiors` once gdb attaches to it in a new inferior)"
+            )
         if action == "merge":
             other = self.debugger.guest(self._number(arguments, words[2]))
             if other is guest:

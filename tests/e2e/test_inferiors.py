@@ -103,13 +103,12 @@ def test_inferiors_have_the_names_of_guests(gdb: Gdb, serve: Serve, hypervisor: 
     assert "work (round=1) at" in gdb("frame")
     assert "sum += WINDOW[i];" in gdb("list")
 
-    # A new name is seen after the next attach; the one that gdb has can still be opened.
+    # A new name is seen in the next inferior that attaches to it; the one that gdb has can still be opened.
     gdb("monitor guest name 5 stray / of mine")
     assert "a name is a line of printable characters" in gdb("monitor guest name 5 ' '")
     gdb("inferior 5")
     gdb("detach")
-    gdb("exec-file")
-    gdb("attach 5")
+    attach(gdb, 5)
     assert "target:/stray / of mine asid=4 vmcb=0x80c000" in gdb("info inferiors")
     assert "warning" not in gdb("exec-file target:/guest 5 asid=4 vmcb=0x80c000")
     assert "/etc/passwd" in gdb("exec-file target:/etc/passwd")
