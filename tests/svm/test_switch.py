@@ -132,7 +132,7 @@ def test_permission_maps(mode: Mode, text: str, code: int, seed: int, iopl: int)
 
     plain, native, h = both(make, lambda h: h.machine.run(60_000))
     assert plain == native
-    assert switcher(h).made > 5
+    assert switcher(h).made > 0
 
 
 def test_maps_where_no_memory_is() -> None:

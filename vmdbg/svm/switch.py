@@ -57,7 +57,8 @@ class Entry(ctypes.Structure):
     _fields_ = (
         ("vmcb", ctypes.c_uint64), ("judged", ctypes.c_uint64 * JUDGED),
         ("host_cr0", ctypes.c_uint64), ("host_cr4", ctypes.c_uint64), ("host_efer", ctypes.c_uint64),
-        ("root", ctypes.c_uint64), ("iopm", ctypes.c_uint64), ("msrpm", ctypes.c_uint64), ("registers", ctypes.c_void_p), ("ring", ctypes.c_void_p),
+        ("root", ctypes.c_uint64), ("iopm", ctypes.c_uint64), ("msrpm", ctypes.c_uint64), ("registers", ctypes.c_void_p),
+        ("ring", ctypes.c_void_p),
         ("words", ctypes.c_uint32 * 6), ("intercepts", ctypes.c_uint8 * 24),
     )  # fmt: skip
 
