@@ -66,8 +66,9 @@ class Monitor:
         self.registry = default_registry()
         for command in (
             Command("stop-on", "stop-on vmexit CODE [GUEST] | vmrun-fail | shutdown | stale | nothing",
-                    "Stop at the next #VMEXIT with this code, or whenever VMRUN fails, a guest shuts down, or a\n"
-                    "strict mode has used something stale; `why` tells more.\n"
+                    "Stop at the next #VMEXIT with this code, or at what a hypervisor does wrong.\n"
+                    "vmrun-fail: VMRUN refuses a VMCB; shutdown: a guest ends so; stale: a strict mode has used\n"
+                    "something that the hypervisor forgot to flush. `why` tells more.\n"
                     "CODE is a name (npf, cpuid, vmmcall) or a number. Once; GUEST limits it to one guest.\n"
                     "  monitor stop-on vmexit npf\n  monitor stop-on vmexit 0x7b 2", self._stop_on),
             Command("guest", "guest name|merge|split N ...", "Correct the guess which VMCBs are one guest.\n"
@@ -88,8 +89,7 @@ class Monitor:
                     "  monitor breakpoints shared  also where other tables have the same page at the address (default)\n"
                     "  monitor breakpoints own     under its own page tables only\n"
                     "  monitor breakpoints any     in every address space of the inferior", self._breakpoints),
-            Command("why", "why", "Why VMRUN failed, a guest shut down, or the processor refused something: the last ones, in\n"
-                    "words.", self._why),
+            Command("why", "why", "Why VMRUN failed, a guest shut down, or the processor refused something.", self._why),
             Command("time", "time", "Guest time in ticks (bytes of code executed).", self._time),
         ):  # fmt: skip
             self.registry.add(command)
