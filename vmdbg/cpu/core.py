@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
 from introspect.address import Gpa
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from vmdbg.platform.msrs import MsrFile
     from vmdbg.svm.guest import Guest
     from vmdbg.svm.switch import Switcher
+    from vmdbg.svm.vmcbcache import VmcbCache
 
 CR0_PE, CR0_TS, CR0_NE, CR0_WP, CR0_PG = 1 << 0, 1 << 3, 1 << 5, 1 << 16, 1 << 31
 CR4_SUPPORTED = 0b111_1111_1100 | 1 << 16 | 1 << 20 | 1 << 21
@@ -51,6 +53,17 @@ class ExtInt(Protocol):
     def acknowledge(self) -> int: ...
 
 
+class Notice(StrEnum):
+    """Things that are worth stopping for."""
+
+    VMRUN_FAIL = "vmrun-fail"
+    """VMRUN has refused a VMCB."""
+    SHUTDOWN = "shutdown"
+    """A guest has shut down: a triple fault."""
+    STALE = "stale"
+    """A strict mode has used something old that the hypervisor forgot to flush."""
+
+
 class Observer(Protocol):
     """Who is told of world switches: the machine's history and the debugger."""
 
@@ -61,6 +74,9 @@ class Observer(Protocol):
     def vmrun(self, cpu: Cpu, guest: Guest, host_cr4: int, host_efer: int) -> None: ...
 
     def vmexit(self, cpu: Cpu, guest: Guest, code: int, info1: int, info2: int, intinfo: int, rip: int) -> None: ...
+
+    def notice(self, cpu: Cpu, what: Notice, guest: Guest, text: str) -> None:
+        """Something is worth to be told; `text` says what, which rule, and the remedy."""
 
     def switched(self, cpu: Cpu, before: Guest | None, now: Guest | None) -> None:
         """World switches in C have led from one guest to another, None being the host."""
@@ -100,8 +116,12 @@ class Cpu:
         self.wait_for_sipi = index != 0
         self.halted = False
         self.shutdown = False
+        self.pause = False
+        """Set by whoever wants the CPU to return at the next instruction boundary, as observers of world switches do."""
         self.single_step = False
         """RFLAGS.TF was set when an instruction that we executed began: its trap is due."""
+        self.vmcb_cache: VmcbCache | None = None
+        """What it remembers of VMCBs, if clean bits are to be taken at their word."""
         self.switcher: Switcher | None = None
         """The common world switches in C; None with the Python runtime."""
         self.dr = (ctypes.c_uint64 * 8)(0, 0, 0, 0, 0, 0, DR6_RESET, DR7_RESET)

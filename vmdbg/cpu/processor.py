@@ -69,8 +69,6 @@ class Processor(Cpu):
         super().__init__(index, engine, bus, cpuid_config, observer)
         self.interrupt_controller = extint
         self.watched: Stop | None = None
-        self.pause = False
-        """Set by whoever wants the CPU to return at the next instruction boundary, as observers of world switches do."""
         world.set_intercepts(self.state, None)
 
     def use_switcher(self, switcher: Switcher) -> None:

@@ -319,7 +319,7 @@ static void run(struct runtime *rt)
         executed += rt->executed;
         if (rt->reason == SYSCALL && syscall64(rt))
             ticks = 0;
-        else if (rt->reason == EXIT && rt->on_exit)
+        else if ((rt->reason == EXIT || rt->reason == IO) && rt->on_exit)
             ticks = rt->on_exit(rt, rt->on_exit_user);
         if (ticks < 0)
             break;
