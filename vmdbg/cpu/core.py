@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from introspect.address import Gpa
 from introspect.paging import Access, Fault, Nested, NestedFault, PagingState, translate
 from vmdbg.engine.engine import PHYSICAL_BITS, Engine
-from vmdbg.engine.physical import Npt, Shadow
+from vmdbg.engine.physical import WATCH_WRITE, Npt, Shadow
 from vmdbg.engine.state import SS, TR, CpuState
 
 from .decode import Instruction, Undecodable, decode
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from vmdbg.svm.guest import Guest
     from vmdbg.svm.switch import Switcher
 
+    from .debug import DebugRegisters
+
 CR0_PE, CR0_TS, CR0_NE, CR0_WP, CR0_PG = 1 << 0, 1 << 3, 1 << 5, 1 << 16, 1 << 31
 CR4_SUPPORTED = 0b111_1111_1100 | 1 << 16 | 1 << 20 | 1 << 21
 """TSD DE PSE PAE MCE PGE PCE OSFXSR OSXMMEXCPT, FSGSBASE, SMEP, SMAP; VME, PVI, UMIP, PCIDE, XSAVE and others are not
@@ -32,7 +34,7 @@ RFLAGS_TF, RFLAGS_IF, RFLAGS_DF, RFLAGS_NT, RFLAGS_RF, RFLAGS_VM, RFLAGS_AC = (
 )  # fmt: skip
 RFLAGS_IOPL = 3 << 12
 DR6_RESET, DR7_RESET = 0xFFFF0FF0, 0x400
-DR6_BD, DR6_BS, DR6_BT = 1 << 13, 1 << 14, 1 << 15
+DR6_BS, DR6_BT = 1 << 14, 1 << 15
 
 _ACCESS = {
     (write, execute, user, implicit): Access(write, execute, user, implicit)
@@ -100,8 +102,9 @@ class Cpu:
         self.wait_for_sipi = index != 0
         self.halted = False
         self.shutdown = False
-        self.single_step = False
-        """RFLAGS.TF was set when an instruction that we executed began: its trap is due."""
+        self.debug: DebugRegisters
+        self.due = 0
+        """Bits of DR6 for the #DB that is due behind the present instruction: BS if RFLAGS.TF was set when it began."""
         self.switcher: Switcher | None = None
         """The common world switches in C; None with the Python runtime."""
         self.dr = (ctypes.c_uint64 * 8)(0, 0, 0, 0, 0, 0, DR6_RESET, DR7_RESET)
@@ -213,7 +216,7 @@ class Cpu:
                 page = spa >> 12
         if page != self.task_guard:
             self.task_guard = page
-            self.engine.physical.guard(self.index, page)
+            self.engine.physical.guard(self.index, {} if page is None else {page: WATCH_WRITE})
 
     def guard_ferr(self) -> None:
         """Have x87 errors raise #MF for a guest with CR0.NE clear whose hypervisor intercepts FERR_FREEZE.
@@ -372,13 +375,15 @@ class Cpu:
         return None if isinstance(found, Fault) else found.spa
 
     def advance(self, length: int) -> None:
-        """An instruction that we executed retires: RIP, time and the interrupt shadow move on."""
+        """An instruction that we executed retires: RIP, time and the interrupt shadow move on.  0: an iteration of it."""
         s = self.state
         s.skip(length)
         flags = s.rflags
         if flags & (RFLAGS_TF | RFLAGS_RF):
-            s.rflags = flags & ~RFLAGS_RF
-            self.single_step = bool(flags & RFLAGS_TF)
+            if length:
+                s.rflags = flags & ~RFLAGS_RF
+            if flags & RFLAGS_TF:
+                self.due |= DR6_BS
         self.engine.clock.now += length
 
     def flush(self) -> None:

@@ -12,7 +12,7 @@ What a table withholds is an instrument, at no cost to what it does not concern:
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from introspect.paging import Nested, NestedFault, nested_translate
@@ -192,9 +192,10 @@ class Physical:
         self.host = Npt(self.arena)
         self.shadows: dict[tuple[int, int, int], Shadow] = {}
         self.reader = TableReader(ram)
-        self.guards: dict[int, int] = {}
-        """Pages whose stores stop the engine, as watched ones do, by the CPU that asks for it."""
-        self.guarded: frozenset[int] = frozenset()
+        self.guards: dict[object, Mapping[int, int]] = {}
+        """Pages that stop the engine as watched ones do, to WATCH_WRITE and WATCH_READ, by the processor's part that asks."""
+        self.guarded: dict[int, int] = {}
+        """All of them together."""
         self.pinned: Callable[[], set[int]] = set
         """Roots of the tables that CPUs run on now: they stay."""
         self.mixed = not nx
@@ -248,11 +249,11 @@ class Physical:
         self.flush()
 
     def _entry(self, spa: int, writable: bool, executable: bool) -> int:
-        state = self.ram.pages[spa >> 12]
+        state = self.ram.pages[spa >> 12] | self.guarded.get(spa >> 12, 0)
         if state & WATCH_READ:
             return 0
         entry = (spa & -PAGE) | LEAF
-        if writable and not state & (CODE | TABLE | WATCH_WRITE) and spa >> 12 not in self.guarded:
+        if writable and not state & (CODE | TABLE | WATCH_WRITE):
             entry |= W
         if self.nx and not (executable and state & (CODE | MIXED)):
             entry |= NX
@@ -332,7 +333,7 @@ class Physical:
         if write and state & TABLE:
             self.on_table(page)
         state = self.ram.pages[page]
-        if self.watches(page, write) or (write and page in self.guarded):
+        if self.watches(page, write) or self.guards_against(page, write):
             return spa
         if isinstance(npt, Shadow):
             npt.set(gpa, self._entry(spa, writable, executable))
@@ -387,28 +388,36 @@ class Physical:
                 start = max(spa, page << 12)
                 self.invalidate(start, min(spa + length, (page + 1) << 12) - start)
 
-    def guard(self, owner: int, page: int | None) -> None:
-        """Stop at stores to a page number for CPU `owner`, in place of the page it asked for before."""
-        if page is None:
-            self.guards.pop(owner, None)
-        else:
-            self.guards[owner] = page
-        self._set_guarded(frozenset(self.guards.values()))
+    def guard(self, owner: object, pages: Mapping[int, int]) -> None:
+        """Stop at accesses to page numbers, each with WATCH_WRITE or WATCH_READ, in place of what `owner` asked for before."""
+        self.guards[owner] = pages
+        self._set_guarded(self._wanted())
 
-    def _set_guarded(self, pages: frozenset[int]) -> None:
-        changed = self.guarded ^ pages
+    def _wanted(self) -> dict[int, int]:
+        wanted: dict[int, int] = {}
+        for pages in self.guards.values():
+            for page, flags in pages.items():
+                wanted[page] = wanted.get(page, 0) | flags
+        return wanted
+
+    def _set_guarded(self, pages: dict[int, int]) -> None:
+        changed = [page for page in self.guarded.keys() | pages.keys() if self.guarded.get(page) != pages.get(page)]
         self.guarded = pages
         for page in changed:
             self.drop(page)
 
     @contextmanager
     def unguarded(self) -> Iterator[None]:
-        """Let stores to guarded pages through for a moment."""
-        self._set_guarded(frozenset())
+        """Let accesses to guarded pages through for a moment."""
+        self._set_guarded({})
         try:
             yield
         finally:
-            self._set_guarded(frozenset(self.guards.values()))
+            self._set_guarded(self._wanted())
+
+    def guards_against(self, page: int, write: bool) -> bool:
+        """Whether such accesses to a page number are for the processor to look at."""
+        return bool(self.guarded and self.guarded.get(page, 0) & (WATCH_READ | WATCH_WRITE if write else WATCH_READ))
 
     def watches(self, page: int, write: bool) -> bool:
         """Whether such accesses to a page number of RAM are watched."""

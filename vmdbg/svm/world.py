@@ -118,9 +118,15 @@ def let_through(state: CpuState, code: int) -> None:
     state.q[layout.INTERCEPT // 8] &= ~(1 << code - ExitCode.INTR)
 
 
+def stop_at(state: CpuState, *codes: int) -> None:
+    """Stop at these exit codes of words 3 and 4, until the next `set_intercepts`."""
+    for code in codes:
+        state.q[layout.INTERCEPT // 8] |= 1 << code - ExitCode.INTR
+
+
 def await_gif(state: CpuState) -> None:
     """Something waits for GIF: stop at STGI, until the next `set_intercepts`."""
-    state.q[layout.INTERCEPT // 8] |= 1 << 32 + (ExitCode.STGI & 31)
+    stop_at(state, ExitCode.STGI)
 
 
 # Segments change rarely from one switch to the next: their two forms are remembered.
@@ -240,6 +246,7 @@ def vmrun(cpu: Cpu, size: int) -> Event | None:
     host = s.cr(0), host_cr4, host_efer
     dr6, dr7 = _load_state(cpu, view)
     cpu.dr[6], cpu.dr[7] = dr6 | 0xFFFF0FF0, dr7 | 0x400
+    cpu.debug.update()
     q = s.q
     q[_Q_CR2] = guest.q[_CR2]
     cpl = view[_CPL]
@@ -316,6 +323,7 @@ def _leave(cpu: Cpu, guest: Guest, code: int, info1: int, info2: int, intinfo: i
     q[_Q_CR0] |= 1
     q[_Q_RFLAGS] &= ~RFLAGS_VM
     cpu.dr[7] = 0x400
+    cpu.debug.update()
     cpu.guest = None
     if cpu.switcher is not None:
         cpu.switcher.left()
@@ -353,6 +361,7 @@ def vmexit(cpu: Cpu, code: int, info1: int = 0, info2: int = 0, *, intinfo: int 
     view[_INSN_LEN] = len(insn)
     if insn:
         view[_INSN_LEN + 1 : _INSN_LEN + 1 + len(insn)] = insn
+    cpu.due = cpu.debug.held = 0
     _leave(cpu, guest, code, info1, info2, intinfo)
 
 
