@@ -88,6 +88,8 @@ class Processor(Cpu):
 
     def reset(self) -> None:
         """Power-on (APM2 14.1.3); the boot code sets what differs."""
+        self.nmi_pending = self.smi_pending = self.init_pending = False
+        self.sipi_vector = None
         self.init_state()
         self.msrs.reset(self)
         self.lapic.reset()
@@ -97,6 +99,8 @@ class Processor(Cpu):
         """The registers as INIT leaves them (APM2 14.1.3); the MSRs, FPU and cache control stay."""
         s = self.state
         self.guest = None
+        if self.switcher is not None:
+            self.switcher.left()
         self.npt = self.engine.physical.host
         for number in range(16):
             s.set_reg(number, 0)
@@ -121,6 +125,8 @@ class Processor(Cpu):
         s.shadow = False
         self.halted = self.shutdown = False
         s.refresh(0)
+        self.guard_tasks()
+        self.guard_ferr()
         world.set_intercepts(s, None)
         self.flush()
 
