@@ -123,6 +123,7 @@ class Machine:
         self.ended = ""
         """In words, why the machine ended."""
         self._reset_requested = False
+        self._a20 = [True, True]
         self._devices()
         self.current = 0
         if config.native_switch:
@@ -157,7 +158,9 @@ class Machine:
         self.uart = Uart(clock, partial(self.pic.set_irq, 4), config.serial)
         self.rtc = Rtc(clock, partial(self.pic.set_irq, 8), config.memory)
         power = PowerManagement(clock, self.exit)
-        port_a, port_b, keyboard = PortA(self.request_reset), PortB(clock, pit), KeyboardController(self.request_reset)
+        port_a, port_b, keyboard = PortA(self.request_reset, partial(self._set_a20, 0)), PortB(clock, pit), KeyboardController(
+            self.request_reset, partial(self._set_a20, 1)
+        )
         reset_control = ResetControl(self.request_reset)
         fw_cfg = FwCfg(FwCfgContents(config.memory, config.cpus, config.command_line))
         self._reset_line = self.pic, pit, self.uart, self.rtc, power, port_a, port_b, keyboard, reset_control, fw_cfg
@@ -190,6 +193,11 @@ class Machine:
 
         self.history.unused = forget
         self.engine.physical.on_unfit = lambda root: forget(root=root)
+
+    def _set_a20(self, source: int, on: bool) -> None:
+        """One of the two sources of A20, port 0x92 and the keyboard controller: they are ORed."""
+        self._a20[source] = on
+        self.engine.physical.set_a20(any(self._a20))
 
     def _intr(self, level: bool) -> None:
         self.cpus[0].lapic.set_lint(0, level)

@@ -249,7 +249,7 @@ class Cpu:
             if found.kind == "NPF":
                 raise NestedPageFault(NestedFault(found.code, Gpa(found.address)))
             raise CpuFault(GP, 0)
-        return found.spa
+        return found.spa & self.engine.physical.a20
 
     def permits(self, address: int, *, write: bool, user: bool) -> bool:
         """Whether an access would be permitted; no side effects."""
@@ -363,16 +363,19 @@ class Cpu:
             found = translate(
                 self.ram, self.paging, address, _ACCESS[False, True, self.state.cpl == 3, False], self.nested, set_ad=False
             )
-            if isinstance(found, Fault) or not self.ram.contains(found.spa, length):
+            if isinstance(found, Fault):
                 break
-            data += self.ram.view[found.spa : found.spa + length]
+            spa = found.spa & self.engine.physical.a20
+            if not self.ram.contains(spa, length):
+                break
+            data += self.ram.view[spa : spa + length]
             address += length
         return bytes(data)
 
     def translate_quietly(self, address: int) -> int | None:
         """System-physical address of a linear one whatever its rights, without side effects; None if unmapped."""
         found = translate(self.ram, self.paging, address, _ACCESS[False, False, False, True], self.nested, set_ad=False)
-        return None if isinstance(found, Fault) else found.spa
+        return None if isinstance(found, Fault) else found.spa & self.engine.physical.a20
 
     def advance(self, length: int) -> None:
         """An instruction that we executed retires: RIP, time and the interrupt shadow move on.  0: an iteration of it."""

@@ -42,6 +42,8 @@ MOST_FLIPS = 4 * FLIP
 
 MOST_SHADOWS = 64
 
+ALL_LINES, A20 = -1, 1 << 20
+
 
 class OutOfTables(Exception):
     """The private memory holds no more tables."""
@@ -196,6 +198,8 @@ class Physical:
         """Pages that stop the engine as watched ones do, to WATCH_WRITE and WATCH_READ, by the processor's part that asks."""
         self.guarded: dict[int, int] = {}
         """All of them together."""
+        self.a20 = ALL_LINES
+        """What the address lines let through."""
         self.pinned: Callable[[], set[int]] = set
         """Roots of the tables that CPUs run on now: they stay."""
         self.mixed = not nx
@@ -243,6 +247,8 @@ class Physical:
     def drop(self, page: int) -> None:
         """Take away every mapping of a page, to be made anew with its present state."""
         self.host.unmap(page << 12)
+        if self.a20 != ALL_LINES:
+            self.host.unmap(page << 12 | A20)
         for shadow in self.shadows.values():
             for gpa in shadow.by_spa.pop(page, ()):
                 shadow.unmap(gpa)
@@ -318,6 +324,7 @@ class Physical:
             spa, writable, executable = int(found.spa), found.writable and found.dirty, found.executable
         else:
             spa, writable, executable = gpa, True, True
+        spa &= self.a20
         if not self.ram.contains(spa):
             if not fetch:
                 return spa
@@ -338,7 +345,7 @@ class Physical:
         if isinstance(npt, Shadow):
             npt.set(gpa, self._entry(spa, writable, executable))
             npt.by_spa.setdefault(page, []).append(gpa & -PAGE)
-        elif state or not self._fill_region(gpa):
+        elif state or self.a20 != ALL_LINES or not self._fill_region(gpa):
             npt.set(gpa, self._entry(spa, True, True))
         return -1
 
@@ -369,6 +376,15 @@ class Physical:
                     continue
                 self.ram.pages[page] |= TABLE
                 self.drop(page)
+
+    def set_a20(self, on: bool) -> None:
+        """Address line 20; off, it reads as 0 in every physical address of a CPU.  What is mapped is mapped anew."""
+        lines = ALL_LINES if on else ~A20
+        if lines != self.a20:
+            self.a20 = lines
+            for table in (self.host, *self.shadows.values()):
+                table.clear()
+            self.flush()
 
     def open(self, npt: Npt, gpa: int, window: int) -> None:
         """Let accesses to a page through to window page `window`."""

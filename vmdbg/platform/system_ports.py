@@ -10,14 +10,17 @@ KEYBOARD_DATA, KEYBOARD_COMMAND = 0x60, 0x64
 
 
 class PortA:
-    """Port 0x92: bit 0, fast reset, on its rising edge; bit 1, A20, reads back but A20 is always on."""
+    """Port 0x92: bit 0, fast reset, on its rising edge; bit 1, A20."""
 
-    def __init__(self, machine_reset: Callable[[], None]) -> None:
+    def __init__(self, machine_reset: Callable[[], None], a20: Callable[[bool], None] = lambda on: None) -> None:
+        """`a20` is told of this source of the line: it is on where this or the keyboard controller's is."""
         self.machine_reset = machine_reset
+        self.a20 = a20
         self.reset()
 
     def reset(self) -> None:
         self._value = 2
+        self.a20(True)
 
     def read_port(self, port: int, size: int) -> int:
         return self._value
@@ -25,6 +28,7 @@ class PortA:
     def write_port(self, port: int, size: int, value: int) -> None:
         rising = value & ~self._value & 1
         self._value = value & 3
+        self.a20(bool(value & 2))
         if rising:
             self.machine_reset()
 
@@ -58,25 +62,30 @@ class PortB:
 
 
 class KeyboardController:
-    """What is left of an 8042 without keyboard: self-tests, command byte, A20 (always on), and reset by 0xfe.
+    """What is left of an 8042 without keyboard: self-tests, command byte, A20, and reset by 0xfe.
 
     A write to the data port is a command's argument, or goes to a keyboard that does not answer.
     """
 
     SELF_TEST, PORT_TEST, READ_COMMAND_BYTE, WRITE_COMMAND_BYTE = 0xAA, 0xAB, 0x20, 0x60
-    READ_OUTPUT, WRITE_OUTPUT = 0xD0, 0xD1
+    READ_OUTPUT, WRITE_OUTPUT, A20_OFF, A20_ON = 0xD0, 0xD1, 0xDD, 0xDF
     STATUS_OUTPUT_FULL, STATUS_SYSTEM, STATUS_COMMAND, STATUS_UNLOCKED = 1, 4, 8, 0x10
 
-    def __init__(self, machine_reset: Callable[[], None]) -> None:
+    def __init__(self, machine_reset: Callable[[], None], a20: Callable[[bool], None] = lambda on: None) -> None:
         self.machine_reset = machine_reset
+        self.a20 = a20
         self.reset()
 
     def reset(self) -> None:
         self._command_byte = 0x34  # tested, both ports disabled
-        self._output = 3  # A20 on, reset line high
+        self._set_output(3)  # A20 on, reset line high
         self._data: int | None = None
         self._argument_of: int | None = None
         self._last_was_command = False
+
+    def _set_output(self, value: int) -> None:
+        self._output = value
+        self.a20(bool(value & 2))
 
     def read_port(self, port: int, size: int) -> int:
         if port == KEYBOARD_DATA:
@@ -93,7 +102,7 @@ class KeyboardController:
             if command == self.WRITE_COMMAND_BYTE:
                 self._command_byte = value
             elif command == self.WRITE_OUTPUT:
-                self._output = value | 2
+                self._set_output(value)
                 if not value & 1:
                     self.machine_reset()
             return
@@ -103,6 +112,8 @@ class KeyboardController:
                 self.machine_reset()
         elif value == self.READ_COMMAND_BYTE:
             self._data = self._command_byte
+        elif value in (self.A20_OFF, self.A20_ON):
+            self._set_output(self._output & ~2 | value & 2)
         elif value == self.READ_OUTPUT:
             self._data = self._output
         elif value == self.SELF_TEST:
