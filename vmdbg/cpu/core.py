@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .debug import DebugRegisters
 
 CR0_PE, CR0_TS, CR0_NE, CR0_WP, CR0_PG = 1 << 0, 1 << 3, 1 << 5, 1 << 16, 1 << 31
+CR4_PAE, EFER_LMA = 1 << 5, 1 << 10
 CR4_SUPPORTED = 0b111_1111_1100 | 1 << 16 | 1 << 20 | 1 << 21
 """TSD DE PSE PAE MCE PGE PCE OSFXSR OSXMMEXCPT, FSGSBASE, SMEP, SMAP; VME, PVI, UMIP, PCIDE, XSAVE and others are not
 claimed in CPUID."""
@@ -115,7 +116,8 @@ class Cpu:
         """The page of the TSS, while task switches are intercepted: see `guard_tasks`."""
         self.ne_is_ours = False
         """CR0.NE is set in the engine, not in the guest: see `guard_ferr`."""
-        self._paging_key: tuple[int, ...] | None = None
+        self._pdptes: tuple[int, ...] = ()
+        self._paging_key: tuple[object, ...] | None = None
         self._paging: PagingState | None = None
 
     # CpuSignals
@@ -197,11 +199,26 @@ class Cpu:
     def paging(self) -> PagingState:
         s = self.state
         key = (s.cr(0), s.cr(3), s.cr(4), s.efer, s.cpl, s.rflags & RFLAGS_AC)
-        if key != self._paging_key:
-            self._paging_key = key
-            self._paging = PagingState(*key[:5], rflags_ac=bool(key[5]), maxphyaddr=PHYSICAL_BITS)
+        pdptes = None if s.root is None else self._pdptes
+        if (key, pdptes) != self._paging_key:
+            self._paging_key = key, pdptes
+            self._paging = PagingState(*key[:5], bool(key[5]), PHYSICAL_BITS, pdptes)
         assert self._paging is not None
         return self._paging
+
+    def hold_pdptes(self, loads: bool = True) -> None:
+        """Where paging is in PAE mode and not nested, keep the PDPTEs at CR3 from now on (APM2 5.3.2); if not `loads`, those
+        that are kept stay.  In other modes there are none."""
+        s = self.state
+        if s.efer & EFER_LMA or not s.cr(4) & CR4_PAE or not s.cr(0) & CR0_PG or self.nested is not None:
+            s.root = None
+        elif loads:
+            self._pdptes = tuple(self.pdpte(s.cr(3), index) for index in range(4))
+            s.root = self.engine.physical.hold_pdptes(self.index, self._pdptes)
+
+    def pdpte(self, cr3: int, index: int) -> int:
+        at = (cr3 & 0xFFFFFFE0) + 8 * index & self.engine.physical.a20
+        return self.ram.read_u64(at) if self.ram.contains(at, 8) else 0xFFFFFFFFFFFFFFFF
 
     def guard_tasks(self) -> None:
         """Have the engine stop at stores to the present TSS if the guest's hypervisor intercepts task switches.

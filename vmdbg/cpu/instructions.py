@@ -88,11 +88,11 @@ def write_cr0(cpu: Cpu, value: int) -> None:
         if s.is_code64:
             raise CpuFault(GP, 0)
         s.efer = efer & ~EFER_LMA
-    elif value & CR0_PG and not efer & EFER_LMA and s.cr(4) & CR4_PAE and (value ^ old) & (CR0_PG | CR0_CD | CR0_NW):
-        _check_pdptes(cpu, s.cr(3))
-    if value & CR0_PG and not old & CR0_PG and s.cr(4) & CR4_PAE and not efer & EFER_LME:
+    loads = bool(value & CR0_PG and s.cr(4) & CR4_PAE and not s.efer & EFER_LMA and (value ^ old) & (CR0_PG | CR0_CD | CR0_NW))
+    if loads:
         _check_pdptes(cpu, s.cr(3))
     s.set_cr(0, value)
+    cpu.hold_pdptes(loads)
     cpu.guard_ferr()
     s.refresh()
     cpu.flush()
@@ -104,8 +104,7 @@ def _check_pdptes(cpu: Cpu, cr3: int) -> None:
         return  # under nested paging they are read, and judged, at each walk (APM2 15.25.10)
     reserved = 0xFFFFFFFFFFFFFFFF & ~((1 << PHYSICAL_BITS) - 1) | 0x1E6
     for index in range(4):
-        at = (cr3 & 0xFFFFFFE0) + 8 * index
-        entry = cpu.ram.read_u64(at) if cpu.ram.contains(at, 8) else MASK64
+        entry = cpu.pdpte(cr3, index)
         if entry & 1 and entry & reserved:
             raise CpuFault(GP, 0)
 
@@ -118,6 +117,7 @@ def write_cr3(cpu: Cpu, value: int) -> None:
     elif s.cr(0) & CR0_PG and s.cr(4) & CR4_PAE:
         _check_pdptes(cpu, value)
     s.set_cr(3, value)
+    cpu.hold_pdptes()
     cpu.flush()
 
 
@@ -125,9 +125,11 @@ def write_cr4(cpu: Cpu, value: int) -> None:
     s = cpu.state
     if value & ~CR4_SUPPORTED or (s.is_long and not value & CR4_PAE):
         raise CpuFault(GP, 0)
-    if s.cr(0) & CR0_PG and not s.is_long and value & CR4_PAE and (value ^ s.cr(4)) & (CR4_PAE | CR4_PGE | CR4_PSE):
+    loads = bool(s.cr(0) & CR0_PG and not s.is_long and value & CR4_PAE and (value ^ s.cr(4)) & (CR4_PAE | CR4_PGE | CR4_PSE))
+    if loads:
         _check_pdptes(cpu, s.cr(3))
     s.set_cr(4, value)
+    cpu.hold_pdptes(loads)
     s.refresh()
     cpu.debug.update()
     cpu.flush()

@@ -125,6 +125,7 @@ class Processor(Cpu):
         s.shadow = False
         self.halted = self.shutdown = False
         s.refresh(0)
+        self.hold_pdptes()
         self.guard_tasks()
         self.guard_ferr()
         world.set_intercepts(s, None)
@@ -355,6 +356,7 @@ class Processor(Cpu):
         """Nothing is pending: may world switches go by unseen?"""
         return (
             self.switcher is not None and not self.observer.attentive and self.task_guard is None and not self.ne_is_ours
+            and self.state.root is None
         )
 
     def _follow(self, switcher: Switcher) -> None:

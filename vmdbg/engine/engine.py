@@ -224,6 +224,9 @@ class Engine:
         `window`: stop where RFLAGS.IF is set, with `state.shadow` telling whether the boundary is inhibited.
         `switcher`: what `on_exit` gets to deal with exits in C (its address); 0 to return at each.
         """
+        if state.root is not None:
+            with state.rooted():
+                return self.run(state, npt, deadline, window=window, breakpoints=breakpoints, switcher=switcher)
         rt, clock = self.rt, self.clock
         if self._active is not state or state.q[_NESTED_CR3] != npt.root:
             self._enter(state, npt)
@@ -258,6 +261,9 @@ class Engine:
 
     def step(self, state: CpuState, npt: Npt) -> Stop:
         """Execute one instruction, or one iteration of a repeated string instruction (STEPPED)."""
+        if state.root is not None:
+            with state.rooted():
+                return self.step(state, npt)
         self._enter(state, npt)
         self._ask(False, False)
         return self._step(state, npt)

@@ -11,6 +11,7 @@ What a table withholds is an instrument, at no cost to what it does not concern:
 
 from __future__ import annotations
 
+import struct
 from array import array
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,7 +27,9 @@ LEAF = P | U | A | D
 
 PRIVATE = 0xF000000000
 """Engine-physical home of what only the engine uses; no table maps it, so no guest can name it."""
-VMCB_PAGE, MSRPM_PAGES, VOID_PAGE = PRIVATE, PRIVATE + PAGE, PRIVATE + 3 * PAGE
+VMCB_PAGE, MSRPM_PAGES, VOID_PAGE, PDPTE_PAGE = PRIVATE, PRIVATE + PAGE, PRIVATE + 3 * PAGE, PRIVATE + 4 * PAGE
+PDPTES = 1 << 46
+"""Where the host's table maps `PDPTE_PAGE`: beyond the physical addresses that page tables can name."""
 TABLES = PRIVATE + 16 * PAGE
 PRIVATE_SIZE = 512 << 20
 WINDOW = 0xF800000000
@@ -324,6 +327,9 @@ class Physical:
             spa, writable, executable = int(found.spa), found.writable and found.dirty, found.executable
         else:
             spa, writable, executable = gpa, True, True
+        if spa == PDPTES & -PAGE:
+            npt.set(gpa, PDPTE_PAGE | LEAF | W)
+            return -1
         spa &= self.a20
         if not self.ram.contains(spa):
             if not fetch:
@@ -376,6 +382,12 @@ class Physical:
                     continue
                 self.ram.pages[page] |= TABLE
                 self.drop(page)
+
+    def hold_pdptes(self, cpu: int, entries: tuple[int, ...]) -> int:
+        """Keep a CPU's four PDPTEs for the engine to walk from; returns the CR3 that leads it there."""
+        at = 32 * cpu
+        self.arena.bytes[PDPTE_PAGE - PRIVATE + at : PDPTE_PAGE - PRIVATE + at + 32] = struct.pack("<4Q", *entries)
+        return PDPTES + at
 
     def set_a20(self, on: bool) -> None:
         """Address line 20; off, it reads as 0 in every physical address of a CPU.  What is mapped is mapped anew."""

@@ -260,6 +260,7 @@ def vmrun(cpu: Cpu, size: int) -> Event | None:
     if guest.np:
         cpu.npt = cpu.engine.physical.shadow(guest.n_cr3, host_cr4 & _SHADOW_CR4, host_efer & _SHADOW_EFER)
         q[_Q_PAT] = guest.q[_G_PAT]
+    cpu.hold_pdptes()
     set_intercepts(s, guest)
     cpu.guard_ferr()
     s.gif = True
@@ -328,6 +329,7 @@ def _leave(cpu: Cpu, guest: Guest, code: int, info1: int, info2: int, intinfo: i
     if cpu.switcher is not None:
         cpu.switcher.left()
     cpu.npt = cpu.engine.physical.host
+    cpu.hold_pdptes()
     if cpu.task_guard is not None:
         cpu.guard_tasks()
     s.refresh(0)
