@@ -407,4 +407,5 @@ class Cpu:
         self.engine.clock.now += length
 
     def flush(self) -> None:
+        self.debug.moved = True
         self.engine.flush()

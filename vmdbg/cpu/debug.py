@@ -1,8 +1,8 @@
 """The breakpoints of DR0 to DR3 (APM2 13.1): what DR7 enables now, and how the engine is told of it.
 
 Instructions are code hooks, as the debugger's own breakpoints are.  Data lies in guarded pages: the linear addresses are
-translated, and the instruction that is about to access such a page is looked at and stepped.  Where page tables change,
-the guard follows: at each stop of the engine, among them IRET and INVLPG while data is watched.
+translated, and the instruction that is about to access such a page is looked at and stepped.  Where page tables may have
+changed, the guard follows: at events and IRET, system calls, and whatever flushes the TLB.
 """
 
 from __future__ import annotations
@@ -54,11 +54,15 @@ class DebugRegisters:
         self.ports: list[Range] = []
         self.held = 0
         """Bits of data breakpoints met by MOV SS or POP SS: due after the next instruction (APM2 8.5)."""
+        self.moved = True
+        """What page tables say may have changed.  Set by what the software does alone: how often the engine happens to stop
+        besides must not decide whether a breakpoint is met."""
         self._pages: dict[int, int] = {}
 
     def update(self) -> None:
         cpu = self.cpu
         dr7 = cpu.dr[7]
+        self.moved = True
         if not dr7 & DR7_ENABLED and not self.active:
             return
         self.instructions, self.data, self.ports = {}, [], []
@@ -84,6 +88,9 @@ class DebugRegisters:
         cpu, s = self.cpu, self.cpu.state
         if self.instructions or self.data:
             world.stop_at(s, ExitCode.IRET, ExitCode.INVLPG)
+        if not self.moved:
+            return
+        self.moved = False
         wanted = [(point.first, WATCH_WRITE if point.kind == WRITE else WATCH_WRITE | WATCH_READ) for point in self.data]
         if cpu.dr[7] & DR7_LOCAL and cpu.protected and not s.is_long:
             wanted.append((s.base(TR), WATCH_WRITE))  # a task switch of the engine begins with a store to it

@@ -381,8 +381,10 @@ class Processor(Cpu):
                 self._on_io()
                 stop.device = True
             elif reason == Reason.SYSCALL:
+                self.debug.moved = True
                 instructions.syscall(self)
             elif reason == Reason.SYSENTER:
+                self.debug.moved = True
                 instructions.sysenter(self)
             elif reason == Reason.BUDGET:
                 return Outcome.DEADLINE
@@ -432,6 +434,7 @@ class Processor(Cpu):
     def iret(self) -> None:
         """IRET while breakpoints are enabled: the RF that it loads is for one instruction, which the engine forgets."""
         world.let_through(self.state, ExitCode.IRET)
+        self.debug.moved = True
         stop = self._step()
         world.set_intercepts(self.state, self.guest)
         self._stopped(stop)
