@@ -24,7 +24,7 @@ from introspect.rules import Processor as RuleProcessor
 from introspect.sources import Memory
 from vmdbg.cpu.core import Notice
 from vmdbg.engine.engine import PHYSICAL_BITS
-from vmdbg.history import KnownGuest
+from vmdbg.history import HOST, KnownGuest
 from vmdbg.svm import world
 
 if TYPE_CHECKING:
@@ -57,10 +57,12 @@ class Monitor:
                     "strict mode has used something stale; `why` tells more.\n"
                     "CODE is a name (npf, cpuid, vmmcall) or a number. Once; GUEST limits it to one guest.\n"
                     "  monitor stop-on vmexit npf\n  monitor stop-on vmexit 0x7b 2", self._stop_on),
-            Command("guest", "guest name|merge|split N ...", "Correct the guess which VMCBs are one guest.\n"
+            Command("guest", "guest name|merge|split|parent N ...", "Correct the guess which VMCBs are one guest, and whose.\n"
                     "  monitor guest name 2 linux      call guest 2 so\n"
                     "  monitor guest merge 2 3         VMCBs of guest 3 are vCPUs of guest 2\n"
-                    "  monitor guest split 2 0x801000  this VMCB is a guest of its own", self._guest),
+                    "  monitor guest split 2 0x801000  this VMCB is a guest of its own\n"
+                    "  monitor guest parent 3 2        guest 2 is a hypervisor, and guest 3 its guest (1: nobody's but ours)",
+                    self._guest),
             Command("arch", "arch PID i386:x86-64|i386|i8086", "Choose the registers of an inferior.\n"
                     "Needed where its mode is another one when gdb attaches than when it is debugged. gdb reads it\n"
                     "when it attaches; for process 1, `disconnect` and connect again: nothing runs meanwhile.\n"
@@ -127,9 +129,10 @@ class Monitor:
     def _view(self, guest: KnownGuest) -> GuestView:
         first = next(iter(guest.vcpus.values()))
         context = self.debugger.context(ThreadId(guest.number, first.thread))
+        parent = self.debugger.history.parent(guest)
         return GuestView(
             guest.number, guest.name, tuple(guest.vcpus), first.asid, first.root or None, context.paging(),
-            context.nested(),
+            context.nested(), None if parent == HOST else parent,
         )  # fmt: skip
 
     # Commands of the machine
@@ -163,8 +166,9 @@ class Monitor:
 
     def _guest(self, context: Context, arguments: Arguments) -> Result:
         words = arguments.words
-        if len(words) < 3 or words[0] not in ("name", "merge", "split"):
-            raise arguments.error(" ".join(words) or "nothing", "guest takes name, merge or split, and two more words")
+        if len(words) < 3 or words[0] not in ("name", "merge", "split", "parent"):
+            rule = "guest takes name, merge, split or parent, and two more words"
+            raise arguments.error(" ".join(words) or "nothing", rule)
         history = self.debugger.history
         action, guest = words[0], self.debugger.guest(self._number(arguments, words[1]))
         arguments.words = []
@@ -175,11 +179,16 @@ class Monitor:
             other = self.debugger.guest(self._number(arguments, words[2]))
             if other is guest:
                 raise arguments.error(words[2], "a guest cannot be merged with itself", "name two guests")
-            for vmcb in list(other.vcpus):
-                vcpu = other.vcpus[vmcb]
-                history.forget(vmcb)
-                history.adopt(guest, vcpu)
+            history.merge(guest, other)
             return Text(f"guest {other.number} is now part of guest {guest.number}, which has {len(guest.vcpus)} vCPUs")
+        if action == "parent":
+            number = self._number(arguments, words[2])
+            parent = None if number == HOST else self.debugger.guest(number)
+            try:
+                history.reparent(guest, parent)
+            except ValueError as error:
+                raise arguments.error(words[2], str(error), "name a guest that it runs under, or 1") from None
+            return Text(f"guest {guest.number} is now a guest of {parent.name if parent else 'the hypervisor'}")
         vmcb = self._number(arguments, words[2])
         if vmcb not in guest.vcpus or len(guest.vcpus) < 2:
             rule = f"it must be one of several VMCBs of guest {guest.number}"

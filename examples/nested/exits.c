@@ -222,13 +222,13 @@ static void on_vmsave(struct vmcb *vmcb)
 
 static void on_stgi(struct vmcb *vmcb)
 {
-    guest.vmcb->int_control |= V_GIF;
+    set_guest_gif(1);
     skip(vmcb, 3);
 }
 
 static void on_clgi(struct vmcb *vmcb)
 {
-    guest.vmcb->int_control &= ~V_GIF;
+    set_guest_gif(0);
     skip(vmcb, 3);
 }
 

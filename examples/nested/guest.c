@@ -32,6 +32,19 @@ struct vmcb *guest_page(uint64_t gpa)
     return gpa & (PAGE_SIZE - 1) ? 0 : guest_memory(gpa, PAGE_SIZE);
 }
 
+int guest_gif(void)
+{
+    return with_vgif ? !!(guest.vmcb->int_control & V_GIF) : guest.gif;
+}
+
+void set_guest_gif(int gif)
+{
+    if (with_vgif)
+        guest.vmcb->int_control = (guest.vmcb->int_control & ~V_GIF) | (gif ? V_GIF : 0);
+    else
+        guest.gif = gif;
+}
+
 uint32_t intercepts2(uint32_t int_control, uint64_t lbr_control)
 {
     uint32_t always = INTERCEPT_VMRUN | INTERCEPT_VMMCALL | INTERCEPT_SKINIT | INTERCEPT_WBINVD | INTERCEPT_MONITOR |
@@ -88,7 +101,8 @@ void guest_start(uint64_t entry)
         tables_map(&guest.tables, gpa, (GUEST_START + gpa) | PRESENT | WRITABLE | USER | LARGE | ACCESSED | DIRTY, 1);
 
     struct vmcb *vmcb = guest.vmcb = allocate_page();
-    vmcb->int_control = V_INTR_MASKING | V_IGN_TPR | V_GIF | (with_vgif ? V_GIF_ENABLE : 0);
+    vmcb->int_control = V_INTR_MASKING | V_IGN_TPR | (with_vgif ? V_GIF_ENABLE : 0);
+    set_guest_gif(1);
     vmcb->lbr_control = with_vls ? VIRTUAL_VMLOAD_VMSAVE : 0;
     vmcb->intercept1 = INTERCEPTS1;
     vmcb->intercept2 = intercepts2(vmcb->int_control, vmcb->lbr_control);
@@ -127,7 +141,7 @@ static void offer_interrupt(void)
         return;
     struct vmcb *vmcb = guest.vmcb;
     vmcb->int_control &= ~V_IRQ;
-    if (guest.pending && (with_vgif || vmcb->int_control & V_GIF)) {
+    if (guest.pending && (with_vgif || guest.gif)) {
         vmcb->int_control |= V_IRQ;
         vmcb->int_vector = (uint32_t)guest.pending;
     }

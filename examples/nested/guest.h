@@ -8,10 +8,11 @@
 #include "vmrun.h"
 
 struct guest {
-    struct vmcb *vmcb;          /* of the guest itself. Its int_control.V_GIF is the guest's GIF, whoever keeps it */
+    struct vmcb *vmcb;          /* of the guest itself */
     struct tables tables;       /* where its memory is */
     struct nested *nested;      /* the guest's guest that runs in its place (nest.h), or 0 */
     struct registers registers; /* of whoever runs */
+    int gif;                    /* its GIF, if the processor does not keep it (see guest_gif) */
     int svme;                   /* its EFER.SVME: the real one is always set */
     uint64_t hsave;             /* its VM_HSAVE_PA, of which we make no use */
     uint64_t tick_vector;       /* it has asked for an interrupt, 0: no */
@@ -30,6 +31,8 @@ void guest_start(uint64_t entry);
 _Noreturn void guest_run(void);
 /* The VMCB that runs next: the guest's, or that of its guest. */
 struct vmcb *running(void);
+int guest_gif(void);
+void set_guest_gif(int gif);
 /* `size` bytes of the guest's memory, 0 if they are not all within it. */
 void *guest_memory(uint64_t gpa, uint64_t size);
 /* The page at a guest-physical address, 0 if it is not the address of one: what VMRUN, VMLOAD and VMSAVE take. */

@@ -27,7 +27,8 @@ static const struct range direct[] = {
 static void copy_state(struct vmcb *to, const struct vmcb *from, const struct range *ranges)
 {
     for (; ranges->to; ranges++)
-        copy((uint8_t *)to + ranges->from, (const uint8_t *)from + ranges->from, ranges->to - ranges->from);
+        for (unsigned at = ranges->from / 8; at < (ranges->to + 7u) / 8; at++) /* whole quadwords */
+            ((uint64_t *)to)[at] = ((const uint64_t *)from)[at];
 }
 
 void copy_direct_state(struct vmcb *to, const struct vmcb *from)
@@ -94,7 +95,7 @@ static void leave(struct vmcb *inner, uint64_t code, uint64_t info1, uint64_t in
     inner->exit_info1 = info1;
     inner->exit_info2 = info2;
     inner->exit_int_info = int_info;
-    own->int_control &= ~V_GIF;
+    set_guest_gif(0);
     own->dr7 = 0x400;
     guest.nested = 0;
 }
@@ -111,9 +112,9 @@ void nest_enter(uint64_t address)
        another ASID (APM2 15.16). With a new root under an old ASID it need not follow, but it is simpler if it does. */
     if (memory->tlb_control || memory->asid != inner->asid || memory->n_cr3 != inner->n_cr3)
         tables_clear(&nested->shadow);
-    copy(inner, memory, PAGE_SIZE);
+    copy(inner, memory, __builtin_offsetof(struct vmcb, reserved_670));
     merge(nested);
-    guest.vmcb->int_control |= V_GIF;
+    set_guest_gif(1);
     guest.nested = nested;
 }
 
@@ -178,7 +179,7 @@ int nest_interruptible(void)
     const struct vmcb *inner = guest.nested->inner;
     /* With V_INTR_MASKING it is the guest's IF at its VMRUN that counts, else that of its guest (APM2 15.21.1). */
     const struct vmcb *counts = inner->int_control & V_INTR_MASKING ? guest.vmcb : guest.nested->vmcb;
-    return inner->intercept1 & INTERCEPT_INTR && guest.vmcb->int_control & V_GIF && counts->rflags & RFLAGS_IF;
+    return inner->intercept1 & INTERCEPT_INTR && guest_gif() && counts->rflags & RFLAGS_IF;
 }
 
 static void *table_of_guest(uint64_t address)

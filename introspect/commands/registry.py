@@ -36,6 +36,8 @@ class GuestView:
     """None without nested paging."""
     paging: PagingState
     nested: Nested | None
+    parent: int | None = None
+    """The guest whose hypervisor runs it; None under the hypervisor of the machine."""
 
     def __str__(self) -> str:
         return f"guest {self.number} ({self.name})"
