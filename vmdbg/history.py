@@ -9,16 +9,21 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 from introspect.exits import ExitCode, exit_name
+from introspect.intercepts import intercepted, words_of
+from introspect.vmcb import VMCB
 from vmdbg.cpu.core import Notice
 from vmdbg.engine import layout
 from vmdbg.svm.switch import KEEP, Record, Ring
 
 if TYPE_CHECKING:
     from vmdbg.cpu.core import Cpu
+    from vmdbg.engine.memory import Ram
     from vmdbg.svm.guest import Guest
 
 HOST = 1
 """The hypervisor's number, as gdb numbers inferiors: the guests' begin behind it."""
+VMCB_SIZE = 4096
+
 
 @dataclass(slots=True)
 class Vcpu:
@@ -53,6 +58,8 @@ class KnownGuest:
     gone: bool = False
     parent: int = HOST
     """Whose guest it is: the hypervisor's, or that of a guest with a hypervisor in it."""
+    unfit: int | None = None
+    """How many exits it had had when `look` found that none of its VMCBs could be run."""
 
     @property
     def exits(self) -> list[Exit]:
@@ -96,7 +103,7 @@ class History:
     """Told of every VMRUN and #VMEXIT; finds out which guest they belong to.
 
     VMCBs that run under the same nested root are vCPUs of one guest.  A VMCB that comes back with another ASID and
-    another root is a page used anew: a new guest.
+    another root is a page used anew: a new guest.  A guest none of whose VMCBs could be run for a while is gone.
     """
 
     def __init__(self) -> None:
@@ -261,6 +268,25 @@ class History:
         owner.gone = not owner.vcpus
         self.version += 1
 
+    def look(self, ram: Ram, svm: bool) -> None:
+        """Let go of the guests that were unfit to run at the last look, too, and did not run since.
+
+        A guest is unfit if every VMCB of it has both ASID 0 and the intercept of VMRUN clear, each of which VMRUN refuses: a
+        page cleared or used for something else.  One look would take a VMCB that is being written for such a page.  `svm` is
+        whether a CPU has SVM enabled; without, none is fit.
+        """
+        for guest in self.guests.values():
+            if guest.gone:
+                continue
+            last = guest.ring.count
+            if svm and any(vcpu.running_on is not None or _fit(ram, vcpu.vmcb) for vcpu in guest.vcpus.values()):
+                guest.unfit = None
+            elif guest.unfit != last:
+                guest.unfit = last
+            else:
+                for vmcb in list(guest.vcpus):
+                    self.forget(vmcb)
+
     def vmexit(self, cpu: Cpu, guest: Guest, code: int, info1: int, info2: int, intinfo: int, rip: int) -> None:
         owner, vcpu = self.by_vmcb[guest.vmcb]
         if self.on_switch is not None:
@@ -274,3 +300,8 @@ class History:
         if self.trace is not None:
             record = Exit(number, owner.number, cpu.index, guest.vmcb, now, rip, code, info1, info2, intinfo)
             self.trace.write(record.line() + "\n")
+
+
+def _fit(ram: Ram, vmcb: int) -> bool:
+    view = ram.view[vmcb : vmcb + VMCB_SIZE]
+    return bool(VMCB.read(view, "guest_asid")) or intercepted(words_of(view), ExitCode.VMRUN)
