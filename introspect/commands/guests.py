@@ -34,8 +34,9 @@ class Guests:
 
     def _tree(self, parent: int | None, depth: int = 0) -> Iterator[tuple[int, GuestView]]:
         """The guests with how deep they are nested, each behind the one it runs under."""
+        numbers = {guest.number for guest in self.guests}
         for guest in self.guests:
-            if guest.parent == parent:
+            if (guest.parent if guest.parent in numbers else None) == parent:
                 yield depth, guest
                 yield from self._tree(guest.number, depth + 1)
 

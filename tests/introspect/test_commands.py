@@ -96,6 +96,17 @@ def test_guests(world: World) -> None:
     assert text(World(world.memory, []), "guests") == ["No guest has been entered by VMRUN yet."]
 
 
+def test_guests_of_guests(world: World) -> None:
+    first = world.guests[0]
+    guests = [replace(first, number=number, name=f"g{number}", parent=parent)
+              for number, parent in ((1, None), (2, 3), (3, 1), (4, None), (5, 3), (6, 9))]  # fmt: skip
+    nested = World(world.memory, guests)
+    lines = [line[:12].rstrip() for line in text(nested, "guests")[1:]]
+    assert lines == ["  1      g1", "    3    g3", "      2  g2", "      5  g5", "  4      g4", "  6      g6"]
+    answer = json.loads(json.dumps(run_line(nested, "guests").json()))
+    assert [(guest["number"], guest["parent"]) for guest in answer["guests"]][1:3] == [(2, 3), (3, 1)]
+
+
 @pytest.mark.parametrize(
     "line",
     [
