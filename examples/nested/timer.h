@@ -3,7 +3,7 @@
 #ifndef TIMER_H
 #define TIMER_H
 
-#define TIMER_COUNT 2000000u /* long enough for the request to travel down all levels and the answer back up */
+#define TIMER_COUNT 5000000u /* long enough for the request to travel down all levels and the answer back up */
 
 extern volatile int timer_expired;
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,17 +13,18 @@ from typing import NamedTuple
 
 import pytest
 
+from introspect.rules import SVM_FEATURES
 from tests.e2e.served import ROOT, Served, attach, run
 from tests.gdbstub.gdb import Gdb
 from vmdbg.history import Exit
 from vmdbg.machine import Config, Machine
 from vmdbg.platform.serial import BufferSerial
+from vmdbg.svm import world
 
 SOURCES = ROOT / "examples/nested"
 GUEST_START = 0x1000000
 EXITS = [(282, 0, 0, 0), (2489, 305, 282, 23), (17886, 2890, 2794, 96), (126109, 21025, 20776, 249)]
-"""Of a level's guest, of that one's guests, of these: passed on, for shadow tables; from the level above the leaf upwards.
-QEMU makes exactly as many."""
+"""Of a level's guest, of that one's guests, of these: passed on, for shadow tables; from the level above the leaf upwards."""
 
 
 @pytest.fixture(scope="session")
@@ -92,6 +95,29 @@ def test_the_same_run_on_both_runtimes_and_without_the_native_switch(matryoshka:
     native, _ = finish(matryoshka, config)
     assert finish(matryoshka, replace(config, native_switch=False)) == (native, 0)
     assert finish(matryoshka, replace(config, python_runtime=True)) == (native, 0)
+
+
+def test_optional_features_are_used_where_they_are_claimed(matryoshka: Path) -> None:
+    vgif, vls = SVM_FEATURES.vGIF, SVM_FEATURES.V_VMSAVE_VMLOAD
+    for words, needed in (("vgif", vgif), ("vls", vls), ("vgif vls", vgif | vls)):
+        found, _ = finish(matryoshka, Config(command_line=f"depth=2 {words}"))
+        if not needed & ~world.FEATURES:
+            assert found.status == 1
+            assert "level 1: level 2 reports 1229" in found.serial
+            assert found.exits < EXITS[1][0]
+        else:
+            assert found.status == 3
+            assert "vgif or vls: this CPU does not have the feature" in found.serial
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_qemu_says_the_same(matryoshka: Path, depth: int) -> None:
+    """And has as many exits of each kind: its time counts instructions here."""
+    if shutil.which("qemu-system-x86_64") is None:
+        pytest.skip("qemu-system-x86_64 is not in PATH")
+    command = ["make", "-s", "-C", str(SOURCES), "qemu", f"ARGS=depth={depth}"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.splitlines() == expected(depth)
 
 
 def line_of(text: str, source: str) -> int:
