@@ -181,7 +181,7 @@ class Machine:
         bus.add_ports(0x61, 0x61, PortB(clock, pit))
         bus.add_ports(0x70, 0x71, self.rtc)
         bus.add_ports(0x92, 0x92, PortA(self.request_reset))
-        keyboard = KeyboardController(self.request_reset)
+        keyboard = KeyboardController(self.request_reset, partial(self.pic.set_irq, 1), partial(self.pic.set_irq, 12))
         bus.add_ports(0x60, 0x60, keyboard)
         bus.add_ports(0x64, 0x64, keyboard)
         bus.add_ports(0xCF9, 0xCF9, ResetControl(self.request_reset))
@@ -254,6 +254,7 @@ class Machine:
 
     def exit(self, status: int) -> None:
         """A device ends the run."""
+        self.clock.changes += 1
         if self.exit_status is None:
             self.exit_status = status
             self.ended = f"the guest ended the run with status {status}"
@@ -265,6 +266,7 @@ class Machine:
             self.ended = f"{why} at {self.cpu.where}"
 
     def request_reset(self) -> None:
+        self.clock.changes += 1
         self._reset_requested = True
 
     @property

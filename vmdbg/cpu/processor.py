@@ -247,6 +247,7 @@ class Processor(Cpu):
     def run(self, deadline: int, *, breakpoints: bool = False, step: bool = False) -> Outcome:
         """Execute until guest time `deadline`; with `step`, one instruction or event."""
         clock = self.engine.clock
+        changes = clock.changes
         while True:
             if self.shutdown:
                 return Outcome.SHUTDOWN
@@ -274,9 +275,8 @@ class Processor(Cpu):
             elif quiet and self._switches_in_c():
                 switcher = self.switcher
                 assert switcher is not None
-                stop = self.engine.run(
-                    self.state, self.npt, deadline, breakpoints=breakpoints, switcher=switcher.prepare(self.guest, deadline)
-                )
+                address = switcher.prepare(self.guest, deadline, self.tsc_offset)
+                stop = self.engine.run(self.state, self.npt, deadline, breakpoints=breakpoints, switcher=address)
                 if switcher.has_switched():
                     self._follow(switcher)
             else:
@@ -286,7 +286,7 @@ class Processor(Cpu):
                 return outcome
             if step:
                 return Outcome.SHUTDOWN if self.shutdown else Outcome.STEPPED
-            if stop.device:
+            if clock.changes != changes:
                 return Outcome.DEADLINE
 
     def _switches_in_c(self) -> bool:
@@ -314,7 +314,6 @@ class Processor(Cpu):
                 self._on_exit(stop)
             elif reason == Reason.IO:
                 self._on_io()
-                stop.device = True
             elif reason == Reason.SYSCALL:
                 instructions.syscall(self)
             elif reason == Reason.SYSENTER:
@@ -363,7 +362,7 @@ class Processor(Cpu):
         code = stop.code - VMEXIT
         if 0x40 <= code < 0x60:
             if code == EXCEPTION + UD:
-                self._undefined(stop)
+                self._undefined()
             else:
                 self._on_exception(code - EXCEPTION)
             return
@@ -547,14 +546,13 @@ class Processor(Cpu):
         state = self.state
         return bool(state.cpl and state.cr(4) & instructions.CR4_PCE) and self.code()[:2] == b"\x0f\x33"
 
-    def _undefined(self, stop: Stop) -> None:
+    def _undefined(self) -> None:
         """An instruction that the engine does not know: INT1, INS, OUTS, or none."""
         code = self.code().lstrip(_PREFIXES_64 if self.bits == 64 else _PREFIXES)
         if code[:1] == b"\xf1":
             self._missed(ExitCode.ICEBP)
         elif code and code[0] in instructions.STRING_IO:
             self._on_string_io()
-            stop.device = True
         else:
             self._on_exception(UD)
 

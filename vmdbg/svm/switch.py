@@ -67,7 +67,8 @@ class State(ctypes.Structure):
     _fields_ = (
         ("ram", ctypes.c_void_p), ("pages", ctypes.c_void_p), ("ranges", ctypes.c_uint64 * 4), ("total", ctypes.c_void_p),
         ("busy", ctypes.c_uint64), ("cpu", ctypes.c_uint64), ("host_root", ctypes.c_uint64),
-        ("physical_mask", ctypes.c_uint64), ("deadline", ctypes.c_uint64), ("dr", ctypes.c_uint64 * 8),
+        ("physical_mask", ctypes.c_uint64), ("deadline", ctypes.c_uint64), ("tsc_offset", ctypes.c_uint64),
+        ("dr", ctypes.c_uint64 * 8),
         ("v_intr", ctypes.c_uint64), ("eventinj", ctypes.c_uint64), ("inside", ctypes.c_int32), ("host_if", ctypes.c_uint32),
         ("switches", ctypes.c_uint64), ("judged_count", ctypes.c_uint64), ("judged_index", ctypes.c_uint32 * JUDGED),
         ("judged_mask", ctypes.c_uint64 * JUDGED), ("host_intercepts", ctypes.c_uint8 * 24), ("entries", Entry * ENTRIES),
@@ -76,7 +77,7 @@ class State(ctypes.Structure):
 
 _AT = (
     layout.REGS, layout.EIP, layout.EFLAGS, layout.HFLAGS, layout.HFLAGS2, layout.SEGMENTS, layout.CR, layout.EFER, layout.PAT,
-    layout.VM_HSAVE, layout.SYSENTER_CS, layout.LSTAR, layout.INTERCEPT, layout.NESTED_CR3,
+    layout.VM_HSAVE, layout.SYSENTER_CS, layout.LSTAR, layout.TSC_AUX, layout.INTERCEPT, layout.NESTED_CR3,
 )  # fmt: skip
 _IN = tuple(
     VMCB.offset_of(name)
@@ -185,10 +186,10 @@ class Switcher:
         """world.vmexit has left the guest."""
         self.state.inside = HOST
 
-    def prepare(self, guest: Guest | None, deadline: int) -> int:
+    def prepare(self, guest: Guest | None, deadline: int, tsc_offset: int) -> int:
         """For a run up to guest time `deadline`: the address for `Engine.run`."""
         state = self.state
-        state.deadline = deadline
+        state.deadline, state.tsc_offset = deadline, tsc_offset
         if guest is not None:
             state.v_intr = guest.v_intr & ~0xFF | guest.v_tpr & 0xFF
         return self.address
