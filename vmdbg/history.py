@@ -70,11 +70,14 @@ class KnownGuest:
             Exit(r.number, self.number, r.cpu, r.vmcb, r.time, r.rip, r.code, r.info1, r.info2, r.intinfo) for r in kept
         ]
 
-    def last_exit(self, cpu: int) -> Record:
-        """The last exit on a CPU, if it is among those kept: else one of number 0.  A VMRUN that was refused is none."""
+    def last_exit(self, cpu: int | None = None) -> Record:
+        """The last exit, on one CPU or any, if it is among those kept: else one of number 0.
+
+        A VMRUN that was refused is none.
+        """
         count, records = self.ring.count, self.ring.records
         kept = (records[number % KEEP] for number in range(count - 1, max(0, count - KEEP) - 1, -1))
-        return next((r for r in kept if r.cpu == cpu and r.code != ExitCode.INVALID), Record())
+        return next((r for r in kept if cpu in (None, r.cpu) and r.code != ExitCode.INVALID), Record())
 
 
 class Exit(NamedTuple):

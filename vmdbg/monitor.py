@@ -20,7 +20,7 @@ from introspect.commands import (
 )  # fmt: skip
 from introspect.commands.render import columns
 from introspect.exits import ExitCode, exit_name
-from introspect.paging import PagingState
+from introspect.paging import NestedTranslation, PagingState, nested_translate
 from introspect.rules import Processor as RuleProcessor
 from introspect.sources import Memory
 from vmdbg.breakpoints import Rule
@@ -152,8 +152,29 @@ class Monitor:
         parent = self.debugger.history.parent(guest)
         return GuestView(
             guest.number, guest.name, tuple(guest.vcpus), first.asid, first.root or None, context.paging(),
-            context.nested(), None if parent == HOST else parent,
+            context.nested(), None if parent == HOST else parent, self._inner(guest),
         )  # fmt: skip
+
+    def _inner(self, guest: KnownGuest) -> int | None:
+        """The VMCB that the hypervisor within another guest made for this one: what was in rAX when that one left by VMRUN,
+        if it has not run since and this one has."""
+        history = self.debugger.history
+        parent = history.guests.get(history.parent(guest))
+        if parent is None:
+            return None
+        last = parent.last_exit()
+        vcpu = parent.vcpus.get(last.vmcb)
+        if last.code != ExitCode.VMRUN or vcpu is None or vcpu.running_on is not None:
+            return None
+        runs = any(own.running_on is not None for own in guest.vcpus.values())
+        if not runs and guest.last_exit().number < last.number:
+            return None
+        context = self.debugger.context(ThreadId(parent.number, vcpu.thread))
+        nested, rax = context.nested(), context.read("rax")
+        if nested is None or rax is None:
+            return None
+        found = nested_translate(self.memory, nested, rax, False, False, set_ad=False)
+        return int(found.spa) if isinstance(found, NestedTranslation) else None
 
     # Commands of the machine
 

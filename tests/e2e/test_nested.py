@@ -171,6 +171,12 @@ def test_gdb_on_every_level(gdb: Gdb, serve: Callable[..., Served], matryoshka: 
     gdb("inferior 2")
     assert gdb.value("guest.nested->inner->asid") == 1
 
+    # What runs is made of two VMCBs: that of guest 3's hypervisor, which lies in its memory, and the machine's.
+    gdb("inferior 3")
+    assert f"VMCB at {gdb.value('guest.vmcb') + 2 * GUEST_START:#x}, no guest's so far" in gdb("monitor vmcb 4 inner")
+    assert "which VMCB guest 2 has for it is known" in gdb("monitor vmcb 3 inner")  # it runs its other one
+    assert "the hypervisor of this machine runs it" in gdb("monitor vmcb 2 inner")
+
     # The tick travels down all levels: the second level's handler has it before the leaf does.
     gdb("inferior 3")
     gdb("tbreak timer_interrupt thread 3.1")
