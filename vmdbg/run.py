@@ -65,6 +65,7 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     add("--flat", type=number, metavar="ADDR", help="load the image as it is at this physical address")
     add("--mode", choices=("real", "protected", "long"), help="mode a flat image starts in, or a Linux kernel's entry point")
     add("--max-time", type=number, metavar="TICKS", help="end with status 124 at this guest time")
+    add("--reboot", action="store_true", help="start over at a reset or triple fault; else they end the run")
     add("--timeout", type=float, metavar="S", help="end with status 124 after S seconds of wall time")
     add("--trace-exits", metavar="FILE", help="write one line for each #VMEXIT")
     add("--stop-on", type=notices, default=frozenset(), metavar="WHAT",
@@ -101,6 +102,7 @@ def build(options: argparse.Namespace, trace: TextIO | None, arguments: Sequence
         modules=tuple(Module(name) for name in options.initrd), flat_address=options.flat, mode=options.mode,
         serial=serial, python_runtime=options.runtime == "python", trace=trace, max_time=options.max_time,
         stop_on=options.stop_on, vmcb_cache=options.vmcb_cache == "strict",
+        reboot=options.reboot,
     )  # fmt: skip
     try:
         machine = Machine(options.image, config)

@@ -60,7 +60,7 @@ def deliver(cpu: Cpu, event: Event) -> None:
 
 def _image(cpu: Cpu, event: Event) -> int:
     """The RFLAGS image: RF is set for faults, so that an instruction breakpoint does not hit again (APM2 8.7.2)."""
-    flags = cpu.state.rflags
+    flags = cpu.state.rflags & ~RFLAGS_RF if event.software else cpu.state.rflags
     if event.kind == Kind.EXCEPTION and not event.trap and not event.software and event.vector != DF:
         flags |= RFLAGS_RF
     return flags

@@ -121,7 +121,9 @@ class Engine:
         self._flat.set_cr(0, 1)
         self._flat.hflags = HF_LMA | HF_CS64
         self._flat.i[layout.HFLAGS2 // 4] = 1
-        self._breakpoints: dict[int, int] = {}
+        self.breakpoints: dict[int, int] = {}
+        """Linear addresses that have a code hook, armed or not, and its handle."""
+        self._armed: dict[object, set[int]] = {}
         self._active: CpuState | None = None
 
     def _map(self, first: int, size: int, address: int) -> None:
@@ -138,8 +140,11 @@ class Engine:
         state.q[layout.VM_VMCB // 8] = VMCB_PAGE
         state.i[layout.NESTED_PG_MODE // 4] = 1 | 2 | 4
         state.i[layout.HFLAGS2 // 4] = 0x41
-        state.q[layout.DR // 8 + 7] = 2 << 16 | 1
-        """The I/O breakpoint of the runtime: DR7 of the engine is ours, the guest's registers are kept elsewhere."""
+        state.q[layout.DR // 8 + 7] = 2 << 16 | 2
+        """The I/O breakpoint of the runtime: DR7 of the engine is ours, the guest's registers are kept elsewhere.
+
+        A global one: the engine's own task switches clear the local ones.
+        """
         state.i[layout.OLD_EXCEPTION // 4] = 0xFFFFFFFF
         state.hflags |= HF_GUEST
         return state
@@ -170,19 +175,21 @@ class Engine:
     # Breakpoints: code hooks on linear addresses.  They stay installed when disarmed, since removing one costs a flush
     # of all translations and gdb takes every breakpoint out at each stop and puts it back at each resume.
 
-    def arm(self, addresses: set[int]) -> None:
+    def arm(self, addresses: set[int], owner: object = None) -> None:
         """Stop before instructions at these linear addresses, from the next run on, whoever executes them.
 
-        It may also stop at addresses armed before: the caller looks where it is.
+        They take the place of those that `owner` armed before.  It may also stop at those: the caller looks where it is.
         """
-        missing = addresses - self._breakpoints.keys()
-        stale = self._breakpoints.keys() - addresses
+        self._armed[owner] = addresses
+        addresses = set().union(*self._armed.values())
+        missing = addresses - self.breakpoints.keys()
+        stale = self.breakpoints.keys() - addresses
         if not missing and len(stale) <= MOST_STALE:
             return
         for address in stale if len(stale) > MOST_STALE else ():
-            uclib.uc_hook_del(self.uc._uch, ctypes.c_size_t(self._breakpoints.pop(address)))
+            uclib.uc_hook_del(self.uc._uch, ctypes.c_size_t(self.breakpoints.pop(address)))
         for address in missing:
-            self._breakpoints[address] = add_hook(
+            self.breakpoints[address] = add_hook(
                 self.uc, const.UC_HOOK_CODE, self.binding.on_breakpoint, self.binding.user, address, address, None
             )
         self.flush_code()
@@ -217,6 +224,9 @@ class Engine:
         `window`: stop where RFLAGS.IF is set, with `state.shadow` telling whether the boundary is inhibited.
         `switcher`: what `on_exit` gets to deal with exits in C (its address); 0 to return at each.
         """
+        if state.root is not None:
+            with state.rooted():
+                return self.run(state, npt, deadline, window=window, breakpoints=breakpoints, switcher=switcher)
         rt, clock = self.rt, self.clock
         if self._active is not state or state.q[_NESTED_CR3] != npt.root:
             self._enter(state, npt)
@@ -254,6 +264,9 @@ class Engine:
 
     def step(self, state: CpuState, npt: Npt) -> Stop:
         """Execute one instruction, or one iteration of a repeated string instruction (STEPPED)."""
+        if state.root is not None:
+            with state.rooted():
+                return self.step(state, npt)
         self._enter(state, npt)
         self._ask(False, False)
         return self._step(state, npt)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import struct
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from introspect.paging import Nested, NestedFault, nested_translate
@@ -27,7 +27,9 @@ LEAF = P | U | A | D
 
 PRIVATE = 0xF000000000
 """Engine-physical home of what only the engine uses; no table maps it, so no guest can name it."""
-VMCB_PAGE, MSRPM_PAGES, VOID_PAGE = PRIVATE, PRIVATE + PAGE, PRIVATE + 3 * PAGE
+VMCB_PAGE, MSRPM_PAGES, VOID_PAGE, PDPTE_PAGE = PRIVATE, PRIVATE + PAGE, PRIVATE + 3 * PAGE, PRIVATE + 4 * PAGE
+PDPTES = 1 << 46
+"""Where the host's table maps `PDPTE_PAGE`: beyond the physical addresses that page tables can name."""
 TABLES = PRIVATE + 16 * PAGE
 PRIVATE_SIZE = 512 << 20
 WINDOW = 0xF800000000
@@ -42,6 +44,8 @@ FLIP = 32
 MOST_FLIPS = 4 * FLIP
 
 MOST_SHADOWS = 64
+
+ALL_LINES, A20 = -1, 1 << 20
 
 
 class OutOfTables(Exception):
@@ -209,9 +213,12 @@ class Physical:
         self.host = Npt(self.arena)
         self.shadows: dict[tuple[int, int, int], Shadow] = {}
         self.reader = TableReader(ram)
-        self.guards: dict[int, int] = {}
-        """Pages whose stores stop the engine, as watched ones do, by the CPU that asks for it."""
-        self.guarded: frozenset[int] = frozenset()
+        self.guards: dict[object, Mapping[int, int]] = {}
+        """Pages that stop the engine as watched ones do, to WATCH_WRITE and WATCH_READ, by the processor's part that asks."""
+        self.guarded: dict[int, int] = {}
+        """All of them together."""
+        self.a20 = ALL_LINES
+        """What the address lines let through."""
         self.pinned: Callable[[], set[int]] = set
         """Roots of the tables that CPUs run on now: they stay."""
         self.mixed = not nx
@@ -280,17 +287,19 @@ class Physical:
     def drop(self, page: int) -> None:
         """Take away every mapping of a page, to be made anew with its present state."""
         self.host.unmap(page << 12)
+        if self.a20 != ALL_LINES:
+            self.host.unmap(page << 12 | A20)
         for shadow in self.shadows.values():
             for gpa in shadow.by_spa.pop(page, ()):
                 shadow.unmap(gpa)
         self.flush()
 
     def _entry(self, spa: int, writable: bool, executable: bool) -> int:
-        state = self.ram.pages[spa >> 12]
+        state = self.ram.pages[spa >> 12] | self.guarded.get(spa >> 12, 0)
         if state & WATCH_READ:
             return 0
         entry = (spa & -PAGE) | LEAF
-        if writable and not state & (CODE | TABLE | WATCH_WRITE) and spa >> 12 not in self.guarded:
+        if writable and not state & (CODE | TABLE | WATCH_WRITE):
             entry |= W
         if self.nx and not (executable and state & (CODE | MIXED)):
             entry |= NX
@@ -359,6 +368,10 @@ class Physical:
             spa, writable, executable = int(found.spa), found.writable and found.dirty, found.executable
         else:
             spa, writable, executable = gpa, True, True
+        if spa == PDPTES & -PAGE:
+            npt.set(gpa, PDPTE_PAGE | LEAF | W)
+            return -1
+        spa &= self.a20
         if not self.ram.contains(spa):
             if not fetch:
                 return spa
@@ -374,12 +387,12 @@ class Physical:
         if write and state & TABLE:
             self.on_table(page)
         state = self.ram.pages[page]
-        if self.watches(page, write) or (write and page in self.guarded):
+        if self.watches(page, write) or self.guards_against(page, write):
             return spa
         if isinstance(npt, Shadow):
             npt.set(gpa, self._entry(spa, writable, executable))
             npt.by_spa.setdefault(page, []).append(gpa & -PAGE)
-        elif state or not self._fill_region(gpa):
+        elif state or self.a20 != ALL_LINES or not self._fill_region(gpa):
             npt.set(gpa, self._entry(spa, True, True))
         return -1
 
@@ -411,6 +424,21 @@ class Physical:
                 self.ram.pages[page] |= TABLE
                 self.drop(page)
 
+    def hold_pdptes(self, cpu: int, entries: tuple[int, ...]) -> int:
+        """Keep a CPU's four PDPTEs for the engine to walk from; returns the CR3 that leads it there."""
+        at = 32 * cpu
+        self.arena.bytes[PDPTE_PAGE - PRIVATE + at : PDPTE_PAGE - PRIVATE + at + 32] = struct.pack("<4Q", *entries)
+        return PDPTES + at
+
+    def set_a20(self, on: bool) -> None:
+        """Address line 20; off, it reads as 0 in every physical address of a CPU.  What is mapped is mapped anew."""
+        lines = ALL_LINES if on else ~A20
+        if lines != self.a20:
+            self.a20 = lines
+            for table in (self.host, *self.shadows.values()):
+                table.clear()
+            self.flush()
+
     def open(self, npt: Npt, gpa: int, window: int) -> None:
         """Let accesses to a page through to window page `window`."""
         npt.set(gpa, (WINDOW + window * PAGE) | LEAF | W | (NX if self.nx else 0))
@@ -429,28 +457,36 @@ class Physical:
                 start = max(spa, page << 12)
                 self.invalidate(start, min(spa + length, (page + 1) << 12) - start)
 
-    def guard(self, owner: int, page: int | None) -> None:
-        """Stop at stores to a page number for CPU `owner`, in place of the page it asked for before."""
-        if page is None:
-            self.guards.pop(owner, None)
-        else:
-            self.guards[owner] = page
-        self._set_guarded(frozenset(self.guards.values()))
+    def guard(self, owner: object, pages: Mapping[int, int]) -> None:
+        """Stop at accesses to page numbers, each with WATCH_WRITE or WATCH_READ, in place of what `owner` asked for before."""
+        self.guards[owner] = pages
+        self._set_guarded(self._wanted())
 
-    def _set_guarded(self, pages: frozenset[int]) -> None:
-        changed = self.guarded ^ pages
+    def _wanted(self) -> dict[int, int]:
+        wanted: dict[int, int] = {}
+        for pages in self.guards.values():
+            for page, flags in pages.items():
+                wanted[page] = wanted.get(page, 0) | flags
+        return wanted
+
+    def _set_guarded(self, pages: dict[int, int]) -> None:
+        changed = [page for page in self.guarded.keys() | pages.keys() if self.guarded.get(page) != pages.get(page)]
         self.guarded = pages
         for page in changed:
             self.drop(page)
 
     @contextmanager
     def unguarded(self) -> Iterator[None]:
-        """Let stores to guarded pages through for a moment."""
-        self._set_guarded(frozenset())
+        """Let accesses to guarded pages through for a moment."""
+        self._set_guarded({})
         try:
             yield
         finally:
-            self._set_guarded(frozenset(self.guards.values()))
+            self._set_guarded(self._wanted())
+
+    def guards_against(self, page: int, write: bool) -> bool:
+        """Whether such accesses to a page number are for the processor to look at."""
+        return bool(self.guarded and self.guarded.get(page, 0) & (WATCH_READ | WATCH_WRITE if write else WATCH_READ))
 
     def watches(self, page: int, write: bool) -> bool:
         """Whether such accesses to a page number of RAM are watched."""

@@ -70,6 +70,7 @@ enum { HF_INHIBIT_IRQ = 1 << 3, HF_CS32 = 1 << 4, HF_SS32 = 1 << 5, HF_ADDSEG = 
        HF_SVME = 1 << 20, HF_GUEST = 1 << 21, HF_OSFXSR = 1 << 22, HF_SMAP = 1 << 23, HF_IOBPT = 1 << 24 };
 enum { HF2_GIF = 1 };
 enum { RFLAGS_TF = 1 << 8, RFLAGS_IF = 1 << 9, RFLAGS_RF = 1 << 16, RFLAGS_VM = 1 << 17 };
+enum { DR7_ENABLED = 0xff };
 enum { EFER_LME = 1 << 8, EFER_LMA = 1 << 10, EFER_SVME = 1 << 12 };
 enum { CR4_OSFXSR = 1 << 9, CR4_SMAP = 1 << 21 };
 enum { SEG_L = 1 << 21, SEG_DB = 1 << 22 };             /* in the engine's form */
@@ -246,6 +247,8 @@ static int64_t vmrun(struct runtime *rt, struct switcher *sw)
     if (!vmcb || !host || vmcb == host || !plain(rt))
         return -1;
     e = entry_of(sw, spa);
+    if (((uint64_t *)(vmcb + in.controls))[3] & DR7_ENABLED)    /* breakpoints of the guest's own */
+        return -1;
     if (e->vmcb != spa || e->host_cr0 != CR(rt, 0) || e->host_cr4 != CR(rt, 4) || e->host_efer != FIELD(rt, uint64_t, at.efer))
         return -1;
     for (uint32_t i = 0; i < sw->judged_count; i++)

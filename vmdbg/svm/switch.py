@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from introspect.exits import EVENT
 from introspect.rules import RULES
 from introspect.vmcb import INT_STATE, V_INTR, VMCB
+from vmdbg.cpu.core import CR4_PAE, EFER_LMA
 from vmdbg.engine import layout
 from vmdbg.engine.engine import PHYSICAL_BITS
 from vmdbg.engine.errors import EngineError
@@ -159,7 +160,8 @@ class Switcher:
         state.inside = UNKNOWN
         shadow = cpu.npt
         tasks = guest.intercepts_task_switch and not cpu.state.is_long
-        if not isinstance(shadow, Shadow) or shadow.volatile or tasks or guest.intercepts_ferr or not guest.np:
+        loads_pdptes = host[1] & CR4_PAE and not host[2] & EFER_LMA
+        if not isinstance(shadow, Shadow) or shadow.volatile or tasks or loads_pdptes or guest.intercepts_ferr or not guest.np:
             return
         index = guest.vmcb // 4096 % ENTRIES
         entry = state.entries[index]
