@@ -18,8 +18,9 @@ from gdbstub.server import Server, new_event_loop
 from vmdbg.boot.elf import is_elf
 from vmdbg.boot.image import ImageError
 from vmdbg.boot.images import Module
-from vmdbg.debugger import HOST, Debugger
+from vmdbg.debugger import Debugger
 from vmdbg.engine.errors import EngineError
+from vmdbg.history import HOST
 from vmdbg.machine import LIMIT_REACHED, Config, Event, Machine
 from vmdbg.options import Endpoint, UsageError, cpus, endpoint, notices, number, size, symbol_file
 from vmdbg.platform.serial import SerialError, open_serial
