@@ -21,7 +21,7 @@ from vmdbg.boot.images import Module
 from vmdbg.debugger import HOST, Debugger
 from vmdbg.engine.errors import EngineError
 from vmdbg.machine import LIMIT_REACHED, Config, Event, Machine
-from vmdbg.options import Endpoint, UsageError, cpus, endpoint, number, size, symbol_file
+from vmdbg.options import Endpoint, UsageError, cpus, endpoint, notices, number, size, symbol_file
 from vmdbg.platform.serial import SerialError, open_serial
 
 IDLE_SECONDS = 0.005
@@ -33,7 +33,8 @@ FREE_TICKS = 1_000_000
 log = logging.getLogger(__name__)
 
 DESCRIPTION = """\
-Boot an image: multiboot 1 ELF (32 or 64 bit), a flat binary (--flat, --mode), or a 512-byte boot sector.
+Boot an image: multiboot 1 ELF (32 or 64 bit), a Linux kernel (bzImage), a flat binary (--flat, --mode), or a
+512-byte boot sector.
 Exit status: (value << 1) | 1 of what is written to the debug-exit port 0xf4; 0 for power-off; 124 for a limit, a triple
 fault or a machine that waits for ever; 2 for a usage error or an image that cannot be loaded."""
 
@@ -58,14 +59,18 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     add("--append", default="", metavar="S", help="command line for the image")
     add("--memory", type=size, default=512 << 20, metavar="SIZE", help="RAM: 512M, 1G ... (512M)")
     add("--cpus", type=cpus, default=1, metavar="N", help="processors (1)")
-    add("--initrd", action="append", default=[], metavar="FILE", help="a multiboot module; may be repeated")
+    add("--initrd", action="append", default=[], metavar="FILE", help="an initrd, or a multiboot module; may be repeated")
     add("--serial", default="stdio", metavar="WHERE", help="serial port: stdio, file:PATH, null, tcp:PORT (stdio)")
     add("--flat", type=number, metavar="ADDR", help="load the image as it is at this physical address")
-    add("--mode", choices=("real", "protected", "long"), help="mode a flat image starts in")
+    add("--mode", choices=("real", "protected", "long"), help="mode a flat image starts in, or a Linux kernel's entry point")
     add("--max-time", type=number, metavar="TICKS", help="end with status 124 at this guest time")
     add("--reboot", action="store_true", help="start over at a reset or triple fault; else they end the run")
     add("--timeout", type=float, metavar="S", help="end with status 124 after S seconds of wall time")
     add("--trace-exits", metavar="FILE", help="write one line for each #VMEXIT")
+    add("--stop-on", type=notices, default=frozenset(), metavar="WHAT",
+        help="stop, with the reason in words, for any of vmrun-fail,shutdown,stale: alone the run ends with status 124")
+    add("--vmcb-cache", choices=("coherent", "strict"), default="coherent",
+        help="strict: take VMCB clean bits at their word, so that a forgotten one is found (coherent)")
     add("--symbols", type=symbol_file, action="append", default=[], metavar="WHO=FILE",
         help="symbols for gdb: host=FILE, guest2=FILE; may be repeated")  # fmt: skip
     add("--runtime", choices=("native", "python"), default="native", help="the engine's runtime (native, if built)")
@@ -96,6 +101,7 @@ def build(options: argparse.Namespace, trace: TextIO | None, arguments: Sequence
         modules=tuple(Module(name) for name in options.initrd), flat_address=options.flat, mode=options.mode,
         serial=serial, python_runtime=options.runtime == "python", trace=trace, max_time=options.max_time,
         reboot=options.reboot,
+        stop_on=options.stop_on, vmcb_cache=options.vmcb_cache == "strict",
     )  # fmt: skip
     try:
         machine = Machine(options.image, config)
@@ -143,6 +149,8 @@ def _run_alone(machine: Machine, limit: Limit) -> int:
     while machine.exit_status is None and not limit.reached(machine):
         machine.poll_input()
         event = machine.run()
+        if machine.history.stopped_for:
+            machine.give_up(f"stopped: {machine.history.stopped_for},")
         if event == Event.IDLE:
             if machine.waits_forever:
                 machine.give_up("every CPU waits, and nothing is left that could wake one,")
@@ -203,6 +211,9 @@ async def _serve(debugger: Debugger, options: argparse.Namespace) -> int:
                 break
             machine.poll_input()
             waiting |= server.has_client  # from now on the debugger decides what runs
+            if machine.history.stopped_for and not waiting:
+                print(f"vmdbg: stopped: {machine.history.stopped_for}; waiting for gdb", file=sys.stderr, flush=True)
+                waiting = True
             if waiting:
                 await asyncio.sleep(RUNNING_SECONDS if server.running else IDLE_SECONDS)
             else:

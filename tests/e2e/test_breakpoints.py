@@ -28,7 +28,7 @@ def test_before_paging_and_through_world_switches(gdb: Gdb, serve: Serve, hyperv
 
     # The guest has just been made: 32-bit code, no paging. Its symbols say that it will be 64-bit.
     printed = attach(gdb, 2)
-    assert f"Reading symbols from target:{guest}" in printed
+    assert "Reading symbols from target:/guest 2 asid=1 vmcb=0x800000/guest64.elf" in printed
     assert gdb.value("$cr0 & 0x80000000") == 0
     gdb("break tick")
     for _ in range(3):

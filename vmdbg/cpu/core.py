@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
 from introspect.address import Gpa
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from vmdbg.platform.msrs import MsrFile
     from vmdbg.svm.guest import Guest
     from vmdbg.svm.switch import Switcher
+    from vmdbg.svm.vmcbcache import VmcbCache
 
     from .debug import DebugRegisters
 
@@ -54,6 +56,17 @@ class ExtInt(Protocol):
     def acknowledge(self) -> int: ...
 
 
+class Notice(StrEnum):
+    """Things that are worth stopping for."""
+
+    VMRUN_FAIL = "vmrun-fail"
+    """VMRUN has refused a VMCB."""
+    SHUTDOWN = "shutdown"
+    """A guest has shut down: a triple fault."""
+    STALE = "stale"
+    """A strict mode has used something old that the hypervisor forgot to flush."""
+
+
 class Observer(Protocol):
     """Who is told of world switches: the machine's history and the debugger."""
 
@@ -64,6 +77,9 @@ class Observer(Protocol):
     def vmrun(self, cpu: Cpu, guest: Guest, host_cr4: int, host_efer: int) -> None: ...
 
     def vmexit(self, cpu: Cpu, guest: Guest, code: int, info1: int, info2: int, intinfo: int, rip: int) -> None: ...
+
+    def notice(self, cpu: Cpu, what: Notice, guest: Guest, text: str) -> None:
+        """Something is worth to be told; `text` says what, which rule, and the remedy."""
 
     def switched(self, cpu: Cpu, before: Guest | None, now: Guest | None) -> None:
         """World switches in C have led from one guest to another, None being the host."""
@@ -106,6 +122,10 @@ class Cpu:
         self.debug: DebugRegisters
         self.due = 0
         """Bits of DR6 for the #DB that is due behind the present instruction: BS if RFLAGS.TF was set when it began."""
+        self.pause = False
+        """Set by whoever wants the CPU to return at the next instruction boundary, as observers of world switches do."""
+        self.vmcb_cache: VmcbCache | None = None
+        """What it remembers of VMCBs, if clean bits are to be taken at their word."""
         self.switcher: Switcher | None = None
         """The common world switches in C; None with the Python runtime."""
         self.dr = (ctypes.c_uint64 * 8)(0, 0, 0, 0, 0, 0, DR6_RESET, DR7_RESET)

@@ -76,8 +76,6 @@ class Processor(Cpu):
         self.debug = DebugRegisters(self)
         self.interrupt_controller = extint
         self.watched: Stop | None = None
-        self.pause = False
-        """Set by whoever wants the CPU to return at the next instruction boundary, as observers of world switches do."""
         world.set_intercepts(self.state, None)
 
     def use_switcher(self, switcher: Switcher) -> None:
@@ -265,6 +263,7 @@ class Processor(Cpu):
     def run(self, deadline: int, *, breakpoints: bool = False, step: bool = False) -> Outcome:
         """Execute until guest time `deadline`; with `step`, one instruction or event."""
         clock = self.engine.clock
+        changes = clock.changes
         while True:
             if self.shutdown:
                 return Outcome.SHUTDOWN
@@ -298,9 +297,8 @@ class Processor(Cpu):
             elif quiet and self._switches_in_c():
                 switcher = self.switcher
                 assert switcher is not None
-                stop = self.engine.run(
-                    self.state, self.npt, deadline, breakpoints=breakpoints, switcher=switcher.prepare(self.guest, deadline)
-                )
+                address = switcher.prepare(self.guest, deadline, self.tsc_offset)
+                stop = self.engine.run(self.state, self.npt, deadline, breakpoints=breakpoints, switcher=address)
                 if switcher.has_switched():
                     self._follow(switcher)
             else:
@@ -310,7 +308,7 @@ class Processor(Cpu):
                 return outcome
             if step:
                 return Outcome.SHUTDOWN if self.shutdown else Outcome.STEPPED
-            if stop.device:
+            if clock.changes != changes:
                 return Outcome.DEADLINE
 
     def _run_debugged(self, deadline: int, window: bool, breakpoints: bool, step: bool) -> Stop | None:
@@ -379,7 +377,6 @@ class Processor(Cpu):
                 self._on_exit(stop)
             elif reason == Reason.IO:
                 self._on_io()
-                stop.device = True
             elif reason == Reason.SYSCALL:
                 self.debug.moved = True
                 instructions.syscall(self)
@@ -414,7 +411,6 @@ class Processor(Cpu):
         task = self.state.base(TR)
         with self.engine.physical.unguarded():
             stepped = self._step()
-        stop.device |= stepped.device
         if _retired(stepped):
             bits |= debug.changes(before)
             if self.state.base(TR) != task:
@@ -453,7 +449,7 @@ class Processor(Cpu):
         code = stop.code - VMEXIT
         if 0x40 <= code < 0x60:
             if code == EXCEPTION + UD:
-                self._undefined(stop)
+                self._undefined()
             else:
                 self._on_exception(code - EXCEPTION)
             return
@@ -637,14 +633,13 @@ class Processor(Cpu):
         state = self.state
         return bool(state.cpl and state.cr(4) & instructions.CR4_PCE) and self.code()[:2] == b"\x0f\x33"
 
-    def _undefined(self, stop: Stop) -> None:
+    def _undefined(self) -> None:
         """An instruction that the engine does not know: INT1, INS, OUTS, or none."""
         code = self.code().lstrip(_PREFIXES_64 if self.bits == 64 else _PREFIXES)
         if code[:1] == b"\xf1":
             self._missed(ExitCode.ICEBP)
         elif code and code[0] in instructions.STRING_IO:
             self._on_string_io()
-            stop.device = True
         else:
             self._on_exception(UD)
 

@@ -50,6 +50,7 @@ class Devices(Protocol):
 
 class HasNow(Protocol):
     now: int
+    changes: int
 
 
 @dataclass(slots=True)
@@ -57,20 +58,19 @@ class Stop:
     """Why `Engine.run` returned.
 
     `reason` is a `Reason`; with EXIT, `code` is 0x100 + EXITCODE or the vector of INT n.  With `npf`, a nested fault the
-    user's tables made.  `device` means that a device was accessed: interrupts and deadlines may have changed.
+    user's tables made.
     """
 
     reason: int
     code: int = 0
     npf: NestedFault | None = None
-    device: bool = False
     watched: int | None = None
     """A page under WATCH_WRITE or WATCH_READ was about to be accessed at this spa."""
     write: bool = False
 
 
-_DEVICE = Stop(0, device=True)
-_EXIT = int(Reason.EXIT)
+_EXIT, _IO = int(Reason.EXIT), int(Reason.IO)
+_DEVICE, _PORT = Stop(0), Stop(_IO)
 _PLAIN_EXITS = {code: Stop(_EXIT, code) for code in range(VMEXIT + EXCEPTION + 32, VMEXIT + NPF)}
 """#VMEXITs that need no second look; who gets one leaves it as it is."""
 
@@ -247,6 +247,9 @@ class Engine:
                 plain = _PLAIN_EXITS.get(rt.intno)
                 if plain is not None and self._error is None:
                     return plain
+            elif reason == _IO:
+                if self._error is None:
+                    return _PORT
             elif reason == Reason.BUDGET:
                 rt.budget = deadline - self.clock.now
                 if rt.budget > 0:
@@ -382,22 +385,21 @@ class Engine:
                     if rt.reason != Reason.EXIT or rt.intno != VMEXIT + NPF:
                         stop = self._stopped(state, npt, rt.reason, stepping=True)
                         assert stop is not None
-                        stop.device = True
                         return stop
                     gpa = self.physical.arena.q[_EXITINFO2]
                     code = state.error_code
                     if code & 0x10 and gpa & -PAGE in {page & -PAGE for page in opened}:
                         # It lies in the device page that it accesses: nothing sensible can be executed there.
-                        return Stop(Reason.EXIT, VMEXIT + EXCEPTION + 6, device=True)
+                        return Stop(Reason.EXIT, VMEXIT + EXCEPTION + 6)
                     found = self.physical.fill(npt, gpa, bool(code & 2), bool(code & 0x10))
                     rt.mixed = self.physical.mixed
                     if isinstance(found, NestedFault):
-                        return Stop(Reason.EXIT, rt.intno, npf=found, device=True, write=bool(code & 2))
+                        return Stop(Reason.EXIT, rt.intno, npf=found, write=bool(code & 2))
                     if found >= 0 and not self.ram.contains(found):
                         spa = found
                         break
                     if found >= 0:
-                        return Stop(Reason.EXIT, rt.intno, watched=found, device=True, write=bool(code & 2))
+                        return Stop(Reason.EXIT, rt.intno, watched=found, write=bool(code & 2))
         finally:
             for page in opened:
                 npt.unmap(page)
