@@ -17,6 +17,7 @@ from vmdbg.boot.memory_map import EBDA
 from vmdbg.boot.state import GENERAL_REGISTERS, Mode
 from vmdbg.cpu.core import Notice
 from vmdbg.cpu.processor import Outcome, Processor
+from vmdbg.engine import layout
 from vmdbg.engine.engine import PHYSICAL_BITS, Engine
 from vmdbg.engine.state import CS, DS, ES, FS, GDTR, GS, IDTR, LDTR, SS, TR
 from vmdbg.history import History
@@ -114,6 +115,12 @@ _EVENTS = {
 }  # fmt: skip
 
 
+def _root(cpu: Processor) -> int:
+    """Of the table that a CPU runs on, or is about to; also where switches in C have led it since Python looked."""
+    switched = cpu.switcher is not None and cpu.switcher.has_switched()
+    return cpu.state.q[layout.NESTED_CR3 >> 3] if switched else cpu.npt.root
+
+
 class Machine:
     """An AMD64 machine with an image loaded, ready to run."""
 
@@ -126,7 +133,7 @@ class Machine:
         self.ram = self.engine.ram
         self.bus = Bus()
         self.engine.devices = self
-        self.engine.physical.pinned = lambda: {cpu.npt.root for cpu in self.cpus}
+        self.engine.physical.pinned = lambda: {_root(cpu) for cpu in self.cpus}
         self.history = History()
         self.history.trace = config.trace
         self.history.stop_on = config.stop_on
@@ -134,8 +141,8 @@ class Machine:
         self.ended = ""
         """In words, why the machine ended."""
         self._reset_requested = False
-        self._a20 = [True, True]
         self._next_look = LOOK
+        self._a20 = [True, True]
         self._devices()
         self.current = 0
         if config.vmcb_cache:

@@ -18,8 +18,9 @@ from gdbstub.server import Server, new_event_loop
 from vmdbg.boot.elf import is_elf
 from vmdbg.boot.image import ImageError
 from vmdbg.boot.images import Module
-from vmdbg.debugger import HOST, Debugger
+from vmdbg.debugger import Debugger
 from vmdbg.engine.errors import EngineError
+from vmdbg.history import HOST
 from vmdbg.machine import LIMIT_REACHED, Config, Event, Machine
 from vmdbg.options import Endpoint, UsageError, cpus, endpoint, notices, number, size, symbol_file
 from vmdbg.platform.serial import SerialError, open_serial
@@ -100,8 +101,8 @@ def build(options: argparse.Namespace, trace: TextIO | None, arguments: Sequence
         memory=options.memory, cpus=options.cpus, command_line=" ".join(arguments) or options.append,
         modules=tuple(Module(name) for name in options.initrd), flat_address=options.flat, mode=options.mode,
         serial=serial, python_runtime=options.runtime == "python", trace=trace, max_time=options.max_time,
-        reboot=options.reboot,
         stop_on=options.stop_on, vmcb_cache=options.vmcb_cache == "strict",
+        reboot=options.reboot,
     )  # fmt: skip
     try:
         machine = Machine(options.image, config)

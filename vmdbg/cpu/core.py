@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from dataclasses import replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
@@ -120,13 +119,13 @@ class Cpu:
         self.wait_for_sipi = index != 0
         self.halted = False
         self.shutdown = False
-        self.debug: DebugRegisters
-        self.due = 0
-        """Bits of DR6 for the #DB that is due behind the present instruction: BS if RFLAGS.TF was set when it began."""
         self.pause = False
         """Set by whoever wants the CPU to return at the next instruction boundary, as observers of world switches do."""
         self.vmcb_cache: VmcbCache | None = None
         """What it remembers of VMCBs, if clean bits are to be taken at their word."""
+        self.debug: DebugRegisters
+        self.due = 0
+        """Bits of DR6 for the #DB that is due behind the present instruction: BS if RFLAGS.TF was set when it began."""
         self.switcher: Switcher | None = None
         """The common world switches in C; None with the Python runtime."""
         self.dr = (ctypes.c_uint64 * 8)(0, 0, 0, 0, 0, 0, DR6_RESET, DR7_RESET)
@@ -412,8 +411,7 @@ class Cpu:
 
     def translate_quietly(self, address: int) -> int | None:
         """System-physical address of a linear one whatever its rights, without side effects; None if unmapped."""
-        paging = replace(self.paging, cpl=0, rflags_ac=True)  # else SMAP refuses pages of the user
-        found = translate(self.ram, paging, address, _ACCESS[False, False, False, False], self.nested, set_ad=False)
+        found = translate(self.ram, self.paging, address, _ACCESS[False, False, False, True], self.nested, set_ad=False)
         return None if isinstance(found, Fault) else found.spa & self.engine.physical.a20
 
     def advance(self, length: int) -> None:

@@ -178,11 +178,27 @@ class Shadow(Npt):
         """Pages of the user's nested table that were read to make this one."""
         self.volatile = False
         """A nested table that cannot be guarded, since it is written all the time: forget everything at each VMRUN."""
+        self.before: dict[int, bytes] = {}
+        """Pages of the user's nested table that may have been written since the last VMRUN, as they were before."""
 
     def clear(self) -> None:
         super().clear()
         self.by_spa.clear()
         self.tables.clear()
+        self.before.clear()
+
+    def outgrown(self, ram: Ram) -> int | None:
+        """A page of the user's nested table that says something else now than before; None if all that was there still
+        is, and all that came are entries and rights: a shadow holds nothing of what was not there."""
+        entries = struct.Struct("<512Q" if self.nested.format.entry_size == 8 else "<1024I").unpack
+        for page, before in self.before.items():
+            now = ram.read(page << 12, PAGE)
+            if before != now and any(
+                old & P and (old & ~new or new & ~old & ~(W | A | D))
+                for old, new in zip(entries(before), entries(now), strict=True)
+            ):
+                return page
+        return None
 
 
 class Physical:
@@ -226,7 +242,28 @@ class Physical:
             shadow = self.shadows[key] = Shadow(self.arena, Nested(ncr3, host_cr4, host_efer, self.bits))
         elif shadow.volatile:
             shadow.clear()
+        elif shadow.before:
+            self._review(shadow)
         return shadow
+
+    def _review(self, shadow: Shadow) -> None:
+        """A shadow of a table that was written is about to be used."""
+        changed = shadow.outgrown(self.ram)
+        if changed is not None:
+            self._changed(shadow, changed)
+            return
+        again = set(shadow.before)
+        shadow.before.clear()
+        self._guard(shadow, again)
+
+    def _changed(self, shadow: Shadow, page: int) -> None:
+        """A page of a nested table says something else now, or is about to: the more often, the less is guarding worth."""
+        pages = self.ram.pages
+        flips = pages[page] & -FLIP & 0xFF
+        pages[page] = pages[page] & 0x1F | min(flips + FLIP, 0xE0)
+        if flips >= MOST_FLIPS:
+            self._give_up(shadow)
+        shadow.clear()
 
     def table(self, root: int) -> Npt:
         """The table with this root."""
@@ -284,17 +321,21 @@ class Physical:
             pages[page] = state | CODE
         self.drop(page)
 
-    def on_table(self, page: int) -> None:
-        """A nested table that shadows were made from is about to change."""
-        pages = self.ram.pages
-        flips = pages[page] & -FLIP & 0xFF
-        hopeless = flips >= MOST_FLIPS
-        pages[page] = (pages[page] & ~TABLE & 0x1F) | min(flips + FLIP, 0xE0)
+    def on_table(self, page: int, *, written: bool = False) -> None:
+        """A nested table that shadows were made from is about to change, or was `written` already.
+
+        A shadow that no CPU runs on now is looked at when one is about to: a table that grows needs no new shadow.
+        """
+        self.ram.pages[page] &= ~TABLE & 0xFF
+        pinned = self.pinned()
         for shadow in self.shadows.values():
-            if page in shadow.tables:
-                if hopeless:
-                    self._give_up(shadow)
-                shadow.clear()
+            if page not in shadow.tables:
+                continue
+            if written or shadow.root in pinned:
+                self._changed(shadow, page)
+            elif not shadow.volatile:
+                shadow.before.setdefault(page, self.ram.read(page << 12, PAGE))
+                self.on_unfit(shadow.root)
         self.drop(page)
 
     def fill(self, npt: Npt, gpa: int, write: bool, fetch: bool) -> int | NestedFault:
@@ -411,7 +452,7 @@ class Physical:
             if state & (WATCH_READ | WATCH_WRITE):
                 self.on_watched()
             if state & TABLE:
-                self.on_table(page)
+                self.on_table(page, written=True)
             if state & (CODE | MIXED) or not self.nx:
                 start = max(spa, page << 12)
                 self.invalidate(start, min(spa + length, (page + 1) << 12) - start)

@@ -71,8 +71,8 @@ class KeyboardController:
     READ_COMMAND_BYTE, WRITE_COMMAND_BYTE = 0x20, 0x60
     DISABLE_AUX, ENABLE_AUX, DISABLE_KEYBOARD, ENABLE_KEYBOARD = 0xA7, 0xA8, 0xAD, 0xAE
     AUX_TEST, SELF_TEST, PORT_TEST = 0xA9, 0xAA, 0xAB
-    READ_OUTPUT, WRITE_OUTPUT, WRITE_KEYBOARD_BUFFER, WRITE_AUX_BUFFER, WRITE_AUX = 0xD0, 0xD1, 0xD2, 0xD3, 0xD4
-    A20_OFF, A20_ON = 0xDD, 0xDF
+    READ_OUTPUT, WRITE_OUTPUT, A20_OFF, A20_ON = 0xD0, 0xD1, 0xDD, 0xDF
+    WRITE_KEYBOARD_BUFFER, WRITE_AUX_BUFFER, WRITE_AUX = 0xD2, 0xD3, 0xD4
     STATUS_OUTPUT_FULL, STATUS_SYSTEM, STATUS_COMMAND, STATUS_UNLOCKED, STATUS_AUX = 1, 4, 8, 0x10, 0x20
     KEYBOARD_INTERRUPT, AUX_INTERRUPT, KEYBOARD_OFF, AUX_OFF = 1, 2, 0x10, 0x20
     """Bits of the command byte."""
@@ -84,8 +84,8 @@ class KeyboardController:
         a20: Callable[[bool], None] = lambda on: None,
     ) -> None:  # fmt: skip
         self.machine_reset = machine_reset
-        self.keyboard_irq, self.aux_irq = keyboard_irq, aux_irq
         self.a20 = a20
+        self.keyboard_irq, self.aux_irq = keyboard_irq, aux_irq
         self.reset()
 
     def reset(self) -> None:

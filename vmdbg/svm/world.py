@@ -385,9 +385,9 @@ def vmexit(cpu: Cpu, code: int, info1: int = 0, info2: int = 0, *, intinfo: int 
     view[_INSN_LEN] = len(insn)
     if insn:
         view[_INSN_LEN + 1 : _INSN_LEN + 1 + len(insn)] = insn
-    cpu.due = cpu.debug.held = 0
     if cpu.vmcb_cache is not None:
         cpu.vmcb_cache.store(guest.vmcb, view)
+    cpu.due = cpu.debug.held = 0
     _leave(cpu, guest, code, info1, info2, intinfo)
     if code == ExitCode.SHUTDOWN:
         cpu.observer.notice(cpu, Notice.SHUTDOWN, guest, f"the guest of the VMCB at {guest.vmcb:#x} shut down at "
