@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from dataclasses import replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
@@ -411,7 +412,8 @@ class Cpu:
 
     def translate_quietly(self, address: int) -> int | None:
         """System-physical address of a linear one whatever its rights, without side effects; None if unmapped."""
-        found = translate(self.ram, self.paging, address, _ACCESS[False, False, False, True], self.nested, set_ad=False)
+        paging = replace(self.paging, cpl=0, rflags_ac=True)  # else SMAP refuses pages of the user
+        found = translate(self.ram, paging, address, _ACCESS[False, False, False, False], self.nested, set_ad=False)
         return None if isinstance(found, Fault) else found.spa & self.engine.physical.a20
 
     def advance(self, length: int) -> None:
