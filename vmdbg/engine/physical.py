@@ -44,6 +44,8 @@ FLIP = 32
 MOST_FLIPS = 4 * FLIP
 
 MOST_SHADOWS = 64
+PATIENCE = 64
+"""VMRUNs after which a nested table that was rewritten all the time is looked at again."""
 
 ALL_LINES, A20 = -1, 1 << 20
 
@@ -176,8 +178,9 @@ class Shadow(Npt):
         """Page number to the gpas mapped to it."""
         self.tables: set[int] = set()
         """Pages of the user's nested table that were read to make this one."""
-        self.volatile = False
-        """A nested table that cannot be guarded, since it is written all the time: forget everything at each VMRUN."""
+        self.volatile = 0
+        """For how many VMRUNs to come the nested table is not guarded, since it was rewritten all the time: at each of them
+        everything is forgotten."""
         self.before: dict[int, bytes] = {}
         """Pages of the user's nested table that may have been written since the last VMRUN, as they were before."""
 
@@ -241,6 +244,7 @@ class Physical:
                 self._evict()
             shadow = self.shadows[key] = Shadow(self.arena, Nested(ncr3, host_cr4, host_efer, self.bits))
         elif shadow.volatile:
+            shadow.volatile -= 1
             shadow.clear()
         elif shadow.before:
             self._review(shadow)
@@ -262,7 +266,7 @@ class Physical:
         flips = pages[page] & -FLIP & 0xFF
         pages[page] = pages[page] & 0x1F | min(flips + FLIP, 0xE0)
         if flips >= MOST_FLIPS:
-            self._give_up(shadow)
+            self._give_up(shadow, page)
         shadow.clear()
 
     def table(self, root: int) -> Npt:
@@ -279,9 +283,10 @@ class Physical:
                 shadow.close()
                 return
 
-    def _give_up(self, shadow: Shadow) -> None:
-        """Guard a nested table no longer."""
-        shadow.volatile = True
+    def _give_up(self, shadow: Shadow, page: int) -> None:
+        """Guard a nested table no longer for a while, for the sake of a page of it."""
+        self.ram.pages[page] &= 0x1F
+        shadow.volatile = PATIENCE
         self.on_unfit(shadow.root)
 
     def drop(self, page: int) -> None:
@@ -419,7 +424,7 @@ class Physical:
             spa = page << 12
             if self.ram.contains(spa) and not self.ram.pages[page] & TABLE:
                 if self.ram.pages[page] & -FLIP & 0xFF >= MOST_FLIPS:
-                    self._give_up(shadow)
+                    self._give_up(shadow, page)
                     continue
                 self.ram.pages[page] |= TABLE
                 self.drop(page)
