@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from vmdbg.platform.msrs import MsrFile
     from vmdbg.svm.guest import Guest
     from vmdbg.svm.switch import Switcher
+    from vmdbg.svm.tlb import Tlb
     from vmdbg.svm.vmcbcache import VmcbCache
 
 CR0_PE, CR0_TS, CR0_NE, CR0_WP, CR0_PG = 1 << 0, 1 << 3, 1 << 5, 1 << 16, 1 << 31
@@ -75,8 +76,8 @@ class Observer(Protocol):
 
     def vmexit(self, cpu: Cpu, guest: Guest, code: int, info1: int, info2: int, intinfo: int, rip: int) -> None: ...
 
-    def notice(self, cpu: Cpu, what: Notice, guest: Guest, text: str) -> None:
-        """Something is worth to be told; `text` says what, which rule, and the remedy."""
+    def notice(self, cpu: Cpu, what: Notice, guest: Guest | None, text: str) -> None:
+        """Something is worth to be told, of a guest or of the host; `text` says what, which rule, and the remedy."""
 
     def switched(self, cpu: Cpu, before: Guest | None, now: Guest | None) -> None:
         """World switches in C have led from one guest to another, None being the host."""
@@ -122,6 +123,10 @@ class Cpu:
         """RFLAGS.TF was set when an instruction that we executed began: its trap is due."""
         self.vmcb_cache: VmcbCache | None = None
         """What it remembers of VMCBs, if clean bits are to be taken at their word."""
+        self.tlb: Tlb | None = None
+        """Translations that are kept until they must be forgotten, if a forgotten flush is to be found."""
+        self.executor: Engine | Tlb = engine
+        """What runs the state: the engine, or in front of it the strict TLB."""
         self.switcher: Switcher | None = None
         """The common world switches in C; None with the Python runtime."""
         self.dr = (ctypes.c_uint64 * 8)(0, 0, 0, 0, 0, 0, DR6_RESET, DR7_RESET)
@@ -182,7 +187,7 @@ class Cpu:
         self.state.set_field(field, value)
         if field == "efer":
             self.state.refresh()
-            self.flush()
+            self.forget_translations()
 
     # Mode
 
@@ -223,11 +228,13 @@ class Cpu:
     def guard_tasks(self) -> None:
         """Have the engine stop at stores to the present TSS if the guest's hypervisor intercepts task switches.
 
-        The engine switches tasks itself on far JMP, CALL and IRET; before anything else it stores to the TSS it leaves.
+        Under a strict TLB always, since the CR3 of a task is none for the engine.  The engine switches tasks itself on far
+        JMP, CALL and IRET; before anything else it stores to the TSS it leaves.
         """
         page = None
         guest, s = self.guest, self.state
-        if guest is not None and guest.intercepts_task_switch and self.protected and not s.is_long:
+        wanted = self.tlb is not None or (guest is not None and guest.intercepts_task_switch)
+        if wanted and self.protected and not s.is_long:
             spa = self.translate_quietly(s.base(TR))
             if spa is not None and self.ram.contains(spa):
                 page = spa >> 12
@@ -257,21 +264,25 @@ class Cpu:
         self, address: int, *, write: bool = False, execute: bool = False, user: bool = False, implicit: bool = False
     ) -> int:
         """System-physical address of a linear one.  Raises `CpuFault` (#PF, #GP) or `NestedPageFault`."""
-        found = translate(
-            self.ram, self.paging, address, _ACCESS[write, execute, user, implicit], self.nested, set_ad=True
-        )
+        found = self._locate(address, _ACCESS[write, execute, user, implicit], set_ad=True)
         if isinstance(found, Fault):
             if found.kind == "PF":
                 raise CpuFault(PF, found.code, found.address)
             if found.kind == "NPF":
                 raise NestedPageFault(NestedFault(found.code, Gpa(found.address)))
             raise CpuFault(GP, 0)
-        return found.spa
+        return found
+
+    def _locate(self, address: int, access: Access, *, set_ad: bool) -> int | Fault:
+        """Where an access of the processor's own goes; without `set_ad` nothing changes by it."""
+        if self.tlb is not None:
+            return self.tlb.locate(address, access, set_ad=set_ad)
+        found = translate(self.ram, self.paging, address, access, self.nested, set_ad=set_ad)
+        return found if isinstance(found, Fault) else found.spa
 
     def permits(self, address: int, *, write: bool, user: bool) -> bool:
         """Whether an access would be permitted; no side effects."""
-        access = _ACCESS[write, False, user, False]
-        return not isinstance(translate(self.ram, self.paging, address, access, self.nested, set_ad=False), Fault)
+        return not isinstance(self._locate(address, _ACCESS[write, False, user, False], set_ad=False), Fault)
 
     def pieces(
         self, address: int, size: int, *, write: bool, user: bool = False, implicit: bool = False
@@ -377,19 +388,17 @@ class Cpu:
         address = self.state.linear_rip
         while len(data) < size:
             length = min(size - len(data), 4096 - (address & 4095))
-            found = translate(
-                self.ram, self.paging, address, _ACCESS[False, True, self.state.cpl == 3, False], self.nested, set_ad=False
-            )
-            if isinstance(found, Fault) or not self.ram.contains(found.spa, length):
+            found = self._locate(address, _ACCESS[False, True, self.state.cpl == 3, False], set_ad=False)
+            if isinstance(found, Fault) or not self.ram.contains(found, length):
                 break
-            data += self.ram.view[found.spa : found.spa + length]
+            data += self.ram.view[found : found + length]
             address += length
         return bytes(data)
 
     def translate_quietly(self, address: int) -> int | None:
         """System-physical address of a linear one whatever its rights, without side effects; None if unmapped."""
-        found = translate(self.ram, self.paging, address, _ACCESS[False, False, False, True], self.nested, set_ad=False)
-        return None if isinstance(found, Fault) else found.spa
+        found = self._locate(address, _ACCESS[False, False, False, True], set_ad=False)
+        return None if isinstance(found, Fault) else found
 
     def advance(self, length: int) -> None:
         """An instruction that we executed retires: RIP, time and the interrupt shadow move on."""
@@ -403,3 +412,20 @@ class Cpu:
 
     def flush(self) -> None:
         self.engine.flush()
+
+    @property
+    def asid(self) -> int:
+        """The address space that its translations belong to: the host's is 0 (APM2 15.16)."""
+        return 0 if self.guest is None else self.guest.asid
+
+    def forget_translations(self, *, keep_global: bool = False) -> None:
+        """What a write of a control register makes the processor forget of its own address space (APM2 5.5.2)."""
+        self.flush()
+        if self.tlb is not None:
+            self.tlb.forget(self.asid, keep_global=keep_global)
+
+    def forget_page(self, address: int, asid: int) -> None:
+        """INVLPG and INVLPGA: the translation of one linear address, in an address space."""
+        self.flush()
+        if self.tlb is not None:
+            self.tlb.forget_page(address, asid)

@@ -17,6 +17,7 @@ from vmdbg.platform.cpuid import CpuidConfig
 from vmdbg.svm import world
 from vmdbg.svm.guest import Guest
 from vmdbg.svm.switch import Switcher
+from vmdbg.svm.tlb import Tlb
 
 from . import instructions
 from .core import DR6_BS, DR6_RESET, DR7_RESET, RFLAGS_IF, Cpu, ExtInt, Observer
@@ -77,6 +78,12 @@ class Processor(Cpu):
         switcher.state.dr[:] = self.dr[:]
         self.dr = switcher.state.dr
 
+    def use_tlb(self, tlb: Tlb) -> None:
+        """Keep translations until they must be forgotten."""
+        self.tlb = self.executor = tlb
+        self.state.strict = True
+        world.set_intercepts(self.state, self.guest)
+
     def reset(self) -> None:
         """Power-on (APM2 14.1.3); the boot code sets what differs."""
         self.init_state()
@@ -111,6 +118,8 @@ class Processor(Cpu):
         self.halted = self.shutdown = False
         s.refresh(0)
         world.set_intercepts(s, None)
+        if self.tlb is not None:
+            self.tlb.forget_all()
         self.flush()
 
     def host_save_area(self) -> memoryview:
@@ -270,7 +279,7 @@ class Processor(Cpu):
                 if not self.gif:
                     world.await_gif(self.state)
             if step or ((window or self.nmi_pending) and self.state.shadow):
-                stop = self.engine.step(self.state, self.npt)
+                stop = self.executor.step(self.state, self.npt)
             elif quiet and self._switches_in_c():
                 switcher = self.switcher
                 assert switcher is not None
@@ -280,7 +289,7 @@ class Processor(Cpu):
                 if switcher.has_switched():
                     self._follow(switcher)
             else:
-                stop = self.engine.run(self.state, self.npt, deadline, window=window, breakpoints=breakpoints)
+                stop = self.executor.run(self.state, self.npt, deadline, window=window, breakpoints=breakpoints)
             outcome = self._stopped(stop)
             if outcome is not None and (step or outcome != Outcome.STEPPED):
                 return outcome
@@ -339,20 +348,24 @@ class Processor(Cpu):
 
     def _on_guarded_store(self, stop: Stop) -> Outcome | None:
         """A store to the page of a TSS: the beginning of a task switch, or not."""
-        if self.guest is not None and self.guest.intercepts_task_switch:
+        intercepted = self.guest is not None and self.guest.intercepts_task_switch
+        if intercepted or self.tlb is not None:
             switch = instructions.task_switch(self)
             if switch is not None:
-                world.task_switch_exit(self, switch, None)
+                if intercepted:
+                    world.task_switch_exit(self, switch, None)
+                else:
+                    instructions.switch_tasks(self, switch.selector, switch.source)
                 return None
         with self.engine.physical.unguarded():
-            stop = self.engine.step(self.state, self.npt)
+            stop = self.executor.step(self.state, self.npt)
         outcome = self._stopped(stop)
         return None if outcome == Outcome.STEPPED else outcome
 
     def load_task_register(self) -> None:
         """LTR in a guest whose task switches are intercepted: executed by the engine, then the new TSS is looked after."""
         world.let_through(self.state, ExitCode.TR_WRITE)
-        stop = self.engine.step(self.state, self.npt)
+        stop = self.executor.step(self.state, self.npt)
         world.set_intercepts(self.state, self.guest)
         self._stopped(stop)
 
@@ -533,7 +546,7 @@ class Processor(Cpu):
         state = self.state
         state.hflags &= ~HF_SMAP
         self.flush()
-        stop = self.engine.step(state, self.npt)
+        stop = self.executor.step(state, self.npt)
         state.refresh()
         self.flush()
         self._stopped(stop)

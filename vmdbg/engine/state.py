@@ -54,6 +54,8 @@ class CpuState:
         address = ctypes.cast(self.context.context, ctypes.c_void_p).value
         assert address is not None
         self.address = address
+        self.strict = False
+        """Its translations are those of a strict TLB, which has intercepts of its own."""
 
     def reg(self, number: int) -> int:
         return self.q[_Q_REGS + number]
@@ -170,6 +172,10 @@ class CpuState:
     @property
     def error_code(self) -> int:
         return self.i[layout.ERROR_CODE // 4]
+
+    @error_code.setter
+    def error_code(self, value: int) -> None:
+        self.i[layout.ERROR_CODE // 4] = value
 
     @property
     def is_long(self) -> bool:
