@@ -288,10 +288,12 @@ class Tlb:
                 continue
             if space is not None and stop.code == _PAGE_FAULT:
                 filled = self._fill(space, state, stop)
-                if filled is None and run is None and engine.rt.executed > 0:  # SYSRET, see Engine._step
-                    filled = Stop(Reason.STEPPED)
                 if filled is None:
-                    continue
+                    # A step that retired (SYSRET, see Engine._step), or a stale use to be stopped for.
+                    done = engine.rt.executed > 0 if run is None else self.cpu.pause
+                    if not done:
+                        continue
+                    filled = Stop(Reason.STEPPED)
                 stop = filled
             if storing:
                 self.tables.settle()
