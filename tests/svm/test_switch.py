@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from introspect.vmcb import VMCB
 from tests.engine.rig import MODES, Mode
 from tests.engine.test_hostile import random_code
-from tests.svm.hypervisor import HLT, HSAVE, VMCB_PAGE, VMMCALL, Hypervisor
+from tests.svm.hypervisor import HLT, HSAVE, IOPM, MSRPM, VMCB_PAGE, VMMCALL, Hypervisor
 from vmdbg.engine import layout
 from vmdbg.engine.physical import WATCH_WRITE
 from vmdbg.machine import Machine
@@ -101,6 +101,79 @@ def test_the_same_as_in_python(mode: Mode) -> None:
     assert h.cpu.halted
     assert plain == native
     assert switcher(h).made > 60
+
+
+HOST = """
+    movl $0x10, %ecx; rdtsc; addl $12345, %eax; wrmsr; movl $0xc0000103, %ecx; movl $0x1234567, %eax; wrmsr
+    movq %cr3, %rsi; movq %rsi, %r9; movl $39, %ebx
+1:  rdtsc; addq %rax, %rdi; imulq $7, %rdi; addq %rdx, %rdi
+    movq %rsi, %cr3; movq %r9, %cr3; .byte 0x3e; rdtsc; addq %rax, %rdi; rdtscp; addq %rax, %rdi; addq %rcx, %rdi
+    testb $7, %bl; jnz 2f
+    pushfq; orl $0x10000, (%rsp); popfq; rdtsc
+    movl $1, %eax; shlq $45, %rax; movq %rax, %cr3
+2:  sti; movq %rsi, %cr3; decl %ebx; jnz 1b
+    hlt
+"""
+"""What an operating system stops for most: with prefixes, RF, an interrupt shadow, and values that are refused."""
+
+
+def test_a_host_without_guests() -> None:
+    """Time and state are the same at each cut."""
+
+    def make() -> Hypervisor:
+        return Hypervisor("hlt", host=HOST)
+
+    plain, native = in_python(make), make()
+    for cut in Random(2).choices(range(1, 60), k=80):
+        for h in (plain, native):
+            h.machine.run(cut)
+        assert everything(plain) == everything(native)
+
+
+IO = """
+1:  inb $0x80, %al; inb $0x81, %al; outb %al, $0x80; movw $0x3f9, %dx; inw %dx, %ax; outl %eax, %dx; insb
+    movw $0xffff, %dx; inw %dx, %ax; inl $0xfe, %eax; outw %ax, $0x80; rep outsb
+"""
+MSRS = "".join(
+    f"movl ${number:#x}, %ecx; rdmsr; movl ${number:#x}, %ecx; wrmsr; "
+    for number in (0x10, 0x1B, 0x277, 0xC0000080, 0xC0000102, 0xC0010114, 0x1FFF, 0x2000, 0xBFFFFFFF, 0xC0012000)
+)
+
+
+@pytest.mark.parametrize("iopl", [0, 3])
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("text", "code"), [(IO, 0x7B), ("1: " + MSRS, 0x7C)], ids=["ports", "msrs"])
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "virtual"])
+def test_permission_maps(mode: Mode, text: str, code: int, seed: int, iopl: int) -> None:
+    """Ports and MSRs by random maps; an access that neither exits nor faults goes on."""
+
+    def make() -> Hypervisor:
+        h = Hypervisor(text + "jmp 1b", mode, host=LOOP)
+        random = Random(seed)
+        h.ram.write(IOPM, random.randbytes(0x3000))
+        h.ram.write(MSRPM, random.randbytes(0x2000))
+        h.intercept(code, 0x4D)
+        h.set(rflags=h["rflags"] | iopl << 12)
+        h.state.set_reg(3, 60)
+        return h
+
+    plain, native, h = both(make, lambda h: h.machine.run(60_000))
+    assert plain == native
+    assert switcher(h).made > 0
+
+
+def test_maps_where_no_memory_is() -> None:
+    """They read as ones: everything exits."""
+    make = looping("1: movl $0x10, %ecx; rdmsr; inb $0x80, %al; jmp 1b", rounds=10, iopm_base_pa=16 << 20, msrpm_base_pa=16 << 20)
+
+    def intercepting() -> Hypervisor:
+        h: Hypervisor = make()
+        h.intercept(0x7B, 0x7C)
+        return h
+
+    plain, native, h = both(intercepting, lambda h: h.run(20_000))
+    assert plain == native
+    assert [r.code for g in h.machine.history.guests.values() for r in g.exits] == [0x7C, 0x7B] * 5
 
 
 def test_wherever_it_is_cut() -> None:

@@ -19,6 +19,7 @@ def raise_event(cpu: Cpu, event: Event, *, injected: bool = False) -> None:
     `injected`: through EVENTINJ, which intercepts do not see (APM2 15.20) and whose instruction has taken no time.
     """
     s = cpu.state
+    cpu.debug.moved = True
     ticks = 0 if injected else event.length
     if event.kind == Kind.EXCEPTION and not injected and _intercepted(cpu, event.vector):
         following = s.rip

@@ -19,6 +19,7 @@ from .core import (
     CR0_PE,
     CR0_PG,
     CR4_SUPPORTED,
+    DR6_BS,
     RFLAGS_DF,
     RFLAGS_IF,
     RFLAGS_IOPL,
@@ -28,6 +29,7 @@ from .core import (
     RFLAGS_VM,
     Cpu,
 )
+from .debug import CR4_DE, DR6_BD, DR7_GD
 from .decode import Instruction, effective_address
 from .delivery import TASK_GATE
 from .descriptors import fetch
@@ -37,9 +39,8 @@ from .tasks import AVAILABLE_16, AVAILABLE_32, Source, TaskSwitchExit, switch
 
 CR0_ET, CR0_TS, CR0_NW, CR0_CD = 1 << 4, 1 << 3, 1 << 29, 1 << 30
 CR0_DEFINED = 0xE005003F
-CR4_TSD, CR4_DE, CR4_PSE, CR4_PAE, CR4_MCE, CR4_PGE, CR4_PCE = (1 << bit for bit in (2, 3, 4, 5, 6, 7, 8))
+CR4_TSD, CR4_PSE, CR4_PAE, CR4_MCE, CR4_PGE, CR4_PCE = (1 << bit for bit in (2, 4, 5, 6, 7, 8))
 EFER_LME, EFER_LMA, EFER_SCE, EFER_NXE, EFER_SVME = 1 << 8, 1 << 10, 1 << 0, 1 << 11, 1 << 12
-DR7_GD, DR6_BD = 1 << 13, 1 << 13
 CODE64, CODE32, DATA32 = 0xA9B, 0xC9B, 0xC93
 MASK64, MASK32 = 0xFFFFFFFFFFFFFFFF, 0xFFFFFFFF
 
@@ -87,11 +88,11 @@ def write_cr0(cpu: Cpu, value: int) -> None:
         if s.is_code64:
             raise CpuFault(GP, 0)
         s.efer = efer & ~EFER_LMA
-    elif value & CR0_PG and not efer & EFER_LMA and s.cr(4) & CR4_PAE and (value ^ old) & (CR0_PG | CR0_CD | CR0_NW):
-        _check_pdptes(cpu, s.cr(3))
-    if value & CR0_PG and not old & CR0_PG and s.cr(4) & CR4_PAE and not efer & EFER_LME:
+    loads = bool(value & CR0_PG and s.cr(4) & CR4_PAE and not s.efer & EFER_LMA and (value ^ old) & (CR0_PG | CR0_CD | CR0_NW))
+    if loads:
         _check_pdptes(cpu, s.cr(3))
     s.set_cr(0, value)
+    cpu.hold_pdptes(loads)
     cpu.guard_ferr()
     s.refresh()
     if (value ^ old) & CR0_PG:
@@ -105,8 +106,7 @@ def _check_pdptes(cpu: Cpu, cr3: int) -> None:
         return  # under nested paging they are read, and judged, at each walk (APM2 15.25.10)
     reserved = 0xFFFFFFFFFFFFFFFF & ~((1 << PHYSICAL_BITS) - 1) | 0x1E6
     for index in range(4):
-        at = (cr3 & 0xFFFFFFE0) + 8 * index
-        entry = cpu.ram.read_u64(at) if cpu.ram.contains(at, 8) else MASK64
+        entry = cpu.pdpte(cr3, index)
         if entry & 1 and entry & reserved:
             raise CpuFault(GP, 0)
 
@@ -119,6 +119,7 @@ def write_cr3(cpu: Cpu, value: int) -> None:
     elif s.cr(0) & CR0_PG and s.cr(4) & CR4_PAE:
         _check_pdptes(cpu, value)
     s.set_cr(3, value)
+    cpu.hold_pdptes()
     cpu.forget_translations(keep_global=True)
 
 
@@ -126,11 +127,14 @@ def write_cr4(cpu: Cpu, value: int) -> None:
     s = cpu.state
     if value & ~CR4_SUPPORTED or (s.is_long and not value & CR4_PAE):
         raise CpuFault(GP, 0)
-    if s.cr(0) & CR0_PG and not s.is_long and value & CR4_PAE and (value ^ s.cr(4)) & (CR4_PAE | CR4_PGE | CR4_PSE):
+    loads = bool(s.cr(0) & CR0_PG and not s.is_long and value & CR4_PAE and (value ^ s.cr(4)) & (CR4_PAE | CR4_PGE | CR4_PSE))
+    if loads:
         _check_pdptes(cpu, s.cr(3))
     changed = value ^ s.cr(4)
     s.set_cr(4, value)
+    cpu.hold_pdptes(loads)
     s.refresh()
+    cpu.debug.update()
     if changed & (CR4_PAE | CR4_PGE | CR4_PSE):
         cpu.forget_translations()
     cpu.flush()
@@ -210,7 +214,9 @@ def operand_linear(cpu: Cpu, insn: Instruction) -> int:
 def _store(cpu: Cpu, insn: Instruction, value: int, bits: int) -> None:
     s = cpu.state
     if insn.memory:
-        cpu.write(_operand_address(cpu, insn, bits // 8), bits // 8, value & ((1 << bits) - 1), user=s.cpl == 3)
+        address = _operand_address(cpu, insn, bits // 8)
+        cpu.write(address, bits // 8, value & ((1 << bits) - 1), user=s.cpl == 3)
+        cpu.due |= cpu.debug.data_bits(address, bits // 8, reads=False, writes=True)
     elif bits == 16:
         s.set_reg(insn.rm, s.reg(insn.rm) & ~0xFFFF | value & 0xFFFF)
     else:
@@ -225,7 +231,7 @@ def dr_access(cpu: Cpu, write: bool) -> None:
     if number > 7 or (number in (4, 5) and s.cr(4) & CR4_DE):
         raise CpuFault(UD)
     if cpu.dr[7] & DR7_GD:
-        cpu.dr[6] |= DR6_BD
+        cpu.debug.report(DR6_BD)
         raise CpuFault(DB)
     number = number + 2 if number in (4, 5) else number
     if write:
@@ -235,6 +241,7 @@ def dr_access(cpu: Cpu, write: bool) -> None:
                 raise CpuFault(GP, 0)
             value = value & 0xE00F | 0xFFFF0FF0 if number == 6 else value & 0xFFFF2FFF | 0x400
         cpu.dr[number] = value
+        cpu.debug.update()
     else:
         s.set_reg(insn.rm, cpu.dr[number] if cpu.bits == 64 else cpu.dr[number] & MASK32)
     cpu.advance(insn.length)
@@ -426,7 +433,8 @@ def syscall(cpu: Cpu) -> None:
     s.set_segment(CS, selector, 0, MASK32, code)
     s.set_segment(SS, selector + 8, 0, MASK32, DATA32)
     s.refresh(0)
-    cpu.single_step = bool(s.rflags & RFLAGS_TF)
+    if s.rflags & RFLAGS_TF:
+        cpu.due |= DR6_BS
 
 
 def sysenter(cpu: Cpu) -> None:
@@ -445,7 +453,8 @@ def sysenter(cpu: Cpu) -> None:
     s.rip = s.field("sysenter_eip") & MASK32
     s.rflags &= ~(RFLAGS_VM | RFLAGS_IF | RFLAGS_RF)
     s.refresh(0)
-    cpu.single_step = bool(s.rflags & RFLAGS_TF)
+    if s.rflags & RFLAGS_TF:
+        cpu.due |= DR6_BS
 
 
 def _take_back(cpu: Cpu) -> None:
@@ -489,6 +498,7 @@ def io(cpu: Cpu, insn: Instruction, port: int, size: int) -> None:
         _string_io(cpu, insn, port, size)
         return
     cpu.engine.clock.now += PORT_TICKS
+    cpu.debug.port(port, size)
     if low & 2:
         cpu.bus.write_port(port, size, s.reg(RAX) & ((1 << 8 * size) - 1))
     else:
@@ -509,6 +519,8 @@ def _string_io(cpu: Cpu, insn: Instruction, port: int, size: int) -> None:
     cpu.stop_if_watched(pieces, write=not out)
     data = cpu.load(pieces) if out else b""
     cpu.engine.clock.now += PORT_TICKS
+    cpu.debug.port(port, size)
+    cpu.due |= cpu.debug.data_bits(address, size, reads=out, writes=not out)
     if out:
         cpu.bus.write_port(port, size, int.from_bytes(data, "little"))
     else:

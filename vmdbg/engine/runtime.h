@@ -19,8 +19,8 @@ typedef int (*vmem_read_fn)(void *, uint64_t, uint32_t, void *, size_t);
 struct branch { uint64_t from_block, to, from_size; };
 
 struct runtime;
-/* Called for each EXIT, with the context saved.  Returns the ticks that the instruction took if it was dealt with and
- * the run goes on, or a negative number: then the exit is Python's. */
+/* Called for each EXIT and IO, with the context saved.  Returns the ticks that the instruction took if it was dealt with
+ * and the run goes on, or a negative number: then the stop is Python's. */
 typedef int64_t (*on_exit_fn)(struct runtime *, void *);
 
 /* runtime.py declares the same fields with ctypes; the size is compared when an engine is made. */
@@ -37,7 +37,7 @@ struct runtime {
     int64_t executed;              /* ticks executed by the last run */
     uint32_t reason, intno;
     uint32_t window;               /* stop where RFLAGS.IF is set */
-    uint32_t special;              /* any of step, window and mixed: one thing for each block to ask */
+    uint32_t special;              /* what of step, window and mixed there is: one thing for each block to ask */
     uint32_t step;                 /* blocks of one instruction: 1 first block to come, 2 it ran */
     uint32_t flush;                /* flush the TLB before running */
     uint32_t io_port, io_size, io_write, io_value;
@@ -54,7 +54,7 @@ struct runtime {
     uint32_t saved;                /* the context is that of the stop already */
     uint32_t reading;              /* save_code is at work */
     uint32_t mixed;                /* there are pages that are both written and executed */
-    on_exit_fn on_exit;            /* NULL: every EXIT is Python's */
+    on_exit_fn on_exit;            /* NULL: every stop is Python's */
     void *on_exit_user;
     struct branch ring[RING_SLOTS];
 };

@@ -1,4 +1,5 @@
-/* The common world switch in C: VMRUN, #VMEXIT, VMLOAD and VMSAVE where nobody has to look.
+/* The common world switch in C: VMRUN, #VMEXIT, VMLOAD and VMSAVE where nobody has to look; and the two instructions that an
+ * operating system on the bare machine stops for most, RDTSC(P) and MOV to CR3.
  *
  * The rules are in world.py, which is also the twin of what is here: it enters a VMCB first, judges it, and leaves an
  * entry with what follows from its control area.  While every field that the judgement read stays the same, VMRUN takes
@@ -23,6 +24,7 @@ struct entry {                          /* a VMCB that VMRUN has accepted */
     uint64_t judged[JUDGED];            /* the judged fields as they were */
     uint64_t host_cr0, host_cr4, host_efer;
     uint64_t root;                      /* of the engine's table */
+    uint64_t iopm, msrpm;               /* permission maps */
     uint64_t *registers;                /* the vCPU's general registers at its last #VMEXIT */
     struct ring *ring;                  /* the exits of its guest */
     uint32_t words[6];                  /* intercepts */
@@ -39,6 +41,7 @@ struct switcher {                       /* of one CPU */
     uint64_t host_root;
     uint64_t physical_mask;             /* bits of a physical address that must be 0 */
     uint64_t deadline;                  /* guest time at which the run's budget is used up */
+    uint64_t tsc_offset;                /* of the CPU: the time stamp counter less guest time */
     uint64_t dr[8];                     /* the debug registers as software sees them */
     /* Of the guest that runs: */
     uint64_t v_intr, eventinj;
@@ -54,7 +57,8 @@ struct switcher {                       /* of one CPU */
 
 /* Offsets in a uc_context, then in a VMCB: from engine/layout.py and introspect/vmcb.py. */
 static struct {
-    uint32_t regs, eip, eflags, hflags, hflags2, segments, cr, efer, pat, vm_hsave, sysenter_cs, lstar, intercept, nested_cr3;
+    uint32_t regs, eip, eflags, hflags, hflags2, segments, cr, efer, pat, vm_hsave, sysenter_cs, lstar, tsc_aux, intercept,
+        nested_cr3;
 } at;
 static struct {
     uint32_t es, fs, gdtr, ldtr, idtr, tr, cpl, efer, controls, rsp, rax, msrs, cr2, g_pat, v_intr, int_state, exitcode,
@@ -66,10 +70,13 @@ enum { HF_INHIBIT_IRQ = 1 << 3, HF_CS32 = 1 << 4, HF_SS32 = 1 << 5, HF_ADDSEG = 
        HF_SVME = 1 << 20, HF_GUEST = 1 << 21, HF_OSFXSR = 1 << 22, HF_SMAP = 1 << 23, HF_IOBPT = 1 << 24 };
 enum { HF2_GIF = 1 };
 enum { RFLAGS_TF = 1 << 8, RFLAGS_IF = 1 << 9, RFLAGS_RF = 1 << 16, RFLAGS_VM = 1 << 17 };
+enum { DR7_ENABLED = 0xff };
 enum { EFER_LME = 1 << 8, EFER_LMA = 1 << 10, EFER_SVME = 1 << 12 };
 enum { CR4_OSFXSR = 1 << 9, CR4_SMAP = 1 << 21 };
 enum { SEG_L = 1 << 21, SEG_DB = 1 << 22 };             /* in the engine's form */
-enum { CPUID = 0x72, HLT = 0x78, VMRUN = 0x80, VMLOAD = 0x82, VMSAVE = 0x83, SKINIT = 0x86 };
+enum { CR3_WRITE = 0x13, RDTSC = 0x6e, CPUID = 0x72, HLT = 0x78, IOIO = 0x7b, MSR = 0x7c, VMRUN = 0x80, VMLOAD = 0x82,
+       VMSAVE = 0x83, SKINIT = 0x86 };
+enum { IO_IN = 1 << 0, IO_SIZE = 1 << 4, IO_A16 = 1 << 7, IO_A32 = 1 << 8, IO_A64 = 1 << 9, IO_SEGMENT = 1 << 10 };
 #define EVENTINJ_V (1ull << 31)
 
 struct segment { uint16_t selector, attrib; uint32_t limit; uint64_t base; };           /* in a VMCB */
@@ -240,6 +247,8 @@ static int64_t vmrun(struct runtime *rt, struct switcher *sw)
     if (!vmcb || !host || vmcb == host || !plain(rt))
         return -1;
     e = entry_of(sw, spa);
+    if (((uint64_t *)(vmcb + in.controls))[3] & DR7_ENABLED)    /* breakpoints of the guest's own */
+        return -1;
     if (e->vmcb != spa || e->host_cr0 != CR(rt, 0) || e->host_cr4 != CR(rt, 4) || e->host_efer != FIELD(rt, uint64_t, at.efer))
         return -1;
     for (uint32_t i = 0; i < sw->judged_count; i++)
@@ -364,6 +373,37 @@ static int64_t vmsave(struct runtime *rt, struct switcher *sw)
     return 3;
 }
 
+/* RDTSC and RDTSCP. */
+static int64_t rdtsc(struct runtime *rt, struct switcher *sw)
+{
+    const uint8_t *code = rt->code;
+    uint64_t tsc = sw->deadline - (uint64_t)rt->budget + sw->tsc_offset;
+    uint32_t size = code[1] == 0x31 ? 2 : code[1] == 0x01 && code[2] == 0xf9 ? 3 : 0;
+    if (!size || rt->code_size < size || code[0] != 0x0f || !plain(rt))
+        return -1;
+    REG(rt, 0) = (uint32_t)tsc;
+    REG(rt, 2) = tsc >> 32;
+    if (size == 3)
+        REG(rt, 1) = FIELD(rt, uint32_t, at.tsc_aux);
+    advance(rt, size);
+    return size;
+}
+
+/* In 64-bit code; other modes load PDPTEs, or an EIP that wraps. */
+static int64_t write_cr3(struct runtime *rt, struct switcher *sw)
+{
+    const uint8_t *code = rt->code;
+    uint32_t rex = code[0] == 0x41, rm = (code[rex + 2] & 7) | rex << 3;
+    uint64_t value = REG(rt, rm);
+    if (rt->code_size < 3 + rex || code[rex] != 0x0f || code[rex + 1] != 0x22 || !(FIELD(rt, uint32_t, at.hflags) & HF_CS64) ||
+        value & sw->physical_mask || !plain(rt))
+        return -1;
+    CR(rt, 3) = value;
+    rt->flush = 1;
+    advance(rt, 3 + rex);
+    return 3 + rex;
+}
+
 /* The length of the instruction at RIP if it is `0F second [third]` or HLT without prefixes, else 0. */
 static uint32_t length(const struct runtime *rt, uint32_t code)
 {
@@ -381,17 +421,80 @@ static bool is_plain(uint32_t code)
     return code == CPUID || code == HLT || (code >= VMRUN && code <= SKINIT);
 }
 
+/* A byte of a permission map; ones where no memory is. */
+static uint32_t map_byte(const struct switcher *sw, uint64_t base, uint32_t at_byte)
+{
+    uint64_t spa = (base & ~(uint64_t)(PAGE - 1)) + at_byte;
+    return in_ram(sw, spa & ~(uint64_t)(PAGE - 1)) ? sw->ram[spa] : 0xff;
+}
+
+static int64_t msr_exit(struct runtime *rt, struct switcher *sw)
+{
+    static const uint32_t firsts[] = {0, 0xc0000000, 0xc0010000};
+    struct entry *e = &sw->entries[sw->inside];
+    uint32_t msr = (uint32_t)REG(rt, 1), write = rt->code[1] == 0x30;
+    bool intercepted = true;        /* MSRs that the map does not cover always are */
+    if (rt->code_size <= 3 || rt->code[0] != 0x0f || (rt->code[1] != 0x30 && rt->code[1] != 0x32))
+        return -1;
+    for (uint32_t block = 0; block < 3; block++)
+        if (msr - firsts[block] < 0x2000) {
+            uint32_t position = 2 * (msr - firsts[block]) + write;
+            intercepted = map_byte(sw, e->msrpm, 0x800 * block + position / 8) >> (position & 7) & 1;
+        }
+    return intercepted ? vmexit(rt, sw, MSR, write, 0, FIELD(rt, uint64_t, at.eip) + 2) : -1;
+}
+
+/* IN and OUT without prefixes but 66, where IOPL permits them. */
+static int64_t io_exit(struct runtime *rt, struct switcher *sw)
+{
+    struct entry *e = &sw->entries[sw->inside];
+    const uint8_t *code = rt->code;
+    uint32_t hflags = FIELD(rt, uint32_t, at.hflags), port = rt->io_port & 0xffff, size = rt->io_size, length = 1, bits, info;
+    uint64_t rflags = FIELD(rt, uint64_t, at.eflags), next;
+    if (CR(rt, 0) & 1 && ((hflags & 3) > (rflags >> 12 & 3) || rflags & RFLAGS_VM))
+        return -1;
+    if (rt->code_size <= 3)
+        return -1;
+    if (*code == 0x66)
+        code++, length++;
+    if ((*code & 0xfc) == 0xe4)
+        length++;
+    else if ((*code & 0xfc) != 0xec)
+        return -1;
+    bits = map_byte(sw, e->iopm, port / 8);
+    if ((port & 7) + size > 8)
+        bits |= map_byte(sw, e->iopm, port / 8 + 1) << 8;
+    if (!(bits >> (port & 7) & ((1u << size) - 1)))
+        return -1;
+    info = port << 16 | size * IO_SIZE | 3 * IO_SEGMENT | (rt->io_write ? 0 : IO_IN);
+    info |= hflags & HF_CS64 ? IO_A64 : hflags & HF_CS32 ? IO_A32 : IO_A16;
+    next = FIELD(rt, uint64_t, at.eip) + length;
+    return vmexit(rt, sw, IOIO, info, next, next);
+}
+
+static bool intercepts(const struct switcher *sw, uint32_t code)
+{
+    return sw->entries[sw->inside].words[code >> 5] >> (code & 31) & 1;
+}
+
 static int64_t exits(struct runtime *rt, void *user)
 {
     struct switcher *sw = user;
     uint32_t code = rt->intno - VMEXIT, size;
+    if (rt->reason == IO)
+        return sw->inside >= 0 && intercepts(sw, IOIO) ? io_exit(rt, sw) : -1;
     if (sw->inside == -1) {
+        if (code == RDTSC)
+            return rdtsc(rt, sw);
+        if (code == CR3_WRITE)
+            return write_cr3(rt, sw);
         if (code < VMRUN || code > VMSAVE || length(rt, code) != 3)
             return -1;
         return code == VMRUN ? vmrun(rt, sw) : code == VMLOAD ? vmload(rt, sw) : code == VMSAVE ? vmsave(rt, sw) : -1;
     }
-    if (sw->inside < 0 || !is_plain(code) || !(size = length(rt, code)) ||
-        !(sw->entries[sw->inside].words[code >> 5] >> (code & 31) & 1))
+    if (sw->inside >= 0 && code == MSR && intercepts(sw, MSR))
+        return msr_exit(rt, sw);
+    if (sw->inside < 0 || !is_plain(code) || !(size = length(rt, code)) || !intercepts(sw, code))
         return -1;
     return vmexit(rt, sw, code, 0, 0, FIELD(rt, uint64_t, at.eip) + size);
 }

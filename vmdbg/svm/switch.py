@@ -1,7 +1,7 @@
 """The common world switch in C (switch.c): what it is told, and where it stands when Python looks again.
 
-world.py is the twin: it enters a VMCB, judges it, and leaves an entry here; from then on VMRUN of that VMCB, and the exits
-that one intercept bit decides, need no Python while what was judged stays as it was.
+world.py is the twin: it enters a VMCB, judges it, and leaves an entry here; from then on VMRUN of that VMCB, and the common
+exits, need no Python while what was judged stays as it was.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from introspect.exits import EVENT
 from introspect.rules import RULES
 from introspect.vmcb import INT_STATE, V_INTR, VMCB
+from vmdbg.cpu.core import CR4_PAE, EFER_LMA
 from vmdbg.engine import layout
 from vmdbg.engine.engine import PHYSICAL_BITS
 from vmdbg.engine.errors import EngineError
@@ -57,7 +58,8 @@ class Entry(ctypes.Structure):
     _fields_ = (
         ("vmcb", ctypes.c_uint64), ("judged", ctypes.c_uint64 * JUDGED),
         ("host_cr0", ctypes.c_uint64), ("host_cr4", ctypes.c_uint64), ("host_efer", ctypes.c_uint64),
-        ("root", ctypes.c_uint64), ("registers", ctypes.c_void_p), ("ring", ctypes.c_void_p),
+        ("root", ctypes.c_uint64), ("iopm", ctypes.c_uint64), ("msrpm", ctypes.c_uint64), ("registers", ctypes.c_void_p),
+        ("ring", ctypes.c_void_p),
         ("words", ctypes.c_uint32 * 6), ("intercepts", ctypes.c_uint8 * 24),
     )  # fmt: skip
 
@@ -66,7 +68,8 @@ class State(ctypes.Structure):
     _fields_ = (
         ("ram", ctypes.c_void_p), ("pages", ctypes.c_void_p), ("ranges", ctypes.c_uint64 * 4), ("total", ctypes.c_void_p),
         ("busy", ctypes.c_uint64), ("cpu", ctypes.c_uint64), ("host_root", ctypes.c_uint64),
-        ("physical_mask", ctypes.c_uint64), ("deadline", ctypes.c_uint64), ("dr", ctypes.c_uint64 * 8),
+        ("physical_mask", ctypes.c_uint64), ("deadline", ctypes.c_uint64), ("tsc_offset", ctypes.c_uint64),
+        ("dr", ctypes.c_uint64 * 8),
         ("v_intr", ctypes.c_uint64), ("eventinj", ctypes.c_uint64), ("inside", ctypes.c_int32), ("host_if", ctypes.c_uint32),
         ("switches", ctypes.c_uint64), ("judged_count", ctypes.c_uint64), ("judged_index", ctypes.c_uint32 * JUDGED),
         ("judged_mask", ctypes.c_uint64 * JUDGED), ("host_intercepts", ctypes.c_uint8 * 24), ("entries", Entry * ENTRIES),
@@ -75,7 +78,7 @@ class State(ctypes.Structure):
 
 _AT = (
     layout.REGS, layout.EIP, layout.EFLAGS, layout.HFLAGS, layout.HFLAGS2, layout.SEGMENTS, layout.CR, layout.EFER, layout.PAT,
-    layout.VM_HSAVE, layout.SYSENTER_CS, layout.LSTAR, layout.INTERCEPT, layout.NESTED_CR3,
+    layout.VM_HSAVE, layout.SYSENTER_CS, layout.LSTAR, layout.TSC_AUX, layout.INTERCEPT, layout.NESTED_CR3,
 )  # fmt: skip
 _IN = tuple(
     VMCB.offset_of(name)
@@ -157,13 +160,15 @@ class Switcher:
         state.inside = UNKNOWN
         shadow = cpu.npt
         tasks = guest.intercepts_task_switch and not cpu.state.is_long
-        if not isinstance(shadow, Shadow) or shadow.volatile or tasks or guest.intercepts_ferr or not guest.np:
+        loads_pdptes = host[1] & CR4_PAE and not host[2] & EFER_LMA
+        if not isinstance(shadow, Shadow) or shadow.volatile or tasks or loads_pdptes or guest.intercepts_ferr or not guest.np:
             return
         index = guest.vmcb // 4096 % ENTRIES
         entry = state.entries[index]
         entry.vmcb = guest.vmcb
         entry.host_cr0, entry.host_cr4, entry.host_efer = host
         entry.root = shadow.root
+        entry.iopm, entry.msrpm = guest.iopm, guest.msrpm
         entry.registers, entry.ring = cpu.observer.memory_of(guest.vmcb)
         q = guest.q
         for number, qword in enumerate(self._judged):
@@ -183,10 +188,10 @@ class Switcher:
         """world.vmexit has left the guest."""
         self.state.inside = HOST
 
-    def prepare(self, guest: Guest | None, deadline: int) -> int:
+    def prepare(self, guest: Guest | None, deadline: int, tsc_offset: int) -> int:
         """For a run up to guest time `deadline`: the address for `Engine.run`."""
         state = self.state
-        state.deadline = deadline
+        state.deadline, state.tsc_offset = deadline, tsc_offset
         if guest is not None:
             state.v_intr = guest.v_intr & ~0xFF | guest.v_tpr & 0xFF
         return self.address

@@ -74,6 +74,23 @@ class Origin(NamedTuple):
     """How often the vCPU had changed CPUs."""
 
 
+class Registers(NamedTuple):
+    """By which the engine translates."""
+
+    cr0: int
+    cr3: int
+    cr4: int
+    efer: int
+    root: int | None
+    """`CpuState.root`."""
+
+    def load(self, state: CpuState) -> None:
+        state.set_cr(0, self.cr0)
+        state.set_cr(3, self.cr3)
+        state.set_cr(4, self.cr4)
+        state.efer, state.root = self.efer, self.root
+
+
 @dataclass(slots=True, eq=False)
 class Entry:
     """A translation that is held.  Addresses and sizes in bytes."""
@@ -248,7 +265,7 @@ class Tlb:
         self.physical = tables.physical
         self._spaces: dict[int, Space] = {}
         self._moves = 0
-        self._lent: tuple[int, ...] = ()
+        self._lent: Registers | None = None
         self._tss: tuple[int, ...] = ()
 
     # Running
@@ -267,20 +284,19 @@ class Tlb:
     def _execute(self, state: CpuState, npt: Npt, run: Callable[[Npt], Stop] | None) -> Stop:
         """`run` None: a step."""
         engine = self.cpu.engine
-        device = storing = False
+        storing = False
         self.tables.settle()
         while True:
             space = self._space()
             if space is None:
-                self._show(())
+                self._show(None)
                 stop = engine.step(state, npt) if run is None else run(npt)
             else:
                 saved = self._lend(state, space)
                 try:
                     stop = engine.step(state, self.physical.host) if run is None else run(self.physical.host)
                 finally:
-                    self._take_back(state, saved)
-            device |= stop.device
+                    saved.load(state)
             if stop.reason == Reason.TABLES:
                 # The store retires before what depends on the page is in doubt: else the instruction's own page, mapped by
                 # the tables that it writes, would go and come back with the guard, and it would never end.
@@ -297,36 +313,27 @@ class Tlb:
                 stop = filled
             if storing:
                 self.tables.settle()
-            return stop if device == stop.device else replace(stop, device=True)
+            return stop
 
-    def _show(self, registers: tuple[int, ...]) -> None:
+    def _show(self, registers: Registers | None) -> None:
         """What the engine translates by changes: its own TLB must not outlast that."""
         if registers != self._lent:
             self._lent = registers
             self.physical.flush()
 
-    def _lend(self, state: CpuState, space: Space) -> tuple[int, int, int, int]:
-        """Give the engine a mirror for the page table.  Returns CR0, CR3, CR4 and EFER as they were."""
+    def _lend(self, state: CpuState, space: Space) -> Registers:
+        """Give the engine a mirror for the page table.  Returns the registers as they were."""
         cpu = self.cpu
         tss = (state.base(TR), state.cr(0), state.cr(3), state.hflags, cpu.asid)
         if tss != self._tss and not state.is_long:
             self._tss = tss
             cpu.guard_tasks()
-        saved = state.cr(0), state.cr(3), state.cr(4), state.efer
-        cr0, root, cr4, efer = (
-            saved[0] | _CR0, space.mirror.root if state.is_long else space.mirror.low, saved[2] | CR4.PAE, saved[3] | EFER.NXE,
-        )  # fmt: skip
-        state.set_cr(0, cr0)
-        state.set_cr(3, root)
-        state.set_cr(4, cr4)
-        state.efer = efer
-        self._show((cr0, root, cr4, efer))
+        saved = Registers(state.cr(0), state.cr(3), state.cr(4), state.efer, state.root)
+        root = space.mirror.root if state.is_long else space.mirror.low
+        lent = Registers(saved.cr0 | _CR0, root, saved.cr4 | CR4.PAE, saved.efer | EFER.NXE, None)
+        lent.load(state)
+        self._show(lent)
         return saved
-
-    def _take_back(self, state: CpuState, saved: tuple[int, int, int, int]) -> None:
-        for number, value in zip((0, 3, 4), saved, strict=False):
-            state.set_cr(number, value)
-        state.efer = saved[3]
 
     def _fill(self, space: Space, state: CpuState, stop: Stop) -> Stop | None:
         """Answer a page fault of the engine; None to try again."""
@@ -336,7 +343,7 @@ class Tlb:
         found = self._look(space, address, access)
         if isinstance(found, Fault):
             if found.kind == "NPF":
-                return Stop(Reason.EXIT, VMEXIT + NPF, npf=NestedFault(found.code, Gpa(found.address)), device=stop.device)
+                return Stop(Reason.EXIT, VMEXIT + NPF, npf=NestedFault(found.code, Gpa(found.address)))
             state.error_code = found.code
             return stop
         try:
@@ -364,18 +371,20 @@ class Tlb:
 
     def locate(self, address: int, access: Access, *, set_ad: bool) -> int | Fault:
         """System-physical address of an access of the processor's own.  Without `set_ad` nothing is added, or told."""
+        found = self._locate(address, access, set_ad)
+        return found if isinstance(found, Fault) else found & self.physical.a20
+
+    def _locate(self, address: int, access: Access, set_ad: bool) -> int | Fault:
         space = self._space()
-        if space is None:
-            found = translate(self.physical.ram, self._paging, address, access, None, set_ad=set_ad)
-            return found if isinstance(found, Fault) else found.spa
         address = self._linear(address)
-        if set_ad:
+        if space is not None and set_ad:
             used = self._look(space, address, access)
             return used if isinstance(used, Fault) else used[0].spa_of(address)
-        entry = (space.linear if self._paging.format else space.nested).find(address)
-        if entry is not None and self._permits(entry, access):
-            return entry.spa_of(address)
-        found = translate(self.physical.ram, self._paging, address, access, self.cpu.nested, set_ad=False)
+        if space is not None:
+            entry = (space.linear if self._paging.format else space.nested).find(address)
+            if entry is not None and self._permits(entry, access):
+                return entry.spa_of(address)
+        found = translate(self.physical.ram, self._paging, address, access, self.cpu.nested, set_ad=set_ad)
         return found if isinstance(found, Fault) else found.spa
 
     @property

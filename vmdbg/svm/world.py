@@ -128,9 +128,15 @@ def let_through(state: CpuState, code: int) -> None:
     state.q[layout.INTERCEPT // 8] &= ~(1 << code - ExitCode.INTR)
 
 
+def stop_at(state: CpuState, *codes: int) -> None:
+    """Stop at these exit codes of words 3 and 4, until the next `set_intercepts`."""
+    for code in codes:
+        state.q[layout.INTERCEPT // 8] |= 1 << code - ExitCode.INTR
+
+
 def await_gif(state: CpuState) -> None:
     """Something waits for GIF: stop at STGI, until the next `set_intercepts`."""
-    state.q[layout.INTERCEPT // 8] |= 1 << 32 + (ExitCode.STGI & 31)
+    stop_at(state, ExitCode.STGI)
 
 
 # Segments change rarely from one switch to the next: their two forms are remembered.
@@ -258,6 +264,7 @@ def vmrun(cpu: Cpu, size: int) -> Event | None:
     host = s.cr(0), host_cr4, host_efer
     dr6, dr7 = _load_state(cpu, view)
     cpu.dr[6], cpu.dr[7] = dr6 | 0xFFFF0FF0, dr7 | 0x400
+    cpu.debug.update()
     q = s.q
     of = view.cast("Q")
     q[_Q_CR2] = of[_CR2]
@@ -272,6 +279,7 @@ def vmrun(cpu: Cpu, size: int) -> Event | None:
     if guest.np:
         cpu.npt = cpu.engine.physical.shadow(guest.n_cr3, host_cr4 & _SHADOW_CR4, host_efer & _SHADOW_EFER)
         q[_Q_PAT] = of[_G_PAT]
+    cpu.hold_pdptes()
     if cpu.tlb is not None:
         cpu.tlb.control(guest)
     set_intercepts(s, guest)
@@ -348,10 +356,12 @@ def _leave(cpu: Cpu, guest: Guest, code: int, info1: int, info2: int, intinfo: i
     q[_Q_CR0] |= 1
     q[_Q_RFLAGS] &= ~RFLAGS_VM
     cpu.dr[7] = 0x400
+    cpu.debug.update()
     cpu.guest = None
     if cpu.switcher is not None:
         cpu.switcher.left()
     cpu.npt = cpu.engine.physical.host
+    cpu.hold_pdptes()
     s.refresh(0)
     if cpu.task_guard is not None:
         cpu.guard_tasks()
@@ -387,6 +397,7 @@ def vmexit(cpu: Cpu, code: int, info1: int = 0, info2: int = 0, *, intinfo: int 
         view[_INSN_LEN + 1 : _INSN_LEN + 1 + len(insn)] = insn
     if cpu.vmcb_cache is not None:
         cpu.vmcb_cache.store(guest.vmcb, view)
+    cpu.due = cpu.debug.held = 0
     _leave(cpu, guest, code, info1, info2, intinfo)
     if code == ExitCode.SHUTDOWN:
         cpu.observer.notice(cpu, Notice.SHUTDOWN, guest, f"the guest of the VMCB at {guest.vmcb:#x} shut down at "
