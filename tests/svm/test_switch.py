@@ -158,6 +158,16 @@ def test_a_page_that_somebody_watches_is_left_to_python() -> None:
     assert switcher(h).made == 0
 
 
+def test_a_save_area_at_the_end_of_all_addresses() -> None:
+    """Its end is 2^64, which is 0: once it counted as memory, and the host's state went 4 KiB below the machine's RAM."""
+    make = looping("1: incl %esi; cpuid; vmmcall; jmp 1b", rounds=6)
+    h = make()
+    h.state.set_field("vm_hsave", (1 << 64) - 0x1000)
+    h.run(2_000)
+    assert switcher(h).made == 0
+    assert h.cpu.halted
+
+
 def test_registers_that_a_debugger_sets_reach_the_guest() -> None:
     h = looping("1: incl %esi; cpuid; vmmcall; jmp 1b", rounds=1000)()
     h.machine.run(2_000)

@@ -80,9 +80,14 @@ struct hidden { uint32_t selector, pad; uint64_t base; uint32_t limit, flags; };
 #define REG(rt, number) FIELD(rt, uint64_t, at.regs + 8 * (number))
 #define CR(rt, number) FIELD(rt, uint64_t, at.cr + 8 * (number))
 
+static bool holds(uint64_t first, uint64_t end, uint64_t page)
+{
+    return page >= first && page < end && end - page >= PAGE;   /* page + PAGE may be 2^64 */
+}
+
 static bool in_ram(const struct switcher *sw, uint64_t page)
 {
-    return (page >= sw->ranges[0] && page + PAGE <= sw->ranges[1]) || (page >= sw->ranges[2] && page + PAGE <= sw->ranges[3]);
+    return holds(sw->ranges[0], sw->ranges[1], page) || holds(sw->ranges[2], sw->ranges[3], page);
 }
 
 /* The page that rAX names, NULL unless it is one of memory; `stored`: and none whose stores Python must hear of. */
