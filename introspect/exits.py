@@ -277,7 +277,7 @@ def _details(code: int, info1: int, info2: int) -> str:
             return f"error code {info1:#x}"
         case ExitCode.SWINT:
             return f"vector {info1 & 0xFF:#x}"
-        case ExitCode.INVLPG | ExitCode.INVLPGA:
+        case ExitCode.INVLPG:
             return f"address {info1:#x}"
         case ExitCode.IOIO:
             return _describe_ioio(info1, info2)

@@ -40,6 +40,15 @@ _ACCESS = {
 }  # fmt: skip
 
 
+def dr6_value(value: int) -> int:
+    """What DR6 holds after `value` is written to it (APM2 13.1.1.3)."""
+    return value & 0xE00F | DR6_RESET
+
+
+def dr7_value(value: int) -> int:
+    return value & 0xFFFF2FFF | DR7_RESET
+
+
 def canonical(address: int) -> bool:
     """Whether a 64-bit address repeats bit 47 upward (APM2 5.3.1)."""
     return (address >> 47) in (0, 0x1FFFF)

@@ -11,7 +11,7 @@ from introspect.registers import CR4
 from introspect.vmcb import V_INTR
 from vmdbg.engine.engine import EXCEPTION, VMEXIT, Engine, Stop
 from vmdbg.engine.runtime import Reason
-from vmdbg.engine.state import CS, DS, ES, FS, GS, HF_SMAP, IDTR, RAX, RDX, SS
+from vmdbg.engine.state import CS, DS, ES, FS, GS, HF_SMAP, IDTR, RDX, SS
 from vmdbg.platform.bus import Bus
 from vmdbg.platform.cpuid import CpuidConfig
 from vmdbg.svm import world
@@ -19,7 +19,7 @@ from vmdbg.svm.guest import Guest
 from vmdbg.svm.switch import Switcher
 
 from . import instructions
-from .core import DR6_BS, DR6_RESET, DR7_RESET, RFLAGS_IF, Cpu, ExtInt, Observer
+from .core import DR6_BS, DR6_RESET, DR7_RESET, RFLAGS_IF, RFLAGS_VM, Cpu, ExtInt, Observer
 from .events import raise_event
 from .faults import DB, GP, MF, NMI, PF, UD, CpuFault, Event, Kind, NestedPageFault
 
@@ -29,7 +29,7 @@ _WRITE_TRAPS = 0xFFFF8000
 
 _EXIT, _SWINT, _V_IRQ = int(Reason.EXIT), int(ExitCode.SWINT), V_INTR.v_irq
 _PARTICULAR = frozenset(
-    (*range(0x40), ExitCode.MSR, ExitCode.RDTSC, ExitCode.INVLPG, ExitCode.INVLPGA, ExitCode.WBINVD)
+    (*range(0x40), ExitCode.MSR, ExitCode.RDTSC, ExitCode.INVLPG, ExitCode.WBINVD)
 )
 """Exits that more than one intercept bit decides, or with an EXITINFO1."""
 
@@ -366,8 +366,6 @@ class Processor(Cpu):
             else:
                 instructions.interrupt(self, vector, size, opcode)
             return
-        if code == ExitCode.RDPMC:
-            instructions.check_rdpmc(self)
         if guest is not None and self._intercepted(guest, code):
             return
         handler = instructions.EMULATE.get(code)
@@ -422,8 +420,14 @@ class Processor(Cpu):
             world.vmexit(self, trap, value, nrip=s.rip)
 
     def _intercepted(self, guest: Guest, code: int) -> bool:
-        """Leave the guest if its hypervisor intercepts the instruction at RIP; True if it does."""
-        info1 = info2 = 0
+        """Leave the guest if its hypervisor intercepts the instruction at RIP; True if it does.
+
+        Raises `CpuFault` for exceptions that come before the intercept.
+        """
+        check = instructions.CHECK.get(code)
+        if check is not None:
+            check(self)
+        info1 = 0
         if code not in _PARTICULAR:
             if not guest.intercepts(code):
                 return False
@@ -454,9 +458,7 @@ class Processor(Cpu):
             return False
         elif code == ExitCode.INVLPG:
             info1 = instructions.operand_linear(self, self.instruction())
-        elif code == ExitCode.INVLPGA:
-            info1 = self.state.reg(RAX)
-        world.vmexit(self, code, info1, info2, nrip=self.state.rip + instructions.length(self))
+        world.vmexit(self, code, info1, nrip=self.state.rip + instructions.length(self))
         return True
 
     def _register_access(self, guest: Guest, code: int) -> tuple[int, int, bool]:
@@ -469,7 +471,10 @@ class Processor(Cpu):
         return code, insn.rm, guest.intercepts(code)
 
     def _cr0_write(self, guest: Guest) -> tuple[int, int] | None:
-        """CR0 writes: the selective intercept sees changes of bits other than TS and MP (APM2 15.8.1, 15.9)."""
+        """Exit code and EXITINFO1 of MOV to CR0, LMSW and CLTS, if one of two intercepts wants them (APM2 15.8.1, table 15-7).
+
+        The selective one sees changes of bits other than TS and MP, and any LMSW.
+        """
         insn = self.instruction()
         move = insn.opcode == 0x0F22
         info1 = 1 << 63 | insn.rm if move else 0
@@ -477,10 +482,9 @@ class Processor(Cpu):
             return ExitCode.CR0_WRITE, info1
         if not guest.intercepts(ExitCode.CR0_SEL_WRITE) or insn.opcode == 0x0F06:
             return None
-        old = self.cr0
-        new = self.state.reg(insn.rm) if move else old & ~14 | instructions.lmsw_source(self, insn) & 15 | old & 1
-        changed = (old ^ new) & ~0xA
-        return (ExitCode.CR0_SEL_WRITE, info1) if changed else None
+        if move and not (self.cr0 ^ instructions.cr0_value(instructions.moved(self, insn))) & ~0xA:
+            return None
+        return ExitCode.CR0_SEL_WRITE, info1
 
     def _on_exception(self, vector: int) -> None:
         state = self.state
@@ -500,6 +504,10 @@ class Processor(Cpu):
             event = Event(PF, Kind.EXCEPTION, error, address)
         elif vector == UD and self._at_icebp():
             self._missed(ExitCode.ICEBP)  # the engine was built without it
+            return
+        elif vector == GP and self._at_virtual_int_n():
+            insn = self.instruction()  # the engine has looked at IOPL first
+            world.vmexit(self, ExitCode.SWINT, insn.immediate, nrip=state.rip + insn.length)
             return
         elif vector == GP and self._at_user_rdpmc():
             self._missed(ExitCode.RDPMC)  # the engine has the sense of CR4.PCE the wrong way round
@@ -540,6 +548,12 @@ class Processor(Cpu):
     def _at_user_rdpmc(self) -> bool:
         state = self.state
         return bool(state.cpl and state.cr(4) & instructions.CR4_PCE) and self.code()[:2] == b"\x0f\x33"
+
+    def _at_virtual_int_n(self) -> bool:
+        """Whether RIP is at an INT n of virtual-8086 mode that the hypervisor intercepts."""
+        guest = self.guest
+        virtual = guest is not None and bool(self.state.rflags & RFLAGS_VM) and guest.intercepts(ExitCode.SWINT)
+        return virtual and self.instruction().opcode == 0xCD
 
     def _at_icebp(self) -> bool:
         """Whether the instruction at RIP is INT1, with or without prefixes."""
