@@ -46,7 +46,7 @@ def dr6_value(value: int) -> int:
 
 
 def dr7_value(value: int) -> int:
-    return value & 0xFFFF2FFF | DR7_RESET
+    return value & 0xFFFF23FF | DR7_RESET
 
 
 def canonical(address: int) -> bool:

@@ -505,9 +505,7 @@ class Processor(Cpu):
         elif vector == UD and self._at_icebp():
             self._missed(ExitCode.ICEBP)  # the engine was built without it
             return
-        elif vector == GP and self._at_virtual_int_n():
-            insn = self.instruction()  # the engine has looked at IOPL first
-            world.vmexit(self, ExitCode.SWINT, insn.immediate, nrip=state.rip + insn.length)
+        elif vector == GP and state.rflags & RFLAGS_VM and self._before_virtual_privilege():
             return
         elif vector == GP and self._at_user_rdpmc():
             self._missed(ExitCode.RDPMC)  # the engine has the sense of CR4.PCE the wrong way round
@@ -549,11 +547,16 @@ class Processor(Cpu):
         state = self.state
         return bool(state.cpl and state.cr(4) & instructions.CR4_PCE) and self.code()[:2] == b"\x0f\x33"
 
-    def _at_virtual_int_n(self) -> bool:
-        """Whether RIP is at an INT n of virtual-8086 mode that the hypervisor intercepts."""
-        guest = self.guest
-        virtual = guest is not None and bool(self.state.rflags & RFLAGS_VM) and guest.intercepts(ExitCode.SWINT)
-        return virtual and self.instruction().opcode == 0xCD
+    def _before_virtual_privilege(self) -> bool:
+        """In virtual-8086 mode the engine looks at privilege too early for some instructions; True if RIP was at one."""
+        guest, insn = self.guest, self.instruction()
+        if insn.opcode == 0xCD and guest is not None and guest.intercepts(ExitCode.SWINT):
+            world.vmexit(self, ExitCode.SWINT, insn.immediate, nrip=self.state.rip + insn.length)
+            return True
+        if insn.opcode == 0x0F01 and insn.modrm in range(0xD8, 0xE0):  # those of SVM are undefined outside protected mode
+            raise_event(self, Event(UD, Kind.EXCEPTION))
+            return True
+        return False
 
     def _at_icebp(self) -> bool:
         """Whether the instruction at RIP is INT1, with or without prefixes."""

@@ -70,7 +70,7 @@ enum { RFLAGS_TF = 1 << 8, RFLAGS_IF = 1 << 9, RFLAGS_RF = 1 << 16, RFLAGS_VM = 
 #define CR0_DEFINED 0xe005003full
 enum { CR0_ET = 1 << 4 };
 #define DR6(value) (((value) & 0xe00f) | 0xffff0ff0)
-#define DR7(value) (((value) & 0xffff2fff) | 0x400)
+#define DR7(value) (((value) & 0xffff23ff) | 0x400)
 enum { EFER_LME = 1 << 8, EFER_LMA = 1 << 10, EFER_SVME = 1 << 12 };
 enum { CR4_OSFXSR = 1 << 9, CR4_SMAP = 1 << 21 };
 enum { SEG_L = 1 << 21, SEG_DB = 1 << 22 };             /* in the engine's form */
