@@ -348,6 +348,11 @@ def invalidate(cpu: Cpu) -> None:
     cpu.advance(size)
 
 
+def check_privilege(cpu: Cpu) -> None:
+    if cpu.state.cpl:
+        raise CpuFault(GP, 0)
+
+
 def undefined(cpu: Cpu) -> None:
     raise CpuFault(UD)
 
@@ -535,6 +540,7 @@ CHECK: dict[int, Callable[[Cpu], object]] = {
     **dict.fromkeys(range(0x20, 0x40), check_dr),
     0x6F: check_rdpmc,
     **{0x80 + number: partial(world.operand, what=what) for number, what in ((0, "VMRUN"), (2, "VMLOAD"), (3, "VMSAVE"))},
+    0x86: check_privilege,
     0x8A: undefined,
     0x8B: undefined,
 }

@@ -22,6 +22,7 @@ from . import instructions
 from .core import DR6_BS, DR6_RESET, DR7_RESET, RFLAGS_IF, RFLAGS_VM, Cpu, ExtInt, Observer
 from .events import raise_event
 from .faults import DB, GP, MF, NMI, PF, UD, CpuFault, Event, Kind, NestedPageFault
+from .faults import SS as STACK_FAULT
 
 _WRITE_TRAPS = 0xFFFF8000
 """In intercept word 4: EFER and CR0 to CR15, after the write."""
@@ -352,7 +353,8 @@ class Processor(Cpu):
 
     def _on_exit(self, stop: Stop) -> None:
         if stop.npf is not None:
-            world.nested_fault_exit(self, self._classify(stop), None)
+            if not self._port_comes_first():
+                world.nested_fault_exit(self, self._classify(stop), None)
             return
         code = stop.code - VMEXIT
         if 0x40 <= code < 0x60:
@@ -491,6 +493,8 @@ class Processor(Cpu):
         if vector == MF and self.ne_is_ours:
             world.vmexit(self, ExitCode.FERR_FREEZE)
             return
+        if vector in (PF, GP, STACK_FAULT) and self._port_comes_first():
+            return
         if vector == PF:
             error, address = state.error_code, self.engine.fault_address()
             if state.cpl == 3 and not error & PF_ERROR.U and self._far_transfer_stack(address):
@@ -559,11 +563,29 @@ class Processor(Cpu):
         return False
 
     def _at_icebp(self) -> bool:
-        """Whether the instruction at RIP is INT1, with or without prefixes."""
-        code = self.code().lstrip(b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf2\xf3")
+        return self._opcode() == 0xF1
+
+    def _opcode(self) -> int:
+        """The first byte at RIP that is no prefix; -1 if it cannot be read."""
+        code = self.code().lstrip(b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3")
         if self.bits == 64:
             code = code.lstrip(bytes(range(0x40, 0x50)))
-        return code[:1] == b"\xf1"
+        return code[0] if code else -1
+
+    def _port_comes_first(self) -> bool:
+        """At a fault of memory: whether RIP is at an INS or OUTS that leaves the guest for its port first (APM2 15.10.2).
+
+        Raises the #GP of a port that may not be used.
+        """
+        if self._opcode() not in (0x6C, 0x6D, 0x6E, 0x6F):
+            return False
+        insn = self.instruction()
+        port, size = self.state.reg(RDX) & 0xFFFF, 1 if not insn.opcode & 1 else min(insn.operand, 32) // 8
+        instructions.io_permitted(self, port, size)
+        if not world.io_intercepted(self, port, size):
+            return False
+        world.io_exit(self, insn, port, size)
+        return True
 
     def _on_io(self) -> None:
         rt = self.engine.rt

@@ -387,7 +387,7 @@ static uint32_t length(const struct runtime *rt, uint32_t code)
 /* Exits that one intercept bit decides, without an EXITINFO. */
 static bool is_plain(uint32_t code)
 {
-    return code == CPUID || code == HLT || (code >= VMRUN && code <= SKINIT);
+    return code == CPUID || code == HLT || (code >= VMRUN && code < SKINIT);
 }
 
 /* Whether rAX has to be looked at before the intercept. */
