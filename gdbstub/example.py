@@ -166,10 +166,10 @@ class Example:
 
     # -- Target: breakpoints and running
 
-    def insert_breakpoint(self, kind: BreakpointKind, address: int, length: int, pid: int) -> None:
+    def insert_breakpoint(self, kind: BreakpointKind, address: int, length: int, thread: ThreadId) -> None:
         if not CODE <= address < DATA + PAGE:
             raise TargetError(f"no breakpoint fits at {address:#x}: memory is {CODE:#x} .. {DATA + PAGE:#x}")
-        self.points.setdefault((pid, address), {})[kind] = length
+        self.points.setdefault((thread.pid, address), {})[kind] = length
 
     def remove_breakpoint(self, kind: BreakpointKind, address: int, length: int, pid: int) -> None:
         kinds = self.points[pid, address]

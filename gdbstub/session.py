@@ -13,6 +13,7 @@ from gdbstub.target import (
     BreakpointKind,
     Created,
     Event,
+    ExecFile,
     Exited,
     Output,
     Reason,
@@ -66,6 +67,8 @@ class Session:
         self.stopped: Stop | None = None
         # The threads of the last resume: GDB takes no event of another.
         self.acting: frozenset[ThreadId] = frozenset()
+        # Inferiors told as forks, which GDB takes for copies of their parents, executable and breakpoints included.
+        self._copies: set[int] = set()
         self._write = write
         self._parser = Parser(PACKET_SIZE)
         self._last = b""
@@ -243,6 +246,7 @@ class Session:
         """Let go of an attached inferior; with the last one, the machine runs on by itself."""
         self._remove_breakpoints(pid)
         del self.attached[pid]
+        self._copies.discard(pid)
         self.target.detach(pid)
         if not self.attached:
             self.target.resume({})
@@ -251,6 +255,7 @@ class Session:
     def forget(self, pid: int) -> None:
         """An inferior is gone, and its breakpoints with it."""
         self.attached.pop(pid, None)
+        self._copies.discard(pid)
         self.breakpoints = {point for point in self.breakpoints if point[3] != pid}
         if self.stopped is not None and self.stopped.thread.pid == pid:
             self.stopped = None
@@ -301,10 +306,26 @@ class Session:
             thread = next(iter(actions), None)
             self._report(Stop(self.current() if thread is None else thread, Signal.INT))
             return
+        if self._executes(actions):
+            return
         self.target.resume(actions)
         self.acting = frozenset(actions)
         self.running = True
         self.slice()
+
+    def _executes(self, actions: Mapping[ThreadId, Action]) -> bool:
+        """Whether a child that is resumed for the first time was told to execute its own image instead of its parent's.
+
+        Not while a thread steps: GDB would forget the step over the event.
+        """
+        child = next((thread for thread in actions if thread.pid in self._copies), None)
+        if child is None or any(action.step for action in actions.values()):
+            return False
+        self._copies.discard(child.pid)
+        image = self.target.exec_file(child.pid) if isinstance(self.target, ExecFile) else ""
+        if image:
+            self._report(Stop(child), b"exec:%b;" % hexlify(image.encode()))
+        return bool(image)
 
     def interrupt(self) -> None:
         """^C: stop; or, if the machine has just stopped by itself, stop at once when it is next resumed.
@@ -366,6 +387,8 @@ class Session:
         forks = b"fork-events+" in self.features and event.parent in self.acting
         if parent is not None and forks and parent.alike(self.target.description(pid)):
             self.attach(pid)
+            if b"exec-events+" in self.features:
+                self._copies.add(pid)
             self._report(Stop(event.parent), b"fork:%b;" % self.thread_name(event.thread))
         else:
             names = {inferior.pid: inferior.name for inferior in self.target.inferiors()}

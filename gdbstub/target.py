@@ -156,7 +156,8 @@ class Created:
     """An inferior appeared: `thread` is its first thread, `parent` the thread that made it.
 
     A client that takes fork events and is attached to the parent is told, as of a fork: GDB prints
-    "[Detaching after fork from child process N]", or attaches at once under `set detach-on-fork off`.
+    "[Detaching after fork from child process N]", or attaches at once under `set detach-on-fork off`.  What it attached to
+    so is told to execute the image of `ExecFile` when it is first resumed.
     """
 
     thread: ThreadId
@@ -211,9 +212,10 @@ class Target(Protocol):
     def write_memory(self, thread: ThreadId, address: int, data: bytes) -> None:
         """Write all of `data`, past write protection, or nothing and raise TargetError."""
 
-    def insert_breakpoint(self, kind: BreakpointKind, address: int, length: int, pid: int) -> None:
-        """Stop any thread of inferior `pid` that executes at (or writes, reads, accesses) the address, and none of
-        another inferior. `length` is the watched length in bytes (watchpoints) or the instruction kind (1 on x86).
+    def insert_breakpoint(self, kind: BreakpointKind, address: int, length: int, thread: ThreadId) -> None:
+        """Stop any thread of `thread`'s inferior that executes at (or writes, reads, accesses) the address, and none of
+        another inferior. The client has this thread selected: where the address means several things, it means what it
+        does to that one. `length` is the watched length in bytes (watchpoints) or the instruction kind (1 on x86).
         Never called twice for the same breakpoint without a remove between."""
 
     def remove_breakpoint(self, kind: BreakpointKind, address: int, length: int, pid: int) -> None:
@@ -296,7 +298,9 @@ class ExecFile(Protocol):
     """The image that holds an inferior's symbols (qXfer:exec-file)."""
 
     def exec_file(self, pid: int) -> str:
-        """Absolute path, "" if none is known. GDB opens it through `Files` if the target offers that."""
+        """Absolute path, "" if none is known. GDB opens it through `Files` if the target offers that.
+
+        `info inferiors` shows it, with "target:" in front."""
 
 
 @runtime_checkable

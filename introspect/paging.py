@@ -144,6 +144,11 @@ class PagingState:
         """"off", "legacy", "PAE", "4-level" or "5-level"."""
         return self.format.name if self.format else "off"
 
+    @property
+    def root(self) -> int | None:
+        """Guest-physical address of the topmost table; None while paging is off."""
+        return self.cr3 & self.format.base if self.format else None
+
 
 @dataclass(frozen=True, slots=True)
 class Nested:

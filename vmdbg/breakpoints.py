@@ -1,6 +1,6 @@
-"""Breakpoints and watchpoints of inferiors on one machine.
+"""Breakpoints and watchpoints of inferiors on one machine, and the address spaces they belong to.
 
-Execution breakpoints are linear addresses that the engine stops at, whoever executes them; who owns them is looked up
+Execution breakpoints are linear addresses that the engine stops at, whoever executes them; whose they are is looked up
 then.  Watchpoints lie in system-physical memory, so that a store through any mapping is seen: the engine stops at every
 access to their pages, and the bytes are compared.
 """
@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from gdbstub.target import BreakpointKind, TargetError
-from vmdbg.contexts import Context, locate
+from vmdbg.contexts import Context, Space, locate_gpa, lookup, space
 from vmdbg.cpu.operands import accesses
 from vmdbg.engine.physical import WATCH_READ, WATCH_WRITE
 from vmdbg.machine import Event, Machine
@@ -30,16 +31,45 @@ Touched = list[tuple[int | None, int, bool, bool]]
 """(spa, bytes, reads, writes) of an instruction's accesses."""
 
 
+class Rule(StrEnum):
+    """Where breakpoints hit and watchpoints look."""
+
+    ANY = "any"
+    """In every address space of their inferior."""
+    SHARED = "shared"
+    """In their own, and where another maps the address to the same page."""
+    OWN = "own"
+    """In their own."""
+
+
 @dataclass(slots=True, eq=False)
-class Watchpoint:
-    """A watched linear range of one inferior; `pieces` are the (spa, length) it lies in now, none while unmapped."""
+class Breakpoint:
+    """Of one inferior, and of what its address names in one address space.  A watchpoint is one with a `length` in bytes.
+
+    A client takes all of them out at every stop, and puts them in again when it resumes, whatever is running then: what is
+    out is forgotten only when the machine continues without it.
+    """
 
     kind: BreakpointKind
     address: int
     length: int
     pid: int
+    inserted: bool = True
+    home: Space | None = None
+    """Where it was set; None while the address was not translated to anything there, and it has not hit since."""
+    hits: int = 0
+    passes: int = 0
+    """Executions in address spaces that it does not belong to."""
+
+
+@dataclass(slots=True, eq=False)
+class Watchpoint(Breakpoint):
+    """`pieces` are the (spa, length) that the watched range lies in now, none while unmapped."""
+
     pieces: list[tuple[int, int]] = field(default_factory=list)
     value: bytes = b""
+    pages: dict[int, int | None] = field(default_factory=dict)
+    """Guest-physical addresses of its linear pages, as its address space had them last."""
 
     def accessed(self, touched: Touched) -> bool:
         """Whether accesses fire it that a comparison of values would not show."""
@@ -57,51 +87,85 @@ class Breakpoints:
 
     def __init__(self, machine: Machine, context_of: Callable[[int], Context | None]) -> None:
         self.machine = machine
-        self.watchpoints: list[Watchpoint] = []
+        self.rule = Rule.SHARED
         self.stored = False
         """The processor's own stores (an exit's fields in the VMCB, an interrupt's frame) went to a watched page."""
         self._context_of = context_of
-        self._points: dict[int, set[tuple[BreakpointKind, int]]] = {}
+        self._known: dict[tuple[BreakpointKind, int, int, int], Breakpoint] = {}
         self._guarded: dict[int, int] = {}
         machine.engine.physical.on_watched = self._on_store
 
+    def __iter__(self) -> Iterator[Breakpoint]:
+        """Those that the client has, inserted or not."""
+        return iter(self._known.values())
+
+    @property
+    def _inserted(self) -> Iterator[Breakpoint]:
+        return (point for point in self if point.inserted)
+
+    @property
+    def watchpoints(self) -> list[Watchpoint]:
+        return [point for point in self._inserted if isinstance(point, Watchpoint)]
+
     def __bool__(self) -> bool:
         """Whether there is any to execute."""
-        return bool(self._points)
+        return any(point.kind in _EXECUTE for point in self._inserted)
 
-    def insert(self, kind: BreakpointKind, address: int, length: int, pid: int) -> None:
-        if kind in _EXECUTE:
-            self._points.setdefault(address, set()).add((kind, pid))
+    def insert(self, kind: BreakpointKind, address: int, length: int, pid: int, context: Context) -> None:
+        """`context`: the thread in whose address space the address is meant."""
+        key = kind, address, length, pid
+        point = self._known.get(key)
+        if point is not None:
+            point.inserted = True
             return
-        if not 1 <= length <= PAGE:
+        if kind not in _EXECUTE and not 1 <= length <= PAGE:
             raise TargetError(f"a watchpoint of {length} bytes is not possible; watch 1 to {PAGE} bytes")
-        self.watchpoints.append(Watchpoint(kind, address, length, pid))
+        point = self._known[key] = (Breakpoint if kind in _EXECUTE else Watchpoint)(*key)
+        self._settle(point, context)
+        if isinstance(point, Watchpoint):
+            point.pieces = list(self._pieces(point, context))
 
     def remove(self, kind: BreakpointKind, address: int, length: int, pid: int) -> None:
-        if kind in _EXECUTE:
-            owners = self._points.get(address, set())
-            owners.discard((kind, pid))
-            if not owners:
-                self._points.pop(address, None)
-            return
-        for point in self.watchpoints:
-            if (point.kind, point.address, point.length, point.pid) == (kind, address, length, pid):
-                self.watchpoints.remove(point)
-                break
-        self.guard()
+        point = self._known.get((kind, address, length, pid))
+        if point is not None:
+            point.inserted = False
+            if isinstance(point, Watchpoint):
+                self.guard()
+
+    def forget_removed(self) -> None:
+        """The machine continues without those that are not inserted: the client has deleted them."""
+        self._known = {key: point for key, point in self._known.items() if point.inserted}
 
     def forget(self, pid: int) -> None:
         """An inferior is gone."""
-        self._points = {a: left for a, owners in self._points.items() if (left := {o for o in owners if o[1] != pid})}
-        self.watchpoints = [point for point in self.watchpoints if point.pid != pid]
+        self._known = {key: point for key, point in self._known.items() if point.pid != pid}
 
-    def kind_at(self, address: int, pid: int) -> BreakpointKind | None:
-        """The inferior's breakpoint at a linear address."""
-        return next((kind for kind, owner in sorted(self._points.get(address, ())) if owner == pid), None)
+    def at(self, address: int, pid: int) -> list[Breakpoint]:
+        """The inferior's breakpoints at a linear address."""
+        return [p for p in self._inserted if p.address == address and p.pid == pid and p.kind in _EXECUTE]
+
+    def owns(self, point: Breakpoint, context: Context) -> bool:
+        """Whether it belongs to the address space that a thread is in."""
+        home = point.home
+        if home is None or self.rule == Rule.ANY or context.paging().root == home.root:
+            return True
+        return self.rule == Rule.SHARED and space(self.machine.ram, context, point.address).page == home.page
+
+    def hit(self, point: Breakpoint, context: Context) -> None:
+        """It stops a thread; if it had no address space yet, the thread's is its own."""
+        point.hits += 1
+        self._settle(point, context)
+
+    def _settle(self, point: Breakpoint, context: Context) -> None:
+        if point.home is None:
+            here = space(self.machine.ram, context, point.address)
+            if here.root is not None and here.page is not None:
+                point.home = here
 
     def arm(self, also: int | None = None) -> None:
         """Have the engine stop at all of them, and at one more address."""
-        self.machine.engine.arm(self._points.keys() | ({also} if also is not None else set()))
+        addresses = {point.address for point in self._inserted if point.kind in _EXECUTE}
+        self.machine.engine.arm(addresses | ({also} if also is not None else set()))
 
     # Watchpoints
 
@@ -110,7 +174,7 @@ class Breakpoints:
         machine = self.machine
         wanted: dict[int, int] = {}
         for point in self.watchpoints:
-            point.pieces = list(self._pieces(point))
+            point.pieces = list(self._pieces(point, self._context_of(point.pid)))
             point.value = self._value(point)
             for spa, _ in point.pieces:
                 wanted[spa // PAGE] = wanted.get(spa // PAGE, 0) | _FLAGS[point.kind]
@@ -126,16 +190,25 @@ class Breakpoints:
 
     def remap(self, pid: int) -> None:
         """Follow an inferior's watched addresses to where its page tables map them now."""
-        if any(point.pid == pid and point.pieces != list(self._pieces(point)) for point in self.watchpoints):
+        context = self._context_of(pid)
+        if any(point.pid == pid and point.pieces != list(self._pieces(point, context)) for point in self.watchpoints):
             self.guard()
 
-    def _pieces(self, point: Watchpoint) -> Iterator[tuple[int, int]]:
-        context = self._context_of(point.pid)
-        address, left = point.address, point.length if context is not None else 0
+    def _pieces(self, point: Watchpoint, context: Context | None) -> Iterator[tuple[int, int]]:
+        """Where its address space has the range: as that had it last, while `context` is in another one."""
+        ram = self.machine.ram
+        if context is None:
+            return
+        elsewhere = self.rule != Rule.ANY and point.home is not None and context.paging().root != point.home.root
+        address, left = point.address, point.length
         while left:
-            assert context is not None
-            size = min(left, PAGE - address % PAGE)
-            spa = locate(self.machine.ram, context, address)
+            size, page, spa = min(left, PAGE - address % PAGE), address // PAGE, None
+            if not elsewhere:
+                found = lookup(ram, context, address)
+                point.pages[page] = int(found.gpa) & -PAGE if found is not None else None
+                spa = int(found.spa) if found is not None and ram.contains(found.spa) else None
+            elif (gpa := point.pages.get(page)) is not None:
+                spa = locate_gpa(ram, context, gpa + address % PAGE)
             if spa is not None:
                 yield spa, size
             address += size

@@ -8,9 +8,9 @@ translations leave no accessed bits, devices are not read.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from introspect.paging import Access, Nested, PagingState, Translation, translate
+from introspect.paging import Access, Nested, NestedTranslation, PagingState, Translation, nested_translate, translate
 from introspect.vmcb import VMCB
 from vmdbg.cpu.processor import Processor
 from vmdbg.engine import layout
@@ -233,12 +233,42 @@ def _privileged(state: PagingState) -> PagingState:
     return PagingState(state.cr0, state.cr3, state.cr4, state.efer, 0, True, state.maxphyaddr, state.pdptes)
 
 
-def locate(ram: Ram, context: Context, address: int) -> int | None:
-    """System-physical address of a linear one in a thread's own two-dimensional translation; None if there is none."""
+def lookup(ram: Ram, context: Context, address: int) -> Translation | None:
+    """A linear address in a thread's own two-dimensional translation; None if it leads nowhere."""
     found = translate(ram, _privileged(context.paging()), address, _READ, context.nested(), set_ad=False)
-    if not isinstance(found, Translation) or not ram.contains(found.spa):
-        return None
-    return int(found.spa)
+    return found if isinstance(found, Translation) else None
+
+
+def locate(ram: Ram, context: Context, address: int) -> int | None:
+    """System-physical address of a linear one in RAM; None if there is none."""
+    found = lookup(ram, context, address)
+    return int(found.spa) if found is not None and ram.contains(found.spa) else None
+
+
+class Space(NamedTuple):
+    """An address space, and what one linear address names in it."""
+
+    root: int | None
+    """Guest-physical address of the page tables; None while paging is off."""
+    page: int | None
+    """Guest-physical address of the page; None if the address is not mapped."""
+
+
+def space(ram: Ram, context: Context, address: int) -> Space:
+    """Where a linear address leads for a thread now."""
+    found = lookup(ram, context, address)
+    return Space(context.paging().root, int(found.gpa) & -_PAGE if found is not None else None)
+
+
+def locate_gpa(ram: Ram, context: Context, gpa: int) -> int | None:
+    """System-physical address of a thread's guest-physical one; None if there is none."""
+    nested = context.nested()
+    if nested is not None:
+        found = nested_translate(ram, nested, gpa, write=False, execute=False, set_ad=False)
+        if not isinstance(found, NestedTranslation):
+            return None
+        gpa = int(found.spa)
+    return gpa if ram.contains(gpa) else None
 
 
 def read_memory(ram: Ram, context: Context, address: int, length: int) -> bytes:

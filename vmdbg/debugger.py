@@ -28,7 +28,7 @@ from gdbstub.target import (
 from gdbstub.target import Event as StubEvent
 from introspect.exits import EVENT, exit_name
 from vmdbg.boot.elf import is_elf64
-from vmdbg.breakpoints import Breakpoints, Watchpoint
+from vmdbg.breakpoints import Breakpoint, Breakpoints, Watchpoint
 from vmdbg.contexts import Context, LiveContext, SavedContext, locate, read_memory, write_memory
 from vmdbg.cpu.faults import Kind
 from vmdbg.cpu.processor import Processor
@@ -55,6 +55,14 @@ _REASONS = {
 
 _description = cache(x86)
 
+_NO_CODE = b"S0030000FC\r\nS9030000FC\r\n"
+"""A file of Motorola S-records without data.  Every gdb takes it for an executable: one of no architecture, which so goes
+with the registers of any mode."""
+
+
+def _title(guest: KnownGuest, vcpu: Vcpu) -> str:
+    return f"{guest.name} asid={vcpu.asid} vmcb={vcpu.vmcb:#x}"
+
 
 class Debugger:
     """One machine under a stub; also a `Monitor`, `Run`, `Kill`, `ExecFile`, `Files` and `MemoryRegions` target."""
@@ -67,6 +75,8 @@ class Debugger:
         """Symbol files assigned to inferiors, by pid."""
         self.architectures: dict[int, str] = {}
         """Register descriptions chosen by hand, by pid."""
+        self._offered: dict[str, Path | None] = {}
+        """What clients may read: every name that `exec_file` gave, since gdb opens it later again, and what is there."""
         self._use(machine)
 
     def _use(self, machine: Machine) -> None:
@@ -106,7 +116,7 @@ class Debugger:
             ]
         return [
             Thread(
-                vcpu.thread, f"{guest.name} asid={vcpu.asid} vmcb={vcpu.vmcb:#x}", vcpu.running_on,
+                vcpu.thread, _title(guest, vcpu), vcpu.running_on,
                 "in host" if vcpu.running_on is None else f"running on CPU {vcpu.running_on}",
             )
             for guest in [self.guest(pid)] for vcpu in guest.vcpus.values()
@@ -239,8 +249,8 @@ class Debugger:
 
     # Breakpoints
 
-    def insert_breakpoint(self, kind: BreakpointKind, address: int, length: int, pid: int) -> None:
-        self.breakpoints.insert(kind, address, length, pid)
+    def insert_breakpoint(self, kind: BreakpointKind, address: int, length: int, thread: ThreadId) -> None:
+        self.breakpoints.insert(kind, address, length, thread.pid, self.context(thread))
 
     def remove_breakpoint(self, kind: BreakpointKind, address: int, length: int, pid: int) -> None:
         self.breakpoints.remove(kind, address, length, pid)
@@ -261,6 +271,8 @@ class Debugger:
         pids = {thread.pid for thread in actions}
         self._resting = {ThreadId(pid, t.tid) for pid in pids for t in self.threads(pid)} - actions.keys()
         self._stepping = next((self._step(t, action) for t, action in actions.items() if action.step), None)
+        if self._stepping is None:
+            self.breakpoints.forget_removed()
         self.breakpoints.arm()
         self.breakpoints.guard()
 
@@ -389,19 +401,38 @@ class Debugger:
             self._exit_stop = Stop(self._reported(thread), text=f"#VMEXIT {exit_name(code)} of {owner.name}")
             cpu.pause = True
 
-    def _hit(self, cpu: Processor) -> BreakpointKind | None:
-        """The breakpoint at the CPU's RIP that belongs to the thread it executes."""
-        thread = self.thread_on(cpu)
-        kind = self.breakpoints.kind_at(cpu.state.linear_rip, thread.pid)
-        if kind is None or self._acts(thread):
-            return kind
+    def _hit(self, cpu: Processor) -> Breakpoint | None:
+        """The breakpoint at the CPU's RIP that belongs to the thread it executes, and to its address space."""
+        thread, pc = self.thread_on(cpu), cpu.state.linear_rip
+        points = self.breakpoints.at(pc, thread.pid)
+        if not points:
+            return None
+        context = LiveContext(cpu)
+        point = next((point for point in points if self.breakpoints.owns(point, context)), None)
+        if point is None:
+            for other in points:
+                self._pass(other, context.paging().root)
+            return None
+        if self._acts(thread):
+            return point
         if not self._told_of_passing:
             self._told_of_passing = True
             self._events.append(Output(
-                f"[inferior {thread.pid} ran past its breakpoint at {cpu.state.linear_rip:#x}: the debugger resumed "
+                f"[inferior {thread.pid} ran past its breakpoint at {pc:#x}: the debugger resumed "
                 "others only; `set schedule-multiple on` makes gdb resume all]\n"
             ))  # fmt: skip
         return None
+
+    def _pass(self, point: Breakpoint, root: int | None) -> None:
+        """A breakpoint does not hit, for the address space is another; its user is told once."""
+        if not point.passes:
+            assert point.home is not None
+            elsewhere = "with paging off" if root is None else f"under the page tables at {root:#x}"
+            self._events.append(Output(
+                f"[process {point.pid} passes its breakpoint at {point.address:#x} {elsewhere}: it belongs to those at "
+                f"{point.home.root:#x}; `monitor breakpoints any` has it hit in every address space]\n"
+            ))  # fmt: skip
+        point.passes += 1
 
     def _happened(self, event: Event) -> StubEvent | None:
         machine = self.machine
@@ -409,10 +440,14 @@ class Debugger:
         if self._exit_stop is not None:
             stop, self._exit_stop = self._exit_stop, None
             return stop
+        if self.history.stopped_for and self._acting:
+            text, self.history.stopped_for = self.history.stopped_for, ""
+            return Stop(self._reported(self.thread_on(cpu)), text=f"[{text}]")
         if event == Event.BREAKPOINT:
-            kind = self._hit(cpu)
-            if kind is not None:
-                return Stop(self.thread_on(cpu), reason=_REASONS[kind])
+            point = self._hit(cpu)
+            if point is not None:
+                self.breakpoints.hit(point, LiveContext(cpu))
+                return Stop(self.thread_on(cpu), reason=_REASONS[point.kind])
             stepping = self._stepping
             if stepping is not None and stepping.back == self._place(LiveContext(cpu)):
                 return None
@@ -455,6 +490,7 @@ class Debugger:
         for point in fired:
             owners = [t for t in self._acting if t.pid == point.pid]
             if owners:
+                point.hits += 1
                 where = thread if thread.pid == point.pid and self._acts(thread) else owners[0]
                 text = f"[{point.address:#x} was accessed {text}]" if text and where != thread else ""
                 return Stop(where, reason=_REASONS[point.kind], address=point.address, text=text)
@@ -488,8 +524,10 @@ class Debugger:
             raise TargetError(f"{program} is not the machine's image; `run` without a program starts that one again")
         self.machine.close()
         self._ended = True
+        rule = self.breakpoints.rule
         try:
             self._use(self.restart(arguments))
+            self.breakpoints.rule = rule
         except UsageError as error:
             raise TargetError(str(error)) from None
         return HOST
@@ -502,24 +540,34 @@ class Debugger:
         self._ended = True
 
     def exec_file(self, pid: int) -> str:
-        """Only a file that goes with the registers: gdb takes the architecture of an executable for that of the thread,
+        """The inferior by name, for gdb's `info inferiors` shows no other text of ours: a guest is a folder with the file
+        of its symbols, or an empty file."""
+        path = self._executable(pid)
+        name = "/hypervisor" if pid == HOST else f"/{self.threads(pid)[0].name}"
+        if path is not None:
+            name = str(path.resolve()) if pid == HOST else f"{name}/{path.name}"
+        self._offered[name] = path
+        return name
+
+    def _executable(self, pid: int) -> Path | None:
+        """A symbol file that goes with the registers: gdb takes the architecture of an executable for that of the thread,
         and refuses a description that contradicts it.  16-bit code goes with none."""
         path, architecture = self._symbol_file(pid), self.description(pid).architecture
         fits = path is not None and architecture != "i8086" and is_elf64(path) == (architecture == WIDE)
-        return str(path.resolve()) if path is not None and fits else ""
+        return path if fits else None
 
     def _own_files(self) -> set[Path]:
         source, symbols = self.machine.source, self._symbol_file(HOST)
-        return {Path(f).resolve() for f in (source, symbols) if isinstance(f, str | Path)}
+        return {Path(f).resolve() for f in (source, symbols, self.exec_file(HOST)) if isinstance(f, str | Path)}
 
     def _symbol_file(self, pid: int) -> Path | None:
         return self.symbols.get(pid) or (self.machine.image.debug_file if pid == HOST else None)
 
     def read_file(self, name: str) -> bytes | None:
-        offered = [path for pid in (HOST, *self.symbols) if (path := self._symbol_file(pid)) is not None]
-        if name not in {str(path.resolve()) for path in offered}:
+        if name not in self._offered:
             return None
+        path = self._offered[name]
         try:
-            return Path(name).read_bytes()
+            return _NO_CODE if path is None else path.read_bytes()
         except OSError:
             return None

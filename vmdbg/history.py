@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import ctypes
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
-from introspect.exits import exit_name
+from introspect.exits import ExitCode, exit_name
+from introspect.intercepts import intercepted, words_of
+from introspect.vmcb import VMCB
+from vmdbg.cpu.core import Notice
 from vmdbg.engine import layout
 from vmdbg.svm.switch import KEEP, Record, Ring
 
 if TYPE_CHECKING:
     from vmdbg.cpu.core import Cpu
+    from vmdbg.engine.memory import Ram
     from vmdbg.svm.guest import Guest
+
+VMCB_SIZE = 4096
+
 
 @dataclass(slots=True)
 class Vcpu:
@@ -46,6 +54,8 @@ class KnownGuest:
     threads: int = 0
     """vCPUs there ever were: their numbers are not used again."""
     gone: bool = False
+    unfit: int | None = None
+    """How many exits it had had when `look` found that none of its VMCBs could be run."""
 
     @property
     def exits(self) -> list[Exit]:
@@ -83,7 +93,7 @@ class History:
     """Told of every VMRUN and #VMEXIT; finds out which guest they belong to.
 
     VMCBs that run under the same nested root are vCPUs of one guest.  A VMCB that comes back with another ASID and
-    another root is a page used anew: a new guest.
+    another root is a page used anew: a new guest.  A guest none of whose VMCBs could be run for a while is gone.
     """
 
     def __init__(self) -> None:
@@ -92,6 +102,12 @@ class History:
         self.total = ctypes.c_uint64()
         self.watching = False
         """Somebody waits for what a world switch brings: tell `on_switch` of each."""
+        self.stop_on: frozenset[Notice] = frozenset()
+        """What the machine is to stop for."""
+        self.notices: deque[str] = deque(maxlen=100)
+        """What was worth telling, in words, oldest first."""
+        self.stopped_for = ""
+        """Why the machine is to stop, until somebody has taken note."""
         self.unused: Callable[[int], None] = lambda vmcb: None
         """Called when a VMCB changes hands, or when its next VMRUN is a special one."""
         self.trace: TextIO | None = None
@@ -105,6 +121,17 @@ class History:
     def attentive(self) -> bool:
         """Whether each world switch must come here at once."""
         return self.watching or self.trace is not None
+
+    def notice(self, cpu: Cpu, what: Notice, guest: Guest, text: str) -> None:
+        """Note it, in the trace too; pause if it is one to stop for."""
+        owner = self.by_vmcb[guest.vmcb][0]
+        line = f"{what} t={cpu.engine.clock.now} cpu={cpu.index} guest={owner.number}: {text}"
+        self.notices.append(line)
+        if self.trace is not None:
+            self.trace.write(f"# {line}\n")
+        if what in self.stop_on:
+            self.stopped_for = text
+            cpu.pause = True
 
     def memory_of(self, vmcb: int) -> tuple[int, int]:
         """Addresses of a VMCB's general registers and of its guest's exit ring."""
@@ -179,6 +206,25 @@ class History:
         owner.gone = not owner.vcpus
         self.version += 1
 
+    def look(self, ram: Ram, svm: bool) -> None:
+        """Let go of the guests that were unfit to run at the last look, too, and did not run since.
+
+        A guest is unfit if every VMCB of it has both ASID 0 and the intercept of VMRUN clear, each of which VMRUN refuses: a
+        page cleared or used for something else.  One look would take a VMCB that is being written for such a page.  `svm` is
+        whether a CPU has SVM enabled; without, none is fit.
+        """
+        for guest in self.guests.values():
+            if guest.gone:
+                continue
+            last = guest.ring.count
+            if svm and any(vcpu.running_on is not None or _fit(ram, vcpu.vmcb) for vcpu in guest.vcpus.values()):
+                guest.unfit = None
+            elif guest.unfit != last:
+                guest.unfit = last
+            else:
+                for vmcb in list(guest.vcpus):
+                    self.forget(vmcb)
+
     def vmexit(self, cpu: Cpu, guest: Guest, code: int, info1: int, info2: int, intinfo: int, rip: int) -> None:
         owner, vcpu = self.by_vmcb[guest.vmcb]
         if self.on_switch is not None:
@@ -192,3 +238,8 @@ class History:
         if self.trace is not None:
             record = Exit(number, owner.number, cpu.index, guest.vmcb, now, rip, code, info1, info2, intinfo)
             self.trace.write(record.line() + "\n")
+
+
+def _fit(ram: Ram, vmcb: int) -> bool:
+    view = ram.view[vmcb : vmcb + VMCB_SIZE]
+    return bool(VMCB.read(view, "guest_asid")) or intercepted(words_of(view), ExitCode.VMRUN)

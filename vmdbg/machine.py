@@ -10,10 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import TextIO
 
+from introspect.registers import EFER
 from vmdbg.boot.image import BootImage
 from vmdbg.boot.images import BootOptions, Module, load
 from vmdbg.boot.memory_map import EBDA
 from vmdbg.boot.state import GENERAL_REGISTERS, Mode
+from vmdbg.cpu.core import Notice
 from vmdbg.cpu.processor import Outcome, Processor
 from vmdbg.engine.engine import PHYSICAL_BITS, Engine
 from vmdbg.engine.state import CS, DS, ES, FS, GDTR, GS, IDTR, LDTR, SS, TR
@@ -34,11 +36,15 @@ from vmdbg.platform.system_ports import KeyboardController, PortA, PortB
 from vmdbg.platform.uart import Uart
 from vmdbg.svm import world
 from vmdbg.svm.switch import Switcher, on_exit
+from vmdbg.svm.vmcbcache import VmcbCache
 
 QUANTUM = 200_000
 """Ticks that a CPU runs before the next one's turn."""
 SLICE = 4_000_000
 """Ticks that `run` executes at most before it looks for outside input."""
+
+LOOK = 1 << 23
+"""Ticks between two looks at which guests are still there: a grid of guest time, so that every run finds the same."""
 
 LIMIT_REACHED = 124
 """Exit status of a run that did not come to its own end."""
@@ -72,6 +78,10 @@ class Config:
     python_runtime: bool = False
     native_switch: bool = True
     """Common world switches are made in C, where the runtime is native."""
+    vmcb_cache: bool = False
+    """VMRUN takes clean bits at their word: a forgotten one is found."""
+    stop_on: frozenset[Notice] = frozenset()
+    """What `run` stops for (PAUSED, with `history.stopped_for`)."""
     trace: TextIO | None = None
     max_time: int | None = None
     """The machine ends at this tick, with LIMIT_REACHED."""
@@ -115,13 +125,18 @@ class Machine:
         self.engine.physical.pinned = lambda: {cpu.npt.root for cpu in self.cpus}
         self.history = History()
         self.history.trace = config.trace
+        self.history.stop_on = config.stop_on
         self.exit_status: int | None = None
         self.ended = ""
         """In words, why the machine ended."""
         self._reset_requested = False
+        self._next_look = LOOK
         self._devices()
         self.current = 0
-        if config.native_switch:
+        if config.vmcb_cache:
+            for cpu in self.cpus:
+                cpu.vmcb_cache = VmcbCache()
+        elif config.native_switch:
             self._switch_in_c()
         self._quantum = QUANTUM if config.cpus > 1 else 1 << 62
         """A CPU on its own keeps its turn: each end of one costs as much as a thousand instructions."""
@@ -278,6 +293,8 @@ class Machine:
                 self.give_up(f"--max-time {limit} reached")
             if self.exit_status is not None:
                 return Event.EXIT
+            if clock.now >= self._next_look:
+                self._look()
             clock.fire()
             cpu = self.cpus[self.current]
             if cpu.runnable and clock.now < self._quantum_end:
@@ -305,7 +322,7 @@ class Machine:
                 return self.step(cpu)
             if cpu is watch:
                 return Event.PAUSED
-            deadline = min(end, self._quantum_end)
+            deadline = min(end, self._quantum_end, self._next_look)
             timer = clock.next_deadline()
             if timer is not None:
                 deadline = min(deadline, timer)
@@ -341,10 +358,22 @@ class Machine:
         self.config.serial.close()
         self.engine.close()
 
+    def _look(self) -> None:
+        """See which guests are still there, once for each point of the grid: no CPU has executed between them."""
+        points = (self.clock.now - self._next_look) // LOOK + 1
+        self._next_look += points * LOOK
+        self._look_for_guests(points)
+
+    def _look_for_guests(self, times: int) -> None:
+        svm = any(cpu.guest is not None or cpu.state.efer & EFER.SVME for cpu in self.cpus)
+        for _ in range(min(times, 2)):
+            self.history.look(self.ram, svm)
+
     def _idle(self, end: int) -> Event | None:
         """All CPUs wait: time passes at once to the next timer, or to the end of the slice."""
         timer = self.clock.next_deadline()
         if timer is None:
+            self._look_for_guests(2)  # nothing will change until something comes from outside
             return Event.IDLE
         if timer > end:
             self.clock.now = max(self.clock.now, end)

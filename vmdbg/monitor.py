@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gdbstub.target import TargetError, ThreadId
+from gdbstub.target import BreakpointKind, TargetError, ThreadId
 from introspect.commands import (
     Arguments,
     Command,
@@ -18,16 +18,30 @@ from introspect.commands import (
     Result,
     default_registry,
 )  # fmt: skip
+from introspect.commands.render import columns
 from introspect.exits import ExitCode, exit_name
 from introspect.paging import PagingState
 from introspect.rules import Processor as RuleProcessor
 from introspect.sources import Memory
+from vmdbg.breakpoints import Rule
+from vmdbg.cpu.core import Notice
 from vmdbg.engine.engine import PHYSICAL_BITS
 from vmdbg.history import KnownGuest
 from vmdbg.svm import world
 
 if TYPE_CHECKING:
     from vmdbg.debugger import Debugger
+
+
+_KINDS = {
+    BreakpointKind.SOFTWARE: "break", BreakpointKind.HARDWARE: "hbreak", BreakpointKind.WRITE: "watch",
+    BreakpointKind.READ: "rwatch", BreakpointKind.ACCESS: "awatch",
+}  # fmt: skip
+_RULES = {
+    Rule.ANY: "in every address space (any)",
+    Rule.SHARED: "where their address is the same page (shared)",
+    Rule.OWN: "under their own page tables (own)",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +65,10 @@ class Monitor:
         self._thread = ThreadId(1, 1)
         self.registry = default_registry()
         for command in (
-            Command("stop-on", "stop-on vmexit CODE [GUEST]", "Stop at the next #VMEXIT with this code.\n"
+            Command("stop-on", "stop-on vmexit CODE [GUEST] | vmrun-fail | shutdown | stale | nothing",
+                    "Stop at the next #VMEXIT with this code, or at what a hypervisor does wrong.\n"
+                    "vmrun-fail: VMRUN refuses a VMCB; shutdown: a guest ends so; stale: a strict mode has used\n"
+                    "something that the hypervisor forgot to flush. `why` tells more.\n"
                     "CODE is a name (npf, cpuid, vmmcall) or a number. Once; GUEST limits it to one guest.\n"
                     "  monitor stop-on vmexit npf\n  monitor stop-on vmexit 0x7b 2", self._stop_on),
             Command("guest", "guest name|merge|split N ...", "Correct the guess which VMCBs are one guest.\n"
@@ -65,7 +82,14 @@ class Monitor:
             Command("symbols", "symbols PID FILE", "Offer a file with symbols to gdb when it attaches to an inferior.\n"
                     "With a 64-bit file the inferior gets 64-bit registers, whatever mode it is in at that moment.\n"
                     "  monitor symbols 2 build/guest64.elf", self._symbols),
-            Command("why", "why", "Why the processor last refused something, in words.", self._why),
+            Command("breakpoints", "breakpoints [any|shared|own]", "List breakpoints and watchpoints, or choose where they "
+                    "hit.\nOne belongs to the address space that was in use when gdb first put it in, at a resume: to its\n"
+                    "page tables and the page found there. Set with paging off, or before the address was mapped, it\n"
+                    "hits everywhere once and then belongs there. What hits it elsewhere passes, and is counted.\n"
+                    "  monitor breakpoints shared  also where other tables have the same page at the address (default)\n"
+                    "  monitor breakpoints own     under its own page tables only\n"
+                    "  monitor breakpoints any     in every address space of the inferior", self._breakpoints),
+            Command("why", "why", "Why VMRUN failed, a guest shut down, or the processor refused something.", self._why),
             Command("time", "time", "Guest time in ticks (bytes of code executed).", self._time),
         ):  # fmt: skip
             self.registry.add(command)
@@ -132,8 +156,15 @@ class Monitor:
 
     def _stop_on(self, context: Context, arguments: Arguments) -> Result:
         words = arguments.words
+        history = self.debugger.history
+        if len(words) == 1 and words[0] in (*Notice, "nothing"):
+            arguments.words = []
+            history.stop_on = history.stop_on | {Notice(words[0])} if words[0] in list(Notice) else frozenset()
+            return Text("stops on " + (", ".join(sorted(history.stop_on)) or "none of " + ", ".join(Notice)))
         if len(words) not in (2, 3) or words[0] != "vmexit":
-            raise arguments.error(" ".join(words) or "nothing", "stop-on takes `vmexit` and an exit code")
+            raise arguments.error(
+                " ".join(words) or "nothing", f"stop-on takes `vmexit` and an exit code, or one of {', '.join(Notice)}"
+            )
         code = _exit_code(arguments, words[1])
         guest: int | None = None
         if len(words) == 3:
@@ -158,8 +189,13 @@ class Monitor:
         action, guest = words[0], self.debugger.guest(self._number(arguments, words[1]))
         arguments.words = []
         if action == "name":
-            guest.name = " ".join(words[2:])
-            return Text(f"guest {guest.number} is called {guest.name}")
+            name = " ".join(words[2:])
+            if not name.isprintable() or not name.strip():
+                raise arguments.error(repr(name), "a name is a line of printable characters")
+            guest.name = name
+            return Text(
+                f"guest {guest.number} is called {guest.name} (in `info inferiors` once gdb attaches to it in a new inferior)"
+            )
         if action == "merge":
             other = self.debugger.guest(self._number(arguments, words[2]))
             if other is guest:
@@ -200,10 +236,30 @@ class Monitor:
             "symbol-file)"
         )
 
+    def _breakpoints(self, context: Context, arguments: Arguments) -> Result:
+        breakpoints = self.debugger.breakpoints
+        chosen = arguments.choice(tuple(Rule))
+        if arguments.words:
+            raise arguments.error(arguments.words[0], "there is no such rule", "choose any, shared or own")
+        if chosen is not None:
+            breakpoints.rule = Rule(chosen)
+            return Text(f"breakpoints hit {_RULES[breakpoints.rule]}")
+        rows = [("process", "address", "kind", "page tables", "page", "hits", "passes")]
+        rows += [
+            (
+                str(point.pid), f"{point.address:#x}", _KINDS[point.kind] + (f" {point.length}" if point.kind > 1 else ""),
+                *((f"{point.home.root:#x}", f"{point.home.page:#x}") if point.home is not None else ("-", "-")),
+                str(point.hits), str(point.passes),
+            )
+            for point in breakpoints
+        ]  # fmt: skip
+        return Text("\n".join([*columns(rows), f"They hit {_RULES[breakpoints.rule]}."]))
+
     def _why(self, context: Context, arguments: Arguments) -> Result:
         arguments.done()
         machine = self.debugger.machine
-        reasons = [f"CPU {cpu.index}: {cpu.last_fault}" for cpu in machine.cpus if cpu.last_fault]
+        reasons = list(self.debugger.history.notices)[-5:]
+        reasons += [f"CPU {cpu.index}: {cpu.last_fault}" for cpu in machine.cpus if cpu.last_fault]
         if machine.ended:
             reasons.append(machine.ended)
         return Text("\n".join(reasons) or "nothing was refused so far")

@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from vmdbg.cpu.core import Notice
+
 MAX_CPUS = 64
 _SIZE = re.compile(r"(\d+)([KMGT]?)(?:i?B)?", re.IGNORECASE)
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -43,6 +45,15 @@ def number(text: str) -> int:
     if value < 0:
         raise argparse.ArgumentTypeError(f"{text} is negative; give 0 or more")
     return value
+
+
+def notices(text: str) -> frozenset[Notice]:
+    """ "vmrun-fail,shutdown": what to stop for."""
+    words = text.split(",")
+    for word in words:
+        if word not in list(Notice):
+            raise argparse.ArgumentTypeError(f"{word!r} is nothing to stop for; name any of {','.join(Notice)}")
+    return frozenset(map(Notice, words))
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from vmdbg.boot.images import Module
 from vmdbg.debugger import HOST, Debugger
 from vmdbg.engine.errors import EngineError
 from vmdbg.machine import LIMIT_REACHED, Config, Event, Machine
-from vmdbg.options import Endpoint, UsageError, cpus, endpoint, number, size, symbol_file
+from vmdbg.options import Endpoint, UsageError, cpus, endpoint, notices, number, size, symbol_file
 from vmdbg.platform.serial import SerialError, open_serial
 
 IDLE_SECONDS = 0.005
@@ -65,6 +65,10 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     add("--max-time", type=number, metavar="TICKS", help="end with status 124 at this guest time")
     add("--timeout", type=float, metavar="S", help="end with status 124 after S seconds of wall time")
     add("--trace-exits", metavar="FILE", help="write one line for each #VMEXIT")
+    add("--stop-on", type=notices, default=frozenset(), metavar="WHAT",
+        help="stop, with the reason in words, for any of vmrun-fail,shutdown,stale: alone the run ends with status 124")
+    add("--vmcb-cache", choices=("coherent", "strict"), default="coherent",
+        help="strict: take VMCB clean bits at their word, so that a forgotten one is found (coherent)")
     add("--symbols", type=symbol_file, action="append", default=[], metavar="WHO=FILE",
         help="symbols for gdb: host=FILE, guest2=FILE; may be repeated")  # fmt: skip
     add("--runtime", choices=("native", "python"), default="native", help="the engine's runtime (native, if built)")
@@ -94,6 +98,7 @@ def build(options: argparse.Namespace, trace: TextIO | None, arguments: Sequence
         memory=options.memory, cpus=options.cpus, command_line=" ".join(arguments) or options.append,
         modules=tuple(Module(name) for name in options.initrd), flat_address=options.flat, mode=options.mode,
         serial=serial, python_runtime=options.runtime == "python", trace=trace, max_time=options.max_time,
+        stop_on=options.stop_on, vmcb_cache=options.vmcb_cache == "strict",
     )  # fmt: skip
     try:
         machine = Machine(options.image, config)
@@ -141,6 +146,8 @@ def _run_alone(machine: Machine, limit: Limit) -> int:
     while machine.exit_status is None and not limit.reached(machine):
         machine.poll_input()
         event = machine.run()
+        if machine.history.stopped_for:
+            machine.give_up(f"stopped: {machine.history.stopped_for},")
         if event == Event.IDLE:
             if machine.waits_forever:
                 machine.give_up("every CPU waits, and nothing is left that could wake one,")
@@ -201,6 +208,9 @@ async def _serve(debugger: Debugger, options: argparse.Namespace) -> int:
                 break
             machine.poll_input()
             waiting |= server.has_client  # from now on the debugger decides what runs
+            if machine.history.stopped_for and not waiting:
+                print(f"vmdbg: stopped: {machine.history.stopped_for}; waiting for gdb", file=sys.stderr, flush=True)
+                waiting = True
             if waiting:
                 await asyncio.sleep(RUNNING_SECONDS if server.running else IDLE_SECONDS)
             else:

@@ -29,7 +29,7 @@ def insert(session: Session, arguments: bytes) -> bytes:
     if point is None:
         return b""
     if point not in session.breakpoints:
-        session.target.insert_breakpoint(*point)
+        session.target.insert_breakpoint(*point[:3], session.current())
         session.breakpoints.add(point)
     return b"OK"
 

@@ -19,6 +19,7 @@ _SUPPORTED: tuple[tuple[bytes, Callable[[Target], bool] | None], ...] = (
     (b"hwbreak+", None),
     (b"vContSupported+", None),
     (b"fork-events+", None),
+    (b"exec-events+", lambda target: isinstance(target, ExecFile)),
     (b"error-message+", None),
     (b"binary-upload+", None),
     (b"qXfer:features:read+", None),

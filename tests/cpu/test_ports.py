@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from tests.engine.ports import PORT, Ports
 from tests.engine.rig import CODE, DATA, LONG_MODES, MODES, TSS, TSS_SELECTOR, Mode, Rig
+from vmdbg.cpu.events import DELIVERY
+from vmdbg.cpu.instructions import PORT_TICKS
 from vmdbg.engine.state import RAX, RCX, RDX, TR
 
 GP = 13
@@ -116,6 +119,45 @@ def test_string_input_into_an_absent_page_touches_no_port(python: bool) -> None:
     rig.state.rip = CODE
     rig.step()
     assert (reads, rig.ram.read(0x300000, 1)) == ([0x5000], b"\x5a")
+
+
+@pytest.mark.parametrize("mode", ["virtual", "protected32", "compatibility", "long"])
+@pytest.mark.parametrize("text", ["insb", "insl", "rep insw", "outsb", "rep outsl"])
+def test_string_access_without_permission_touches_nothing(mode: Mode, text: str, python: bool) -> None:
+    rig = Rig(text, mode, python=python, user=True)
+    ports = Ports(rig.machine.bus)
+    rig.ram.write(0x9000, bytes(range(1, 9)))
+    for register, value in ((RDX, PORT), (RCX, 3), (6, 0x9000), (7, 0x9000)):
+        rig.state.set_reg(register, value)
+    rig.step()
+    assert rig.handled == GP
+    assert (rig.ram.read(0x9000, 8), ports.log) == (bytes(range(1, 9)), [])
+    assert (rig.reg(RCX), rig.reg(6), rig.reg(7), rig.now) == (3, 0x9000, 0x9000, DELIVERY)
+
+
+def test_string_access_across_pages(python: bool) -> None:
+    """The port is not asked for what the second page would refuse."""
+    rig = Rig("insl", python=python)
+    ports = Ports(rig.machine.bus)
+    rig.state.set_reg(RDX, PORT)
+    rig.state.set_reg(7, 0x300FFE)
+    rig.change(0x301000, drop=1)
+    rig.step()
+    assert (rig.handled, rig.stack(1, 8), rig.state.cr(2), ports.log) == (14, [2], 0x301000, [])
+    assert rig.ram.read(0x300FFE, 2) == bytes(2)
+    assert rig.now == DELIVERY
+
+
+def test_string_access_of_a_device(python: bool) -> None:
+    """A device's register is accessed once, as wide as it is."""
+    rig = Rig("outsl; insl; hlt", python=python)
+    ports = Ports(rig.machine.bus)
+    for register, value in ((RDX, PORT), (6, 0xFEE00030), (7, 0xFEE000F0)):
+        rig.state.set_reg(register, value)
+    rig.run()
+    assert ports.log == [(PORT, 4, rig.cpu.lapic.read_mmio(0x30, 4)), (PORT, 4, None)]
+    assert rig.cpu.lapic.read_mmio(0xF0, 4) == 0x04030201 & 0x3FF
+    assert rig.now == 3 + 2 * PORT_TICKS
 
 
 def test_sixteen_bit_addresses_wrap(python: bool) -> None:

@@ -28,7 +28,7 @@ def test_before_paging_and_through_world_switches(gdb: Gdb, serve: Serve, hyperv
 
     # The guest has just been made: 32-bit code, no paging. Its symbols say that it will be 64-bit.
     printed = attach(gdb, 2)
-    assert f"Reading symbols from target:{guest}" in printed
+    assert "Reading symbols from target:/guest 2 asid=1 vmcb=0x800000/guest64.elf" in printed
     assert gdb.value("$cr0 & 0x80000000") == 0
     gdb("break tick")
     for _ in range(3):
@@ -140,3 +140,52 @@ def test_a_breakpoint_of_one_that_was_not_resumed_is_passed(gdb: Gdb, serve: Ser
     gdb("delete")
     gdb("stepi 20")
     assert gdb.value("$_inferior") == 2
+
+
+@pytest.mark.parametrize("runtime", ["native", "python"])
+def test_string_input_and_output(gdb: Gdb, serve: Serve, image: Image, tmp_path: Path, runtime: str) -> None:
+    """Each iteration of a repeated INS or OUTS is a step, and what it stores and loads can be watched."""
+    elf = image("strings")
+    undebugged = run(elf, tmp_path)
+    served = serve(elf, "--runtime", runtime)
+    served.connect(gdb)
+    where = {name: gdb.value(f"(long)&{name}") for name in ("at_ins", "at_ins_again", "at_outs", "behind")}
+    gdb("tbreak *at_ins")
+    gdb("continue")
+    seen = []
+    while gdb.value("$pc") == where["at_ins"]:
+        seen.append((gdb.value("$rcx"), gdb.value("*(long *)&buffer")))
+        gdb("stepi")
+    assert seen == [(5 - n, 0x0807060504030201 >> 8 * n << 8 * n | 0x5A5A5A5A5A >> 8 * (5 - n)) for n in range(6)]
+
+    gdb("awatch *((char *)&buffer + 2)")
+    printed = gdb("continue")
+    assert "Value = 90 'Z'" in printed, printed  # stored again
+    assert (gdb.value("$pc"), gdb.value("$rcx")) == (where["at_ins_again"], 2)
+    printed = gdb("continue")
+    assert "Value = 90 'Z'" in printed, printed  # loaded
+    assert (gdb.value("$pc"), gdb.value("$rcx")) == (where["at_outs"], 2)
+    gdb("delete")
+    gdb("set var *(char *)&buffer = 1")
+    gdb("tbreak *behind")
+    gdb("continue")
+    assert gdb.value("$rcx") == 0
+    assert "exited with code 01" in gdb("continue")
+    gdb.close()
+    assert served.finish() == undebugged
+
+
+def test_a_watched_destination_changes(gdb: Gdb, serve: Serve, image: Image, tmp_path: Path) -> None:
+    elf = image("strings")
+    undebugged = run(elf, tmp_path)
+    served = serve(elf)
+    served.connect(gdb)
+    gdb("watch *((char *)&buffer + 2)")
+    printed = gdb("continue")
+    assert "Old value = 3" in printed, printed
+    assert "New value = 90" in printed, printed
+    assert (gdb.value("$pc"), gdb.value("$rcx")) == (gdb.value("(long)&at_ins"), 2)
+    gdb("delete")
+    assert "exited with code 01" in gdb("continue")
+    gdb.close()
+    assert served.finish() == undebugged

@@ -77,22 +77,81 @@ def test_guests_come_and_go(gdb: Gdb, serve: Serve, image: Image, tmp_path: Path
     assert served.finish()[:3] == undebugged[:3]
 
 
+def test_inferiors_have_the_names_of_guests(gdb: Gdb, serve: Serve, hypervisor: Path) -> None:
+    served = serve(hypervisor, "--symbols", f"guest2={hypervisor.parent / 'guest64.elf'}")
+    served.connect(gdb)
+    gdb("tbreak handle_exit if guest->number == 4")
+    gdb("continue")
+    for pid in (2, 3, 4, 5):
+        printed = attach(gdb, pid)
+        assert "warning" not in printed, printed
+    executables = {line.split()[-1] if "asid" not in line else line[line.index("target:") :].strip()
+                   for line in gdb("info inferiors").splitlines()[1:]}  # fmt: skip
+    assert executables == {
+        f"target:{hypervisor.with_suffix('.debug')}",
+        "target:/guest 2 asid=1 vmcb=0x800000/guest64.elf",
+        "target:/guest 3 asid=2 vmcb=0x805000",
+        "target:/guest 4 asid=3 vmcb=0x809000",
+        "target:/guest 5 asid=4 vmcb=0x80c000",
+    }
+
+    # They are executables of no architecture and no contents: 64, 32 and 16 bits go with them.
+    for number, mode in ((2, "i386:x86-64"), (3, "i386"), (4, "i8086"), (5, "i386")):
+        gdb(f"inferior {number}")
+        assert f'(currently "{mode}")' in gdb("show architecture")
+    gdb("inferior 2")
+    assert "work (round=1) at" in gdb("frame")
+    assert "sum += WINDOW[i];" in gdb("list")
+
+    # A new name is seen in the next inferior that attaches to it; the one that gdb has can still be opened.
+    gdb("monitor guest name 5 stray / of mine")
+    assert "a name is a line of printable characters" in gdb("monitor guest name 5 ' '")
+    gdb("inferior 5")
+    gdb("detach")
+    attach(gdb, 5)
+    assert "target:/stray / of mine asid=4 vmcb=0x80c000" in gdb("info inferiors")
+    assert "warning" not in gdb("exec-file target:/guest 5 asid=4 vmcb=0x80c000")
+    assert "/etc/passwd" in gdb("exec-file target:/etc/passwd")
+    assert "/etc/passwd" not in gdb("info inferiors")
+
+
 def test_a_fork_is_followed(gdb: Gdb, serve: Serve, image: Image) -> None:
-    served = serve(image("vcpus"))
+    elf = image("vcpus")
+    served = serve(elf, "--symbols", f"guest2={elf}")
     served.connect(gdb)
     gdb("set detach-on-fork off")
-    gdb("break *guest")
     gdb("break anew")
     printed = gdb("continue")
     assert "[New inferior 2 (process 2)]" in printed
+    # gdb takes a child for a copy of its parent, until it is told what it executes.
+    vmcb1, vmcb3 = gdb.value("&vmcb1"), gdb.value("&vmcb3")
+    assert f"process 2 is executing new program: /guest 2 asid=1 vmcb={vmcb1:#x}/vcpus.elf" in printed
+    assert "[New inferior 3 (process 3)]" in printed
+    assert f"process 3 is executing new program: /guest 3 asid=3 vmcb={vmcb3:#x}\n" in printed
+    assert "Breakpoint 1.1, anew" in printed
+    gdb("delete")
+    assert "[Inferior 3 (process 3) exited normally]" in gdb("continue")  # its VMCB is used anew
+    gdb("inferior 2")
+    gdb("break *guest")
+    printed = gdb("continue")
+    assert "[New inferior 4 (process 4)]" in printed
     assert "Thread 2.1" in printed or "Thread 2.1" in gdb("continue")
     assert gdb.value("$_inferior") == 2
-    gdb("delete")
-    printed = gdb("continue")
-    assert "[New inferior 3 (process 3)]" in printed
-    assert "[Inferior 3 (process 3) exited normally]" in printed  # its VMCB is used anew
-    gdb("inferior 1")
-    assert "[New inferior 4 (process 4)]" in gdb("continue") or "exited with code 01" in gdb("continue")
+
+
+def test_a_child_is_named_after_the_steps(gdb: Gdb, serve: Serve, image: Image) -> None:
+    served = serve(image("vcpus"))
+    served.connect(gdb)
+    gdb("set detach-on-fork off")
+    gdb("tbreak *run_until_vmmcall")
+    gdb("continue")
+    printed = gdb("stepi")
+    assert "[New inferior 2 (process 2)]" in printed, printed
+    assert "executing new program" not in printed
+    assert "after_vmexit" in gdb("frame")
+    gdb("stepi 2")
+    gdb("tbreak anew")
+    assert "process 2 is executing new program: /guest 2 asid=1" in gdb("continue")
 
 
 def test_breakpoints_belong_to_one_inferior(gdb: Gdb, serve: Serve, image: Image) -> None:

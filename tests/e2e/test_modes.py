@@ -68,7 +68,7 @@ def test_guests_of_other_modes(gdb: Gdb, serve: Serve, hypervisor: Path, tmp_pat
 
     assert "gdb loads them when it attaches" in gdb(f"monitor symbols 3 {build / 'guestpae.elf'}")
     printed = attach(gdb, 3)
-    assert f"Reading symbols from target:{build / 'guestpae.elf'}" in printed
+    assert "Reading symbols from target:/guest 3 asid=2 vmcb=0x805000/guestpae.elf" in printed
     assert '(currently "i386")' in gdb("show architecture")
     registers = gdb("info registers")
     assert "eip" in registers

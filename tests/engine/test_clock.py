@@ -78,6 +78,21 @@ CASES = [
     Case("port output", "movl $20, %ecx\n1: outb %al, $0x80; incl %eax; loop 1b" + EXIT),
     Case("rep outs", f"movl ${DATA}, %esi; movw $0x80, %dx; movl $9, %ecx; rep outsb; incl %eax" + EXIT),
     Case("rep ins", f"movl ${DATA}, %edi; movw $0x71, %dx; movl $9, %ecx; rep insb; incl %eax" + EXIT),
+    Case("ins and outs", f"""
+        movl ${DATA}, %edi; movl ${DATA}, %esi; movw $0x71, %dx; insb; insw; insl; outsb; rex.w outsl; incl %eax{EXIT}""",
+        time=5 + 5 + 4 + 1 + 2 + 1 + 1 + 2 + 2 + 2 + 6 * PORT_TICKS),
+    Case("16-bit ins", f"movw $0x3000, %di; movw $0x71, %dx; movw $9, %cx; rep insw; addr32 insb; incw %ax{EXIT}", "real"),
+    Case("ins under TF", f"""
+        movl ${DATA}, %edi; movl $5, %ecx; movw $0x71, %dx; pushfq; orl $0x100, (%rsp); popfq; insb; rep insb; rep insb
+        pushfq; andl $~0x100, (%rsp); popfq{EXIT}""",
+        handlers=((1, "incl %ebp; iretq"),)),
+    Case("fault in repeated ins", f"""
+        movl $0x300ff8, %edi; movl $12, %ecx; movw $0x71, %dx; rep insw; incl %ebx{EXIT}""",
+        handlers=((14, "orl $1, 0x51808; addq $8, %rsp; iretq"),), absent=(0x301000,)),
+    Case("timer in repeated ins", APIC + f"""
+        movl $0x20030, 0x320(%rbx); movl $3333, 0x380(%rbx); sti
+        movl ${DATA}, %edi; movl $90, %ecx; movw $0x71, %dx; rep insb; sti; insb; cli{EXIT}""",
+        handlers=((0x30, "incl %r9d; addl %ecx, %esi; movl $0, 0xb0(%rbx); iretq"),)),
     Case("rep outs of nothing", "movw $0x80, %dx; xorl %ecx, %ecx; rep outsb; rep insl; incl %eax" + EXIT),
     Case("self-modifying loop", "movl $20, %ecx\n1: incb 2f+1(%rip)\n2: movb $0, %al; addl %eax, %ebx; loop 1b" + EXIT),
     Case("modifies the next instruction", "movb $0x48, 1f(%rip)\n1: nop; .byte 0xff, 0xc0; incl %ebx" + EXIT),

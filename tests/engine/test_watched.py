@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from tests.engine.rig import Rig
+from tests.engine.ports import PORT, Ports
+from tests.engine.rig import DATA, STACK, Rig
+from tests.svm.hypervisor import GUEST, IOPM, Hypervisor
 from vmdbg.engine.physical import WATCH_READ, WATCH_WRITE
+from vmdbg.engine.state import RCX, RDI, RDX, RSI
 from vmdbg.machine import Event
 
 
@@ -25,3 +28,51 @@ def test_stops_before_the_access(address: int, text: str, flag: int, python: boo
     physical.watch(address >> 12, flag, False)
     rig.run()
     assert rig.cpu.halted
+
+
+@pytest.mark.parametrize("flag", [WATCH_WRITE, WATCH_READ])
+def test_the_processors_own_stores_are_told(flag: int, python: bool) -> None:
+    """The frame of an interrupt goes to a page of plain data that is watched."""
+    rig = Rig("int $0x21", python=python)
+    physical = rig.machine.engine.physical
+    told: list[bool] = []
+    physical.on_watched = lambda: told.append(True)
+    rig.step()
+    assert told == []
+    rig.state.rip = rig.program.origin
+    physical.watch((STACK - 8) >> 12, flag, True)
+    rig.step()
+    assert rig.handled == 0x21
+    assert told
+
+
+@pytest.mark.parametrize(("text", "flag"), [("insb", WATCH_WRITE), ("rep insb", WATCH_WRITE), ("insw", WATCH_READ),
+                                            ("outsb", WATCH_READ), ("rep outsl", WATCH_READ)])  # fmt: skip
+def test_stops_before_string_input_and_output(text: str, flag: int, python: bool) -> None:
+    """And not for a page that is watched for stores only while it is read; the port has not been asked then."""
+    rig = Rig(f"nop\naccess: {text}\nnop", python=python)
+    ports = Ports(rig.machine.bus)
+    physical = rig.machine.engine.physical
+    before = rig.ram.read(DATA, 16)
+    for register, value in ((RDX, PORT), (RCX, 1), (RSI, DATA), (RDI, DATA)):
+        rig.state.set_reg(register, value)
+    physical.watch(DATA >> 12, flag, True)
+    assert rig.machine.run() == Event.WATCHED
+    assert (rig.rip, rig.now) == (rig.labels["access"], 1)
+    assert rig.cpu.watched is not None
+    assert (rig.cpu.watched.watched, rig.cpu.watched.write) == (DATA, "ins" in text)
+    assert (rig.ram.read(DATA, 16), ports.log) == (before, [])
+    physical.watch(DATA >> 12, flag, False)
+    if "out" in text:
+        physical.watch(DATA >> 12, WATCH_WRITE, True)
+    assert rig.machine.run(step=True) != Event.WATCHED
+    assert len(ports.log) == 1
+
+
+def test_an_intercepted_input_accesses_nothing(python: bool) -> None:
+    h = Hypervisor("insb", python=python)
+    h.intercept(0x7B)
+    h.ram.write(IOPM, b"\xff" * 0x3000)
+    h.state.set_reg(RDI, DATA)
+    h.machine.engine.physical.watch(GUEST + DATA >> 12, WATCH_READ, True)
+    assert h.enter() == 0x7B

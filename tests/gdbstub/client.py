@@ -4,7 +4,7 @@ from gdbstub.example import Example
 from gdbstub.packet import expand_runs, frame
 from gdbstub.session import Session
 
-GDB = b"qSupported:multiprocess+;swbreak+;hwbreak+;fork-events+;error-message+;xmlRegisters=i386"
+GDB = b"qSupported:multiprocess+;swbreak+;hwbreak+;fork-events+;exec-events+;error-message+;xmlRegisters=i386"
 
 
 class Client:

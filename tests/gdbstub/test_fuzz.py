@@ -51,10 +51,10 @@ class Strict(Example):
         assert 0 <= address <= address + len(data) <= 1 << 64
         super().write_memory(thread, address, data)
 
-    def insert_breakpoint(self, kind: BreakpointKind, address: int, length: int, pid: int) -> None:
-        assert pid in self.attached
-        assert self.points.get((pid, address), {}).get(kind) is None
-        super().insert_breakpoint(kind, address, length, pid)
+    def insert_breakpoint(self, kind: BreakpointKind, address: int, length: int, thread: ThreadId) -> None:
+        self._alive(thread)
+        assert self.points.get((thread.pid, address), {}).get(kind) is None
+        super().insert_breakpoint(kind, address, length, thread)
 
     def remove_breakpoint(self, kind: BreakpointKind, address: int, length: int, pid: int) -> None:
         assert self.points[pid, address][kind] == length

@@ -4,7 +4,7 @@ import pytest
 
 from gdbstub.example import LOOP, Example
 from gdbstub.packet import frame
-from gdbstub.target import Event, Stop, ThreadId
+from gdbstub.target import BreakpointKind, Event, Stop, ThreadId
 from tests.gdbstub.client import Client
 
 
@@ -73,6 +73,17 @@ def test_breakpoints_belong_to_one_inferior() -> None:
     assert stop(client.ask(b"vCont;c")) == b"T05thread:p2.1;swbreak:"
     assert client.ask(b"D;2") == b"OK"
     assert not client.target.points
+
+
+def test_a_breakpoint_is_meant_for_the_selected_thread() -> None:
+    class Noting(Example):
+        def insert_breakpoint(self, kind: BreakpointKind, address: int, length: int, thread: ThreadId) -> None:
+            chosen.append(thread)
+
+    chosen: list[ThreadId] = []
+    client = Client(Noting())
+    assert client.send(b"Z0,1002,1", b"Hgp1.2", b"Z0,1003,1") == [b"OK"] * 3
+    assert chosen == [ThreadId(1, 1), ThreadId(1, 2)]
 
 
 def test_bad_breakpoints() -> None:
@@ -173,6 +184,21 @@ def test_a_new_inferior_is_told_as_a_fork() -> None:
     assert stop(client.ask(b"vCont;c:p1.1")) == b"T05thread:p1.1;fork:p3.1"
     assert client.target.attached == {1, 3}
     assert client.send(b"D;3", b"qfThreadInfo") == [b"OK", b"mp1.1,p1.2"]
+
+
+def test_a_child_executes_its_own_image() -> None:
+    class Guests(Example):
+        def exec_file(self, pid: int) -> str:
+            return f"/image of {pid}"
+
+    client = Client(Guests(b"\x0f\x05" + LOOP))
+    assert b"fork:p3.1;" in client.ask(b"vCont;c:p1.1")
+    # Not over a step, and once.
+    assert b"exec" not in client.ask(b"vCont;s:p1.1;c")
+    assert stop(client.ask(b"vCont;c")) == b"T05thread:p3.1;exec:" + b"/image of 3".hex().encode()
+    assert b"thread:p4.1;exec:" in client.ask(b"vCont;c")  # the stepped thread's child
+    assert client.send(b"vCont;c") == []
+    assert client.session.running
 
 
 def test_a_new_inferior_is_told_in_words_to_others() -> None:

@@ -26,6 +26,7 @@ def test_what_is_offered_follows_from_what_the_target_can() -> None:
     assert set(full.ask(GDB).split(b";")) - set(plain.ask(GDB).split(b";")) == {
         b"qXfer:memory-map:read+",
         b"qXfer:exec-file:read+",
+        b"exec-events+",
     }
     for packet in (
         b"qRcmd,68",

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from introspect.vmcb import VMCB
 from tests.engine.rig import MODES, Mode
 from tests.engine.test_hostile import random_code
-from tests.svm.hypervisor import HLT, HSAVE, VMCB_PAGE, VMMCALL, Hypervisor
+from tests.svm.hypervisor import HLT, HSAVE, IOPM, MSRPM, VMCB_PAGE, VMMCALL, Hypervisor
 from vmdbg.engine import layout
 from vmdbg.engine.physical import WATCH_WRITE
 from vmdbg.machine import Machine
@@ -101,6 +101,52 @@ def test_the_same_as_in_python(mode: Mode) -> None:
     assert h.cpu.halted
     assert plain == native
     assert switcher(h).made > 60
+
+
+IO = """
+1:  inb $0x80, %al; inb $0x81, %al; outb %al, $0x80; movw $0x3f9, %dx; inw %dx, %ax; outl %eax, %dx; insb
+    movw $0xffff, %dx; inw %dx, %ax; inl $0xfe, %eax; outw %ax, $0x80; rep outsb
+"""
+MSRS = "".join(
+    f"movl ${number:#x}, %ecx; rdmsr; movl ${number:#x}, %ecx; wrmsr; "
+    for number in (0x10, 0x1B, 0x277, 0xC0000080, 0xC0000102, 0xC0010114, 0x1FFF, 0x2000, 0xBFFFFFFF, 0xC0012000)
+)
+
+
+@pytest.mark.parametrize("iopl", [0, 3])
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("text", "code"), [(IO, 0x7B), ("1: " + MSRS, 0x7C)], ids=["ports", "msrs"])
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "virtual"])
+def test_permission_maps(mode: Mode, text: str, code: int, seed: int, iopl: int) -> None:
+    """Ports and MSRs by random maps; an access that neither exits nor faults goes on."""
+
+    def make() -> Hypervisor:
+        h = Hypervisor(text + "jmp 1b", mode, host=LOOP)
+        random = Random(seed)
+        h.ram.write(IOPM, random.randbytes(0x3000))
+        h.ram.write(MSRPM, random.randbytes(0x2000))
+        h.intercept(code, 0x4D)
+        h.set(rflags=h["rflags"] | iopl << 12)
+        h.state.set_reg(3, 60)
+        return h
+
+    plain, native, h = both(make, lambda h: h.machine.run(60_000))
+    assert plain == native
+    assert switcher(h).made > 0
+
+
+def test_maps_where_no_memory_is() -> None:
+    """They read as ones: everything exits."""
+    make = looping("1: movl $0x10, %ecx; rdmsr; inb $0x80, %al; jmp 1b", rounds=10, iopm_base_pa=16 << 20, msrpm_base_pa=16 << 20)
+
+    def intercepting() -> Hypervisor:
+        h: Hypervisor = make()
+        h.intercept(0x7B, 0x7C)
+        return h
+
+    plain, native, h = both(intercepting, lambda h: h.run(20_000))
+    assert plain == native
+    assert [r.code for g in h.machine.history.guests.values() for r in g.exits] == [0x7C, 0x7B] * 5
 
 
 def test_wherever_it_is_cut() -> None:
@@ -215,6 +261,19 @@ def test_random_guests(seed: int, mode: Mode) -> None:
         h.state.set_reg(3, 30)
         for _ in range(8):
             h.intercept(random.choice((CPUID, HLT, VMMCALL, 0x82, 0x83, 0x84, 0x85, 0x40 + random.randrange(32), 0x7B, 0x7C)))
+        return h
+
+    plain, native, _ = both(make, lambda h: h.machine.run(2_000))
+    assert plain == native
+
+
+@pytest.mark.parametrize("hsave", [0xFFFFFFFFFFFFF000, 1 << 63, 16 << 20, (16 << 20) - 0x1000, 0])
+def test_host_save_area_where_no_memory_is(hsave: int) -> None:
+    """The last page of the address space, too: its end is address 0."""
+
+    def make() -> Hypervisor:
+        h: Hypervisor = looping("1: incl %esi; cpuid; vmmcall; jmp 1b", rounds=6)()
+        h.state.set_field("vm_hsave", hsave)
         return h
 
     plain, native, _ = both(make, lambda h: h.machine.run(2_000))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
 from introspect.address import Gpa
@@ -12,7 +13,7 @@ from vmdbg.engine.physical import Npt, Shadow
 from vmdbg.engine.state import SS, TR, CpuState
 
 from .decode import Instruction, Undecodable, decode
-from .faults import GP, PF, UD, CpuFault, NestedPageFault
+from .faults import GP, PF, UD, CpuFault, NestedPageFault, WatchedAccess
 from .faults import SS as STACK_FAULT
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from vmdbg.platform.msrs import MsrFile
     from vmdbg.svm.guest import Guest
     from vmdbg.svm.switch import Switcher
+    from vmdbg.svm.vmcbcache import VmcbCache
 
 CR0_PE, CR0_TS, CR0_NE, CR0_WP, CR0_PG = 1 << 0, 1 << 3, 1 << 5, 1 << 16, 1 << 31
 CR4_SUPPORTED = 0b111_1111_1100 | 1 << 16 | 1 << 20 | 1 << 21
@@ -60,6 +62,17 @@ class ExtInt(Protocol):
     def acknowledge(self) -> int: ...
 
 
+class Notice(StrEnum):
+    """Things that are worth stopping for."""
+
+    VMRUN_FAIL = "vmrun-fail"
+    """VMRUN has refused a VMCB."""
+    SHUTDOWN = "shutdown"
+    """A guest has shut down: a triple fault."""
+    STALE = "stale"
+    """A strict mode has used something old that the hypervisor forgot to flush."""
+
+
 class Observer(Protocol):
     """Who is told of world switches: the machine's history and the debugger."""
 
@@ -70,6 +83,9 @@ class Observer(Protocol):
     def vmrun(self, cpu: Cpu, guest: Guest, host_cr4: int, host_efer: int) -> None: ...
 
     def vmexit(self, cpu: Cpu, guest: Guest, code: int, info1: int, info2: int, intinfo: int, rip: int) -> None: ...
+
+    def notice(self, cpu: Cpu, what: Notice, guest: Guest, text: str) -> None:
+        """Something is worth to be told; `text` says what, which rule, and the remedy."""
 
     def switched(self, cpu: Cpu, before: Guest | None, now: Guest | None) -> None:
         """World switches in C have led from one guest to another, None being the host."""
@@ -109,8 +125,12 @@ class Cpu:
         self.wait_for_sipi = index != 0
         self.halted = False
         self.shutdown = False
+        self.pause = False
+        """Set by whoever wants the CPU to return at the next instruction boundary, as observers of world switches do."""
         self.single_step = False
         """RFLAGS.TF was set when an instruction that we executed began: its trap is due."""
+        self.vmcb_cache: VmcbCache | None = None
+        """What it remembers of VMCBs, if clean bits are to be taken at their word."""
         self.switcher: Switcher | None = None
         """The common world switches in C; None with the Python runtime."""
         self.dr = (ctypes.c_uint64 * 8)(0, 0, 0, 0, 0, 0, DR6_RESET, DR7_RESET)
@@ -262,7 +282,9 @@ class Cpu:
         access = _ACCESS[write, False, user, False]
         return not isinstance(translate(self.ram, self.paging, address, access, self.nested, set_ad=False), Fault)
 
-    def _pieces(self, address: int, size: int, write: bool, user: bool, implicit: bool) -> list[tuple[int, int]]:
+    def pieces(
+        self, address: int, size: int, *, write: bool, user: bool = False, implicit: bool = False
+    ) -> list[tuple[int, int]]:
         """(spa, length) of each page a linear range touches; faults before anything is accessed."""
         pieces = []
         mask = 0xFFFFFFFFFFFFFFFF if self.state.is_long else 0xFFFFFFFF
@@ -276,21 +298,25 @@ class Cpu:
 
     def read(self, address: int, size: int, *, user: bool = False, implicit: bool = False) -> int:
         """Little-endian value at a linear address."""
+        return int.from_bytes(self.load(self.pieces(address, size, write=False, user=user, implicit=implicit)), "little")
+
+    def load(self, pieces: list[tuple[int, int]]) -> bytes:
+        """Data whose pages `pieces` has checked."""
         data = bytearray()
-        for spa, length in self._pieces(address, size, False, user, implicit):
+        for spa, length in pieces:
             if self.ram.contains(spa, length):
                 data += self.ram.view[spa : spa + length]
             else:
                 assert self.engine.devices is not None
-                for at in range(length):
-                    data.append(self.engine.devices.read_mmio(spa + at, 1) & 0xFF)
-        return int.from_bytes(data, "little")
+                value = self.engine.devices.read_mmio(spa, length)
+                data += (value & ((1 << 8 * length) - 1)).to_bytes(length, "little")
+        return bytes(data)
 
     def write(self, address: int, size: int, value: int, *, user: bool = False, implicit: bool = False) -> None:
-        self.commit([(self._pieces(address, size, True, user, implicit), value.to_bytes(size, "little"))])
+        self.commit([(self.pieces(address, size, write=True, user=user, implicit=implicit), value.to_bytes(size, "little"))])
 
     def commit(self, writes: list[tuple[list[tuple[int, int]], bytes]]) -> None:
-        """Store data whose pages `_pieces` has checked."""
+        """Store data whose pages `pieces` has checked."""
         for pieces, data in writes:
             at = 0
             for spa, length in pieces:
@@ -306,7 +332,13 @@ class Cpu:
     ]:
         """A store that has been checked but not made: for `commit`."""
         masked = value & ((1 << 8 * size) - 1)
-        return self._pieces(address, size, True, user, implicit), masked.to_bytes(size, "little")
+        return self.pieces(address, size, write=True, user=user, implicit=implicit), masked.to_bytes(size, "little")
+
+    def stop_if_watched(self, pieces: list[tuple[int, int]], *, write: bool) -> None:
+        """Raise `WatchedAccess` for the first of them that lies in a page watched for such accesses."""
+        for spa, _ in pieces:
+            if self.ram.contains(spa) and self.engine.physical.watches(spa >> 12, write):
+                raise WatchedAccess(spa, write)
 
     def segment_address(self, segment: int, offset: int, size: int) -> int:
         """Linear address of segment:offset after the limit or canonical check (APM2 4.5.3, 4.12)."""

@@ -67,6 +67,15 @@ class CpuFault(Exception):
         return Event(self.vector, Kind.EXCEPTION, self.error, self.address)
 
 
+class WatchedAccess(Exception):
+    """An instruction of ours is about to access a watched page: nothing of it is done."""
+
+    def __init__(self, spa: int, write: bool) -> None:
+        super().__init__(spa, write)
+        self.spa = spa
+        self.write = write
+
+
 class NestedPageFault(Exception):
     """A nested fault on an access of ours for a guest."""
 

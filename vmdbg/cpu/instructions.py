@@ -482,6 +482,8 @@ def io_permitted(cpu: Cpu, port: int, size: int) -> None:
         raise CpuFault(GP, 0)
 
 
+STRING_IO = frozenset((0x6C, 0x6D, 0x6E, 0x6F))
+"""Opcodes of INS and OUTS."""
 PORT_TICKS = TICKS_PER_SECOND // 1_000_000
 """Guest time that an access to a port takes besides the instruction: a microsecond, as on the ISA bus.  Software that
 waits for a device by reading a port counts on it, and would wait long if it were the two bytes of the instruction."""
@@ -490,11 +492,11 @@ waits for a device by reading a port counts on it, and would wait long if it wer
 def io(cpu: Cpu, insn: Instruction, port: int, size: int) -> None:
     """Execute IN, OUT, INS or OUTS; one iteration of a repeated one."""
     s = cpu.state
-    cpu.engine.clock.now += PORT_TICKS
     low = insn.opcode & 0xFF
-    if low in (0x6C, 0x6D, 0x6E, 0x6F):
+    if low in STRING_IO:
         _string_io(cpu, insn, port, size)
         return
+    cpu.engine.clock.now += PORT_TICKS
     if low & 2:
         cpu.bus.write_port(port, size, s.reg(RAX) & ((1 << 8 * size) - 1))
     else:
@@ -505,18 +507,20 @@ def io(cpu: Cpu, insn: Instruction, port: int, size: int) -> None:
 
 def _string_io(cpu: Cpu, insn: Instruction, port: int, size: int) -> None:
     s = cpu.state
-    write = insn.opcode & 2
-    pointer = RSI if write else RDI
+    out = bool(insn.opcode & 2)
+    pointer = RSI if out else RDI
     mask = (1 << insn.address) - 1
     offset = s.reg(pointer) & mask
-    segment = (insn.segment if insn.segment is not None else 3) if write else ES
+    segment = (insn.segment if insn.segment is not None else 3) if out else ES
     address = cpu.segment_address(segment, offset, size)
-    user = s.cpl == 3
-    if write:
-        cpu.bus.write_port(port, size, cpu.read(address, size, user=user))
+    pieces = cpu.pieces(address, size, write=not out, user=s.cpl == 3)
+    cpu.stop_if_watched(pieces, write=not out)
+    data = cpu.load(pieces) if out else b""
+    cpu.engine.clock.now += PORT_TICKS
+    if out:
+        cpu.bus.write_port(port, size, int.from_bytes(data, "little"))
     else:
-        cpu.translate(address, write=True, user=user)
-        cpu.write(address, size, cpu.bus.read_port(port, size), user=user)
+        cpu.commit([(pieces, cpu.bus.read_port(port, size).to_bytes(size, "little"))])
     step = -size if s.rflags & RFLAGS_DF else size
     _set_masked(cpu, pointer, offset + step, insn.address)
     if not insn.rep:

@@ -24,6 +24,11 @@ _SEGMENTS = {
     cs.X86_REG_ES: ES, cs.X86_REG_CS: CS, cs.X86_REG_SS: SS, cs.X86_REG_DS: 3, cs.X86_REG_FS: FS, cs.X86_REG_GS: GS,
 }  # fmt: skip
 _BASED_ON_STACK = (cs.X86_REG_RSP, cs.X86_REG_ESP, cs.X86_REG_RBP, cs.X86_REG_EBP, cs.X86_REG_BP)
+_PORT_STRINGS = {
+    **dict.fromkeys((cs.X86_INS_INSB, cs.X86_INS_INSW, cs.X86_INS_INSD), 2),
+    **dict.fromkeys((cs.X86_INS_OUTSB, cs.X86_INS_OUTSW, cs.X86_INS_OUTSD), 1),
+}
+"""How INS and OUTS access memory, of which capstone says nothing: 1 reads, 2 writes."""
 _STRING_TO_EDI = frozenset((cs.X86_REG_RDI, cs.X86_REG_EDI, cs.X86_REG_DI))
 
 
@@ -66,7 +71,8 @@ def accesses(cpu: Cpu) -> list[tuple[int, int, bool, bool]]:
             segment = ES if string and memory.base in _STRING_TO_EDI else SS if memory.base in _BASED_ON_STACK else 3
         base = s.base(segment) if cpu.bits != 64 or segment >= FS else 0
         address = ((offset & ((1 << width) - 1)) + base) & mask
-        found.append((address, operand.size, bool(operand.access & 1), bool(operand.access & 2)))
+        access = _PORT_STRINGS.get(insn.id, operand.access)
+        found.append((address, operand.size, bool(access & 1), bool(access & 2)))
     stack_mask = mask if cpu.bits == 64 or s.attrib(SS) & 0x400 else 0xFFFF
     stack_base = 0 if cpu.bits == 64 else s.base(SS)
     size = 8 if cpu.bits == 64 else insn.operands[0].size if len(insn.operands) else cpu.bits // 8

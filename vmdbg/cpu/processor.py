@@ -11,7 +11,7 @@ from introspect.registers import CR4
 from introspect.vmcb import V_INTR
 from vmdbg.engine.engine import EXCEPTION, VMEXIT, Engine, Stop
 from vmdbg.engine.runtime import Reason
-from vmdbg.engine.state import CS, DS, ES, FS, GS, HF_SMAP, IDTR, RDX, SS
+from vmdbg.engine.state import CS, DS, ES, FS, GS, HF_SMAP, IDTR, RCX, RDX, SS
 from vmdbg.platform.bus import Bus
 from vmdbg.platform.cpuid import CpuidConfig
 from vmdbg.svm import world
@@ -20,13 +20,17 @@ from vmdbg.svm.switch import Switcher
 
 from . import instructions
 from .core import DR6_BS, DR6_RESET, DR7_RESET, RFLAGS_IF, RFLAGS_VM, Cpu, ExtInt, Observer
+from .decode import Instruction
 from .events import raise_event
-from .faults import DB, GP, MF, NMI, PF, UD, CpuFault, Event, Kind, NestedPageFault
-from .faults import SS as STACK_FAULT
+from .faults import DB, GP, MF, NMI, PF, UD, CpuFault, Event, Kind, NestedPageFault, WatchedAccess
 
 _WRITE_TRAPS = 0xFFFF8000
 """In intercept word 4: EFER and CR0 to CR15, after the write."""
 
+
+_PREFIXES = b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf2\xf3"
+"""All but LOCK, which makes an undefined instruction of those that `_undefined` looks for."""
+_PREFIXES_64 = _PREFIXES + bytes(range(0x40, 0x50))
 
 _EXIT, _SWINT, _V_IRQ = int(Reason.EXIT), int(ExitCode.SWINT), V_INTR.v_irq
 _PARTICULAR = frozenset(
@@ -65,8 +69,6 @@ class Processor(Cpu):
         super().__init__(index, engine, bus, cpuid_config, observer)
         self.interrupt_controller = extint
         self.watched: Stop | None = None
-        self.pause = False
-        """Set by whoever wants the CPU to return at the next instruction boundary, as observers of world switches do."""
         world.set_intercepts(self.state, None)
 
     def use_switcher(self, switcher: Switcher) -> None:
@@ -327,6 +329,9 @@ class Processor(Cpu):
             raise_event(self, fault.event())
         except NestedPageFault as nested:
             world.nested_fault_exit(self, nested.fault, None)
+        except WatchedAccess as access:
+            self.watched = Stop(reason, stop.code, watched=access.spa, write=access.write)
+            return Outcome.WATCHED
         if self.single_step:
             self.single_step = False
             self._on_exception(DB)
@@ -353,12 +358,14 @@ class Processor(Cpu):
 
     def _on_exit(self, stop: Stop) -> None:
         if stop.npf is not None:
-            if not self._port_comes_first():
-                world.nested_fault_exit(self, self._classify(stop), None)
+            world.nested_fault_exit(self, self._classify(stop), None)
             return
         code = stop.code - VMEXIT
         if 0x40 <= code < 0x60:
-            self._on_exception(code - EXCEPTION)
+            if code == EXCEPTION + UD:
+                self._undefined(stop)
+            else:
+                self._on_exception(code - EXCEPTION)
             return
         guest = self.guest
         if code == _SWINT:
@@ -493,8 +500,6 @@ class Processor(Cpu):
         if vector == MF and self.ne_is_ours:
             world.vmexit(self, ExitCode.FERR_FREEZE)
             return
-        if vector in (PF, GP, STACK_FAULT) and self._port_comes_first():
-            return
         if vector == PF:
             error, address = state.error_code, self.engine.fault_address()
             if state.cpl == 3 and not error & PF_ERROR.U and self._far_transfer_stack(address):
@@ -506,9 +511,6 @@ class Processor(Cpu):
                         return
                 error |= PF_ERROR.U
             event = Event(PF, Kind.EXCEPTION, error, address)
-        elif vector == UD and self._at_icebp():
-            self._missed(ExitCode.ICEBP)  # the engine was built without it
-            return
         elif vector == GP and state.rflags & RFLAGS_VM and self._before_virtual_privilege():
             return
         elif vector == GP and self._at_user_rdpmc():
@@ -562,35 +564,31 @@ class Processor(Cpu):
             return True
         return False
 
-    def _at_icebp(self) -> bool:
-        return self._opcode() == 0xF1
-
-    def _opcode(self) -> int:
-        """The first byte at RIP that is no prefix; -1 if it cannot be read."""
-        code = self.code().lstrip(b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3")
-        if self.bits == 64:
-            code = code.lstrip(bytes(range(0x40, 0x50)))
-        return code[0] if code else -1
-
-    def _port_comes_first(self) -> bool:
-        """At a fault of memory: whether RIP is at an INS or OUTS that leaves the guest for its port first (APM2 15.10.2).
-
-        Raises the #GP of a port that may not be used.
-        """
-        if self._opcode() not in (0x6C, 0x6D, 0x6E, 0x6F):
-            return False
-        insn = self.instruction()
-        port, size = self.state.reg(RDX) & 0xFFFF, 1 if not insn.opcode & 1 else min(insn.operand, 32) // 8
-        instructions.io_permitted(self, port, size)
-        if not world.io_intercepted(self, port, size):
-            return False
-        world.io_exit(self, insn, port, size)
-        return True
+    def _undefined(self, stop: Stop) -> None:
+        """An instruction that the engine does not know: INT1, INS, OUTS, or none."""
+        code = self.code().lstrip(_PREFIXES_64 if self.bits == 64 else _PREFIXES)
+        if code[:1] == b"\xf1":
+            self._missed(ExitCode.ICEBP)
+        elif code and code[0] in instructions.STRING_IO:
+            self._on_string_io()
+            stop.device = True
+        else:
+            self._on_exception(UD)
 
     def _on_io(self) -> None:
+        """IN or OUT, or where the engine has them INS or OUTS (see repair.py)."""
         rt = self.engine.rt
-        port, size = rt.io_port & 0xFFFF, rt.io_size
-        insn = self.instruction()
+        self._io(self.instruction(), rt.io_port & 0xFFFF, rt.io_size)
+
+    def _on_string_io(self) -> None:
+        insn, s = self.instruction(), self.state
+        if insn.rep and not s.reg(RCX) & (1 << insn.address) - 1:
+            self.advance(insn.length)
+        else:
+            self._io(insn, s.reg(RDX) & 0xFFFF, min(insn.operand, 32) // 8 if insn.opcode & 1 else 1)
+
+    def _io(self, insn: Instruction, port: int, size: int) -> None:
+        """The order is that of APM2 15.10.2: permission of the port, intercept, and only then what the access may raise."""
         instructions.io_permitted(self, port, size)
         if world.io_intercepted(self, port, size):
             world.io_exit(self, insn, port, size)

@@ -21,7 +21,7 @@ from . import layout
 from .errors import EngineError
 from .memory import PAGE, Ram
 from .physical import MSRPM_PAGES, PRIVATE, PRIVATE_SIZE, VMCB_PAGE, WINDOW, WINDOW_PAGES, Npt, Physical
-from .repair import mend_nested_walker, withdraw_random
+from .repair import mend_nested_walker, withdraw_random, withdraw_string_io
 from .runtime import BRANCH_RING, RING_SLOTS, Binding, Reason, Runtime, add_hook
 from .state import HF_CS64, HF_GUEST, HF_LMA, CpuState
 
@@ -89,6 +89,7 @@ class Engine:
         uc.ctl_set_cpu_model(x86.UC_CPU_X86_EPYC_ROME)
         layout.calibrate(uc)
         withdraw_random(uc)
+        withdraw_string_io()
         uc.ctl_exits_enabled(True)
         uc.ctl_set_exits([])
         self.clock = clock

@@ -288,7 +288,7 @@ static void run(struct runtime *rt)
         int64_t ticks;
         run_once(rt);
         executed += rt->executed;
-        if (rt->reason != EXIT || !rt->on_exit || (ticks = rt->on_exit(rt, rt->on_exit_user)) < 0)
+        if ((rt->reason != EXIT && rt->reason != IO) || !rt->on_exit || (ticks = rt->on_exit(rt, rt->on_exit_user)) < 0)
             break;
         executed += ticks;
         rt->budget -= ticks;

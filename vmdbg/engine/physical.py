@@ -332,7 +332,7 @@ class Physical:
         if write and state & TABLE:
             self.on_table(page)
         state = self.ram.pages[page]
-        if state & WATCH_READ or (write and (state & WATCH_WRITE or page in self.guarded)):
+        if self.watches(page, write) or (write and page in self.guarded):
             return spa
         if isinstance(npt, Shadow):
             npt.set(gpa, self._entry(spa, writable, executable))
@@ -409,6 +409,10 @@ class Physical:
             yield
         finally:
             self._set_guarded(frozenset(self.guards.values()))
+
+    def watches(self, page: int, write: bool) -> bool:
+        """Whether such accesses to a page number of RAM are watched."""
+        return bool(self.ram.pages[page] & (WATCH_READ | WATCH_WRITE if write else WATCH_READ))
 
     def watch(self, page: int, flag: int, on: bool) -> None:
         """Set or clear WATCH_WRITE or WATCH_READ for a page number."""

@@ -1,4 +1,4 @@
-"""Mend two faults of Unicorn 2.1.4 in memory: the files on disk stay as they are.
+"""Mend three faults of Unicorn 2.1.4 in memory: the files on disk stay as they are.
 
 RDRAND and RDSEED give the host's random numbers, which no run could repeat, and no hook or intercept stops them.  The
 CPU model that has SVM has them; `withdraw_random` clears its feature bit, so that they are #UD as CPUID says.
@@ -7,6 +7,10 @@ The nested walker dies where a guest page table lies in a no-execute page.  `get
 rights, NULL for an entry of a guest page table, and on a nested leaf with NX does `*prot &= ~PAGE_EXEC` without a test: a
 guest that puts a page table into a page its hypervisor maps no-execute (which is legal and common) kills the process.  The
 instructions around it occur once in the wheel; they are led through a trampoline that tests the pointer.
+
+INS stores a zero to its destination to see whether it may, OUTS loads its source, and only then do they ask for the port.
+By the manual the port comes first: an intercepted one has touched nothing (APM2 15.10.2).  `withdraw_string_io` points
+their entries of the translator's table of opcodes at what undefined ones get.
 """
 
 from __future__ import annotations
@@ -36,6 +40,18 @@ SITE = re.compile(
 )
 _FAULT_FROM, _PAST = 15, 18
 """Offsets in the site: the end of `je fault`, and `past`."""
+
+SWITCH = re.compile(
+    rb"\x48\x8d\x1d(.{4})"  # lea rbx, table        32-bit distances from itself, by opcode, | 0x100 behind 0F
+    rb"\x41\x81\xfa\xcf\x01\0\0"  # cmp r10d, 0x1cf
+    rb"\x0f\x87(.{4})"  # ja undefined
+    rb"\x44\x89\xd0\x48\x63\x04\x83\x48\x01\xd8\xff\xe0",  # mov eax, r10d; movsxd rax, [rbx+rax*4]; add rax, rbx; jmp rax
+    re.DOTALL,
+)
+_TABLE_FROM, _UNDEFINED_FROM = 7, 20
+"""Offsets in the switch: where its two distances count from."""
+_TABLE = struct.Struct("<464i")
+_INS, _OUTS, _INT1 = 0x6C, 0x6E, 0xF1
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
@@ -92,14 +108,42 @@ def withdraw_random(uc: Any) -> None:
     )
 
 
-def _text(library: str) -> tuple[int, int] | None:
-    """First and last address of the executable mapping of a file in this process."""
+def _mappings() -> list[tuple[int, int, str]]:
+    """First address, end and rights of each mapping of the library in this process."""
+    if not os.path.exists("/proc/self/maps"):
+        return []
+    found = []
     for line in Path("/proc/self/maps").read_text().splitlines():
         span, rights, *_, path = line.split(maxsplit=5)
-        if "x" in rights and library in path:
-            first, last = (int(part, 16) for part in span.split("-"))
-            return first, last
-    return None
+        if "libunicorn" in path:
+            first, end = (int(part, 16) for part in span.split("-"))
+            found.append((first, end, rights))
+    return found
+
+
+def _find(pattern: re.Pattern[bytes]) -> tuple[int, re.Match[bytes]] | None:
+    """Address of the one place in the library's code that matches, and the match."""
+    found = [
+        (first + match.start(), match)
+        for first, end, rights in _mappings() if "x" in rights
+        for match in pattern.finditer(ctypes.string_at(first, end - first))
+    ]  # fmt: skip
+    return found[0] if len(found) == 1 else None
+
+
+def _replace(address: int, data: bytes) -> bool:
+    """Write into the library; False if its mapping may not be changed."""
+    for first, end, rights in _mappings():
+        if first <= address and address + len(data) <= end:
+            keep = mmap.PROT_READ | (mmap.PROT_EXEC if "x" in rights else 0)
+            page = address & -_PAGE
+            span = (address + len(data) + _PAGE - 1 & -_PAGE) - page
+            if _libc.mprotect(page, span, keep | mmap.PROT_WRITE):
+                return False
+            ctypes.memmove(address, data, len(data))
+            _libc.mprotect(page, span, keep)
+            return True
+    return False
 
 
 def _near(address: int, size: int) -> int | None:
@@ -121,23 +165,22 @@ def _displacement(at: int, target: int) -> bytes:
     return (target - at - 4).to_bytes(4, "little", signed=True)
 
 
+def _distance(operand: bytes) -> int:
+    """What such an operand says, counted from its end."""
+    return int.from_bytes(operand, "little", signed=True)
+
+
 @cache
 def mend_nested_walker() -> bool:
     """Install the trampoline; once a process.  False where the instructions are not found or may not be changed.
 
     Without it the engine maps no page no-execute: nothing crashes, but nested NX is not enforced and stores are slower.
     """
-    if not os.path.exists("/proc/self/maps"):
+    found = _find(SITE)
+    if found is None:
         return False
-    text = _text("libunicorn")
-    if text is None:
-        return False
-    first, last = text
-    found = list(SITE.finditer(ctypes.string_at(first, last - first)))
-    if len(found) != 1:
-        return False
-    site = first + found[0].start()
-    fault = site + _FAULT_FROM + int.from_bytes(found[0][1], "little", signed=True)
+    site, match = found
+    fault = site + _FAULT_FROM + _distance(match[1])
     past = site + _PAST
     cave = _near(site, _PAGE)
     if cave is None:
@@ -147,11 +190,28 @@ def mend_nested_walker() -> bool:
     body += bytes.fromhex("4885c9 7403 8321fb")  # test rcx, rcx; jz end; and dword [rcx], ~PAGE_EXEC
     body += b"\xe9" + _displacement(cave + len(body) + 1, past)  # end: jmp past
     ctypes.memmove(cave, body, len(body))
-    page, span = site & -_PAGE, 2 * _PAGE
     if _libc.mprotect(cave, _PAGE, mmap.PROT_READ | mmap.PROT_EXEC):
         return False
-    if _libc.mprotect(page, span, mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC):
+    return _replace(site, b"\xe9" + _displacement(site + 1, cave))
+
+
+@cache
+def withdraw_string_io() -> bool:
+    """Make INS and OUTS undefined to the engine, which then stops before them; once a process.
+
+    False where the table of opcodes is not found, or is not what it should be, or may not be changed: there the engine
+    executes them, and stops for their port with the memory touched.
+    """
+    found = _find(SWITCH)
+    if found is None:
         return False
-    ctypes.memmove(site, b"\xe9" + _displacement(site + 1, cave), 5)
-    _libc.mprotect(page, span, mmap.PROT_READ | mmap.PROT_EXEC)
-    return True
+    site, match = found
+    table = site + _TABLE_FROM + _distance(match[1])
+    undefined = site + _UNDEFINED_FROM + _distance(match[2]) - table
+    if not any(first <= table and table + _TABLE.size <= end for first, end, _ in _mappings()):
+        return False
+    targets = _TABLE.unpack(ctypes.string_at(table, _TABLE.size))
+    pairs = [targets[opcode : opcode + 2] for opcode in (_INS, _OUTS)]
+    if targets[_INT1] != undefined or any(a != b or targets.count(a) != 2 for a, b in pairs):
+        return False
+    return _replace(table + 4 * _INS, struct.pack("<4i", *[undefined] * 4))

@@ -19,8 +19,8 @@ typedef int (*vmem_read_fn)(void *, uint64_t, uint32_t, void *, size_t);
 struct branch { uint64_t from_block, to, from_size; };
 
 struct runtime;
-/* Called for each EXIT, with the context saved.  Returns the ticks that the instruction took if it was dealt with and
- * the run goes on, or a negative number: then the exit is Python's. */
+/* Called for each EXIT and IO, with the context saved.  Returns the ticks that the instruction took if it was dealt with
+ * and the run goes on, or a negative number: then the stop is Python's. */
 typedef int64_t (*on_exit_fn)(struct runtime *, void *);
 
 /* runtime.py declares the same fields with ctypes; the size is compared when an engine is made. */
@@ -54,7 +54,7 @@ struct runtime {
     uint32_t saved;                /* the context is that of the stop already */
     uint32_t reading;              /* save_code is at work */
     uint32_t mixed;                /* there are pages that are both written and executed */
-    on_exit_fn on_exit;            /* NULL: every EXIT is Python's */
+    on_exit_fn on_exit;            /* NULL: every stop is Python's */
     void *on_exit_user;
     struct branch ring[RING_SLOTS];
 };

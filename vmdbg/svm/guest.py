@@ -25,16 +25,18 @@ class Guest:
         "tlb_control", "tsc_offset", "v_intr", "v_intr_masking", "v_tpr", "view", "vmcb", "words",
     )  # fmt: skip
 
-    def __init__(self, vmcb: int, view: memoryview, host_if: bool) -> None:
+    def __init__(self, vmcb: int, view: memoryview, host_if: bool, loaded: memoryview | None = None) -> None:
+        """`view` is the VMCB in memory; `loaded` is as the processor sees it, if that is something else."""
         self.vmcb = vmcb
         self.view = view
         self.q = view.cast("Q")
-        cr_read, cr_write, dr_read, dr_write, exceptions, misc1, misc2, misc3 = _WORDS(view, 0)
+        loaded = view if loaded is None else loaded
+        cr_read, cr_write, dr_read, dr_write, exceptions, misc1, misc2, misc3 = _WORDS(loaded, 0)
         self.words = (cr_read | cr_write << 16, dr_read | dr_write << 16, exceptions, misc1, misc2, misc3)
         (
             self.iopm, self.msrpm, self.tsc_offset, self.asid, self.tlb_control, self.v_intr, int_state, self.misc_ctl,
             self.eventinj, self.n_cr3, self.misc_ctl2,
-        ) = _CONTROL(view, 0)  # fmt: skip
+        ) = _CONTROL(loaded, 0)  # fmt: skip
         self.np = bool(self.misc_ctl & _NP)
         """Nested paging is enabled."""
         self.v_intr_masking = bool(self.v_intr & _V_INTR_MASKING)

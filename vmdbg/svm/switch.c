@@ -23,6 +23,7 @@ struct entry {                          /* a VMCB that VMRUN has accepted */
     uint64_t judged[JUDGED];            /* the judged fields as they were */
     uint64_t host_cr0, host_cr4, host_efer;
     uint64_t root;                      /* of the engine's table */
+    uint64_t iopm, msrpm;               /* permission maps */
     uint64_t *registers;                /* the vCPU's general registers at its last #VMEXIT */
     struct ring *ring;                  /* the exits of its guest */
     uint32_t words[6];                  /* intercepts */
@@ -74,7 +75,8 @@ enum { CR0_ET = 1 << 4 };
 enum { EFER_LME = 1 << 8, EFER_LMA = 1 << 10, EFER_SVME = 1 << 12 };
 enum { CR4_OSFXSR = 1 << 9, CR4_SMAP = 1 << 21 };
 enum { SEG_L = 1 << 21, SEG_DB = 1 << 22 };             /* in the engine's form */
-enum { CPUID = 0x72, HLT = 0x78, VMRUN = 0x80, VMLOAD = 0x82, VMSAVE = 0x83, SKINIT = 0x86 };
+enum { CPUID = 0x72, HLT = 0x78, IOIO = 0x7b, MSR = 0x7c, VMRUN = 0x80, VMLOAD = 0x82, VMSAVE = 0x83, SKINIT = 0x86 };
+enum { IO_IN = 1 << 0, IO_SIZE = 1 << 4, IO_A16 = 1 << 7, IO_A32 = 1 << 8, IO_A64 = 1 << 9, IO_SEGMENT = 1 << 10 };
 #define EVENTINJ_V (1ull << 31)
 
 struct segment { uint16_t selector, attrib; uint32_t limit; uint64_t base; };           /* in a VMCB */
@@ -85,14 +87,10 @@ struct hidden { uint32_t selector, pad; uint64_t base; uint32_t limit, flags; };
 #define REG(rt, number) FIELD(rt, uint64_t, at.regs + 8 * (number))
 #define CR(rt, number) FIELD(rt, uint64_t, at.cr + 8 * (number))
 
-static bool holds(uint64_t first, uint64_t end, uint64_t page)
-{
-    return page >= first && page < end && end - page >= PAGE;   /* page + PAGE may be 2^64 */
-}
-
+/* Whether an aligned page is one of memory, whose ranges are whole pages. */
 static bool in_ram(const struct switcher *sw, uint64_t page)
 {
-    return holds(sw->ranges[0], sw->ranges[1], page) || holds(sw->ranges[2], sw->ranges[3], page);
+    return (page >= sw->ranges[0] && page < sw->ranges[1]) || (page >= sw->ranges[2] && page < sw->ranges[3]);
 }
 
 /* The page that rAX names, NULL unless it is one of memory; `stored`: and none whose stores Python must hear of. */
@@ -396,18 +394,78 @@ static bool has_operand(uint32_t code)
     return code == VMRUN || code == VMLOAD || code == VMSAVE;
 }
 
+/* A byte of a permission map; ones where no memory is. */
+static uint32_t map_byte(const struct switcher *sw, uint64_t base, uint32_t at_byte)
+{
+    uint64_t spa = (base & ~(uint64_t)(PAGE - 1)) + at_byte;
+    return in_ram(sw, spa & ~(uint64_t)(PAGE - 1)) ? sw->ram[spa] : 0xff;
+}
+
+static int64_t msr_exit(struct runtime *rt, struct switcher *sw)
+{
+    static const uint32_t firsts[] = {0, 0xc0000000, 0xc0010000};
+    struct entry *e = &sw->entries[sw->inside];
+    uint32_t msr = (uint32_t)REG(rt, 1), write = rt->code[1] == 0x30;
+    bool intercepted = true;        /* MSRs that the map does not cover always are */
+    if (rt->code_size <= 3 || rt->code[0] != 0x0f || (rt->code[1] != 0x30 && rt->code[1] != 0x32))
+        return -1;
+    for (uint32_t block = 0; block < 3; block++)
+        if (msr - firsts[block] < 0x2000) {
+            uint32_t position = 2 * (msr - firsts[block]) + write;
+            intercepted = map_byte(sw, e->msrpm, 0x800 * block + position / 8) >> (position & 7) & 1;
+        }
+    return intercepted ? vmexit(rt, sw, MSR, write, 0, FIELD(rt, uint64_t, at.eip) + 2) : -1;
+}
+
+/* IN and OUT without prefixes but 66, where IOPL permits them. */
+static int64_t io_exit(struct runtime *rt, struct switcher *sw)
+{
+    struct entry *e = &sw->entries[sw->inside];
+    const uint8_t *code = rt->code;
+    uint32_t hflags = FIELD(rt, uint32_t, at.hflags), port = rt->io_port & 0xffff, size = rt->io_size, length = 1, bits, info;
+    uint64_t rflags = FIELD(rt, uint64_t, at.eflags), next;
+    if (CR(rt, 0) & 1 && ((hflags & 3) > (rflags >> 12 & 3) || rflags & RFLAGS_VM))
+        return -1;
+    if (rt->code_size <= 3)
+        return -1;
+    if (*code == 0x66)
+        code++, length++;
+    if ((*code & 0xfc) == 0xe4)
+        length++;
+    else if ((*code & 0xfc) != 0xec)
+        return -1;
+    bits = map_byte(sw, e->iopm, port / 8);
+    if ((port & 7) + size > 8)
+        bits |= map_byte(sw, e->iopm, port / 8 + 1) << 8;
+    if (!(bits >> (port & 7) & ((1u << size) - 1)))
+        return -1;
+    info = port << 16 | size * IO_SIZE | 3 * IO_SEGMENT | (rt->io_write ? 0 : IO_IN);
+    info |= hflags & HF_CS64 ? IO_A64 : hflags & HF_CS32 ? IO_A32 : IO_A16;
+    next = FIELD(rt, uint64_t, at.eip) + length;
+    return vmexit(rt, sw, IOIO, info, next, next);
+}
+
+static bool intercepts(const struct switcher *sw, uint32_t code)
+{
+    return sw->entries[sw->inside].words[code >> 5] >> (code & 31) & 1;
+}
+
 static int64_t exits(struct runtime *rt, void *user)
 {
     struct switcher *sw = user;
     uint32_t code = rt->intno - VMEXIT, size;
     uint64_t spa;
+    if (rt->reason == IO)
+        return sw->inside >= 0 && intercepts(sw, IOIO) ? io_exit(rt, sw) : -1;
     if (sw->inside == -1) {
         if (code < VMRUN || code > VMSAVE || length(rt, code) != 3)
             return -1;
         return code == VMRUN ? vmrun(rt, sw) : code == VMLOAD ? vmload(rt, sw) : code == VMSAVE ? vmsave(rt, sw) : -1;
     }
-    if (sw->inside < 0 || !is_plain(code) || !(size = length(rt, code)) ||
-        !(sw->entries[sw->inside].words[code >> 5] >> (code & 31) & 1) || (has_operand(code) && !operand(rt, sw, false, &spa)))
+    if (sw->inside >= 0 && code == MSR && intercepts(sw, MSR))
+        return msr_exit(rt, sw);
+    if (sw->inside < 0 || !is_plain(code) || !(size = length(rt, code)) || !intercepts(sw, code) ||
+        (has_operand(code) && !operand(rt, sw, false, &spa)))
         return -1;
     return vmexit(rt, sw, code, 0, 0, FIELD(rt, uint64_t, at.eip) + size);
 }

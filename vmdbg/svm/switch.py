@@ -1,7 +1,7 @@
 """The common world switch in C (switch.c): what it is told, and where it stands when Python looks again.
 
-world.py is the twin: it enters a VMCB, judges it, and leaves an entry here; from then on VMRUN of that VMCB, and the exits
-that one intercept bit decides, need no Python while what was judged stays as it was.
+world.py is the twin: it enters a VMCB, judges it, and leaves an entry here; from then on VMRUN of that VMCB, and the common
+exits, need no Python while what was judged stays as it was.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ class Entry(ctypes.Structure):
     _fields_ = (
         ("vmcb", ctypes.c_uint64), ("judged", ctypes.c_uint64 * JUDGED),
         ("host_cr0", ctypes.c_uint64), ("host_cr4", ctypes.c_uint64), ("host_efer", ctypes.c_uint64),
-        ("root", ctypes.c_uint64), ("registers", ctypes.c_void_p), ("ring", ctypes.c_void_p),
+        ("root", ctypes.c_uint64), ("iopm", ctypes.c_uint64), ("msrpm", ctypes.c_uint64), ("registers", ctypes.c_void_p),
+        ("ring", ctypes.c_void_p),
         ("words", ctypes.c_uint32 * 6), ("intercepts", ctypes.c_uint8 * 24),
     )  # fmt: skip
 
@@ -164,6 +165,7 @@ class Switcher:
         entry.vmcb = guest.vmcb
         entry.host_cr0, entry.host_cr4, entry.host_efer = host
         entry.root = shadow.root
+        entry.iopm, entry.msrpm = guest.iopm, guest.msrpm
         entry.registers, entry.ring = cpu.observer.memory_of(guest.vmcb)
         q = guest.q
         for number, qword in enumerate(self._judged):

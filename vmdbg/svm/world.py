@@ -13,7 +13,7 @@ from introspect.permissions import iopm_intercepts, msrpm_intercepts
 from introspect.registers import CR0, CR4, EFER, RFLAGS
 from introspect.rules import RULES, SVM_FEATURES, Processor, Violation, first_violation
 from introspect.vmcb import INT_STATE, V_INTR, VMCB
-from vmdbg.cpu.core import CR4_SUPPORTED, RFLAGS_VM, Cpu, dr6_value, dr7_value
+from vmdbg.cpu.core import CR4_SUPPORTED, RFLAGS_VM, Cpu, Notice, dr6_value, dr7_value
 from vmdbg.cpu.faults import GP, PF, CpuFault, Event, Kind
 from vmdbg.cpu.operands import accesses
 from vmdbg.engine import layout
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 
 PAGE = 4096
 
-FEATURES = SVM_FEATURES.NP | SVM_FEATURES.NRIPS | SVM_FEATURES.FlushByAsid | SVM_FEATURES.DecodeAssists
+FEATURES = (
+    SVM_FEATURES.NP | SVM_FEATURES.NRIPS | SVM_FEATURES.VmcbClean | SVM_FEATURES.FlushByAsid | SVM_FEATURES.DecodeAssists
+)
 """What CPUID 8000_000A EDX claims."""
 ASIDS = 32768
 
@@ -228,23 +230,32 @@ def vmrun(cpu: Cpu, size: int) -> Event | None:
     saved = hsave(cpu)
     _store_state(cpu, saved)
     saved.cast("Q")[_G_PAT] = s.q[_Q_PAT]
-    view = cpu.ram.view[vmcb : vmcb + PAGE]
-    guest = Guest(vmcb, view, host_if)
+    memory = view = cpu.ram.view[vmcb : vmcb + PAGE]
+    stale: list[str] = []
+    if cpu.vmcb_cache is not None:
+        view, stale = cpu.vmcb_cache.load(vmcb, memory)
+    guest = Guest(vmcb, memory, host_if, view)
     host_cr4, host_efer = s.cr(4), s.efer
     violation = _violation(
-        cpu, guest, _processor(s.cr(0), host_cr4, host_efer, cpu.msrs.table[MSR_EFER].writable)
+        cpu, guest, view, _processor(s.cr(0), host_cr4, host_efer, cpu.msrs.table[MSR_EFER].writable)
     )
     cpu.guest = guest
     cpu.observer.vmrun(cpu, guest, host_cr4, host_efer)
+    if stale:
+        cpu.observer.notice(cpu, Notice.STALE, guest, _stale_text(guest, memory, view, stale))
     if violation is not None:
         cpu.last_fault = violation.text
         _leave(cpu, guest, ExitCode.INVALID, 0, 0, 0)
+        if cpu.vmcb_cache is not None:
+            cpu.vmcb_cache.forget(vmcb)
+        cpu.observer.notice(cpu, Notice.VMRUN_FAIL, guest, f"VMRUN of the VMCB at {vmcb:#x} failed: {violation.text}")
         return None
     host = s.cr(0), host_cr4, host_efer
     dr6, dr7 = _load_state(cpu, view)
     cpu.dr[6], cpu.dr[7] = dr6_value(dr6), dr7_value(dr7)
     q = s.q
-    q[_Q_CR2] = guest.q[_CR2]
+    of = view.cast("Q")
+    q[_Q_CR2] = of[_CR2]
     cpl = view[_CPL]
     cr0 = q[_Q_CR0]
     # Real mode runs at 0, virtual-8086 mode at 3, whatever the VMCB says; LMA follows LME and PG (APM2 15.5.1).
@@ -255,7 +266,7 @@ def vmrun(cpu: Cpu, size: int) -> Event | None:
     s.shadow = guest.shadow
     if guest.np:
         cpu.npt = cpu.engine.physical.shadow(guest.n_cr3, host_cr4 & _SHADOW_CR4, host_efer & _SHADOW_EFER)
-        q[_Q_PAT] = guest.q[_G_PAT]
+        q[_Q_PAT] = of[_G_PAT]
     set_intercepts(s, guest)
     cpu.guard_ferr()
     s.gif = True
@@ -284,15 +295,26 @@ def _processor(cr0: int, cr4: int, efer: int, efer_valid: int) -> Processor:
     return Processor(PHYSICAL_BITS, FEATURES, cr0, cr4, efer, cr4_valid=CR4_SUPPORTED, efer_valid=efer_valid)
 
 
-def _violation(cpu: Cpu, guest: Guest, processor: Processor) -> Violation | None:
+def _stale_text(guest: Guest, memory: memoryview, loaded: memoryview, stale: list[str]) -> str:
+    """In words, what the VMCB cache hides from VMRUN."""
+    fields = ", ".join(f"{name} ({VMCB.read(loaded, name):#x}, in memory {VMCB.read(memory, name):#x})" for name in stale)
+    bits = sorted({bit for name in stale if (bit := VMCB[name].clean) is not None})
+    return (
+        f"VMRUN of the VMCB at {guest.vmcb:#x} used what the processor remembers of {fields}: "
+        f"VMCB_CLEAN ({VMCB.read(memory, 'vmcb_clean'):#x}) says that nothing changed (APM2 15.15). "
+        f"Clear bit {' and '.join(map(str, bits))} when changing these fields"
+    )
+
+
+def _violation(cpu: Cpu, guest: Guest, view: memoryview, processor: Processor) -> Violation | None:
     """The consistency rule that the VMCB breaks.  One that passed passes again while all the rules read is the same.
 
     Without nested paging a rule reads memory as well, so nothing is remembered.
     """
-    judged = (processor, _JUDGED(guest.view, 0))
+    judged = (processor, _JUDGED(view, 0))
     if cpu.accepted.get(guest.vmcb) == judged:
         return None
-    violation = first_violation(guest.view, processor, cpu.ram)
+    violation = first_violation(view, processor, cpu.ram)
     if violation is None and guest.np:
         if len(cpu.accepted) >= 256:
             cpu.accepted.clear()
@@ -360,7 +382,13 @@ def vmexit(cpu: Cpu, code: int, info1: int = 0, info2: int = 0, *, intinfo: int 
     state = q[_INT_STATE] & ~_SHADOW
     q[_INT_STATE] = state | _SHADOW if s.shadow else state
     q[_EVENTINJ] = guest.eventinj & ~_VALID
+    if cpu.vmcb_cache is not None:
+        cpu.vmcb_cache.store(guest.vmcb, view)
     _leave(cpu, guest, code, info1, info2, intinfo, nrip, insn)
+    if code == ExitCode.SHUTDOWN:
+        cpu.observer.notice(cpu, Notice.SHUTDOWN, guest, f"the guest of the VMCB at {guest.vmcb:#x} shut down at "
+                            f"{VMCB.read(view, 'cs.selector'):#x}:{VMCB.read(view, 'rip'):#x} (APM2 15.14.3): an exception "
+                            "could not be delivered, nor the double fault for it")  # fmt: skip
 
 
 def vmload(cpu: Cpu, size: int) -> None:
