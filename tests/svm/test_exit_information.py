@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.engine.rig import CODE, TSS2, Mode
+from tests.svm.covers import covers
 from tests.svm.hypervisor import HLT, NPF, VMMCALL, Hypervisor, P
 
 CPUID = 0x72
@@ -37,6 +38,7 @@ def prepare(h: Hypervisor) -> Hypervisor:
     return h
 
 
+@covers(*(code for _, _, code, _, _ in FAULTS.values()), "NRIPS")
 @pytest.mark.parametrize("name", FAULTS)
 def test_exception(name: str, python: bool) -> None:
     mode, text, code, info1, nrip = FAULTS[name]
@@ -60,6 +62,7 @@ def test_exception_that_is_not_intercepted(name: str, python: bool) -> None:
     assert h.guest_vector == code - 0x40
 
 
+@covers(0x41)
 def test_debug_trap(python: bool) -> None:
     """Behind the instruction, with DR6 written."""
     h = Hypervisor("nop\nend: nop", python=python)
@@ -86,6 +89,7 @@ def test_paged_real_mode_has_the_error_code_of_protected_mode(python: bool) -> N
 # Instruction bytes.
 
 
+@covers(0x4E, 0x400, "DecodeAssists")
 @pytest.mark.parametrize("np", [True, False], ids=["npf", "pf"])
 @pytest.mark.parametrize("there", [3, 7, 14])
 def test_instruction_bytes_end_at_a_page_that_is_not_there(np: bool, there: int, python: bool) -> None:
@@ -130,6 +134,7 @@ def test_no_instruction_bytes(text: str, python: bool) -> None:
 # Linear addresses and nRIP in each mode.
 
 
+@covers(0x79, "DecodeAssists")
 @pytest.mark.parametrize(("mode", "text", "address"), [
     ("long", "invlpg -0x1234(%rcx)", (1 << 64) - 0x1234), ("long", "invlpg %gs:0x10(%rcx)", 0x5010),
     ("long", "addr32 invlpg -1(%ecx)", 0xFFFFFFFF), ("protected32", "invlpg -1(%ecx)", 0xFFFFFFFF),
@@ -144,6 +149,7 @@ def test_invlpg(mode: Mode, text: str, address: int, python: bool) -> None:
     assert (h["exitinfo1"], h["exitinfo2"], h["nrip"]) == (address, 0, h.labels["end"])
 
 
+@covers(0x72, "NRIPS")
 @pytest.mark.parametrize("mode", ["real", "protected16", "protected32", "pae", "compatibility", "long"])
 def test_next_rip(mode: Mode, python: bool) -> None:
     """Whatever prefixes do to the length."""
@@ -154,6 +160,7 @@ def test_next_rip(mode: Mode, python: bool) -> None:
         assert (h["rip"], h["nrip"]) == (CODE, h.labels["end"])
 
 
+@covers(0x03, 0x21, "DecodeAssists")
 def test_general_registers_of_moves(python: bool) -> None:
     names = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{n}" for n in range(8, 16)))
     for number, name in enumerate(names):
@@ -179,6 +186,7 @@ def test_shadow_at_exit(text: str, shadow: int, python: bool) -> None:
     assert h["int_state"] & 1 == shadow
 
 
+@covers(0x64)
 def test_shadow_at_entry(python: bool) -> None:
     """A virtual interrupt waits for one instruction of the guest."""
     for shadow in (0, 1):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.engine.rig import CODE, DATA, MODES, PS, TABLES, Mode
+from tests.svm.covers import covers
 from tests.svm.hypervisor import GUEST, HLT, NESTED, NPF, NX, VMMCALL, A, D, Hypervisor, P, U, W
 
 FINAL, TABLE = 1 << 32, 1 << 33
@@ -17,6 +18,7 @@ DIRECTORY = NESTED + 0x2000
 """The nested page directory of a PAE or long-mode host."""
 
 
+@covers("NP")
 @pytest.mark.parametrize("host", HOSTS)
 @pytest.mark.parametrize("mode", MODES)
 def test_runs(mode: Mode, host: Mode, python: bool) -> None:
@@ -32,6 +34,7 @@ def test_runs(mode: Mode, host: Mode, python: bool) -> None:
     assert h.ram.read_u32(0x7100) == 0
 
 
+@covers("NP")
 @pytest.mark.parametrize("host", HOSTS)
 @pytest.mark.parametrize("mode", PAGED)
 def test_marks(mode: Mode, host: Mode, python: bool) -> None:
@@ -65,6 +68,7 @@ ACCESSES = {"read": f"movl {PAGE + 0x123}, %eax", "write": f"movl %eax, {PAGE + 
             "fetch": f"movl ${PAGE + 0x123}, %eax; jmp *%eax"}  # fmt: skip
 
 
+@covers(0x400, "NP")
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("host", HOSTS)
 @pytest.mark.parametrize("mode", ["protected32", "legacy", "pae", "compatibility"])
@@ -83,6 +87,7 @@ def test_final_access(mode: Mode, host: Mode, change: str, python: bool) -> None
     assert (h["exitinfo1"], h["exitinfo2"]) == (FINAL | info, PAGE + 0x123)
 
 
+@covers(0x400, "NP")
 @pytest.mark.parametrize("drop", [P, W, U])
 @pytest.mark.parametrize("host", HOSTS)
 @pytest.mark.parametrize("mode", PAGED)
@@ -101,6 +106,7 @@ def test_walk_of_the_guests_tables(mode: Mode, host: Mode, drop: int, python: bo
     assert h["exitinfo1"] == TABLE | USER | WRITE | (0 if drop == P else PRESENT)
 
 
+@covers(0x400)
 def test_reserved_bits_of_nested_pdpes(python: bool) -> None:
     """PAE tables: the four entries at nCR3 are part of the walk."""
     for bit in (1, 2, 5, 8, 52):
@@ -131,6 +137,7 @@ def test_gpa_beyond_the_reach_of_the_tables(host: Mode, python: bool) -> None:
 # Page sizes.
 
 
+@covers("NP")
 @pytest.mark.parametrize("host", HOSTS)
 @pytest.mark.parametrize("mode", ["protected32", "legacy", "pae", "long"])
 def test_large_nested_pages(mode: Mode, host: Mode, python: bool) -> None:
@@ -148,6 +155,7 @@ def test_large_nested_pages(mode: Mode, host: Mode, python: bool) -> None:
     assert h.ram.read_u32(at) & (A | D) == A | D
 
 
+@covers("NP")
 def test_a_nested_page_of_1_gib(python: bool) -> None:
     h = Hypervisor("movl %eax, 0x40500123; vmmcall", python=python)
     h.ram.write_u64(NESTED + 0x1008, P | W | U | PS)
@@ -163,6 +171,7 @@ def test_a_nested_page_of_1_gib(python: bool) -> None:
     assert h["exitinfo1"] == FINAL | USER | WRITE | PRESENT | RSV
 
 
+@covers("NP")
 @pytest.mark.parametrize("host", HOSTS)
 @pytest.mark.parametrize("mode", ["legacy", "pae", "long"])
 def test_splintering(mode: Mode, host: Mode, python: bool) -> None:
@@ -210,6 +219,7 @@ def test_no_execute_without_nxe_of_the_host(python: bool) -> None:
     assert h["exitinfo1"] == FINAL | USER | PRESENT | RSV
 
 
+@covers("NP")
 def test_the_guests_fault_comes_before_the_final_walk(python: bool) -> None:
     """The order of 15.25.6: the guest's own rights, then the nested ones of the final address."""
     h = Hypervisor(f"movl %eax, {PAGE}", python=python, user=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 
 from tests.engine.rig import CODE, TABLES, Mode
+from tests.svm.covers import covers
 from tests.svm.hypervisor import IOPM, MSRPM, NPF, VMMCALL, Hypervisor, P
 
 EXCEPTIONS = tuple(range(0x40, 0x60))
@@ -43,11 +44,13 @@ PRIVILEGED = [
 ]  # fmt: skip
 
 
+@covers(*sorted({code for _, code in PRIVILEGED}))
 @pytest.mark.parametrize(("text", "code"), PRIVILEGED, ids=[text for text, _ in PRIVILEGED])
 def test_privilege_before_the_intercept(text: str, code: int, python: bool) -> None:
     assert first(text, code, user=True, python=python) == GP
 
 
+@covers(0x66, 0x67, 0x68, 0x69, 0x70, 0x71, 0x72, 0x73, 0x74, 0x75, 0x77, 0x81)
 @pytest.mark.parametrize(("text", "code"), [
     ("cpuid", 0x72), ("pushfq", 0x70), ("popfq", 0x71), ("iretq", 0x74), ("int $0x33", 0x75), ("rsm", 0x73), ("pause", 0x77),
     ("vmmcall", VMMCALL), (".byte 0xf1", 0x88), ("sgdt (%rsp)", 0x67), ("sidt (%rsp)", 0x66), ("sldt %ax", 0x68),
@@ -57,6 +60,7 @@ def test_not_privileged(text: str, code: int, python: bool) -> None:
     assert first(text, code, user=True, python=python) == code
 
 
+@covers(0x10, 0x13, 0x14, 0x18, 0x36, 0x37, 0x65, 0x6F, *range(0x8A, 0x8F), 0xA0, 0xA1, 0xA2, 0xA3, 0xA4)
 @pytest.mark.parametrize(("text", "intercept", "exception"), [
     # Values that the registers refuse.
     ("movl $0x80000010, %eax\nit: movq %rax, %cr0", CR0_WRITE, GP),  # PG without PE
@@ -83,6 +87,7 @@ def test_exception_before_the_intercept(text: str, intercept: int, exception: in
     assert first(text, intercept, python=python) == exception
 
 
+@covers(0x24, 0x41)
 def test_debug_registers(python: bool) -> None:
     """#UD of DR4 and DR5 under CR4.DE, then #DB of DR7.GD, which has written DR6 when it exits; then the intercept."""
     assert first("movq %dr4, %rax", 0x24, cr4=0x628, python=python) == UD
@@ -94,6 +99,7 @@ def test_debug_registers(python: bool) -> None:
     assert (h["rip"], h["dr6"], h["dr7"]) == (CODE, 0xFFFF0FF0 | 1 << 13, 0x2400)
 
 
+@covers(0x6E, 0x87, 0x6F)
 def test_time_stamps(python: bool) -> None:
     """CR4.TSD at CPL 3."""
     for text, code in (("rdtsc", 0x6E), ("rdtscp", 0x87)):
@@ -108,6 +114,7 @@ def test_task_and_ldt_registers_outside_protected_mode(text: str, mode: Mode, py
     assert first(text, *range(0x66, 0x6E), mode=mode, python=python) == UD
 
 
+@covers(*range(0x66, 0x6E), 0x10, 0x65, 0x00, 0x79)
 @pytest.mark.parametrize(("text", "code"), [
     ("lgdt", 0x6B), ("lidt", 0x6A), ("sgdt", 0x67), ("sidt", 0x66), ("lldt", 0x6C), ("ltr", 0x6D), ("sldt", 0x68), ("str", 0x69),
     ("lmsw", CR0_WRITE), ("lmsw", SEL_CR0), ("smsw", 0x00), ("invlpg", 0x79),
@@ -117,6 +124,7 @@ def test_the_intercept_before_memory(text: str, code: int, python: bool) -> None
     assert first(f"{text} {NOWHERE:#x}", code, python=python) == code
 
 
+@covers(0x70, 0x71, 0x74, 0x75, 0x88)
 @pytest.mark.parametrize("text", ["pushfq", "popfq", "iretq", "int $0x80", ".byte 0xf1"])
 def test_the_intercept_before_the_stack(text: str, python: bool) -> None:
     code = {"pushfq": 0x70, "popfq": 0x71, "iretq": 0x74, "int $0x80": 0x75, ".byte 0xf1": 0x88}[text]
@@ -130,6 +138,7 @@ def test_the_intercept_before_iopl(text: str, code: int, python: bool) -> None:
     assert first(text, mode="virtual", python=python) == GP
 
 
+@covers(0x75)
 def test_int_n_before_its_gate(python: bool) -> None:
     """The intercept of INT n sees it before the IDT is looked at, those of exceptions never."""
     for vector in (0, 3, 13, 14, 0xFF):
@@ -141,6 +150,7 @@ def test_int_n_before_its_gate(python: bool) -> None:
         assert (h["exitinfo1"], h["rip"], h["nrip"]) == (vector, CODE, CODE + 2)
 
 
+@covers(0x88)
 def test_int1_is_no_debug_exception_to_intercepts(python: bool) -> None:
     """Only its own intercept sees it (15.12.2); it is an exception to EXITINTINFO (15.7.2)."""
     h = Hypervisor(".byte 0xf1", python=python)
@@ -152,6 +162,7 @@ def test_int1_is_no_debug_exception_to_intercepts(python: bool) -> None:
     assert h["exitintinfo"] == 0x8000_0301
 
 
+@covers(0x13)
 def test_pdpes_after_the_intercept(python: bool) -> None:
     """A write of CR3 that is intercepted has not read PDPEs: the hypervisor cannot rely on them."""
     bad = f"orb $0x20, {TABLES + 0x1018}; movl %cr3, %eax\nit: movl %eax, %cr3\nend: vmmcall"

@@ -9,6 +9,7 @@ from collections import Counter
 
 from introspect.exits import ExitCode
 from tests.engine.rig import TABLES, A, D
+from tests.svm.covers import covers
 from tests.svm.hypervisor import GUEST, HLT, VMCB_PAGE, Hypervisor
 
 SHADOW = 0xE0000
@@ -109,6 +110,7 @@ at:     movl %eax, 0x1e0000                            # not there: the guest's 
 """
 
 
+@covers(0x4E, 0x03, 0x13, 0x79, "FlushByAsid")
 def test_a_hypervisor_with_shadow_page_tables(python: bool) -> None:
     h = Hypervisor(STEPS, "legacy", host=HOST, python=python)
     h.intercept(PF, READ_CR3, WRITE_CR3, INVLPG)
