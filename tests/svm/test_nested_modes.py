@@ -71,7 +71,7 @@ ACCESSES = {"read": f"movl {PAGE + 0x123}, %eax", "write": f"movl %eax, {PAGE + 
 @covers(0x400, "NP")
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("host", HOSTS)
-@pytest.mark.parametrize("mode", ["protected32", "legacy", "pae", "compatibility"])
+@pytest.mark.parametrize("mode", ["protected32", "compatibility"])
 def test_final_access(mode: Mode, host: Mode, change: str, python: bool) -> None:
     """Always a user access, whatever the guest's CPL is (15.25.6)."""
     bits, access, info = CHANGES[change]

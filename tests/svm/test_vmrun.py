@@ -300,6 +300,14 @@ def test_long_mode_is_active_where_it_is_enabled(python: bool) -> None:
     assert not h["efer"] & 0x400
 
 
+def test_vmexit_to_bad_pdpes_shuts_down(python: bool) -> None:
+    """#VMEXIT loads the PDPEs of a PAE host (15.6)."""
+    h = Hypervisor("vmmcall", host=f"orb $2, {TABLES + 0x1008}; vmrun; hlt", host_mode="pae", python=python)
+    h.run()
+    assert h.cpu.shutdown
+    assert "15.6" in h.cpu.last_fault
+
+
 # What belongs to the guest only, and what to both.
 
 

@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
 from introspect.address import Gpa
-from introspect.paging import Access, Fault, Nested, NestedFault, PagingState, translate
+from introspect.paging import Access, Fault, Nested, NestedFault, PagingState, pdpte_reserved, translate
 from vmdbg.engine.engine import PHYSICAL_BITS, Engine
 from vmdbg.engine.physical import Npt, Shadow
 from vmdbg.engine.state import SS, TR, CpuState
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from vmdbg.svm.switch import Switcher
     from vmdbg.svm.vmcbcache import VmcbCache
 
+_PDPTE_RESERVED = pdpte_reserved(PHYSICAL_BITS)
 CR0_PE, CR0_TS, CR0_NE, CR0_WP, CR0_PG = 1 << 0, 1 << 3, 1 << 5, 1 << 16, 1 << 31
 CR4_SUPPORTED = 0b111_1111_1100 | 1 << 16 | 1 << 20 | 1 << 21
 """TSD DE PSE PAE MCE PGE PCE OSFXSR OSXMMEXCPT, FSGSBASE, SMEP, SMAP; VME, PVI, UMIP, PCIDE, XSAVE and others are not
@@ -259,6 +260,12 @@ class Cpu:
         """CR0 as software sees it."""
         value = self.state.cr(0)
         return value & ~CR0_NE if self.ne_is_ours else value
+
+    def bad_pdptes(self, cr3: int) -> bool:
+        """Whether one of the four PDPEs that CR3 names in PAE mode is present and has reserved bits set (APM2 5.2.3)."""
+        at = cr3 & 0xFFFFFFE0
+        entries = (self.ram.read_u64(at + 8 * n) if self.ram.contains(at + 8 * n, 8) else (1 << 64) - 1 for n in range(4))
+        return any(entry & 1 and entry & _PDPTE_RESERVED for entry in entries)
 
     # Memory, as the processor itself accesses it: translated, checked, with accessed and dirty bits.
 

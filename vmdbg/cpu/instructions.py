@@ -109,14 +109,8 @@ def write_cr0(cpu: Cpu, value: int) -> None:
 
 def _check_pdptes(cpu: Cpu, cr3: int) -> None:
     """Loading CR3 in PAE mode reads four PDPTEs; a present one with reserved bits raises #GP (APM2 5.3.2)."""
-    if cpu.nested is not None:
-        return  # under nested paging they are read, and judged, at each walk (APM2 15.25.10)
-    reserved = 0xFFFFFFFFFFFFFFFF & ~((1 << PHYSICAL_BITS) - 1) | 0x1E6
-    for index in range(4):
-        at = (cr3 & 0xFFFFFFE0) + 8 * index
-        entry = cpu.ram.read_u64(at) if cpu.ram.contains(at, 8) else MASK64
-        if entry & 1 and entry & reserved:
-            raise CpuFault(GP, 0)
+    if cpu.nested is None and cpu.bad_pdptes(cr3):  # under nested paging they are judged at each walk (APM2 15.25.10)
+        raise CpuFault(GP, 0)
 
 
 def check_cr3(cpu: Cpu, value: int) -> None:

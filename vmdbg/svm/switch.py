@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from introspect.exits import EVENT
+from introspect.registers import CR4, EFER
 from introspect.rules import RULES
 from introspect.vmcb import INT_STATE, V_INTR, VMCB
 from vmdbg.engine import layout
@@ -158,6 +159,9 @@ class Switcher:
         state.inside = UNKNOWN
         shadow = cpu.npt
         tasks = guest.intercepts_task_switch and not cpu.state.is_long
+        cr4, efer = host[1:]
+        if cr4 & CR4.PAE and not efer & EFER.LMA:
+            return  # #VMEXIT judges the host's PDPEs
         if not isinstance(shadow, Shadow) or shadow.volatile or tasks or guest.intercepts_ferr or not guest.np:
             return
         index = guest.vmcb // 4096 % ENTRIES

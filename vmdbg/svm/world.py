@@ -360,6 +360,9 @@ def _leave(
     set_intercepts(s, None)
     s.gif = False
     cpu.halted = False
+    if q[_Q_CR4] & CR4.PAE and q[_Q_CR0] & CR0.PG and not s.is_long and cpu.bad_pdptes(q[_Q_CR3]):
+        cpu.shutdown = True
+        cpu.last_fault = f"#VMEXIT to a host in PAE mode: a PDPE at CR3 {q[_Q_CR3]:#x} has reserved bits set (APM2 15.6)"
     cpu.engine.physical.written(guest.vmcb, PAGE)
     cpu.flush()
 
