@@ -226,6 +226,19 @@ def test_registers_that_a_debugger_sets_reach_the_guest() -> None:
     assert 0x10000 < vcpu.registers[6] < 0x10100
 
 
+def test_init_ends_the_guest_for_c_too() -> None:
+    """An INIT that is not intercepted: what the CPU does then is no guest's."""
+    h = looping("1: incl %esi; cpuid; vmmcall; jmp 1b", rounds=1000)()
+    h.machine.run(2_000)
+    while h.cpu.guest is None:
+        h.machine.run(1)
+    assert switcher(h).state.inside != switch.HOST
+    h.cpu.init()
+    h.machine.run(1)
+    assert h.cpu.guest is None
+    assert switcher(h).state.inside == switch.HOST
+
+
 def test_a_trace_sees_every_switch() -> None:
     h = looping("1: incl %esi; cpuid; vmmcall; jmp 1b", rounds=10)()
     h.machine.history.trace = trace = StringIO()

@@ -89,6 +89,8 @@ class Processor(Cpu):
         s = self.state
         self.guest = None
         self.npt = self.engine.physical.host
+        if self.switcher is not None:
+            self.switcher.left()
         for number in range(16):
             s.set_reg(number, 0)
         s.set_reg(RDX, 0x00830F10)

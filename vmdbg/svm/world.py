@@ -473,7 +473,7 @@ def task_switch_exit(cpu: Cpu, switch: TaskSwitchExit, origin: Event | None) -> 
         info2 |= 1 << 36
     elif switch.source == 0:
         info2 |= 1 << 38
-    if cpu.state.rflags & 1 << 16:
+    if cpu.state.rflags & RFLAGS.RF or (event is not None and event.restarts):
         info2 |= 1 << 48
     vmexit(cpu, ExitCode.TASK_SWITCH, switch.selector, info2, intinfo=origin.encode() if origin else 0)
 
