@@ -10,6 +10,7 @@ import pytest
 from introspect.registers import CR0
 from introspect.rules import RULES, SVM_FEATURES, violations
 from introspect.vmcb import VMCB
+from tests.engine.interrupts import interrupt
 from tests.engine.rig import CODE, TABLES, Mode
 from tests.svm.covers import covers
 from tests.svm.hypervisor import (
@@ -18,10 +19,12 @@ from tests.svm.hypervisor import (
     HSAVE,
     INVALID,
     MSRPM,
+    NPF,
     SVME,
     VMCB_PAGE,
     VMMCALL,
     Hypervisor,
+    P,
 )  # fmt: skip
 from vmdbg.cpu.core import CR4_SUPPORTED
 from vmdbg.engine.state import RAX, RBX, RSP
@@ -29,6 +32,7 @@ from vmdbg.svm import world
 
 RULE = {rule.id: rule for rule in RULES}
 PAT = 0x0007040600070406
+INTR = 0x60
 WIDTH = 40
 """Physical address bits."""
 
@@ -306,6 +310,30 @@ def test_vmexit_to_bad_pdpes_shuts_down(python: bool) -> None:
     h.run()
     assert h.cpu.shutdown
     assert "15.6" in h.cpu.last_fault
+
+
+# To the host VMRUN is one instruction, whatever the guest does (15.5.1).
+
+
+@pytest.mark.parametrize("code", [VMMCALL, INVALID, NPF, INTR])
+def test_single_step_over_vmrun(code: int, python: bool) -> None:
+    """The trap comes behind #VMEXIT, whether GIF is set or not (15.17), and not in the guest."""
+    h = Hypervisor(
+        "movl 0x3ff000, %ebx; vmmcall", host="clgi; pushfq; orl $0x100, (%rsp); popfq\nit: vmrun\nend: hlt", python=python
+    )
+    h.intercept(0x41, INTR)
+    if code == NPF:
+        h.change_nested(0x3FF000, drop=P)
+    elif code == INVALID:
+        h.set(guest_asid=0)
+    elif code == INTR:
+        h.set(rflags=0x202)
+        h.step()  # GIF is clear
+        interrupt(h, 0x40)
+    h.run()
+    assert h["exitcode"] == code
+    assert (h.handled, h.stack(1, 8)) == (1, [h.labels["host_end"]])
+    assert h.cpu.dr[6] >> 14 & 1
 
 
 # What belongs to the guest only, and what to both.

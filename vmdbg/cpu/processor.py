@@ -255,6 +255,7 @@ class Processor(Cpu):
             if self.pause:
                 self.pause = False
                 return Outcome.PAUSED
+            self._trap()
             quiet = self._quiet()
             if not quiet and self._take_event():
                 if step:
@@ -334,10 +335,14 @@ class Processor(Cpu):
         except WatchedAccess as access:
             self.watched = Stop(reason, stop.code, watched=access.spa, write=access.write)
             return Outcome.WATCHED
+        self._trap()
+        return None
+
+    def _trap(self) -> None:
+        """Raise the trap of single-stepping if it is due."""
         if self.single_step:
             self.single_step = False
             self._on_exception(DB)
-        return None
 
     def _on_guarded_store(self, stop: Stop) -> Outcome | None:
         """A store to the page of a TSS: the beginning of a task switch, or not."""

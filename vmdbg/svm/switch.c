@@ -292,7 +292,7 @@ static int64_t vmexit(struct runtime *rt, struct switcher *sw, uint32_t code, ui
     struct entry *e = &sw->entries[sw->inside];
     uint8_t *vmcb = sw->ram + e->vmcb, *host = save_area(rt, sw);
     uint64_t state;
-    if (e->vmcb == FREE || !host || sw->pages[e->vmcb / PAGE] & sw->busy)
+    if (e->vmcb == FREE || !host || sw->pages[e->vmcb / PAGE] & sw->busy || ((uint64_t *)(host + in.controls))[5] & RFLAGS_TF)
         return -1;
     record(rt, sw, e, code, info1, info2);
     store_state(rt, sw, vmcb);

@@ -226,6 +226,7 @@ def vmrun(cpu: Cpu, size: int) -> Event | None:
     s = cpu.state
     vmcb = operand(cpu, "VMRUN")
     cpu.advance(size)
+    cpu.single_step = False  # the host's trap comes behind #VMEXIT
     host_if = bool(s.rflags & 0x200)
     saved = hsave(cpu)
     _store_state(cpu, saved)
@@ -348,6 +349,7 @@ def _leave(
         q[_Q_PAT] = saved.cast("Q")[_G_PAT]
     q[_Q_CR0] |= 1
     q[_Q_RFLAGS] &= ~RFLAGS_VM
+    cpu.single_step = bool(q[_Q_RFLAGS] & RFLAGS.TF)
     cpu.dr[7] = 0x400
     cpu.guest = None
     if cpu.switcher is not None:
