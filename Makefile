@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # make demo    a narrated session of a real gdb on the demo hypervisor
 # make test    every test that this machine can run; what was skipped, and why, stands at the end
-# make thorough  random VMCBs and page walks by the hundred thousand: an hour
+# make thorough  random VMCBs and page walks, by the hundred thousand
 # make lint    ruff, and mypy --strict
 # make bench   speed of the engine and of world switches
 # make clean   remove everything that was made here
@@ -39,13 +39,13 @@ bench: $(V)/ready examples
 	@$(RUN) -m benchmarks.worldswitch
 
 clean:
-	@for d in hypervisor bench bootsector; do $(MAKE) --no-print-directory --silent -C examples/$$d clean; done
+	@for d in hypervisor bench bootsector nested; do $(MAKE) --no-print-directory --silent -C examples/$$d clean; done
 	rm -rf $(V) build dist *.egg-info vmdbg/*/_*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 examples: | $(V)/ready
 	@if test -n "$(GCC)"; then \
-	for d in hypervisor bench bootsector; do $(MAKE) --no-print-directory --silent -C examples/$$d || exit 1; done; \
+	for d in hypervisor bench bootsector nested; do $(MAKE) --no-print-directory --silent -C examples/$$d || exit 1; done; \
 	else echo "vmdbg: no gcc and ld for x86-64: the examples are not built, tests that boot them are skipped"; fi
 
 gdb: $(V)/ready

@@ -117,4 +117,6 @@ def machine_arguments(options: argparse.Namespace) -> list[str]:
             words += [name, str(value)]
     for pid, path in options.symbols:
         words += ["--symbols", f"{'host' if pid == 1 else pid}={path}"]
+    if options.reboot:
+        words.append("--reboot")
     return [*words, "-v"] if options.verbose else words

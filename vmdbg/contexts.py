@@ -135,6 +135,7 @@ class LiveContext:
         elif name in ("cr0", "cr2", "cr3", "cr4"):
             s.set_cr(int(name[2]), value)
             s.refresh()
+            cpu.hold_pdptes()
         elif name == "efer":
             s.efer = value
             s.refresh()

@@ -32,7 +32,7 @@ from vmdbg.breakpoints import Breakpoint, Breakpoints, Watchpoint
 from vmdbg.contexts import Context, LiveContext, SavedContext, locate, read_memory, write_memory
 from vmdbg.cpu.faults import Kind
 from vmdbg.cpu.processor import Processor
-from vmdbg.history import KnownGuest, Vcpu
+from vmdbg.history import HOST, KnownGuest, Vcpu
 from vmdbg.machine import Event, Machine
 from vmdbg.monitor import Monitor
 from vmdbg.options import UsageError
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from vmdbg.cpu.core import Cpu
     from vmdbg.svm.guest import Guest
 
-HOST = 1
 WIDE = "i386:x86-64"
 PAGE = 4096
 LEAST_TICKS, MOST_TICKS = 2_000, 2_000_000
@@ -60,8 +59,9 @@ _NO_CODE = b"S0030000FC\r\nS9030000FC\r\n"
 with the registers of any mode."""
 
 
-def _title(guest: KnownGuest, vcpu: Vcpu) -> str:
-    return f"{guest.name} asid={vcpu.asid} vmcb={vcpu.vmcb:#x}"
+def _title(guest: KnownGuest, vcpu: Vcpu, parent: int) -> str:
+    under = f" under guest {parent}" if parent != HOST else ""
+    return f"{guest.name}{under} asid={vcpu.asid} vmcb={vcpu.vmcb:#x}"
 
 
 class Debugger:
@@ -114,12 +114,14 @@ class Debugger:
             return [
                 Thread(cpu.index + 1, f"CPU {cpu.index}", cpu.index, self._cpu_state(cpu)) for cpu in self.machine.cpus
             ]
+        guest = self.guest(pid)
+        parent = self.history.parent(guest)
         return [
             Thread(
-                vcpu.thread, _title(guest, vcpu), vcpu.running_on,
+                vcpu.thread, _title(guest, vcpu, parent), vcpu.running_on,
                 "in host" if vcpu.running_on is None else f"running on CPU {vcpu.running_on}",
             )
-            for guest in [self.guest(pid)] for vcpu in guest.vcpus.values()
+            for vcpu in guest.vcpus.values()
         ]  # fmt: skip
 
     def _cpu_state(self, cpu: Processor) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from vmdbg.engine.memory import Ram
     from vmdbg.svm.guest import Guest
 
+HOST = 1
+"""The hypervisor's number, as gdb numbers inferiors: the guests' begin behind it."""
 VMCB_SIZE = 4096
 
 
@@ -54,6 +56,8 @@ class KnownGuest:
     threads: int = 0
     """vCPUs there ever were: their numbers are not used again."""
     gone: bool = False
+    parent: int = HOST
+    """Whose guest it is: the hypervisor's, or that of a guest with a hypervisor in it."""
     unfit: int | None = None
     """How many exits it had had when `look` found that none of its VMCBs could be run."""
 
@@ -65,6 +69,15 @@ class KnownGuest:
         return [
             Exit(r.number, self.number, r.cpu, r.vmcb, r.time, r.rip, r.code, r.info1, r.info2, r.intinfo) for r in kept
         ]
+
+    def last_exit(self, cpu: int | None = None) -> Record:
+        """The last exit, on one CPU or any, if it is among those kept: else one of number 0.
+
+        A VMRUN that was refused is none.
+        """
+        count, records = self.ring.count, self.ring.records
+        kept = (records[number % KEEP] for number in range(count - 1, max(0, count - KEEP) - 1, -1))
+        return next((r for r in kept if cpu in (None, r.cpu) and r.code != ExitCode.INVALID), Record())
 
 
 class Exit(NamedTuple):
@@ -113,7 +126,7 @@ class History:
         self.trace: TextIO | None = None
         self.version = 0
         """Changes when a guest appears, goes, or is regrouped."""
-        self._next = 2  # the hypervisor is 1, as gdb numbers inferiors
+        self._next = HOST + 1
         self.on_switch: Callable[[Cpu, Guest, int | None], None] | None = None
         """Called after each VMRUN (with None) and before each #VMEXIT (with its EXITCODE)."""
 
@@ -173,21 +186,73 @@ class History:
             self.forget(guest.vmcb)
         sharing = (g for g in self.guests.values() if root and any(v.root == root for v in g.vcpus.values()))
         vcpu = Vcpu(guest.vmcb, 0, guest.asid, root, host_cr4, host_efer, cpu.index)
-        self.adopt(next(sharing, None) or self._new_guest(), vcpu)
+        self.adopt(next(sharing, None) or self._new_guest(self._behalf(cpu.index)), vcpu)
 
-    def _new_guest(self) -> KnownGuest:
-        guest = KnownGuest(self._next, f"guest {self._next}")
+    def _new_guest(self, parent: int) -> KnownGuest:
+        guest = KnownGuest(self._next, f"guest {self._next}", parent=parent)
         self.guests[self._next] = guest
         self._next += 1
         return guest
 
     def split(self, vmcb: int) -> KnownGuest:
         """Make one VMCB a guest of its own."""
-        vcpu = self.by_vmcb[vmcb][1]
+        owner, vcpu = self.by_vmcb[vmcb]
         self.forget(vmcb)
-        guest = self._new_guest()
+        guest = self._new_guest(self.parent(owner))
         self.adopt(guest, vcpu)
         return guest
+
+    def _behalf(self, cpu: int) -> int:
+        """On whose behalf the hypervisor runs a VMCB for the first time on a CPU: that of the guest whose own VMRUN it
+        executes, if one of its guests has just left by VMRUN.
+
+        All exits go to the hypervisor, also those that a guest's hypervisor is then told of.  So if guest 2 has left by
+        VMRUN, and the last of its guests that ran here before had left by VMRUN, too, then it is that one's VMRUN which
+        guest 2 executes.  And so on down.
+        """
+        newest = max(self._living(), key=lambda guest: guest.last_exit(cpu).number, default=None)
+        parent = HOST
+        while newest is not None and newest.last_exit(cpu).code == ExitCode.VMRUN:
+            parent = newest.number
+            children = [guest for guest in self._living() if self.parent(guest) == parent]
+            newest = max(children, key=lambda guest: guest.last_exit(cpu).number, default=None)
+        return parent
+
+    def _living(self) -> Iterator[KnownGuest]:
+        return (guest for guest in self.guests.values() if not guest.gone)
+
+    def parent(self, guest: KnownGuest) -> int:
+        """Number of the guest that it runs under, of those that are not gone; `HOST` if there is none."""
+        while guest.parent != HOST:
+            above = self.guests[guest.parent]
+            if not above.gone:
+                return above.number
+            guest = above
+        return HOST
+
+    def reparent(self, guest: KnownGuest, parent: KnownGuest | None) -> None:
+        """Put a guest under another, or under the hypervisor.  ValueError if that one is the guest, or under it."""
+        if parent is not None and (parent is guest or self._under(parent, guest)):
+            raise ValueError(f"guest {parent.number} is guest {guest.number}, or runs under it")
+        guest.parent = HOST if parent is None else parent.number
+
+    def _under(self, guest: KnownGuest, other: KnownGuest) -> bool:
+        while guest.parent != HOST:
+            guest = self.guests[guest.parent]
+            if guest is other:
+                return True
+        return False
+
+    def merge(self, guest: KnownGuest, other: KnownGuest) -> None:
+        """Make all VMCBs of `other` vCPUs of `guest`, and its guests those of `guest`."""
+        if self._under(guest, other):
+            guest.parent = other.parent
+        for child in self.guests.values():
+            if child.parent == other.number:
+                child.parent = guest.number
+        for vmcb, vcpu in list(other.vcpus.items()):
+            self.forget(vmcb)
+            self.adopt(guest, vcpu)
 
     def adopt(self, owner: KnownGuest, vcpu: Vcpu) -> None:
         """Make a VMCB a vCPU of a guest."""

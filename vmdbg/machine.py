@@ -17,12 +17,13 @@ from vmdbg.boot.memory_map import EBDA
 from vmdbg.boot.state import GENERAL_REGISTERS, Mode
 from vmdbg.cpu.core import Notice
 from vmdbg.cpu.processor import Outcome, Processor
+from vmdbg.engine import layout
 from vmdbg.engine.engine import PHYSICAL_BITS, Engine
 from vmdbg.engine.state import CS, DS, ES, FS, GDTR, GS, IDTR, LDTR, SS, TR
 from vmdbg.history import History
 from vmdbg.platform.apicbus import ApicBus
 from vmdbg.platform.bus import Bus
-from vmdbg.platform.clock import Clock
+from vmdbg.platform.clock import TICKS_PER_SECOND, Clock
 from vmdbg.platform.cpuid import DEFAULT_FEATURES, CpuidConfig
 from vmdbg.platform.debugexit import DebugExit, PowerManagement, ResetControl
 from vmdbg.platform.fwcfg import FwCfg, FwCfgContents
@@ -40,6 +41,8 @@ from vmdbg.svm.vmcbcache import VmcbCache
 
 QUANTUM = 200_000
 """Ticks that a CPU runs before the next one's turn."""
+RESET_TICKS = TICKS_PER_SECOND // 1000
+"""Guest time that a reset takes, so that a machine that only resets comes to its limits, too."""
 SLICE = 4_000_000
 """Ticks that `run` executes at most before it looks for outside input."""
 
@@ -85,6 +88,8 @@ class Config:
     trace: TextIO | None = None
     max_time: int | None = None
     """The machine ends at this tick, with LIMIT_REACHED."""
+    reboot: bool = False
+    """A reset or a triple fault starts the machine over; else it ends the run."""
 
 
 class Event(IntEnum):
@@ -110,6 +115,12 @@ _EVENTS = {
 }  # fmt: skip
 
 
+def _root(cpu: Processor) -> int:
+    """Of the table that a CPU runs on, or is about to; also where switches in C have led it since Python looked."""
+    switched = cpu.switcher is not None and cpu.switcher.has_switched()
+    return cpu.state.q[layout.NESTED_CR3 >> 3] if switched else cpu.npt.root
+
+
 class Machine:
     """An AMD64 machine with an image loaded, ready to run."""
 
@@ -122,7 +133,7 @@ class Machine:
         self.ram = self.engine.ram
         self.bus = Bus()
         self.engine.devices = self
-        self.engine.physical.pinned = lambda: {cpu.npt.root for cpu in self.cpus}
+        self.engine.physical.pinned = lambda: {_root(cpu) for cpu in self.cpus}
         self.history = History()
         self.history.trace = config.trace
         self.history.stop_on = config.stop_on
@@ -131,6 +142,7 @@ class Machine:
         """In words, why the machine ended."""
         self._reset_requested = False
         self._next_look = LOOK
+        self._a20 = [True, True]
         self._devices()
         self.current = 0
         if config.vmcb_cache:
@@ -168,21 +180,26 @@ class Machine:
         self.uart = Uart(clock, partial(self.pic.set_irq, 4), config.serial)
         self.rtc = Rtc(clock, partial(self.pic.set_irq, 8), config.memory)
         power = PowerManagement(clock, self.exit)
+        port_a, port_b = PortA(self.request_reset, partial(self._set_a20, 0)), PortB(clock, pit)
+        keyboard = KeyboardController(
+            self.request_reset, partial(self.pic.set_irq, 1), partial(self.pic.set_irq, 12), partial(self._set_a20, 1)
+        )
+        reset_control = ResetControl(self.request_reset)
+        fw_cfg = FwCfg(FwCfgContents(config.memory, config.cpus, config.command_line))
+        self._reset_line = self.pic, pit, self.uart, self.rtc, power, port_a, port_b, keyboard, reset_control, fw_cfg
         for first, last, device in ((0x20, 0x21, self.pic), (0xA0, 0xA1, self.pic), (0x4D0, 0x4D1, self.pic)):
             bus.add_ports(first, last, device)
         bus.add_ports(0x40, 0x43, pit)
-        bus.add_ports(0x61, 0x61, PortB(clock, pit))
+        bus.add_ports(0x61, 0x61, port_b)
         bus.add_ports(0x70, 0x71, self.rtc)
-        bus.add_ports(0x92, 0x92, PortA(self.request_reset))
-        keyboard = KeyboardController(self.request_reset)
+        bus.add_ports(0x92, 0x92, port_a)
         bus.add_ports(0x60, 0x60, keyboard)
         bus.add_ports(0x64, 0x64, keyboard)
-        bus.add_ports(0xCF9, 0xCF9, ResetControl(self.request_reset))
+        bus.add_ports(0xCF9, 0xCF9, reset_control)
         bus.add_ports(0x3F8, 0x3FF, self.uart)
         bus.add_ports(0xF4, 0xF7, DebugExit(self.exit), width=4)
         bus.add_ports(0x600, 0x60B, power, width=4)
-        contents = FwCfgContents(config.memory, config.cpus, config.command_line)
-        bus.add_ports(0x510, 0x511, FwCfg(contents), width=2)
+        bus.add_ports(0x510, 0x511, fw_cfg, width=2)
 
     def _switch_in_c(self) -> None:
         """Give each CPU the native world switch, where there is one."""
@@ -199,6 +216,11 @@ class Machine:
 
         self.history.unused = forget
         self.engine.physical.on_unfit = lambda root: forget(root=root)
+
+    def _set_a20(self, source: int, on: bool) -> None:
+        """One of the two sources of A20, port 0x92 and the keyboard controller: they are ORed."""
+        self._a20[source] = on
+        self.engine.physical.set_a20(any(self._a20))
 
     def _intr(self, level: bool) -> None:
         self.cpus[0].lapic.set_lint(0, level)
@@ -247,6 +269,7 @@ class Machine:
 
     def exit(self, status: int) -> None:
         """A device ends the run."""
+        self.clock.changes += 1
         if self.exit_status is None:
             self.exit_status = status
             self.ended = f"the guest ended the run with status {status}"
@@ -258,7 +281,19 @@ class Machine:
             self.ended = f"{why} at {self.cpu.where}"
 
     def request_reset(self) -> None:
+        self.clock.changes += 1
         self._reset_requested = True
+
+    def _reset(self) -> None:
+        """Start over: processors and devices from power-on, the image placed anew; other memory stays as it is."""
+        self._reset_requested = False
+        for device in self._reset_line:
+            device.reset()
+        for vmcb in list(self.history.by_vmcb):
+            self.history.forget(vmcb)
+        self.clock.now += RESET_TICKS
+        self.current, self._quantum_end = 0, self.clock.now + self._quantum
+        self._start()
 
     @property
     def cpu(self) -> Processor:
@@ -286,6 +321,8 @@ class Machine:
         if limit is not None:
             end = min(end, limit)
         while True:
+            if self._reset_requested and self.config.reboot:
+                self._reset()
             if self._reset_requested and self.exit_status is None:
                 self.exit(0)
                 self.ended = "the guest reset the machine"
@@ -336,6 +373,9 @@ class Machine:
         return self._outcome(cpu, cpu.run(0, step=True)) or Event.SLICE
 
     def _outcome(self, cpu: Processor, outcome: Outcome) -> Event | None:
+        if outcome == Outcome.SHUTDOWN and self.config.reboot:
+            self._reset_requested = True
+            return None
         if outcome == Outcome.SHUTDOWN:
             self.give_up("a triple fault: shutdown")
             return Event.EXIT

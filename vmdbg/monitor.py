@@ -20,13 +20,13 @@ from introspect.commands import (
 )  # fmt: skip
 from introspect.commands.render import columns
 from introspect.exits import ExitCode, exit_name
-from introspect.paging import PagingState
+from introspect.paging import NestedTranslation, PagingState, nested_translate
 from introspect.rules import Processor as RuleProcessor
 from introspect.sources import Memory
 from vmdbg.breakpoints import Rule
 from vmdbg.cpu.core import Notice
 from vmdbg.engine.engine import PHYSICAL_BITS
-from vmdbg.history import KnownGuest
+from vmdbg.history import HOST, KnownGuest
 from vmdbg.svm import world
 
 if TYPE_CHECKING:
@@ -71,10 +71,12 @@ class Monitor:
                     "something that the hypervisor forgot to flush. `why` tells more.\n"
                     "CODE is a name (npf, cpuid, vmmcall) or a number. Once; GUEST limits it to one guest.\n"
                     "  monitor stop-on vmexit npf\n  monitor stop-on vmexit 0x7b 2", self._stop_on),
-            Command("guest", "guest name|merge|split N ...", "Correct the guess which VMCBs are one guest.\n"
+            Command("guest", "guest name|merge|split|parent N ...", "Correct the guess which VMCBs are one guest, and whose.\n"
                     "  monitor guest name 2 linux      call guest 2 so\n"
                     "  monitor guest merge 2 3         VMCBs of guest 3 are vCPUs of guest 2\n"
-                    "  monitor guest split 2 0x801000  this VMCB is a guest of its own", self._guest),
+                    "  monitor guest split 2 0x801000  this VMCB is a guest of its own\n"
+                    "  monitor guest parent 3 2        guest 2 is a hypervisor, and guest 3 its guest (1: nobody's but ours)",
+                    self._guest),
             Command("arch", "arch PID i386:x86-64|i386|i8086", "Choose the registers of an inferior.\n"
                     "Needed where its mode is another one when gdb attaches than when it is debugged. gdb reads it\n"
                     "when it attaches; for process 1, `disconnect` and connect again: nothing runs meanwhile.\n"
@@ -147,10 +149,32 @@ class Monitor:
     def _view(self, guest: KnownGuest) -> GuestView:
         first = next(iter(guest.vcpus.values()))
         context = self.debugger.context(ThreadId(guest.number, first.thread))
+        parent = self.debugger.history.parent(guest)
         return GuestView(
             guest.number, guest.name, tuple(guest.vcpus), first.asid, first.root or None, context.paging(),
-            context.nested(),
+            context.nested(), None if parent == HOST else parent, self._inner(guest),
         )  # fmt: skip
+
+    def _inner(self, guest: KnownGuest) -> int | None:
+        """The VMCB that the hypervisor within another guest made for this one: what was in rAX when that one left by VMRUN,
+        if it has not run since and this one has."""
+        history = self.debugger.history
+        parent = history.guests.get(history.parent(guest))
+        if parent is None:
+            return None
+        last = parent.last_exit()
+        vcpu = parent.vcpus.get(last.vmcb)
+        if last.code != ExitCode.VMRUN or vcpu is None or vcpu.running_on is not None:
+            return None
+        runs = any(own.running_on is not None for own in guest.vcpus.values())
+        if not runs and guest.last_exit().number < last.number:
+            return None
+        context = self.debugger.context(ThreadId(parent.number, vcpu.thread))
+        nested, rax = context.nested(), context.read("rax")
+        if nested is None or rax is None:
+            return None
+        found = nested_translate(self.memory, nested, rax, False, False, set_ad=False)
+        return int(found.spa) if isinstance(found, NestedTranslation) else None
 
     # Commands of the machine
 
@@ -183,8 +207,9 @@ class Monitor:
 
     def _guest(self, context: Context, arguments: Arguments) -> Result:
         words = arguments.words
-        if len(words) < 3 or words[0] not in ("name", "merge", "split"):
-            raise arguments.error(" ".join(words) or "nothing", "guest takes name, merge or split, and two more words")
+        if len(words) < 3 or words[0] not in ("name", "merge", "split", "parent"):
+            rule = "guest takes name, merge, split or parent, and two more words"
+            raise arguments.error(" ".join(words) or "nothing", rule)
         history = self.debugger.history
         action, guest = words[0], self.debugger.guest(self._number(arguments, words[1]))
         arguments.words = []
@@ -200,11 +225,16 @@ class Monitor:
             other = self.debugger.guest(self._number(arguments, words[2]))
             if other is guest:
                 raise arguments.error(words[2], "a guest cannot be merged with itself", "name two guests")
-            for vmcb in list(other.vcpus):
-                vcpu = other.vcpus[vmcb]
-                history.forget(vmcb)
-                history.adopt(guest, vcpu)
+            history.merge(guest, other)
             return Text(f"guest {other.number} is now part of guest {guest.number}, which has {len(guest.vcpus)} vCPUs")
+        if action == "parent":
+            number = self._number(arguments, words[2])
+            parent = None if number == HOST else self.debugger.guest(number)
+            try:
+                history.reparent(guest, parent)
+            except ValueError as error:
+                raise arguments.error(words[2], str(error), "name a guest that it runs under, or 1") from None
+            return Text(f"guest {guest.number} is now a guest of {parent.name if parent else 'the hypervisor'}")
         vmcb = self._number(arguments, words[2])
         if vmcb not in guest.vcpus or len(guest.vcpus) < 2:
             rule = f"it must be one of several VMCBs of guest {guest.number}"

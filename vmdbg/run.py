@@ -18,8 +18,9 @@ from gdbstub.server import Server, new_event_loop
 from vmdbg.boot.elf import is_elf
 from vmdbg.boot.image import ImageError
 from vmdbg.boot.images import Module
-from vmdbg.debugger import HOST, Debugger
+from vmdbg.debugger import Debugger
 from vmdbg.engine.errors import EngineError
+from vmdbg.history import HOST
 from vmdbg.machine import LIMIT_REACHED, Config, Event, Machine
 from vmdbg.options import Endpoint, UsageError, cpus, endpoint, notices, number, size, symbol_file
 from vmdbg.platform.serial import SerialError, open_serial
@@ -33,7 +34,8 @@ FREE_TICKS = 1_000_000
 log = logging.getLogger(__name__)
 
 DESCRIPTION = """\
-Boot an image: multiboot 1 ELF (32 or 64 bit), a flat binary (--flat, --mode), or a 512-byte boot sector.
+Boot an image: multiboot 1 ELF (32 or 64 bit), a Linux kernel (bzImage), a flat binary (--flat, --mode), or a
+512-byte boot sector.
 Exit status: (value << 1) | 1 of what is written to the debug-exit port 0xf4; 0 for power-off; 124 for a limit, a triple
 fault or a machine that waits for ever; 2 for a usage error or an image that cannot be loaded."""
 
@@ -58,11 +60,12 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     add("--append", default="", metavar="S", help="command line for the image")
     add("--memory", type=size, default=512 << 20, metavar="SIZE", help="RAM: 512M, 1G ... (512M)")
     add("--cpus", type=cpus, default=1, metavar="N", help="processors (1)")
-    add("--initrd", action="append", default=[], metavar="FILE", help="a multiboot module; may be repeated")
+    add("--initrd", action="append", default=[], metavar="FILE", help="an initrd, or a multiboot module; may be repeated")
     add("--serial", default="stdio", metavar="WHERE", help="serial port: stdio, file:PATH, null, tcp:PORT (stdio)")
     add("--flat", type=number, metavar="ADDR", help="load the image as it is at this physical address")
-    add("--mode", choices=("real", "protected", "long"), help="mode a flat image starts in")
+    add("--mode", choices=("real", "protected", "long"), help="mode a flat image starts in, or a Linux kernel's entry point")
     add("--max-time", type=number, metavar="TICKS", help="end with status 124 at this guest time")
+    add("--reboot", action="store_true", help="start over at a reset or triple fault; else they end the run")
     add("--timeout", type=float, metavar="S", help="end with status 124 after S seconds of wall time")
     add("--trace-exits", metavar="FILE", help="write one line for each #VMEXIT")
     add("--stop-on", type=notices, default=frozenset(), metavar="WHAT",
@@ -99,6 +102,7 @@ def build(options: argparse.Namespace, trace: TextIO | None, arguments: Sequence
         modules=tuple(Module(name) for name in options.initrd), flat_address=options.flat, mode=options.mode,
         serial=serial, python_runtime=options.runtime == "python", trace=trace, max_time=options.max_time,
         stop_on=options.stop_on, vmcb_cache=options.vmcb_cache == "strict",
+        reboot=options.reboot,
     )  # fmt: skip
     try:
         machine = Machine(options.image, config)

@@ -37,6 +37,12 @@ uint64_t number_argument(uint32_t information, const char *name, uint64_t otherw
     return value;
 }
 
+uint64_t memory_size(uint32_t information)
+{
+    const struct multiboot *multiboot = (const struct multiboot *)(uint64_t)information;
+    return multiboot->flags & 1 ? 0x100000 + multiboot->memory_upper * 1024ull : ~0ull;
+}
+
 int has_argument(uint32_t information, const char *word)
 {
     const char *rest = find(information, word);

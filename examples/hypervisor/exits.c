@@ -294,10 +294,10 @@ int handle_exit(struct guest *guest)
         skip(guest, 2);
         return 0;
     case EXIT_VMRUN:
-    case EXIT_VMRUN + 2: /* VMLOAD, VMSAVE, STGI, CLGI, SKINIT: CPUID told the guest that it has none of these */
-    case EXIT_VMRUN + 3:
-    case EXIT_VMRUN + 4:
-    case EXIT_VMRUN + 5:
+    case EXIT_VMLOAD: /* CPUID told the guest that it has none of these */
+    case EXIT_VMSAVE:
+    case EXIT_STGI:
+    case EXIT_CLGI:
     case EXIT_SKINIT:
     case EXIT_INVLPGA:
     case EXIT_MONITOR:

@@ -4,11 +4,7 @@
 #define GUEST_H
 
 #include "vmcb.h"
-
-/* The general registers that VMRUN does not switch: RAX, RSP and RIP are in the VMCB (APM2 15.5.1). vmrun.S knows this order. */
-struct registers {
-    uint64_t rbx, rcx, rdx, rsi, rdi, rbp, r8, r9, r10, r11, r12, r13, r14, r15;
-};
+#include "vmrun.h"
 
 /* How a guest begins its life. */
 enum start {

@@ -19,9 +19,6 @@ static uint8_t host_save_area[PAGE_SIZE] __attribute__((aligned(PAGE_SIZE)));
 /* A VMCB that never runs: where VMSAVE put the host's FS, GS, TR, LDTR and system-call MSRs. */
 static struct vmcb host_vmcb;
 
-/* vmrun.S */
-void vmrun(uint64_t guest_vmcb, struct registers *registers, uint64_t host_vmcb);
-
 static void pass_msr(uint32_t msr)
 {
     /* Three ranges of 2000h MSRs, 800h bytes of map each: 0, C000_0000, C001_0000. */

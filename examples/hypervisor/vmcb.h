@@ -40,7 +40,7 @@ struct vmcb {
     uint8_t reserved_098[0xa8 - 0x98];
     uint64_t event_inject; /* 0A8 */
     uint64_t n_cr3;       /* 0B0 */
-    uint64_t lbr_control; /* 0B8 */
+    uint64_t lbr_control; /* 0B8: and virtual VMLOAD and VMSAVE */
     uint64_t clean;       /* 0C0 */
     uint64_t next_rip;    /* 0C8 */
     uint8_t reserved_0d0[0x400 - 0xd0];
@@ -102,9 +102,14 @@ _Static_assert(sizeof(struct vmcb) == 4096, "VMCB layout");
 
 /* int_control (APM2 15.21) */
 #define V_IRQ          (1u << 8)
+#define V_GIF          (1u << 9)  /* with V_GIF_ENABLE (APM2 15.33.2) */
 #define V_INTR_PRIO(n) ((uint32_t)(n) << 16)
 #define V_IGN_TPR      (1u << 20)
 #define V_INTR_MASKING (1u << 24)
+#define V_GIF_ENABLE   (1u << 25)
+
+/* lbr_control (APM2 15.33.1) */
+#define VIRTUAL_VMLOAD_VMSAVE (1ull << 1)
 
 /* event_inject and exit_int_info (APM2 15.20) */
 #define EVENT_VECTOR      0xffu
@@ -134,6 +139,10 @@ enum {
     EXIT_SHUTDOWN = 0x07f,
     EXIT_VMRUN = 0x080,
     EXIT_VMMCALL = 0x081,
+    EXIT_VMLOAD = 0x082,
+    EXIT_VMSAVE = 0x083,
+    EXIT_STGI = 0x084,
+    EXIT_CLGI = 0x085,
     EXIT_SKINIT = 0x086,
     EXIT_WBINVD = 0x089,
     EXIT_MONITOR = 0x08a,

@@ -1,5 +1,6 @@
 """`guests`: who runs on this machine."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from introspect.commands.registry import Arguments, Command, Context, GuestView, Result
@@ -20,16 +21,24 @@ class Guests:
         rows += [
             (
                 "*" if guest.number == self.selected else "",
-                str(guest.number),
+                "  " * depth + str(guest.number),
                 guest.name,
                 str(guest.asid),
                 "-" if guest.ncr3 is None else f"{guest.ncr3:#x}",
                 guest.paging.mode + (f" over {guest.nested.format.name}" if guest.nested else ""),
                 " ".join(f"{spa:#x}" for spa in guest.vmcbs),
             )
-            for guest in self.guests
+            for depth, guest in self._tree(None)
         ]
         return "\n".join(columns(rows))
+
+    def _tree(self, parent: int | None, depth: int = 0) -> Iterator[tuple[int, GuestView]]:
+        """The guests with how deep they are nested, each behind the one it runs under."""
+        numbers = {guest.number for guest in self.guests}
+        for guest in self.guests:
+            if (guest.parent if guest.parent in numbers else None) == parent:
+                yield depth, guest
+                yield from self._tree(guest.number, depth + 1)
 
     def json(self) -> object:
         return jsonable(self)
@@ -42,5 +51,6 @@ def _guests(context: Context, arguments: Arguments) -> Result:
 
 
 COMMANDS = (
-    Command("guests", "guests", "List the guests: ASID, nCR3, paging mode, VMCBs. * marks the selected one.", _guests),
+    Command("guests", "guests", "List the guests: ASID, nCR3, paging mode, VMCBs. * marks the selected one.\n"
+            "A guest that is run by another guest's hypervisor stands indented below that one.", _guests),
 )

@@ -36,6 +36,10 @@ class GuestView:
     """None without nested paging."""
     paging: PagingState
     nested: Nested | None
+    parent: int | None = None
+    """The guest whose hypervisor runs it; None under the hypervisor of the machine."""
+    inner: int | None = None
+    """System-physical address of the VMCB that the hypervisor in `parent` made for it, if that is known."""
 
     def __str__(self) -> str:
         return f"guest {self.number} ({self.name})"

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from introspect.commands.registry import Arguments, Command, CommandError, Context, Result, parse_number
+from introspect.commands.registry import Arguments, Command, CommandError, Context, GuestView, Result, parse_number
 from introspect.commands.render import columns, jsonable
 from introspect.exits import describe_event, describe_exit, exit_name
 from introspect.intercepts import list_intercepts
@@ -118,8 +118,11 @@ def _violation_json(violation: Violation) -> dict[str, object]:
     return {**_rule_json(violation.rule), "values": violation.values}
 
 
-def find_vmcb(context: Context, arguments: Arguments) -> tuple[int, str, bytes]:
-    """Address, owner and contents of the VMCB that the arguments mean: a guest's, or one anywhere in memory."""
+def find_vmcb(context: Context, arguments: Arguments, *, inner: bool = False) -> tuple[int, str, bytes]:
+    """Address, owner and contents of the VMCB that the arguments mean: a guest's, or one anywhere in memory.
+
+    `inner`: this word behind a guest means the VMCB that the guest's own hypervisor made for it.
+    """
     guest = arguments.named_guest()
     word = arguments.peek()
     if guest is None and word is not None:
@@ -131,6 +134,8 @@ def find_vmcb(context: Context, arguments: Arguments) -> tuple[int, str, bytes]:
         if not guest.vmcbs:
             raise CommandError(str(guest), "it has no VMCB", "name a guest that VMRUN has entered")
         spa = guest.vmcbs[0]
+        if inner and arguments.choice(("inner",)):
+            spa = _inner(guest)
     arguments.done()
     owners = [view for view in context.guests if spa in view.vmcbs]
     if spa & VMCB_SIZE - 1:
@@ -143,8 +148,18 @@ def find_vmcb(context: Context, arguments: Arguments) -> tuple[int, str, bytes]:
     return spa, str(owners[0]) if owners else "no guest's so far", contents
 
 
+def _inner(guest: GuestView) -> int:
+    if guest.parent is None:
+        rule = "the hypervisor of this machine runs it, not that of another guest"
+        raise CommandError(str(guest), rule, "leave `inner` out, or put it right with `guest parent`")
+    if guest.inner is None:
+        rule = f"which VMCB guest {guest.parent} has for it is known from rAX at that one's VMRUN, until it runs again"
+        raise CommandError(str(guest), rule, "stop where this guest executes, or at its next #VMEXIT: `stop-on`")
+    return guest.inner
+
+
 def _vmcb(context: Context, arguments: Arguments) -> Result:
-    spa, owner, contents = find_vmcb(context, arguments)
+    spa, owner, contents = find_vmcb(context, arguments, inner=True)
     values = VMCB.decode(contents)
     broken = tuple(violations(contents, context.processor, context.memory))
     blamed = {name: violation.rule.text for violation in broken for name in violation.values}
@@ -236,9 +251,10 @@ def _rules(context: Context, arguments: Arguments) -> Result:
 COMMANDS = (
     Command(
         "vmcb",
-        "vmcb [GUEST|PA]",
+        "vmcb [GUEST [inner]|PA]",
         "Decode every field of a VMCB, with flags by name and oddities marked by !.\n\n"
-        "PA is a system-physical address; a number that is a guest's names the guest.",
+        "PA is a system-physical address; a number that is a guest's names the guest. With `inner`, the VMCB that the\n"
+        "hypervisor within another guest made for it: what the processor runs is made of that one and its own.",
         _vmcb,
     ),
     Command("intercepts", "intercepts [GUEST|PA]", "List what a guest's VMCB intercepts.", _intercepts),

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from benchmarks import engine, exits, measure, worldswitch
+from benchmarks import boot, engine, exits, measure, worldswitch
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,14 @@ def test_quick(
     assert {"cpu", "python", "unicorn", "qemu"} <= document["machine"].keys()
     printed = capsys.readouterr().out
     assert all(name in printed for name in figures)
+
+
+@pytest.mark.skipif(not boot.KERNEL.exists(), reason="no Linux image; run tests/real/fetch")
+def test_boot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "QEMU", "no-such-qemu")
+    report = boot.measure(True)
+    assert [row["phase"] for row in report.rows] == list(boot.PHASES)
+    assert all(row["vmdbg s"] > 0 for row in report.rows)
 
 
 def test_without_qemu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

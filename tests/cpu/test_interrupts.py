@@ -263,3 +263,17 @@ def test_repetitions_are_interrupted_between_iterations(python: bool) -> None:
     assert 0 < rig.reg(1) < 1000000
     assert rig.reg(7) == 0x100000 + 1000000 - rig.reg(1)
     assert rig.state.reg(RSP) == STACK - 40
+
+
+def test_a_deadline_that_an_msr_sets_is_met_in_the_same_run(python: bool) -> None:
+    """Not at the end of what had been planned before WRMSR armed the timer."""
+    rig = Rig(
+        "movl $0x832, %ecx; movl $0x40040, %eax; xorl %edx, %edx; wrmsr; sti;"
+        "rdtsc; addl $500, %eax; movl $0x6e0, %ecx; wrmsr; 1: jmp 1b",
+        python=python,
+    )
+    enable_apic(rig)
+    rig.cpu.lapic.write_base(rig.cpu.lapic.base | 1 << 10, 40)
+    rig.run()
+    assert rig.handled == 0x40
+    assert 500 < rig.now < 600

@@ -356,6 +356,25 @@ def test_sysret(python: bool) -> None:
     )
 
 
+@pytest.mark.parametrize("flags", [0x202, 0xED7, 0x302], ids=["plain", "every arithmetic flag", "TF"])
+def test_system_calls_at_full_speed(flags: int) -> None:
+    """The native runtime makes common ones by itself: wherever it is cut, all is as the other has it."""
+    rigs = []
+    for python in (False, True):
+        rig = syscall_rig("1: incl %ebx; syscall; addq %r11, %rsi; addq %rcx, %rsi; jmp 1b", "long", python, flags)
+        rig.state.set_field("sfmask", 0x347D5)
+        rig.ram.write(0x300000, bytes.fromhex("9c 5d 4801ef ffc5 480f07"))  # pushfq; pop rbp; add rdi, rbp; inc ebp; sysretq
+        rigs.append(rig)
+    for cut in (1, 3, 5, 2, 40, 7, 1, 1, 300, 11):
+        states = []
+        for rig in rigs:
+            rig.machine.run(cut)
+            s = rig.state
+            segments = [(s.selector(n), s.base(n), s.limit(n), s.attrib(n)) for n in range(8)]
+            states.append((rig.now, s.rip, s.rflags, s.hflags, [s.reg(n) for n in range(16)], segments))
+        assert states[0] == states[1]
+
+
 def test_sysenter(python: bool) -> None:
     rig = Rig("sysenter", "protected32", python=python, user=True)
     for field, value in (("sysenter_cs", 0x18), ("sysenter_esp", STACK), ("sysenter_eip", 0x9000)):

@@ -23,7 +23,7 @@ from tests.engine.rig import (
     USER_DATA,
     Rig,
 )  # fmt: skip
-from vmdbg.engine.state import CS, DS, ES, FS, GS, LDTR, RSP, SS, TR
+from vmdbg.engine.state import CS, DS, ES, FS, GS, HF_IOBPT, LDTR, RSP, SS, TR
 
 NT, TS = 1 << 14, 8
 ENTRY, STACK2 = 0x9000, 0x5800
@@ -229,3 +229,25 @@ def test_sixteen_bit_task(python: bool) -> None:
     assert rig.rip == ENTRY
     assert [rig.reg(n) & 0xFFFF for n in range(8)] == [0xA0 + n if n != RSP else STACK2 for n in range(8)]
     assert rig.cpu.bits == 16
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_local_breakpoints_end_with_their_task(way: str, python: bool) -> None:
+    """Global ones stay (APM2 13.1.1)."""
+    rig = Rig(f"{WAYS[way]}\nback: nop; hlt", "legacy", python=python)
+    rig.gate(0x21, kind=5, selector=TSS2_SELECTOR)
+    new_task(rig)
+    cpu = rig.cpu
+    cpu.dr[0], cpu.dr[1], cpu.dr[7] = ENTRY, ENTRY + 1, 0x709
+    cpu.debug.update()
+    rig.run()
+    assert (rig.handled, cpu.dr[6], cpu.dr[7]) == (1, 0xFFFF0FF2, 0x608)
+
+
+def test_ports_are_exact_behind_a_task_switch(python: bool) -> None:
+    """The engine's own task switches clear its local breakpoints: the runtime's for ports is a global one."""
+    rig = Rig("ljmp $0x88, $0", "legacy", python=python)
+    new_task(rig)
+    rig.step()
+    assert rig.rip == ENTRY
+    assert rig.state.hflags & HF_IOBPT

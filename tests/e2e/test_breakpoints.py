@@ -189,3 +189,32 @@ def test_a_watched_destination_changes(gdb: Gdb, serve: Serve, image: Image, tmp
     assert "exited with code 01" in gdb("continue")
     gdb.close()
     assert served.finish() == undebugged
+
+
+@pytest.mark.parametrize("runtime", ["native", "python"])
+def test_beside_those_of_the_software_itself(gdb: Gdb, serve: Serve, image: Image, tmp_path: Path, runtime: str) -> None:
+    """Debug registers and the debugger have the same instruction and the same variable: each gets its own."""
+    elf = image("debug")
+    undebugged = run(elf, tmp_path)
+    assert undebugged.status == 20 << 1 | 1
+    served = serve(elf, "--runtime", runtime)
+    served.connect(gdb)
+    handler = gdb.value("(long)&on_debug")
+    gdb("break *target")
+    assert "Breakpoint 1, " in gdb("continue")
+    gdb("stepi")
+    assert gdb.value("$pc") == handler  # the #DB in the place of the instruction
+    assert gdb.value("*(long *)&variable") == 0
+    assert "Breakpoint 1, " in gdb("continue")  # back at it, to be executed
+    assert gdb.value("$eflags & 0x10000") != 0
+    gdb("stepi")
+    assert gdb.value("$pc") == handler  # the trap of the data breakpoint
+    assert gdb.value("*(long *)&variable") == 1
+    gdb("delete")
+    gdb("watch *(long *)&variable")
+    for value in range(2, 5):
+        assert f"New value = {value}\n" in gdb("continue")
+    gdb("delete")
+    assert "exited with code 051" in gdb("continue")
+    gdb.close()
+    assert served.finish() == undebugged

@@ -96,6 +96,30 @@ def test_guests(world: World) -> None:
     assert text(World(world.memory, []), "guests") == ["No guest has been entered by VMRUN yet."]
 
 
+def test_the_vmcb_that_a_guest_made_for_its_guest(world: World) -> None:
+    first = world.guests[0]
+    known = replace(first, number=2, name="g2", vmcbs=(0x8000,), parent=1, inner=0x1000)
+    nested = World(world.memory, [first, known, replace(known, number=3, name="g3", inner=None)])
+    assert text(nested, "vmcb 2 inner") == text(nested, "vmcb 0x1000")
+    with pytest.raises(CommandError, match=r"guest 1 \(linux\): the hypervisor of this machine runs it"):
+        run_line(nested, "vmcb 1 inner")
+    with pytest.raises(CommandError, match=r"guest 3 \(g3\): which VMCB guest 1 has for it"):
+        run_line(nested, "vmcb 3 inner")
+    with pytest.raises(CommandError, match="inner: not understood here"):
+        run_line(nested, "intercepts 2 inner")
+
+
+def test_guests_of_guests(world: World) -> None:
+    first = world.guests[0]
+    guests = [replace(first, number=number, name=f"g{number}", parent=parent)
+              for number, parent in ((1, None), (2, 3), (3, 1), (4, None), (5, 3), (6, 9))]  # fmt: skip
+    nested = World(world.memory, guests)
+    lines = [line[:12].rstrip() for line in text(nested, "guests")[1:]]
+    assert lines == ["  1      g1", "    3    g3", "      2  g2", "      5  g5", "  4      g4", "  6      g6"]
+    answer = json.loads(json.dumps(run_line(nested, "guests").json()))
+    assert [(guest["number"], guest["parent"]) for guest in answer["guests"]][1:3] == [(2, 3), (3, 1)]
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -251,7 +275,7 @@ def test_names_may_be_shortened(world: World) -> None:
         ("exits 0", "0: N must be within 0x1 and 0x100000; usage: exits [GUEST] [N]"),
         ("vmcb 0x1008", "0x1008: a VMCB is aligned to 4 KiB; clear the low 12 bits, or name a guest"),
         ("vmcb 0x140000", "0x140000: no memory at 0x140000; name a guest, or an address in RAM"),
-        ("vmcb bsd", "bsd: no guest has this number or name; the guests are 1 (linux); usage: vmcb [GUEST|PA]"),
+        ("vmcb bsd", "bsd: no guest has this number or name; the guests are 1 (linux); usage: vmcb [GUEST [inner]|PA]"),
         ("walk 'a", "walk 'a: no closing quotation; close the quotation"),
     ],
 )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from introspect.vmcb import VMCB
 from tests.engine.rig import CODE, DATA, HANDLERS, Mode, bits_of
 from tests.svm.covers import covers
 from tests.svm.hypervisor import HLT, IOPM, MSRPM, VMMCALL, Hypervisor
-from vmdbg.engine.state import RBX, RCX, RDX
+from vmdbg.engine.state import FS, RBX, RCX, RDX
 
 MOV = 1 << 63
 
@@ -146,6 +147,29 @@ def test_privilege_comes_before_intercepts(python: bool) -> None:
         h.intercept(0x00, 0x10, 0x78, 0x7C, 0x79, 0x80, 0x82, 0x84, 0x89, 0x4D)
         assert h.enter() == 0x4D, text
         assert h["rip"] == CODE
+
+
+def test_svm_instructions_of_a_guest_that_are_not_intercepted(python: bool) -> None:
+    """VMLOAD and VMSAVE take a system-physical address, whatever the guest's tables say (APM2 15.5.2); VMMCALL is #UD."""
+    source, target = 0x98000, 0x99000
+    h = Hypervisor(f"movl ${source}, %eax; vmload; movl ${target}, %eax; vmsave; clgi; stgi; vmmcall", python=python)
+    h.intercept(VMMCALL, on=False)
+    h.ram.write(source, bytes(VMCB.encode({"fs.base": 0x1234000, "star": 77, "tr.selector": 0x68, "tr.attrib": 0x8B})))
+    assert h.enter() == HLT
+    assert h.guest_vector == 6
+    saved = h.ram.view[target : target + 0x1000]
+    assert (VMCB.read(saved, "fs.base"), VMCB.read(saved, "star")) == (0x1234000, 77)
+    assert h.state.base(FS) == 0x1234000
+    assert not any(h.ram.read(h.base + target, 0x1000))
+
+
+@pytest.mark.parametrize("text", ["vmrun", "vmload", "vmsave", "stgi", "clgi", "invlpga"])
+def test_without_svme_they_are_undefined_before_they_are_intercepted(text: str, python: bool) -> None:
+    h = Hypervisor(f"movl $0xc0000080, %ecx; rdmsr; btrl $12, %eax; wrmsr; it: {text}", python=python)
+    h.intercept(0x7A, 0x80, 0x82, 0x83, 0x84, 0x85)
+    assert h.enter() == HLT
+    assert h.guest_vector == 6
+    assert h.guest_stack(1) == [h.labels["it"]]
 
 
 @covers(0x65)

@@ -7,6 +7,7 @@ import pytest
 from tests.engine.rig import CODE, DATA, Mode
 from tests.svm.covers import covers
 from tests.svm.hypervisor import GUEST, HLT, NESTED, NPF, NX, VMMCALL, A, D, Hypervisor, P, U, W
+from vmdbg.engine.physical import Shadow
 
 FINAL, TABLE = 1 << 32, 1 << 33
 PRESENT, WRITE, USER, RSV, FETCH = 1, 2, 4, 8, 16
@@ -155,6 +156,70 @@ def test_changes_by_the_hypervisors_own_stores_are_seen(python: bool) -> None:
     h.guest_write(PAGE + 0x1000, b"\x10")
     h.run()
     assert h.reg(2) == 5 * 0x11
+
+
+@pytest.mark.parametrize(("change", "code"), [
+    (f"andl $~{W}, ", NPF), (f"andl $~{P}, ", NPF), (f"andl $~{U}, ", NPF), (f"andl $~{A | D}, ", VMMCALL),
+    ("xorl $0x1000, ", VMMCALL),
+])  # fmt: skip
+def test_each_change_by_the_hypervisors_own_stores_is_seen(change: str, code: int, python: bool) -> None:
+    entry = NESTED + 0x3000 + (PAGE >> 12) * 8
+    h = Hypervisor(
+        f"1: incl {PAGE}; vmmcall; jmp 1b",
+        host=f"""
+        movl $3, %ebx
+        1: movl $0x90000, %eax; vmrun; addq $3, 0x90578; decl %ebx; jnz 1b   # the last ones without Python
+        {change}{entry}; vmrun; hlt""",
+        python=python,
+    )
+    assert h.enter() == code
+    assert h.guest_read(PAGE, 4) + h.guest_read(PAGE + 0x1000, 4) == (4 if code == VMMCALL else 3)
+    if code == VMMCALL:
+        assert h.ram.read_u64(entry) & (A | D) == A | D
+
+
+def test_a_table_that_grows_is_never_given_up(python: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hypervisor that maps pages as they are touched: no translation that was there is found out again."""
+    emptied: list[Shadow] = []
+    monkeypatch.setattr(Shadow, "clear", emptied.append)
+    entry = NESTED + 0x3000 + (PAGE >> 12) * 8
+    h = Hypervisor(
+        f"movl ${PAGE}, %esi; 1: incl (%esi); addl $0x1000, %esi; jmp 1b",
+        host=f"""
+        movl $0x90000, %eax
+        1: vmrun
+        movl 0x90080, %ecx; shrl $12, %ecx; orl $7, {NESTED + 0x3000}(, %ecx, 8)   # EXITINFO2
+        cmpl ${PAGE + 0x20000}, 0x90080; jb 1b
+        hlt""",
+        python=python,
+    )
+    for number in range(0x20):
+        h.ram.write_u64(entry + 8 * number, h.ram.read_u64(entry + 8 * number) & ~7)
+    assert h.enter() == NPF
+    assert [h.guest_read(PAGE + 0x1000 * number, 4) for number in range(0x20)] == [1] * 0x20
+    assert not emptied
+    assert not any(shadow.volatile for shadow in h.machine.engine.physical.shadows.values())
+
+
+def test_a_guest_changes_a_table_it_runs_on(python: bool) -> None:
+    far = 0x300000  # through another table than PAGE, where this one is mapped
+    h = Hypervisor(
+        f"""
+        1: movl {far}, %ecx; xorl $0x1000, {PAGE + (far >> 12 & 511) * 8}; movl {far}, %ebx
+        xorl %ecx, %ebx; vmmcall; jmp 1b""",
+        host="""
+        movl $3, %esi
+        1: cpuid  # by Python, which leaves the host behind it, and not the guest of the native VMRUN
+        movl $0x90000, %eax; vmrun; addq $3, 0x90578; addl %ebx, %edi; decl %esi; jnz 1b
+        hlt""",
+        python=python,
+    )
+    h.guest_write(far, b"\x01")
+    h.guest_write(far + 0x1000, b"\x02")
+    h.ram.write_u64(h.nested_entry(PAGE), NESTED + 0x4000 | P | W | U)
+    h.state.set_reg(7, 0)
+    h.enter()
+    assert h.reg(7) == 3 * (1 ^ 2)
 
 
 def test_a_page_is_taken_away(python: bool) -> None:

@@ -89,14 +89,14 @@ def test_exception_before_the_intercept(text: str, intercept: int, exception: in
 
 @covers(0x24, 0x41)
 def test_debug_registers(python: bool) -> None:
-    """#UD of DR4 and DR5 under CR4.DE, then #DB of DR7.GD, which has written DR6 when it exits; then the intercept."""
+    """#UD of DR4 and DR5 under CR4.DE, then #DB of DR7.GD, which has written DR6 and DR7 when it exits; then the intercept."""
     assert first("movq %dr4, %rax", 0x24, cr4=0x628, python=python) == UD
     assert first("movq %dr4, %rax", 0x24, python=python) == 0x24
     h = Hypervisor("movq %dr3, %rax", python=python)
     h.intercept(0x23, DB)
     h.set(dr7=0x2400)
     assert h.enter() == DB
-    assert (h["rip"], h["dr6"], h["dr7"]) == (CODE, 0xFFFF0FF0 | 1 << 13, 0x2400)
+    assert (h["rip"], h["dr6"], h["dr7"]) == (CODE, 0xFFFF0FF0 | 1 << 13, 0x400)
 
 
 @covers(0x6E, 0x87, 0x6F)

@@ -103,6 +103,33 @@ def test_the_same_as_in_python(mode: Mode) -> None:
     assert switcher(h).made > 60
 
 
+HOST = """
+    movl $0x10, %ecx; rdtsc; addl $12345, %eax; wrmsr; movl $0xc0000103, %ecx; movl $0x1234567, %eax; wrmsr
+    movq %cr3, %rsi; movq %rsi, %r9; movl $39, %ebx
+1:  rdtsc; addq %rax, %rdi; imulq $7, %rdi; addq %rdx, %rdi
+    movq %rsi, %cr3; movq %r9, %cr3; .byte 0x3e; rdtsc; addq %rax, %rdi; rdtscp; addq %rax, %rdi; addq %rcx, %rdi
+    testb $7, %bl; jnz 2f
+    pushfq; orl $0x10000, (%rsp); popfq; rdtsc
+    movl $1, %eax; shlq $45, %rax; movq %rax, %cr3
+2:  sti; movq %rsi, %cr3; decl %ebx; jnz 1b
+    hlt
+"""
+"""What an operating system stops for most: with prefixes, RF, an interrupt shadow, and values that are refused."""
+
+
+def test_a_host_without_guests() -> None:
+    """Time and state are the same at each cut."""
+
+    def make() -> Hypervisor:
+        return Hypervisor("hlt", host=HOST)
+
+    plain, native = in_python(make), make()
+    for cut in Random(2).choices(range(1, 60), k=80):
+        for h in (plain, native):
+            h.machine.run(cut)
+        assert everything(plain) == everything(native)
+
+
 IO = """
 1:  inb $0x80, %al; inb $0x81, %al; outb %al, $0x80; movw $0x3f9, %dx; inw %dx, %ax; outl %eax, %dx; insb
     movw $0xffff, %dx; inw %dx, %ax; inl $0xfe, %eax; outw %ax, $0x80; rep outsb

@@ -304,9 +304,33 @@ def test_long_mode_is_active_where_it_is_enabled(python: bool) -> None:
     assert not h["efer"] & 0x400
 
 
+FAR, PDPE1 = 0x40180000, TABLES + 0x1008
+"""An address, and its PDPE in the host's tables and in the guest's, which lie alike."""
+
+
+def test_vmrun_loads_pdpes(python: bool) -> None:
+    """For a PAE guest without nested paging: what it changes in memory counts at its next VMRUN."""
+    text = f"movl $0x11, 0x180000; movl {TABLES + 0x1000}, %eax; movl %eax, {PDPE1}; invlpg {FAR}; movl {FAR}, %ebx; vmmcall"
+    h = Hypervisor(text, "pae", np=False, python=python)
+    cr3 = h["cr3"]
+    for found in (0xFFFFFFFF, 0x11):
+        assert h.again(rip=CODE) == VMMCALL
+        assert (h.reg(RBX), h["cr3"]) == (found, cr3)
+
+
+def test_vmexit_loads_pdpes(python: bool) -> None:
+    """For a PAE host (15.6)."""
+    host = f"""
+        movl $0x11, 0x180000; movl {TABLES + 0x1000}, %ecx; movl %ecx, {PDPE1}; invlpg {FAR}; movl {FAR}, %ebx
+        vmrun; movl {FAR}, %esi; movl %cr3, %edi; hlt"""
+    h = Hypervisor("vmmcall", host=host, host_mode="pae", python=python)
+    h.cpu.hold_pdptes()
+    assert h.enter() == VMMCALL
+    assert (h.reg(RBX), h.reg(6), h.reg(7)) == (0xFFFFFFFF, 0x11, TABLES + 0x1000)
+
+
 def test_vmexit_to_bad_pdpes_shuts_down(python: bool) -> None:
-    """#VMEXIT loads the PDPEs of a PAE host (15.6)."""
-    h = Hypervisor("vmmcall", host=f"orb $2, {TABLES + 0x1008}; vmrun; hlt", host_mode="pae", python=python)
+    h = Hypervisor("vmmcall", host=f"orb $2, {PDPE1}; vmrun; hlt", host_mode="pae", python=python)
     h.run()
     assert h.cpu.shutdown
     assert "15.6" in h.cpu.last_fault

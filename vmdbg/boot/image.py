@@ -45,7 +45,7 @@ class Symbol:
 
 @dataclass(frozen=True, slots=True)
 class BootImage:
-    """`format` is one of multiboot, elf, flat, boot sector; `entry` is physical; `debug_file` may hold DWARF."""
+    """`format` is one of multiboot, bzImage, elf, flat, boot sector; `entry` is physical; `debug_file` may hold DWARF."""
 
     format: str
     segments: tuple[Segment, ...]
@@ -109,6 +109,17 @@ def find_space(name: str, size: int, start: int, occupied: Sequence[Extent], ram
     if address + size > limit:
         raise ImageError(f"{name}, {size:#x} bytes, finds no room in {ram_size:#x} bytes of RAM; give the machine more")
     return address
+
+
+def c_string(name: str, text: str) -> bytes:
+    """`text` as an image is given it, with the NUL that ends it; `name` says in errors what it is."""
+    try:
+        encoded = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        raise ImageError(f"{name} cannot be encoded: {error.reason}; use valid Unicode") from error
+    if b"\0" in encoded:
+        raise ImageError(f"{name} contains a NUL character, which would end it; remove it")
+    return encoded + b"\0"
 
 
 def _page_up(address: int) -> int:

@@ -1,4 +1,4 @@
-"""Loads images: multiboot 1, plain ELF, flat binaries, boot sectors."""
+"""Loads images: multiboot 1, Linux kernels, plain ELF, flat binaries, boot sectors."""
 
 import os
 import stat
@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from struct import pack
 
-from vmdbg.boot import elf, multiboot
+from vmdbg.boot import bzimage, elf, multiboot
 from vmdbg.boot.image import BootImage, Extent, ImageError, Memory, Segment, Symbol, check_layout, find_space
 from vmdbg.boot.state import CpuState, DescriptorTable, Mode, flat_state, real_state
 
@@ -31,7 +31,8 @@ Source = str | os.PathLike[str] | bytes
 
 @dataclass(frozen=True, slots=True)
 class Module:
-    """A multiboot module: a file or bytes, and the string the image is given with it (the file's path if None)."""
+    """A multiboot module or an initrd: a file or bytes, and the string a multiboot image is given with it (the file's path if
+    None)."""
 
     source: Source
     string: str | None = None
@@ -39,7 +40,8 @@ class Module:
 
 @dataclass(frozen=True, slots=True)
 class BootOptions:
-    """`mode` starts an ELF file in that mode even if it has a multiboot header; a flat image needs address and mode."""
+    """`mode` starts an ELF file in that mode even if it has a multiboot header, and chooses a Linux kernel's entry point; a
+    flat image needs address and mode."""
 
     ram_size: int = 256 << 20
     command_line: str = ""
@@ -60,6 +62,8 @@ def load(source: Source, options: BootOptions | None = None) -> BootImage:
         raise ImageError(f"{name} is empty; build it again")
     if options.flat_address is not None:
         return _load_flat(data, options.flat_address, options)
+    if bzimage.is_kernel(data):
+        return _load_kernel(data, options)
     is_elf = data.startswith(elf.MAGIC)
     executable = elf.parse(data) if is_elf else None
     if executable and options.mode:
@@ -75,8 +79,8 @@ def load(source: Source, options: BootOptions | None = None) -> BootImage:
     if len(data) == 512 and data.endswith(b"\x55\xaa"):
         return _load_boot_sector(data, options)
     raise ImageError(
-        f"{name} is not ELF, has no multiboot header in its first {multiboot.SEARCH} bytes and is no boot sector (512 "
-        "bytes ending in 55 aa); load it with --flat ADDRESS --mode real|protected|long"
+        f"{name} is not ELF, no Linux bzImage, has no multiboot header in its first {multiboot.SEARCH} bytes and is no "
+        "boot sector (512 bytes ending in 55 aa); load it with --flat ADDRESS --mode real|protected|long"
     )
 
 
@@ -127,6 +131,18 @@ def _load_multiboot(
     symbols = executable.symbols if executable else ()
     state = multiboot.entry_state(entry, information.address)
     return BootImage("multiboot", segments, entry, "protected", symbols, None, state)
+
+
+def _load_kernel(data: bytes, options: BootOptions) -> BootImage:
+    kernel = bzimage.parse(data)
+    mode = options.mode or ("long" if kernel.has_64 else "protected")
+    if mode == "real" or (mode == "long" and not kernel.has_64):
+        raise ImageError(
+            f"this Linux kernel does not start in {mode} mode here; leave --mode out or choose --mode protected"
+        )
+    initrds = [_read(module.source)[0] for module in options.modules]
+    segments, state = bzimage.place(kernel, mode, options.command_line, initrds, options.ram_size)
+    return BootImage("bzImage", tuple(segments), state.rip, mode, (), None, state)
 
 
 def _load_elf(data: bytes, executable: elf.Elf, options: BootOptions) -> BootImage:
@@ -197,7 +213,7 @@ def _boot_area(mode: Mode, entry: int, occupied: Sequence[Extent], ram_size: int
 
 def _refuse_modules(options: BootOptions) -> None:
     if options.modules or options.command_line:
-        raise ImageError("modules and a command line need a multiboot image; leave them out")
+        raise ImageError("modules and a command line need a multiboot image or a Linux kernel; leave them out")
 
 
 def _extents(segments: Sequence[Segment]) -> list[Extent]:

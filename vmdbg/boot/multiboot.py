@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from struct import Struct, pack
 
-from vmdbg.boot.image import Extent, ImageError, Segment, find_space
+from vmdbg.boot.image import Extent, ImageError, Segment, c_string, find_space
 from vmdbg.boot.memory_map import EBDA, HIGH_RAM, LEGACY_HOLE, memory_map, ram_ranges
 from vmdbg.boot.state import CpuState, DescriptorTable, flat_state
 
@@ -121,8 +121,8 @@ def build_information(
     """The information structure with its strings, module list and memory map, all in one segment."""
     low = ram_ranges(ram_size)[0][1]
     memory = b"".join(pack("<IQQI", 20, *entry) for entry in memory_map(ram_size))
-    strings = [_string("the command line", command_line), LOADER_NAME]
-    strings += [_string(segment.name, string) for segment, string in modules]
+    strings = [c_string("the command line", command_line), LOADER_NAME]
+    strings += [c_string(segment.name, string) for segment, string in modules]
     size = INFO_STRUCT.size + 16 * len(modules) + len(memory) + sum(map(len, strings))
     address = find_space("the multiboot information", size, INFO_ADDRESS, occupied, ram_size)
     modules_at = address + INFO_STRUCT.size
@@ -155,16 +155,6 @@ def build_information(
         0,  # apm_table
     )
     return Segment("the multiboot information", address, information + table + memory + b"".join(strings), size)
-
-
-def _string(name: str, text: str) -> bytes:
-    try:
-        encoded = text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError as error:
-        raise ImageError(f"{name} cannot be encoded: {error.reason}; use valid Unicode") from error
-    if b"\0" in encoded:
-        raise ImageError(f"{name} contains a NUL character, which would end it; remove it")
-    return encoded + b"\0"
 
 
 def entry_state(entry: int, information: int) -> CpuState:

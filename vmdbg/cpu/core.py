@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from introspect.address import Gpa
 from introspect.paging import Access, Fault, Nested, NestedFault, PagingState, pdpte_reserved, translate
 from vmdbg.engine.engine import PHYSICAL_BITS, Engine
-from vmdbg.engine.physical import Npt, Shadow
+from vmdbg.engine.physical import WATCH_WRITE, Npt, Shadow
 from vmdbg.engine.state import SS, TR, CpuState
 
 from .decode import Instruction, Undecodable, decode
@@ -25,8 +25,11 @@ if TYPE_CHECKING:
     from vmdbg.svm.switch import Switcher
     from vmdbg.svm.vmcbcache import VmcbCache
 
+    from .debug import DebugRegisters
+
 _PDPTE_RESERVED = pdpte_reserved(PHYSICAL_BITS)
 CR0_PE, CR0_TS, CR0_NE, CR0_WP, CR0_PG = 1 << 0, 1 << 3, 1 << 5, 1 << 16, 1 << 31
+CR4_PAE, EFER_LMA = 1 << 5, 1 << 10
 CR4_SUPPORTED = 0b111_1111_1100 | 1 << 16 | 1 << 20 | 1 << 21
 """TSD DE PSE PAE MCE PGE PCE OSFXSR OSXMMEXCPT, FSGSBASE, SMEP, SMAP; VME, PVI, UMIP, PCIDE, XSAVE and others are not
 claimed in CPUID."""
@@ -35,7 +38,7 @@ RFLAGS_TF, RFLAGS_IF, RFLAGS_DF, RFLAGS_NT, RFLAGS_RF, RFLAGS_VM, RFLAGS_AC = (
 )  # fmt: skip
 RFLAGS_IOPL = 3 << 12
 DR6_RESET, DR7_RESET = 0xFFFF0FF0, 0x400
-DR6_BD, DR6_BS, DR6_BT = 1 << 13, 1 << 14, 1 << 15
+DR6_BS, DR6_BT = 1 << 14, 1 << 15
 
 _ACCESS = {
     (write, execute, user, implicit): Access(write, execute, user, implicit)
@@ -128,10 +131,11 @@ class Cpu:
         self.shutdown = False
         self.pause = False
         """Set by whoever wants the CPU to return at the next instruction boundary, as observers of world switches do."""
-        self.single_step = False
-        """RFLAGS.TF was set when an instruction that we executed began: its trap is due."""
         self.vmcb_cache: VmcbCache | None = None
         """What it remembers of VMCBs, if clean bits are to be taken at their word."""
+        self.debug: DebugRegisters
+        self.due = 0
+        """Bits of DR6 for the #DB that is due behind the present instruction: BS if RFLAGS.TF was set when it began."""
         self.switcher: Switcher | None = None
         """The common world switches in C; None with the Python runtime."""
         self.dr = (ctypes.c_uint64 * 8)(0, 0, 0, 0, 0, 0, DR6_RESET, DR7_RESET)
@@ -142,7 +146,8 @@ class Cpu:
         """The page of the TSS, while task switches are intercepted: see `guard_tasks`."""
         self.ne_is_ours = False
         """CR0.NE is set in the engine, not in the guest: see `guard_ferr`."""
-        self._paging_key: tuple[int, ...] | None = None
+        self._pdptes: tuple[int, ...] = ()
+        self._paging_key: tuple[object, ...] | None = None
         self._paging: PagingState | None = None
 
     # CpuSignals
@@ -224,11 +229,26 @@ class Cpu:
     def paging(self) -> PagingState:
         s = self.state
         key = (s.cr(0), s.cr(3), s.cr(4), s.efer, s.cpl, s.rflags & RFLAGS_AC)
-        if key != self._paging_key:
-            self._paging_key = key
-            self._paging = PagingState(*key[:5], rflags_ac=bool(key[5]), maxphyaddr=PHYSICAL_BITS)
+        pdptes = None if s.root is None else self._pdptes
+        if (key, pdptes) != self._paging_key:
+            self._paging_key = key, pdptes
+            self._paging = PagingState(*key[:5], bool(key[5]), PHYSICAL_BITS, pdptes)
         assert self._paging is not None
         return self._paging
+
+    def hold_pdptes(self, loads: bool = True) -> None:
+        """Where paging is in PAE mode and not nested, keep the PDPTEs at CR3 from now on (APM2 5.3.2); if not `loads`, those
+        that are kept stay.  In other modes there are none."""
+        s = self.state
+        if s.efer & EFER_LMA or not s.cr(4) & CR4_PAE or not s.cr(0) & CR0_PG or self.nested is not None:
+            s.root = None
+        elif loads:
+            self._pdptes = tuple(self.pdpte(s.cr(3), index) for index in range(4))
+            s.root = self.engine.physical.hold_pdptes(self.index, self._pdptes)
+
+    def pdpte(self, cr3: int, index: int) -> int:
+        at = (cr3 & 0xFFFFFFE0) + 8 * index & self.engine.physical.a20
+        return self.ram.read_u64(at) if self.ram.contains(at, 8) else 0xFFFFFFFFFFFFFFFF
 
     def guard_tasks(self) -> None:
         """Have the engine stop at stores to the present TSS if the guest's hypervisor intercepts task switches.
@@ -243,7 +263,7 @@ class Cpu:
                 page = spa >> 12
         if page != self.task_guard:
             self.task_guard = page
-            self.engine.physical.guard(self.index, page)
+            self.engine.physical.guard(self.index, {} if page is None else {page: WATCH_WRITE})
 
     def guard_ferr(self) -> None:
         """Have x87 errors raise #MF for a guest with CR0.NE clear whose hypervisor intercepts FERR_FREEZE.
@@ -263,8 +283,7 @@ class Cpu:
 
     def bad_pdptes(self, cr3: int) -> bool:
         """Whether one of the four PDPEs that CR3 names in PAE mode is present and has reserved bits set (APM2 5.2.3)."""
-        at = cr3 & 0xFFFFFFE0
-        entries = (self.ram.read_u64(at + 8 * n) if self.ram.contains(at + 8 * n, 8) else (1 << 64) - 1 for n in range(4))
+        entries = (self.pdpte(cr3, index) for index in range(4))
         return any(entry & 1 and entry & _PDPTE_RESERVED for entry in entries)
 
     # Memory, as the processor itself accesses it: translated, checked, with accessed and dirty bits.
@@ -282,7 +301,7 @@ class Cpu:
             if found.kind == "NPF":
                 raise NestedPageFault(NestedFault(found.code, Gpa(found.address)))
             raise CpuFault(GP, 0)
-        return found.spa
+        return found.spa & self.engine.physical.a20
 
     def permits(self, address: int, *, write: bool, user: bool) -> bool:
         """Whether an access would be permitted; no side effects."""
@@ -396,26 +415,32 @@ class Cpu:
             found = translate(
                 self.ram, self.paging, address, _ACCESS[False, True, self.state.cpl == 3, False], self.nested, set_ad=False
             )
-            if isinstance(found, Fault) or not self.ram.contains(found.spa, length):
+            if isinstance(found, Fault):
                 break
-            data += self.ram.view[found.spa : found.spa + length]
+            spa = found.spa & self.engine.physical.a20
+            if not self.ram.contains(spa, length):
+                break
+            data += self.ram.view[spa : spa + length]
             address += length
         return bytes(data)
 
     def translate_quietly(self, address: int) -> int | None:
         """System-physical address of a linear one whatever its rights, without side effects; None if unmapped."""
         found = translate(self.ram, self.paging, address, _ACCESS[False, False, False, True], self.nested, set_ad=False)
-        return None if isinstance(found, Fault) else found.spa
+        return None if isinstance(found, Fault) else found.spa & self.engine.physical.a20
 
     def advance(self, length: int) -> None:
-        """An instruction that we executed retires: RIP, time and the interrupt shadow move on."""
+        """An instruction that we executed retires: RIP, time and the interrupt shadow move on.  0: an iteration of it."""
         s = self.state
         s.skip(length)
         flags = s.rflags
         if flags & (RFLAGS_TF | RFLAGS_RF):
-            s.rflags = flags & ~RFLAGS_RF
-            self.single_step = bool(flags & RFLAGS_TF)
+            if length:
+                s.rflags = flags & ~RFLAGS_RF
+            if flags & RFLAGS_TF:
+                self.due |= DR6_BS
         self.engine.clock.now += length
 
     def flush(self) -> None:
+        self.debug.moved = True
         self.engine.flush()

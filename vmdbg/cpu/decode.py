@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 _SEGMENTS = {0x26: 0, 0x2E: 1, 0x36: 2, 0x3E: 3, 0x64: 4, 0x65: 5}
@@ -57,6 +58,7 @@ _IMMZ_ONE = frozenset((0x68, 0x69, 0x81, 0xC7, 0xE8, 0xE9, 0xA9, *range(5, 0x40,
 _IMM8_TWO = frozenset((0x70, 0x71, 0x72, 0x73, 0xA4, 0xAC, 0xBA, 0xC2, 0xC4, 0xC5, 0xC6))
 
 
+@lru_cache(4096)  # the same few instructions stop the engine again and again
 def decode(code: bytes, bits: int) -> Instruction:
     """Decode one instruction from `code` in a `bits`-bit (16, 32, 64) code segment.
 

@@ -5,6 +5,8 @@ A delivery that faults leaves the state as it was, except for accessed bits.
 
 from __future__ import annotations
 
+from struct import pack
+
 from vmdbg.engine.state import CS, DS, ES, FS, GS, IDTR, RSP, SS, TR
 
 from . import tasks
@@ -34,6 +36,7 @@ from .faults import SS as STACK_FAULT
 from .faults import TS as INVALID_TSS
 
 DR7_GD = 1 << 13
+MASK64 = 0xFFFFFFFFFFFFFFFF
 
 TASK_GATE, INTERRUPT_16, TRAP_16, INTERRUPT_32, TRAP_32 = 5, 6, 7, 14, 15
 
@@ -57,7 +60,7 @@ def deliver(cpu: Cpu, event: Event) -> None:
 
 def _image(cpu: Cpu, event: Event) -> int:
     """The RFLAGS image: RF is set for faults, so that an instruction breakpoint does not hit again (APM2 8.7.2)."""
-    flags = cpu.state.rflags
+    flags = cpu.state.rflags & ~RFLAGS_RF if event.software else cpu.state.rflags
     if event.kind == Kind.EXCEPTION and not event.trap and not event.software and event.vector != DF:
         flags |= RFLAGS_RF
     return flags
@@ -107,14 +110,13 @@ def _deliver_long(cpu: Cpu, event: Event) -> None:
     error = _gate_error(event)
     entry = event.vector * 16
     require(entry + 15 <= s.limit(IDTR), GP, error)
-    low = cpu.read(s.base(IDTR) + entry, 8, implicit=True)
-    high = cpu.read(s.base(IDTR) + entry + 8, 8, implicit=True)
+    low = cpu.read(s.base(IDTR) + entry, 16, implicit=True)
     kind = low >> 40 & 0x1F
     require(kind in (INTERRUPT_32, TRAP_32), GP, error)
     require(not event.software or low >> 45 & 3 >= s.cpl, GP, error)
     require(bool(low >> 47 & 1), NP, error)
     selector, ist = low >> 16 & 0xFFFF, low >> 32 & 7
-    offset = (low & 0xFFFF) | (low >> 32 & 0xFFFF0000) | (high & 0xFFFFFFFF) << 32
+    offset = (low & 0xFFFF) | (low >> 32 & 0xFFFF0000) | (low >> 64 & 0xFFFFFFFF) << 32
     code, cpl = _target(cpu, event, selector)
     require(code.attrib & (LONG | DEFAULT_BIG) == LONG, GP, selector & 0xFFFC | external)
     require(canonical(offset), GP, 0)
@@ -128,12 +130,8 @@ def _deliver_long(cpu: Cpu, event: Event) -> None:
     frame = [s.selector(SS), s.reg(RSP), _image(cpu, event), s.selector(CS), s.rip]
     if event.error is not None:
         frame.append(event.error)
-    user = cpl == 3
-    writes = []
-    for value in frame:
-        rsp -= 8
-        require(canonical(rsp), STACK_FAULT, external)
-        writes.append(cpu.plan(rsp, 8, value, user=user, implicit=not user and cpl < s.cpl))
+    writes = _pushes(cpu, rsp, frame, external, user=cpl == 3, implicit=cpl != 3 and cpl < s.cpl)
+    rsp = rsp - 8 * len(frame) & MASK64
     load(cpu, CS, code, cpl)
     cpu.commit(writes)
     if cpl < s.cpl:
@@ -142,6 +140,24 @@ def _deliver_long(cpu: Cpu, event: Event) -> None:
     _clear_flags(cpu, kind == INTERRUPT_32)
     s.rip = offset
     s.refresh(cpl)
+
+
+def _pushes(
+    cpu: Cpu, rsp: int, frame: list[int], external: int, *, user: bool, implicit: bool
+) -> list[tuple[list[tuple[int, int]], bytes]]:
+    """The pushes of a frame below RSP, first value first, as stores that have been checked."""
+    first = rsp - 8 & MASK64
+    size = 8 * len(frame)
+    if first & 4095 >= size - 8:  # in one page: what holds for the first push holds for all
+        require(canonical(first), STACK_FAULT, external)
+        spa = cpu.translate(first, write=True, user=user, implicit=implicit)
+        return [([(spa + 8 - size, size)], pack(f"<{len(frame)}Q", *reversed(frame)))]
+    writes = []
+    for value in frame:
+        rsp = rsp - 8 & MASK64
+        require(canonical(rsp), STACK_FAULT, external)
+        writes.append(cpu.plan(rsp, 8, value, user=user, implicit=implicit))
+    return writes
 
 
 def _clear_flags(cpu: Cpu, interrupt_gate: bool) -> None:

@@ -20,6 +20,7 @@ def raise_event(cpu: Cpu, event: Event, *, injected: bool = False, intercepted: 
     `intercepted`: whether exception intercepts see it.
     """
     s = cpu.state
+    cpu.debug.moved = True
     ticks = 0 if injected else event.length
     if event.kind == Kind.EXCEPTION and intercepted and not injected and _intercepted(cpu, event.vector):
         following = s.rip + cpu.instruction().length if event.vector == BR else s.rip

@@ -20,6 +20,7 @@ from .core import (
     CR0_PE,
     CR0_PG,
     CR4_SUPPORTED,
+    DR6_BS,
     RFLAGS_DF,
     RFLAGS_IF,
     RFLAGS_IOPL,
@@ -31,6 +32,7 @@ from .core import (
     dr6_value,
     dr7_value,
 )
+from .debug import CR4_DE, DR6_BD, DR7_GD
 from .decode import Instruction, effective_address
 from .delivery import TASK_GATE
 from .descriptors import fetch
@@ -40,9 +42,8 @@ from .tasks import AVAILABLE_16, AVAILABLE_32, Source, TaskSwitchExit
 
 CR0_ET, CR0_TS, CR0_NW, CR0_CD = 1 << 4, 1 << 3, 1 << 29, 1 << 30
 CR0_DEFINED = 0xE005003F
-CR4_TSD, CR4_DE, CR4_PSE, CR4_PAE, CR4_MCE, CR4_PGE, CR4_PCE = (1 << bit for bit in (2, 3, 4, 5, 6, 7, 8))
+CR4_TSD, CR4_PSE, CR4_PAE, CR4_MCE, CR4_PGE, CR4_PCE = (1 << bit for bit in (2, 4, 5, 6, 7, 8))
 EFER_LME, EFER_LMA, EFER_SCE, EFER_NXE, EFER_SVME = 1 << 8, 1 << 10, 1 << 0, 1 << 11, 1 << 12
-DR7_GD, DR6_BD = 1 << 13, 1 << 13
 CODE64, CODE32, DATA32 = 0xA9B, 0xC9B, 0xC93
 MASK64, MASK32 = 0xFFFFFFFFFFFFFFFF, 0xFFFFFFFF
 
@@ -97,11 +98,14 @@ def write_cr0(cpu: Cpu, value: int) -> None:
     s = cpu.state
     value = cr0_value(value)
     changed, efer = value ^ cpu.cr0, s.efer
-    if value & CR0_PG and s.cr(4) & CR4_PAE and not efer & EFER_LME and changed & (CR0_PG | CR0_CD | CR0_NW):
+    pae = value & CR0_PG and s.cr(4) & CR4_PAE and not efer & EFER_LME
+    loads = bool(pae and changed & (CR0_PG | CR0_CD | CR0_NW))
+    if loads:
         _check_pdptes(cpu, s.cr(3))
     if changed & CR0_PG:
         s.efer = efer | EFER_LMA if value & CR0_PG and efer & EFER_LME else efer & ~EFER_LMA
     s.set_cr(0, value)
+    cpu.hold_pdptes(loads)
     cpu.guard_ferr()
     s.refresh()
     cpu.flush()
@@ -123,6 +127,7 @@ def write_cr3(cpu: Cpu, value: int) -> None:
     if s.cr(0) & CR0_PG and s.cr(4) & CR4_PAE and not s.is_long:
         _check_pdptes(cpu, value)
     s.set_cr(3, value)
+    cpu.hold_pdptes()
     cpu.flush()
 
 
@@ -133,10 +138,13 @@ def check_cr4(cpu: Cpu, value: int) -> None:
 
 def write_cr4(cpu: Cpu, value: int) -> None:
     s = cpu.state
-    if s.cr(0) & CR0_PG and not s.is_long and value & CR4_PAE and (value ^ s.cr(4)) & (CR4_PAE | CR4_PGE | CR4_PSE):
+    loads = bool(s.cr(0) & CR0_PG and not s.is_long and value & CR4_PAE and (value ^ s.cr(4)) & (CR4_PAE | CR4_PGE | CR4_PSE))
+    if loads:
         _check_pdptes(cpu, s.cr(3))
     s.set_cr(4, value)
+    cpu.hold_pdptes(loads)
     s.refresh()
+    cpu.debug.update()
     cpu.flush()
 
 
@@ -225,7 +233,9 @@ def operand_linear(cpu: Cpu, insn: Instruction) -> int:
 def _store(cpu: Cpu, insn: Instruction, value: int, bits: int) -> None:
     s = cpu.state
     if insn.memory:
-        cpu.write(_operand_address(cpu, insn, bits // 8), bits // 8, value & ((1 << bits) - 1), user=s.cpl == 3)
+        address = _operand_address(cpu, insn, bits // 8)
+        cpu.write(address, bits // 8, value & ((1 << bits) - 1), user=s.cpl == 3)
+        cpu.due |= cpu.debug.data_bits(address, bits // 8, reads=False, writes=True)
     elif bits == 16:
         s.set_reg(insn.rm, s.reg(insn.rm) & ~0xFFFF | value & 0xFFFF)
     else:
@@ -239,7 +249,7 @@ def check_dr(cpu: Cpu) -> None:
     if number > 7 or (number in (4, 5) and cpu.state.cr(4) & CR4_DE):
         raise CpuFault(UD)
     if cpu.dr[7] & DR7_GD:
-        cpu.dr[6] |= DR6_BD
+        cpu.debug.report(DR6_BD)
         raise CpuFault(DB)
     if insn.opcode == 0x0F23 and number & ~2 in (4, 5) and moved(cpu, insn) >> 32:
         raise CpuFault(GP, 0)
@@ -254,6 +264,7 @@ def dr_access(cpu: Cpu, write: bool) -> None:
     if write:
         value = moved(cpu, insn)
         cpu.dr[number] = dr6_value(value) if number == 6 else dr7_value(value) if number == 7 else value
+        cpu.debug.update()
     else:
         s.set_reg(insn.rm, cpu.dr[number] if cpu.bits == 64 else cpu.dr[number] & MASK32)
     cpu.advance(insn.length)
@@ -428,7 +439,8 @@ def syscall(cpu: Cpu) -> None:
     s.set_segment(CS, selector, 0, MASK32, code)
     s.set_segment(SS, selector + 8, 0, MASK32, DATA32)
     s.refresh(0)
-    cpu.single_step = bool(s.rflags & RFLAGS_TF)
+    if s.rflags & RFLAGS_TF:
+        cpu.due |= DR6_BS
 
 
 def sysenter(cpu: Cpu) -> None:
@@ -447,7 +459,8 @@ def sysenter(cpu: Cpu) -> None:
     s.rip = s.field("sysenter_eip") & MASK32
     s.rflags &= ~(RFLAGS_VM | RFLAGS_IF | RFLAGS_RF)
     s.refresh(0)
-    cpu.single_step = bool(s.rflags & RFLAGS_TF)
+    if s.rflags & RFLAGS_TF:
+        cpu.due |= DR6_BS
 
 
 def _take_back(cpu: Cpu) -> None:
@@ -491,6 +504,7 @@ def io(cpu: Cpu, insn: Instruction, port: int, size: int) -> None:
         _string_io(cpu, insn, port, size)
         return
     cpu.engine.clock.now += PORT_TICKS
+    cpu.debug.port(port, size)
     if low & 2:
         cpu.bus.write_port(port, size, s.reg(RAX) & ((1 << 8 * size) - 1))
     else:
@@ -511,6 +525,8 @@ def _string_io(cpu: Cpu, insn: Instruction, port: int, size: int) -> None:
     cpu.stop_if_watched(pieces, write=not out)
     data = cpu.load(pieces) if out else b""
     cpu.engine.clock.now += PORT_TICKS
+    cpu.debug.port(port, size)
+    cpu.due |= cpu.debug.data_bits(address, size, reads=out, writes=not out)
     if out:
         cpu.bus.write_port(port, size, int.from_bytes(data, "little"))
     else:

@@ -11,7 +11,7 @@ from introspect.registers import CR4
 from introspect.vmcb import V_INTR
 from vmdbg.engine.engine import EXCEPTION, VMEXIT, Engine, Stop
 from vmdbg.engine.runtime import Reason
-from vmdbg.engine.state import CS, DS, ES, FS, GS, HF_SMAP, IDTR, RCX, RDX, SS
+from vmdbg.engine.state import CS, DS, ES, FS, GS, HF_SMAP, IDTR, RCX, RDX, SS, TR
 from vmdbg.platform.bus import Bus
 from vmdbg.platform.cpuid import CpuidConfig
 from vmdbg.svm import world
@@ -19,7 +19,8 @@ from vmdbg.svm.guest import Guest
 from vmdbg.svm.switch import Switcher
 
 from . import instructions
-from .core import DR6_BS, DR6_RESET, DR7_RESET, RFLAGS_IF, RFLAGS_VM, Cpu, ExtInt, Observer
+from .core import DR6_BS, DR6_RESET, DR7_RESET, RFLAGS_IF, RFLAGS_RF, RFLAGS_VM, Cpu, ExtInt, Observer
+from .debug import DebugRegisters
 from .decode import Instruction
 from .events import raise_event
 from .faults import DB, GP, MF, NMI, PF, UD, CpuFault, Event, Kind, NestedPageFault, WatchedAccess
@@ -37,6 +38,11 @@ _PARTICULAR = frozenset(
     (*range(0x40), ExitCode.MSR, ExitCode.RDTSC, ExitCode.INVLPG, ExitCode.WBINVD)
 )
 """Exits that more than one intercept bit decides, or with an EXITINFO1."""
+
+
+def _retired(stop: Stop) -> bool:
+    """Whether a stepped instruction is done."""
+    return stop.reason in (0, Reason.STEPPED) or (stop.reason == _EXIT and stop.code == VMEXIT + EXCEPTION + DB)
 
 
 class Outcome(IntEnum):
@@ -67,6 +73,7 @@ class Processor(Cpu):
         self, index: int, engine: Engine, bus: Bus, cpuid_config: CpuidConfig, extint: ExtInt, observer: Observer
     ) -> None:
         super().__init__(index, engine, bus, cpuid_config, observer)
+        self.debug = DebugRegisters(self)
         self.interrupt_controller = extint
         self.watched: Stop | None = None
         world.set_intercepts(self.state, None)
@@ -79,6 +86,8 @@ class Processor(Cpu):
 
     def reset(self) -> None:
         """Power-on (APM2 14.1.3); the boot code sets what differs."""
+        self.nmi_pending = self.smi_pending = self.init_pending = False
+        self.sipi_vector = None
         self.init_state()
         self.msrs.reset(self)
         self.lapic.reset()
@@ -88,9 +97,9 @@ class Processor(Cpu):
         """The registers as INIT leaves them (APM2 14.1.3); the MSRs, FPU and cache control stay."""
         s = self.state
         self.guest = None
-        self.npt = self.engine.physical.host
         if self.switcher is not None:
             self.switcher.left()
+        self.npt = self.engine.physical.host
         for number in range(16):
             s.set_reg(number, 0)
         s.set_reg(RDX, 0x00830F10)
@@ -108,10 +117,15 @@ class Processor(Cpu):
         s.set_table(IDTR, 0, 0xFFFF)
         s.rip = 0xFFF0
         self.dr[:] = [0, 0, 0, 0, 0, 0, DR6_RESET, DR7_RESET]
+        self.debug.update()
+        self.due = self.debug.held = 0
         s.nmi_blocked = False
         s.shadow = False
         self.halted = self.shutdown = False
         s.refresh(0)
+        self.hold_pdptes()
+        self.guard_tasks()
+        self.guard_ferr()
         world.set_intercepts(s, None)
         self.flush()
 
@@ -249,15 +263,16 @@ class Processor(Cpu):
     def run(self, deadline: int, *, breakpoints: bool = False, step: bool = False) -> Outcome:
         """Execute until guest time `deadline`; with `step`, one instruction or event."""
         clock = self.engine.clock
+        changes = clock.changes
         while True:
             if self.shutdown:
                 return Outcome.SHUTDOWN
             if self.pause:
                 self.pause = False
                 return Outcome.PAUSED
-            self._trap()
             quiet = self._quiet()
             if not quiet and self._take_event():
+                self._trap()
                 if step:
                     return Outcome.INTERRUPTED
                 if clock.now >= deadline:
@@ -272,14 +287,18 @@ class Processor(Cpu):
                 window = self._waiting_for_window()
                 if not self.gif:
                     world.await_gif(self.state)
-            if step or ((window or self.nmi_pending) and self.state.shadow):
+            if self.debug.active:
+                found = self._run_debugged(deadline, window, breakpoints, step)
+                if found is None:
+                    continue
+                stop = found
+            elif step or ((window or self.nmi_pending) and self.state.shadow):
                 stop = self.engine.step(self.state, self.npt)
             elif quiet and self._switches_in_c():
                 switcher = self.switcher
                 assert switcher is not None
-                stop = self.engine.run(
-                    self.state, self.npt, deadline, breakpoints=breakpoints, switcher=switcher.prepare(self.guest, deadline)
-                )
+                address = switcher.prepare(self.guest, deadline, self.tsc_offset)
+                stop = self.engine.run(self.state, self.npt, deadline, breakpoints=breakpoints, switcher=address)
                 if switcher.has_switched():
                     self._follow(switcher)
             else:
@@ -289,13 +308,53 @@ class Processor(Cpu):
                 return outcome
             if step:
                 return Outcome.SHUTDOWN if self.shutdown else Outcome.STEPPED
-            if stop.device:
+            if clock.changes != changes:
                 return Outcome.DEADLINE
+
+    def _run_debugged(self, deadline: int, window: bool, breakpoints: bool, step: bool) -> Stop | None:
+        """Run the engine, or step it, with debug registers enabled; None to look again where it is."""
+        state, engine, debug = self.state, self.engine, self.debug
+        debug.prepare()
+        at_hook = state.linear_rip in engine.breakpoints
+        if at_hook and breakpoints and not step:
+            return Stop(Reason.BREAK)  # the debugger's come first: it steps if it has none here
+        bits = debug.instruction()
+        if bits:
+            debug.report(bits)
+            raise_event(self, Event(DB, Kind.EXCEPTION))
+            return Stop(Reason.STEPPED)
+        if debug.held:
+            stop = self._step()
+            self.due |= debug.held
+            debug.held = 0
+            return stop
+        if step or at_hook or state.rflags & RFLAGS_RF or ((window or self.nmi_pending) and state.shadow):
+            return self._step()
+        stop = engine.run(state, self.npt, deadline, window=window, breakpoints=breakpoints or bool(debug.instructions))
+        return None if stop.reason == Reason.BREAK and not breakpoints else stop
+
+    def _step(self) -> Stop:
+        """A step of the engine.  RFLAGS.RF is clear behind the instruction, not before, and not amid a repeated one."""
+        state = self.state
+        resumes, rip = state.rflags & RFLAGS_RF, state.rip
+        state.rflags &= ~RFLAGS_RF
+        stop = self.engine.step(state, self.npt)
+        if resumes and state.rip == rip and (not _retired(stop) or self.engine.rt.rep):
+            state.rflags |= RFLAGS_RF
+        return stop
+
+    def _trap(self) -> None:
+        """Raise the #DB that is due behind an instruction, if one is."""
+        if self.due:
+            bits, self.due = self.due, 0
+            self.debug.report(bits)
+            raise_event(self, Event(DB, Kind.EXCEPTION, trap=True))
 
     def _switches_in_c(self) -> bool:
         """Nothing is pending: may world switches go by unseen?"""
         return (
             self.switcher is not None and not self.observer.attentive and self.task_guard is None and not self.ne_is_ours
+            and self.state.root is None
         )
 
     def _follow(self, switcher: Switcher) -> None:
@@ -310,23 +369,25 @@ class Processor(Cpu):
         try:
             if reason == _EXIT:
                 if stop.watched is not None:
-                    if stop.write and stop.watched >> 12 in self.engine.physical.guarded:
-                        return self._on_guarded_store(stop)
+                    physical, page = self.engine.physical, stop.watched >> 12
+                    if physical.guards_against(page, stop.write) and not physical.watches(page, stop.write):
+                        return self._on_guarded(stop)
                     self.watched = stop
                     return Outcome.WATCHED
                 self._on_exit(stop)
             elif reason == Reason.IO:
                 self._on_io()
-                stop.device = True
             elif reason == Reason.SYSCALL:
+                self.debug.moved = True
                 instructions.syscall(self)
             elif reason == Reason.SYSENTER:
+                self.debug.moved = True
                 instructions.sysenter(self)
             elif reason == Reason.BUDGET:
                 return Outcome.DEADLINE
             elif reason == Reason.BREAK:
                 return Outcome.BREAKPOINT
-            elif reason == Reason.STEPPED:
+            elif reason == Reason.STEPPED and not self.due:
                 return Outcome.STEPPED
         except CpuFault as fault:
             raise_event(self, fault.event())
@@ -338,23 +399,41 @@ class Processor(Cpu):
         self._trap()
         return None
 
-    def _trap(self) -> None:
-        """Raise the trap of single-stepping if it is due."""
-        if self.single_step:
-            self.single_step = False
-            self._on_exception(DB)
-
-    def _on_guarded_store(self, stop: Stop) -> Outcome | None:
-        """A store to the page of a TSS: the beginning of a task switch, or not."""
-        if self.guest is not None and self.guest.intercepts_task_switch:
+    def _on_guarded(self, stop: Stop) -> Outcome | None:
+        """An access to a page with data breakpoints or, if a store, the page of a TSS: the beginning of a task switch."""
+        if stop.write and self.guest is not None and self.guest.intercepts_task_switch:
             switch = instructions.task_switch(self)
             if switch is not None:
                 world.task_switch_exit(self, switch, None)
                 return None
+        debug = self.debug
+        bits, before, delays = debug.touches(stop.write), debug.values(), debug.data and self._loads_ss()
+        task = self.state.base(TR)
         with self.engine.physical.unguarded():
-            stop = self.engine.step(self.state, self.npt)
-        outcome = self._stopped(stop)
+            stepped = self._step()
+        if _retired(stepped):
+            bits |= debug.changes(before)
+            if self.state.base(TR) != task:
+                debug.task_switch()
+            if delays:
+                debug.held |= bits
+            else:
+                self.due |= bits
+        outcome = self._stopped(stepped)
         return None if outcome == Outcome.STEPPED else outcome
+
+    def _loads_ss(self) -> bool:
+        """Whether the instruction at RIP is MOV SS or POP SS."""
+        insn = self.instruction()
+        return insn.opcode == 0x17 or (insn.opcode == 0x8E and insn.modrm >> 3 & 7 == SS)
+
+    def iret(self) -> None:
+        """IRET while breakpoints are enabled: the RF that it loads is for one instruction, which the engine forgets."""
+        world.let_through(self.state, ExitCode.IRET)
+        self.debug.moved = True
+        stop = self._step()
+        world.set_intercepts(self.state, self.guest)
+        self._stopped(stop)
 
     def load_task_register(self) -> None:
         """LTR in a guest whose task switches are intercepted: executed by the engine, then the new TSS is looked after."""
@@ -370,7 +449,7 @@ class Processor(Cpu):
         code = stop.code - VMEXIT
         if 0x40 <= code < 0x60:
             if code == EXCEPTION + UD:
-                self._undefined(stop)
+                self._undefined()
             else:
                 self._on_exception(code - EXCEPTION)
             return
@@ -524,8 +603,8 @@ class Processor(Cpu):
             self._missed(ExitCode.RDPMC)  # the engine has the sense of CR4.PCE the wrong way round
             return
         elif vector == DB:
-            self.dr[6] |= DR6_BS
-            event = Event(DB, Kind.EXCEPTION, trap=True)
+            self.due |= DR6_BS
+            return
         else:
             event = CpuFault(vector, state.error_code if vector in (8, 10, 11, 12, GP, 17) else None).event()
         raise_event(self, event)
@@ -571,14 +650,13 @@ class Processor(Cpu):
             return True
         return False
 
-    def _undefined(self, stop: Stop) -> None:
+    def _undefined(self) -> None:
         """An instruction that the engine does not know: INT1, INS, OUTS, or none."""
         code = self.code().lstrip(_PREFIXES_64 if self.bits == 64 else _PREFIXES)
         if code[:1] == b"\xf1":
             self._missed(ExitCode.ICEBP)
         elif code and code[0] in instructions.STRING_IO:
             self._on_string_io()
-            stop.device = True
         else:
             self._on_exception(UD)
 
@@ -622,5 +700,6 @@ _SVM: dict[int, Callable[[Processor], None]] = {
     ExitCode.STGI: Processor.stgi,
     ExitCode.CLGI: Processor.clgi,
     ExitCode.TR_WRITE: Processor.load_task_register,
+    ExitCode.IRET: Processor.iret,
 }
 """Exit code to what the instruction does when no hypervisor intercepts it: those that take more than a function."""

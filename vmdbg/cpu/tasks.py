@@ -8,7 +8,7 @@ from vmdbg.engine.state import CS, DS, ES, FS, GS, LDTR, RSP, SS, TR
 
 from .core import CR0_PG, CR0_TS, DR6_BT, RFLAGS_NT, RFLAGS_RF, RFLAGS_VM, Cpu
 from .descriptors import CONFORMING, PRESENT, Descriptor, fetch, load, null_selector, require
-from .faults import DB, GP, NP, CpuFault, Event
+from .faults import GP, NP, CpuFault, Event
 from .faults import SS as STACK_FAULT
 from .faults import TS as INVALID_TSS
 
@@ -81,8 +81,7 @@ def switch(cpu: Cpu, selector: int, source: Source, event: Event | None) -> None
         if event is not None and event.error is not None:
             _push_error(cpu, event.error, wide)
         if trap:
-            cpu.dr[6] |= DR6_BT
-            raise CpuFault(DB)
+            cpu.due |= DR6_BT
     except CpuFault as fault:
         fault.committed = True
         raise
@@ -120,8 +119,10 @@ def _enter(cpu: Cpu, tss: Descriptor, new: dict[str, int], wide: bool, source: S
     s = cpu.state
     s.set_segment(TR, tss.selector, tss.base, tss.limit, tss.attrib | BUSY)
     s.set_cr(0, s.cr(0) | CR0_TS)
+    cpu.debug.task_switch()
     if wide and s.cr(0) & CR0_PG:
         s.set_cr(3, new["cr3"])
+        cpu.hold_pdptes()
         cpu.flush()
     flags = new["eflags"] | (RFLAGS_NT if source in (Source.CALL, Source.GATE) else 0) | 2
     s.rflags = flags if wide else flags & 0xFFFF

@@ -50,6 +50,7 @@ class Devices(Protocol):
 
 class HasNow(Protocol):
     now: int
+    changes: int
 
 
 @dataclass(slots=True)
@@ -57,20 +58,19 @@ class Stop:
     """Why `Engine.run` returned.
 
     `reason` is a `Reason`; with EXIT, `code` is 0x100 + EXITCODE or the vector of INT n.  With `npf`, a nested fault the
-    user's tables made.  `device` means that a device was accessed: interrupts and deadlines may have changed.
+    user's tables made.
     """
 
     reason: int
     code: int = 0
     npf: NestedFault | None = None
-    device: bool = False
     watched: int | None = None
     """A page under WATCH_WRITE or WATCH_READ was about to be accessed at this spa."""
     write: bool = False
 
 
-_DEVICE = Stop(0, device=True)
-_EXIT = int(Reason.EXIT)
+_EXIT, _IO = int(Reason.EXIT), int(Reason.IO)
+_DEVICE, _PORT = Stop(0), Stop(_IO)
 _PLAIN_EXITS = {code: Stop(_EXIT, code) for code in range(VMEXIT + EXCEPTION + 32, VMEXIT + NPF)}
 """#VMEXITs that need no second look; who gets one leaves it as it is."""
 
@@ -121,7 +121,9 @@ class Engine:
         self._flat.set_cr(0, 1)
         self._flat.hflags = HF_LMA | HF_CS64
         self._flat.i[layout.HFLAGS2 // 4] = 1
-        self._breakpoints: dict[int, int] = {}
+        self.breakpoints: dict[int, int] = {}
+        """Linear addresses that have a code hook, armed or not, and its handle."""
+        self._armed: dict[object, set[int]] = {}
         self._active: CpuState | None = None
 
     def _map(self, first: int, size: int, address: int) -> None:
@@ -138,8 +140,11 @@ class Engine:
         state.q[layout.VM_VMCB // 8] = VMCB_PAGE
         state.i[layout.NESTED_PG_MODE // 4] = 1 | 2 | 4
         state.i[layout.HFLAGS2 // 4] = 0x41
-        state.q[layout.DR // 8 + 7] = 2 << 16 | 1
-        """The I/O breakpoint of the runtime: DR7 of the engine is ours, the guest's registers are kept elsewhere."""
+        state.q[layout.DR // 8 + 7] = 2 << 16 | 2
+        """The I/O breakpoint of the runtime: DR7 of the engine is ours, the guest's registers are kept elsewhere.
+
+        A global one: the engine's own task switches clear the local ones.
+        """
         state.i[layout.OLD_EXCEPTION // 4] = 0xFFFFFFFF
         state.hflags |= HF_GUEST
         return state
@@ -170,19 +175,21 @@ class Engine:
     # Breakpoints: code hooks on linear addresses.  They stay installed when disarmed, since removing one costs a flush
     # of all translations and gdb takes every breakpoint out at each stop and puts it back at each resume.
 
-    def arm(self, addresses: set[int]) -> None:
+    def arm(self, addresses: set[int], owner: object = None) -> None:
         """Stop before instructions at these linear addresses, from the next run on, whoever executes them.
 
-        It may also stop at addresses armed before: the caller looks where it is.
+        They take the place of those that `owner` armed before.  It may also stop at those: the caller looks where it is.
         """
-        missing = addresses - self._breakpoints.keys()
-        stale = self._breakpoints.keys() - addresses
+        self._armed[owner] = addresses
+        addresses = set().union(*self._armed.values())
+        missing = addresses - self.breakpoints.keys()
+        stale = self.breakpoints.keys() - addresses
         if not missing and len(stale) <= MOST_STALE:
             return
         for address in stale if len(stale) > MOST_STALE else ():
-            uclib.uc_hook_del(self.uc._uch, ctypes.c_size_t(self._breakpoints.pop(address)))
+            uclib.uc_hook_del(self.uc._uch, ctypes.c_size_t(self.breakpoints.pop(address)))
         for address in missing:
-            self._breakpoints[address] = add_hook(
+            self.breakpoints[address] = add_hook(
                 self.uc, const.UC_HOOK_CODE, self.binding.on_breakpoint, self.binding.user, address, address, None
             )
         self.flush_code()
@@ -217,6 +224,9 @@ class Engine:
         `window`: stop where RFLAGS.IF is set, with `state.shadow` telling whether the boundary is inhibited.
         `switcher`: what `on_exit` gets to deal with exits in C (its address); 0 to return at each.
         """
+        if state.root is not None:
+            with state.rooted():
+                return self.run(state, npt, deadline, window=window, breakpoints=breakpoints, switcher=switcher)
         rt, clock = self.rt, self.clock
         if self._active is not state or state.q[_NESTED_CR3] != npt.root:
             self._enter(state, npt)
@@ -237,6 +247,9 @@ class Engine:
                 plain = _PLAIN_EXITS.get(rt.intno)
                 if plain is not None and self._error is None:
                     return plain
+            elif reason == _IO:
+                if self._error is None:
+                    return _PORT
             elif reason == Reason.BUDGET:
                 rt.budget = deadline - self.clock.now
                 if rt.budget > 0:
@@ -251,6 +264,9 @@ class Engine:
 
     def step(self, state: CpuState, npt: Npt) -> Stop:
         """Execute one instruction, or one iteration of a repeated string instruction (STEPPED)."""
+        if state.root is not None:
+            with state.rooted():
+                return self.step(state, npt)
         self._enter(state, npt)
         self._ask(False, False)
         return self._step(state, npt)
@@ -369,22 +385,21 @@ class Engine:
                     if rt.reason != Reason.EXIT or rt.intno != VMEXIT + NPF:
                         stop = self._stopped(state, npt, rt.reason, stepping=True)
                         assert stop is not None
-                        stop.device = True
                         return stop
                     gpa = self.physical.arena.q[_EXITINFO2]
                     code = state.error_code
                     if code & 0x10 and gpa & -PAGE in {page & -PAGE for page in opened}:
                         # It lies in the device page that it accesses: nothing sensible can be executed there.
-                        return Stop(Reason.EXIT, VMEXIT + EXCEPTION + 6, device=True)
+                        return Stop(Reason.EXIT, VMEXIT + EXCEPTION + 6)
                     found = self.physical.fill(npt, gpa, bool(code & 2), bool(code & 0x10))
                     rt.mixed = self.physical.mixed
                     if isinstance(found, NestedFault):
-                        return Stop(Reason.EXIT, rt.intno, npf=found, device=True, write=bool(code & 2))
+                        return Stop(Reason.EXIT, rt.intno, npf=found, write=bool(code & 2))
                     if found >= 0 and not self.ram.contains(found):
                         spa = found
                         break
                     if found >= 0:
-                        return Stop(Reason.EXIT, rt.intno, watched=found, device=True, write=bool(code & 2))
+                        return Stop(Reason.EXIT, rt.intno, watched=found, write=bool(code & 2))
         finally:
             for page in opened:
                 npt.unmap(page)

@@ -11,14 +11,19 @@
 #include "runtime.h"
 
 /* uc_context layout, vmdbg/engine/layout.py; Python passes them so that they stand in one place. */
-struct layout { uint32_t regs, eip, eflags, cc_src, hflags, cs_base, error_code; };
+struct layout { uint32_t regs, eip, eflags, cc_src, hflags, segments, error_code, efer, star, lstar, sfmask; };
 static struct layout at;
 
-enum { HF_INHIBIT_IRQ = 1 << 3, HF_CS32 = 1 << 4, HF_TF = 1 << 8, HF_CS64 = 1 << 15 };
-enum { EFLAGS_CC = 0x8d5, EFLAGS_TF = 0x100, EFLAGS_IF = 0x200, EFLAGS_ZF = 0x40 };
+enum { HF_CPL = 3, HF_INHIBIT_IRQ = 1 << 3, HF_CS32 = 1 << 4, HF_TF = 1 << 8, HF_CS64 = 1 << 15 };
+enum { EFLAGS_CC = 0x8d5, EFLAGS_TF = 0x100, EFLAGS_IF = 0x200, EFLAGS_ZF = 0x40, EFLAGS_RF = 1 << 16 };
+enum { EFER_SCE = 1 };
 enum { REG_EFLAGS = 25, REG_DR0 = 66 };
 enum { PROT_EXEC_ = 4 };
 #define CTL_TLB_FLUSH 0x4000000bu
+
+struct segment { uint32_t selector, pad; uint64_t base; uint32_t limit, flags; };
+#define SEGMENT(rt, number) FIELD(rt, struct segment, at.segments + sizeof(struct segment) * (number))
+enum { CS = 1, SS };
 
 static void stop(struct runtime *rt, enum reason reason)
 {
@@ -64,13 +69,13 @@ static bool block_code(struct runtime *rt, uint64_t address, uint8_t *code, size
            block_code(rt, cs64 ? address + first : (uint32_t)(address + first), code + first, length - first, cs64);
 }
 
-/* A store into the block that makes it ends that block in its middle: the engine goes back to the storing instruction
- * and runs it as a block of its own.  No jump within a block ends before the block does, so that shows it; what did not
- * run is given back.  (A store by the last instruction of its block is taken for a jump to it.) */
-static void restarted(struct runtime *rt, uint64_t address, uint32_t size)
+/* A store into the block that makes it ends that block in its middle: the engine goes back to the storing instruction and
+ * runs it as a block of its own.  No jump within a block ends before the block does, so that shows it; what did not run is
+ * given back.  (A store by the last instruction of its block is taken for a jump to it.) */
+static inline void restarted(struct runtime *rt, uint64_t address, uint32_t size)
 {
     uint64_t done = address - rt->block_start;
-    if (done < rt->block_size && done + size < rt->block_size) {
+    if (__builtin_expect((done < rt->block_size) & (done + size < rt->block_size), 0)) {
         rt->budget += rt->block_size - done;
         rt->block_size = done;
     }
@@ -90,6 +95,8 @@ static inline void account(struct runtime *rt, uint64_t address, uint32_t size)
     rt->block_start = address;
     rt->block_size = size;
 }
+
+enum special { MIXED = 1, PARTICULAR };
 
 /* The rare cases of on_block, apart so that it stays short. */
 static __attribute__((noinline)) void on_special_block(struct runtime *rt, uint64_t address, uint32_t size)
@@ -125,10 +132,14 @@ static void on_block(void *uc, uint64_t address, uint32_t size, void *user)
 {
     struct runtime *rt = user;
     (void)uc;
-    if (__builtin_expect(rt->special | ((int64_t)size > rt->budget), 0))
-        on_special_block(rt, address, size);
-    else
-        account(rt, address, size);
+    if (__builtin_expect(rt->special | ((int64_t)size > rt->budget), 0)) {
+        if (rt->special != MIXED || (int64_t)size > rt->budget) {
+            on_special_block(rt, address, size);
+            return;
+        }
+        restarted(rt, address, size);
+    }
+    account(rt, address, size);
 }
 
 static uint64_t linear_rip(struct runtime *rt)
@@ -136,7 +147,7 @@ static uint64_t linear_rip(struct runtime *rt)
     uint64_t eip = FIELD(rt, uint64_t, at.eip);
     if (FIELD(rt, uint32_t, at.hflags) & HF_CS64)
         return eip;
-    return (FIELD(rt, uint64_t, at.cs_base) + eip) & 0xffffffffu;
+    return (SEGMENT(rt, CS).base + eip) & 0xffffffffu;
 }
 
 /* Save the context. */
@@ -258,7 +269,7 @@ static void run_once(struct runtime *rt)
 {
     int64_t before = rt->budget;
     uint64_t rip;
-    rt->special = (rt->step | rt->window | rt->mixed) != 0;
+    rt->special = rt->step | rt->window ? PARTICULAR : rt->mixed ? MIXED : 0;
     rt->reason = 0;
     rt->block_size = 0;
     rt->saved = rt->reading = 0;
@@ -280,15 +291,37 @@ static void run_once(struct runtime *rt)
     rt->budget = before - rt->executed;
 }
 
-/* Until an exit that is Python's. */
+/* SYSCALL from 64-bit code to the kernel's, as instructions.py has it; RIP is behind the instruction.  False for every
+ * other: those are Python's. */
+static bool syscall64(struct runtime *rt)
+{
+    uint32_t *hflags = &FIELD(rt, uint32_t, at.hflags), selector = FIELD(rt, uint64_t, at.star) >> 32 & 0xfffc;
+    uint64_t *flags = &FIELD(rt, uint64_t, at.eflags), *eip = &FIELD(rt, uint64_t, at.eip), *regs = &FIELD(rt, uint64_t, at.regs);
+    if (!(*hflags & HF_CS64) || *flags & EFLAGS_TF || !(FIELD(rt, uint64_t, at.efer) & EFER_SCE))
+        return false;
+    regs[1] = *eip;
+    regs[11] = *flags & ~(uint64_t)EFLAGS_RF;
+    *eip = FIELD(rt, uint64_t, at.lstar);
+    *flags &= ~(FIELD(rt, uint64_t, at.sfmask) | EFLAGS_RF);
+    SEGMENT(rt, CS) = (struct segment){selector, 0, 0, 0xffffffff, 0xa09b00};
+    SEGMENT(rt, SS) = (struct segment){selector + 8, 0, 0, 0xffffffff, 0xc09300};
+    *hflags &= ~(uint32_t)HF_CPL;
+    return true;
+}
+
+/* Until a stop that is Python's. */
 static void run(struct runtime *rt)
 {
     int64_t executed = 0;
     for (;;) {
-        int64_t ticks;
+        int64_t ticks = -1;
         run_once(rt);
         executed += rt->executed;
-        if ((rt->reason != EXIT && rt->reason != IO) || !rt->on_exit || (ticks = rt->on_exit(rt, rt->on_exit_user)) < 0)
+        if (rt->reason == SYSCALL && syscall64(rt))
+            ticks = 0;
+        else if ((rt->reason == EXIT || rt->reason == IO) && rt->on_exit)
+            ticks = rt->on_exit(rt, rt->on_exit_user);
+        if (ticks < 0)
             break;
         executed += ticks;
         rt->budget -= ticks;
@@ -377,11 +410,17 @@ static PyObject *py_step_through(PyObject *self, PyObject *address)
 
 static PyObject *symbols(PyObject *self, PyObject *args)
 {
-    uint32_t v[7];
+    Py_buffer layout;
     (void)self;
-    if (!PyArg_ParseTuple(args, "IIIIIII", &v[0], &v[1], &v[2], &v[3], &v[4], &v[5], &v[6]))
+    if (!PyArg_ParseTuple(args, "y*", &layout))
         return NULL;
-    memcpy(&at, v, sizeof at);
+    if (layout.len == sizeof at)
+        memcpy(&at, layout.buf, sizeof at);
+    else
+        PyErr_Format(PyExc_ValueError, "%zd bytes of offsets, not %zu", layout.len, sizeof at);
+    PyBuffer_Release(&layout);
+    if (PyErr_Occurred())
+        return NULL;
 #define ADDRESS(f) #f, (unsigned long long)(uintptr_t)f
     return Py_BuildValue("{sKsKsKsKsKsKsKsK}", ADDRESS(on_block), ADDRESS(on_interrupt), ADDRESS(on_in), ADDRESS(on_out),
                          ADDRESS(on_syscall), ADDRESS(on_sysenter), ADDRESS(on_breakpoint),

@@ -11,8 +11,9 @@ What a table withholds is an instrument, at no cost to what it does not concern:
 
 from __future__ import annotations
 
+import struct
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from introspect.paging import Nested, NestedFault, nested_translate
@@ -26,7 +27,9 @@ LEAF = P | U | A | D
 
 PRIVATE = 0xF000000000
 """Engine-physical home of what only the engine uses; no table maps it, so no guest can name it."""
-VMCB_PAGE, MSRPM_PAGES, VOID_PAGE = PRIVATE, PRIVATE + PAGE, PRIVATE + 3 * PAGE
+VMCB_PAGE, MSRPM_PAGES, VOID_PAGE, PDPTE_PAGE = PRIVATE, PRIVATE + PAGE, PRIVATE + 3 * PAGE, PRIVATE + 4 * PAGE
+PDPTES = 1 << 46
+"""Where the host's table maps `PDPTE_PAGE`: beyond the physical addresses that page tables can name."""
 TABLES = PRIVATE + 16 * PAGE
 PRIVATE_SIZE = 512 << 20
 WINDOW = 0xF800000000
@@ -41,6 +44,8 @@ FLIP = 32
 MOST_FLIPS = 4 * FLIP
 
 MOST_SHADOWS = 64
+
+ALL_LINES, A20 = -1, 1 << 20
 
 
 class OutOfTables(Exception):
@@ -173,11 +178,27 @@ class Shadow(Npt):
         """Pages of the user's nested table that were read to make this one."""
         self.volatile = False
         """A nested table that cannot be guarded, since it is written all the time: forget everything at each VMRUN."""
+        self.before: dict[int, bytes] = {}
+        """Pages of the user's nested table that may have been written since the last VMRUN, as they were before."""
 
     def clear(self) -> None:
         super().clear()
         self.by_spa.clear()
         self.tables.clear()
+        self.before.clear()
+
+    def outgrown(self, ram: Ram) -> int | None:
+        """A page of the user's nested table that says something else now than before; None if all that was there still
+        is, and all that came are entries and rights: a shadow holds nothing of what was not there."""
+        entries = struct.Struct("<512Q" if self.nested.format.entry_size == 8 else "<1024I").unpack
+        for page, before in self.before.items():
+            now = ram.read(page << 12, PAGE)
+            if before != now and any(
+                old & P and (old & ~new or new & ~old & ~(W | A | D))
+                for old, new in zip(entries(before), entries(now), strict=True)
+            ):
+                return page
+        return None
 
 
 class Physical:
@@ -192,9 +213,12 @@ class Physical:
         self.host = Npt(self.arena)
         self.shadows: dict[tuple[int, int, int], Shadow] = {}
         self.reader = TableReader(ram)
-        self.guards: dict[int, int] = {}
-        """Pages whose stores stop the engine, as watched ones do, by the CPU that asks for it."""
-        self.guarded: frozenset[int] = frozenset()
+        self.guards: dict[object, Mapping[int, int]] = {}
+        """Pages that stop the engine as watched ones do, to WATCH_WRITE and WATCH_READ, by the processor's part that asks."""
+        self.guarded: dict[int, int] = {}
+        """All of them together."""
+        self.a20 = ALL_LINES
+        """What the address lines let through."""
         self.pinned: Callable[[], set[int]] = set
         """Roots of the tables that CPUs run on now: they stay."""
         self.mixed = not nx
@@ -218,7 +242,28 @@ class Physical:
             shadow = self.shadows[key] = Shadow(self.arena, Nested(ncr3, host_cr4, host_efer, self.bits))
         elif shadow.volatile:
             shadow.clear()
+        elif shadow.before:
+            self._review(shadow)
         return shadow
+
+    def _review(self, shadow: Shadow) -> None:
+        """A shadow of a table that was written is about to be used."""
+        changed = shadow.outgrown(self.ram)
+        if changed is not None:
+            self._changed(shadow, changed)
+            return
+        again = set(shadow.before)
+        shadow.before.clear()
+        self._guard(shadow, again)
+
+    def _changed(self, shadow: Shadow, page: int) -> None:
+        """A page of a nested table says something else now, or is about to: the more often, the less is guarding worth."""
+        pages = self.ram.pages
+        flips = pages[page] & -FLIP & 0xFF
+        pages[page] = pages[page] & 0x1F | min(flips + FLIP, 0xE0)
+        if flips >= MOST_FLIPS:
+            self._give_up(shadow)
+        shadow.clear()
 
     def table(self, root: int) -> Npt:
         """The table with this root."""
@@ -242,17 +287,19 @@ class Physical:
     def drop(self, page: int) -> None:
         """Take away every mapping of a page, to be made anew with its present state."""
         self.host.unmap(page << 12)
+        if self.a20 != ALL_LINES:
+            self.host.unmap(page << 12 | A20)
         for shadow in self.shadows.values():
             for gpa in shadow.by_spa.pop(page, ()):
                 shadow.unmap(gpa)
         self.flush()
 
     def _entry(self, spa: int, writable: bool, executable: bool) -> int:
-        state = self.ram.pages[spa >> 12]
+        state = self.ram.pages[spa >> 12] | self.guarded.get(spa >> 12, 0)
         if state & WATCH_READ:
             return 0
         entry = (spa & -PAGE) | LEAF
-        if writable and not state & (CODE | TABLE | WATCH_WRITE) and spa >> 12 not in self.guarded:
+        if writable and not state & (CODE | TABLE | WATCH_WRITE):
             entry |= W
         if self.nx and not (executable and state & (CODE | MIXED)):
             entry |= NX
@@ -274,17 +321,21 @@ class Physical:
             pages[page] = state | CODE
         self.drop(page)
 
-    def on_table(self, page: int) -> None:
-        """A nested table that shadows were made from is about to change."""
-        pages = self.ram.pages
-        flips = pages[page] & -FLIP & 0xFF
-        hopeless = flips >= MOST_FLIPS
-        pages[page] = (pages[page] & ~TABLE & 0x1F) | min(flips + FLIP, 0xE0)
+    def on_table(self, page: int, *, written: bool = False) -> None:
+        """A nested table that shadows were made from is about to change, or was `written` already.
+
+        A shadow that no CPU runs on now is looked at when one is about to: a table that grows needs no new shadow.
+        """
+        self.ram.pages[page] &= ~TABLE & 0xFF
+        pinned = self.pinned()
         for shadow in self.shadows.values():
-            if page in shadow.tables:
-                if hopeless:
-                    self._give_up(shadow)
-                shadow.clear()
+            if page not in shadow.tables:
+                continue
+            if written or shadow.root in pinned:
+                self._changed(shadow, page)
+            elif not shadow.volatile:
+                shadow.before.setdefault(page, self.ram.read(page << 12, PAGE))
+                self.on_unfit(shadow.root)
         self.drop(page)
 
     def fill(self, npt: Npt, gpa: int, write: bool, fetch: bool) -> int | NestedFault:
@@ -317,6 +368,10 @@ class Physical:
             spa, writable, executable = int(found.spa), found.writable and found.dirty, found.executable
         else:
             spa, writable, executable = gpa, True, True
+        if spa == PDPTES & -PAGE:
+            npt.set(gpa, PDPTE_PAGE | LEAF | W)
+            return -1
+        spa &= self.a20
         if not self.ram.contains(spa):
             if not fetch:
                 return spa
@@ -332,12 +387,12 @@ class Physical:
         if write and state & TABLE:
             self.on_table(page)
         state = self.ram.pages[page]
-        if self.watches(page, write) or (write and page in self.guarded):
+        if self.watches(page, write) or self.guards_against(page, write):
             return spa
         if isinstance(npt, Shadow):
             npt.set(gpa, self._entry(spa, writable, executable))
             npt.by_spa.setdefault(page, []).append(gpa & -PAGE)
-        elif state or not self._fill_region(gpa):
+        elif state or self.a20 != ALL_LINES or not self._fill_region(gpa):
             npt.set(gpa, self._entry(spa, True, True))
         return -1
 
@@ -369,6 +424,21 @@ class Physical:
                 self.ram.pages[page] |= TABLE
                 self.drop(page)
 
+    def hold_pdptes(self, cpu: int, entries: tuple[int, ...]) -> int:
+        """Keep a CPU's four PDPTEs for the engine to walk from; returns the CR3 that leads it there."""
+        at = 32 * cpu
+        self.arena.bytes[PDPTE_PAGE - PRIVATE + at : PDPTE_PAGE - PRIVATE + at + 32] = struct.pack("<4Q", *entries)
+        return PDPTES + at
+
+    def set_a20(self, on: bool) -> None:
+        """Address line 20; off, it reads as 0 in every physical address of a CPU.  What is mapped is mapped anew."""
+        lines = ALL_LINES if on else ~A20
+        if lines != self.a20:
+            self.a20 = lines
+            for table in (self.host, *self.shadows.values()):
+                table.clear()
+            self.flush()
+
     def open(self, npt: Npt, gpa: int, window: int) -> None:
         """Let accesses to a page through to window page `window`."""
         npt.set(gpa, (WINDOW + window * PAGE) | LEAF | W | (NX if self.nx else 0))
@@ -382,33 +452,41 @@ class Physical:
             if state & (WATCH_READ | WATCH_WRITE):
                 self.on_watched()
             if state & TABLE:
-                self.on_table(page)
+                self.on_table(page, written=True)
             if state & (CODE | MIXED) or not self.nx:
                 start = max(spa, page << 12)
                 self.invalidate(start, min(spa + length, (page + 1) << 12) - start)
 
-    def guard(self, owner: int, page: int | None) -> None:
-        """Stop at stores to a page number for CPU `owner`, in place of the page it asked for before."""
-        if page is None:
-            self.guards.pop(owner, None)
-        else:
-            self.guards[owner] = page
-        self._set_guarded(frozenset(self.guards.values()))
+    def guard(self, owner: object, pages: Mapping[int, int]) -> None:
+        """Stop at accesses to page numbers, each with WATCH_WRITE or WATCH_READ, in place of what `owner` asked for before."""
+        self.guards[owner] = pages
+        self._set_guarded(self._wanted())
 
-    def _set_guarded(self, pages: frozenset[int]) -> None:
-        changed = self.guarded ^ pages
+    def _wanted(self) -> dict[int, int]:
+        wanted: dict[int, int] = {}
+        for pages in self.guards.values():
+            for page, flags in pages.items():
+                wanted[page] = wanted.get(page, 0) | flags
+        return wanted
+
+    def _set_guarded(self, pages: dict[int, int]) -> None:
+        changed = [page for page in self.guarded.keys() | pages.keys() if self.guarded.get(page) != pages.get(page)]
         self.guarded = pages
         for page in changed:
             self.drop(page)
 
     @contextmanager
     def unguarded(self) -> Iterator[None]:
-        """Let stores to guarded pages through for a moment."""
-        self._set_guarded(frozenset())
+        """Let accesses to guarded pages through for a moment."""
+        self._set_guarded({})
         try:
             yield
         finally:
-            self._set_guarded(frozenset(self.guards.values()))
+            self._set_guarded(self._wanted())
+
+    def guards_against(self, page: int, write: bool) -> bool:
+        """Whether such accesses to a page number are for the processor to look at."""
+        return bool(self.guarded and self.guarded.get(page, 0) & (WATCH_READ | WATCH_WRITE if write else WATCH_READ))
 
     def watches(self, page: int, write: bool) -> bool:
         """Whether such accesses to a page number of RAM are watched."""

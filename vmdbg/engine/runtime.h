@@ -37,7 +37,7 @@ struct runtime {
     int64_t executed;              /* ticks executed by the last run */
     uint32_t reason, intno;
     uint32_t window;               /* stop where RFLAGS.IF is set */
-    uint32_t special;              /* any of step, window and mixed: one thing for each block to ask */
+    uint32_t special;              /* what of step, window and mixed there is: one thing for each block to ask */
     uint32_t step;                 /* blocks of one instruction: 1 first block to come, 2 it ran */
     uint32_t flush;                /* flush the TLB before running */
     uint32_t io_port, io_size, io_write, io_value;

@@ -121,9 +121,14 @@ LAYOUT = (
     layout.EFLAGS,
     layout.CC_SRC,
     layout.HFLAGS,
-    layout.SEGMENTS + 24 + 8,
+    layout.SEGMENTS,
     layout.ERROR_CODE,
+    layout.EFER,
+    layout.STAR,
+    layout.LSTAR,
+    layout.SFMASK,
 )
+"""As `struct layout` of native.c."""
 
 
 def _address(function: Any) -> int:
@@ -164,7 +169,7 @@ class Binding:
         user = ctypes.addressof(state)
         addresses: dict[str, int]
         if native is not None and not python:
-            symbols = native.symbols(*LAYOUT)
+            symbols = native.symbols((ctypes.c_uint32 * len(LAYOUT))(*LAYOUT))
             if symbols["size"] != ctypes.sizeof(Runtime):
                 raise EngineError(
                     f"the native runtime was built for another version of vmdbg (its state is {symbols['size']} bytes, "

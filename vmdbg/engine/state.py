@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from . import layout
@@ -30,6 +32,7 @@ _I_LIMIT = (layout.SEGMENTS + 16) // 4
 _Q_CR = layout.CR // 8
 _Q_EFER = layout.EFER // 8
 _Q_DR = layout.DR // 8
+_H_CR_READ = layout.INTERCEPT_CR_READ // 2
 
 MSR_FIELDS = {
     "star": layout.STAR, "lstar": layout.LSTAR, "cstar": layout.CSTAR, "sfmask": layout.SFMASK,
@@ -54,6 +57,23 @@ class CpuState:
         address = ctypes.cast(self.context.context, ctypes.c_void_p).value
         assert address is not None
         self.address = address
+        self.root: int | None = None
+        """The engine's CR3 where it is another than software's: that of PDPTEs which are kept."""
+
+    @contextmanager
+    def rooted(self) -> Iterator[None]:
+        """For a run of the engine: `root` in place of CR3, and a stop where software reads that."""
+        q, h, root = self.q, self.h, self.root
+        assert root is not None
+        own, q[_Q_CR + 3], self.root = q[_Q_CR + 3], root, None
+        reads = h[_H_CR_READ]
+        h[_H_CR_READ] |= 1 << 3
+        try:
+            yield
+        finally:
+            h[_H_CR_READ] = reads
+            if q[_Q_CR + 3] == root:  # else the engine has switched tasks, and with them CR3
+                q[_Q_CR + 3], self.root = own, root
 
     def reg(self, number: int) -> int:
         return self.q[_Q_REGS + number]

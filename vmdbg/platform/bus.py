@@ -89,6 +89,9 @@ class Bus:
         return [(claim.first, claim.last) for claim in self._mmio]
 
     def read_port(self, port: int, size: int) -> int:
+        claim = self._ports.get(port)
+        if claim is not None and size == 1:  # the common case
+            return claim.device.read_port(port, 1) & 0xFF
         value = 0
         for done, step, claim in self._port_pieces(port, size):
             piece = claim.device.read_port(port + done, step) if claim else -1
@@ -96,6 +99,10 @@ class Bus:
         return value
 
     def write_port(self, port: int, size: int, value: int) -> None:
+        claim = self._ports.get(port)
+        if claim is not None and size == 1:
+            claim.device.write_port(port, 1, value & 0xFF)
+            return
         for done, step, claim in self._port_pieces(port, size):
             if claim:
                 claim.device.write_port(port + done, step, value >> 8 * done & ((1 << 8 * step) - 1))

@@ -34,15 +34,16 @@ class Clock:
 
     def __init__(self) -> None:
         self.now = 0
-        self._created = 0
+        self.changes = 0
+        """Grows with each timer, and where the machine ends: who runs up to a deadline looks whether it still holds."""
         self._cancelled = 0
         self._heap: list[tuple[int, int, Timer]] = []
 
     def at(self, tick: int, callback: Callable[[], None]) -> Timer:
         """Call `callback` in the first `fire` with `now` at or after `tick`."""
         timer = Timer(self, tick, callback)
-        heappush(self._heap, (tick, self._created, timer))
-        self._created += 1
+        heappush(self._heap, (tick, self.changes, timer))
+        self.changes += 1
         return timer
 
     def next_deadline(self) -> int | None:

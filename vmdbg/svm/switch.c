@@ -1,4 +1,5 @@
-/* The common world switch in C: VMRUN, #VMEXIT, VMLOAD and VMSAVE where nobody has to look.
+/* The common world switch in C: VMRUN, #VMEXIT, VMLOAD and VMSAVE where nobody has to look; and the two instructions that an
+ * operating system on the bare machine stops for most, RDTSC(P) and MOV to CR3.
  *
  * The rules are in world.py, which is also the twin of what is here: it enters a VMCB first, judges it, and leaves an
  * entry with what follows from its control area.  While every field that the judgement read stays the same, VMRUN takes
@@ -40,6 +41,7 @@ struct switcher {                       /* of one CPU */
     uint64_t host_root;
     uint64_t physical_mask;             /* bits of a physical address that must be 0 */
     uint64_t deadline;                  /* guest time at which the run's budget is used up */
+    uint64_t tsc_offset;                /* of the CPU: the time stamp counter less guest time */
     uint64_t dr[8];                     /* the debug registers as software sees them */
     /* Of the guest that runs: */
     uint64_t v_intr, eventinj;
@@ -55,7 +57,8 @@ struct switcher {                       /* of one CPU */
 
 /* Offsets in a uc_context, then in a VMCB: from engine/layout.py and introspect/vmcb.py. */
 static struct {
-    uint32_t regs, eip, eflags, hflags, hflags2, segments, cr, efer, pat, vm_hsave, sysenter_cs, lstar, intercept, nested_cr3;
+    uint32_t regs, eip, eflags, hflags, hflags2, segments, cr, efer, pat, vm_hsave, sysenter_cs, lstar, tsc_aux, intercept,
+        nested_cr3;
 } at;
 static struct {
     uint32_t es, fs, gdtr, ldtr, idtr, tr, cpl, efer, controls, rsp, rax, msrs, cr2, g_pat, v_intr, int_state, exitcode,
@@ -72,10 +75,12 @@ enum { RFLAGS_TF = 1 << 8, RFLAGS_IF = 1 << 9, RFLAGS_RF = 1 << 16, RFLAGS_VM = 
 enum { CR0_ET = 1 << 4 };
 #define DR6(value) (((value) & 0xe00f) | 0xffff0ff0)
 #define DR7(value) (((value) & 0xffff23ff) | 0x400)
+enum { DR7_ENABLED = 0xff };
 enum { EFER_LME = 1 << 8, EFER_LMA = 1 << 10, EFER_SVME = 1 << 12 };
 enum { CR4_OSFXSR = 1 << 9, CR4_SMAP = 1 << 21 };
 enum { SEG_L = 1 << 21, SEG_DB = 1 << 22 };             /* in the engine's form */
-enum { CPUID = 0x72, HLT = 0x78, IOIO = 0x7b, MSR = 0x7c, VMRUN = 0x80, VMLOAD = 0x82, VMSAVE = 0x83, SKINIT = 0x86 };
+enum { CR3_WRITE = 0x13, RDTSC = 0x6e, CPUID = 0x72, HLT = 0x78, IOIO = 0x7b, MSR = 0x7c, VMRUN = 0x80, VMLOAD = 0x82,
+       VMSAVE = 0x83, SKINIT = 0x86 };
 enum { IO_IN = 1 << 0, IO_SIZE = 1 << 4, IO_A16 = 1 << 7, IO_A32 = 1 << 8, IO_A64 = 1 << 9, IO_SEGMENT = 1 << 10 };
 #define EVENTINJ_V (1ull << 31)
 
@@ -247,6 +252,8 @@ static int64_t vmrun(struct runtime *rt, struct switcher *sw)
     if (!vmcb || !host || vmcb == host || !plain(rt))
         return -1;
     e = entry_of(sw, spa);
+    if (((uint64_t *)(vmcb + in.controls))[3] & DR7_ENABLED)    /* breakpoints of the guest's own */
+        return -1;
     if (e->vmcb != spa || e->host_cr0 != CR(rt, 0) || e->host_cr4 != CR(rt, 4) || e->host_efer != FIELD(rt, uint64_t, at.efer))
         return -1;
     for (uint32_t i = 0; i < sw->judged_count; i++)
@@ -371,6 +378,37 @@ static int64_t vmsave(struct runtime *rt, struct switcher *sw)
     return 3;
 }
 
+/* RDTSC and RDTSCP. */
+static int64_t rdtsc(struct runtime *rt, struct switcher *sw)
+{
+    const uint8_t *code = rt->code;
+    uint64_t tsc = sw->deadline - (uint64_t)rt->budget + sw->tsc_offset;
+    uint32_t size = code[1] == 0x31 ? 2 : code[1] == 0x01 && code[2] == 0xf9 ? 3 : 0;
+    if (!size || rt->code_size < size || code[0] != 0x0f || !plain(rt))
+        return -1;
+    REG(rt, 0) = (uint32_t)tsc;
+    REG(rt, 2) = tsc >> 32;
+    if (size == 3)
+        REG(rt, 1) = FIELD(rt, uint32_t, at.tsc_aux);
+    advance(rt, size);
+    return size;
+}
+
+/* In 64-bit code; other modes load PDPTEs, or an EIP that wraps. */
+static int64_t write_cr3(struct runtime *rt, struct switcher *sw)
+{
+    const uint8_t *code = rt->code;
+    uint32_t rex = code[0] == 0x41, rm = (code[rex + 2] & 7) | rex << 3;
+    uint64_t value = REG(rt, rm);
+    if (rt->code_size < 3 + rex || code[rex] != 0x0f || code[rex + 1] != 0x22 || !(FIELD(rt, uint32_t, at.hflags) & HF_CS64) ||
+        value & sw->physical_mask || !plain(rt))
+        return -1;
+    CR(rt, 3) = value;
+    rt->flush = 1;
+    advance(rt, 3 + rex);
+    return 3 + rex;
+}
+
 /* The length of the instruction at RIP if it is `0F second [third]` or HLT without prefixes, else 0. */
 static uint32_t length(const struct runtime *rt, uint32_t code)
 {
@@ -458,6 +496,10 @@ static int64_t exits(struct runtime *rt, void *user)
     if (rt->reason == IO)
         return sw->inside >= 0 && intercepts(sw, IOIO) ? io_exit(rt, sw) : -1;
     if (sw->inside == -1) {
+        if (code == RDTSC)
+            return rdtsc(rt, sw);
+        if (code == CR3_WRITE)
+            return write_cr3(rt, sw);
         if (code < VMRUN || code > VMSAVE || length(rt, code) != 3)
             return -1;
         return code == VMRUN ? vmrun(rt, sw) : code == VMLOAD ? vmload(rt, sw) : code == VMSAVE ? vmsave(rt, sw) : -1;

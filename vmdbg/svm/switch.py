@@ -13,9 +13,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from introspect.exits import EVENT
-from introspect.registers import CR4, EFER
 from introspect.rules import RULES
 from introspect.vmcb import INT_STATE, V_INTR, VMCB
+from vmdbg.cpu.core import CR4_PAE, EFER_LMA
 from vmdbg.engine import layout
 from vmdbg.engine.engine import PHYSICAL_BITS
 from vmdbg.engine.errors import EngineError
@@ -68,7 +68,8 @@ class State(ctypes.Structure):
     _fields_ = (
         ("ram", ctypes.c_void_p), ("pages", ctypes.c_void_p), ("ranges", ctypes.c_uint64 * 4), ("total", ctypes.c_void_p),
         ("busy", ctypes.c_uint64), ("cpu", ctypes.c_uint64), ("host_root", ctypes.c_uint64),
-        ("physical_mask", ctypes.c_uint64), ("deadline", ctypes.c_uint64), ("dr", ctypes.c_uint64 * 8),
+        ("physical_mask", ctypes.c_uint64), ("deadline", ctypes.c_uint64), ("tsc_offset", ctypes.c_uint64),
+        ("dr", ctypes.c_uint64 * 8),
         ("v_intr", ctypes.c_uint64), ("eventinj", ctypes.c_uint64), ("inside", ctypes.c_int32), ("host_if", ctypes.c_uint32),
         ("switches", ctypes.c_uint64), ("judged_count", ctypes.c_uint64), ("judged_index", ctypes.c_uint32 * JUDGED),
         ("judged_mask", ctypes.c_uint64 * JUDGED), ("host_intercepts", ctypes.c_uint8 * 24), ("entries", Entry * ENTRIES),
@@ -77,7 +78,7 @@ class State(ctypes.Structure):
 
 _AT = (
     layout.REGS, layout.EIP, layout.EFLAGS, layout.HFLAGS, layout.HFLAGS2, layout.SEGMENTS, layout.CR, layout.EFER, layout.PAT,
-    layout.VM_HSAVE, layout.SYSENTER_CS, layout.LSTAR, layout.INTERCEPT, layout.NESTED_CR3,
+    layout.VM_HSAVE, layout.SYSENTER_CS, layout.LSTAR, layout.TSC_AUX, layout.INTERCEPT, layout.NESTED_CR3,
 )  # fmt: skip
 _IN = tuple(
     VMCB.offset_of(name)
@@ -159,10 +160,8 @@ class Switcher:
         state.inside = UNKNOWN
         shadow = cpu.npt
         tasks = guest.intercepts_task_switch and not cpu.state.is_long
-        cr4, efer = host[1:]
-        if cr4 & CR4.PAE and not efer & EFER.LMA:
-            return  # #VMEXIT judges the host's PDPEs
-        if not isinstance(shadow, Shadow) or shadow.volatile or tasks or guest.intercepts_ferr or not guest.np:
+        loads_pdptes = host[1] & CR4_PAE and not host[2] & EFER_LMA
+        if not isinstance(shadow, Shadow) or shadow.volatile or tasks or loads_pdptes or guest.intercepts_ferr or not guest.np:
             return
         index = guest.vmcb // 4096 % ENTRIES
         entry = state.entries[index]
@@ -189,10 +188,10 @@ class Switcher:
         """world.vmexit has left the guest."""
         self.state.inside = HOST
 
-    def prepare(self, guest: Guest | None, deadline: int) -> int:
+    def prepare(self, guest: Guest | None, deadline: int, tsc_offset: int) -> int:
         """For a run up to guest time `deadline`: the address for `Engine.run`."""
         state = self.state
-        state.deadline = deadline
+        state.deadline, state.tsc_offset = deadline, tsc_offset
         if guest is not None:
             state.v_intr = guest.v_intr & ~0xFF | guest.v_tpr & 0xFF
         return self.address

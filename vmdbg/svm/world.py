@@ -13,7 +13,7 @@ from introspect.permissions import iopm_intercepts, msrpm_intercepts
 from introspect.registers import CR0, CR4, EFER, RFLAGS
 from introspect.rules import RULES, SVM_FEATURES, Processor, Violation, first_violation
 from introspect.vmcb import INT_STATE, V_INTR, VMCB
-from vmdbg.cpu.core import CR4_SUPPORTED, RFLAGS_VM, Cpu, Notice, dr6_value, dr7_value
+from vmdbg.cpu.core import CR4_SUPPORTED, DR6_BS, RFLAGS_VM, Cpu, Notice, dr6_value, dr7_value
 from vmdbg.cpu.faults import GP, PF, CpuFault, Event, Kind
 from vmdbg.cpu.operands import accesses
 from vmdbg.engine import layout
@@ -120,9 +120,15 @@ def let_through(state: CpuState, code: int) -> None:
     state.q[layout.INTERCEPT // 8] &= ~(1 << code - ExitCode.INTR)
 
 
+def stop_at(state: CpuState, *codes: int) -> None:
+    """Stop at these exit codes of words 3 and 4, until the next `set_intercepts`."""
+    for code in codes:
+        state.q[layout.INTERCEPT // 8] |= 1 << code - ExitCode.INTR
+
+
 def await_gif(state: CpuState) -> None:
     """Something waits for GIF: stop at STGI, until the next `set_intercepts`."""
-    state.q[layout.INTERCEPT // 8] |= 1 << 32 + (ExitCode.STGI & 31)
+    stop_at(state, ExitCode.STGI)
 
 
 # Segments change rarely from one switch to the next: their two forms are remembered.
@@ -226,7 +232,7 @@ def vmrun(cpu: Cpu, size: int) -> Event | None:
     s = cpu.state
     vmcb = operand(cpu, "VMRUN")
     cpu.advance(size)
-    cpu.single_step = False  # the host's trap comes behind #VMEXIT
+    cpu.due = 0  # the host's single-step trap comes behind #VMEXIT
     host_if = bool(s.rflags & 0x200)
     saved = hsave(cpu)
     _store_state(cpu, saved)
@@ -254,6 +260,7 @@ def vmrun(cpu: Cpu, size: int) -> Event | None:
     host = s.cr(0), host_cr4, host_efer
     dr6, dr7 = _load_state(cpu, view)
     cpu.dr[6], cpu.dr[7] = dr6_value(dr6), dr7_value(dr7)
+    cpu.debug.update()
     q = s.q
     of = view.cast("Q")
     q[_Q_CR2] = of[_CR2]
@@ -268,6 +275,7 @@ def vmrun(cpu: Cpu, size: int) -> Event | None:
     if guest.np:
         cpu.npt = cpu.engine.physical.shadow(guest.n_cr3, host_cr4 & _SHADOW_CR4, host_efer & _SHADOW_EFER)
         q[_Q_PAT] = of[_G_PAT]
+    cpu.hold_pdptes()
     set_intercepts(s, guest)
     cpu.guard_ferr()
     s.gif = True
@@ -349,12 +357,14 @@ def _leave(
         q[_Q_PAT] = saved.cast("Q")[_G_PAT]
     q[_Q_CR0] |= 1
     q[_Q_RFLAGS] &= ~RFLAGS_VM
-    cpu.single_step = bool(q[_Q_RFLAGS] & RFLAGS.TF)
+    cpu.due, cpu.debug.held = DR6_BS if q[_Q_RFLAGS] & RFLAGS.TF else 0, 0
     cpu.dr[7] = 0x400
+    cpu.debug.update()
     cpu.guest = None
     if cpu.switcher is not None:
         cpu.switcher.left()
     cpu.npt = cpu.engine.physical.host
+    cpu.hold_pdptes()
     if cpu.task_guard is not None:
         cpu.guard_tasks()
     s.refresh(0)

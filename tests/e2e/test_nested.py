@@ -1,0 +1,196 @@
+"""A hypervisor in a hypervisor: examples/nested on its own, on both runtimes, and under gdb at every level at once."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from textwrap import dedent
+from typing import NamedTuple
+
+import pytest
+
+from introspect.rules import SVM_FEATURES
+from tests.e2e.served import ROOT, Served, attach, run
+from tests.gdbstub.gdb import Gdb
+from vmdbg.history import Exit
+from vmdbg.machine import Config, Machine
+from vmdbg.platform.serial import BufferSerial
+from vmdbg.svm import world
+
+SOURCES = ROOT / "examples/nested"
+GUEST_START = 0x1000000
+EXITS = [(282, 0, 0, 0), (2489, 305, 282, 23), (17886, 2890, 2794, 96), (126109, 21025, 20776, 249)]
+"""Of a level's guest, of that one's guests, of these: passed on, for shadow tables; from the level above the leaf upwards."""
+
+
+@pytest.fixture(scope="session")
+def matryoshka(examples: Path) -> Path:
+    return examples / "nested/build/matryoshka.elf"
+
+
+def expected(depth: int) -> list[str]:
+    """What the levels print."""
+    lines = [f"level {n}: hypervisor of level {n + 1}, with {16 * (depth - n + 1)} MiB" for n in range(depth)]
+    above = f"level {depth - 1}"
+    lines += [
+        f"level {depth}: leaf, with 16 MiB",
+        f"{above}: #NPF, EXITINFO1 100000004, gpa 40000000",
+        f"{above}: #NPF, EXITINFO1 100000007, gpa 40000000",
+        f"level {depth}: 1229 primes below 10000, written to 40000000",
+        f"level {depth}: a tick",
+        f"level {depth}: a tick that ended HLT",
+    ]
+    return lines + [
+        "level {}: level {} reports 1229 after {} exits of it, {} of its guests ({} passed on, {} for shadow tables)".format(
+            n, n + 1, *EXITS[depth - 1 - n]
+        )
+        for n in reversed(range(depth))
+    ]
+
+
+class Finished(NamedTuple):
+    """What a run leaves behind."""
+
+    status: int | None
+    ticks: int
+    serial: str
+    exits: int
+    last: list[list[Exit]]
+    """The last ones of each guest."""
+
+
+def finish(image: Path, config: Config) -> tuple[Finished, int]:
+    """Run to the end; also how many world switches were made in C."""
+    serial = BufferSerial()
+    machine = Machine(image, replace(config, serial=serial))
+    while machine.exit_status is None and not machine.ended:
+        machine.run(10_000_000)
+    history, switcher = machine.history, machine.cpus[0].switcher
+    last = [guest.exits for guest in history.guests.values()]
+    found = Finished(machine.exit_status, machine.clock.now, serial.output.decode(), history.total.value, last)
+    switches = switcher.made if switcher is not None else 0
+    machine.close()
+    return found, switches
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+def test_to_its_end(matryoshka: Path, depth: int) -> None:
+    found, switches = finish(matryoshka, Config(command_line=f"depth={depth}"))
+    assert found.serial.split("\r\n") == [*expected(depth), ""]
+    assert found.status == 1
+    own, nested, _, _ = EXITS[depth - 1]
+    assert found.exits == own + nested
+    assert len(found.last) == depth
+    if switches:  # nearly all are common ones
+        assert switches > 1.9 * found.exits - 700
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_the_same_run_on_both_runtimes_and_without_the_native_switch(matryoshka: Path, depth: int) -> None:
+    config = Config(command_line=f"depth={depth}")
+    native, _ = finish(matryoshka, config)
+    assert finish(matryoshka, replace(config, native_switch=False)) == (native, 0)
+    assert finish(matryoshka, replace(config, python_runtime=True)) == (native, 0)
+
+
+def test_optional_features_are_used_where_they_are_claimed(matryoshka: Path) -> None:
+    vgif, vls = SVM_FEATURES.vGIF, SVM_FEATURES.V_VMSAVE_VMLOAD
+    for words, needed in (("vgif", vgif), ("vls", vls), ("vgif vls", vgif | vls)):
+        found, _ = finish(matryoshka, Config(command_line=f"depth=2 {words}"))
+        if not needed & ~world.FEATURES:
+            assert found.status == 1
+            assert "level 1: level 2 reports 1229" in found.serial
+            assert found.exits < EXITS[1][0]
+        else:
+            assert found.status == 3
+            assert "vgif or vls: this CPU does not have the feature" in found.serial
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_qemu_says_the_same(matryoshka: Path, depth: int) -> None:
+    """And has as many exits of each kind: its time counts instructions here."""
+    if shutil.which("qemu-system-x86_64") is None:
+        pytest.skip("qemu-system-x86_64 is not in PATH")
+    command = ["make", "-s", "-C", str(SOURCES), "qemu", f"ARGS=depth={depth}"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.splitlines() == expected(depth)
+
+
+def line_of(text: str, source: str) -> int:
+    return (SOURCES / source).read_text().split("\n").index(text) + 1
+
+
+def test_gdb_on_every_level(gdb: Gdb, serve: Callable[..., Served], matryoshka: Path, tmp_path: Path) -> None:
+    undebugged = run(matryoshka, tmp_path, "--append", "depth=3")
+    symbols = matryoshka.with_suffix(".debug")
+    served = serve(matryoshka, "--append", "depth=3")
+    served.connect(gdb)
+
+    # The hypervisor has made the VMCB for the third guest, the leaf, whose first exit is CPUID's.
+    gdb("break tables_create if count == 64")
+    for _ in range(2):
+        assert "Breakpoint 1, tables_create" in gdb("continue")
+    gdb("delete 1")
+    gdb("monitor stop-on vmexit cpuid")
+    assert "#VMEXIT CPUID of guest 4" in gdb("continue")
+
+    def tree() -> str:
+        """The numbers of the listing, indented as they are."""
+        return dedent("\n".join(re.findall(r"^( +\d+) ", gdb("monitor guests").replace("*", " "), re.MULTILINE)))
+
+    assert tree() == "2\n  3\n    4"
+    for pid in (2, 3, 4):
+        gdb(f"monitor symbols {pid} {symbols}")
+        attach(gdb, pid)
+    threads = gdb("info threads")
+    assert re.search(r'Thread 2\.1 "guest 2 asid=1 ', threads)
+    assert re.search(r'Thread 3\.1 "guest 3 under guest 2 asid=2 ', threads)
+    assert re.search(r'Thread 4\.1 "guest 4 under guest 3 asid=3 ', threads)
+
+    # A source line of the leaf, which all copies have at the same address.
+    gdb(f"tbreak leaf.c:{line_of('        timer_wait();', 'leaf.c')}")
+    printed = gdb("continue")
+    assert "Thread 4.1" in printed
+    assert "leaf ()" in printed
+    assert "#1  0x" in gdb("backtrace")
+    address = gdb.value("&level")
+    for inferior, level in ((1, 0), (2, 1), (3, 2), (4, 3)):
+        gdb(f"inferior {inferior}")
+        assert gdb.value("level") == gdb.value(f"*(long *){address:#x}") == level
+        if inferior > 1:
+            assert f"-> spa {level * GUEST_START + address:#x}" in gdb(f"monitor walk {address:#x} {inferior}")
+
+    # The hypervisors in between wait in their VMRUN.
+    gdb("inferior 3")
+    assert gdb.value("$pc") == gdb.value("&vmrun_instruction")
+    assert gdb.value("guest.nested") == 0
+    gdb("inferior 2")
+    assert gdb.value("guest.nested->inner->asid") == 1
+
+    # What runs is made of two VMCBs: that of guest 3's hypervisor, which lies in its memory, and the machine's.
+    gdb("inferior 3")
+    assert f"VMCB at {gdb.value('guest.vmcb') + 2 * GUEST_START:#x}, no guest's so far" in gdb("monitor vmcb 4 inner")
+    assert "which VMCB guest 2 has for it is known" in gdb("monitor vmcb 3 inner")  # it runs its other one
+    assert "the hypervisor of this machine runs it" in gdb("monitor vmcb 2 inner")
+
+    # The tick travels down all levels: the second level's handler has it before the leaf does.
+    gdb("inferior 3")
+    gdb("tbreak timer_interrupt thread 3.1")
+    assert "Thread 3.1" in gdb("continue")
+    gdb("inferior 4")
+    assert gdb.value("timer_expired") == 0
+
+    assert "guest 4 is now a guest of the hypervisor" in gdb("monitor guest parent 4 1")
+    assert tree() == "2\n  3\n4"
+    assert "guest 4 is now a guest of guest 2" in gdb("monitor guest parent 4 2")
+    assert tree() == "2\n  3\n  4"
+    assert "guest 4 is guest 2, or runs under it" in gdb("monitor guest parent 2 4")
+    assert "there is no guest 9" in gdb("monitor guest parent 4 9")
+
+    assert "exited with code 01" in gdb("continue")
+    gdb.close()
+    assert served.finish() == undebugged

@@ -1,0 +1,73 @@
+"""Which guest runs under which, as the exits before a first VMRUN tell it."""
+
+from __future__ import annotations
+
+import pytest
+
+from introspect.exits import ExitCode
+from vmdbg.history import HOST, History, KnownGuest, Vcpu
+from vmdbg.svm.switch import KEEP, Record
+
+
+class Told(History):
+    """A history whose exits are made up."""
+
+    def exit(self, guest: KnownGuest, code: ExitCode, cpu: int = 0) -> None:
+        self.total.value += 1
+        guest.ring.records[guest.ring.count % KEEP] = Record(self.total.value, cpu, 0, 0, 0, code)
+        guest.ring.count += 1
+
+    def first_run(self, cpu: int = 0) -> KnownGuest:
+        guest = self._new_guest(self._behalf(cpu))
+        self.adopt(guest, Vcpu(0x1000 * guest.number, 0, 1, 0, 0, 0))
+        return guest
+
+
+@pytest.fixture
+def history() -> Told:
+    return Told()
+
+
+def test_three_levels_and_siblings(history: Told) -> None:
+    a = history.first_run()
+    assert a.parent == HOST
+    history.exit(a, ExitCode.VMRUN)
+    b = history.first_run()
+    history.exit(b, ExitCode.VMRUN)
+    history.exit(a, ExitCode.VMLOAD)  # a, told of it, goes about it
+    history.exit(a, ExitCode.VMRUN)
+    c = history.first_run()
+    history.exit(c, ExitCode.CPUID)
+    history.exit(a, ExitCode.VMRUN)  # back to b
+    history.exit(b, ExitCode.CPUID)
+    history.exit(a, ExitCode.VMRUN)  # none of b's doing: another guest of a
+    d = history.first_run()
+    history.exit(d, ExitCode.IOIO)
+    e = history.first_run()  # nobody has asked for it
+    assert [guest.parent for guest in (b, c, d, e)] == [a.number, b.number, a.number, HOST]
+
+
+def test_a_refused_vmrun_and_other_cpus_do_not_matter(history: Told) -> None:
+    a, b = history.first_run(), history.first_run()
+    history.exit(a, ExitCode.VMRUN)
+    history.exit(b, ExitCode.INVALID)
+    history.exit(b, ExitCode.CPUID, cpu=1)
+    assert history.first_run().parent == a.number
+    assert history.first_run(cpu=1).parent == HOST
+
+
+def test_corrections(history: Told) -> None:
+    a, b, c, d = (history.first_run() for _ in range(4))
+    history.reparent(b, a)
+    history.reparent(c, b)
+    history.reparent(d, c)
+    for above in (b, c, d):
+        with pytest.raises(ValueError, match=f"guest {above.number} is guest {b.number}, or runs under it"):
+            history.reparent(b, above)
+    history.forget(0x1000 * b.number)  # gone: its guests are its parent's
+    assert history.parent(c) == a.number
+    history.reparent(c, None)
+    assert history.parent(c) == HOST
+    history.merge(d, c)
+    assert (history.parent(d), len(d.vcpus), c.gone) == (HOST, 2, True)
+    assert history.split(0x1000 * c.number).parent == HOST
