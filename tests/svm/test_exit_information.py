@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.engine.rig import CODE, TSS2, Mode
+from tests.engine.interrupts import interrupt
+from tests.engine.rig import CODE, IST_STACK, TSS2, Mode
 from tests.svm.covers import covers
 from tests.svm.hypervisor import HLT, NPF, VMMCALL, Hypervisor, P
 
@@ -169,6 +170,63 @@ def test_general_registers_of_moves(python: bool) -> None:
             h.intercept(code)
             assert h.enter() == code
             assert h["exitinfo1"] == mov | number
+
+
+# EXITINTINFO: what was being delivered when the exit came (15.7.2, table 15-1).
+
+V, EV = 1 << 31, 1 << 11
+DELIVERED: dict[str, tuple[str, int]] = {
+    "interrupt": ("sti; 1: jmp 1b", V | 0x40), "virtual interrupt": ("sti; 1: jmp 1b", V | 0x41), "NMI": ("1: jmp 1b", V | 2 << 8 | 2),
+    "fault": ("ud2", V | 3 << 8 | 6), "fault with an error code": ("movl $0x1238, %eax; movl %eax, %ds", V | EV | 3 << 8 | 13 | 0x1238 << 32),
+    "page fault": ("movl 0x300000, %eax", V | EV | 3 << 8 | 14), "trap": ("pushfq; orl $0x100, (%rsp); popfq; nop", V | 3 << 8 | 1),
+    "INT3": ("int3", V | 3 << 8 | 3), "INT1": (".byte 0xf1", V | 3 << 8 | 1), "INT n": ("int $0x80", V | 4 << 8 | 0x80),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", DELIVERED)
+@pytest.mark.parametrize("np", [True, False], ids=["npf", "pf"])
+def test_event_interrupted_in_its_delivery(np: bool, what: str, python: bool) -> None:
+    """The handler's stack, of its own by IST, is not there: by the nested tables, or by the guest's with #PF intercepted."""
+    text, info = DELIVERED[what]
+    h = prepare(Hypervisor(text, host="clgi; vmrun; hlt", np=np, python=python))
+    for vector in (1, 2, 3, 6, 13, 14, 0x40, 0x41, 0x80):
+        h.inner.gate(vector, ist=1)
+    h.guest_write(0, h.inner.ram.read(0, 0x8000))
+    if np:
+        h.change_nested(IST_STACK - 8, drop=P)
+    else:
+        h.guest_write(h.inner.entry(IST_STACK - 8), bytes(8))
+        h.intercept(0x4E)
+        if what == "page fault":
+            return  # it is intercepted itself
+    h.step()  # GIF is clear
+    if what == "interrupt":
+        interrupt(h, 0x40)
+    elif what == "virtual interrupt":
+        h.set(v_intr=1 << 8 | 0xF << 16 | 0x41 << 32)
+    elif what == "NMI":
+        h.cpu.nmi()
+    assert h.enter() == (NPF if np else 0x4E)
+    assert h["exitintinfo"] == info
+    assert h["exitinfo2"] == IST_STACK - 8
+    assert (h["insn_len"], h["nrip"]) == (0, 0)
+    assert not h["v_intr"] & 1 << 8
+    if what == "page fault":
+        assert h["cr2"] == 0x300000, "that of the event has been written"
+
+
+def test_events_are_reported_together(python: bool) -> None:
+    """#GP whose delivery raises #NP makes #DF, whose delivery fails: that is the event (15.7.2, the example)."""
+    h = Hypervisor("movl $0x1238, %eax; movl %eax, %ds", python=python)
+    h.inner.gate(13, present=False)
+    h.inner.gate(8, ist=1)
+    h.guest_write(0, h.inner.ram.read(0, 0x8000))
+    h.change_nested(IST_STACK - 8, drop=P)
+    assert h.enter() == NPF
+    assert h["exitintinfo"] == V | EV | 3 << 8 | 8
+    h.change_nested(IST_STACK - 8, add=P)
+    assert h.again(eventinj=h["exitintinfo"]) == HLT
+    assert h.guest_vector == 8
 
 
 # The interrupt shadow, out of the guest and into it.
