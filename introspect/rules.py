@@ -17,7 +17,7 @@ from introspect.registers import ATTRIB, CR0, CR4, EFER, memory_types
 from introspect.sources import Memory, Unreadable
 from introspect.vmcb import MISC_CTL, V_INTR, VMCB
 
-__all__ = ["RULES", "SVM_FEATURES", "Processor", "Rule", "Violation", "first_violation", "violations"]
+__all__ = ["FEATURE_SECTIONS", "RULES", "SVM_FEATURES", "Processor", "Rule", "Violation", "first_violation", "violations"]
 
 
 class SVM_FEATURES(Bits):
@@ -45,6 +45,15 @@ class SVM_FEATURES(Bits):
     VNMI = bit(25)
     IbsVirt = bit(26)
     IdleHlt = bit(30)
+
+
+FEATURE_SECTIONS = {
+    "NP": "15.25", "LBRV": "15.23", "SVML": "15.30", "NRIPS": "15.7.1", "TscRateMsr": "15.30.5", "VmcbClean": "15.15",
+    "FlushByAsid": "15.16", "DecodeAssists": "15.8", "PauseFilter": "15.14.4", "PauseFilterThreshold": "15.14.4",
+    "AVIC": "15.29", "V_VMSAVE_VMLOAD": "15.33.1", "vGIF": "15.33.2", "GMET": "15.25.13", "x2AVIC": "15.29",
+    "SSSCheck": "15.25.14", "ROGPT": "15.25.5", "VNMI": "15.21.10", "IdleHlt": "15.9",
+}  # fmt: skip
+"""SVM_FEATURES that APM2 has a section about."""
 
 
 @dataclass(frozen=True, slots=True)

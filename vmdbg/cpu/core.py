@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
 from introspect.address import Gpa
-from introspect.paging import Access, Fault, Nested, NestedFault, PagingState, translate
+from introspect.paging import Access, Fault, Nested, NestedFault, PagingState, pdpte_reserved, translate
 from vmdbg.engine.engine import PHYSICAL_BITS, Engine
 from vmdbg.engine.physical import WATCH_WRITE, Npt, Shadow
 from vmdbg.engine.state import SS, TR, CpuState
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from .debug import DebugRegisters
 
+_PDPTE_RESERVED = pdpte_reserved(PHYSICAL_BITS)
 CR0_PE, CR0_TS, CR0_NE, CR0_WP, CR0_PG = 1 << 0, 1 << 3, 1 << 5, 1 << 16, 1 << 31
 CR4_PAE, EFER_LMA = 1 << 5, 1 << 10
 CR4_SUPPORTED = 0b111_1111_1100 | 1 << 16 | 1 << 20 | 1 << 21
@@ -45,6 +46,15 @@ _ACCESS = {
     (write, execute, user, implicit): Access(write, execute, user, implicit)
     for write in (False, True) for execute in (False, True) for user in (False, True) for implicit in (False, True)
 }  # fmt: skip
+
+
+def dr6_value(value: int) -> int:
+    """What DR6 holds after `value` is written to it (APM2 13.1.1.3)."""
+    return value & 0xE00F | DR6_RESET
+
+
+def dr7_value(value: int) -> int:
+    return value & 0xFFFF23FF | DR7_RESET
 
 
 def canonical(address: int) -> bool:
@@ -278,6 +288,11 @@ class Cpu:
         """CR0 as software sees it."""
         value = self.state.cr(0)
         return value & ~CR0_NE if self.ne_is_ours else value
+
+    def bad_pdptes(self, cr3: int) -> bool:
+        """Whether one of the four PDPEs that CR3 names in PAE mode is present and has reserved bits set (APM2 5.2.3)."""
+        entries = (self.pdpte(cr3, index) for index in range(4))
+        return any(entry & 1 and entry & _PDPTE_RESERVED for entry in entries)
 
     # Memory, as the processor itself accesses it: translated, checked, with accessed and dirty bits.
 
