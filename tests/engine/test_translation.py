@@ -26,6 +26,10 @@ SPANS = ((TABLES, 0x14000), (GUEST_TABLES, 0x20000))
 LOAD, STORE = b"\x8a\x03", b"\x88\x03"  # mov (%rbx), %al; mov %al, (%rbx)
 
 
+STRICT = pytest.mark.parametrize("strict", [False, True], ids=["coherent", "strict"])
+"""A strict TLB that is empty says what the tables say."""
+
+
 def address_of(mode: str) -> int:
     """A linear address whose tables are random; those for the code are not.  Its low 30 bits are TARGET."""
     return {"legacy": 0x40000000 | TARGET, "pae": 0x40000000 | TARGET, "long": 0x8040000000 | TARGET}[mode]
@@ -103,9 +107,9 @@ def registers(rig: Rig, random: Random, mode: str) -> PagingState:
 class Bench:
     """A rig whose tables change, and how one access through them ends."""
 
-    def __init__(self, mode: str, python: bool) -> None:
+    def __init__(self, mode: str, python: bool, strict_tlb: bool) -> None:
         self.mode = mode
-        self.rig = rig = Rig("nop", mode, python=python)  # type: ignore[arg-type]
+        self.rig = rig = Rig("nop", mode, python=python, strict_tlb=strict_tlb)  # type: ignore[arg-type]
         self.root = TABLES + (0x1000 if mode == "pae" else 0)
         rig.ram.write(TARGET, b"\x90" * 32)
         for page in (CODE, CODE + 0x1000):
@@ -123,8 +127,10 @@ class Bench:
         code = CODE + 0x1000 if user else CODE
         s.rip = address_of(self.mode) if kind == "fetch" else code + (16 if kind == "store" else 0)
         rig.cpu.flush()
+        if rig.cpu.tlb is not None:
+            rig.cpu.tlb.forget_all()
         before = rig.now
-        stop = rig.machine.engine.step(s, npt or rig.cpu.npt)  # type: ignore[arg-type]
+        stop = rig.cpu.executor.step(s, npt or rig.cpu.npt)  # type: ignore[arg-type]
         if stop.npf is not None:
             return "NPF", *rig.cpu._classify(stop)
         if stop.reason == Reason.EXIT and stop.code == VMEXIT + 0x4E:
@@ -164,9 +170,10 @@ def compare_marks(rig: Rig, before: dict[int, bytes], model: BytesMemory, refuse
             assert set(memoryview(data).cast("I")) <= {0, A}, what
 
 
+@STRICT
 @pytest.mark.parametrize("mode", ["legacy", "pae", "long"])
-def test_one_dimension(mode: str, python: bool) -> None:
-    bench = Bench(mode, python)
+def test_one_dimension(mode: str, strict: bool, python: bool) -> None:
+    bench = Bench(mode, python, strict)
     rig = bench.rig
     outcomes: Counter[object] = Counter()
     for seed in range(100 if python else 700):
@@ -218,10 +225,11 @@ def nested_tables(rig: Rig, random: Random, host: str) -> Nested:
     return Nested(NESTED_TABLES, cr4, efer, PHYSICAL_BITS)
 
 
+@STRICT
 @pytest.mark.parametrize("host", ["legacy", "pae", "long"])
 @pytest.mark.parametrize("mode", ["legacy", "pae", "long"])
-def test_two_dimensions(mode: str, host: str, python: bool) -> None:
-    bench = Bench(mode, python)
+def test_two_dimensions(mode: str, host: str, strict: bool, python: bool) -> None:
+    bench = Bench(mode, python, strict)
     rig, cpu = bench.rig, bench.rig.cpu
     outcomes: Counter[object] = Counter()
     for seed in range(40 if python else 250):

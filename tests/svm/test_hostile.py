@@ -32,10 +32,11 @@ PLACES = (
 HOST = "movl $0x90000, %ebp; 1: movl %ebp, %eax; vmload; vmrun; vmsave; stgi; addq $1, 0x578(%rbp); clgi; jmp 1b"
 
 
-def hostile(seed: int, python: bool = False) -> Hypervisor:
+def hostile(seed: int, python: bool = False, *, strict_tlb: bool = False) -> Hypervisor:
     random = Random(seed)
     mode = random.choice(MODES)
-    h = Hypervisor(random_code(random, 0x400), mode, host=HOST, python=python, np=random.random() < 0.7)
+    h = Hypervisor(random_code(random, 0x400), mode, host=HOST, python=python, np=random.random() < 0.7,
+                   strict_tlb=strict_tlb)  # fmt: skip
     keep = random.random() < 0.6  # most random VMCBs are refused at once: keep some of it sound
     for field in random.sample(FIELDS, random.choice((0, 1, 2, 5, 20))):
         value = random.choice(PLACES) if random.random() < 0.5 else random.getrandbits(8 * field.size)

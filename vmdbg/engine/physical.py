@@ -5,7 +5,8 @@ What a table withholds is an instrument, at no cost to what it does not concern:
 
 - execution, until the first fetch: stores to pages without code stay on the engine's fast path, and the set of pages
   that hold translations is known;
-- writing, to pages whose code is translated, to nested page tables that a shadow was made from, and to watched pages;
+- writing, to pages whose code is translated, to page tables that a shadow or a mirror was made from, and to watched
+  pages;
 - everything, for devices and for addresses where nothing is.
 """
 
@@ -129,16 +130,38 @@ class Npt:
 
     def clear(self) -> None:
         """Forget every mapping; the root stays where it is."""
-        root = self.pages[0]
-        self.arena.release(self.pages[1:])
-        self.pages = [root]
-        at = root - PRIVATE
-        self.arena.bytes[at : at + PAGE] = bytes(PAGE)
+        self._clear(1)
+
+    def _clear(self, keep: int) -> None:
+        """Empty the table but for its first pages, which are zeroed."""
+        self.arena.release(self.pages[keep:])
+        del self.pages[keep:]
+        for page in self.pages:
+            self.arena.bytes[page - PRIVATE : page - PRIVATE + PAGE] = bytes(PAGE)
         self.leaves.clear()
 
     def close(self) -> None:
         self.arena.release(self.pages)
         self.pages = []
+
+
+class Mirror(Npt):
+    """A page table for linear addresses, from which the engine runs in place of the guest's own: see vmdbg/svm/tlb.py.
+
+    It serves two formats: `root` is a CR3 of 4-level paging, `low` one of PAE paging.
+    """
+
+    def __init__(self, arena: Arena) -> None:
+        super().__init__(arena)
+        self.low = self._page()
+        self._link()
+
+    def _link(self) -> None:
+        self.arena.q[self.root - PRIVATE >> 3] = self.low | P | W | U | A
+
+    def clear(self) -> None:
+        self._clear(2)
+        self._link()
 
 
 class TableReader:
@@ -215,7 +238,10 @@ class Physical:
         """The engine survives no-execute leaves (see repair.py); else every page is executable."""
         self.host = Npt(self.arena)
         self.shadows: dict[tuple[int, int, int], Shadow] = {}
+        self.mirrors: list[Mirror] = []
         self.reader = TableReader(ram)
+        self.tables_written: set[int] = set()
+        """Pages of `guard_tables` that were stored to since somebody looked."""
         self.guards: dict[object, Mapping[int, int]] = {}
         """Pages that stop the engine as watched ones do, to WATCH_WRITE and WATCH_READ, by the processor's part that asks."""
         self.guarded: dict[int, int] = {}
@@ -326,12 +352,21 @@ class Physical:
             pages[page] = state | CODE
         self.drop(page)
 
+    def guard_tables(self, pages: set[int]) -> None:
+        """Have the next store to each of these pages, as far as they are memory, noted in `tables_written`."""
+        for page in pages - self.tables_written:
+            if self.ram.contains(page << 12) and not self.ram.pages[page] & TABLE:
+                self.ram.pages[page] |= TABLE
+                self.drop(page)
+
     def on_table(self, page: int, *, written: bool = False) -> None:
-        """A nested table that shadows were made from is about to change, or was `written` already.
+        """A nested table that shadows were made from, or a page of `guard_tables`, is about to change, or was `written`.
 
         A shadow that no CPU runs on now is looked at when one is about to: a table that grows needs no new shadow.
         """
         self.ram.pages[page] &= ~TABLE & 0xFF
+        if self.mirrors:
+            self.tables_written.add(page)
         pinned = self.pinned()
         for shadow in self.shadows.values():
             if page not in shadow.tables:
@@ -351,10 +386,14 @@ class Physical:
         try:
             return self._fill(npt, gpa, write, fetch)
         except OutOfTables:
-            for table in (self.host, *self.shadows.values()):
-                table.clear()
-            self.flush()
+            self.make_room()
             return self._fill(npt, gpa, write, fetch)
+
+    def make_room(self) -> None:
+        """Empty every table: what is needed is mapped again."""
+        for table in (self.host, *self.shadows.values(), *self.mirrors):
+            table.clear()
+        self.flush()
 
     def _fill(self, npt: Npt, gpa: int, write: bool, fetch: bool) -> int | NestedFault:
         """Answer a fault of the engine's walk.
@@ -375,6 +414,9 @@ class Physical:
             spa, writable, executable = gpa, True, True
         if spa == PDPTES & -PAGE:
             npt.set(gpa, PDPTE_PAGE | LEAF | W)
+            return -1
+        if self.mirrors and PRIVATE <= spa < WINDOW:  # the engine walks a mirror, which names no such page itself
+            npt.set(gpa, spa & -PAGE | LEAF | W)
             return -1
         spa &= self.a20
         if not self.ram.contains(spa):
