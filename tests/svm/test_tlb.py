@@ -93,17 +93,17 @@ MISTAKES = [
     Mistake("shadow entry", entry_to(PTE, OTHER), f"movl ${PAGE}, %eax; movl $1, %ecx; invlpga; movl ${VMCB_PAGE}, %eax",
             f"Execute INVLPGA with rAX {PAGE:#x} and ECX 1", np=False),
     Mistake("shadow entry, ASID", entry_to(PTE, OTHER), FLUSH_ASID, "Execute INVLPGA", np=False),
-    Mistake("shadow root", f"movl ${SHADOW_CR3}, %edx; movq %rdx, 0x550(%rax)", FLUSH_ASID, "another by CR3 of the VMCB",
+    Mistake("shadow root", f"movl ${SHADOW_CR3}, %edx; movq %rdx, 0x550(%rax)", FLUSH_ASID, "CR3 of the VMCB names another shadow page table",
             np=False),
     Mistake("own entry, CR3", entry_to(PTE, OTHER), "movq %cr3, %rax; movq %rax, %cr3", "Execute INVLPG, or load CR3",
             guest=True),
-    Mistake("own entry, INVLPG", entry_to(PTE, OTHER), f"invlpg {PAGE + 0x123}", "The page tables were changed", guest=True),
-    Mistake("own entry, PAE", f"movl ${OTHER:#x}, {PTE:#x}", f"invlpg {PAGE + 0x123}", "The page tables", "pae", guest=True),
+    Mistake("own entry, INVLPG", entry_to(PTE, OTHER), f"invlpg {PAGE + 0x123}", "The page table was changed", guest=True),
+    Mistake("own entry, PAE", f"movl ${OTHER:#x}, {PTE:#x}", f"invlpg {PAGE + 0x123}", "The page table was changed", "pae", guest=True),
     Mistake("own entry, legacy", f"movl ${OTHER:#x}, {TABLES + 0x1000 + (PAGE >> 12) * 4:#x}", "movl %cr3, %eax; movl %eax, %cr3",
-            "The page tables", "legacy", guest=True),
+            "The page table was changed", "legacy", guest=True),
     Mistake("own entry, CR4", entry_to(PTE, OTHER), "movq %cr4, %rax; xorl $0x80, %eax; movq %rax, %cr4", "INVLPG", guest=True),
     Mistake("own directory", entry_to(TABLES + 0x2000, COPY | EVERY), "movq %cr3, %rax; movq %rax, %cr3",
-            "The page tables", guest=True),
+            "The page table was changed", guest=True),
 ]  # fmt: skip
 ROUNDS = [
     pytest.param(strict, flushed, id=f"{'strict' if strict else 'coherent'}-{'flushed' if flushed else 'forgotten'}")
