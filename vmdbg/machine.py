@@ -187,7 +187,6 @@ class Machine:
         self.cpus = [Processor(n, self.engine, bus, self.cpuid, self.pic, self.history) for n in range(config.cpus)]
         for cpu in self.cpus:
             cpu.lapic = Lapic(cpu.index, cpu.index == 0, clock, self.apic_bus, cpu)
-            self.apic_bus.receivers.append(cpu.lapic)
             cpu.msrs = MsrFile(self.cpuid, cpu.lapic)
         pit = Pit(clock, partial(self.pic.set_irq, 0))
         self.uart = Uart(clock, partial(self.pic.set_irq, 4), config.serial)

@@ -8,6 +8,7 @@ from introspect.avic import ICRH, ICRL, ID, IRR, ISR, PPR, REGISTERS, TMR, TPR, 
 from introspect.exits import ExitCode
 from introspect.vmcb import V_INTR, VMCB
 from tests.engine.rig import CODE
+from tests.svm.covers import covers
 from tests.svm.hypervisor import HLT, HOST_CODE, INVALID, NESTED, NPF, VMCB_PAGE, VMMCALL, Hypervisor, P, U, W
 from vmdbg.contexts import LiveContext, read_memory
 from vmdbg.engine.state import RAX, RCX, RDX
@@ -82,6 +83,7 @@ class Virtual(Hypervisor):
 _BANKED = {bank + 16 * n for bank in (ISR, TMR, IRR, 0x480) for n in range(1, 7)}
 
 
+@covers(ExitCode.AVIC_NOACCEL, "AVIC")
 @pytest.mark.parametrize("offset", [*sorted(REGISTERS.keys() - _BANKED), 0x10, 0x40, 0x430, 0x540, 0xFF0], ids=hex)
 def test_each_register(offset: int, python: bool) -> None:
     """A read, then a write, of each register: what reaches the backing page, what exits, and where RIP is then."""
@@ -421,6 +423,7 @@ def send(low: int, high: int = 0) -> str:
     return f"movl ${high:#x}, 0x310(%rbx); movl ${low:#x}, 0x300(%rbx); vmmcall"
 
 
+@covers(ExitCode.AVIC_INCOMPLETE_IPI)
 @pytest.mark.parametrize(
     ("low", "high", "cause", "index", "requested"),
     [
@@ -600,6 +603,7 @@ def test_runs_repeat(python: bool) -> None:
 # VMRUN
 
 
+@covers("avic-index", "avic-range")
 @pytest.mark.parametrize(
     "fields",
     [{"avic_physical_table": PHYSICAL | 0x100}, {"avic_backing_page": 1 << 40}, {"v_intr": AVIC | V_INTR.x2avic_enable}],
