@@ -85,6 +85,15 @@ class Rig:
     def _handlers(self) -> None:
         self.ram.write(HANDLERS, b"\xf4".ljust(16, b"\x90") * 256)
 
+    def handler_code(self, vector: int, source: str) -> bytes:
+        """A handler of at most 16 bytes, to stand in the place of a vector's halt."""
+        code = assemble(source, HANDLERS + 16 * vector, 64 if self.mode in LONG_MODES else bits_of(self.mode)).code
+        assert len(code) <= 16, f"{source!r} is {len(code)} bytes long"
+        return code
+
+    def handler(self, vector: int, source: str) -> None:
+        self.ram.write(HANDLERS + 16 * vector, self.handler_code(vector, source))
+
     def _descriptors(self) -> None:
         wide = self.mode in LONG_MODES
         table = {

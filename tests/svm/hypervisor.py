@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 
 from introspect.vmcb import VMCB
-from tests.engine.rig import IDT, STACK, TSS, Mode, Rig
+from tests.engine.rig import HANDLERS, IDT, STACK, TSS, Mode, Rig
 from vmdbg.engine.state import FS, GS, LDTR, RAX, TR
 from vmdbg.machine import Config, Event, Machine
 from vmdbg.svm import world
@@ -113,6 +113,9 @@ class Hypervisor(Rig):
 
     def guest_write(self, gpa: int, data: bytes) -> None:
         self.ram.write(self.base + gpa, data)
+
+    def guest_handler(self, vector: int, source: str) -> None:
+        self.guest_write(HANDLERS + 16 * vector, self.inner.handler_code(vector, source))
 
     # Running
 

@@ -14,6 +14,7 @@ from vmdbg.engine.runtime import Reason
 from vmdbg.engine.state import CS, DS, ES, FS, GS, HF_SMAP, IDTR, RAX, RDX, SS
 from vmdbg.platform.bus import Bus
 from vmdbg.platform.cpuid import CpuidConfig
+from vmdbg.platform.msrs import VM_CR, VM_CR_R_INIT
 from vmdbg.svm import world
 from vmdbg.svm.guest import Guest
 from vmdbg.svm.switch import Switcher
@@ -21,13 +22,15 @@ from vmdbg.svm.switch import Switcher
 from . import instructions
 from .core import DR6_BS, DR6_RESET, DR7_RESET, RFLAGS_IF, Cpu, ExtInt, Observer
 from .events import raise_event
-from .faults import DB, GP, MF, NMI, PF, UD, CpuFault, Event, Kind, NestedPageFault
+from .faults import DB, GP, MF, NMI, PF, SX, UD, CpuFault, Event, Kind, NestedPageFault
 
 _WRITE_TRAPS = 0xFFFF8000
 """In intercept word 4: EFER and CR0 to CR15, after the write."""
 
 
-_EXIT, _SWINT, _V_IRQ = int(Reason.EXIT), int(ExitCode.SWINT), V_INTR.v_irq
+_EXIT, _SWINT, _V_PENDING = int(Reason.EXIT), int(ExitCode.SWINT), V_INTR.v_irq | V_INTR.v_nmi
+SX_INIT = 1
+"""#SX's error code for a redirected INIT (APM2 8.4.3, 15.28)."""
 _PARTICULAR = frozenset(
     (*range(0x40), ExitCode.MSR, ExitCode.RDTSC, ExitCode.INVLPG, ExitCode.INVLPGA, ExitCode.WBINVD)
 )
@@ -131,9 +134,11 @@ class Processor(Cpu):
 
     def _wakes(self) -> bool:
         """An event ends HLT, whether the guest's hypervisor sees it or the processor takes it."""
-        if self.gif and (self.init_pending or self.smi_pending or (self.nmi_pending and not self.state.nmi_blocked)):
+        if self.gif and (self.init_pending or self.smi_pending or (self.nmi_pending and not self._nmi_masked)):
             return True  # HLT has ended any shadow
-        return self.gif and (self._interrupt_allowed(self._physical_if()) or self._virtual_allowed())
+        return self.gif and (
+            self._interrupt_allowed(self._physical_if()) or self._virtual_allowed() or self._virtual_nmi_allowed()
+        )
 
     def _physical_pending(self) -> bool:
         return self.extint_level or self.lapic.pending() is not None
@@ -144,6 +149,16 @@ class Processor(Cpu):
         if guest is not None and guest.v_intr_masking:
             return guest.host_if
         return bool(self.state.rflags & RFLAGS_IF)
+
+    @property
+    def _nmi_masked(self) -> bool:
+        """Whether physical NMIs are masked: a guest with virtual ones has a mask of its own in their place."""
+        guest = self.guest
+        return guest.host_nmi_blocked if guest is not None and guest.v_nmi_enabled else self.state.nmi_blocked
+
+    def _virtual_nmi_allowed(self) -> bool:
+        guest, s = self.guest, self.state
+        return guest is not None and guest.v_nmi_pending and not s.nmi_blocked and not s.shadow
 
     def _interrupt_allowed(self, enabled: bool) -> bool:
         return enabled and not self.state.shadow and self._physical_pending()
@@ -171,10 +186,12 @@ class Processor(Cpu):
             return False
         guest = self.guest
         if self.init_pending:
-            self.init_pending = False
-            if guest is not None and guest.intercepts(ExitCode.INIT):
-                self.init_pending = True  # stays pending for the host (APM2 15.13.4)
+            if guest is not None and guest.intercepts(ExitCode.INIT):  # stays pending for the host (APM2 15.13.4)
                 self._exit(ExitCode.INIT)
+                return True
+            self.init_pending = False
+            if self.msrs.values[VM_CR] & VM_CR_R_INIT:
+                raise_event(self, Event(SX, Kind.EXCEPTION, SX_INIT, trap=True))
                 return True
             self.init_state()
             self.lapic.init()
@@ -185,7 +202,7 @@ class Processor(Cpu):
                 self._exit(ExitCode.SMI)
                 return True
             self.smi_pending = False  # there is no SMM handler
-        if self.nmi_pending and not self.state.nmi_blocked and not self.state.shadow:
+        if self.nmi_pending and not self._nmi_masked and not self.state.shadow:
             if guest is not None and guest.intercepts(ExitCode.NMI):
                 self._exit(ExitCode.NMI)
                 return True
@@ -206,6 +223,12 @@ class Processor(Cpu):
                 vector = self.interrupt_controller.acknowledge()
                 self.lapic.extint_taken()
             raise_event(self, Event(vector, Kind.INTR))
+            return True
+        if guest is not None and self._virtual_nmi_allowed():
+            self.halted = False
+            guest.v_intr &= ~V_INTR.v_nmi
+            self.state.nmi_blocked = True
+            raise_event(self, Event(NMI, Kind.NMI))
             return True
         if guest is not None and self._virtual_allowed():
             if guest.intercepts(ExitCode.VINTR):
@@ -233,12 +256,16 @@ class Processor(Cpu):
             return True
         return guest is not None and guest.v_intr_deliverable
 
+    def _waiting_nmi(self) -> bool:
+        """An NMI is pending, the processor's or a virtual one."""
+        return self.nmi_pending or (self.guest is not None and self.guest.v_nmi_pending)
+
     def _quiet(self) -> bool:
         """Nothing is pending at all: the common case, found out with few questions."""
         guest = self.guest
         return not (
             self.extint_level or self.nmi_pending or self.init_pending or self.smi_pending or self.wait_for_sipi
-            or (guest is not None and guest.v_intr & _V_IRQ) or self.lapic.pending() is not None
+            or (guest is not None and guest.v_intr & _V_PENDING) or self.lapic.pending() is not None
         )  # fmt: skip
 
     def run(self, deadline: int, *, breakpoints: bool = False, step: bool = False) -> Outcome:
@@ -252,6 +279,7 @@ class Processor(Cpu):
                 return Outcome.PAUSED
             quiet = self._quiet()
             if not quiet and self._take_event():
+                self._single_step_trap()
                 if step:
                     return Outcome.INTERRUPTED
                 if clock.now >= deadline:
@@ -261,12 +289,14 @@ class Processor(Cpu):
                 return Outcome.HALTED
             if clock.now >= deadline and not step:
                 return Outcome.DEADLINE
-            window = False
+            window = nmi = False
             if not quiet:
-                window = self._waiting_for_window()
+                window, nmi = self._waiting_for_window(), self._waiting_nmi()
                 if not self.gif:
-                    world.await_gif(self.state)
-            if step or ((window or self.nmi_pending) and self.state.shadow):
+                    world.await_instruction(self.state, ExitCode.STGI)
+                if nmi and self.state.nmi_blocked:
+                    world.await_instruction(self.state, ExitCode.IRET)
+            if step or ((window or nmi) and self.state.shadow):
                 stop = self.engine.step(self.state, self.npt)
             elif quiet and self._switches_in_c():
                 switcher = self.switcher
@@ -326,10 +356,14 @@ class Processor(Cpu):
             raise_event(self, fault.event())
         except NestedPageFault as nested:
             world.nested_fault_exit(self, nested.fault, None)
+        self._single_step_trap()
+        return None
+
+    def _single_step_trap(self) -> None:
+        """The trap of an instruction that we executed, or of the host's VMRUN behind its #VMEXIT."""
         if self.single_step:
             self.single_step = False
             self._on_exception(DB)
-        return None
 
     def _on_guarded_store(self, stop: Stop) -> Outcome | None:
         """A store to the page of a TSS: the beginning of a task switch, or not."""
@@ -345,7 +379,15 @@ class Processor(Cpu):
 
     def load_task_register(self) -> None:
         """LTR in a guest whose task switches are intercepted: executed by the engine, then the new TSS is looked after."""
-        world.let_through(self.state, ExitCode.TR_WRITE)
+        self._in_the_engine(ExitCode.TR_WRITE)
+
+    def iret(self) -> None:
+        """IRET that an NMI waits for: executed by the engine, which then masks NMIs no more."""
+        self._in_the_engine(ExitCode.IRET)
+
+    def _in_the_engine(self, code: int) -> None:
+        """Execute the instruction at RIP that the engine stopped before because of `code`."""
+        world.let_through(self.state, code)
         stop = self.engine.step(self.state, self.npt)
         world.set_intercepts(self.state, self.guest)
         self._stopped(stop)
@@ -400,12 +442,22 @@ class Processor(Cpu):
 
     def stgi(self) -> None:
         self.advance(instructions.length(self))
-        self.gif = True
+        self._set_gif(True)
         world.set_intercepts(self.state, self.guest)
 
     def clgi(self) -> None:
         self.advance(instructions.length(self))
-        self.gif = False
+        self._set_gif(False)
+
+    def _set_gif(self, value: bool) -> None:
+        """STGI and CLGI: of a guest with a virtual GIF, that (APM2 15.33.2)."""
+        guest = self.guest
+        if guest is None or not guest.v_gif_enabled:
+            self.gif = value
+        elif value:
+            guest.v_intr |= V_INTR.v_gif
+        else:
+            guest.v_intr &= ~V_INTR.v_gif
 
     def _write_trap(self, guest: Guest, code: int, wrmsr: bool) -> None:
         """Traps after a write of CRn or EFER: EXITINFO1 is the new value (APM2 15.35.6)."""
@@ -578,5 +630,6 @@ _SVM: dict[int, Callable[[Processor], None]] = {
     ExitCode.STGI: Processor.stgi,
     ExitCode.CLGI: Processor.clgi,
     ExitCode.TR_WRITE: Processor.load_task_register,
+    ExitCode.IRET: Processor.iret,
 }
 """Exit code to what the instruction does when no hypervisor intercepts it: those that take more than a function."""

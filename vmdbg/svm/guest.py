@@ -21,8 +21,9 @@ class Guest:
     """A guest that is running, between VMRUN and #VMEXIT.  Addresses are system-physical."""
 
     __slots__ = (
-        "asid", "eventinj", "host_if", "iopm", "misc_ctl", "misc_ctl2", "msrpm", "n_cr3", "np", "q", "shadow",
-        "tlb_control", "tsc_offset", "v_intr", "v_intr_masking", "v_tpr", "view", "vmcb", "words",
+        "asid", "eventinj", "host_if", "host_nmi_blocked", "host_single_step", "iopm", "misc_ctl", "misc_ctl2", "msrpm", "n_cr3",
+        "np", "q", "shadow", "tlb_control", "tsc_offset", "v_gif_enabled", "v_intr", "v_intr_masking", "v_nmi_enabled", "v_tpr",
+        "view", "vmcb", "words",
     )  # fmt: skip
 
     def __init__(self, vmcb: int, view: memoryview, host_if: bool) -> None:
@@ -40,7 +41,18 @@ class Guest:
         self.v_intr_masking = bool(self.v_intr & _V_INTR_MASKING)
         self.shadow = bool(int_state & _SHADOW)
         self.v_tpr = self.v_intr & 0xFF
+        self.v_gif_enabled = bool(self.v_intr & V_INTR.v_gif_enable)
+        self.v_nmi_enabled = bool(self.v_intr & V_INTR.v_nmi_enable)
         self.host_if = host_if
+        self.host_nmi_blocked = False
+        """With virtual NMIs: whether physical ones are masked.  The processor's own mask is the guest's then (APM2 15.21.10)."""
+        self.host_single_step = False
+        """The host's RFLAGS.TF was set at VMRUN: its trap comes behind #VMEXIT."""
+
+    @property
+    def is_common(self) -> bool:
+        """Whether VMRUN and #VMEXIT switch nothing for it but what they switch for every guest."""
+        return not (self.v_gif_enabled or self.v_nmi_enabled or self.host_single_step)
 
     def intercepts(self, code: int) -> bool:
         """Whether the intercept bit of an exit code below 0xC0 is set."""
@@ -59,10 +71,20 @@ class Guest:
         return bool(self.v_intr & _V_IRQ)
 
     @property
+    def v_gif(self) -> bool:
+        """Whether virtual events are let through: without a virtual GIF they are (APM2 15.33.2)."""
+        return not self.v_gif_enabled or bool(self.v_intr & V_INTR.v_gif)
+
+    @property
+    def v_nmi_pending(self) -> bool:
+        """V_NMI with virtual NMIs on (APM2 15.21.10); the mask and the shadow come besides."""
+        return self.v_nmi_enabled and bool(self.v_intr & V_INTR.v_nmi) and self.v_gif
+
+    @property
     def v_intr_deliverable(self) -> bool:
         """V_IRQ with its priority above V_TPR, or V_IGN_TPR (APM2 15.21.4); IF, GIF and the shadow come besides."""
         word = self.v_intr
-        if not word & _V_IRQ:
+        if not word & _V_IRQ or not self.v_gif:
             return False
         return bool(word & V_INTR.v_ign_tpr) or V_INTR.get(word, "v_intr_prio") > self.v_tpr & 0xF
 

@@ -157,7 +157,8 @@ class Switcher:
         state.inside = UNKNOWN
         shadow = cpu.npt
         tasks = guest.intercepts_task_switch and not cpu.state.is_long
-        if not isinstance(shadow, Shadow) or shadow.volatile or tasks or guest.intercepts_ferr or not guest.np:
+        special = tasks or guest.intercepts_ferr or not guest.np or not guest.is_common
+        if not isinstance(shadow, Shadow) or shadow.volatile or special:
             return
         index = guest.vmcb // 4096 % ENTRIES
         entry = state.entries[index]

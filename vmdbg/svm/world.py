@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 
 PAGE = 4096
 
-FEATURES = SVM_FEATURES.NP | SVM_FEATURES.NRIPS | SVM_FEATURES.FlushByAsid | SVM_FEATURES.DecodeAssists
+FEATURES = (
+    SVM_FEATURES.NP | SVM_FEATURES.SVML | SVM_FEATURES.NRIPS | SVM_FEATURES.FlushByAsid | SVM_FEATURES.DecodeAssists
+    | SVM_FEATURES.vGIF | SVM_FEATURES.VNMI
+)  # fmt: skip
 """What CPUID 8000_000A EDX claims."""
 ASIDS = 32768
 
@@ -93,9 +96,9 @@ _SHADOW_EFER = EFER.LME | EFER.LMA | EFER.NXE
 
 
 @lru_cache(maxsize=256)
-def _intercepts(words: tuple[int, ...]) -> bytes:
-    """The engine's intercept fields for a guest with these intercept words."""
-    word3, word4 = _L0_WORD3 | words[3] & _GUEST_WORD3, _L0_WORD4 | words[4] & _GUEST_WORD4
+def _intercepts(words: tuple[int, ...], v_gif: bool = False) -> bytes:
+    """The engine's intercept fields for a guest with these intercept words; with `v_gif`, its GIF is not the processor's."""
+    word3, word4 = _L0_WORD3 | words[3] & _GUEST_WORD3, _L0_WORD4 | (_GUEST_WORD4 if v_gif else words[4] & _GUEST_WORD4)
     if words[3] & _TASK_SWITCH:
         word3 |= _LTR
     cr_read = _L0_CR_READ | words[0] & 0xFFFF | (1 if words[3] & _FERR_FREEZE else 0)
@@ -110,7 +113,7 @@ NO_GUEST = _intercepts((0, 0, 0, 0, 0, 0))
 
 def set_intercepts(state: CpuState, guest: Guest | None) -> None:
     """Tell the engine where to stop: the union of our needs and those of the guest's hypervisor."""
-    state.bytes[_INTERCEPTED] = NO_GUEST if guest is None else _intercepts(guest.words)
+    state.bytes[_INTERCEPTED] = NO_GUEST if guest is None else _intercepts(guest.words, guest.v_gif_enabled)
 
 
 def let_through(state: CpuState, code: int) -> None:
@@ -118,9 +121,9 @@ def let_through(state: CpuState, code: int) -> None:
     state.q[layout.INTERCEPT // 8] &= ~(1 << code - ExitCode.INTR)
 
 
-def await_gif(state: CpuState) -> None:
-    """Something waits for GIF: stop at STGI, until the next `set_intercepts`."""
-    state.q[layout.INTERCEPT // 8] |= 1 << 32 + (ExitCode.STGI & 31)
+def await_instruction(state: CpuState, code: int) -> None:
+    """Stop at an exit code of words 3 and 4 that something waits for, until the next `set_intercepts`."""
+    state.q[layout.INTERCEPT // 8] |= 1 << code - ExitCode.INTR
 
 
 # Segments change rarely from one switch to the next: their two forms are remembered.
@@ -223,10 +226,12 @@ def vmrun(cpu: Cpu, size: int) -> Event | None:
     s = cpu.state
     vmcb = _page(cpu, "VMRUN")
     cpu.advance(size)
+    host_single_step, cpu.single_step = cpu.single_step, False
     host_if = bool(s.rflags & 0x200)
     _store_state(cpu, hsave(cpu))
     view = cpu.ram.view[vmcb : vmcb + PAGE]
     guest = Guest(vmcb, view, host_if)
+    guest.host_single_step = host_single_step
     host_cr4, host_efer = s.cr(4), s.efer
     violation = _violation(
         cpu, guest, _processor(s.cr(0), host_cr4, host_efer, cpu.msrs.table[MSR_EFER].writable)
@@ -255,10 +260,13 @@ def vmrun(cpu: Cpu, size: int) -> Event | None:
         q[_Q_PAT] = guest.q[_G_PAT]
     set_intercepts(s, guest)
     cpu.guard_ferr()
+    guest.host_nmi_blocked = s.nmi_blocked
+    if guest.v_nmi_enabled:
+        s.nmi_blocked = bool(guest.v_intr & V_INTR.v_nmi_blocking)
     s.gif = True
     cpu.flush()
     if cpu.switcher is not None:
-        cpu.switcher.entered(cpu, guest, host, _intercepts(guest.words))
+        cpu.switcher.entered(cpu, guest, host, bytes(s.bytes[_INTERCEPTED]))
     event = guest.eventinj
     if not event & EVENT.v:
         return None
@@ -273,6 +281,8 @@ def vmrun(cpu: Cpu, size: int) -> Event | None:
         following = guest.q[_NRIP]
         injected = replace(injected, length=following - s.rip)
         s.rip = following
+    if kind == Kind.NMI and guest.v_nmi_enabled:
+        s.nmi_blocked = True  # physical NMIs are not masked by an injected one (APM2 15.21.10)
     return injected
 
 
@@ -327,6 +337,7 @@ def _leave(cpu: Cpu, guest: Guest, code: int, info1: int, info2: int, intinfo: i
     set_intercepts(s, None)
     s.gif = False
     cpu.halted = False
+    cpu.single_step = guest.host_single_step
     cpu.engine.physical.written(guest.vmcb, PAGE)
     cpu.flush()
 
@@ -345,7 +356,7 @@ def vmexit(cpu: Cpu, code: int, info1: int = 0, info2: int = 0, *, intinfo: int 
     q[_CR2] = s.q[_Q_CR2]
     if guest.np:
         q[_G_PAT] = s.q[_Q_PAT]
-    q[_V_INTR] = guest.v_intr & ~0xFF | guest.v_tpr & 0xFF
+    q[_V_INTR] = _v_intr_at_exit(cpu, guest, intinfo)
     state = q[_INT_STATE] & ~_SHADOW
     q[_INT_STATE] = state | _SHADOW if s.shadow else state
     q[_EVENTINJ] = guest.eventinj & ~_VALID
@@ -354,6 +365,18 @@ def vmexit(cpu: Cpu, code: int, info1: int = 0, info2: int = 0, *, intinfo: int 
     if insn:
         view[_INSN_LEN + 1 : _INSN_LEN + 1 + len(insn)] = insn
     _leave(cpu, guest, code, info1, info2, intinfo)
+
+
+def _v_intr_at_exit(cpu: Cpu, guest: Guest, intinfo: int) -> int:
+    """What #VMEXIT writes back of virtual interrupts; the processor's NMI mask is the host's again."""
+    word: int = guest.v_intr & ~0xFF | guest.v_tpr & 0xFF
+    if not guest.v_nmi_enabled:
+        return word
+    s = cpu.state
+    delivering = intinfo & EVENT.v and EVENT.get(intinfo, "type") == Kind.NMI
+    blocked = s.nmi_blocked and not delivering  # an NMI that was not delivered has not masked others (APM2 15.21.10)
+    s.nmi_blocked = guest.host_nmi_blocked
+    return word | V_INTR.v_nmi_blocking if blocked else word & ~V_INTR.v_nmi_blocking
 
 
 def vmload(cpu: Cpu, size: int) -> None:
