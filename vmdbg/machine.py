@@ -14,6 +14,7 @@ from vmdbg.boot.image import BootImage
 from vmdbg.boot.images import BootOptions, Module, load
 from vmdbg.boot.memory_map import EBDA
 from vmdbg.boot.state import GENERAL_REGISTERS, Mode
+from vmdbg.cpu import smm
 from vmdbg.cpu.processor import Outcome, Processor
 from vmdbg.engine.engine import PHYSICAL_BITS, Engine
 from vmdbg.engine.state import CS, DS, ES, FS, GDTR, GS, IDTR, LDTR, SS, TR
@@ -25,12 +26,12 @@ from vmdbg.platform.cpuid import DEFAULT_FEATURES, CpuidConfig
 from vmdbg.platform.debugexit import DebugExit, PowerManagement, ResetControl
 from vmdbg.platform.fwcfg import FwCfg, FwCfgContents
 from vmdbg.platform.lapic import Lapic
-from vmdbg.platform.msrs import MsrFile
+from vmdbg.platform.msrs import SMBASE_RESET, MsrFile
 from vmdbg.platform.pic import Pic
 from vmdbg.platform.pit import Pit
 from vmdbg.platform.rtc import Rtc
 from vmdbg.platform.serial import FileSerial, NullSerial, Serial
-from vmdbg.platform.system_ports import KeyboardController, PortA, PortB
+from vmdbg.platform.system_ports import KeyboardController, PortA, PortB, SmiPort
 from vmdbg.platform.uart import Uart
 from vmdbg.svm import world
 from vmdbg.svm.switch import Switcher, on_exit
@@ -47,6 +48,9 @@ BDA = 0x400
 """The BIOS data area: a few of its words are asked for by boot code that runs without firmware calls."""
 _BDA = struct.pack("<H12xHHxH", 0x3F8, EBDA >> 4, 0, EBDA >> 10)
 """COM1's port, the EBDA's segment, no equipment, KiB of base memory (IBM PC/AT technical reference)."""
+
+_SMM_HANDLER = b"\x0f\xaa"
+"""RSM: firmware that knows no SMI."""
 
 _ENCODING = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{n}" for n in range(8, 16)))
 assert set(_ENCODING) == set(GENERAL_REGISTERS)
@@ -162,6 +166,7 @@ class Machine:
         keyboard = KeyboardController(self.request_reset)
         bus.add_ports(0x60, 0x60, keyboard)
         bus.add_ports(0x64, 0x64, keyboard)
+        bus.add_ports(0xB2, 0xB3, SmiPort(self._smi))
         bus.add_ports(0xCF9, 0xCF9, ResetControl(self.request_reset))
         bus.add_ports(0x3F8, 0x3FF, self.uart)
         bus.add_ports(0xF4, 0xF7, DebugExit(self.exit), width=4)
@@ -188,6 +193,10 @@ class Machine:
     def _intr(self, level: bool) -> None:
         self.cpus[0].lapic.set_lint(0, level)
 
+    def _smi(self) -> None:
+        for cpu in self.cpus:
+            cpu.smi()
+
     def _start(self) -> None:
         """Every CPU from power-on, the first one at the image."""
         for cpu in self.cpus:
@@ -195,6 +204,7 @@ class Machine:
             cpu.wait_for_sipi = cpu.index != 0
         self.cpus[0].lapic.virtual_wire()
         self.ram.write(BDA, _BDA)
+        self.ram.write(SMBASE_RESET + smm.ENTRY, _SMM_HANDLER)
         self.image.place(self.ram)
         boot, cpu = self.image.state, self.cpus[0]
         s = cpu.state

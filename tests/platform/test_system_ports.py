@@ -1,4 +1,4 @@
-from vmdbg.platform.system_ports import KEYBOARD_COMMAND, KEYBOARD_DATA, PORT_A, KeyboardController, PortA
+from vmdbg.platform.system_ports import KEYBOARD_COMMAND, KEYBOARD_DATA, PORT_A, SMI_COMMAND, KeyboardController, PortA, SmiPort
 
 
 def test_port_a_resets_on_the_rising_edge() -> None:
@@ -36,3 +36,13 @@ def test_keyboard_controller() -> None:
     device.write_port(KEYBOARD_COMMAND, 1, 0xD1)
     device.write_port(KEYBOARD_DATA, 1, 0xDE)
     assert log == ["reset", "reset"]
+
+
+def test_smi_port() -> None:
+    log: list[str] = []
+    device = SmiPort(lambda: log.append("smi"))
+    device.write_port(SMI_COMMAND + 1, 1, 0x77)
+    assert log == []
+    device.write_port(SMI_COMMAND, 1, 0x5A)
+    assert log == ["smi"]
+    assert [device.read_port(SMI_COMMAND + n, 1) for n in range(2)] == [0x5A, 0x77]

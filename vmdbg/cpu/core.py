@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from vmdbg.svm.guest import Guest
     from vmdbg.svm.switch import Switcher
 
+    from .smm import Interrupted, PortAccess
+
 CR0_PE, CR0_TS, CR0_NE, CR0_WP, CR0_PG = 1 << 0, 1 << 3, 1 << 5, 1 << 16, 1 << 31
 CR4_SUPPORTED = 0b111_1111_1100 | 1 << 16 | 1 << 20 | 1 << 21
 """TSD DE PSE PAE MCE PGE PCE OSFXSR OSXMMEXCPT, FSGSBASE, SMEP, SMAP; VME, PVI, UMIP, PCIDE, XSAVE and others are not
@@ -110,6 +112,10 @@ class Cpu:
         """VMCBs that passed the consistency checks: with which fields, on which processor."""
         self.task_guard: int | None = None
         """The page of the TSS, while task switches are intercepted: see `guard_tasks`."""
+        self.smm: Interrupted | None = None
+        """What SMM interrupted, in it (see smm.py)."""
+        self.port_access: PortAccess | None = None
+        """The last port access."""
         self.ne_is_ours = False
         """CR0.NE is set in the engine, not in the guest: see `guard_ferr`."""
         self._paging_key: tuple[int, ...] | None = None

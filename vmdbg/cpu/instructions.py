@@ -33,6 +33,7 @@ from .delivery import TASK_GATE
 from .descriptors import fetch
 from .events import raise_event
 from .faults import DB, GP, UD, CpuFault, Event, Kind
+from .smm import PortAccess
 from .tasks import AVAILABLE_16, AVAILABLE_32, Source, TaskSwitchExit
 
 CR0_ET, CR0_TS, CR0_NW, CR0_CD = 1 << 4, 1 << 3, 1 << 29, 1 << 30
@@ -458,10 +459,17 @@ def io(cpu: Cpu, insn: Instruction, port: int, size: int) -> None:
     s = cpu.state
     cpu.engine.clock.now += PORT_TICKS
     low = insn.opcode & 0xFF
+    before = s.rip, s.reg(RCX), s.reg(RSI), s.reg(RDI)
     if low in (0x6C, 0x6D, 0x6E, 0x6F):
         _string_io(cpu, insn, port, size)
-        return
-    if low & 2:
+    else:
+        _register_io(cpu, insn, port, size)
+    cpu.port_access = PortAccess(cpu.engine.clock.now, insn, port, size, *before)
+
+
+def _register_io(cpu: Cpu, insn: Instruction, port: int, size: int) -> None:
+    s = cpu.state
+    if insn.opcode & 2:
         cpu.bus.write_port(port, size, s.reg(RAX) & ((1 << 8 * size) - 1))
     else:
         value = cpu.bus.read_port(port, size)
@@ -509,7 +517,6 @@ EMULATE: dict[int, Callable[[Cpu], None]] = {
     0x6E: rdtsc,
     0x6F: rdpmc,
     0x72: cpuid_instruction,
-    0x73: undefined,  # RSM outside SMM
     0x76: nothing,
     0x77: nothing,
     0x78: hlt,

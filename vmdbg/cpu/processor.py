@@ -19,9 +19,9 @@ from vmdbg.svm import world
 from vmdbg.svm.guest import Guest
 from vmdbg.svm.switch import Switcher
 
-from . import instructions
+from . import instructions, smm
 from .core import DR6_BS, DR6_RESET, DR7_RESET, RFLAGS_IF, Cpu, ExtInt, Observer
-from .events import raise_event
+from .events import DELIVERY, raise_event, shut_down
 from .faults import DB, GP, MF, NMI, PF, SX, UD, CpuFault, Event, Kind, NestedPageFault
 
 _WRITE_TRAPS = 0xFFFF8000
@@ -83,6 +83,13 @@ class Processor(Cpu):
         self.msrs.reset(self)
         self.lapic.reset()
         self.gif = True
+        self.smm, self.smi_pending = None, False
+
+    def set(self, field: str, value: int) -> None:
+        if field == "smm_ctl":
+            smm.control(self, value)
+        else:
+            super().set(field, value)
 
     def init_state(self) -> None:
         """The registers as INIT leaves them (APM2 14.1.3); the MSRs, FPU and cache control stay."""
@@ -121,6 +128,8 @@ class Processor(Cpu):
     def where(self) -> str:
         """In words, where it executes."""
         who = f"a guest (VMCB {self.guest.vmcb:#x})" if self.guest is not None else "the hypervisor"
+        if self.smm is not None:
+            who += ", in SMM,"
         return f"RIP {self.state.rip:#x} of {who} on CPU {self.index}"
 
     @property
@@ -134,7 +143,8 @@ class Processor(Cpu):
 
     def _wakes(self) -> bool:
         """An event ends HLT, whether the guest's hypervisor sees it or the processor takes it."""
-        if self.gif and (self.init_pending or self.smi_pending or (self.nmi_pending and not self._nmi_masked)):
+        outside = self.smm is None and (self.init_pending or self.smi_pending)
+        if self.gif and (outside or (self.nmi_pending and not self._nmi_masked)):
             return True  # HLT has ended any shadow
         return self.gif and (
             self._interrupt_allowed(self._physical_if()) or self._virtual_allowed() or self._virtual_nmi_allowed()
@@ -185,7 +195,7 @@ class Processor(Cpu):
         if not self.gif:
             return False
         guest = self.guest
-        if self.init_pending:
+        if self.init_pending and self.smm is None:
             if guest is not None and guest.intercepts(ExitCode.INIT):  # stays pending for the host (APM2 15.13.4)
                 self._exit(ExitCode.INIT)
                 return True
@@ -197,11 +207,16 @@ class Processor(Cpu):
             self.lapic.init()
             self.wait_for_sipi = self.index != 0
             return True
-        if self.smi_pending:
-            if guest is not None and guest.intercepts(ExitCode.SMI):
-                self._exit(ExitCode.SMI)
+        if self.smi_pending and self.smm is None and not self.state.shadow:
+            if guest is not None and guest.intercepts(ExitCode.SMI) and not self.msrs.smm_locked:
+                info1, info2 = smm.exit_info(self)
+                self.halted = False
+                world.vmexit(self, ExitCode.SMI, info1, info2)
                 return True
-            self.smi_pending = False  # there is no SMM handler
+            self.smi_pending = False
+            smm.enter(self)
+            self.engine.clock.now += DELIVERY
+            return True
         if self.nmi_pending and not self._nmi_masked and not self.state.shadow:
             if guest is not None and guest.intercepts(ExitCode.NMI):
                 self._exit(ExitCode.NMI)
@@ -296,7 +311,7 @@ class Processor(Cpu):
                     world.await_instruction(self.state, ExitCode.STGI)
                 if nmi and self.state.nmi_blocked:
                     world.await_instruction(self.state, ExitCode.IRET)
-            if step or ((window or nmi) and self.state.shadow):
+            if step or ((window or nmi or self.smi_pending) and self.state.shadow):
                 stop = self.engine.step(self.state, self.npt)
             elif quiet and self._switches_in_c():
                 switcher = self.switcher
@@ -439,6 +454,14 @@ class Processor(Cpu):
 
     def vmsave(self) -> None:
         world.vmsave(self, instructions.length(self))
+
+    def rsm(self) -> None:
+        """RSM (APM2 10.3.8).  A guest of the SMM handler has none of its own."""
+        if self.smm is None or self.guest is not None:
+            raise CpuFault(UD)
+        self.engine.clock.now += instructions.length(self)
+        if not smm.leave(self):
+            shut_down(self)
 
     def stgi(self) -> None:
         self.advance(instructions.length(self))
@@ -627,6 +650,7 @@ _SVM: dict[int, Callable[[Processor], None]] = {
     ExitCode.VMRUN: Processor.vmrun,
     ExitCode.VMLOAD: Processor.vmload,
     ExitCode.VMSAVE: Processor.vmsave,
+    ExitCode.RSM: Processor.rsm,
     ExitCode.STGI: Processor.stgi,
     ExitCode.CLGI: Processor.clgi,
     ExitCode.TR_WRITE: Processor.load_task_register,

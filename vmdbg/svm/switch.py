@@ -184,6 +184,10 @@ class Switcher:
         """world.vmexit has left the guest."""
         self.state.inside = HOST
 
+    def resumed(self) -> None:
+        """The CPU is in a guest again that it left without an exit."""
+        self.state.inside = UNKNOWN
+
     def prepare(self, guest: Guest | None, deadline: int) -> int:
         """For a run up to guest time `deadline`: the address for `Engine.run`."""
         state = self.state

@@ -475,8 +475,8 @@ def io_intercepted(cpu: Cpu, port: int, size: int) -> bool:
     return guest is not None and guest.intercepts(ExitCode.IOIO) and iopm_intercepts(cpu.ram, guest.iopm, port, size)
 
 
-def io_exit(cpu: Cpu, insn: Instruction, port: int, size: int) -> None:
-    """EXITINFO1 of IN, OUT, INS and OUTS (APM2 15.10.2); EXITINFO2 is the next RIP."""
+def io_info(insn: Instruction, port: int, size: int) -> int:
+    """EXITINFO1 of IN, OUT, INS and OUTS (APM2 15.10.2)."""
     low = insn.opcode & 0xFF
     string = low in (0x6C, 0x6D, 0x6E, 0x6F)
     info = port << 16 | {1: IOIO.SZ8, 2: IOIO.SZ16, 4: IOIO.SZ32}[size]
@@ -489,9 +489,13 @@ def io_exit(cpu: Cpu, insn: Instruction, port: int, size: int) -> None:
         if insn.rep:
             info |= IOIO.REP
         segment = ES if not low & 2 else insn.segment if insn.segment is not None else DS
-    info |= segment << 10
+    return info | segment << 10
+
+
+def io_exit(cpu: Cpu, insn: Instruction, port: int, size: int) -> None:
+    """EXITINFO2 is the next RIP."""
     following = cpu.state.rip + insn.length
-    vmexit(cpu, ExitCode.IOIO, info, following, nrip=following)
+    vmexit(cpu, ExitCode.IOIO, io_info(insn, port, size), following, nrip=following)
 
 
 def take_virtual_interrupt(cpu: Cpu) -> int:
