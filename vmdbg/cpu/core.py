@@ -10,6 +10,7 @@ from introspect.paging import Access, Fault, Nested, NestedFault, PagingState, t
 from vmdbg.engine.engine import PHYSICAL_BITS, Engine
 from vmdbg.engine.physical import Npt, Shadow
 from vmdbg.engine.state import SS, TR, CpuState
+from vmdbg.platform.msrs import TSC_RATIO
 
 from .decode import Instruction, Undecodable, decode
 from .faults import GP, PF, UD, CpuFault, NestedPageFault
@@ -33,6 +34,7 @@ RFLAGS_TF, RFLAGS_IF, RFLAGS_DF, RFLAGS_NT, RFLAGS_RF, RFLAGS_VM, RFLAGS_AC = (
     1 << 8, 1 << 9, 1 << 10, 1 << 14, 1 << 16, 1 << 17, 1 << 18,
 )  # fmt: skip
 RFLAGS_IOPL = 3 << 12
+MASK64 = (1 << 64) - 1
 DR6_RESET, DR7_RESET = 0xFFFF0FF0, 0x400
 DR6_BD, DR6_BS, DR6_BT = 1 << 13, 1 << 14, 1 << 15
 
@@ -148,11 +150,14 @@ class Cpu:
 
     @property
     def tsc(self) -> int:
-        """The time stamp counter as software sees it: guest time, the CPU's own offset, a guest's TSC_OFFSET."""
+        """The time stamp counter as software sees it: guest time, the CPU's own offset; TSC ratio and TSC_OFFSET for a guest.
+
+        APM2 15.30.5, 15.34.
+        """
         value: int = self.engine.clock.now + self.tsc_offset
         if self.guest is not None:
-            value += self.guest.tsc_offset
-        return value & 0xFFFFFFFFFFFFFFFF
+            value = ((value & MASK64) * self.msrs.values[TSC_RATIO] >> 32) + self.guest.tsc_offset
+        return value & MASK64
 
     def get(self, field: str) -> int:
         if field == "tsc":

@@ -32,7 +32,7 @@ _EXIT, _SWINT, _V_PENDING = int(Reason.EXIT), int(ExitCode.SWINT), V_INTR.v_irq 
 SX_INIT = 1
 """#SX's error code for a redirected INIT (APM2 8.4.3, 15.28)."""
 _PARTICULAR = frozenset(
-    (*range(0x40), ExitCode.MSR, ExitCode.RDTSC, ExitCode.INVLPG, ExitCode.INVLPGA, ExitCode.WBINVD)
+    (*range(0x40), ExitCode.MSR, ExitCode.RDTSC, ExitCode.INVLPG, ExitCode.INVLPGA, ExitCode.WBINVD, ExitCode.PAUSE)
 )
 """Exits that more than one intercept bit decides, or with an EXITINFO1."""
 
@@ -527,6 +527,9 @@ class Processor(Cpu):
                 return False
         elif not guest.intercepts(code):
             return False
+        elif code == ExitCode.PAUSE:
+            if not guest.pause(self.engine.clock.now):
+                return False
         elif code == ExitCode.INVLPG:
             info1 = instructions.operand_linear(self, self.instruction())
         elif code == ExitCode.INVLPGA:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from introspect.vmcb import INT_STATE, MISC_CTL, V_INTR, VMCB
+from introspect.vmcb import INT_STATE, MISC_CTL, MISC_CTL2, V_INTR, VMCB
 
 _CONTROL = VMCB.codec(
     "iopm_base_pa", "msrpm_base_pa", "tsc_offset", "guest_asid", "tlb_control", "v_intr", "int_state", "misc_ctl", "eventinj",
@@ -10,7 +10,7 @@ _CONTROL = VMCB.codec(
 ).unpack  # fmt: skip
 _WORDS = VMCB.codec(
     "intercept_cr_read", "intercept_cr_write", "intercept_dr_read", "intercept_dr_write", "intercept_exceptions",
-    "intercept_misc1", "intercept_misc2", "intercept_misc3",
+    "intercept_misc1", "intercept_misc2", "intercept_misc3", "pause_filter_threshold", "pause_filter_count",
 ).unpack  # fmt: skip
 
 TASK_SWITCH, FERR_FREEZE = 0x7D, 0x7E
@@ -21,16 +21,18 @@ class Guest:
     """A guest that is running, between VMRUN and #VMEXIT.  Addresses are system-physical."""
 
     __slots__ = (
-        "asid", "eventinj", "host_if", "host_nmi_blocked", "host_single_step", "iopm", "misc_ctl", "misc_ctl2", "msrpm", "n_cr3",
-        "np", "q", "shadow", "tlb_control", "tsc_offset", "v_gif_enabled", "v_intr", "v_intr_masking", "v_nmi_enabled", "v_tpr",
-        "view", "vmcb", "words",
+        "asid", "eventinj", "host_if", "host_nmi_blocked", "host_single_step", "iopm", "last_pause", "misc_ctl", "misc_ctl2",
+        "msrpm", "n_cr3", "np", "pause_count", "pause_left", "pause_threshold", "q", "shadow", "tlb_control", "tsc_offset",
+        "v_gif_enabled", "v_intr", "v_intr_masking", "v_nmi_enabled", "v_tpr", "view", "vmcb", "words",
     )  # fmt: skip
 
     def __init__(self, vmcb: int, view: memoryview, host_if: bool) -> None:
         self.vmcb = vmcb
         self.view = view
         self.q = view.cast("Q")
-        cr_read, cr_write, dr_read, dr_write, exceptions, misc1, misc2, misc3 = _WORDS(view, 0)
+        (
+            cr_read, cr_write, dr_read, dr_write, exceptions, misc1, misc2, misc3, self.pause_threshold, self.pause_count,
+        ) = _WORDS(view, 0)  # fmt: skip
         self.words = (cr_read | cr_write << 16, dr_read | dr_write << 16, exceptions, misc1, misc2, misc3)
         (
             self.iopm, self.msrpm, self.tsc_offset, self.asid, self.tlb_control, self.v_intr, int_state, self.misc_ctl,
@@ -46,6 +48,7 @@ class Guest:
         self.host_if = host_if
         self.host_nmi_blocked = False
         """With virtual NMIs: whether physical ones are masked.  The processor's own mask is the guest's then (APM2 15.21.10)."""
+        self.load_pause_filter()
         self.host_single_step = False
         """The host's RFLAGS.TF was set at VMRUN: its trap comes behind #VMEXIT."""
 
@@ -57,6 +60,31 @@ class Guest:
     def intercepts(self, code: int) -> bool:
         """Whether the intercept bit of an exit code below 0xC0 is set."""
         return bool(self.words[code >> 5] >> (code & 31) & 1)
+
+    def load_pause_filter(self) -> None:
+        """VMRUN: the counter begins anew."""
+        self.pause_left: int = self.pause_count
+        self.last_pause = -1 << 64
+
+    def pause(self, now: int) -> bool:
+        """PAUSE at guest time `now`: whether an intercept makes it exit (APM2 15.14.4).
+
+        Without a threshold the last of `pause_count` PAUSEs exits.  With one, a PAUSE more than that many ticks after the one
+        before begins a new loop, of which the first is not counted.
+        """
+        if not self.pause_count:
+            return True
+        if self.pause_threshold:
+            loop, self.last_pause = now - self.last_pause <= self.pause_threshold, now
+            self.pause_left = self.pause_left - 1 if loop else self.pause_count
+            return self.pause_left < 0
+        self.pause_left -= 1
+        return self.pause_left <= 0
+
+    @property
+    def virtual_vmload(self) -> bool:
+        """VMLOAD and VMSAVE that are not intercepted take guest-physical addresses (APM2 15.33.1)."""
+        return self.np and bool(self.misc_ctl2 & MISC_CTL2.v_vmload_vmsave)
 
     @property
     def intercepts_ferr(self) -> bool:

@@ -214,6 +214,7 @@ class Switcher:
         guest, shadow = self._known[state.inside]
         guest.v_intr, guest.v_tpr = state.v_intr, state.v_intr & 0xFF
         guest.eventinj, guest.host_if = state.eventinj, bool(state.host_if)
+        guest.load_pause_filter()  # the last switch was its VMRUN
         return guest, shadow
 
     def forget(self, vmcb: int | None = None, root: int | None = None) -> None:

@@ -8,13 +8,13 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from introspect.exits import EVENT, IOIO, NPF_INFO, ExitCode
-from introspect.paging import Access, Fault, NestedFault, translate
+from introspect.paging import Access, Fault, NestedFault, nested_translate, translate
 from introspect.permissions import iopm_intercepts, msrpm_intercepts
 from introspect.registers import CR4, EFER
 from introspect.rules import RULES, SVM_FEATURES, Processor, Violation, first_violation
 from introspect.vmcb import INT_STATE, V_INTR, VMCB
 from vmdbg.cpu.core import CR4_SUPPORTED, RFLAGS_VM, Cpu
-from vmdbg.cpu.faults import GP, PF, CpuFault, Event, Kind
+from vmdbg.cpu.faults import GP, PF, CpuFault, Event, Kind, NestedPageFault
 from vmdbg.cpu.operands import accesses
 from vmdbg.engine import layout
 from vmdbg.engine.engine import PHYSICAL_BITS
@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 PAGE = 4096
 
 FEATURES = (
-    SVM_FEATURES.NP | SVM_FEATURES.SVML | SVM_FEATURES.NRIPS | SVM_FEATURES.FlushByAsid | SVM_FEATURES.DecodeAssists
-    | SVM_FEATURES.vGIF | SVM_FEATURES.VNMI
+    SVM_FEATURES.NP | SVM_FEATURES.SVML | SVM_FEATURES.NRIPS | SVM_FEATURES.TscRateMsr | SVM_FEATURES.FlushByAsid
+    | SVM_FEATURES.DecodeAssists | SVM_FEATURES.PauseFilter | SVM_FEATURES.PauseFilterThreshold
+    | SVM_FEATURES.V_VMSAVE_VMLOAD | SVM_FEATURES.vGIF | SVM_FEATURES.VNMI
 )  # fmt: skip
 """What CPUID 8000_000A EDX claims."""
 ASIDS = 32768
@@ -205,11 +206,20 @@ def _load_state(cpu: Cpu, view: memoryview) -> tuple[int, int]:
 
 
 def _page(cpu: Cpu, what: str) -> int:
-    """The page that rAX names, for VMRUN, VMLOAD and VMSAVE; #GP if it is not one (APM2 15.5.1)."""
+    """The page that rAX names, for VMRUN, VMLOAD and VMSAVE; #GP if it is not one (APM2 15.5.1).
+
+    A guest with virtual VMLOAD and VMSAVE gives a guest-physical address: `NestedPageFault` if that is not mapped.
+    """
     address = cpu.state.q[_Q_RAX]
     if not cpu.state.i[_I_HFLAGS] & HF_CS64:
         address &= 0xFFFFFFFF if cpu.bits == 32 else 0xFFFF
-    if address & (PAGE - 1) or address >> PHYSICAL_BITS or not cpu.ram.contains(address, PAGE):
+    bad = address & (PAGE - 1) or address >> PHYSICAL_BITS
+    if not bad and cpu.guest is not None and cpu.guest.virtual_vmload and cpu.nested is not None:
+        found = nested_translate(cpu.ram, cpu.nested, address, what == "VMSAVE", False, set_ad=True)
+        if isinstance(found, NestedFault):
+            raise NestedPageFault(found)
+        address = found.spa
+    if bad or not cpu.ram.contains(address, PAGE):
         cpu.last_fault = (
             f"{what} with rAX {address:#x}: the VMCB must be a 4 KiB-aligned page of memory below {PHYSICAL_BITS} bits "
             "(APM2 15.5.1)"
