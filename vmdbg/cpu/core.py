@@ -10,10 +10,19 @@ from introspect.paging import Access, Fault, Nested, NestedFault, PagingState, t
 from vmdbg.engine.engine import PHYSICAL_BITS, Engine
 from vmdbg.engine.physical import Npt, Shadow
 from vmdbg.engine.state import SS, TR, CpuState
-from vmdbg.platform.msrs import TSC_RATIO
+from vmdbg.platform.msrs import (
+    DEBUGCTL,
+    DEBUGCTL_BTF,
+    DEBUGCTL_LBR,
+    LAST_BRANCH_FROM,
+    LAST_BRANCH_TO,
+    LAST_EXCEPTION_FROM,
+    LAST_EXCEPTION_TO,
+    TSC_RATIO,
+)
 
 from .decode import Instruction, Undecodable, decode
-from .faults import GP, PF, UD, CpuFault, NestedPageFault
+from .faults import DB, GP, PF, UD, CpuFault, Event, Kind, NestedPageFault
 from .faults import SS as STACK_FAULT
 
 if TYPE_CHECKING:
@@ -106,6 +115,8 @@ class Cpu:
         self.shutdown = False
         self.single_step = False
         """RFLAGS.TF was set when an instruction that we executed began: its trap is due."""
+        self.branched = False
+        """The last instruction was a branch that was taken; known while DebugCtl asks for it."""
         self.switcher: Switcher | None = None
         """The common world switches in C; None with the Python runtime."""
         self.dr = (ctypes.c_uint64 * 8)(0, 0, 0, 0, 0, 0, DR6_RESET, DR7_RESET)
@@ -174,6 +185,31 @@ class Cpu:
         if field == "efer":
             self.state.refresh()
             self.flush()
+
+    # Branches (APM2 13.1.6)
+
+    @property
+    def looks_for_branches(self) -> bool:
+        """DebugCtl asks to record branches, or to trap behind them."""
+        return bool(self.msrs.values[DEBUGCTL] & (DEBUGCTL_LBR | DEBUGCTL_BTF))
+
+    def branch(self, source: int, target: int) -> None:
+        """A control transfer from the instruction at RIP `source` has been made."""
+        self.branched = True
+        values = self.msrs.values
+        if values[DEBUGCTL] & DEBUGCTL_LBR:
+            values[LAST_BRANCH_FROM], values[LAST_BRANCH_TO] = source, target
+
+    def event_taken(self, event: Event, source: int) -> None:
+        """An interrupt or exception has come to its handler.  #DB ends the recording, and stays out of it."""
+        values = self.msrs.values
+        if not values[DEBUGCTL]:
+            return
+        if event.vector == DB and event.kind == Kind.EXCEPTION:
+            values[DEBUGCTL] &= ~(DEBUGCTL_LBR | DEBUGCTL_BTF)
+        elif values[DEBUGCTL] & DEBUGCTL_LBR:
+            values[LAST_EXCEPTION_FROM], values[LAST_EXCEPTION_TO] = values[LAST_BRANCH_FROM], values[LAST_BRANCH_TO]
+            self.branch(source, self.state.rip)
 
     # Mode
 

@@ -384,6 +384,7 @@ def syscall(cpu: Cpu) -> None:
     if not s.efer & EFER_SCE or not s.cr(0) & CR0_PE:
         _take_back(cpu)
         raise CpuFault(UD)
+    source = s.rip - 2
     star = s.field("star")
     selector = star >> 32 & 0xFFFC
     if s.is_long:
@@ -401,6 +402,7 @@ def syscall(cpu: Cpu) -> None:
     s.set_segment(CS, selector, 0, MASK32, code)
     s.set_segment(SS, selector + 8, 0, MASK32, DATA32)
     s.refresh(0)
+    cpu.branch(source, s.rip)
     cpu.single_step = bool(s.rflags & RFLAGS_TF)
 
 
@@ -414,12 +416,14 @@ def sysenter(cpu: Cpu) -> None:
     if not selector:
         _take_back(cpu)
         raise CpuFault(GP, 0)
+    source = s.rip - 2
     s.set_segment(CS, selector, 0, MASK32, CODE32)
     s.set_segment(SS, selector + 8, 0, MASK32, DATA32)
     s.set_reg(RSP, s.field("sysenter_esp") & MASK32)
     s.rip = s.field("sysenter_eip") & MASK32
     s.rflags &= ~(RFLAGS_VM | RFLAGS_IF | RFLAGS_RF)
     s.refresh(0)
+    cpu.branch(source, s.rip)
     cpu.single_step = bool(s.rflags & RFLAGS_TF)
 
 

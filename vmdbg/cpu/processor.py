@@ -14,13 +14,14 @@ from vmdbg.engine.runtime import Reason
 from vmdbg.engine.state import CS, DS, ES, FS, GS, HF_SMAP, IDTR, RAX, RDX, SS
 from vmdbg.platform.bus import Bus
 from vmdbg.platform.cpuid import CpuidConfig
-from vmdbg.platform.msrs import VM_CR, VM_CR_R_INIT
+from vmdbg.platform.msrs import DEBUGCTL, DEBUGCTL_BTF, VM_CR, VM_CR_R_INIT
 from vmdbg.svm import world
 from vmdbg.svm.guest import Guest
 from vmdbg.svm.switch import Switcher
 
 from . import instructions, smm
 from .core import DR6_BS, DR6_RESET, DR7_RESET, RFLAGS_IF, Cpu, ExtInt, Observer
+from .decode import Undecodable, decode, has_branched
 from .events import DELIVERY, raise_event, shut_down
 from .faults import DB, GP, MF, NMI, PF, SX, UD, CpuFault, Event, Kind, NestedPageFault
 
@@ -311,8 +312,10 @@ class Processor(Cpu):
                     world.await_instruction(self.state, ExitCode.STGI)
                 if nmi and self.state.nmi_blocked:
                     world.await_instruction(self.state, ExitCode.IRET)
-            if step or ((window or nmi or self.smi_pending) and self.state.shadow):
-                stop = self.engine.step(self.state, self.npt)
+            if step or self.looks_for_branches or ((window or nmi or self.smi_pending) and self.state.shadow):
+                if breakpoints and self.engine.is_armed(self.state.linear_rip):
+                    return Outcome.BREAKPOINT
+                stop = self._step()
             elif quiet and self._switches_in_c():
                 switcher = self.switcher
                 assert switcher is not None
@@ -330,6 +333,22 @@ class Processor(Cpu):
                 return Outcome.SHUTDOWN if self.shutdown else Outcome.STEPPED
             if stop.device:
                 return Outcome.DEADLINE
+
+    def _step(self) -> Stop:
+        """Execute one instruction in the engine, and where DebugCtl asks for it see whether it is a branch that is taken."""
+        state = self.state
+        if not self.looks_for_branches:
+            return self.engine.step(state, self.npt)
+        self.branched = False
+        source, code, bits = state.rip, self.fetch(), self.bits
+        stop = self.engine.step(state, self.npt)
+        if stop.reason in (0, Reason.STEPPED) or stop.code == VMEXIT + EXCEPTION + DB:  # it has retired
+            try:
+                if has_branched(decode(code, bits), source, state.rip, bits):
+                    self.branch(source, state.rip)
+            except Undecodable:
+                pass
+        return stop
 
     def _switches_in_c(self) -> bool:
         """Nothing is pending: may world switches go by unseen?"""
@@ -388,7 +407,7 @@ class Processor(Cpu):
                 world.task_switch_exit(self, switch, None)
                 return None
         with self.engine.physical.unguarded():
-            stop = self.engine.step(self.state, self.npt)
+            stop = self._step()
         outcome = self._stopped(stop)
         return None if outcome == Outcome.STEPPED else outcome
 
@@ -403,7 +422,7 @@ class Processor(Cpu):
     def _in_the_engine(self, code: int) -> None:
         """Execute the instruction at RIP that the engine stopped before because of `code`."""
         world.let_through(self.state, code)
-        stop = self.engine.step(self.state, self.npt)
+        stop = self._step()
         world.set_intercepts(self.state, self.guest)
         self._stopped(stop)
 
@@ -583,6 +602,8 @@ class Processor(Cpu):
             self._missed(ExitCode.RDPMC)  # the engine has the sense of CR4.PCE the wrong way round
             return
         elif vector == DB:
+            if self.msrs.values[DEBUGCTL] & DEBUGCTL_BTF and not self.branched:
+                return  # it traps behind branches only (APM2 13.1.4)
             self.dr[6] |= DR6_BS
             event = Event(DB, Kind.EXCEPTION, trap=True)
         else:
@@ -605,7 +626,7 @@ class Processor(Cpu):
         state = self.state
         state.hflags &= ~HF_SMAP
         self.flush()
-        stop = self.engine.step(state, self.npt)
+        stop = self._step()
         state.refresh()
         self.flush()
         self._stopped(stop)

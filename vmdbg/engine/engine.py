@@ -186,6 +186,10 @@ class Engine:
             )
         self.flush_code()
 
+    def is_armed(self, address: int) -> bool:
+        """Whether a run with breakpoints would stop before an instruction at this linear address."""
+        return address in self._breakpoints
+
     def _mmio_read(self, _uc: Any, offset: int, size: int, _data: Any) -> int:
         try:
             entry = self._window[offset // PAGE]

@@ -47,6 +47,7 @@ FAMILY_17H_READ_ONLY = {
 EFER_LME, EFER_LMA, EFER_SVME = 1 << 8, 1 << 10, 1 << 12
 CR0_PG = 1 << 31
 VM_CR_R_INIT, VM_CR_LOCK, VM_CR_SVMDIS = 1 << 1, 1 << 3, 1 << 4
+DEBUGCTL_LBR, DEBUGCTL_BTF, DEBUGCTL_BITS = 1 << 0, 1 << 1, 0x3F
 HWCR_SMMLOCK = 1 << 0
 SMBASE_RESET = 0x30000
 SYSCFG_MTRR_FIX_DRAM_MOD_EN = 1 << 19
@@ -146,7 +147,7 @@ def msr_table(config: CpuidConfig) -> dict[int, Msr]:
         Msr(SYSENTER_EIP, "SYSENTER_EIP", writable=LOW32, field="sysenter_eip", check=_canonical),
         Msr(MCG_CAP, "MCG_CAP", access="r"),  # no banks
         Msr(MCG_STATUS, "MCG_STAT", mbz=ALL & ~7),
-        Msr(DEBUGCTL, "DebugCtl", mbz=ALL & ~0x3F),
+        Msr(DEBUGCTL, "DebugCtl", mbz=ALL & ~DEBUGCTL_BITS),
         Msr(LAST_BRANCH_FROM, "BR_FROM", access="r"),
         Msr(LAST_BRANCH_TO, "BR_TO", access="r"),
         Msr(LAST_EXCEPTION_FROM, "LASTEXCPFROM", access="r"),

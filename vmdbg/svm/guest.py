@@ -21,9 +21,9 @@ class Guest:
     """A guest that is running, between VMRUN and #VMEXIT.  Addresses are system-physical."""
 
     __slots__ = (
-        "asid", "eventinj", "host_if", "host_nmi_blocked", "host_single_step", "iopm", "last_pause", "misc_ctl", "misc_ctl2",
-        "msrpm", "n_cr3", "np", "pause_count", "pause_left", "pause_threshold", "q", "shadow", "tlb_control", "tsc_offset",
-        "v_gif_enabled", "v_intr", "v_intr_masking", "v_nmi_enabled", "v_tpr", "view", "vmcb", "words",
+        "asid", "eventinj", "host_if", "host_nmi_blocked", "host_single_step", "iopm", "last_pause", "lbr_virtual", "misc_ctl",
+        "misc_ctl2", "msrpm", "n_cr3", "np", "pause_count", "pause_left", "pause_threshold", "q", "shadow", "tlb_control",
+        "tsc_offset", "v_gif_enabled", "v_intr", "v_intr_masking", "v_nmi_enabled", "v_tpr", "view", "vmcb", "words",
     )  # fmt: skip
 
     def __init__(self, vmcb: int, view: memoryview, host_if: bool) -> None:
@@ -45,6 +45,7 @@ class Guest:
         self.v_tpr = self.v_intr & 0xFF
         self.v_gif_enabled = bool(self.v_intr & V_INTR.v_gif_enable)
         self.v_nmi_enabled = bool(self.v_intr & V_INTR.v_nmi_enable)
+        self.lbr_virtual = bool(self.misc_ctl2 & MISC_CTL2.lbr_virt)
         self.host_if = host_if
         self.host_nmi_blocked = False
         """With virtual NMIs: whether physical ones are masked.  The processor's own mask is the guest's then (APM2 15.21.10)."""
@@ -55,7 +56,7 @@ class Guest:
     @property
     def is_common(self) -> bool:
         """Whether VMRUN and #VMEXIT switch nothing for it but what they switch for every guest."""
-        return not (self.v_gif_enabled or self.v_nmi_enabled or self.host_single_step)
+        return not (self.v_gif_enabled or self.v_nmi_enabled or self.lbr_virtual or self.host_single_step)
 
     def intercepts(self, code: int) -> bool:
         """Whether the intercept bit of an exit code below 0xC0 is set."""

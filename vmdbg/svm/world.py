@@ -19,6 +19,14 @@ from vmdbg.cpu.operands import accesses
 from vmdbg.engine import layout
 from vmdbg.engine.engine import PHYSICAL_BITS
 from vmdbg.engine.state import DS, ES, GDTR, HF_CS64, IDTR, RSP, CpuState
+from vmdbg.platform.msrs import (
+    DEBUGCTL,
+    DEBUGCTL_BITS,
+    LAST_BRANCH_FROM,
+    LAST_BRANCH_TO,
+    LAST_EXCEPTION_FROM,
+    LAST_EXCEPTION_TO,
+)
 from vmdbg.platform.msrs import EFER as MSR_EFER
 
 from .guest import Guest
@@ -29,10 +37,9 @@ if TYPE_CHECKING:
 
 PAGE = 4096
 
-FEATURES = (
-    SVM_FEATURES.NP | SVM_FEATURES.SVML | SVM_FEATURES.NRIPS | SVM_FEATURES.TscRateMsr | SVM_FEATURES.FlushByAsid
-    | SVM_FEATURES.DecodeAssists | SVM_FEATURES.PauseFilter | SVM_FEATURES.PauseFilterThreshold
-    | SVM_FEATURES.V_VMSAVE_VMLOAD | SVM_FEATURES.vGIF | SVM_FEATURES.VNMI
+FEATURES = SVM_FEATURES.make(
+    NP=1, LBRV=1, SVML=1, NRIPS=1, TscRateMsr=1, FlushByAsid=1, DecodeAssists=1, PauseFilter=1, PauseFilterThreshold=1,
+    V_VMSAVE_VMLOAD=1, vGIF=1, VNMI=1,
 )  # fmt: skip
 """What CPUID 8000_000A EDX claims."""
 ASIDS = 32768
@@ -64,11 +71,14 @@ _EXIT = struct.Struct("<4Q")
 _MSRS = struct.Struct("<8Q")
 """STAR LSTAR CSTAR SFMASK KERNEL_GS_BASE SYSENTER_CS SYSENTER_ESP SYSENTER_EIP."""
 _FOUR = struct.Struct("<4Q")
+_BRANCHES = struct.Struct("<5Q")
+_BRANCH_MSRS = DEBUGCTL, LAST_BRANCH_FROM, LAST_BRANCH_TO, LAST_EXCEPTION_FROM, LAST_EXCEPTION_TO
+"""In the order of the save area."""
 
 _at = VMCB.offset_of
 _ES, _FS, _LDTR, _TR = (_at(f"{name}.selector") for name in ("es", "fs", "ldtr", "tr"))
 _GDTR, _IDTR, _CPL, _CR4, _STAR = _at("gdtr.limit"), _at("idtr.limit"), _at("cpl"), _at("cr4"), _at("star")
-_EXITCODE, _INSN_LEN = _at("exitcode"), _at("insn_len")
+_EXITCODE, _INSN_LEN, _DBGCTL = _at("exitcode"), _at("insn_len"), _at("dbgctl")
 _EFER, _RSP, _RAX, _CR2, _G_PAT, _V_INTR, _INT_STATE, _EVENTINJ, _NRIP = (
     _at(name) // 8 for name in ("efer", "rsp", "rax", "cr2", "g_pat", "v_intr", "int_state", "eventinj", "nrip")
 )
@@ -205,6 +215,16 @@ def _load_state(cpu: Cpu, view: memoryview) -> tuple[int, int]:
     return dr6, dr7
 
 
+def _store_branches(cpu: Cpu, view: memoryview) -> None:
+    """Write DebugCtl and the branch records into the save area at `view` (APM2 15.23)."""
+    _BRANCHES.pack_into(view, _DBGCTL, *(cpu.msrs.values[number] for number in _BRANCH_MSRS))
+
+
+def _load_branches(cpu: Cpu, view: memoryview) -> None:
+    dbgctl, *records = _BRANCHES.unpack_from(view, _DBGCTL)
+    cpu.msrs.values.update(zip(_BRANCH_MSRS, (dbgctl & DEBUGCTL_BITS, *records), strict=True))
+
+
 def _page(cpu: Cpu, what: str) -> int:
     """The page that rAX names, for VMRUN, VMLOAD and VMSAVE; #GP if it is not one (APM2 15.5.1).
 
@@ -270,6 +290,9 @@ def vmrun(cpu: Cpu, size: int) -> Event | None:
         q[_Q_PAT] = guest.q[_G_PAT]
     set_intercepts(s, guest)
     cpu.guard_ferr()
+    if guest.lbr_virtual:
+        _store_branches(cpu, hsave(cpu))
+        _load_branches(cpu, view)
     guest.host_nmi_blocked = s.nmi_blocked
     if guest.v_nmi_enabled:
         s.nmi_blocked = bool(guest.v_intr & V_INTR.v_nmi_blocking)
@@ -362,6 +385,9 @@ def vmexit(cpu: Cpu, code: int, info1: int = 0, info2: int = 0, *, intinfo: int 
         s.set_cr(0, cpu.cr0)
         cpu.ne_is_ours = False
     _store_state(cpu, view)
+    if guest.lbr_virtual:
+        _store_branches(cpu, view)
+        _load_branches(cpu, hsave(cpu))
     q = guest.q
     q[_CR2] = s.q[_Q_CR2]
     if guest.np:
