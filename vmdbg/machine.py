@@ -76,6 +76,8 @@ class Config:
     python_runtime: bool = False
     native_switch: bool = True
     """Common world switches are made in C, where the runtime is native."""
+    physical_bits: int = PHYSICAL_BITS
+    """MAXPHYADDR: 36 to what the engine can."""
     trace: TextIO | None = None
     max_time: int | None = None
     """The machine ends at this tick, with LIMIT_REACHED."""
@@ -112,7 +114,9 @@ class Machine:
         self.source = image
         self.image = self._load()
         self.clock = Clock()
-        self.engine = Engine(config.memory, self.clock, python=config.python_runtime)
+        self.engine = Engine(
+            config.memory, self.clock, python=config.python_runtime, physical_bits=config.physical_bits
+        )
         self.ram = self.engine.ram
         self.bus = Bus()
         self.engine.devices = self
@@ -143,7 +147,7 @@ class Machine:
     def _devices(self) -> None:
         config, clock, bus = self.config, self.clock, self.bus
         self.cpuid = CpuidConfig(
-            cpus=config.cpus, physical_bits=PHYSICAL_BITS, svm_features=world.FEATURES, asids=world.ASIDS,
+            cpus=config.cpus, physical_bits=config.physical_bits, svm_features=world.FEATURES, asids=world.ASIDS,
             features=DEFAULT_FEATURES - NOT_EMULATED,
         )  # fmt: skip
         self.apic_bus = ApicBus()

@@ -35,9 +35,9 @@ class Hypervisor(Rig):
     def __init__(
         self, guest: str | bytes, mode: Mode = "long", *, host: str = "vmrun; hlt", python: bool = False,
         np: bool = True,
-        user: bool = False, cpus: int = 1,
+        user: bool = False, cpus: int = 1, physical_bits: int = 40,
     ) -> None:  # fmt: skip
-        super().__init__(host, "long", python=python, cpus=cpus, origin=HOST_CODE)
+        super().__init__(host, "long", python=python, cpus=cpus, origin=HOST_CODE, physical_bits=physical_bits)
         self.inner = inner = Rig(guest, mode, user=user)
         self.labels = {**inner.labels, **{f"host_{name}": value for name, value in self.labels.items()}}
         self.base = GUEST if np else 0

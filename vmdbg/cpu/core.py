@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from introspect.address import Gpa
 from introspect.paging import Access, Fault, Nested, NestedFault, PagingState, translate
-from vmdbg.engine.engine import PHYSICAL_BITS, Engine
+from vmdbg.engine.engine import Engine
 from vmdbg.engine.physical import Npt, Shadow
 from vmdbg.engine.state import SS, TR, CpuState
 from vmdbg.platform.msrs import (
@@ -93,6 +93,7 @@ class Cpu:
         self.engine = engine
         self.bus = bus
         self.cpuid_config = cpuid_config
+        self.physical_bits = cpuid_config.physical_bits
         self.observer = observer
         self.ram = engine.ram
         self.state: CpuState = engine.state()
@@ -243,7 +244,7 @@ class Cpu:
         key = (s.cr(0), s.cr(3), s.cr(4), s.efer, s.cpl, s.rflags & RFLAGS_AC)
         if key != self._paging_key:
             self._paging_key = key
-            self._paging = PagingState(*key[:5], rflags_ac=bool(key[5]), maxphyaddr=PHYSICAL_BITS)
+            self._paging = PagingState(*key[:5], rflags_ac=bool(key[5]), maxphyaddr=self.physical_bits)
         assert self._paging is not None
         return self._paging
 

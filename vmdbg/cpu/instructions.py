@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from vmdbg.engine.engine import PHYSICAL_BITS
 from vmdbg.engine.state import CS, ES, RAX, RBX, RCX, RDI, RDX, RSI, RSP, SS, TR
 from vmdbg.platform.clock import TICKS_PER_SECOND
 from vmdbg.platform.cpuid import Dynamic, cpuid
@@ -102,7 +101,7 @@ def _check_pdptes(cpu: Cpu, cr3: int) -> None:
     """Loading CR3 in PAE mode reads four PDPTEs; a present one with reserved bits raises #GP (APM2 5.3.2)."""
     if cpu.nested is not None:
         return  # under nested paging they are read, and judged, at each walk (APM2 15.25.10)
-    reserved = 0xFFFFFFFFFFFFFFFF & ~((1 << PHYSICAL_BITS) - 1) | 0x1E6
+    reserved = 0xFFFFFFFFFFFFFFFF & ~((1 << cpu.physical_bits) - 1) | 0x1E6
     for index in range(4):
         at = (cr3 & 0xFFFFFFE0) + 8 * index
         entry = cpu.ram.read_u64(at) if cpu.ram.contains(at, 8) else MASK64
@@ -113,7 +112,7 @@ def _check_pdptes(cpu: Cpu, cr3: int) -> None:
 def write_cr3(cpu: Cpu, value: int) -> None:
     s = cpu.state
     if s.is_long:
-        if value >> PHYSICAL_BITS:
+        if value >> cpu.physical_bits:
             raise CpuFault(GP, 0)
     elif s.cr(0) & CR0_PG and s.cr(4) & CR4_PAE:
         _check_pdptes(cpu, value)

@@ -428,6 +428,8 @@ class Processor(Cpu):
 
     def _on_exit(self, stop: Stop) -> None:
         if stop.npf is not None:
+            if stop.npf.gpa >> self.physical_bits:
+                raise world.reserved_bit_fault(self)
             world.nested_fault_exit(self, self._classify(stop), None)
             return
         code = stop.code - VMEXIT

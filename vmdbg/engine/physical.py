@@ -15,6 +15,7 @@ from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from introspect.address import Gpa
 from introspect.paging import Nested, NestedFault, nested_translate
 
 from .memory import PAGE, Ram, sparse
@@ -304,8 +305,11 @@ class Physical:
         """Answer a fault of the engine's walk.
 
         Returns -1 if a mapping was made (try again), the spa if the engine may not map it (a device, nothing, or a
-        watched page), or the fault that the user's nested table says.
+        watched page), or the fault that the user's nested table says.  An address beyond MAXPHYADDR is a fault, too: an entry
+        of the walked tables has reserved bits.
         """
+        if gpa >> self.bits:
+            return NestedFault(0, Gpa(gpa))
         if isinstance(npt, Shadow):
             reader = self.reader
             reader.seen.clear()

@@ -16,7 +16,6 @@ from introspect.exits import EVENT
 from introspect.rules import RULES
 from introspect.vmcb import INT_STATE, V_INTR, VMCB
 from vmdbg.engine import layout
-from vmdbg.engine.engine import PHYSICAL_BITS
 from vmdbg.engine.errors import EngineError
 from vmdbg.engine.physical import NOTED, Shadow
 
@@ -138,7 +137,7 @@ class Switcher:
         state.busy = NOTED if engine.physical.nx else 0xFF
         state.cpu = cpu.index
         state.host_root = engine.physical.host.root
-        state.physical_mask = ~((1 << PHYSICAL_BITS) - 1) & 0xFFFFFFFFFFFFFFFF
+        state.physical_mask = ~((1 << cpu.physical_bits) - 1) & 0xFFFFFFFFFFFFFFFF
         state.inside = HOST
         ctypes.memmove(state.host_intercepts, host_intercepts, len(host_intercepts))
         judged = _judged()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from introspect.exits import EVENT, IOIO, NPF_INFO, ExitCode
+from introspect.exits import EVENT, IOIO, NPF_INFO, PF_ERROR, ExitCode
 from introspect.paging import Access, Fault, NestedFault, nested_translate, translate
 from introspect.permissions import iopm_intercepts, msrpm_intercepts
 from introspect.registers import CR4, EFER
@@ -17,7 +18,6 @@ from vmdbg.cpu.core import CR4_SUPPORTED, RFLAGS_VM, Cpu
 from vmdbg.cpu.faults import GP, PF, CpuFault, Event, Kind, NestedPageFault
 from vmdbg.cpu.operands import accesses
 from vmdbg.engine import layout
-from vmdbg.engine.engine import PHYSICAL_BITS
 from vmdbg.engine.state import DS, ES, GDTR, HF_CS64, IDTR, RSP, CpuState
 from vmdbg.platform.msrs import (
     DEBUGCTL,
@@ -233,7 +233,7 @@ def _page(cpu: Cpu, what: str) -> int:
     address = cpu.state.q[_Q_RAX]
     if not cpu.state.i[_I_HFLAGS] & HF_CS64:
         address &= 0xFFFFFFFF if cpu.bits == 32 else 0xFFFF
-    bad = address & (PAGE - 1) or address >> PHYSICAL_BITS
+    bad = address & (PAGE - 1) or address >> cpu.physical_bits
     if not bad and cpu.guest is not None and cpu.guest.virtual_vmload and cpu.nested is not None:
         found = nested_translate(cpu.ram, cpu.nested, address, what == "VMSAVE", False, set_ad=True)
         if isinstance(found, NestedFault):
@@ -241,7 +241,7 @@ def _page(cpu: Cpu, what: str) -> int:
         address = found.spa
     if bad or not cpu.ram.contains(address, PAGE):
         cpu.last_fault = (
-            f"{what} with rAX {address:#x}: the VMCB must be a 4 KiB-aligned page of memory below {PHYSICAL_BITS} bits "
+            f"{what} with rAX {address:#x}: the VMCB must be a 4 KiB-aligned page of memory below {cpu.physical_bits} bits "
             "(APM2 15.5.1)"
         )
         raise CpuFault(GP, 0)
@@ -264,7 +264,7 @@ def vmrun(cpu: Cpu, size: int) -> Event | None:
     guest.host_single_step = host_single_step
     host_cr4, host_efer = s.cr(4), s.efer
     violation = _violation(
-        cpu, guest, _processor(s.cr(0), host_cr4, host_efer, cpu.msrs.table[MSR_EFER].writable)
+        cpu, guest, _processor(cpu.physical_bits, s.cr(0), host_cr4, host_efer, cpu.msrs.table[MSR_EFER].writable)
     )
     cpu.guest = guest
     cpu.observer.vmrun(cpu, guest, host_cr4, host_efer)
@@ -320,8 +320,8 @@ def vmrun(cpu: Cpu, size: int) -> Event | None:
 
 
 @lru_cache(maxsize=64)
-def _processor(cr0: int, cr4: int, efer: int, efer_valid: int) -> Processor:
-    return Processor(PHYSICAL_BITS, FEATURES, cr0, cr4, efer, cr4_valid=CR4_SUPPORTED, efer_valid=efer_valid)
+def _processor(physical_bits: int, cr0: int, cr4: int, efer: int, efer_valid: int) -> Processor:
+    return Processor(physical_bits, FEATURES, cr0, cr4, efer, cr4_valid=CR4_SUPPORTED, efer_valid=efer_valid)
 
 
 def _violation(cpu: Cpu, guest: Guest, processor: Processor) -> Violation | None:
@@ -472,6 +472,22 @@ def nested_fault_exit(cpu: Cpu, fault: NestedFault, origin: Event | None) -> Non
 
 def classify_write_fault(cpu: Cpu, fault: NestedFault) -> NestedFault:
     """A refused write at a gpa: by the instruction itself (bit 32), or by the walk of the guest's tables (bit 33)?"""
+    for found in _faults(cpu):
+        if found.kind == "NPF" and found.code & NPF_INFO.TABLE and found.address == fault.gpa:
+            return NestedFault(found.code, fault.gpa)
+    return fault
+
+
+def reserved_bit_fault(cpu: Cpu) -> CpuFault:
+    """The #PF of the instruction at RIP, whose walk met an address beyond MAXPHYADDR."""
+    for found in _faults(cpu):
+        if found.kind == "PF" and found.code & PF_ERROR.RSV:
+            return CpuFault(PF, found.code, found.address)
+    return CpuFault(PF, PF_ERROR.P | PF_ERROR.RSV, cpu.state.linear_rip)
+
+
+def _faults(cpu: Cpu) -> Iterator[Fault]:
+    """What the accesses of the instruction at RIP fault with, its fetch included."""
     user = cpu.state.cpl == 3
     linear = cpu.state.linear_rip
     candidates = [(linear, False, True), (linear + 14, False, True)]
@@ -479,9 +495,8 @@ def classify_write_fault(cpu: Cpu, fault: NestedFault) -> NestedFault:
     candidates += [(address + size - 1, writes, False) for address, size, _, writes in accesses(cpu)]
     for address, write, execute in candidates:
         found = translate(cpu.ram, cpu.paging, address, Access(write, execute, user), cpu.nested, set_ad=False)
-        if isinstance(found, Fault) and found.kind == "NPF" and found.code & NPF_INFO.TABLE and found.address == fault.gpa:
-            return NestedFault(found.code, fault.gpa)
-    return fault
+        if isinstance(found, Fault):
+            yield found
 
 
 def task_switch_exit(cpu: Cpu, switch: TaskSwitchExit, origin: Event | None) -> None:
