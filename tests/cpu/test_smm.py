@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 
 from introspect.smm import SMM_IO, SMM_SAVE, SMM_SAVE_OFFSET
@@ -246,3 +248,23 @@ def test_memory_that_is_not_there(python: bool) -> None:
     assert rig.state.base(CS) == 0xF0000000
     assert rig.state.base(TR) == TSS
     assert rig.state.base(GDTR) == GDT
+
+
+def test_random_save_areas(python: bool) -> None:
+    """Whatever stands there, RSM ends in a state or a shutdown, and the processor goes on or stops."""
+    shutdowns = 0
+    for seed in range(60):
+        random = Random(seed)
+        rig = Rig("nop; 1: jmp 1b", random.choice(MODES), python=python)
+        rig.cpu.smi()
+        rig.step()
+        area = bytearray(rig.ram.read(SAVE, SMM_SAVE.size))
+        for field in random.sample(list(SMM_SAVE), random.choice((1, 2, 5, 40))):
+            value = random.choice((0, CODE, 0x33, 1 << 31, random.getrandbits(8 * field.size)))
+            SMM_SAVE.write(area, field.name, value & (1 << 8 * field.size) - 1)
+        rig.ram.write(SAVE, bytes(area))
+        for _ in range(3):
+            rig.machine.run(300)
+            rig.cpu.smi()
+        shutdowns += rig.cpu.shutdown
+    assert 0 < shutdowns < 60
