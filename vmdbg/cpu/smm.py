@@ -111,6 +111,8 @@ def enter(cpu: Cpu) -> None:
     if cpu.ram.contains(area, SMM_SAVE.size):
         cpu.ram.write(area, bytes(SMM_SAVE.encode(values)))
     cpu.smm = Interrupted(guest, cpu.npt, s.nmi_blocked)
+    if guest is not None and guest.np:
+        s.set_field("pat", guest.host_pat)
     s.nmi_blocked = True
     cpu.halted = False
     _run(cpu, None)
@@ -164,7 +166,11 @@ def leave(cpu: Cpu) -> bool:
     cpu.dr[6], cpu.dr[7] = saved["dr6"], saved["dr7"]
     s.nmi_blocked = interrupted.nmi_blocked
     cpu.halted = bool(saved["auto_halt_restart"])
-    _run(cpu, interrupted.guest)
+    guest = interrupted.guest
+    if guest is not None and guest.np:
+        guest.host_pat = s.field("pat")
+        s.set_field("pat", saved["g_pat"])
+    _run(cpu, guest)
     npt = interrupted.npt
     # Looked up anew: its table may have been given up meanwhile.
     nested = npt.nested if isinstance(npt, Shadow) else None

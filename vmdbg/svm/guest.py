@@ -21,9 +21,10 @@ class Guest:
     """A guest that is running, between VMRUN and #VMEXIT.  Addresses are system-physical."""
 
     __slots__ = (
-        "asid", "eventinj", "host_if", "host_nmi_blocked", "host_single_step", "iopm", "last_pause", "lbr_virtual", "misc_ctl",
-        "misc_ctl2", "msrpm", "n_cr3", "np", "pause_count", "pause_left", "pause_threshold", "q", "shadow", "tlb_control",
-        "tsc_offset", "v_gif_enabled", "v_intr", "v_intr_masking", "v_nmi_enabled", "v_tpr", "view", "vmcb", "words",
+        "asid", "eventinj", "host_if", "host_nmi_blocked", "host_pat", "host_single_step", "iopm", "last_pause", "lbr_virtual",
+        "misc_ctl", "misc_ctl2", "msrpm", "n_cr3", "np", "pause_count", "pause_left", "pause_threshold", "q", "shadow",
+        "tlb_control", "tsc_offset", "v_gif_enabled", "v_intr", "v_intr_masking", "v_nmi_enabled", "v_tpr", "view", "vmcb",
+        "words",
     )  # fmt: skip
 
     def __init__(self, vmcb: int, view: memoryview, host_if: bool) -> None:
@@ -47,6 +48,8 @@ class Guest:
         self.v_nmi_enabled = bool(self.v_intr & V_INTR.v_nmi_enable)
         self.lbr_virtual = bool(self.misc_ctl2 & MISC_CTL2.lbr_virt)
         self.host_if = host_if
+        self.host_pat = 0
+        """With nested paging: the host's PAT MSR; the processor's is the guest's then (APM2 15.25.2)."""
         self.host_nmi_blocked = False
         """With virtual NMIs: whether physical ones are masked.  The processor's own mask is the guest's then (APM2 15.21.10)."""
         self.load_pause_filter()

@@ -41,7 +41,7 @@ struct switcher {                       /* of one CPU */
     uint64_t deadline;                  /* guest time at which the run's budget is used up */
     uint64_t dr[8];                     /* the debug registers as software sees them */
     /* Of the guest that runs: */
-    uint64_t v_intr, eventinj;
+    uint64_t v_intr, eventinj, host_pat;
     int32_t inside;                     /* its entry; -1 for the host, -2 for a guest without one */
     uint32_t host_if;                   /* RFLAGS.IF at VMRUN */
     uint64_t switches;                  /* VMRUNs and #VMEXITs ever made here */
@@ -257,6 +257,7 @@ static int64_t vmrun(struct runtime *rt, struct switcher *sw)
     FIELD(rt, uint64_t, at.efer) = efer & EFER_LME && cr0 >> 31 ? efer | EFER_LMA : efer & ~(uint64_t)EFER_LMA;
     refresh(rt, cpl, Q(vmcb, in.int_state) & 1);
     FIELD(rt, uint64_t, at.nested_cr3) = e->root;
+    sw->host_pat = FIELD(rt, uint64_t, at.pat);
     FIELD(rt, uint64_t, at.pat) = Q(vmcb, in.g_pat);
     memcpy((char *)rt->context + at.intercept, e->intercepts, 20);
     gif(rt, true);
@@ -289,6 +290,7 @@ static int64_t vmexit(struct runtime *rt, struct switcher *sw, uint32_t code, ui
     store_state(rt, sw, vmcb);
     Q(vmcb, in.cr2) = CR(rt, 2);
     Q(vmcb, in.g_pat) = FIELD(rt, uint64_t, at.pat);
+    FIELD(rt, uint64_t, at.pat) = sw->host_pat;
     Q(vmcb, in.v_intr) = sw->v_intr;
     state = Q(vmcb, in.int_state) & ~1ull;
     Q(vmcb, in.int_state) = state | (FIELD(rt, uint32_t, at.hflags) & HF_INHIBIT_IRQ ? 1 : 0);

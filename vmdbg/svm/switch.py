@@ -66,7 +66,8 @@ class State(ctypes.Structure):
         ("ram", ctypes.c_void_p), ("pages", ctypes.c_void_p), ("ranges", ctypes.c_uint64 * 4), ("total", ctypes.c_void_p),
         ("busy", ctypes.c_uint64), ("cpu", ctypes.c_uint64), ("host_root", ctypes.c_uint64),
         ("physical_mask", ctypes.c_uint64), ("deadline", ctypes.c_uint64), ("dr", ctypes.c_uint64 * 8),
-        ("v_intr", ctypes.c_uint64), ("eventinj", ctypes.c_uint64), ("inside", ctypes.c_int32), ("host_if", ctypes.c_uint32),
+        ("v_intr", ctypes.c_uint64), ("eventinj", ctypes.c_uint64), ("host_pat", ctypes.c_uint64),
+        ("inside", ctypes.c_int32), ("host_if", ctypes.c_uint32),
         ("switches", ctypes.c_uint64), ("judged_count", ctypes.c_uint64), ("judged_index", ctypes.c_uint32 * JUDGED),
         ("judged_mask", ctypes.c_uint64 * JUDGED), ("host_intercepts", ctypes.c_uint8 * 24), ("entries", Entry * ENTRIES),
     )  # fmt: skip
@@ -177,7 +178,7 @@ class Switcher:
         self._known[index] = guest, shadow
         state.inside = index
         state.eventinj = guest.eventinj
-        state.host_if = guest.host_if
+        state.host_if, state.host_pat = guest.host_if, guest.host_pat
 
     def left(self) -> None:
         """world.vmexit has left the guest."""
@@ -212,7 +213,7 @@ class Switcher:
             return None
         guest, shadow = self._known[state.inside]
         guest.v_intr, guest.v_tpr = state.v_intr, state.v_intr & 0xFF
-        guest.eventinj, guest.host_if = state.eventinj, bool(state.host_if)
+        guest.eventinj, guest.host_if, guest.host_pat = state.eventinj, bool(state.host_if), state.host_pat
         guest.load_pause_filter()  # the last switch was its VMRUN
         return guest, shadow
 

@@ -287,7 +287,7 @@ def vmrun(cpu: Cpu, size: int) -> Event | None:
     s.shadow = guest.shadow
     if guest.np:
         cpu.npt = cpu.engine.physical.shadow(guest.n_cr3, host_cr4 & _SHADOW_CR4, host_efer & _SHADOW_EFER)
-        q[_Q_PAT] = guest.q[_G_PAT]
+        guest.host_pat, q[_Q_PAT] = q[_Q_PAT], guest.q[_G_PAT]
     set_intercepts(s, guest)
     cpu.guard_ferr()
     if guest.lbr_virtual:
@@ -391,7 +391,7 @@ def vmexit(cpu: Cpu, code: int, info1: int = 0, info2: int = 0, *, intinfo: int 
     q = guest.q
     q[_CR2] = s.q[_Q_CR2]
     if guest.np:
-        q[_G_PAT] = s.q[_Q_PAT]
+        q[_G_PAT], s.q[_Q_PAT] = s.q[_Q_PAT], guest.host_pat
     q[_V_INTR] = _v_intr_at_exit(cpu, guest, intinfo)
     state = q[_INT_STATE] & ~_SHADOW
     q[_INT_STATE] = state | _SHADOW if s.shadow else state
