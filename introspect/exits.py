@@ -6,7 +6,7 @@ from introspect.avic import EOI, EXIT_WRITE, IncompleteIpi, register
 from introspect.layout import Bits, bit, bits
 
 __all__ = [
-    "EVENT", "EXCEPTION_BASE", "INTERCEPT_CODES", "IOIO", "NPF_INFO", "PF_ERROR", "ExitCode", "describe_event",
+    "EVENT", "EXCEPTION_BASE", "INTERCEPT_CODES", "IOIO", "NPF_INFO", "PF_ERROR", "SMI_INFO", "ExitCode", "describe_event",
     "describe_exit", "describe_page_fault", "exception_name", "exit_name", "exit_section",
 ]  # fmt: skip
 
@@ -224,6 +224,23 @@ class IOIO(Bits):
     meanings = {"SEG": dict(enumerate(("ES", "CS", "SS", "DS", "FS", "GS")))}  # noqa: RUF012 - ClassVar in Bits
 
 
+class SMI_INFO(Bits):
+    """EXITINFO1 of an SMI, with the I/O instruction that it followed if there was one (APM2 15.13.3)."""
+
+    TYPE = bit(0)
+    VAL = bit(1)
+    STR = bit(2)
+    REP = bit(3)
+    SZ8 = bit(4)
+    SZ16 = bit(5)
+    SZ32 = bit(6)
+    PORT = bits(31, 16)
+    SMIRC = bit(32)
+    SMISRC = bit(33)
+    TF = bit(34)
+    BRP = bit(35)
+
+
 _GPRS = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{n}" for n in range(8, 16)))
 _IPI_CAUSES = {cause.value: cause.name.replace("_", " ").lower() for cause in IncompleteIpi}
 
@@ -261,6 +278,14 @@ def _describe_ioio(info1: int, next_rip: int) -> str:
     return f"{repeat}{verb} port {IOIO.get(info1, 'PORT'):#x}, {size}, next rIP {next_rip:#x}"
 
 
+def _describe_smi(info1: int, next_rip: int) -> str:
+    where = "external" if info1 & SMI_INFO.SMISRC else "internal"
+    if not info1 & SMI_INFO.VAL:
+        return where
+    verb = "IN" if info1 & SMI_INFO.TYPE else "OUT"
+    return f"{where}, behind {verb} port {SMI_INFO.get(info1, 'PORT'):#x}, next rIP {next_rip:#x}"
+
+
 def _describe_npf(info1: int, gpa: int) -> str:
     what = "instruction fetch" if info1 & NPF_INFO.ID else "write" if info1 & NPF_INFO.W else "read"
     why = "reserved bit set" if info1 & NPF_INFO.RSV else "not permitted" if info1 & NPF_INFO.P else "not present"
@@ -296,6 +321,8 @@ def _details(code: int, info1: int, info2: int) -> str:
         case ExitCode.EXCP_DF | ExitCode.EXCP_TS | ExitCode.EXCP_NP | ExitCode.EXCP_SS | ExitCode.EXCP_GP | \
                 ExitCode.EXCP_AC | ExitCode.EXCP_CP | ExitCode.EXCP_VC | ExitCode.EXCP_SX:  # fmt: skip
             return f"error code {info1:#x}"
+        case ExitCode.SMI:
+            return _describe_smi(info1, info2)
         case ExitCode.SWINT:
             return f"vector {info1 & 0xFF:#x}"
         case ExitCode.INVLPG:

@@ -15,7 +15,6 @@ from introspect.vmcb import VMCB
 from vmdbg.cpu.instructions import read_tpr, write_tpr
 from vmdbg.cpu.processor import Processor
 from vmdbg.engine import layout
-from vmdbg.engine.engine import PHYSICAL_BITS
 from vmdbg.engine.memory import Ram
 from vmdbg.engine.state import ATTRIB_DB, CS, DS, ES, FS, GS, SS, CpuState
 from vmdbg.history import Vcpu
@@ -222,12 +221,12 @@ class SavedContext:
         return bool(self._get("cs.attrib") & ATTRIB_DB)
 
     def paging(self) -> PagingState:
-        return PagingState.from_vmcb(self.view, PHYSICAL_BITS)
+        return PagingState.from_vmcb(self.view, self.cpu.physical_bits)
 
     def nested(self) -> Nested | None:
         if self.vcpu is None:
             return None
-        return Nested.from_vmcb(self.view, self.vcpu.host_cr4, self.vcpu.host_efer, PHYSICAL_BITS)
+        return Nested.from_vmcb(self.view, self.vcpu.host_cr4, self.vcpu.host_efer, self.cpu.physical_bits)
 
 
 def _privileged(state: PagingState) -> PagingState:

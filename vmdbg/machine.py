@@ -16,6 +16,7 @@ from vmdbg.boot.image import BootImage
 from vmdbg.boot.images import BootOptions, Module, load
 from vmdbg.boot.memory_map import EBDA
 from vmdbg.boot.state import GENERAL_REGISTERS, Mode
+from vmdbg.cpu import smm
 from vmdbg.cpu.core import Notice
 from vmdbg.cpu.processor import Outcome, Processor
 from vmdbg.engine import layout
@@ -30,12 +31,12 @@ from vmdbg.platform.cpuid import DEFAULT_FEATURES, CpuidConfig
 from vmdbg.platform.debugexit import DebugExit, PowerManagement, ResetControl
 from vmdbg.platform.fwcfg import FwCfg, FwCfgContents
 from vmdbg.platform.lapic import Lapic
-from vmdbg.platform.msrs import MsrFile
+from vmdbg.platform.msrs import SMBASE_RESET, MsrFile
 from vmdbg.platform.pic import Pic
 from vmdbg.platform.pit import Pit
 from vmdbg.platform.rtc import Rtc
 from vmdbg.platform.serial import FileSerial, NullSerial, Serial
-from vmdbg.platform.system_ports import KeyboardController, PortA, PortB
+from vmdbg.platform.system_ports import KeyboardController, PortA, PortB, SmiPort
 from vmdbg.platform.uart import Uart
 from vmdbg.svm import world
 from vmdbg.svm.avic import Avic
@@ -60,6 +61,9 @@ BDA = 0x400
 """The BIOS data area: a few of its words are asked for by boot code that runs without firmware calls."""
 _BDA = struct.pack("<H12xHHxH", 0x3F8, EBDA >> 4, 0, EBDA >> 10)
 """COM1's port, the EBDA's segment, no equipment, KiB of base memory (IBM PC/AT technical reference)."""
+
+_SMM_HANDLER = b"\x0f\xaa"
+"""RSM: firmware that knows no SMI."""
 
 _ENCODING = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{n}" for n in range(8, 16)))
 assert set(_ENCODING) == set(GENERAL_REGISTERS)
@@ -91,6 +95,8 @@ class Config:
     """Translations are kept until they must be forgotten: a forgotten flush is found."""
     stop_on: frozenset[Notice] = frozenset()
     """What `run` stops for (PAUSED, with `history.stopped_for`)."""
+    physical_bits: int = PHYSICAL_BITS
+    """MAXPHYADDR: 36 to what the engine can."""
     trace: TextIO | None = None
     max_time: int | None = None
     """The machine ends at this tick, with LIMIT_REACHED."""
@@ -135,7 +141,9 @@ class Machine:
         self.source = image
         self.image = self._load()
         self.clock = Clock()
-        self.engine = Engine(config.memory, self.clock, python=config.python_runtime)
+        self.engine = Engine(
+            config.memory, self.clock, python=config.python_runtime, physical_bits=config.physical_bits
+        )
         self.ram = self.engine.ram
         self.bus = Bus()
         self.engine.devices = self
@@ -178,7 +186,7 @@ class Machine:
         # The mirrors of a strict TLB lead to memory only: no access to a virtual APIC could be seen.
         features = world.FEATURES & ~SVM_FEATURES.AVIC if config.strict_tlb else world.FEATURES
         self.cpuid = CpuidConfig(
-            cpus=config.cpus, physical_bits=PHYSICAL_BITS, svm_features=features, asids=world.ASIDS,
+            cpus=config.cpus, physical_bits=config.physical_bits, svm_features=features, asids=world.ASIDS,
             features=DEFAULT_FEATURES - NOT_EMULATED,
         )  # fmt: skip
         self.apic_bus = ApicBus()
@@ -207,6 +215,7 @@ class Machine:
         bus.add_ports(0x92, 0x92, port_a)
         bus.add_ports(0x60, 0x60, keyboard)
         bus.add_ports(0x64, 0x64, keyboard)
+        bus.add_ports(0xB2, 0xB3, SmiPort(self._smi))
         bus.add_ports(0xCF9, 0xCF9, reset_control)
         bus.add_ports(0x3F8, 0x3FF, self.uart)
         bus.add_ports(0xF4, 0xF7, DebugExit(self.exit), width=4)
@@ -242,6 +251,10 @@ class Machine:
     def _intr(self, level: bool) -> None:
         self.cpus[0].lapic.set_lint(0, level)
 
+    def _smi(self) -> None:
+        for cpu in self.cpus:
+            cpu.smi()
+
     def _start(self) -> None:
         """Every CPU from power-on, the first one at the image."""
         for cpu in self.cpus:
@@ -249,6 +262,7 @@ class Machine:
             cpu.wait_for_sipi = cpu.index != 0
         self.cpus[0].lapic.virtual_wire()
         self.ram.write(BDA, _BDA)
+        self.ram.write(SMBASE_RESET + smm.ENTRY, _SMM_HANDLER)
         self.image.place(self.ram)
         boot, cpu = self.image.state, self.cpus[0]
         s = cpu.state

@@ -25,7 +25,6 @@ from introspect.rules import Processor as RuleProcessor
 from introspect.sources import Memory
 from vmdbg.breakpoints import Rule
 from vmdbg.cpu.core import Notice
-from vmdbg.engine.engine import PHYSICAL_BITS
 from vmdbg.history import HOST, KnownGuest
 from vmdbg.svm import world
 
@@ -122,11 +121,11 @@ class Monitor:
     @property
     def processor(self) -> RuleProcessor:
         cr0, _, cr4, efer = self._host
-        return RuleProcessor(PHYSICAL_BITS, world.FEATURES, cr0, cr4, efer)
+        return RuleProcessor(self.debugger.machine.config.physical_bits, world.FEATURES, cr0, cr4, efer)
 
     @property
     def host_paging(self) -> PagingState:
-        return PagingState(*self._host, maxphyaddr=PHYSICAL_BITS)
+        return PagingState(*self._host, maxphyaddr=self.debugger.machine.config.physical_bits)
 
     @property
     def guests(self) -> Sequence[GuestView]:

@@ -10,6 +10,8 @@ from pathlib import Path
 from vmdbg.cpu.core import Notice
 
 MAX_CPUS = 64
+MIN_PHYSICAL_BITS, MAX_PHYSICAL_BITS = 36, 40
+"""MAXPHYADDR: above 40 the engine's walker takes address bits for reserved ones."""
 _SIZE = re.compile(r"(\d+)([KMGT]?)(?:i?B)?", re.IGNORECASE)
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _LOOPBACK = ("127.0.0.1", "localhost", "::1", "")
@@ -33,6 +35,14 @@ def size(text: str) -> int:
 def cpus(text: str) -> int:
     if not text.isdigit() or not 1 <= int(text) <= MAX_CPUS:
         raise argparse.ArgumentTypeError(f"{text!r} CPUs are not possible; choose 1 to {MAX_CPUS}")
+    return int(text)
+
+
+def physical_bits(text: str) -> int:
+    if not text.isdigit() or not MIN_PHYSICAL_BITS <= int(text) <= MAX_PHYSICAL_BITS:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} physical address bits are not possible; choose {MIN_PHYSICAL_BITS} to {MAX_PHYSICAL_BITS}"
+        )
     return int(text)
 
 

@@ -22,7 +22,19 @@ from vmdbg.debugger import Debugger
 from vmdbg.engine.errors import EngineError
 from vmdbg.history import HOST
 from vmdbg.machine import LIMIT_REACHED, Config, Event, Machine
-from vmdbg.options import Endpoint, UsageError, cpus, endpoint, notices, number, size, symbol_file
+from vmdbg.options import (
+    MAX_PHYSICAL_BITS,
+    MIN_PHYSICAL_BITS,
+    Endpoint,
+    UsageError,
+    cpus,
+    endpoint,
+    notices,
+    number,
+    physical_bits,
+    size,
+    symbol_file,
+)
 from vmdbg.platform.serial import SerialError, open_serial
 
 IDLE_SECONDS = 0.005
@@ -60,6 +72,8 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     add("--append", default="", metavar="S", help="command line for the image")
     add("--memory", type=size, default=512 << 20, metavar="SIZE", help="RAM: 512M, 1G ... (512M)")
     add("--cpus", type=cpus, default=1, metavar="N", help="processors (1)")
+    add("--maxphyaddr", type=physical_bits, default=MAX_PHYSICAL_BITS, metavar="BITS",
+        help=f"physical address bits: {MIN_PHYSICAL_BITS} to {MAX_PHYSICAL_BITS} ({MAX_PHYSICAL_BITS})")  # fmt: skip
     add("--initrd", action="append", default=[], metavar="FILE", help="an initrd, or a multiboot module; may be repeated")
     add("--serial", default="stdio", metavar="WHERE", help="serial port: stdio, file:PATH, null, tcp:PORT (stdio)")
     add("--flat", type=number, metavar="ADDR", help="load the image as it is at this physical address")
@@ -105,6 +119,7 @@ def build(options: argparse.Namespace, trace: TextIO | None, arguments: Sequence
         serial=serial, python_runtime=options.runtime == "python", trace=trace, max_time=options.max_time,
         stop_on=options.stop_on, vmcb_cache=options.vmcb_cache == "strict",
         strict_tlb=options.tlb == "strict", reboot=options.reboot,
+        physical_bits=options.maxphyaddr,
     )  # fmt: skip
     try:
         machine = Machine(options.image, config)

@@ -113,6 +113,8 @@ def test_usage_errors_are_one_line(tmp_path: Path) -> None:
     refused("is not loopback", "run", *image, "--gdb", "0.0.0.0:1234")
     refused("is not a size", "run", *image, "--memory", "many")
     refused("choose 1 to", "run", *image, "--cpus", "0")
+    refused("choose 36 to 40", "run", *image, "--maxphyaddr", "48")
+    refused("a larger --maxphyaddr", "run", *image, "--maxphyaddr", "36", "--memory", "64G")
     refused("no such file", "run", *image, "--symbols", "guest2=/no/file")
     refused("names no inferior", "run", *image, "--symbols", "somebody=x")
     refused("is not a number", "run", *image, "--max-time", "soon")

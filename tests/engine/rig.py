@@ -60,14 +60,15 @@ class Rig:
 
     def __init__(
         self, source: str | bytes = "", mode: Mode = "long", *, python: bool = False, user: bool = False, cpus: int = 1,
-        memory: int = MEMORY, origin: int = CODE, strict_tlb: bool = False,
+        memory: int = MEMORY, origin: int = CODE, strict_tlb: bool = False, physical_bits: int = 40,
     ) -> None:  # fmt: skip
         if isinstance(source, bytes):
             self.program = Program(origin, source, {})
         else:
             self.program = assemble(source, origin, bits_of(mode))
         config = Config(
-            memory=memory, cpus=cpus, flat_address=0x80000, mode="real", python_runtime=python, strict_tlb=strict_tlb
+            memory=memory, cpus=cpus, flat_address=0x80000, mode="real", python_runtime=python, strict_tlb=strict_tlb,
+            physical_bits=physical_bits,
         )
         self.machine = Machine(b"\xf4", config)
         self.cpu: Processor = self.machine.cpus[0]
@@ -86,6 +87,15 @@ class Rig:
 
     def _handlers(self) -> None:
         self.ram.write(HANDLERS, b"\xf4".ljust(16, b"\x90") * 256)
+
+    def handler_code(self, vector: int, source: str) -> bytes:
+        """A handler of at most 16 bytes, to stand in the place of a vector's halt."""
+        code = assemble(source, HANDLERS + 16 * vector, 64 if self.mode in LONG_MODES else bits_of(self.mode)).code
+        assert len(code) <= 16, f"{source!r} is {len(code)} bytes long"
+        return code
+
+    def handler(self, vector: int, source: str) -> None:
+        self.ram.write(HANDLERS + 16 * vector, self.handler_code(vector, source))
 
     def _descriptors(self) -> None:
         wide = self.mode in LONG_MODES

@@ -56,6 +56,8 @@ def test_intercepted_follows_the_bit_rule() -> None:
         (0x400, 1 << 32 | 0xD, 0x1000, "read of the final address, gpa 0x1000, reserved bit set"),
         (0x13, 1 << 63 | 3, 0, "MOV with rbx"),
         (0x75, 0x80, 0, "vector 0x80"),
+        (0x62, 1 << 33, 0, "external"),
+        (0x62, 1 << 33 | 0x00B2_0012, 0x1002, "external, behind OUT port 0xb2, next rIP 0x1002"),
         (0x7D, 0x28, 1 << 36, "to TSS selector 0x28 by IRET"),
         (0x402, 1 << 32 | 0xB0, 0x31, "write of APIC register 0xb0 (EOI), vector 0x31"),
         (0x402, 0x550, 0, "read of APIC register 0x550"),

@@ -1,6 +1,14 @@
 from functools import partial
 
-from vmdbg.platform.system_ports import KEYBOARD_COMMAND, KEYBOARD_DATA, PORT_A, KeyboardController, PortA
+from vmdbg.platform.system_ports import (
+    KEYBOARD_COMMAND,
+    KEYBOARD_DATA,
+    PORT_A,
+    SMI_COMMAND,
+    KeyboardController,
+    PortA,
+    SmiPort,
+)
 
 
 def test_port_a_resets_on_the_rising_edge() -> None:
@@ -76,3 +84,13 @@ def test_a_full_output_buffer_interrupts_where_the_command_byte_lets_it() -> Non
             assert device.lines == {1: False, 12: False, line: bool(interrupts)}
             assert device.read_port(KEYBOARD_DATA, 1) == 7
             assert device.lines == {1: False, 12: False}
+
+
+def test_smi_port() -> None:
+    log: list[str] = []
+    device = SmiPort(lambda: log.append("smi"))
+    device.write_port(SMI_COMMAND + 1, 1, 0x77)
+    assert log == []
+    device.write_port(SMI_COMMAND, 1, 0x5A)
+    assert log == ["smi"]
+    assert [device.read_port(SMI_COMMAND + n, 1) for n in range(2)] == [0x5A, 0x77]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 
 from introspect.vmcb import VMCB
-from tests.engine.rig import IDT, STACK, TSS, Mode, Rig
+from tests.engine.rig import HANDLERS, IDT, STACK, TSS, Mode, Rig
 from vmdbg.engine.state import FS, GS, LDTR, RAX, TR
 from vmdbg.machine import Config, Event, Machine
 from vmdbg.svm import world
@@ -35,8 +35,10 @@ class Hypervisor(Rig):
     def __init__(
         self, guest: str | bytes, mode: Mode = "long", *, host: str = "vmrun; hlt", python: bool = False, np: bool = True,
         user: bool = False, cpus: int = 1, host_mode: Mode = "long", strict_tlb: bool = False,
+        physical_bits: int = 40,
     ) -> None:  # fmt: skip
-        super().__init__(host, host_mode, python=python, cpus=cpus, origin=HOST_CODE, strict_tlb=strict_tlb)
+        super().__init__(host, host_mode, python=python, cpus=cpus, origin=HOST_CODE, strict_tlb=strict_tlb,
+                         physical_bits=physical_bits)  # fmt: skip
         self.inner = inner = Rig(guest, mode, user=user)
         self.labels = {**inner.labels, **{f"host_{name}": value for name, value in self.labels.items()}}
         self.base = GUEST if np else 0
@@ -126,6 +128,9 @@ class Hypervisor(Rig):
 
     def guest_write(self, gpa: int, data: bytes) -> None:
         self.ram.write(self.base + gpa, data)
+
+    def guest_handler(self, vector: int, source: str) -> None:
+        self.guest_write(HANDLERS + 16 * vector, self.inner.handler_code(vector, source))
 
     # Running
 

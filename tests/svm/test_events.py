@@ -7,7 +7,7 @@ import pytest
 from tests.engine.interrupts import IF, enable_apic, interrupt
 from tests.engine.rig import CODE, HANDLERS, RING0_STACK, STACK, Mode, P
 from tests.svm.covers import covers
-from tests.svm.hypervisor import HLT, HOST_CODE, NPF, SHUTDOWN, VMMCALL, Hypervisor
+from tests.svm.hypervisor import HLT, HOST_CODE, INVALID, NPF, SHUTDOWN, VMMCALL, Hypervisor
 from vmdbg.cpu.events import DELIVERY
 
 INTR, NMI_EXIT, INIT_EXIT, VINTR = 0x60, 0x61, 0x63, 0x64
@@ -46,6 +46,40 @@ def test_injection(kind: int, vector: int, error: int | None, mode: Mode, python
     assert h["cr2"] == 0x1234
     assert not h["eventinj"] & V
     assert h["exitintinfo"] == 0
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        *(V | kind << 8 | 0x40 for kind in (1, 5, 6, 7)),
+        *(V | 3 << 8 | vector for vector in (2, 9, 15, 20, 31, 32, 0x80, 0xFF)),
+    ],
+)
+def test_what_cannot_be_injected(word: int, python: bool) -> None:
+    """Reserved types, and exceptions with a vector that is none (APM2 15.20): VMRUN refuses, and says why."""
+    h = Hypervisor("nop", python=python)
+    h.set(eventinj=word)
+    assert h.enter() == INVALID
+    assert "15.20" in h.cpu.last_fault
+    assert h["rip"] == CODE
+
+
+def test_without_v_nothing_is_injected(python: bool) -> None:
+    h = Hypervisor("nop; vmmcall", python=python)
+    h.set(eventinj=event(3, 2, 5) & ~V)
+    assert h.enter() == VMMCALL
+
+
+def test_the_error_code_is_pushed_if_ev_says_so(python: bool) -> None:
+    """Whatever the vector: the hypervisor is to know which have one."""
+    h = Hypervisor("nop", python=python)
+    h.set(eventinj=event(3, 6, 0x1234))
+    assert h.enter() == HLT
+    assert h.guest_stack(2) == [0x1234, CODE]
+    h = Hypervisor("nop", python=python)
+    h.set(eventinj=event(3, 13))
+    assert h.enter() == HLT
+    assert h.guest_stack(1) == [CODE]
 
 
 def test_injection_in_real_mode(python: bool) -> None:
@@ -146,6 +180,48 @@ def test_page_fault_in_delivery(python: bool) -> None:
     h.guest_write(0x50000 + (RING0_STACK - 8 >> 12) * 8, bytes(8))
     assert h.enter() == 0x4E
     assert (h["exitinfo1"], h["exitinfo2"], h["exitintinfo"]) == (2, RING0_STACK - 8, event(4, 0x80))
+
+
+@pytest.mark.parametrize("kind", [0, 3, 4])
+def test_injection_that_faults(kind: int, python: bool) -> None:
+    """The fault of a delivery is an exception like any other: the guest's, or an exit with the event in EXITINTINFO."""
+    vector, error = (13, 0) if kind == 3 else (0x40, None)
+    for intercepted in (False, True):
+        h = Hypervisor("nop", python=python)
+        h.intercept(0x4B, on=intercepted)
+        change_gate(h, vector, present=False)
+        h.set(eventinj=event(kind, vector, error), nrip=CODE + 1)
+        external = kind != 4
+        code = h.enter()
+        if intercepted:
+            assert (code, h["exitintinfo"], h["rip"]) == (0x4B, event(kind, vector, error), CODE)
+            assert h["exitinfo1"] == vector << 3 | 2 | external
+        elif kind == 3:  # #GP and #NP are both contributory
+            assert (code, h.guest_vector, h.guest_stack(2)) == (HLT, 8, [0, CODE])
+        else:
+            assert (code, h.guest_vector) == (HLT, 11)
+            assert h.guest_stack(2) == [vector << 3 | 2 | external, CODE]
+
+
+def test_injection_through_a_task_gate_exits(python: bool) -> None:
+    """An event that would switch tasks is the hypervisor's where it intercepts that (APM2 15.14.1)."""
+    h = Hypervisor("nop", "protected32", python=python)
+    h.intercept(0x7D)
+    change_gate(h, 13, kind=5, selector=0x88)
+    h.set(eventinj=event(3, 13, 0x18))
+    assert h.enter() == 0x7D
+    assert (h["exitinfo1"], h["exitintinfo"], h["rip"]) == (0x88, event(3, 13, 0x18), CODE)
+    assert h["exitinfo2"] == 1 << 48 | 1 << 44 | 0x18  # a fault: the flags that would be saved have RF
+
+
+def test_an_injected_exception_that_its_handler_repeats_is_intercepted(python: bool) -> None:
+    """Intercepts do not see the injected #UD, but the next one."""
+    h = Hypervisor("nop", python=python)
+    h.intercept(0x46)
+    h.guest_handler(6, "nop; ud2")
+    h.set(eventinj=event(3, 6))
+    assert h.enter() == 0x46
+    assert (h["rip"], h["exitintinfo"]) == (HANDLERS + 16 * 6 + 1, 0)
 
 
 def test_injected_double_fault_that_faults_shuts_down(python: bool) -> None:
@@ -386,4 +462,3 @@ def test_timer_of_the_host_preempts_a_guest(python: bool) -> None:
     assert h.enter() == INTR
     assert 20000 <= h.now < 20200  # the APIC counts once in four ticks
     assert h.rip > HOST_CODE
-    assert HANDLERS

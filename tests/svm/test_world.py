@@ -272,6 +272,20 @@ def test_interrupts_of_a_real_mode_guest(python: bool) -> None:
     assert bits_of("real") == 16
 
 
+def test_the_hosts_pat_is_its_own(python: bool) -> None:
+    """Under nested paging the guest has one in the VMCB; the host's is there again, from either kind of switch."""
+    source = "1: movl $0x277, %ecx; movl $0x01040006, %eax; movl %eax, %edx; wrmsr; vmmcall; jmp 1b"
+    host = "1: vmrun; movl $0x277, %ecx; rdmsr; addq $3, 0x90578; movl $0x90000, %eax; decl %ebx; jnz 1b; hlt"
+    h = Hypervisor(source, python=python, host=host)
+    h.state.set_reg(3, 5)
+    h.set(g_pat=0x0606060606060606)
+    before = h.state.field("pat")
+    assert h.enter() == VMMCALL
+    assert h["g_pat"] == 0x0104000601040006
+    assert (h.state.field("pat"), h.reg(2)) == (before, before >> 32)
+    assert before != h["g_pat"]
+
+
 def test_guest_memory_is_moved(python: bool) -> None:
     h = Hypervisor("movl $0x12345678, 0x100000; vmmcall", python=python)
     h.enter()

@@ -9,12 +9,22 @@ from typing import TYPE_CHECKING, Protocol
 
 from introspect.address import Gpa
 from introspect.paging import Access, Fault, Nested, NestedFault, PagingState, pdpte_reserved, translate
-from vmdbg.engine.engine import PHYSICAL_BITS, Engine
+from vmdbg.engine.engine import Engine
 from vmdbg.engine.physical import WATCH_WRITE, Npt, Shadow
 from vmdbg.engine.state import SS, TR, CpuState
+from vmdbg.platform.msrs import (
+    DEBUGCTL,
+    DEBUGCTL_BTF,
+    DEBUGCTL_LBR,
+    LAST_BRANCH_FROM,
+    LAST_BRANCH_TO,
+    LAST_EXCEPTION_FROM,
+    LAST_EXCEPTION_TO,
+    TSC_RATIO,
+)
 
 from .decode import Instruction, Undecodable, decode
-from .faults import GP, PF, UD, CpuFault, NestedPageFault, WatchedAccess
+from .faults import DB, GP, PF, UD, CpuFault, Event, Kind, NestedPageFault, WatchedAccess
 from .faults import SS as STACK_FAULT
 
 if TYPE_CHECKING:
@@ -28,8 +38,8 @@ if TYPE_CHECKING:
     from vmdbg.svm.vmcbcache import VmcbCache
 
     from .debug import DebugRegisters
+    from .smm import Interrupted, PortAccess
 
-_PDPTE_RESERVED = pdpte_reserved(PHYSICAL_BITS)
 CR0_PE, CR0_TS, CR0_NE, CR0_WP, CR0_PG = 1 << 0, 1 << 3, 1 << 5, 1 << 16, 1 << 31
 CR4_PAE, EFER_LMA = 1 << 5, 1 << 10
 CR4_SUPPORTED = 0b111_1111_1100 | 1 << 16 | 1 << 20 | 1 << 21
@@ -39,6 +49,7 @@ RFLAGS_TF, RFLAGS_IF, RFLAGS_DF, RFLAGS_NT, RFLAGS_RF, RFLAGS_VM, RFLAGS_AC = (
     1 << 8, 1 << 9, 1 << 10, 1 << 14, 1 << 16, 1 << 17, 1 << 18,
 )  # fmt: skip
 RFLAGS_IOPL = 3 << 12
+MASK64 = (1 << 64) - 1
 DR6_RESET, DR7_RESET = 0xFFFF0FF0, 0x400
 DR6_BS, DR6_BT = 1 << 14, 1 << 15
 
@@ -111,6 +122,7 @@ class Cpu:
         self.engine = engine
         self.bus = bus
         self.cpuid_config = cpuid_config
+        self.physical_bits = cpuid_config.physical_bits
         self.observer = observer
         self.ram = engine.ram
         self.state: CpuState = engine.state()
@@ -142,6 +154,8 @@ class Cpu:
         self.debug: DebugRegisters
         self.due = 0
         """Bits of DR6 for the #DB that is due behind the present instruction: BS if RFLAGS.TF was set when it began."""
+        self.branched = False
+        """The last instruction was a branch that was taken; known while DebugCtl asks for it."""
         self.switcher: Switcher | None = None
         """The common world switches in C; None with the Python runtime."""
         self.dr = (ctypes.c_uint64 * 8)(0, 0, 0, 0, 0, 0, DR6_RESET, DR7_RESET)
@@ -150,6 +164,10 @@ class Cpu:
         """VMCBs that passed the consistency checks: with which fields, on which processor."""
         self.task_guard: int | None = None
         """The page of the TSS, while task switches are intercepted: see `guard_tasks`."""
+        self.smm: Interrupted | None = None
+        """What SMM interrupted, in it (see smm.py)."""
+        self.port_access: PortAccess | None = None
+        """The last port access."""
         self.ne_is_ours = False
         """CR0.NE is set in the engine, not in the guest: see `guard_ferr`."""
         self._pdptes: tuple[int, ...] = ()
@@ -188,11 +206,14 @@ class Cpu:
 
     @property
     def tsc(self) -> int:
-        """The time stamp counter as software sees it: guest time, the CPU's own offset, a guest's TSC_OFFSET."""
+        """The time stamp counter as software sees it: guest time, the CPU's own offset; TSC ratio and TSC_OFFSET for a guest.
+
+        APM2 15.30.5, 15.34.
+        """
         value: int = self.engine.clock.now + self.tsc_offset
         if self.guest is not None:
-            value += self.guest.tsc_offset
-        return value & 0xFFFFFFFFFFFFFFFF
+            value = ((value & MASK64) * self.msrs.values[TSC_RATIO] >> 32) + self.guest.tsc_offset
+        return value & MASK64
 
     def get(self, field: str) -> int:
         if field == "tsc":
@@ -209,6 +230,31 @@ class Cpu:
         if field == "efer":
             self.state.refresh()
             self.forget_translations()
+
+    # Branches (APM2 13.1.6)
+
+    @property
+    def looks_for_branches(self) -> bool:
+        """DebugCtl asks to record branches, or to trap behind them."""
+        return bool(self.msrs.values[DEBUGCTL] & (DEBUGCTL_LBR | DEBUGCTL_BTF))
+
+    def branch(self, source: int, target: int) -> None:
+        """A control transfer from the instruction at RIP `source` has been made."""
+        self.branched = True
+        values = self.msrs.values
+        if values[DEBUGCTL] & DEBUGCTL_LBR:
+            values[LAST_BRANCH_FROM], values[LAST_BRANCH_TO] = source, target
+
+    def event_taken(self, event: Event, source: int) -> None:
+        """An interrupt or exception has come to its handler.  #DB ends the recording, and stays out of it."""
+        values = self.msrs.values
+        if not values[DEBUGCTL]:
+            return
+        if event.vector == DB and event.kind == Kind.EXCEPTION:
+            values[DEBUGCTL] &= ~(DEBUGCTL_LBR | DEBUGCTL_BTF)
+        elif values[DEBUGCTL] & DEBUGCTL_LBR:
+            values[LAST_EXCEPTION_FROM], values[LAST_EXCEPTION_TO] = values[LAST_BRANCH_FROM], values[LAST_BRANCH_TO]
+            self.branch(source, self.state.rip)
 
     # Mode
 
@@ -243,7 +289,7 @@ class Cpu:
         pdptes = None if s.root is None else self._pdptes
         if (key, pdptes) != self._paging_key:
             self._paging_key = key, pdptes
-            self._paging = PagingState(*key[:5], bool(key[5]), PHYSICAL_BITS, pdptes)
+            self._paging = PagingState(*key[:5], bool(key[5]), self.physical_bits, pdptes)
         assert self._paging is not None
         return self._paging
 
@@ -297,7 +343,7 @@ class Cpu:
     def bad_pdptes(self, cr3: int) -> bool:
         """Whether one of the four PDPEs that CR3 names in PAE mode is present and has reserved bits set (APM2 5.2.3)."""
         entries = (self.pdpte(cr3, index) for index in range(4))
-        return any(entry & 1 and entry & _PDPTE_RESERVED for entry in entries)
+        return any(entry & 1 and entry & pdpte_reserved(self.physical_bits) for entry in entries)
 
     # Memory, as the processor itself accesses it: translated, checked, with accessed and dirty bits.
 

@@ -147,6 +147,18 @@ def decode(code: bytes, bits: int) -> Instruction:
     return Instruction(at, opcode, modrm, rex, operand, address, segment, rep, immediate, displacement, sib)
 
 
+_JUMPS = frozenset((0x9A, 0xC2, 0xC3, 0xCA, 0xCB, 0xCF, 0xE8, 0xE9, 0xEA, 0xEB, 0x0F07, 0x0F35))
+"""Near and far JMP, CALL, RET, IRET; SYSRET, SYSEXIT."""
+_CONDITIONAL = frozenset((*range(0x70, 0x80), *range(0xE0, 0xE4), *range(0x0F80, 0x0F90)))
+
+
+def has_branched(insn: Instruction, before: int, after: int, bits: int) -> bool:
+    """Whether the instruction that was at RIP `before` and led to `after` is a branch that was taken."""
+    if insn.opcode in _JUMPS or (insn.opcode == 0xFF and 2 <= insn.modrm >> 3 & 7 <= 5):
+        return True
+    return insn.opcode in _CONDITIONAL and bool((after - before - insn.length) & ((1 << bits) - 1))
+
+
 def effective_address(insn: Instruction, regs: list[int], next_rip: int, bits: int) -> tuple[int, int]:
     """(segment, offset) of the memory operand; `regs` are the sixteen registers in encoding order."""
     mod, rm = insn.modrm >> 6, insn.modrm & 7

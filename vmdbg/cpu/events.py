@@ -32,6 +32,7 @@ def raise_event(cpu: Cpu, event: Event, *, injected: bool = False, intercepted: 
         try:
             deliver(cpu, event)
             cpu.engine.clock.now += DELIVERY
+            cpu.event_taken(event, rip - event.length)
             return
         except CpuFault as fault:
             if not fault.committed:

@@ -7,10 +7,12 @@ from enum import IntEnum
 
 from introspect.paging import NestedFault
 
-DE, DB, NMI, BP, OF, BR, UD, NM, DF, TS, NP, SS, GP, PF, MF, AC, MC, XF = (*range(9), *range(10, 15), 16, 17, 18, 19)
+DE, DB, NMI, BP, OF, BR, UD, NM, DF, TS, NP, SS, GP, PF, MF, AC, MC, XF, SX = (
+    *range(9), *range(10, 15), 16, 17, 18, 19, 30,
+)  # fmt: skip
 
 CONTRIBUTORY = frozenset((DE, TS, NP, SS, GP))
-WITH_ERROR_CODE = frozenset((DF, TS, NP, SS, GP, PF, AC))
+WITH_ERROR_CODE = frozenset((DF, TS, NP, SS, GP, PF, AC, SX))
 
 
 class Kind(IntEnum):

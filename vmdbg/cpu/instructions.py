@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from vmdbg.engine.engine import PHYSICAL_BITS
 from vmdbg.engine.state import CS, ES, RAX, RBX, RCX, RDI, RDX, RSI, RSP, SS, TR
 from vmdbg.platform.clock import TICKS_PER_SECOND
 from vmdbg.platform.cpuid import Dynamic, cpuid
@@ -38,6 +37,7 @@ from .delivery import TASK_GATE
 from .descriptors import fetch
 from .events import raise_event
 from .faults import DB, GP, UD, CpuFault, Event, Kind, NestedPageFault
+from .smm import PortAccess
 from .tasks import AVAILABLE_16, AVAILABLE_32, Source, TaskSwitchExit, switch
 
 CR0_ET, CR0_TS, CR0_NW, CR0_CD = 1 << 4, 1 << 3, 1 << 29, 1 << 30
@@ -120,7 +120,7 @@ def _check_pdptes(cpu: Cpu, cr3: int) -> None:
 
 
 def check_cr3(cpu: Cpu, value: int) -> None:
-    if cpu.state.is_long and value >> PHYSICAL_BITS:
+    if cpu.state.is_long and value >> cpu.physical_bits:
         raise CpuFault(GP, 0)
 
 
@@ -452,6 +452,7 @@ def syscall(cpu: Cpu) -> None:
     if not s.efer & EFER_SCE or not s.cr(0) & CR0_PE:
         _take_back(cpu)
         raise CpuFault(UD)
+    source = s.rip - 2
     star = s.field("star")
     selector = star >> 32 & 0xFFFC
     if s.is_long:
@@ -469,6 +470,7 @@ def syscall(cpu: Cpu) -> None:
     s.set_segment(CS, selector, 0, MASK32, code)
     s.set_segment(SS, selector + 8, 0, MASK32, DATA32)
     s.refresh(0)
+    cpu.branch(source, s.rip)
     if s.rflags & RFLAGS_TF:
         cpu.due |= DR6_BS
 
@@ -483,12 +485,14 @@ def sysenter(cpu: Cpu) -> None:
     if not selector:
         _take_back(cpu)
         raise CpuFault(GP, 0)
+    source = s.rip - 2
     s.set_segment(CS, selector, 0, MASK32, CODE32)
     s.set_segment(SS, selector + 8, 0, MASK32, DATA32)
     s.set_reg(RSP, s.field("sysenter_esp") & MASK32)
     s.rip = s.field("sysenter_eip") & MASK32
     s.rflags &= ~(RFLAGS_VM | RFLAGS_IF | RFLAGS_RF)
     s.refresh(0)
+    cpu.branch(source, s.rip)
     if s.rflags & RFLAGS_TF:
         cpu.due |= DR6_BS
 
@@ -530,12 +534,19 @@ def io(cpu: Cpu, insn: Instruction, port: int, size: int) -> None:
     """Execute IN, OUT, INS or OUTS; one iteration of a repeated one."""
     s = cpu.state
     low = insn.opcode & 0xFF
+    before = s.rip, s.reg(RCX), s.reg(RSI), s.reg(RDI)
     if low in STRING_IO:
         _string_io(cpu, insn, port, size)
-        return
+    else:
+        _register_io(cpu, insn, port, size)
+    cpu.port_access = PortAccess(cpu.engine.clock.now, insn, port, size, *before)
+
+
+def _register_io(cpu: Cpu, insn: Instruction, port: int, size: int) -> None:
+    s = cpu.state
     cpu.engine.clock.now += PORT_TICKS
     cpu.debug.port(port, size)
-    if low & 2:
+    if insn.opcode & 2:
         cpu.bus.write_port(port, size, s.reg(RAX) & ((1 << 8 * size) - 1))
     else:
         value = cpu.bus.read_port(port, size)
@@ -598,7 +609,6 @@ EMULATE: dict[int, Callable[[Cpu], None]] = {
     0x6E: rdtsc,
     0x6F: rdpmc,
     0x72: cpuid_instruction,
-    0x73: undefined,  # RSM outside SMM
     0x76: nothing,
     0x77: nothing,
     0x78: hlt,

@@ -14,17 +14,18 @@ from vmdbg.engine.runtime import Reason
 from vmdbg.engine.state import CS, DS, ES, FS, GS, HF_SMAP, IDTR, RCX, RDX, SS, TR
 from vmdbg.platform.bus import Bus
 from vmdbg.platform.cpuid import CpuidConfig
+from vmdbg.platform.msrs import DEBUGCTL, DEBUGCTL_BTF, VM_CR, VM_CR_R_INIT
 from vmdbg.svm import avic, world
 from vmdbg.svm.guest import Guest
 from vmdbg.svm.switch import Switcher
 from vmdbg.svm.tlb import Tlb
 
-from . import instructions
+from . import instructions, smm
 from .core import DR6_BS, DR6_RESET, DR7_RESET, RFLAGS_IF, RFLAGS_RF, RFLAGS_VM, Cpu, ExtInt, Observer
 from .debug import DebugRegisters
-from .decode import Instruction
-from .events import raise_event
-from .faults import DB, GP, MF, NMI, PF, UD, CpuFault, Event, Kind, NestedPageFault, WatchedAccess
+from .decode import Instruction, Undecodable, decode, has_branched
+from .events import DELIVERY, raise_event, shut_down
+from .faults import DB, GP, MF, NMI, PF, SX, UD, CpuFault, Event, Kind, NestedPageFault, WatchedAccess
 
 _WRITE_TRAPS = 0xFFFF8000
 """In intercept word 4: EFER and CR0 to CR15, after the write."""
@@ -34,9 +35,11 @@ _PREFIXES = b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf2\xf3"
 """All but LOCK, which makes an undefined instruction of those that `_undefined` looks for."""
 _PREFIXES_64 = _PREFIXES + bytes(range(0x40, 0x50))
 
-_EXIT, _SWINT, _V_IRQ = int(Reason.EXIT), int(ExitCode.SWINT), V_INTR.v_irq
+_EXIT, _SWINT, _V_PENDING = int(Reason.EXIT), int(ExitCode.SWINT), V_INTR.v_irq | V_INTR.v_nmi
+SX_INIT = 1
+"""#SX's error code for a redirected INIT (APM2 8.4.3, 15.28)."""
 _PARTICULAR = frozenset(
-    (*range(0x40), ExitCode.MSR, ExitCode.RDTSC, ExitCode.INVLPG, ExitCode.WBINVD)
+    (*range(0x40), ExitCode.MSR, ExitCode.RDTSC, ExitCode.INVLPG, ExitCode.WBINVD, ExitCode.PAUSE)
 )
 """Exits that more than one intercept bit decides, or with an EXITINFO1."""
 
@@ -99,6 +102,13 @@ class Processor(Cpu):
         self.msrs.reset(self)
         self.lapic.reset()
         self.gif = True
+        self.smm, self.smi_pending = None, False
+
+    def set(self, field: str, value: int) -> None:
+        if field == "smm_ctl":
+            smm.control(self, value)
+        else:
+            super().set(field, value)
 
     def init_state(self) -> None:
         """The registers as INIT leaves them (APM2 14.1.3); the MSRs, FPU and cache control stay."""
@@ -146,6 +156,8 @@ class Processor(Cpu):
     def where(self) -> str:
         """In words, where it executes."""
         who = f"a guest (VMCB {self.guest.vmcb:#x})" if self.guest is not None else "the hypervisor"
+        if self.smm is not None:
+            who += ", in SMM,"
         return f"RIP {self.state.rip:#x} of {who} on CPU {self.index}"
 
     @property
@@ -159,9 +171,12 @@ class Processor(Cpu):
 
     def _wakes(self) -> bool:
         """An event ends HLT, whether the guest's hypervisor sees it or the processor takes it."""
-        if self.gif and (self.init_pending or self.smi_pending or (self.nmi_pending and not self.state.nmi_blocked)):
+        outside = self.smm is None and (self.init_pending or self.smi_pending)
+        if self.gif and (outside or (self.nmi_pending and not self._nmi_masked)):
             return True  # HLT has ended any shadow
-        return self.gif and (self._interrupt_allowed(self._physical_if()) or self._virtual_allowed())
+        return self.gif and (
+            self._interrupt_allowed(self._physical_if()) or self._virtual_allowed() or self._virtual_nmi_allowed()
+        )
 
     def _physical_pending(self) -> bool:
         return self.extint_level or self.lapic.pending() is not None
@@ -172,6 +187,16 @@ class Processor(Cpu):
         if guest is not None and guest.v_intr_masking:
             return guest.host_if
         return bool(self.state.rflags & RFLAGS_IF)
+
+    @property
+    def _nmi_masked(self) -> bool:
+        """Whether physical NMIs are masked: a guest with virtual ones has a mask of its own in their place."""
+        guest = self.guest
+        return guest.host_nmi_blocked if guest is not None and guest.v_nmi_enabled else self.state.nmi_blocked
+
+    def _virtual_nmi_allowed(self) -> bool:
+        guest, s = self.guest, self.state
+        return guest is not None and guest.v_nmi_pending and not s.nmi_blocked and not s.shadow
 
     def _interrupt_allowed(self, enabled: bool) -> bool:
         return enabled and not self.state.shadow and self._physical_pending()
@@ -198,22 +223,29 @@ class Processor(Cpu):
         if not self.gif:
             return False
         guest = self.guest
-        if self.init_pending:
-            self.init_pending = False
-            if guest is not None and guest.intercepts(ExitCode.INIT):
-                self.init_pending = True  # stays pending for the host (APM2 15.13.4)
+        if self.init_pending and self.smm is None:
+            if guest is not None and guest.intercepts(ExitCode.INIT):  # stays pending for the host (APM2 15.13.4)
                 self._exit(ExitCode.INIT)
+                return True
+            self.init_pending = False
+            if self.msrs.values[VM_CR] & VM_CR_R_INIT:
+                raise_event(self, Event(SX, Kind.EXCEPTION, SX_INIT, trap=True))
                 return True
             self.init_state()
             self.lapic.init()
             self.wait_for_sipi = self.index != 0
             return True
-        if self.smi_pending:
-            if guest is not None and guest.intercepts(ExitCode.SMI):
-                self._exit(ExitCode.SMI)
+        if self.smi_pending and self.smm is None and not self.state.shadow:
+            if guest is not None and guest.intercepts(ExitCode.SMI) and not self.msrs.smm_locked:
+                info1, info2 = smm.exit_info(self)
+                self.halted = False
+                world.vmexit(self, ExitCode.SMI, info1, info2)
                 return True
-            self.smi_pending = False  # there is no SMM handler
-        if self.nmi_pending and not self.state.nmi_blocked and not self.state.shadow:
+            self.smi_pending = False
+            smm.enter(self)
+            self.engine.clock.now += DELIVERY
+            return True
+        if self.nmi_pending and not self._nmi_masked and not self.state.shadow:
             if guest is not None and guest.intercepts(ExitCode.NMI):
                 self._exit(ExitCode.NMI)
                 return True
@@ -234,6 +266,12 @@ class Processor(Cpu):
                 vector = self.interrupt_controller.acknowledge()
                 self.lapic.extint_taken()
             raise_event(self, Event(vector, Kind.INTR))
+            return True
+        if guest is not None and self._virtual_nmi_allowed():
+            self.halted = False
+            guest.v_intr &= ~V_INTR.v_nmi
+            self.state.nmi_blocked = True
+            raise_event(self, Event(NMI, Kind.NMI))
             return True
         if guest is not None and self._virtual_allowed():
             if guest.intercepts(ExitCode.VINTR):
@@ -261,12 +299,16 @@ class Processor(Cpu):
             return True
         return guest is not None and guest.v_intr_deliverable
 
+    def _waiting_nmi(self) -> bool:
+        """An NMI is pending, the processor's or a virtual one."""
+        return self.nmi_pending or (self.guest is not None and self.guest.v_nmi_pending)
+
     def _quiet(self) -> bool:
         """Nothing is pending at all: the common case, found out with few questions."""
         guest = self.guest
         return not (
             self.extint_level or self.nmi_pending or self.init_pending or self.smi_pending or self.wait_for_sipi
-            or (guest is not None and (guest.v_intr & _V_IRQ or (guest.avic is not None and guest.avic.request)))
+            or (guest is not None and (guest.v_intr & _V_PENDING or (guest.avic is not None and guest.avic.request)))
             or self.lapic.pending() is not None
         )  # fmt: skip
 
@@ -292,18 +334,23 @@ class Processor(Cpu):
                 return Outcome.HALTED
             if clock.now >= deadline and not step:
                 return Outcome.DEADLINE
-            window = False
+            window = nmi = False
             if not quiet:
-                window = self._waiting_for_window()
+                window, nmi = self._waiting_for_window(), self._waiting_nmi()
                 if not self.gif:
-                    world.await_gif(self.state)
+                    world.stop_at(self.state, ExitCode.STGI)
+                if nmi and self.state.nmi_blocked:
+                    world.stop_at(self.state, ExitCode.IRET)
+            held = (window or nmi or self.smi_pending) and self.state.shadow
             if self.debug.active:
-                found = self._run_debugged(deadline, window, breakpoints, step)
+                found = self._run_debugged(deadline, window, held, breakpoints, step)
                 if found is None:
                     continue
                 stop = found
-            elif step or ((window or self.nmi_pending) and self.state.shadow):
-                stop = self.executor.step(self.state, self.npt)
+            elif step or self.looks_for_branches or held:
+                if breakpoints and self.state.linear_rip in self.engine.breakpoints:
+                    return Outcome.BREAKPOINT
+                stop = self._step()
             elif quiet and self._switches_in_c():
                 switcher = self.switcher
                 assert switcher is not None
@@ -321,7 +368,7 @@ class Processor(Cpu):
             if clock.changes != changes:
                 return Outcome.DEADLINE
 
-    def _run_debugged(self, deadline: int, window: bool, breakpoints: bool, step: bool) -> Stop | None:
+    def _run_debugged(self, deadline: int, window: bool, held: bool, breakpoints: bool, step: bool) -> Stop | None:
         """Run the engine, or step it, with debug registers enabled; None to look again where it is."""
         state, engine, debug = self.state, self.engine, self.debug
         debug.prepare()
@@ -338,17 +385,29 @@ class Processor(Cpu):
             self.due |= debug.held
             debug.held = 0
             return stop
-        if step or at_hook or state.rflags & RFLAGS_RF or ((window or self.nmi_pending) and state.shadow):
+        if step or held or at_hook or self.looks_for_branches or state.rflags & RFLAGS_RF:
             return self._step()
         stop = self.executor.run(state, self.npt, deadline, window=window, breakpoints=breakpoints or bool(debug.instructions))
         return None if stop.reason == Reason.BREAK and not breakpoints else stop
 
     def _step(self) -> Stop:
-        """A step of the engine.  RFLAGS.RF is clear behind the instruction, not before, and not amid a repeated one."""
-        state = self.state
+        """A step of the engine.  RFLAGS.RF is clear behind the instruction, not before, and not amid a repeated one.
+
+        Where DebugCtl asks for it, see whether the instruction is a branch that is taken.
+        """
+        state, looks = self.state, self.looks_for_branches
+        if looks:
+            self.branched = False
+            code, bits = self.fetch(), self.bits
         resumes, rip = state.rflags & RFLAGS_RF, state.rip
         state.rflags &= ~RFLAGS_RF
         stop = self.executor.step(state, self.npt)
+        if looks and _retired(stop):
+            try:
+                if has_branched(decode(code, bits), rip, state.rip, bits):
+                    self.branch(rip, state.rip)
+            except Undecodable:
+                pass
         if resumes and state.rip == rip and (not _retired(stop) or self.engine.rt.rep):
             state.rflags |= RFLAGS_RF
         return stop
@@ -357,6 +416,10 @@ class Processor(Cpu):
         """Raise the #DB that is due behind an instruction, if one is."""
         if self.due:
             bits, self.due = self.due, 0
+            if bits & DR6_BS and self.msrs.values[DEBUGCTL] & DEBUGCTL_BTF and not self.branched:
+                bits &= ~DR6_BS  # it traps behind branches only (APM2 13.1.4)
+                if not bits:
+                    return
             self.debug.report(bits)
             raise_event(self, Event(DB, Kind.EXCEPTION, trap=True))
 
@@ -444,12 +507,11 @@ class Processor(Cpu):
         return insn.opcode == 0x17 or (insn.opcode == 0x8E and insn.modrm >> 3 & 7 == SS)
 
     def iret(self) -> None:
-        """IRET while breakpoints are enabled: the RF that it loads is for one instruction, which the engine forgets."""
-        world.let_through(self.state, ExitCode.IRET)
+        """IRET that an NMI waits for, which the engine then masks no more, or with breakpoints enabled: the RF that it loads is
+        for one instruction, which the engine forgets."""
         self.debug.moved = True
-        stop = self._step()
-        world.set_intercepts(self.state, self.guest)
-        self._stopped(stop)
+        self._in_the_engine(ExitCode.IRET)
+
     def _on_apic_access(self, gpa: int) -> Outcome | None:
         """An access of the guest to its virtual APIC: an exit comes before it, behind it, or not at all."""
         guest = self.guest
@@ -470,13 +532,19 @@ class Processor(Cpu):
 
     def load_task_register(self) -> None:
         """LTR in a guest whose task switches are intercepted: executed by the engine, then the new TSS is looked after."""
-        world.let_through(self.state, ExitCode.TR_WRITE)
-        stop = self.executor.step(self.state, self.npt)
+        self._in_the_engine(ExitCode.TR_WRITE)
+
+    def _in_the_engine(self, code: int) -> None:
+        """Execute the instruction at RIP that the engine stopped before because of `code`."""
+        world.let_through(self.state, code)
+        stop = self._step()
         world.set_intercepts(self.state, self.guest)
         self._stopped(stop)
 
     def _on_exit(self, stop: Stop) -> None:
         if stop.npf is not None:
+            if stop.npf.gpa >> self.physical_bits:
+                raise world.reserved_bit_fault(self)
             world.nested_fault_exit(self, self._classify(stop), None)
             return
         code = stop.code - VMEXIT
@@ -524,14 +592,32 @@ class Processor(Cpu):
     def vmsave(self) -> None:
         world.vmsave(self, instructions.length(self))
 
+    def rsm(self) -> None:
+        """RSM (APM2 10.3.8).  A guest of the SMM handler has none of its own."""
+        if self.smm is None or self.guest is not None:
+            raise CpuFault(UD)
+        self.engine.clock.now += instructions.length(self)
+        if not smm.leave(self):
+            shut_down(self)
+
     def stgi(self) -> None:
         self.advance(instructions.length(self))
-        self.gif = True
+        self._set_gif(True)
         world.set_intercepts(self.state, self.guest)
 
     def clgi(self) -> None:
         self.advance(instructions.length(self))
-        self.gif = False
+        self._set_gif(False)
+
+    def _set_gif(self, value: bool) -> None:
+        """STGI and CLGI: of a guest with a virtual GIF, that (APM2 15.33.2)."""
+        guest = self.guest
+        if guest is None or not guest.v_gif_enabled:
+            self.gif = value
+        elif value:
+            guest.v_intr |= V_INTR.v_gif
+        else:
+            guest.v_intr &= ~V_INTR.v_gif
 
     def _write_trap(self, guest: Guest, code: int, wrmsr: bool) -> None:
         """Traps after a write of CRn or EFER: EXITINFO1 is the new value (APM2 15.35.6)."""
@@ -584,6 +670,9 @@ class Processor(Cpu):
                 return False
         elif not guest.intercepts(code):
             return False
+        elif code == ExitCode.PAUSE:
+            if not guest.pause(self.engine.clock.now):
+                return False
         elif code == ExitCode.INVLPG:
             info1 = instructions.operand_linear(self, self.instruction())
         world.vmexit(self, code, info1, nrip=self.state.rip + instructions.length(self))
@@ -658,7 +747,7 @@ class Processor(Cpu):
         state = self.state
         state.hflags &= ~HF_SMAP
         self.flush()
-        stop = self.executor.step(state, self.npt)
+        stop = self._step()
         state.refresh()
         self.flush()
         self._stopped(stop)
@@ -730,6 +819,7 @@ _SVM: dict[int, Callable[[Processor], None]] = {
     ExitCode.VMRUN: Processor.vmrun,
     ExitCode.VMLOAD: Processor.vmload,
     ExitCode.VMSAVE: Processor.vmsave,
+    ExitCode.RSM: Processor.rsm,
     ExitCode.STGI: Processor.stgi,
     ExitCode.CLGI: Processor.clgi,
     ExitCode.TR_WRITE: Processor.load_task_register,

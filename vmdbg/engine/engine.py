@@ -58,7 +58,7 @@ class Stop:
     """Why `Engine.run` returned.
 
     `reason` is a `Reason`; with EXIT, `code` is 0x100 + EXITCODE or the vector of INT n.  With `npf`, a nested fault the
-    user's tables made.
+    user's tables made, or one at an address beyond MAXPHYADDR: an entry has bits there that are reserved.
     """
 
     reason: int
@@ -80,8 +80,14 @@ _PLAIN_EXITS = {code: Stop(_EXIT, code) for code in range(VMEXIT + EXCEPTION + 3
 class Engine:
     """One Unicorn instance, its RAM, and the runtime around it."""
 
-    def __init__(self, memory_size: int, clock: HasNow, *, python: bool = False) -> None:
-        """`memory_size` in bytes; `python` takes the twin even where the native runtime exists."""
+    def __init__(
+        self, memory_size: int, clock: HasNow, *, python: bool = False, physical_bits: int = PHYSICAL_BITS
+    ) -> None:
+        """`memory_size` in bytes; `python` takes the twin even where the native runtime exists.
+
+        `physical_bits`: of an address.  With fewer than the engine's own, what an entry of a page table has beyond them stops
+        it as a nested fault at that address: see `Stop`.
+        """
         if unicorn.__version__ != "2.1.4":
             raise EngineError(
                 f"unicorn {unicorn.__version__} from {unicorn.__file__} cannot be used: vmdbg reads the private CPU state of "
@@ -96,7 +102,12 @@ class Engine:
         uc.ctl_set_exits([])
         self.clock = clock
         self.ram = ram = Ram(memory_size)
-        self.physical = Physical(ram, nx=mend_nested_walker(), bits=PHYSICAL_BITS)
+        if ram.ranges[-1][1] > 1 << physical_bits:
+            raise EngineError(
+                f"{memory_size:#x} bytes of memory end at {ram.ranges[-1][1]:#x}, beyond {physical_bits} physical address bits. "
+                "Remedy: less --memory or a larger --maxphyaddr"
+            )
+        self.physical = Physical(ram, nx=mend_nested_walker(), bits=physical_bits)
         for first, end in ram.ranges:
             self._map(first, end - first, ram.address + first)
         arena = ctypes.addressof(ctypes.c_char.from_buffer(self.physical.arena.buffer))

@@ -17,6 +17,7 @@ from array import array
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
+from introspect.address import Gpa
 from introspect.paging import Nested, NestedFault, nested_translate
 
 from .memory import PAGE, Ram, sparse
@@ -402,8 +403,11 @@ class Physical:
         """Answer a fault of the engine's walk.
 
         Returns -1 if a mapping was made (try again), the spa if the engine may not map it (a device, nothing, a watched
-        page, or `APIC_PAGE`), or the fault that the user's nested table says.
+        page, or `APIC_PAGE`), or the fault that the user's nested table says.  An address beyond MAXPHYADDR is a fault, too: an
+        entry of the walked tables has reserved bits.
         """
+        if gpa >> self.bits and gpa & -PAGE != PDPTES & -PAGE:
+            return NestedFault(0, Gpa(gpa))
         if isinstance(npt, Shadow):
             reader = self.reader
             reader.seen.clear()

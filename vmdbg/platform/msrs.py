@@ -28,11 +28,12 @@ FS_BASE, GS_BASE, KERNEL_GS_BASE, TSC_AUX, TSC_RATIO = 0xC0000100, 0xC0000101, 0
 PERF_CTL0, PERF_CTR0 = 0xC0010000, 0xC0010004
 SYSCFG, HWCR, IORR_BASE0, TOP_MEM, TOP_MEM2 = 0xC0010010, 0xC0010015, 0xC0010016, 0xC001001A, 0xC001001D
 INT_PENDING, DE_CFG = 0xC0010055, 0xC0011029
+SMM_BASE, SMM_ADDR, SMM_MASK = 0xC0010111, 0xC0010112, 0xC0010113
 VM_CR, IGNNE, SMM_CTL, VM_HSAVE_PA, SVM_KEY = 0xC0010114, 0xC0010115, 0xC0010116, 0xC0010117, 0xC0010118
 DOORBELL = 0xC001011B
 
 FAMILY_17H = {
-    0xC001001F: "NB_CFG", 0xC0010058: "MMIO_CFG_BASE", 0xC0010111: "SMM_BASE", 0xC0010112: "SMM_ADDR", 0xC0010113: "SMM_MASK",
+    0xC001001F: "NB_CFG", 0xC0010058: "MMIO_CFG_BASE",
     0xC0011002: "CPUID_7_Features", 0xC0011003: "CPUID_PWR_THERM", 0xC0011004: "CPUID_Features",
     0xC0011005: "CPUID_ExtFeatures", 0xC0011020: "LS_CFG", 0xC0011021: "IC_CFG", 0xC0011022: "DC_CFG", 0xC0011023: "CU_CFG",
     0xC0011028: "FP_CFG", 0xC001102A: "CU_CFG2", 0xC001102C: "EX_CFG", 0xC001102D: "LS_CFG2",
@@ -47,7 +48,10 @@ FAMILY_17H_READ_ONLY = {
 
 EFER_LME, EFER_LMA, EFER_SVME = 1 << 8, 1 << 10, 1 << 12
 CR0_PG = 1 << 31
-VM_CR_LOCK, VM_CR_SVMDIS = 1 << 3, 1 << 4
+VM_CR_R_INIT, VM_CR_LOCK, VM_CR_SVMDIS = 1 << 1, 1 << 3, 1 << 4
+DEBUGCTL_LBR, DEBUGCTL_BTF, DEBUGCTL_BITS = 1 << 0, 1 << 1, 0x3F
+HWCR_SMMLOCK = 1 << 0
+SMBASE_RESET = 0x30000
 SYSCFG_MTRR_FIX_DRAM_MOD_EN = 1 << 19
 VARIABLE_MTRRS = 8
 PAT_TYPES = frozenset((0, 1, 4, 5, 6, 7))
@@ -55,7 +59,7 @@ MTRR_TYPES = frozenset((0, 1, 4, 5, 6))
 
 
 class Cpu(Protocol):
-    """The registers that the engine holds: the field names of the table, `tsc`, and for one rule `cr0`."""
+    """The registers that the engine holds: the field names of the table, `tsc`, for one rule `cr0`; `smm_ctl` acts."""
 
     def get(self, field: str) -> int: ...
 
@@ -111,6 +115,14 @@ def _efer(file: "MsrFile", value: int, cpu: Cpu) -> str | None:
     return None
 
 
+def _hwcr(file: "MsrFile", value: int, cpu: Cpu) -> str | None:
+    return None if value & HWCR_SMMLOCK or not file.smm_locked else "SMMLOCK stays set until a reset (APM2 10.2.6)"
+
+
+def _smm_unlocked(file: "MsrFile", value: int, cpu: Cpu) -> str | None:
+    return "HWCR.SMMLOCK is set (APM2 10.2.6, 15.30.3)" if file.smm_locked else None
+
+
 def _vm_cr(file: "MsrFile", value: int, cpu: Cpu) -> str | None:
     locked = file.values[VM_CR] & VM_CR_LOCK
     if value & VM_CR_SVMDIS and not locked and cpu.get("efer") & EFER_SVME:
@@ -137,7 +149,7 @@ def msr_table(config: CpuidConfig) -> dict[int, Msr]:
         Msr(SYSENTER_EIP, "SYSENTER_EIP", writable=LOW32, field="sysenter_eip", check=_canonical),
         Msr(MCG_CAP, "MCG_CAP", access="r"),  # no banks
         Msr(MCG_STATUS, "MCG_STAT", mbz=ALL & ~7),
-        Msr(DEBUGCTL, "DebugCtl", mbz=ALL & ~0x3F),
+        Msr(DEBUGCTL, "DebugCtl", mbz=ALL & ~DEBUGCTL_BITS),
         Msr(LAST_BRANCH_FROM, "BR_FROM", access="r"),
         Msr(LAST_BRANCH_TO, "BR_TO", access="r"),
         Msr(LAST_EXCEPTION_FROM, "LASTEXCPFROM", access="r"),
@@ -156,13 +168,16 @@ def msr_table(config: CpuidConfig) -> dict[int, Msr]:
         *(Msr(PERF_CTL0 + n, f"PerfEvtSel{n}") for n in range(4)),
         *(Msr(PERF_CTR0 + n, f"PerfCtr{n}", writable=(1 << 48) - 1) for n in range(4)),
         Msr(SYSCFG, "SYSCFG", writable=0x7C0000),
-        Msr(HWCR, "HWCR", reset=1 << 24, writable=LOW32 & ~(1 << 24)),  # TscFreqSel: the TSC runs at the P0 rate
+        Msr(HWCR, "HWCR", reset=1 << 24, writable=LOW32 & ~(1 << 24), check=_hwcr),  # TscFreqSel: at the P0 rate
         *(Msr(IORR_BASE0 + 2 * n, f"IORRBase{n}", mbz=beyond | 0xFE7, writable=ALL) for n in range(2)),
         *(Msr(IORR_BASE0 + 2 * n + 1, f"IORRMask{n}", mbz=beyond | 0x7FF, writable=ALL) for n in range(2)),
         Msr(TOP_MEM, "TOP_MEM", mbz=beyond | 0x7FFFFF),
         Msr(TOP_MEM2, "TOP_MEM2", mbz=beyond | 0x7FFFFF),
         Msr(INT_PENDING, "IntPending", writable=LOW32),
         Msr(DE_CFG, "DE_CFG", reset=1 << 1),  # LFENCE is dispatch-serialising
+        Msr(SMM_BASE, "SMM_BASE", reset=SMBASE_RESET, mbz=ALL & ~LOW32, check=_smm_unlocked),
+        Msr(SMM_ADDR, "SMM_ADDR", mbz=beyond | 0x1FFFF, check=_smm_unlocked),
+        Msr(SMM_MASK, "SMM_MASK", mbz=beyond, check=_smm_unlocked),
         *(Msr(number, name) for number, name in FAMILY_17H.items()),
         *(Msr(number, name, access="r") for number, name in FAMILY_17H_READ_ONLY.items()),
     ]
@@ -181,7 +196,7 @@ def msr_table(config: CpuidConfig) -> dict[int, Msr]:
             Msr(TSC_RATIO, "TSC_RATIO", reset=1 << 32, mbz=ALL & ~((1 << 40) - 1)),
             Msr(VM_CR, "VM_CR", mbz=ALL & ~0x1F, check=_vm_cr),
             Msr(IGNNE, "IGNNE", mbz=ALL & ~1),
-            Msr(SMM_CTL, "SMM_CTL", writable=0, mbz=ALL & ~0x1F, access="w"),
+            Msr(SMM_CTL, "SMM_CTL", mbz=ALL & ~0x1F, access="w", check=_smm_unlocked),
             Msr(VM_HSAVE_PA, "VM_HSAVE_PA", mbz=ALL & ~(physical & ~0xFFF), field="vm_hsave"),
             Msr(SVM_KEY, "SVM_KEY"),
         ]
@@ -209,6 +224,10 @@ class MsrFile:
         for msr in self.table.values():
             if msr.field is not None:
                 cpu.set(msr.field, msr.reset)
+
+    @property
+    def smm_locked(self) -> bool:
+        return bool(self.values[HWCR] & HWCR_SMMLOCK)
 
     def read(self, number: int, cpu: Cpu) -> int:
         """RDMSR.  MsrFault where it raises #GP."""
@@ -253,6 +272,8 @@ class MsrFile:
             self._write_svm_key(value)
         elif number == DOORBELL:
             self.lapic.bus.doorbell(value)
+        elif number == SMM_CTL:
+            cpu.set("smm_ctl", value)
         elif number == VM_CR and self.values[VM_CR] & VM_CR_LOCK:
             locked = VM_CR_LOCK | VM_CR_SVMDIS
             self.values[VM_CR] = self.values[VM_CR] & locked | value & ~locked

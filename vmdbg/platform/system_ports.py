@@ -1,4 +1,4 @@
-"""The small ports of a PC: system control ports A (0x92) and B (0x61), and the keyboard controller's (0x60, 0x64)."""
+"""The small ports of a PC: system control A (0x92) and B (0x61), the keyboard controller (0x60, 0x64), SMIs (0xb2)."""
 
 from collections.abc import Callable
 
@@ -7,6 +7,7 @@ from vmdbg.platform.pit import Channel, Pit
 
 PORT_A, PORT_B = 0x92, 0x61
 KEYBOARD_DATA, KEYBOARD_COMMAND = 0x60, 0x64
+SMI_COMMAND = 0xB2
 
 
 class PortA:
@@ -59,6 +60,25 @@ class PortB:
     def write_port(self, port: int, size: int, value: int) -> None:
         self._value = value & 0xF
         self._channel.set_gate(bool(value & 1))
+
+
+class SmiPort:
+    """Ports 0xb2 and 0xb3: writing a command to the first raises an SMI; both read back, and mean what its handler says."""
+
+    def __init__(self, smi: Callable[[], None]) -> None:
+        self.smi = smi
+        self.reset()
+
+    def reset(self) -> None:
+        self._values = [0, 0]
+
+    def read_port(self, port: int, size: int) -> int:
+        return self._values[port & 1]
+
+    def write_port(self, port: int, size: int, value: int) -> None:
+        self._values[port & 1] = value
+        if port == SMI_COMMAND:
+            self.smi()
 
 
 class KeyboardController:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from introspect.vmcb import INT_STATE, MISC_CTL, V_INTR, VMCB
+from introspect.vmcb import INT_STATE, MISC_CTL, MISC_CTL2, V_INTR, VMCB
 
 if TYPE_CHECKING:
     from .avic import Avic
@@ -15,7 +15,7 @@ _CONTROL = VMCB.codec(
 ).unpack  # fmt: skip
 _WORDS = VMCB.codec(
     "intercept_cr_read", "intercept_cr_write", "intercept_dr_read", "intercept_dr_write", "intercept_exceptions",
-    "intercept_misc1", "intercept_misc2", "intercept_misc3",
+    "intercept_misc1", "intercept_misc2", "intercept_misc3", "pause_filter_threshold", "pause_filter_count",
 ).unpack  # fmt: skip
 
 TASK_SWITCH, FERR_FREEZE = 0x7D, 0x7E
@@ -26,8 +26,10 @@ class Guest:
     """A guest that is running, between VMRUN and #VMEXIT.  Addresses are system-physical."""
 
     __slots__ = (
-        "asid", "avic", "eventinj", "host_if", "iopm", "misc_ctl", "misc_ctl2", "msrpm", "n_cr3", "np", "q", "shadow",
-        "tlb_control", "tsc_offset", "v_intr", "v_intr_masking", "v_tpr", "view", "vmcb", "words",
+        "asid", "avic", "eventinj", "host_if", "host_nmi_blocked", "host_pat", "iopm", "last_pause", "lbr_virtual",
+        "misc_ctl", "misc_ctl2", "msrpm", "n_cr3", "np", "pause_count", "pause_left", "pause_threshold", "q", "shadow",
+        "tlb_control", "tsc_offset", "v_gif_enabled", "v_intr", "v_intr_masking", "v_nmi_enabled", "v_tpr", "view", "vmcb",
+        "words",
     )  # fmt: skip
 
     def __init__(self, vmcb: int, view: memoryview, host_if: bool, loaded: memoryview | None = None) -> None:
@@ -36,7 +38,9 @@ class Guest:
         self.view = view
         self.q = view.cast("Q")
         loaded = view if loaded is None else loaded
-        cr_read, cr_write, dr_read, dr_write, exceptions, misc1, misc2, misc3 = _WORDS(loaded, 0)
+        (
+            cr_read, cr_write, dr_read, dr_write, exceptions, misc1, misc2, misc3, self.pause_threshold, self.pause_count,
+        ) = _WORDS(loaded, 0)  # fmt: skip
         self.words = (cr_read | cr_write << 16, dr_read | dr_write << 16, exceptions, misc1, misc2, misc3)
         (
             self.iopm, self.msrpm, self.tsc_offset, self.asid, self.tlb_control, self.v_intr, int_state, self.misc_ctl,
@@ -47,13 +51,51 @@ class Guest:
         self.v_intr_masking = bool(self.v_intr & _V_INTR_MASKING)
         self.shadow = bool(int_state & _SHADOW)
         self.v_tpr = self.v_intr & 0xFF
+        self.v_gif_enabled = bool(self.v_intr & V_INTR.v_gif_enable)
+        self.v_nmi_enabled = bool(self.v_intr & V_INTR.v_nmi_enable)
+        self.lbr_virtual = bool(self.misc_ctl2 & MISC_CTL2.lbr_virt)
         self.host_if = host_if
         self.avic: Avic | None = None
         """The virtual APIC.  With it, V_IRQ and what belongs to it do not count (APM2 15.29.4.1)."""
+        self.host_pat = 0
+        """With nested paging: the host's PAT MSR; the processor's is the guest's then (APM2 15.25.2)."""
+        self.host_nmi_blocked = False
+        """With virtual NMIs: whether physical ones are masked.  The processor's own mask is the guest's then (APM2 15.21.10)."""
+        self.load_pause_filter()
+
+    @property
+    def is_common(self) -> bool:
+        """Whether VMRUN and #VMEXIT switch nothing for it but what they switch for every guest."""
+        return not (self.v_gif_enabled or self.v_nmi_enabled or self.lbr_virtual or self.avic is not None)
 
     def intercepts(self, code: int) -> bool:
         """Whether the intercept bit of an exit code below 0xC0 is set."""
         return bool(self.words[code >> 5] >> (code & 31) & 1)
+
+    def load_pause_filter(self) -> None:
+        """VMRUN: the counter begins anew."""
+        self.pause_left: int = self.pause_count
+        self.last_pause = -1 << 64
+
+    def pause(self, now: int) -> bool:
+        """PAUSE at guest time `now`: whether an intercept makes it exit (APM2 15.14.4).
+
+        Without a threshold the last of `pause_count` PAUSEs exits.  With one, a PAUSE more than that many ticks after the one
+        before begins a new loop, of which the first is not counted.
+        """
+        if not self.pause_count:
+            return True
+        if self.pause_threshold:
+            loop, self.last_pause = now - self.last_pause <= self.pause_threshold, now
+            self.pause_left = self.pause_left - 1 if loop else self.pause_count
+            return self.pause_left < 0
+        self.pause_left -= 1
+        return self.pause_left <= 0
+
+    @property
+    def virtual_vmload(self) -> bool:
+        """VMLOAD and VMSAVE that are not intercepted take guest-physical addresses (APM2 15.33.1)."""
+        return self.np and bool(self.misc_ctl2 & MISC_CTL2.v_vmload_vmsave)
 
     @property
     def intercepts_ferr(self) -> bool:
@@ -68,13 +110,23 @@ class Guest:
         return bool(self.v_intr & _V_IRQ)
 
     @property
+    def v_gif(self) -> bool:
+        """Whether virtual events are let through: without a virtual GIF they are (APM2 15.33.2)."""
+        return not self.v_gif_enabled or bool(self.v_intr & V_INTR.v_gif)
+
+    @property
+    def v_nmi_pending(self) -> bool:
+        """V_NMI with virtual NMIs on (APM2 15.21.10); the mask and the shadow come besides."""
+        return self.v_nmi_enabled and bool(self.v_intr & V_INTR.v_nmi) and self.v_gif
+
+    @property
     def v_intr_deliverable(self) -> bool:
         """V_IRQ with its priority above V_TPR, or V_IGN_TPR (APM2 15.21.4), or a request to the virtual APIC; IF, GIF and the
         shadow come besides."""
         if self.avic is not None:
             return bool(self.avic.request)
         word = self.v_intr
-        if not word & _V_IRQ:
+        if not word & _V_IRQ or not self.v_gif:
             return False
         return bool(word & V_INTR.v_ign_tpr) or V_INTR.get(word, "v_intr_prio") > self.v_tpr & 0xF
 

@@ -44,7 +44,7 @@ struct switcher {                       /* of one CPU */
     uint64_t tsc_offset;                /* of the CPU: the time stamp counter less guest time */
     uint64_t dr[8];                     /* the debug registers as software sees them */
     /* Of the guest that runs: */
-    uint64_t v_intr, eventinj;
+    uint64_t v_intr, eventinj, host_pat;
     int32_t inside;                     /* its entry; -1 for the host, -2 for a guest without one */
     uint32_t host_if;                   /* RFLAGS.IF at VMRUN */
     uint64_t switches;                  /* VMRUNs and #VMEXITs ever made here */
@@ -262,7 +262,6 @@ static int64_t vmrun(struct runtime *rt, struct switcher *sw)
     advance(rt, 3);
     sw->host_if = (FIELD(rt, uint64_t, at.eflags) & RFLAGS_IF) != 0;
     store_state(rt, sw, host);
-    Q(host, in.g_pat) = FIELD(rt, uint64_t, at.pat);
     load_state(rt, vmcb);
     sw->dr[7] = DR7(((uint64_t *)(vmcb + in.controls))[3]);
     sw->dr[6] = DR6(((uint64_t *)(vmcb + in.controls))[4]);
@@ -273,6 +272,7 @@ static int64_t vmrun(struct runtime *rt, struct switcher *sw)
     FIELD(rt, uint64_t, at.efer) = efer & EFER_LME && cr0 >> 31 ? efer | EFER_LMA : efer & ~(uint64_t)EFER_LMA;
     refresh(rt, cpl, Q(vmcb, in.int_state) & 1);
     FIELD(rt, uint64_t, at.nested_cr3) = e->root;
+    sw->host_pat = FIELD(rt, uint64_t, at.pat);
     FIELD(rt, uint64_t, at.pat) = Q(vmcb, in.g_pat);
     memcpy((char *)rt->context + at.intercept, e->intercepts, 20);
     gif(rt, true);
@@ -305,6 +305,7 @@ static int64_t vmexit(struct runtime *rt, struct switcher *sw, uint32_t code, ui
     store_state(rt, sw, vmcb);
     Q(vmcb, in.cr2) = CR(rt, 2);
     Q(vmcb, in.g_pat) = FIELD(rt, uint64_t, at.pat);
+    FIELD(rt, uint64_t, at.pat) = sw->host_pat;
     Q(vmcb, in.v_intr) = sw->v_intr;
     state = Q(vmcb, in.int_state) & ~1ull;
     Q(vmcb, in.int_state) = state | (FIELD(rt, uint32_t, at.hflags) & HF_INHIBIT_IRQ ? 1 : 0);
@@ -316,7 +317,6 @@ static int64_t vmexit(struct runtime *rt, struct switcher *sw, uint32_t code, ui
     Q(vmcb, in.exitcode + 16) = info2;
     Q(vmcb, in.exitcode + 24) = 0;
     load_state(rt, host);
-    FIELD(rt, uint64_t, at.pat) = Q(host, in.g_pat);
     CR(rt, 0) |= 1;
     FIELD(rt, uint64_t, at.eflags) &= ~(uint64_t)RFLAGS_VM;
     sw->dr[7] = 0x400;

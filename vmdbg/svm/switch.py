@@ -17,7 +17,6 @@ from introspect.rules import RULES
 from introspect.vmcb import INT_STATE, V_INTR, VMCB
 from vmdbg.cpu.core import CR4_PAE, EFER_LMA
 from vmdbg.engine import layout
-from vmdbg.engine.engine import PHYSICAL_BITS
 from vmdbg.engine.errors import EngineError
 from vmdbg.engine.physical import NOTED, Shadow
 
@@ -70,7 +69,8 @@ class State(ctypes.Structure):
         ("busy", ctypes.c_uint64), ("cpu", ctypes.c_uint64), ("host_root", ctypes.c_uint64),
         ("physical_mask", ctypes.c_uint64), ("deadline", ctypes.c_uint64), ("tsc_offset", ctypes.c_uint64),
         ("dr", ctypes.c_uint64 * 8),
-        ("v_intr", ctypes.c_uint64), ("eventinj", ctypes.c_uint64), ("inside", ctypes.c_int32), ("host_if", ctypes.c_uint32),
+        ("v_intr", ctypes.c_uint64), ("eventinj", ctypes.c_uint64), ("host_pat", ctypes.c_uint64),
+        ("inside", ctypes.c_int32), ("host_if", ctypes.c_uint32),
         ("switches", ctypes.c_uint64), ("judged_count", ctypes.c_uint64), ("judged_index", ctypes.c_uint32 * JUDGED),
         ("judged_mask", ctypes.c_uint64 * JUDGED), ("host_intercepts", ctypes.c_uint8 * 24), ("entries", Entry * ENTRIES),
     )  # fmt: skip
@@ -141,7 +141,7 @@ class Switcher:
         state.busy = NOTED if engine.physical.nx else 0xFF
         state.cpu = cpu.index
         state.host_root = engine.physical.host.root
-        state.physical_mask = ~((1 << PHYSICAL_BITS) - 1) & 0xFFFFFFFFFFFFFFFF
+        state.physical_mask = ~((1 << cpu.physical_bits) - 1) & 0xFFFFFFFFFFFFFFFF
         state.inside = HOST
         ctypes.memmove(state.host_intercepts, host_intercepts, len(host_intercepts))
         judged = _judged()
@@ -161,8 +161,8 @@ class Switcher:
         shadow = cpu.npt
         tasks = guest.intercepts_task_switch and not cpu.state.is_long
         loads_pdptes = host[1] & CR4_PAE and not host[2] & EFER_LMA
-        rare = tasks or loads_pdptes or guest.intercepts_ferr or guest.avic is not None
-        if not isinstance(shadow, Shadow) or shadow.volatile or rare or not guest.np:
+        special = tasks or loads_pdptes or guest.intercepts_ferr or not guest.np or not guest.is_common
+        if not isinstance(shadow, Shadow) or shadow.volatile or special:
             return
         index = guest.vmcb // 4096 % ENTRIES
         entry = state.entries[index]
@@ -183,11 +183,15 @@ class Switcher:
         self._known[index] = guest, shadow
         state.inside = index
         state.eventinj = guest.eventinj
-        state.host_if = guest.host_if
+        state.host_if, state.host_pat = guest.host_if, guest.host_pat
 
     def left(self) -> None:
         """world.vmexit has left the guest."""
         self.state.inside = HOST
+
+    def resumed(self) -> None:
+        """The CPU is in a guest again that it left without an exit."""
+        self.state.inside = UNKNOWN
 
     def prepare(self, guest: Guest | None, deadline: int, tsc_offset: int) -> int:
         """For a run up to guest time `deadline`: the address for `Engine.run`."""
@@ -214,7 +218,8 @@ class Switcher:
             return None
         guest, shadow = self._known[state.inside]
         guest.v_intr, guest.v_tpr = state.v_intr, state.v_intr & 0xFF
-        guest.eventinj, guest.host_if = state.eventinj, bool(state.host_if)
+        guest.eventinj, guest.host_if, guest.host_pat = state.eventinj, bool(state.host_if), state.host_pat
+        guest.load_pause_filter()  # the last switch was its VMRUN
         return guest, shadow
 
     def forget(self, vmcb: int | None = None, root: int | None = None) -> None:

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from introspect.exits import EVENT, IOIO, NPF_INFO, ExitCode
-from introspect.paging import Access, Fault, NestedFault, translate
+from introspect.exits import EVENT, IOIO, NPF_INFO, PF_ERROR, ExitCode
+from introspect.paging import Access, Fault, NestedFault, nested_translate, translate
 from introspect.permissions import iopm_intercepts, msrpm_intercepts
 from introspect.registers import CR0, CR4, EFER, RFLAGS
 from introspect.rules import RULES, SVM_FEATURES, Processor, Violation, first_violation
 from introspect.vmcb import INT_STATE, V_INTR, VMCB
 from vmdbg.cpu.core import CR4_SUPPORTED, DR6_BS, RFLAGS_VM, Cpu, Notice, dr6_value, dr7_value
-from vmdbg.cpu.faults import GP, PF, CpuFault, Event, Kind
+from vmdbg.cpu.faults import GP, PF, CpuFault, Event, Kind, NestedPageFault
 from vmdbg.cpu.operands import accesses
 from vmdbg.engine import layout
-from vmdbg.engine.engine import PHYSICAL_BITS
 from vmdbg.engine.state import CS, DS, ES, GDTR, HF_CS64, IDTR, RSP, CpuState
+from vmdbg.platform.msrs import (
+    DEBUGCTL,
+    DEBUGCTL_BITS,
+    LAST_BRANCH_FROM,
+    LAST_BRANCH_TO,
+    LAST_EXCEPTION_FROM,
+    LAST_EXCEPTION_TO,
+)
 from vmdbg.platform.msrs import EFER as MSR_EFER
 
 from . import avic
@@ -30,10 +38,10 @@ if TYPE_CHECKING:
 
 PAGE = 4096
 
-FEATURES = (
-    SVM_FEATURES.NP | SVM_FEATURES.NRIPS | SVM_FEATURES.VmcbClean | SVM_FEATURES.FlushByAsid | SVM_FEATURES.DecodeAssists
-    | SVM_FEATURES.AVIC
-)
+FEATURES = SVM_FEATURES.make(
+    NP=1, LBRV=1, SVML=1, NRIPS=1, TscRateMsr=1, VmcbClean=1, FlushByAsid=1, DecodeAssists=1, PauseFilter=1,
+    PauseFilterThreshold=1, AVIC=1, V_VMSAVE_VMLOAD=1, vGIF=1, VNMI=1,
+)  # fmt: skip
 """What CPUID 8000_000A EDX claims."""
 ASIDS = 32768
 
@@ -66,11 +74,14 @@ _EXIT = struct.Struct("<4Q")
 _MSRS = struct.Struct("<8Q")
 """STAR LSTAR CSTAR SFMASK KERNEL_GS_BASE SYSENTER_CS SYSENTER_ESP SYSENTER_EIP."""
 _FOUR = struct.Struct("<4Q")
+_BRANCHES = struct.Struct("<5Q")
+_BRANCH_MSRS = DEBUGCTL, LAST_BRANCH_FROM, LAST_BRANCH_TO, LAST_EXCEPTION_FROM, LAST_EXCEPTION_TO
+"""In the order of the save area."""
 
 _at = VMCB.offset_of
 _ES, _FS, _LDTR, _TR = (_at(f"{name}.selector") for name in ("es", "fs", "ldtr", "tr"))
 _GDTR, _IDTR, _CPL, _CR4, _STAR = _at("gdtr.limit"), _at("idtr.limit"), _at("cpl"), _at("cr4"), _at("star")
-_EXITCODE, _INSN_LEN = _at("exitcode"), _at("insn_len")
+_EXITCODE, _INSN_LEN, _DBGCTL = _at("exitcode"), _at("insn_len"), _at("dbgctl")
 _EFER, _RSP, _RAX, _CR2, _G_PAT, _V_INTR, _INT_STATE, _EVENTINJ, _NRIP = (
     _at(name) // 8 for name in ("efer", "rsp", "rax", "cr2", "g_pat", "v_intr", "int_state", "eventinj", "nrip")
 )
@@ -99,9 +110,10 @@ _SHADOW_EFER = EFER.LME | EFER.LMA | EFER.NXE
 
 
 @lru_cache(maxsize=256)
-def _intercepts(words: tuple[int, ...], strict: bool = False) -> bytes:
-    """The engine's intercept fields for a guest with these intercept words; `strict`: under a strict TLB."""
-    word3, word4 = _L0_WORD3 | words[3] & _GUEST_WORD3, _L0_WORD4 | words[4] & _GUEST_WORD4
+def _intercepts(words: tuple[int, ...], strict: bool = False, v_gif: bool = False) -> bytes:
+    """The engine's intercept fields for a guest with these intercept words; `strict`: under a strict TLB; with `v_gif`, its
+    GIF is not the processor's."""
+    word3, word4 = _L0_WORD3 | words[3] & _GUEST_WORD3, _L0_WORD4 | (_GUEST_WORD4 if v_gif else words[4] & _GUEST_WORD4)
     if words[3] & _TASK_SWITCH:
         word3 |= _LTR
     cr_read = _L0_CR_READ | words[0] & 0xFFFF | (1 if words[3] & _FERR_FREEZE else 0)
@@ -119,10 +131,10 @@ NO_GUEST = _intercepts(_NOBODY)
 
 def set_intercepts(state: CpuState, guest: Guest | None) -> None:
     """Tell the engine where to stop: the union of our needs and those of the guest's hypervisor."""
-    if state.strict:
-        state.bytes[_INTERCEPTED] = _intercepts(_NOBODY if guest is None else guest.words, True)
+    if guest is None:
+        state.bytes[_INTERCEPTED] = _intercepts(_NOBODY, True) if state.strict else NO_GUEST
     else:
-        state.bytes[_INTERCEPTED] = NO_GUEST if guest is None else _intercepts(guest.words)
+        state.bytes[_INTERCEPTED] = _intercepts(guest.words, state.strict, guest.v_gif_enabled)
 
 
 def let_through(state: CpuState, code: int) -> None:
@@ -134,11 +146,6 @@ def stop_at(state: CpuState, *codes: int) -> None:
     """Stop at these exit codes of words 3 and 4, until the next `set_intercepts`."""
     for code in codes:
         state.q[layout.INTERCEPT // 8] |= 1 << code - ExitCode.INTR
-
-
-def await_gif(state: CpuState) -> None:
-    """Something waits for GIF: stop at STGI, until the next `set_intercepts`."""
-    stop_at(state, ExitCode.STGI)
 
 
 # Segments change rarely from one switch to the next: their two forms are remembered.
@@ -220,14 +227,33 @@ def _load_state(cpu: Cpu, view: memoryview) -> tuple[int, int]:
     return dr6, dr7
 
 
+def _store_branches(cpu: Cpu, view: memoryview) -> None:
+    """Write DebugCtl and the branch records into the save area at `view` (APM2 15.23)."""
+    _BRANCHES.pack_into(view, _DBGCTL, *(cpu.msrs.values[number] for number in _BRANCH_MSRS))
+
+
+def _load_branches(cpu: Cpu, view: memoryview) -> None:
+    dbgctl, *records = _BRANCHES.unpack_from(view, _DBGCTL)
+    cpu.msrs.values.update(zip(_BRANCH_MSRS, (dbgctl & DEBUGCTL_BITS, *records), strict=True))
+
+
 def operand(cpu: Cpu, what: str) -> int:
-    """The page that rAX names, for VMRUN, VMLOAD and VMSAVE; #GP if it is not one (APM2 15.5.1)."""
+    """The page that rAX names, for VMRUN, VMLOAD and VMSAVE; #GP if it is not one (APM2 15.5.1).
+
+    A guest with virtual VMLOAD and VMSAVE gives a guest-physical address: `NestedPageFault` if that is not mapped.
+    """
     address = cpu.state.q[_Q_RAX]
     if not cpu.state.i[_I_HFLAGS] & HF_CS64:
         address &= 0xFFFFFFFF if cpu.bits == 32 else 0xFFFF
-    if address & (PAGE - 1) or address >> PHYSICAL_BITS or not cpu.ram.contains(address, PAGE):
+    bad = address & (PAGE - 1) or address >> cpu.physical_bits
+    if not bad and cpu.guest is not None and cpu.guest.virtual_vmload and cpu.nested is not None:
+        found = nested_translate(cpu.ram, cpu.nested, address, what == "VMSAVE", False, set_ad=True)
+        if isinstance(found, NestedFault):
+            raise NestedPageFault(found)
+        address = found.spa
+    if bad or not cpu.ram.contains(address, PAGE):
         cpu.last_fault = (
-            f"{what} with rAX {address:#x}: the VMCB must be a 4 KiB-aligned page of memory below {PHYSICAL_BITS} bits "
+            f"{what} with rAX {address:#x}: the VMCB must be a 4 KiB-aligned page of memory below {cpu.physical_bits} bits "
             "(APM2 15.5.1)"
         )
         raise CpuFault(GP, 0)
@@ -244,9 +270,7 @@ def vmrun(cpu: Cpu, size: int) -> Event | None:
     cpu.advance(size)
     cpu.due = 0  # the host's single-step trap comes behind #VMEXIT
     host_if = bool(s.rflags & 0x200)
-    saved = hsave(cpu)
-    _store_state(cpu, saved)
-    saved.cast("Q")[_G_PAT] = s.q[_Q_PAT]
+    _store_state(cpu, hsave(cpu))
     memory = view = cpu.ram.view[vmcb : vmcb + PAGE]
     stale: list[str] = []
     if cpu.vmcb_cache is not None:
@@ -254,7 +278,7 @@ def vmrun(cpu: Cpu, size: int) -> Event | None:
     guest = Guest(vmcb, memory, host_if, view)
     host_cr4, host_efer = s.cr(4), s.efer
     violation = _violation(
-        cpu, guest, view, _processor(s.cr(0), host_cr4, host_efer, cpu.msrs.table[MSR_EFER].writable)
+        cpu, guest, view, _processor(cpu.physical_bits, s.cr(0), host_cr4, host_efer, cpu.msrs.table[MSR_EFER].writable)
     )
     cpu.guest = guest
     cpu.observer.vmrun(cpu, guest, host_cr4, host_efer)
@@ -289,16 +313,22 @@ def vmrun(cpu: Cpu, size: int) -> Event | None:
         apic = guest.avic.base, guest.avic.page.spa
     if guest.np:
         cpu.npt = cpu.engine.physical.shadow(guest.n_cr3, host_cr4 & _SHADOW_CR4, host_efer & _SHADOW_EFER, apic)
-        q[_Q_PAT] = of[_G_PAT]
+        guest.host_pat, q[_Q_PAT] = q[_Q_PAT], of[_G_PAT]
     cpu.hold_pdptes()
     if cpu.tlb is not None:
         cpu.tlb.control(guest)
     set_intercepts(s, guest)
     cpu.guard_ferr()
+    if guest.lbr_virtual:
+        _store_branches(cpu, hsave(cpu))
+        _load_branches(cpu, view)
+    guest.host_nmi_blocked = s.nmi_blocked
+    if guest.v_nmi_enabled:
+        s.nmi_blocked = bool(guest.v_intr & V_INTR.v_nmi_blocking)
     s.gif = True
     cpu.flush()
     if cpu.switcher is not None:
-        cpu.switcher.entered(cpu, guest, host, _intercepts(guest.words))
+        cpu.switcher.entered(cpu, guest, host, bytes(s.bytes[_INTERCEPTED]))
     event = guest.eventinj
     if not event & EVENT.v:
         return None
@@ -313,12 +343,14 @@ def vmrun(cpu: Cpu, size: int) -> Event | None:
         following = guest.q[_NRIP]
         injected = replace(injected, length=following - s.rip)
         s.rip = following
+    if kind == Kind.NMI and guest.v_nmi_enabled:
+        s.nmi_blocked = True  # physical NMIs are not masked by an injected one (APM2 15.21.10)
     return injected
 
 
 @lru_cache(maxsize=64)
-def _processor(cr0: int, cr4: int, efer: int, efer_valid: int) -> Processor:
-    return Processor(PHYSICAL_BITS, FEATURES, cr0, cr4, efer, cr4_valid=CR4_SUPPORTED, efer_valid=efer_valid)
+def _processor(physical_bits: int, cr0: int, cr4: int, efer: int, efer_valid: int) -> Processor:
+    return Processor(physical_bits, FEATURES, cr0, cr4, efer, cr4_valid=CR4_SUPPORTED, efer_valid=efer_valid)
 
 
 def _stale_text(guest: Guest, memory: memoryview, loaded: memoryview, stale: list[str]) -> str:
@@ -367,11 +399,8 @@ def _leave(
     guest.q[_NRIP] = nrip
     view[_INSN_LEN] = len(insn)
     view[_INSN_LEN + 1 : _INSN_LEN + 1 + len(insn)] = insn
-    saved = hsave(cpu)
-    _load_state(cpu, saved)
+    _load_state(cpu, hsave(cpu))
     q = s.q
-    if guest.np:
-        q[_Q_PAT] = saved.cast("Q")[_G_PAT]
     q[_Q_CR0] |= 1
     q[_Q_RFLAGS] &= ~RFLAGS_VM
     cpu.due, cpu.debug.held = DR6_BS if q[_Q_RFLAGS] & RFLAGS.TF else 0, 0
@@ -406,11 +435,14 @@ def vmexit(cpu: Cpu, code: int, info1: int = 0, info2: int = 0, *, intinfo: int 
         s.set_cr(0, cpu.cr0)
         cpu.ne_is_ours = False
     _store_state(cpu, view)
+    if guest.lbr_virtual:
+        _store_branches(cpu, view)
+        _load_branches(cpu, hsave(cpu))
     q = guest.q
     q[_CR2] = s.q[_Q_CR2]
     if guest.np:
-        q[_G_PAT] = s.q[_Q_PAT]
-    q[_V_INTR] = guest.v_intr & ~0xFF | guest.v_tpr & 0xFF
+        q[_G_PAT], s.q[_Q_PAT] = s.q[_Q_PAT], guest.host_pat
+    q[_V_INTR] = _v_intr_at_exit(cpu, guest, intinfo)
     state = q[_INT_STATE] & ~_SHADOW
     q[_INT_STATE] = state | _SHADOW if s.shadow else state
     q[_EVENTINJ] = guest.eventinj & ~_VALID
@@ -421,6 +453,18 @@ def vmexit(cpu: Cpu, code: int, info1: int = 0, info2: int = 0, *, intinfo: int 
         cpu.observer.notice(cpu, Notice.SHUTDOWN, guest, f"the guest of the VMCB at {guest.vmcb:#x} shut down at "
                             f"{VMCB.read(view, 'cs.selector'):#x}:{VMCB.read(view, 'rip'):#x} (APM2 15.14.3): an exception "
                             "could not be delivered, nor the double fault for it")  # fmt: skip
+
+
+def _v_intr_at_exit(cpu: Cpu, guest: Guest, intinfo: int) -> int:
+    """What #VMEXIT writes back of virtual interrupts; the processor's NMI mask is the host's again."""
+    word: int = guest.v_intr & ~0xFF | guest.v_tpr & 0xFF
+    if not guest.v_nmi_enabled:
+        return word
+    s = cpu.state
+    delivering = intinfo & EVENT.v and EVENT.get(intinfo, "type") == Kind.NMI
+    blocked = s.nmi_blocked and not delivering  # an NMI that was not delivered has not masked others (APM2 15.21.10)
+    s.nmi_blocked = guest.host_nmi_blocked
+    return word | V_INTR.v_nmi_blocking if blocked else word & ~V_INTR.v_nmi_blocking
 
 
 def vmload(cpu: Cpu, size: int) -> None:
@@ -480,6 +524,22 @@ def nested_fault_exit(cpu: Cpu, fault: NestedFault, origin: Event | None) -> Non
 
 def classify_write_fault(cpu: Cpu, fault: NestedFault) -> NestedFault:
     """A refused write at a gpa: by the instruction itself (bit 32), or by the walk of the guest's tables (bit 33)?"""
+    for found in _faults(cpu):
+        if found.kind == "NPF" and found.code & NPF_INFO.TABLE and found.address == fault.gpa:
+            return NestedFault(found.code, fault.gpa)
+    return fault
+
+
+def reserved_bit_fault(cpu: Cpu) -> CpuFault:
+    """The #PF of the instruction at RIP, whose walk met an address beyond MAXPHYADDR."""
+    for found in _faults(cpu):
+        if found.kind == "PF" and found.code & PF_ERROR.RSV:
+            return CpuFault(PF, found.code, found.address)
+    return CpuFault(PF, PF_ERROR.P | PF_ERROR.RSV, cpu.state.linear_rip)
+
+
+def _faults(cpu: Cpu) -> Iterator[Fault]:
+    """What the accesses of the instruction at RIP fault with, its fetch included."""
     user = cpu.state.cpl == 3
     linear = cpu.state.linear_rip
     candidates = [(linear, False, True), (linear + 14, False, True)]
@@ -487,9 +547,8 @@ def classify_write_fault(cpu: Cpu, fault: NestedFault) -> NestedFault:
     candidates += [(address + size - 1, writes, False) for address, size, _, writes in accesses(cpu)]
     for address, write, execute in candidates:
         found = translate(cpu.ram, cpu.paging, address, Access(write, execute, user), cpu.nested, set_ad=False)
-        if isinstance(found, Fault) and found.kind == "NPF" and found.code & NPF_INFO.TABLE and found.address == fault.gpa:
-            return NestedFault(found.code, fault.gpa)
-    return fault
+        if isinstance(found, Fault):
+            yield found
 
 
 def task_switch_exit(cpu: Cpu, switch: TaskSwitchExit, origin: Event | None) -> None:
@@ -519,8 +578,8 @@ def io_intercepted(cpu: Cpu, port: int, size: int) -> bool:
     return guest is not None and guest.intercepts(ExitCode.IOIO) and iopm_intercepts(cpu.ram, guest.iopm, port, size)
 
 
-def io_exit(cpu: Cpu, insn: Instruction, port: int, size: int) -> None:
-    """EXITINFO1 of IN, OUT, INS and OUTS (APM2 15.10.2); EXITINFO2 is the next RIP."""
+def io_info(insn: Instruction, port: int, size: int) -> int:
+    """EXITINFO1 of IN, OUT, INS and OUTS (APM2 15.10.2)."""
     low = insn.opcode & 0xFF
     string = low in (0x6C, 0x6D, 0x6E, 0x6F)
     info = port << 16 | {1: IOIO.SZ8, 2: IOIO.SZ16, 4: IOIO.SZ32}[size]
@@ -533,9 +592,13 @@ def io_exit(cpu: Cpu, insn: Instruction, port: int, size: int) -> None:
         if insn.rep:
             info |= IOIO.REP
         segment = ES if not low & 2 else insn.segment if insn.segment is not None else DS
-    info |= segment << 10
+    return info | segment << 10
+
+
+def io_exit(cpu: Cpu, insn: Instruction, port: int, size: int) -> None:
+    """EXITINFO2 is the next RIP."""
     following = cpu.state.rip + insn.length
-    vmexit(cpu, ExitCode.IOIO, info, following, nrip=following)
+    vmexit(cpu, ExitCode.IOIO, io_info(insn, port, size), following, nrip=following)
 
 
 def take_virtual_interrupt(cpu: Cpu) -> int:
