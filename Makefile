@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # make demo    a narrated session of a real gdb on the demo hypervisor
 # make test    every test that this machine can run; what was skipped, and why, stands at the end
+# make thorough  random VMCBs and page walks, by the hundred thousand
 # make lint    ruff, and mypy --strict
 # make bench   speed of the engine and of world switches
 # make clean   remove everything that was made here
@@ -14,7 +15,7 @@ PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
 GCC := $(shell command -v gcc >/dev/null && command -v ld >/dev/null && gcc -dumpmachine | grep x86_64)
 fail = { echo "vmdbg: $(1)" >&2; exit 1; }
 
-.PHONY: demo test lint bench clean examples gdb
+.PHONY: demo test thorough lint bench clean examples gdb
 .DELETE_ON_ERROR:
 
 demo: $(V)/ready gdb
@@ -24,6 +25,10 @@ demo: $(V)/ready gdb
 
 test: $(V)/ready gdb examples
 	@$(RUN) -m pytest $(ARGS)
+
+thorough: $(V)/ready
+	@$(RUN) -m tests.thorough vmcbs
+	@$(RUN) -m tests.thorough walks
 
 lint: $(V)/ready
 	@$(V)/bin/ruff check .

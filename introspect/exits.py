@@ -2,11 +2,12 @@
 
 from enum import IntEnum
 
+from introspect.avic import EOI, EXIT_WRITE, IncompleteIpi, register
 from introspect.layout import Bits, bit, bits
 
 __all__ = [
     "EVENT", "EXCEPTION_BASE", "INTERCEPT_CODES", "IOIO", "NPF_INFO", "PF_ERROR", "ExitCode", "describe_event",
-    "describe_exit", "describe_page_fault", "exception_name", "exit_name",
+    "describe_exit", "describe_page_fault", "exception_name", "exit_name", "exit_section",
 ]  # fmt: skip
 
 INTERCEPT_CODES = 6 * 32
@@ -133,6 +134,20 @@ class ExitCode(IntEnum):
     INVALID_PMC = 0xFFFF_FFFF_FFFF_FFFC, "illegal performance counter state"
 
 
+_SECTIONS = (
+    (0x00, 0x3F, "15.9"), (0x40, 0x5F, "15.12"), (0x60, 0x60, "15.13.1"), (0x61, 0x61, "15.13.2"), (0x62, 0x62, "15.13.3"),
+    (0x63, 0x63, "15.13.4"), (0x64, 0x64, "15.13.5"), (0x65, 0x7A, "15.9"), (0x7B, 0x7B, "15.10"), (0x7C, 0x7C, "15.11"),
+    (0x7D, 0x7D, "15.14.1"), (0x7E, 0x7E, "15.14.2"), (0x7F, 0x7F, "15.14.3"), (0x80, 0x8E, "15.9"), (0x8F, 0x9F, "15.35.6"),
+    (0xA0, 0xA4, "15.9"), (0xA5, 0xA5, "15.14.5"), (0xA6, 0xA6, "15.9"), (0x400, 0x400, "15.25.6"), (0x401, 0x402, "15.29"),
+    (0x403, 0x403, "15.35"), (0xFFFF_FFFF_FFFF_FFFF, 0xFFFF_FFFF_FFFF_FFFF, "15.5.1"),
+)  # fmt: skip
+
+
+def exit_section(code: int) -> str:
+    """The section of APM2 about an exit code: "15.9"; "C", the appendix that lists them, where none is."""
+    return next((section for first, last, section in _SECTIONS if first <= code <= last), "C")
+
+
 _BY_CODE: dict[int, ExitCode] = {member.value: member for member in ExitCode}
 
 
@@ -210,8 +225,7 @@ class IOIO(Bits):
 
 
 _GPRS = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{n}" for n in range(8, 16)))
-_IPI_CAUSES = {0: "invalid type", 1: "target not running", 2: "invalid target", 3: "invalid backing page",
-               4: "invalid vector"}  # fmt: skip
+_IPI_CAUSES = {cause.value: cause.name.replace("_", " ").lower() for cause in IncompleteIpi}
 
 
 def describe_event(event: int) -> str:
@@ -263,6 +277,13 @@ def _describe_task_switch(info1: int, info2: int) -> str:
     return f"to TSS selector {info1 & 0xFFFF:#x} by {cause}{error}"
 
 
+def _describe_apic_access(info1: int, info2: int) -> str:
+    offset, write = info1 & 0xFF0, bool(info1 & EXIT_WRITE)
+    name = register(offset).name
+    vector = f", vector {info2 & 0xFF:#x}" if write and offset == EOI else ""
+    return f"{'write' if write else 'read'} of APIC register {offset:#x}{f' ({name})' if name else ''}{vector}"
+
+
 def _details(code: int, info1: int, info2: int) -> str:
     """The words after the name; empty where the exit information says nothing."""
     if code < 0x20 and info1 & bit(63):
@@ -277,7 +298,7 @@ def _details(code: int, info1: int, info2: int) -> str:
             return f"error code {info1:#x}"
         case ExitCode.SWINT:
             return f"vector {info1 & 0xFF:#x}"
-        case ExitCode.INVLPG | ExitCode.INVLPGA:
+        case ExitCode.INVLPG:
             return f"address {info1:#x}"
         case ExitCode.IOIO:
             return _describe_ioio(info1, info2)
@@ -291,9 +312,9 @@ def _details(code: int, info1: int, info2: int) -> str:
             return _describe_npf(info1, info2)
         case ExitCode.AVIC_INCOMPLETE_IPI:
             cause = _IPI_CAUSES.get(info2 >> 32, f"cause {info2 >> 32}")
-            return f"ICR {info1:#x}, {cause}, index {info2 & 0x1FF:#x}"
+            return f"ICR {info1:#x}, {cause}, index {info2 & 0xFFF:#x}"
         case ExitCode.AVIC_NOACCEL:
-            return f"{'write' if info1 >> 32 & 1 else 'read'} of APIC register {info1 & 0xFF0:#x}"
+            return _describe_apic_access(info1, info2)
     return f"EXITINFO1 {info1:#x}, EXITINFO2 {info2:#x}" if info1 or info2 else ""
 
 

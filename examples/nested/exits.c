@@ -155,7 +155,7 @@ static void on_nested_page_fault(struct vmcb *vmcb)
 void own_page_fault(uint64_t gpa, uint64_t info)
 {
     static void *page; /* the first read of it maps it, the first write makes it writable */
-    print("level %u: #NPF, EXITINFO1 %x, gpa %x\n", level, info, gpa);
+    say("#NPF, EXITINFO1 %x, gpa %x\n", info, gpa);
     if (gpa >> 12 != OUTSIDE >> 12 || info & NPF_FETCH)
         fatal("the guest touched memory that is not there");
     if (!page)
@@ -177,7 +177,7 @@ static void on_interrupt(struct vmcb *vmcb)
 
 static void on_shutdown(struct vmcb *vmcb)
 {
-    print("level %u: triple fault of its guest at %x\n", level, vmcb->rip);
+    say("triple fault of its guest at %x\n", vmcb->rip);
     fatal("the guest shut down");
 }
 
@@ -234,7 +234,6 @@ static void on_clgi(struct vmcb *vmcb)
 
 static void on_invlpga(struct vmcb *vmcb)
 {
-    guest.tables.flush = 1; /* ASID 0 is the guest itself */
     nest_flush((uint32_t)guest.registers.rcx);
     skip(vmcb, 3);
 }
@@ -260,10 +259,12 @@ void handle_exit(void)
         nest_exit(vmcb->exit_code, vmcb->exit_info1, vmcb->exit_info2);
         return;
     }
-    /* An exit in the middle of an event's delivery leaves the event to us; not so INT n, which runs again (APM2 15.7.2). */
-    vmcb->event_inject = 0;
-    if (vmcb->exit_int_info & EVENT_VALID && (vmcb->exit_int_info & EVENT_TYPE(7)) != EVENT_SOFTWARE)
-        vmcb->event_inject = vmcb->exit_int_info;
+    /* An exit in the middle of an event's delivery leaves the event to us; not so INT n, which runs again (APM2 15.7.2), and
+       not an interrupt that QEMU still has in V_IRQ, while it names it an exception here. */
+    uint64_t event = vmcb->exit_int_info;
+    int again = (event & EVENT_TYPE(7)) == EVENT_SOFTWARE ||
+                (vmcb->int_control & V_IRQ && (event & EVENT_VECTOR) == (vmcb->int_vector & EVENT_VECTOR));
+    vmcb->event_inject = event & EVENT_VALID && !again ? event : 0;
     for (unsigned n = 0; n < sizeof handlers / sizeof *handlers; n++) {
         if (handlers[n].code != vmcb->exit_code)
             continue;
@@ -273,7 +274,7 @@ void handle_exit(void)
             handlers[n].handle(vmcb);
         return;
     }
-    print("level %u: no handler for EXITCODE %x, EXITINFO1 %x, EXITINFO2 %x, rip %x\n", level, vmcb->exit_code,
-          vmcb->exit_info1, vmcb->exit_info2, vmcb->rip);
+    say("no handler for EXITCODE %x, EXITINFO1 %x, EXITINFO2 %x, rip %x\n", vmcb->exit_code, vmcb->exit_info1, vmcb->exit_info2,
+        vmcb->rip);
     fatal("an exit is not handled");
 }

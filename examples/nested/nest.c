@@ -110,7 +110,9 @@ void nest_enter(uint64_t address)
     }
     /* A shadow is a TLB: it may hold what the tables said when it was filled, until the guest asks for a flush or takes
        another ASID (APM2 15.16). With a new root under an old ASID it need not follow, but it is simpler if it does. */
-    if (memory->tlb_control || memory->asid != inner->asid || memory->n_cr3 != inner->n_cr3)
+    if (memory->tlb_control)
+        nest_flush(EVERY_ASID);
+    else if (memory->asid != inner->asid || memory->n_cr3 != inner->n_cr3)
         tables_clear(&nested->shadow);
     copy(inner, memory, __builtin_offsetof(struct vmcb, reserved_670));
     merge(nested);
@@ -154,8 +156,11 @@ static int io_intercepted(const struct vmcb *inner, uint64_t info)
 
 static int msr_intercepted(const struct vmcb *inner, uint32_t msr, uint64_t write)
 {
-    uint32_t range = msr < 0x2000 ? 0 : (msr >> 13) - (0xc0000000 >> 13) ? (msr >> 13) - (0xc0010000 >> 13) ? 3 : 2 : 1;
-    return range == 3 || map_bit(inner->msrpm_base, range * 0x4000 + (msr & 0x1fff) * 2 + write); /* APM2 15.11 */
+    static const uint32_t first[] = {0, 0xc0000000, 0xc0010000}; /* 2000h MSRs each, two bits an MSR (APM2 15.11) */
+    for (unsigned range = 0; range < 3; range++)
+        if (msr - first[range] < 0x2000)
+            return map_bit(inner->msrpm_base, range * 0x4000 + (msr - first[range]) * 2 + write);
+    return 1;
 }
 
 int nest_intercepts(void)
@@ -214,6 +219,8 @@ void nest_page_fault(void)
 void nest_flush(uint32_t asid)
 {
     for (unsigned n = 0; n < MAX_DEPTH; n++)
-        if (known[n].vmcb && known[n].inner->asid == asid)
+        if (known[n].vmcb && (asid == EVERY_ASID || asid == known[n].inner->asid))
             tables_clear(&known[n].shadow);
+    if (asid == EVERY_ASID || !asid)
+        guest.tables.flush = 1;
 }

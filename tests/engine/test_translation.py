@@ -6,6 +6,7 @@ Both stand for the same processor: the engine translates what guests execute, `t
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from random import Random
 
 import pytest
@@ -20,6 +21,7 @@ from vmdbg.engine.state import RAX, RBX
 
 P, W, U, A, D, PS, G, NX = 1, 2, 4, 0x20, 0x40, 0x80, 0x100, 1 << 63
 LEVELS = {"legacy": (22, 12), "pae": (30, 21, 12), "long": (39, 30, 21, 12)}
+MODES = tuple(LEVELS)
 GUEST_TABLES, NESTED_TABLES, TARGET = 0x200000, 0x210000, 0x345678
 SPANS = ((TABLES, 0x14000), (GUEST_TABLES, 0x20000))
 """Where page tables are: (start, bytes)."""
@@ -170,13 +172,12 @@ def compare_marks(rig: Rig, before: dict[int, bytes], model: BytesMemory, refuse
             assert set(memoryview(data).cast("I")) <= {0, A}, what
 
 
-@STRICT
-@pytest.mark.parametrize("mode", ["legacy", "pae", "long"])
-def test_one_dimension(mode: str, strict: bool, python: bool) -> None:
+def one_dimension(mode: str, seeds: Iterable[int], *, python: bool = False, strict: bool = False) -> Counter[object]:
+    """One access through random tables for each seed, by the engine and by `translate`; how often each outcome came."""
     bench = Bench(mode, python, strict)
     rig = bench.rig
     outcomes: Counter[object] = Counter()
-    for seed in range(100 if python else 700):
+    for seed in seeds:
         random = Random(seed)
         state = registers(rig, random, mode)
         random_tables(rig, random, mode, GUEST_TABLES, address_of(mode), bench.root)
@@ -189,6 +190,13 @@ def test_one_dimension(mode: str, strict: bool, python: bool) -> None:
         assert got == (tuple(verdict) if isinstance(verdict, Fault) else ("done",)), what
         compare_marks(rig, before, model, isinstance(verdict, Fault), what)
         outcomes[got[0]] += 1
+    return outcomes
+
+
+@STRICT
+@pytest.mark.parametrize("mode", MODES)
+def test_one_dimension(mode: str, strict: bool, python: bool) -> None:
+    outcomes = one_dimension(mode, range(100 if python else 700), python=python, strict=strict)
     assert outcomes["done"] > 20
     assert outcomes["PF"] > 20
 
@@ -225,14 +233,12 @@ def nested_tables(rig: Rig, random: Random, host: str) -> Nested:
     return Nested(NESTED_TABLES, cr4, efer, PHYSICAL_BITS)
 
 
-@STRICT
-@pytest.mark.parametrize("host", ["legacy", "pae", "long"])
-@pytest.mark.parametrize("mode", ["legacy", "pae", "long"])
-def test_two_dimensions(mode: str, host: str, strict: bool, python: bool) -> None:
+def two_dimensions(mode: str, host: str, seeds: Iterable[int], *, python: bool = False, strict: bool = False) -> Counter[object]:
+    """The same for a guest in `mode` under the nested tables of a host in the mode `host`."""
     bench = Bench(mode, python, strict)
     rig, cpu = bench.rig, bench.rig.cpu
     outcomes: Counter[object] = Counter()
-    for seed in range(40 if python else 250):
+    for seed in seeds:
         random = Random(seed)
         state = registers(rig, random, mode)
         random_tables(rig, random, mode, GUEST_TABLES, address_of(mode), bench.root)
@@ -250,6 +256,14 @@ def test_two_dimensions(mode: str, host: str, strict: bool, python: bool) -> Non
         if not isinstance(verdict, Fault):
             compare_marks(rig, before, model, False, what)
         outcomes[got[0]] += 1
+    return outcomes
+
+
+@STRICT
+@pytest.mark.parametrize("host", MODES)
+@pytest.mark.parametrize("mode", MODES)
+def test_two_dimensions(mode: str, host: str, strict: bool, python: bool) -> None:
+    outcomes = two_dimensions(mode, host, range(40 if python else 250), python=python, strict=strict)
     assert outcomes["done"] > 0
     assert outcomes["PF"] > 0
     assert outcomes["NPF"] > 0

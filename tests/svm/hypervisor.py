@@ -30,14 +30,13 @@ P, W, U, A, D, NX = 1, 2, 4, 0x20, 0x40, 1 << 63
 
 
 class Hypervisor(Rig):
-    """A host in long mode about to run a guest in `mode`; VMMCALL, HLT and SHUTDOWN of the guest come back."""
+    """A host in `host_mode` about to run a guest in `mode`; VMMCALL, HLT and SHUTDOWN of the guest come back."""
 
     def __init__(
-        self, guest: str | bytes, mode: Mode = "long", *, host: str = "vmrun; hlt", python: bool = False,
-        np: bool = True,
-        user: bool = False, cpus: int = 1, strict_tlb: bool = False,
+        self, guest: str | bytes, mode: Mode = "long", *, host: str = "vmrun; hlt", python: bool = False, np: bool = True,
+        user: bool = False, cpus: int = 1, host_mode: Mode = "long", strict_tlb: bool = False,
     ) -> None:  # fmt: skip
-        super().__init__(host, "long", python=python, cpus=cpus, origin=HOST_CODE, strict_tlb=strict_tlb)
+        super().__init__(host, host_mode, python=python, cpus=cpus, origin=HOST_CODE, strict_tlb=strict_tlb)
         self.inner = inner = Rig(guest, mode, user=user)
         self.labels = {**inner.labels, **{f"host_{name}": value for name, value in self.labels.items()}}
         self.base = GUEST if np else 0
@@ -67,29 +66,43 @@ class Hypervisor(Rig):
         self.state.set_reg(RAX, VMCB_PAGE)
 
     def _own_tables(self) -> None:
-        """A guest without nested paging lies where the host's tables were: the host gets others, of 1 GiB pages."""
-        self.ram.write_u64(HOST_TABLES, HOST_TABLES + 0x1000 | P | W)
-        self.ram.write(HOST_TABLES + 0x1000, struct.pack("<4Q", *(n << 30 | P | W | 0x80 for n in range(4))))
-        self.state.set_cr(3, HOST_TABLES)
+        """A guest without nested paging lies where the host's tables were: the host gets others, of its largest pages."""
+        at = HOST_TABLES
+        if self.mode == "long":
+            self.ram.write_u64(at, at + 0x1000 | P | W)
+            self.ram.write(at + 0x1000, struct.pack("<4Q", *(n << 30 | P | W | 0x80 for n in range(4))))
+        elif self.mode == "pae":
+            self.ram.write(at, struct.pack("<4Q", *(at + 0x1000 + 0x1000 * n | P for n in range(4))))
+            self.ram.write(at + 0x1000, struct.pack("<2048Q", *(n << 21 | P | W | 0x80 for n in range(2048))))
+        elif self.mode == "legacy":
+            self.ram.write(at, struct.pack("<1024I", *(n << 22 | P | W | 0x80 for n in range(1024))))
+        self.state.set_cr(3, at)
 
     def _nested(self) -> None:
-        """4 KiB pages: gpa to gpa + GUEST for 4 MiB, nothing above."""
+        """4 KiB pages in the format of the host's own tables: gpa to gpa + GUEST for 4 MiB, nothing above."""
         every = P | W | U
-        self.ram.write_u64(NESTED, NESTED + 0x1000 | every)
-        self.ram.write_u64(NESTED + 0x1000, NESTED + 0x2000 | every)
-        for number in range(2):
-            table = NESTED + 0x3000 + 0x1000 * number
-            self.ram.write_u64(NESTED + 0x2000 + 8 * number, table | every)
-            entries = (((number << 9 | n) << 12) + GUEST | every for n in range(512))
-            self.ram.write(table, struct.pack("<512Q", *entries))
+        tables = NESTED + 0x3000
+        if self.mode == "legacy":
+            self.ram.write_u32(NESTED, tables | every)
+            self.ram.write(tables, struct.pack("<1024I", *((n << 12) + GUEST | every for n in range(1024))))
+            return
+        directory = NESTED + 0x2000
+        if self.mode == "pae":
+            self.ram.write_u64(NESTED, directory | P)
+        else:
+            self.ram.write_u64(NESTED, NESTED + 0x1000 | every)
+            self.ram.write_u64(NESTED + 0x1000, directory | every)
+        self.ram.write(directory, struct.pack("<2Q", *(tables + 0x1000 * n | every for n in range(2))))
+        self.ram.write(tables, struct.pack("<1024Q", *((n << 12) + GUEST | every for n in range(1024))))
 
     def nested_entry(self, gpa: int) -> int:
         """Address of the last-level nested entry."""
-        return NESTED + 0x3000 + (gpa >> 12) * 8
+        return NESTED + 0x3000 + (gpa >> 12) * (4 if self.mode == "legacy" else 8)
 
     def change_nested(self, gpa: int, *, add: int = 0, drop: int = 0) -> None:
-        at = self.nested_entry(gpa)
-        self.ram.write_u64(at, self.ram.read_u64(at) & ~drop | add)
+        at, size = self.nested_entry(gpa), 4 if self.mode == "legacy" else 8
+        entry = int.from_bytes(self.ram.read(at, size), "little")
+        self.ram.write(at, (entry & ~drop | add).to_bytes(size, "little"))
 
     # The VMCB
 

@@ -10,6 +10,7 @@ from io import StringIO
 import pytest
 
 from introspect.vmcb import CLEAN, VMCB
+from tests.svm.covers import covers
 from tests.svm.hypervisor import HLT, INVALID, VMCB_PAGE, VMMCALL, Event, Hypervisor
 from vmdbg.cpu.core import Notice
 from vmdbg.svm.vmcbcache import VmcbCache
@@ -32,6 +33,7 @@ INTERCEPTS = "andl $~2, 0x10(%rax)"
 """The VMMCALL intercept off: the guest's second VMMCALL is #UD then."""
 
 
+@covers("VmcbClean")
 @pytest.mark.parametrize("strict", [False, True], ids=["coherent", "strict"])
 def test_a_cleared_bit_reads_the_field(strict: bool, python: bool) -> None:
     h = change(INTERCEPTS + "; orl $0x40, 0x8(%rax)", ~CLEAN.intercepts & 0xFFFF, strict=strict, python=python)
@@ -48,6 +50,7 @@ def test_coherent_mode_ignores_the_bits(python: bool) -> None:
     assert h["exitcode"] == 0x46
 
 
+@covers("VmcbClean")
 @pytest.mark.parametrize(
     ("bit", "text", "guest", "field", "old"),
     [

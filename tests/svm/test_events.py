@@ -6,6 +6,7 @@ import pytest
 
 from tests.engine.interrupts import IF, enable_apic, interrupt
 from tests.engine.rig import CODE, HANDLERS, RING0_STACK, STACK, Mode, P
+from tests.svm.covers import covers
 from tests.svm.hypervisor import HLT, HOST_CODE, NPF, SHUTDOWN, VMMCALL, Hypervisor
 from vmdbg.cpu.events import DELIVERY
 
@@ -158,6 +159,7 @@ def test_injected_double_fault_that_faults_shuts_down(python: bool) -> None:
 # Physical interrupts while a guest runs.
 
 
+@covers(0x60)
 @pytest.mark.parametrize("masking", [False, True])
 @pytest.mark.parametrize("host_if", [False, True])
 @pytest.mark.parametrize("guest_if", [False, True])
@@ -197,6 +199,7 @@ def test_without_the_intercept_the_guest_takes_it(python: bool) -> None:
     assert h.cpu.lapic.pending() is None
 
 
+@covers(0x61)
 @pytest.mark.parametrize("intercepted", [False, True])
 def test_nmi(intercepted: bool, python: bool) -> None:
     h = Hypervisor("1: jmp 1b", python=python)
@@ -209,6 +212,7 @@ def test_nmi(intercepted: bool, python: bool) -> None:
         assert h.guest_vector == 2
 
 
+@covers(0x63)
 def test_init_exits_and_stays_pending(python: bool) -> None:
     h = Hypervisor("1: jmp 1b", python=python)
     h.intercept(INIT_EXIT)
@@ -240,6 +244,7 @@ def v_intr(vector: int, priority: int = 8, tpr: int = 0, *, masking: bool = True
     return 1 << 8 | priority << 16 | ignore_tpr << 20 | masking << 24 | vector << 32 | tpr
 
 
+@covers(0x64)
 @pytest.mark.parametrize(("guest_if", "shadow", "tpr", "ignore", "taken"), [
     (True, False, 0, False, True), (False, False, 0, False, False), (True, False, 8, False, False),
     (True, False, 9, False, False),

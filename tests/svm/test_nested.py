@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.engine.rig import CODE, DATA, Mode
+from tests.svm.covers import covers
 from tests.svm.hypervisor import GUEST, HLT, NESTED, NPF, NX, VMMCALL, A, D, Hypervisor, P, U, W
 from vmdbg.engine.physical import Shadow
 
@@ -17,6 +18,7 @@ PAGE = 0x180000
 ACCESSES = {"read": f"movl {PAGE + 0x123}, %eax", "write": f"movl %eax, {PAGE + 0x123}", "rmw": f"incl {PAGE + 0x123}"}
 
 
+@covers(0x400, "NP")
 @pytest.mark.parametrize("mode", ["protected32", *PAGED])
 @pytest.mark.parametrize(("change", "access", "info"), [
     ({"drop": P}, "read", USER), ({"drop": P}, "write", USER | WRITE), ({"drop": W}, "write", USER | WRITE | PRESENT),
@@ -51,6 +53,7 @@ def test_a_read_for_writing_is_a_write_when_it_writes(python: bool) -> None:
     assert h.guest_read(PAGE + 0x123, 4) == 1
 
 
+@covers(0x400)
 @pytest.mark.parametrize(("change", "info"), [({"drop": P}, USER | FETCH), ({"add": NX}, USER | FETCH | PRESENT)])
 def test_fetch(change: dict[str, int], info: int, python: bool) -> None:
     h = Hypervisor(f"movl ${PAGE + 0x10}, %eax; jmp *%rax", python=python)
@@ -60,6 +63,7 @@ def test_fetch(change: dict[str, int], info: int, python: bool) -> None:
     assert h["insn_len"] == 0
 
 
+@covers(0x400)
 @pytest.mark.parametrize("before", [1, 3])
 def test_fetch_across_pages(before: int, python: bool) -> None:
     h = Hypervisor("jmp 1f; 1: nop", python=python)
@@ -74,6 +78,7 @@ def test_fetch_across_pages(before: int, python: bool) -> None:
     assert h["rax"] == 0x11223344
 
 
+@covers(0x400)
 @pytest.mark.parametrize("mode", PAGED)
 @pytest.mark.parametrize("drop", [P, W])
 def test_walk_of_the_guests_tables(mode: Mode, drop: int, python: bool) -> None:
@@ -104,6 +109,7 @@ def test_tables_in_no_execute_pages(python: bool) -> None:
     assert h["rax"] == 5
 
 
+@covers("NP")
 @pytest.mark.parametrize("mode", PAGED)
 def test_accessed_and_dirty(mode: Mode, python: bool) -> None:
     h = Hypervisor(f"movl {PAGE}, %eax; movl %eax, {DATA}; hlt", mode, python=python)
@@ -150,6 +156,33 @@ def test_changes_by_the_hypervisors_own_stores_are_seen(python: bool) -> None:
     h.guest_write(PAGE + 0x1000, b"\x10")
     h.run()
     assert h.reg(2) == 5 * 0x11
+
+
+def test_a_table_that_was_rewritten_all_the_time_is_guarded_again(python: bool) -> None:
+    entry = NESTED + 0x3000 + (PAGE >> 12) * 8
+    h = Hypervisor(
+        f"1: addl {PAGE}, %edx; vmmcall; jmp 1b",
+        host=f"""
+        movl $9, %ebx; movl $0x90000, %ebp
+        1: xorl $0x1000, {entry}; movl %ebp, %eax; vmrun; addq $3, 0x90578; decl %ebx; jnz 1b
+        given_up: movl $70, %ebx
+        1: movl %ebp, %eax; vmrun; addq $3, 0x90578; decl %ebx; jnz 1b
+        xorl $0x1000, {entry}; movl %ebp, %eax; vmrun; hlt""",
+        python=python,
+    )
+    h.guest_write(PAGE, b"\x01")
+    h.ram.write(h.base + PAGE + 0x1000, bytes([0, 1]))
+    h.state.set_reg(2, 0)
+
+    def volatile() -> list[bool]:
+        return [shadow.volatile > 0 for shadow in h.machine.engine.physical.shadows.values()]
+
+    while h.state.rip != h.labels["host_given_up"]:
+        h.step()
+    assert volatile() == [True]
+    h.run()
+    assert h.reg(2) == 5 * 0x100 + 4 + 70 * 0x100 + 1
+    assert volatile() == [False]
 
 
 @pytest.mark.parametrize(("change", "code"), [

@@ -10,6 +10,7 @@ import pytest
 from introspect.exits import IOIO
 from tests.engine.ports import PORT, Ports
 from tests.engine.rig import CODE, TSS, Mode, bits_of
+from tests.svm.covers import covers
 from tests.svm.hypervisor import GUEST, HLT, IOPM, NPF, VMMCALL, A, D, Hypervisor, P, U, W
 from vmdbg.engine.state import DS, ES, RCX, RDI, RDX, RSI
 
@@ -104,6 +105,7 @@ PROGRAM = "; ".join(f"i{n}: {rep}{operation}{width}" for n, (rep, operation, wid
 
 
 @in_every_place
+@covers(0x7B)
 def test_intercepted(mode: Mode, place: str, python: bool) -> None:
     """The exit comes before anything that the access may raise, and nothing has been touched."""
     h = StringIo(PROGRAM, mode, python, place=place)

@@ -231,6 +231,16 @@ def test_a_page_that_somebody_watches_is_left_to_python() -> None:
     assert switcher(h).made == 0
 
 
+def test_a_save_area_at_the_end_of_all_addresses() -> None:
+    """Its end is 2^64, which is 0: once it counted as memory, and the host's state went 4 KiB below the machine's RAM."""
+    make = looping("1: incl %esi; cpuid; vmmcall; jmp 1b", rounds=6)
+    h = make()
+    h.state.set_field("vm_hsave", (1 << 64) - 0x1000)
+    h.run(2_000)
+    assert switcher(h).made == 0
+    assert h.cpu.halted
+
+
 def test_registers_that_a_debugger_sets_reach_the_guest() -> None:
     h = looping("1: incl %esi; cpuid; vmmcall; jmp 1b", rounds=1000)()
     h.machine.run(2_000)
@@ -241,6 +251,19 @@ def test_registers_that_a_debugger_sets_reach_the_guest() -> None:
     history.change(vcpu, 6, 0x10000)
     h.machine.run(500)
     assert 0x10000 < vcpu.registers[6] < 0x10100
+
+
+def test_init_ends_the_guest_for_c_too() -> None:
+    """An INIT that is not intercepted: what the CPU does then is no guest's."""
+    h = looping("1: incl %esi; cpuid; vmmcall; jmp 1b", rounds=1000)()
+    h.machine.run(2_000)
+    while h.cpu.guest is None:
+        h.machine.run(1)
+    assert switcher(h).state.inside != switch.HOST
+    h.cpu.init()
+    h.machine.run(1)
+    assert h.cpu.guest is None
+    assert switcher(h).state.inside == switch.HOST
 
 
 def test_a_trace_sees_every_switch() -> None:

@@ -7,6 +7,7 @@ where `PAGE` leads.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from random import Random
 
 import pytest
 
@@ -449,7 +450,7 @@ def test_capacity(monkeypatch: pytest.MonkeyPatch, python: bool) -> None:
 def test_hostile_guests_end_the_same_in_python(seed: int) -> None:
     ends = []
     for python in (False, True):
-        h = hostile(2000 + seed, python, strict_tlb=True)
+        h = hostile(Random(2000 + seed), python, strict_tlb=True)
         h.machine.run(600)
         exits = [record.line() for guest in h.machine.history.guests.values() for record in guest.exits]
         ends.append((h.now, h.state.rip, [h.reg(n) for n in range(16)], exits, list(h.machine.history.notices)))
@@ -458,4 +459,4 @@ def test_hostile_guests_end_the_same_in_python(seed: int) -> None:
 
 def test_hostile_guests() -> None:
     for seed in range(100):
-        hostile(3000 + seed, strict_tlb=True).machine.run(1000)
+        hostile(Random(3000 + seed), strict_tlb=True).machine.run(1000)

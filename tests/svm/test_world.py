@@ -7,6 +7,7 @@ import pytest
 from introspect.vmcb import VMCB
 from tests.engine.assembler import assemble
 from tests.engine.rig import CODE, GDT, GDT_LIMIT, HANDLERS, MODES, Mode, bits_of
+from tests.svm.covers import covers
 from tests.svm.hypervisor import (
     GUEST,
     HLT,
@@ -215,6 +216,7 @@ def test_invalid_guest_state(name: str, fields: dict[str, int], python: bool) ->
     assert "APM2" in h.cpu.last_fault
 
 
+@covers(0x7F)
 def test_shutdown(python: bool) -> None:
     h = Hypervisor("ud2", python=python)
     h.set(idtr__limit=0)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+from dataclasses import replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
 from introspect.address import Gpa
-from introspect.paging import Access, Fault, Nested, NestedFault, PagingState, translate
+from introspect.paging import Access, Fault, Nested, NestedFault, PagingState, pdpte_reserved, translate
 from vmdbg.engine.engine import PHYSICAL_BITS, Engine
 from vmdbg.engine.physical import WATCH_WRITE, Npt, Shadow
 from vmdbg.engine.state import SS, TR, CpuState
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from .debug import DebugRegisters
 
+_PDPTE_RESERVED = pdpte_reserved(PHYSICAL_BITS)
 CR0_PE, CR0_TS, CR0_NE, CR0_WP, CR0_PG = 1 << 0, 1 << 3, 1 << 5, 1 << 16, 1 << 31
 CR4_PAE, EFER_LMA = 1 << 5, 1 << 10
 CR4_SUPPORTED = 0b111_1111_1100 | 1 << 16 | 1 << 20 | 1 << 21
@@ -44,6 +46,15 @@ _ACCESS = {
     (write, execute, user, implicit): Access(write, execute, user, implicit)
     for write in (False, True) for execute in (False, True) for user in (False, True) for implicit in (False, True)
 }  # fmt: skip
+
+
+def dr6_value(value: int) -> int:
+    """What DR6 holds after `value` is written to it (APM2 13.1.1.3)."""
+    return value & 0xE00F | DR6_RESET
+
+
+def dr7_value(value: int) -> int:
+    return value & 0xFFFF23FF | DR7_RESET
 
 
 def canonical(address: int) -> bool:
@@ -165,6 +176,11 @@ class Cpu:
     def extint(self, level: bool) -> None:
         self.extint_level = level
 
+    def doorbell(self) -> None:
+        """Somebody has put an interrupt into a backing page: in a guest it is looked for, in the host VMRUN will."""
+        if self.guest is not None and self.guest.avic is not None:
+            self.guest.avic.evaluate()
+
     def changed(self) -> None:
         """Pending state is read at each boundary: nothing to remember."""
 
@@ -277,6 +293,11 @@ class Cpu:
         """CR0 as software sees it."""
         value = self.state.cr(0)
         return value & ~CR0_NE if self.ne_is_ours else value
+
+    def bad_pdptes(self, cr3: int) -> bool:
+        """Whether one of the four PDPEs that CR3 names in PAE mode is present and has reserved bits set (APM2 5.2.3)."""
+        entries = (self.pdpte(cr3, index) for index in range(4))
+        return any(entry & 1 and entry & _PDPTE_RESERVED for entry in entries)
 
     # Memory, as the processor itself accesses it: translated, checked, with accessed and dirty bits.
 
@@ -417,8 +438,12 @@ class Cpu:
 
     def translate_quietly(self, address: int) -> int | None:
         """System-physical address of a linear one whatever its rights, without side effects; None if unmapped."""
-        found = self._locate(address, _ACCESS[False, False, False, True], set_ad=False)
-        return None if isinstance(found, Fault) else found
+        if self.tlb is not None:
+            held = self.tlb.locate(address, _ACCESS[False, False, False, True], set_ad=False)
+            return None if isinstance(held, Fault) else held
+        paging = replace(self.paging, cpl=0, rflags_ac=True)  # else SMAP refuses pages of the user
+        found = translate(self.ram, paging, address, _ACCESS[False, False, False, False], self.nested, set_ad=False)
+        return None if isinstance(found, Fault) else found.spa & self.engine.physical.a20
 
     def advance(self, length: int) -> None:
         """An instruction that we executed retires: RIP, time and the interrupt shadow move on.  0: an iteration of it."""

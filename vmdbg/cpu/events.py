@@ -6,25 +6,26 @@ from vmdbg.svm import world
 
 from .core import Cpu
 from .delivery import deliver
-from .faults import CONTRIBUTORY, DF, PF, CpuFault, Event, Kind, NestedPageFault
+from .faults import BR, CONTRIBUTORY, DF, PF, CpuFault, Event, Kind, NestedPageFault
 from .tasks import TaskSwitchExit
 
 DELIVERY = 32
 """Ticks that entering a handler takes: time goes on in a guest that does nothing but fault, and differs on both sides."""
 
 
-def raise_event(cpu: Cpu, event: Event, *, injected: bool = False) -> None:
+def raise_event(cpu: Cpu, event: Event, *, injected: bool = False, intercepted: bool = True) -> None:
     """Deliver an event, or leave the guest if its hypervisor intercepts it or what faults on the way.
 
     `injected`: through EVENTINJ, which intercepts do not see (APM2 15.20) and whose instruction has taken no time.
+    `intercepted`: whether exception intercepts see it.
     """
     s = cpu.state
     cpu.debug.moved = True
     ticks = 0 if injected else event.length
-    if event.kind == Kind.EXCEPTION and not injected and _intercepted(cpu, event.vector):
-        following = s.rip
+    if event.kind == Kind.EXCEPTION and intercepted and not injected and _intercepted(cpu, event.vector):
+        following = s.rip + cpu.instruction().length if event.vector == BR else s.rip
         _take_back(cpu, event, ticks)
-        world.exception_exit(cpu, event, None, nrip=following if event.software else 0)
+        world.exception_exit(cpu, event, None, nrip=following if event.software or event.vector == BR else 0)
         return
     while True:
         rip = s.rip

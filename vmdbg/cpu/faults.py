@@ -42,6 +42,11 @@ class Event:
         return self.kind == Kind.SOFTWARE or (self.kind == Kind.EXCEPTION and self.vector in (BP, OF))
 
     @property
+    def restarts(self) -> bool:
+        """Its handler returns to the instruction that raised it: RFLAGS.RF is saved as 1 (APM2 3.1.6)."""
+        return self.kind == Kind.EXCEPTION and not self.trap and not self.software and self.vector != DF
+
+    @property
     def external(self) -> int:
         """EXT, bit 0 of the error codes that its delivery may raise."""
         return 0 if self.software else 1

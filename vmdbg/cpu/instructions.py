@@ -14,6 +14,7 @@ from vmdbg.engine.state import CS, ES, RAX, RBX, RCX, RDI, RDX, RSI, RSP, SS, TR
 from vmdbg.platform.clock import TICKS_PER_SECOND
 from vmdbg.platform.cpuid import Dynamic, cpuid
 from vmdbg.platform.faults import MsrFault
+from vmdbg.svm import world
 
 from .core import (
     CR0_PE,
@@ -28,6 +29,8 @@ from .core import (
     RFLAGS_TF,
     RFLAGS_VM,
     Cpu,
+    dr6_value,
+    dr7_value,
 )
 from .debug import CR4_DE, DR6_BD, DR7_GD
 from .decode import Instruction, effective_address
@@ -73,60 +76,70 @@ def _general(cpu: Cpu, number: int, value: int) -> None:
 # Control registers
 
 
-def write_cr0(cpu: Cpu, value: int) -> None:
-    """Rules of MOV CR0 (APM2 3.1.1, 14.6), EFER.LMA with CR0.PG."""
+def cr0_value(value: int) -> int:
+    """What CR0 holds after `value` is written to it: the bits that exist, with ET always set."""
+    return value & CR0_DEFINED | CR0_ET
+
+
+def check_cr0(cpu: Cpu, value: int) -> None:
+    """Rules of MOV CR0 (APM2 3.1.1, 14.6)."""
     s = cpu.state
     if value >> 32 or (value & CR0_NW and not value & CR0_CD) or (value & CR0_PG and not value & CR0_PE):
         raise CpuFault(GP, 0)
-    value = value & CR0_DEFINED | CR0_ET
-    old, efer = cpu.cr0, s.efer
-    if value & CR0_PG and not old & CR0_PG and efer & EFER_LME:
-        if not s.cr(4) & CR4_PAE or s.attrib(CS) & 0x200:
-            raise CpuFault(GP, 0)
-        s.efer = efer | EFER_LMA
-    elif old & CR0_PG and not value & CR0_PG:
-        if s.is_code64:
-            raise CpuFault(GP, 0)
-        s.efer = efer & ~EFER_LMA
-    loads = bool(value & CR0_PG and s.cr(4) & CR4_PAE and not s.efer & EFER_LMA and (value ^ old) & (CR0_PG | CR0_CD | CR0_NW))
+    turned = (value ^ cpu.cr0) & CR0_PG
+    if turned & value and s.efer & EFER_LME and (not s.cr(4) & CR4_PAE or s.attrib(CS) & 0x200):
+        raise CpuFault(GP, 0)
+    if turned and not value & CR0_PG and s.is_code64:
+        raise CpuFault(GP, 0)
+
+
+def write_cr0(cpu: Cpu, value: int) -> None:
+    """With EFER.LMA, which follows CR0.PG."""
+    s = cpu.state
+    value = cr0_value(value)
+    changed, efer = value ^ cpu.cr0, s.efer
+    pae = value & CR0_PG and s.cr(4) & CR4_PAE and not efer & EFER_LME
+    loads = bool(pae and changed & (CR0_PG | CR0_CD | CR0_NW))
     if loads:
         _check_pdptes(cpu, s.cr(3))
+    if changed & CR0_PG:
+        s.efer = efer | EFER_LMA if value & CR0_PG and efer & EFER_LME else efer & ~EFER_LMA
     s.set_cr(0, value)
     cpu.hold_pdptes(loads)
     cpu.guard_ferr()
     s.refresh()
-    if (value ^ old) & CR0_PG:
+    if changed & CR0_PG:
         cpu.forget_translations()
     cpu.flush()
 
 
 def _check_pdptes(cpu: Cpu, cr3: int) -> None:
     """Loading CR3 in PAE mode reads four PDPTEs; a present one with reserved bits raises #GP (APM2 5.3.2)."""
-    if cpu.nested is not None:
-        return  # under nested paging they are read, and judged, at each walk (APM2 15.25.10)
-    reserved = 0xFFFFFFFFFFFFFFFF & ~((1 << PHYSICAL_BITS) - 1) | 0x1E6
-    for index in range(4):
-        entry = cpu.pdpte(cr3, index)
-        if entry & 1 and entry & reserved:
-            raise CpuFault(GP, 0)
+    if cpu.nested is None and cpu.bad_pdptes(cr3):  # under nested paging they are judged at each walk (APM2 15.25.10)
+        raise CpuFault(GP, 0)
+
+
+def check_cr3(cpu: Cpu, value: int) -> None:
+    if cpu.state.is_long and value >> PHYSICAL_BITS:
+        raise CpuFault(GP, 0)
 
 
 def write_cr3(cpu: Cpu, value: int) -> None:
     s = cpu.state
-    if s.is_long:
-        if value >> PHYSICAL_BITS:
-            raise CpuFault(GP, 0)
-    elif s.cr(0) & CR0_PG and s.cr(4) & CR4_PAE:
+    if s.cr(0) & CR0_PG and s.cr(4) & CR4_PAE and not s.is_long:
         _check_pdptes(cpu, value)
     s.set_cr(3, value)
     cpu.hold_pdptes()
     cpu.forget_translations(keep_global=True)
 
 
+def check_cr4(cpu: Cpu, value: int) -> None:
+    if value & ~CR4_SUPPORTED or (cpu.state.is_long and not value & CR4_PAE):
+        raise CpuFault(GP, 0)
+
+
 def write_cr4(cpu: Cpu, value: int) -> None:
     s = cpu.state
-    if value & ~CR4_SUPPORTED or (s.is_long and not value & CR4_PAE):
-        raise CpuFault(GP, 0)
     loads = bool(s.cr(0) & CR0_PG and not s.is_long and value & CR4_PAE and (value ^ s.cr(4)) & (CR4_PAE | CR4_PGE | CR4_PSE))
     if loads:
         _check_pdptes(cpu, s.cr(3))
@@ -141,23 +154,44 @@ def write_cr4(cpu: Cpu, value: int) -> None:
 
 
 def read_tpr(cpu: Cpu) -> int:
-    """CR8: V_TPR for a guest with V_INTR_MASKING, else the local APIC's (APM2 15.21.1)."""
+    """CR8: V_TPR for a guest with V_INTR_MASKING or AVIC, else the local APIC's (APM2 15.21.1, 15.29.4.1)."""
     guest = cpu.guest
-    return guest.v_tpr & 0xF if guest is not None and guest.v_intr_masking else cpu.lapic.cr8
+    virtual = guest is not None and (guest.v_intr_masking or guest.avic is not None)
+    return guest.v_tpr & 0xF if guest is not None and virtual else cpu.lapic.cr8
+
+
+def check_tpr(cpu: Cpu, value: int) -> None:
+    if value >> 4:
+        raise CpuFault(GP, 0)
 
 
 def write_tpr(cpu: Cpu, value: int) -> None:
-    if value >> 4:
-        raise CpuFault(GP, 0)
     guest = cpu.guest
     if guest is not None:
+        if guest.avic is not None:
+            guest.avic.write_cr8(value)
+            return
         guest.v_tpr = value
         if guest.v_intr_masking:
             return
     cpu.lapic.cr8 = value
 
 
+_CHECK_CR: dict[int, Callable[[Cpu, int], None]] = {0: check_cr0, 3: check_cr3, 4: check_cr4, 8: check_tpr}
 _WRITE_CR: dict[int, Callable[[Cpu, int], None]] = {0: write_cr0, 3: write_cr3, 4: write_cr4, 8: write_tpr}
+
+
+def moved(cpu: Cpu, insn: Instruction) -> int:
+    """The general register that a MOV to CR or DR reads."""
+    value = cpu.state.reg(insn.rm)
+    return value if cpu.bits == 64 else value & MASK32
+
+
+def check_cr_write(cpu: Cpu, number: int) -> None:
+    """What MOV to CR refuses before anything else; LMSW and CLTS cannot ask for it."""
+    insn = cpu.instruction()
+    if insn.opcode == 0x0F22 and number in _CHECK_CR:
+        _CHECK_CR[number](cpu, moved(cpu, insn))
 
 
 def cr_access(cpu: Cpu, number: int, write: bool) -> None:
@@ -168,16 +202,17 @@ def cr_access(cpu: Cpu, number: int, write: bool) -> None:
         s.set_cr(0, s.cr(0) & ~CR0_TS)
         s.refresh()
     elif insn.opcode == 0x0F01 and insn.modrm >> 3 & 7 == 6:  # LMSW
-        source = lmsw_source(cpu, insn)
+        source = s.reg(insn.rm) if not insn.memory else cpu.read(_operand_address(cpu, insn, 2), 2, user=s.cpl == 3)
         # It can set PE but not clear it, and reaches PE MP EM TS only.
         write_cr0(cpu, cpu.cr0 & ~0xE | source & 0xF)
     elif insn.opcode == 0x0F01:  # SMSW
         _store(cpu, insn, cpu.cr0, insn.operand if not insn.memory else 16)
     elif write:
-        value = s.reg(insn.rm) if cpu.bits == 64 else s.reg(insn.rm) & MASK32
+        value = moved(cpu, insn)
         if number == 2:
             s.set_cr(2, value)
         elif number in _WRITE_CR:
+            _CHECK_CR[number](cpu, value)
             _WRITE_CR[number](cpu, value)
         else:
             raise CpuFault(UD)
@@ -187,13 +222,6 @@ def cr_access(cpu: Cpu, number: int, write: bool) -> None:
         value = read_tpr(cpu) if number == 8 else cpu.cr0 if number == 0 else s.cr(number)
         s.set_reg(insn.rm, value if cpu.bits == 64 else value & MASK32)
     cpu.advance(insn.length)
-
-
-def lmsw_source(cpu: Cpu, insn: Instruction) -> int:
-    """The 16-bit operand of LMSW."""
-    if not insn.memory:
-        return cpu.state.reg(insn.rm) & 0xFFFF
-    return cpu.read(_operand_address(cpu, insn, 2), 2, user=cpu.state.cpl == 3)
 
 
 def _operand_address(cpu: Cpu, insn: Instruction, size: int) -> int:
@@ -223,24 +251,28 @@ def _store(cpu: Cpu, insn: Instruction, value: int, bits: int) -> None:
         s.set_reg(insn.rm, value & ((1 << bits) - 1))
 
 
-def dr_access(cpu: Cpu, write: bool) -> None:
-    """MOV to and from DR (APM2 13.1.1)."""
-    s = cpu.state
+def check_dr(cpu: Cpu) -> None:
+    """What MOV to and from DR refuses (APM2 13.1.1): all of it, before an intercept (table 15-7)."""
     insn = cpu.instruction()
     number = insn.reg
-    if number > 7 or (number in (4, 5) and s.cr(4) & CR4_DE):
+    if number > 7 or (number in (4, 5) and cpu.state.cr(4) & CR4_DE):
         raise CpuFault(UD)
     if cpu.dr[7] & DR7_GD:
         cpu.debug.report(DR6_BD)
         raise CpuFault(DB)
-    number = number + 2 if number in (4, 5) else number
+    if insn.opcode == 0x0F23 and number & ~2 in (4, 5) and moved(cpu, insn) >> 32:
+        raise CpuFault(GP, 0)
+
+
+def dr_access(cpu: Cpu, write: bool) -> None:
+    """MOV to and from DR."""
+    check_dr(cpu)
+    s = cpu.state
+    insn = cpu.instruction()
+    number = insn.reg + 2 if insn.reg in (4, 5) else insn.reg
     if write:
-        value = s.reg(insn.rm) if cpu.bits == 64 else s.reg(insn.rm) & MASK32
-        if number >= 6:
-            if value >> 32:
-                raise CpuFault(GP, 0)
-            value = value & 0xE00F | 0xFFFF0FF0 if number == 6 else value & 0xFFFF2FFF | 0x400
-        cpu.dr[number] = value
+        value = moved(cpu, insn)
+        cpu.dr[number] = dr6_value(value) if number == 6 else dr7_value(value) if number == 7 else value
         cpu.debug.update()
     else:
         s.set_reg(insn.rm, cpu.dr[number] if cpu.bits == 64 else cpu.dr[number] & MASK32)
@@ -267,18 +299,17 @@ def rdtsc(cpu: Cpu) -> None:
 
 
 def check_rdpmc(cpu: Cpu) -> None:
-    """The privilege, which comes before intercepts; the engine has not looked."""
-    if cpu.state.cpl and not cpu.state.cr(4) & CR4_PCE:
+    """The privilege, at which the engine has not looked, and the counter's number."""
+    s = cpu.state
+    if (s.cpl and not s.cr(4) & CR4_PCE) or s.reg(RCX) & MASK32 > 3:
         raise CpuFault(GP, 0)
 
 
 def rdpmc(cpu: Cpu) -> None:
     """Four counters that never count (no event is modelled)."""
+    check_rdpmc(cpu)
     s = cpu.state
-    counter = s.reg(RCX) & MASK32
-    if counter > 3:
-        raise CpuFault(GP, 0)
-    value = cpu.msrs.read(0xC0010004 + counter, cpu)
+    value = cpu.msrs.read(0xC0010004 + (s.reg(RCX) & MASK32), cpu)
     s.set_reg(RAX, value & MASK32)
     s.set_reg(RDX, value >> 32 & 0xFFFF)
     cpu.advance(length(cpu))
@@ -338,6 +369,11 @@ def invlpga(cpu: Cpu) -> None:
     cpu.advance(insn.length)
 
 
+def check_privilege(cpu: Cpu) -> None:
+    if cpu.state.cpl:
+        raise CpuFault(GP, 0)
+
+
 def undefined(cpu: Cpu) -> None:
     raise CpuFault(UD)
 
@@ -365,7 +401,7 @@ def icebp(cpu: Cpu) -> None:
     size = length(cpu)
     s.rip += size
     cpu.engine.clock.now += size
-    raise_event(cpu, Event(DB, Kind.EXCEPTION, length=size, trap=True))
+    raise_event(cpu, Event(DB, Kind.EXCEPTION, length=size, trap=True), intercepted=False)  # APM2 15.12.2
 
 
 def task_switch(cpu: Cpu) -> TaskSwitchExit | None:
@@ -542,6 +578,17 @@ def _set_masked(cpu: Cpu, register: int, value: int, bits: int) -> None:
     keep = s.reg(register) & ~mask if bits == 16 else 0
     s.set_reg(register, keep | value & mask)
 
+
+CHECK: dict[int, Callable[[Cpu], object]] = {
+    **{0x10 + number: partial(check_cr_write, number=number) for number in _CHECK_CR},
+    **dict.fromkeys(range(0x20, 0x40), check_dr),
+    0x6F: check_rdpmc,
+    **{0x80 + number: partial(world.operand, what=what) for number, what in ((0, "VMRUN"), (2, "VMLOAD"), (3, "VMSAVE"))},
+    0x86: check_privilege,
+    0x8A: undefined,
+    0x8B: undefined,
+}
+"""Exit code to the exceptions that come before the intercept, as far as the engine has not raised them (APM2 table 15-7)."""
 
 EMULATE: dict[int, Callable[[Cpu], None]] = {
     **{number: partial(cr_access, number=number, write=False) for number in range(16)},

@@ -11,16 +11,16 @@ from introspect.registers import CR4
 from introspect.vmcb import V_INTR
 from vmdbg.engine.engine import EXCEPTION, VMEXIT, Engine, Stop
 from vmdbg.engine.runtime import Reason
-from vmdbg.engine.state import CS, DS, ES, FS, GS, HF_SMAP, IDTR, RAX, RCX, RDX, SS, TR
+from vmdbg.engine.state import CS, DS, ES, FS, GS, HF_SMAP, IDTR, RCX, RDX, SS, TR
 from vmdbg.platform.bus import Bus
 from vmdbg.platform.cpuid import CpuidConfig
-from vmdbg.svm import world
+from vmdbg.svm import avic, world
 from vmdbg.svm.guest import Guest
 from vmdbg.svm.switch import Switcher
 from vmdbg.svm.tlb import Tlb
 
 from . import instructions
-from .core import DR6_BS, DR6_RESET, DR7_RESET, RFLAGS_IF, RFLAGS_RF, Cpu, ExtInt, Observer
+from .core import DR6_BS, DR6_RESET, DR7_RESET, RFLAGS_IF, RFLAGS_RF, RFLAGS_VM, Cpu, ExtInt, Observer
 from .debug import DebugRegisters
 from .decode import Instruction
 from .events import raise_event
@@ -36,7 +36,7 @@ _PREFIXES_64 = _PREFIXES + bytes(range(0x40, 0x50))
 
 _EXIT, _SWINT, _V_IRQ = int(Reason.EXIT), int(ExitCode.SWINT), V_INTR.v_irq
 _PARTICULAR = frozenset(
-    (*range(0x40), ExitCode.MSR, ExitCode.RDTSC, ExitCode.INVLPG, ExitCode.INVLPGA, ExitCode.WBINVD)
+    (*range(0x40), ExitCode.MSR, ExitCode.RDTSC, ExitCode.INVLPG, ExitCode.WBINVD)
 )
 """Exits that more than one intercept bit decides, or with an EXITINFO1."""
 
@@ -266,7 +266,8 @@ class Processor(Cpu):
         guest = self.guest
         return not (
             self.extint_level or self.nmi_pending or self.init_pending or self.smi_pending or self.wait_for_sipi
-            or (guest is not None and guest.v_intr & _V_IRQ) or self.lapic.pending() is not None
+            or (guest is not None and (guest.v_intr & _V_IRQ or (guest.avic is not None and guest.avic.request)))
+            or self.lapic.pending() is not None
         )  # fmt: skip
 
     def run(self, deadline: int, *, breakpoints: bool = False, step: bool = False) -> Outcome:
@@ -383,6 +384,8 @@ class Processor(Cpu):
                         return self._on_guarded(stop)
                     self.watched = stop
                     return Outcome.WATCHED
+                if stop.apic is not None:
+                    return self._on_apic_access(stop.apic)
                 self._on_exit(stop)
             elif reason == Reason.IO:
                 self._on_io()
@@ -447,6 +450,23 @@ class Processor(Cpu):
         stop = self._step()
         world.set_intercepts(self.state, self.guest)
         self._stopped(stop)
+    def _on_apic_access(self, gpa: int) -> Outcome | None:
+        """An access of the guest to its virtual APIC: an exit comes before it, behind it, or not at all."""
+        guest = self.guest
+        assert guest is not None
+        assert guest.avic is not None
+        refused = avic.refused(self, guest.avic)
+        if refused is not None:
+            world.vmexit(self, *refused)
+            return None
+        stop = self.engine.access_apic(self.state, self.npt, gpa)
+        due, outcome = guest.avic.exit, None
+        # A single-step trap is delivered before the exit; one that is intercepted would be a second exit, and is not made.
+        if due is None or not guest.intercepts(ExitCode.EXCP_DB):
+            outcome = self._stopped(stop)
+        if due is not None and self.guest is guest:
+            world.vmexit(self, *due)
+        return outcome
 
     def load_task_register(self) -> None:
         """LTR in a guest whose task switches are intercepted: executed by the engine, then the new TSS is looked after."""
@@ -474,8 +494,6 @@ class Processor(Cpu):
             else:
                 instructions.interrupt(self, vector, size, opcode)
             return
-        if code == ExitCode.RDPMC:
-            instructions.check_rdpmc(self)
         if guest is not None and self._intercepted(guest, code):
             return
         handler = instructions.EMULATE.get(code)
@@ -530,8 +548,14 @@ class Processor(Cpu):
             world.vmexit(self, trap, value, nrip=s.rip)
 
     def _intercepted(self, guest: Guest, code: int) -> bool:
-        """Leave the guest if its hypervisor intercepts the instruction at RIP; True if it does."""
-        info1 = info2 = 0
+        """Leave the guest if its hypervisor intercepts the instruction at RIP; True if it does.
+
+        Raises `CpuFault` for exceptions that come before the intercept.
+        """
+        check = instructions.CHECK.get(code)
+        if check is not None:
+            check(self)
+        info1 = 0
         if code not in _PARTICULAR:
             if not guest.intercepts(code):
                 return False
@@ -562,9 +586,7 @@ class Processor(Cpu):
             return False
         elif code == ExitCode.INVLPG:
             info1 = instructions.operand_linear(self, self.instruction())
-        elif code == ExitCode.INVLPGA:
-            info1 = self.state.reg(RAX)
-        world.vmexit(self, code, info1, info2, nrip=self.state.rip + instructions.length(self))
+        world.vmexit(self, code, info1, nrip=self.state.rip + instructions.length(self))
         return True
 
     def _register_access(self, guest: Guest, code: int) -> tuple[int, int, bool]:
@@ -577,7 +599,10 @@ class Processor(Cpu):
         return code, insn.rm, guest.intercepts(code)
 
     def _cr0_write(self, guest: Guest) -> tuple[int, int] | None:
-        """CR0 writes: the selective intercept sees changes of bits other than TS and MP (APM2 15.8.1, 15.9)."""
+        """Exit code and EXITINFO1 of MOV to CR0, LMSW and CLTS, if one of two intercepts wants them (APM2 15.8.1, table 15-7).
+
+        The selective one sees changes of bits other than TS and MP, and any LMSW.
+        """
         insn = self.instruction()
         move = insn.opcode == 0x0F22
         info1 = 1 << 63 | insn.rm if move else 0
@@ -585,10 +610,9 @@ class Processor(Cpu):
             return ExitCode.CR0_WRITE, info1
         if not guest.intercepts(ExitCode.CR0_SEL_WRITE) or insn.opcode == 0x0F06:
             return None
-        old = self.cr0
-        new = self.state.reg(insn.rm) if move else old & ~14 | instructions.lmsw_source(self, insn) & 15 | old & 1
-        changed = (old ^ new) & ~0xA
-        return (ExitCode.CR0_SEL_WRITE, info1) if changed else None
+        if move and not (self.cr0 ^ instructions.cr0_value(instructions.moved(self, insn))) & ~0xA:
+            return None
+        return ExitCode.CR0_SEL_WRITE, info1
 
     def _on_exception(self, vector: int) -> None:
         state = self.state
@@ -606,6 +630,8 @@ class Processor(Cpu):
                         return
                 error |= PF_ERROR.U
             event = Event(PF, Kind.EXCEPTION, error, address)
+        elif vector == GP and state.rflags & RFLAGS_VM and self._before_virtual_privilege():
+            return
         elif vector == GP and self._at_user_rdpmc():
             self._missed(ExitCode.RDPMC)  # the engine has the sense of CR4.PCE the wrong way round
             return
@@ -645,6 +671,17 @@ class Processor(Cpu):
     def _at_user_rdpmc(self) -> bool:
         state = self.state
         return bool(state.cpl and state.cr(4) & instructions.CR4_PCE) and self.code()[:2] == b"\x0f\x33"
+
+    def _before_virtual_privilege(self) -> bool:
+        """In virtual-8086 mode the engine looks at privilege too early for some instructions; True if RIP was at one."""
+        guest, insn = self.guest, self.instruction()
+        if insn.opcode == 0xCD and guest is not None and guest.intercepts(ExitCode.SWINT):
+            world.vmexit(self, ExitCode.SWINT, insn.immediate, nrip=self.state.rip + insn.length)
+            return True
+        if insn.opcode == 0x0F01 and insn.modrm in range(0xD8, 0xE0):  # those of SVM are undefined outside protected mode
+            raise_event(self, Event(UD, Kind.EXCEPTION))
+            return True
+        return False
 
     def _undefined(self) -> None:
         """An instruction that the engine does not know: INT1, INS, OUTS, or none."""

@@ -6,7 +6,7 @@ from enum import IntEnum
 
 from vmdbg.engine.state import CS, DS, ES, FS, GS, LDTR, RSP, SS, TR
 
-from .core import CR0_PG, CR0_TS, DR6_BT, RFLAGS_NT, RFLAGS_VM, Cpu
+from .core import CR0_PG, CR0_TS, DR6_BT, RFLAGS_NT, RFLAGS_RF, RFLAGS_VM, Cpu
 from .descriptors import CONFORMING, PRESENT, Descriptor, fetch, load, null_selector, require
 from .faults import GP, NP, CpuFault, Event
 from .faults import SS as STACK_FAULT
@@ -65,7 +65,7 @@ def switch(cpu: Cpu, selector: int, source: Source, event: Event | None) -> None
         raise TaskSwitchExit(selector, source, event)
     old_wide = bool(s.attrib(TR) & 8)
     new = _read(cpu, tss.base, wide)
-    saved = _plan_save(cpu, old_wide, source)
+    saved = _plan_save(cpu, old_wide, source, event)
     old_selector = s.selector(TR)
     if source in (Source.JUMP, Source.IRET):
         old = fetch(cpu, old_selector, GP, external)
@@ -87,10 +87,14 @@ def switch(cpu: Cpu, selector: int, source: Source, event: Event | None) -> None
         raise
 
 
-def _plan_save(cpu: Cpu, wide: bool, source: Source) -> list[tuple[list[tuple[int, int]], bytes]]:
+def _plan_save(
+    cpu: Cpu, wide: bool, source: Source, event: Event | None
+) -> list[tuple[list[tuple[int, int]], bytes]]:  # fmt: skip
     s = cpu.state
     base, size = s.base(TR), 4 if wide else 2
     flags = s.rflags & ~RFLAGS_NT if source == Source.IRET else s.rflags
+    if event is not None and event.restarts:
+        flags |= RFLAGS_RF
     values = [s.rip, flags, *(s.reg(number) for number in range(8))]
     at = base + (_REGISTERS_32 if wide else _REGISTERS_16)
     plans = [cpu.plan(at + size * index, size, value, implicit=True) for index, value in enumerate(values)]

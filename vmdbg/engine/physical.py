@@ -37,6 +37,9 @@ WINDOW = 0xF800000000
 """Where device accesses are let through, a page at a time."""
 WINDOW_PAGES = 16
 
+APIC_PAGE = 1 << 52
+"""In place of an spa: the virtual APIC of the guest that runs.  No table can name an address up there."""
+
 CODE, MIXED, TABLE, WATCH_WRITE, WATCH_READ = 1, 2, 4, 8, 16
 NOTED = CODE | MIXED | TABLE | WATCH_WRITE | WATCH_READ
 """States of a page with which a store to it, behind the engine's back, means something."""
@@ -45,6 +48,8 @@ FLIP = 32
 MOST_FLIPS = 4 * FLIP
 
 MOST_SHADOWS = 64
+PATIENCE = 64
+"""VMRUNs after which a nested table that was rewritten all the time is looked at again."""
 
 ALL_LINES, A20 = -1, 1 << 20
 
@@ -199,8 +204,9 @@ class Shadow(Npt):
         """Page number to the gpas mapped to it."""
         self.tables: set[int] = set()
         """Pages of the user's nested table that were read to make this one."""
-        self.volatile = False
-        """A nested table that cannot be guarded, since it is written all the time: forget everything at each VMRUN."""
+        self.volatile = 0
+        """For how many VMRUNs to come the nested table is not guarded, since it was rewritten all the time: at each of them
+        everything is forgotten."""
         self.before: dict[int, bytes] = {}
         """Pages of the user's nested table that may have been written since the last VMRUN, as they were before."""
 
@@ -234,7 +240,7 @@ class Physical:
         self.nx = nx
         """The engine survives no-execute leaves (see repair.py); else every page is executable."""
         self.host = Npt(self.arena)
-        self.shadows: dict[tuple[int, int, int], Shadow] = {}
+        self.shadows: dict[tuple[object, ...], Shadow] = {}
         self.mirrors: list[Mirror] = []
         self.reader = TableReader(ram)
         self.tables_written: set[int] = set()
@@ -258,15 +264,16 @@ class Physical:
         self.on_unfit: Callable[[int], None] = lambda root: None
         """The table with this root can no longer be used as it is from one VMRUN to the next."""
 
-    def shadow(self, ncr3: int, host_cr4: int, host_efer: int) -> Shadow:
-        """The shadow of a nested table in the host's paging mode."""
-        key = (ncr3, host_cr4, host_efer)
+    def shadow(self, ncr3: int, host_cr4: int, host_efer: int, apic: tuple[int, int] | None = None) -> Shadow:
+        """The shadow of a nested table in the host's paging mode; `apic` as in `Nested`."""
+        key = (ncr3, host_cr4, host_efer, apic)
         shadow = self.shadows.get(key)
         if shadow is None:
             if len(self.shadows) >= MOST_SHADOWS:
                 self._evict()
-            shadow = self.shadows[key] = Shadow(self.arena, Nested(ncr3, host_cr4, host_efer, self.bits))
+            shadow = self.shadows[key] = Shadow(self.arena, Nested(ncr3, host_cr4, host_efer, self.bits, apic))
         elif shadow.volatile:
+            shadow.volatile -= 1
             shadow.clear()
         elif shadow.before:
             self._review(shadow)
@@ -288,7 +295,7 @@ class Physical:
         flips = pages[page] & -FLIP & 0xFF
         pages[page] = pages[page] & 0x1F | min(flips + FLIP, 0xE0)
         if flips >= MOST_FLIPS:
-            self._give_up(shadow)
+            self._give_up(shadow, page)
         shadow.clear()
 
     def table(self, root: int) -> Npt:
@@ -305,9 +312,10 @@ class Physical:
                 shadow.close()
                 return
 
-    def _give_up(self, shadow: Shadow) -> None:
-        """Guard a nested table no longer."""
-        shadow.volatile = True
+    def _give_up(self, shadow: Shadow, page: int) -> None:
+        """Guard a nested table no longer for a while, for the sake of a page of it."""
+        self.ram.pages[page] &= 0x1F
+        shadow.volatile = PATIENCE
         self.on_unfit(shadow.root)
 
     def drop(self, page: int) -> None:
@@ -393,8 +401,8 @@ class Physical:
     def _fill(self, npt: Npt, gpa: int, write: bool, fetch: bool) -> int | NestedFault:
         """Answer a fault of the engine's walk.
 
-        Returns -1 if a mapping was made (try again), the spa if the engine may not map it (a device, nothing, or a
-        watched page), or the fault that the user's nested table says.
+        Returns -1 if a mapping was made (try again), the spa if the engine may not map it (a device, nothing, a watched
+        page, or `APIC_PAGE`), or the fault that the user's nested table says.
         """
         if isinstance(npt, Shadow):
             reader = self.reader
@@ -404,6 +412,8 @@ class Physical:
                 self._guard(npt, reader.seen - npt.tables)
             if isinstance(found, NestedFault):
                 return found
+            if npt.nested.apic is not None and gpa & -PAGE == npt.nested.apic[0]:
+                return APIC_PAGE | gpa & PAGE - 1
             spa, writable, executable = int(found.spa), found.writable and found.dirty, found.executable
         else:
             spa, writable, executable = gpa, True, True
@@ -461,7 +471,7 @@ class Physical:
             spa = page << 12
             if self.ram.contains(spa) and not self.ram.pages[page] & TABLE:
                 if self.ram.pages[page] & -FLIP & 0xFF >= MOST_FLIPS:
-                    self._give_up(shadow)
+                    self._give_up(shadow, page)
                     continue
                 self.ram.pages[page] |= TABLE
                 self.drop(page)

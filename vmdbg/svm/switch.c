@@ -70,6 +70,11 @@ enum { HF_INHIBIT_IRQ = 1 << 3, HF_CS32 = 1 << 4, HF_SS32 = 1 << 5, HF_ADDSEG = 
        HF_SVME = 1 << 20, HF_GUEST = 1 << 21, HF_OSFXSR = 1 << 22, HF_SMAP = 1 << 23, HF_IOBPT = 1 << 24 };
 enum { HF2_GIF = 1 };
 enum { RFLAGS_TF = 1 << 8, RFLAGS_IF = 1 << 9, RFLAGS_RF = 1 << 16, RFLAGS_VM = 1 << 17 };
+#define RFLAGS_DEFINED 0x3f7fd5ull
+#define CR0_DEFINED 0xe005003full
+enum { CR0_ET = 1 << 4 };
+#define DR6(value) (((value) & 0xe00f) | 0xffff0ff0)
+#define DR7(value) (((value) & 0xffff23ff) | 0x400)
 enum { DR7_ENABLED = 0xff };
 enum { EFER_LME = 1 << 8, EFER_LMA = 1 << 10, EFER_SVME = 1 << 12 };
 enum { CR4_OSFXSR = 1 << 9, CR4_SMAP = 1 << 21 };
@@ -123,17 +128,17 @@ static void to_vmcb(struct segment *to, const struct hidden *of)
     to->base = of->base;
 }
 
-static void from_vmcb(struct hidden *to, const struct segment *of)
-{
-    to->selector = of->selector;
-    to->base = of->base;
-    to->limit = of->limit;
-    to->flags = (uint32_t)(of->attrib & 0xff) << 8 | (uint32_t)(of->attrib & 0xf00) << 12;
-}
-
 static uint64_t canonical(uint64_t address)
 {
     return (uint64_t)((int64_t)(address << 16) >> 16);
+}
+
+static void from_vmcb(struct hidden *to, const struct segment *of)
+{
+    to->selector = of->selector;
+    to->base = canonical(of->base);
+    to->limit = of->limit;
+    to->flags = (uint32_t)(of->attrib & 0xff) << 8 | (uint32_t)(of->attrib & 0xf00) << 12;
 }
 
 /* CR4 CR3 CR0 DR7 DR6 RFLAGS RIP lie side by side. */
@@ -167,14 +172,14 @@ static void load_state(struct runtime *rt, const uint8_t *of)
     for (int i = ES; i <= DS; i++)
         from_vmcb(hidden + i, (const struct segment *)(of + in.es) + i);
     hidden[GDTR].limit = *(const uint16_t *)(of + in.gdtr + 4);
-    hidden[GDTR].base = Q(of, in.gdtr + 8);
+    hidden[GDTR].base = canonical(Q(of, in.gdtr + 8));
     hidden[IDTR].limit = *(const uint16_t *)(of + in.idtr + 4);
-    hidden[IDTR].base = Q(of, in.idtr + 8);
+    hidden[IDTR].base = canonical(Q(of, in.idtr + 8));
     FIELD(rt, uint64_t, at.efer) = Q(of, in.efer);
     CR(rt, 4) = controls[0];
-    CR(rt, 3) = controls[1];
-    CR(rt, 0) = controls[2];
-    FIELD(rt, uint64_t, at.eflags) = controls[5] | 2;
+    CR(rt, 3) = Q(of, in.efer) & EFER_LME && controls[2] >> 31 & 1 ? controls[1] : (uint32_t)controls[1];
+    CR(rt, 0) = (controls[2] & CR0_DEFINED) | CR0_ET;
+    FIELD(rt, uint64_t, at.eflags) = (controls[5] & RFLAGS_DEFINED) | 2;
     FIELD(rt, uint64_t, at.eip) = controls[6];
     REG(rt, 4) = Q(of, in.rsp);
     REG(rt, 0) = Q(of, in.rax);
@@ -257,9 +262,10 @@ static int64_t vmrun(struct runtime *rt, struct switcher *sw)
     advance(rt, 3);
     sw->host_if = (FIELD(rt, uint64_t, at.eflags) & RFLAGS_IF) != 0;
     store_state(rt, sw, host);
+    Q(host, in.g_pat) = FIELD(rt, uint64_t, at.pat);
     load_state(rt, vmcb);
-    sw->dr[7] = ((uint64_t *)(vmcb + in.controls))[3] | 0x400;
-    sw->dr[6] = ((uint64_t *)(vmcb + in.controls))[4] | 0xffff0ff0;
+    sw->dr[7] = DR7(((uint64_t *)(vmcb + in.controls))[3]);
+    sw->dr[6] = DR6(((uint64_t *)(vmcb + in.controls))[4]);
     CR(rt, 2) = Q(vmcb, in.cr2);
     cr0 = CR(rt, 0);
     cpl = !(cr0 & 1) ? 0 : FIELD(rt, uint64_t, at.eflags) & RFLAGS_VM ? 3 : vmcb[in.cpl] & 3;
@@ -293,7 +299,7 @@ static int64_t vmexit(struct runtime *rt, struct switcher *sw, uint32_t code, ui
     struct entry *e = &sw->entries[sw->inside];
     uint8_t *vmcb = sw->ram + e->vmcb, *host = save_area(rt, sw);
     uint64_t state;
-    if (e->vmcb == FREE || !host || sw->pages[e->vmcb / PAGE] & sw->busy)
+    if (e->vmcb == FREE || !host || sw->pages[e->vmcb / PAGE] & sw->busy || ((uint64_t *)(host + in.controls))[5] & RFLAGS_TF)
         return -1;
     record(rt, sw, e, code, info1, info2);
     store_state(rt, sw, vmcb);
@@ -310,6 +316,7 @@ static int64_t vmexit(struct runtime *rt, struct switcher *sw, uint32_t code, ui
     Q(vmcb, in.exitcode + 16) = info2;
     Q(vmcb, in.exitcode + 24) = 0;
     load_state(rt, host);
+    FIELD(rt, uint64_t, at.pat) = Q(host, in.g_pat);
     CR(rt, 0) |= 1;
     FIELD(rt, uint64_t, at.eflags) &= ~(uint64_t)RFLAGS_VM;
     sw->dr[7] = 0x400;
@@ -337,8 +344,6 @@ static int64_t vmload(struct runtime *rt, struct switcher *sw)
     from_vmcb(hidden + GS, (const struct segment *)(of + in.fs) + 1);
     from_vmcb(hidden + LDTR, (const struct segment *)(of + in.ldtr));
     from_vmcb(hidden + TR, (const struct segment *)(of + in.tr));
-    for (int i = FS; i <= TR; i++)
-        hidden[i].base = canonical(hidden[i].base);
     /* STAR LSTAR CSTAR SFMASK KERNEL_GS_BASE SYSENTER_CS SYSENTER_ESP SYSENTER_EIP */
     sysenter[0] = (uint32_t)msrs[5];
     sysenter[1] = msrs[6];
@@ -418,7 +423,13 @@ static uint32_t length(const struct runtime *rt, uint32_t code)
 /* Exits that one intercept bit decides, without an EXITINFO. */
 static bool is_plain(uint32_t code)
 {
-    return code == CPUID || code == HLT || (code >= VMRUN && code <= SKINIT);
+    return code == CPUID || code == HLT || (code >= VMRUN && code < SKINIT);
+}
+
+/* Whether rAX has to be looked at before the intercept. */
+static bool has_operand(uint32_t code)
+{
+    return code == VMRUN || code == VMLOAD || code == VMSAVE;
 }
 
 /* A byte of a permission map; ones where no memory is. */
@@ -481,6 +492,7 @@ static int64_t exits(struct runtime *rt, void *user)
 {
     struct switcher *sw = user;
     uint32_t code = rt->intno - VMEXIT, size;
+    uint64_t spa;
     if (rt->reason == IO)
         return sw->inside >= 0 && intercepts(sw, IOIO) ? io_exit(rt, sw) : -1;
     if (sw->inside == -1) {
@@ -494,7 +506,8 @@ static int64_t exits(struct runtime *rt, void *user)
     }
     if (sw->inside >= 0 && code == MSR && intercepts(sw, MSR))
         return msr_exit(rt, sw);
-    if (sw->inside < 0 || !is_plain(code) || !(size = length(rt, code)) || !intercepts(sw, code))
+    if (sw->inside < 0 || !is_plain(code) || !(size = length(rt, code)) || !intercepts(sw, code) ||
+        (has_operand(code) && !operand(rt, sw, false, &spa)))
         return -1;
     return vmexit(rt, sw, code, 0, 0, FIELD(rt, uint64_t, at.eip) + size);
 }

@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING
 from introspect.exits import EVENT, IOIO, NPF_INFO, ExitCode
 from introspect.paging import Access, Fault, NestedFault, translate
 from introspect.permissions import iopm_intercepts, msrpm_intercepts
-from introspect.registers import CR4, EFER
+from introspect.registers import CR0, CR4, EFER, RFLAGS
 from introspect.rules import RULES, SVM_FEATURES, Processor, Violation, first_violation
 from introspect.vmcb import INT_STATE, V_INTR, VMCB
-from vmdbg.cpu.core import CR4_SUPPORTED, RFLAGS_VM, Cpu, Notice
+from vmdbg.cpu.core import CR4_SUPPORTED, DR6_BS, RFLAGS_VM, Cpu, Notice, dr6_value, dr7_value
 from vmdbg.cpu.faults import GP, PF, CpuFault, Event, Kind
 from vmdbg.cpu.operands import accesses
 from vmdbg.engine import layout
 from vmdbg.engine.engine import PHYSICAL_BITS
-from vmdbg.engine.state import DS, ES, GDTR, HF_CS64, IDTR, RSP, CpuState
+from vmdbg.engine.state import CS, DS, ES, GDTR, HF_CS64, IDTR, RSP, CpuState
 from vmdbg.platform.msrs import EFER as MSR_EFER
 
+from . import avic
 from .guest import Guest
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ PAGE = 4096
 
 FEATURES = (
     SVM_FEATURES.NP | SVM_FEATURES.NRIPS | SVM_FEATURES.VmcbClean | SVM_FEATURES.FlushByAsid | SVM_FEATURES.DecodeAssists
+    | SVM_FEATURES.AVIC
 )
 """What CPUID 8000_000A EDX claims."""
 ASIDS = 32768
@@ -153,21 +155,17 @@ def _to_vmcb(hidden: bytes) -> bytes:
 
 @lru_cache(maxsize=1024)
 def _from_vmcb(records: bytes) -> bytes:
-    """The reverse."""
+    """The reverse; bases are made canonical."""
     return b"".join(
-        _HIDDEN.pack(selector, base, limit, (attrib & 0xFF) << 8 | (attrib & 0xF00) << 12)
+        _HIDDEN.pack(selector, _canonical(base), limit, (attrib & 0xFF) << 8 | (attrib & 0xF00) << 12)
         for selector, attrib, limit, base in _SEGMENT.iter_unpack(records)
     )
 
 
 @lru_cache(maxsize=1024)
 def _direct_from_vmcb(records: bytes, msrs: bytes) -> tuple[bytes, bytes, bytes]:
-    """VMLOAD: FS to TR and the MSRs of a VMCB, as the engine has them (`_HIDDEN_DIRECT`, `_SYSENTER`, `_SYSCALL`).
-
-    Bases are made canonical.
-    """
-    fs, gs, _, ldtr, _, tr = _SEGMENT.iter_unpack(records)
-    segments = b"".join(_SEGMENT.pack(*record[:3], _canonical(record[3])) for record in (fs, gs, ldtr, tr))
+    """VMLOAD: FS to TR and the MSRs of a VMCB, as the engine has them (`_HIDDEN_DIRECT`, `_SYSENTER`, `_SYSCALL`)."""
+    segments = records[:32] + records[48:64] + records[80:]
     star, lstar, cstar, sfmask, kernel_gs_base, cs, esp, eip = _MSRS.unpack(msrs)
     return (
         _from_vmcb(segments),
@@ -201,23 +199,28 @@ def _store_state(cpu: Cpu, view: memoryview) -> None:
 
 
 def _load_state(cpu: Cpu, view: memoryview) -> tuple[int, int]:
-    """Load it back; the caller sets CPL, DR6 and DR7 (returned) and refreshes the mode."""
+    """Load it back; the caller sets CPL, DR6 and DR7 (returned) and refreshes the mode.
+
+    Bits that the registers do not have are lost; bases are made canonical (APM2 15.5.1).
+    """
     s = cpu.state
     q, i, of = s.q, s.i, view.cast("Q")
     s.bytes[_HIDDEN_FLAT] = _from_vmcb(bytes(view[_FLAT]))
-    limit, q[_GDTR_BASE] = _TABLE.unpack_from(view, _GDTR)
-    i[_GDTR_LIMIT] = limit & 0xFFFF
-    limit, q[_IDTR_BASE] = _TABLE.unpack_from(view, _IDTR)
-    i[_IDTR_LIMIT] = limit & 0xFFFF
-    q[_Q_EFER] = of[_EFER]
-    q[_Q_CR4], q[_Q_CR3], q[_Q_CR0], dr7, dr6, rflags, q[_Q_RIP] = _CONTROLS.unpack_from(view, _CR4)
-    q[_Q_RFLAGS] = rflags | 2
+    limit, base = _TABLE.unpack_from(view, _GDTR)
+    i[_GDTR_LIMIT], q[_GDTR_BASE] = limit & 0xFFFF, _canonical(base)
+    limit, base = _TABLE.unpack_from(view, _IDTR)
+    i[_IDTR_LIMIT], q[_IDTR_BASE] = limit & 0xFFFF, _canonical(base)
+    q[_Q_EFER] = efer = of[_EFER]
+    q[_Q_CR4], cr3, cr0, dr7, dr6, rflags, q[_Q_RIP] = _CONTROLS.unpack_from(view, _CR4)
+    q[_Q_CR0] = cr0 & CR0.defined | CR0.ET
+    q[_Q_CR3] = cr3 if efer & EFER.LME and cr0 & CR0.PG else cr3 & 0xFFFFFFFF
+    q[_Q_RFLAGS] = rflags & RFLAGS.defined | 2
     q[_Q_RSP] = of[_RSP]
     q[_Q_RAX] = of[_RAX]
     return dr6, dr7
 
 
-def _page(cpu: Cpu, what: str) -> int:
+def operand(cpu: Cpu, what: str) -> int:
     """The page that rAX names, for VMRUN, VMLOAD and VMSAVE; #GP if it is not one (APM2 15.5.1)."""
     address = cpu.state.q[_Q_RAX]
     if not cpu.state.i[_I_HFLAGS] & HF_CS64:
@@ -237,10 +240,13 @@ def vmrun(cpu: Cpu, size: int) -> Event | None:
     A VMCB that breaks a consistency rule ends in #VMEXIT with EXITCODE -1 at once.
     """
     s = cpu.state
-    vmcb = _page(cpu, "VMRUN")
+    vmcb = operand(cpu, "VMRUN")
     cpu.advance(size)
+    cpu.due = 0  # the host's single-step trap comes behind #VMEXIT
     host_if = bool(s.rflags & 0x200)
-    _store_state(cpu, hsave(cpu))
+    saved = hsave(cpu)
+    _store_state(cpu, saved)
+    saved.cast("Q")[_G_PAT] = s.q[_Q_PAT]
     memory = view = cpu.ram.view[vmcb : vmcb + PAGE]
     stale: list[str] = []
     if cpu.vmcb_cache is not None:
@@ -256,14 +262,14 @@ def vmrun(cpu: Cpu, size: int) -> Event | None:
         cpu.observer.notice(cpu, Notice.STALE, guest, _stale_text(guest, memory, view, stale))
     if violation is not None:
         cpu.last_fault = violation.text
-        _leave(cpu, guest, 0xFFFFFFFFFFFFFFFF, 0, 0, 0)
+        _leave(cpu, guest, ExitCode.INVALID, 0, 0, 0)
         if cpu.vmcb_cache is not None:
             cpu.vmcb_cache.forget(vmcb)
         cpu.observer.notice(cpu, Notice.VMRUN_FAIL, guest, f"VMRUN of the VMCB at {vmcb:#x} failed: {violation.text}")
         return None
     host = s.cr(0), host_cr4, host_efer
     dr6, dr7 = _load_state(cpu, view)
-    cpu.dr[6], cpu.dr[7] = dr6 | 0xFFFF0FF0, dr7 | 0x400
+    cpu.dr[6], cpu.dr[7] = dr6_value(dr6), dr7_value(dr7)
     cpu.debug.update()
     q = s.q
     of = view.cast("Q")
@@ -276,8 +282,13 @@ def vmrun(cpu: Cpu, size: int) -> Event | None:
     q[_Q_EFER] = efer | 0x400 if efer & 0x100 and cr0 >> 31 else efer & ~0x400
     s.refresh(cpl)
     s.shadow = guest.shadow
+    apic = None
+    if avic.enabled(guest) and cpu.tlb is None:
+        guest.avic = avic.Avic(cpu, guest, view)
+        guest.avic.evaluate()
+        apic = guest.avic.base, guest.avic.page.spa
     if guest.np:
-        cpu.npt = cpu.engine.physical.shadow(guest.n_cr3, host_cr4 & _SHADOW_CR4, host_efer & _SHADOW_EFER)
+        cpu.npt = cpu.engine.physical.shadow(guest.n_cr3, host_cr4 & _SHADOW_CR4, host_efer & _SHADOW_EFER, apic)
         q[_Q_PAT] = of[_G_PAT]
     cpu.hold_pdptes()
     if cpu.tlb is not None:
@@ -344,17 +355,26 @@ def hsave(cpu: Cpu) -> memoryview:
     return cpu.ram.view[address : address + PAGE]
 
 
-def _leave(cpu: Cpu, guest: Guest, code: int, info1: int, info2: int, intinfo: int) -> None:
+def _leave(
+    cpu: Cpu, guest: Guest, code: int, info1: int, info2: int, intinfo: int, nrip: int = 0, insn: bytes = b""
+) -> None:
     """Second half of #VMEXIT: the exit's fields, and the host's state back from VM_HSAVE_PA (APM2 15.6)."""
     s = cpu.state
     view = guest.view
     rip = s.rip
     cpu.observer.vmexit(cpu, guest, code, info1, info2, intinfo, rip)
     _EXIT.pack_into(view, _EXITCODE, code, info1, info2, intinfo)
-    _load_state(cpu, hsave(cpu))
+    guest.q[_NRIP] = nrip
+    view[_INSN_LEN] = len(insn)
+    view[_INSN_LEN + 1 : _INSN_LEN + 1 + len(insn)] = insn
+    saved = hsave(cpu)
+    _load_state(cpu, saved)
     q = s.q
+    if guest.np:
+        q[_Q_PAT] = saved.cast("Q")[_G_PAT]
     q[_Q_CR0] |= 1
     q[_Q_RFLAGS] &= ~RFLAGS_VM
+    cpu.due, cpu.debug.held = DR6_BS if q[_Q_RFLAGS] & RFLAGS.TF else 0, 0
     cpu.dr[7] = 0x400
     cpu.debug.update()
     cpu.guest = None
@@ -369,6 +389,9 @@ def _leave(cpu: Cpu, guest: Guest, code: int, info1: int, info2: int, intinfo: i
     set_intercepts(s, None)
     s.gif = False
     cpu.halted = False
+    if q[_Q_CR4] & CR4.PAE and q[_Q_CR0] & CR0.PG and not s.is_long and cpu.bad_pdptes(q[_Q_CR3]):
+        cpu.shutdown = True
+        cpu.last_fault = f"#VMEXIT to a host in PAE mode: a PDPE at CR3 {q[_Q_CR3]:#x} has reserved bits set (APM2 15.6)"
     cpu.engine.physical.written(guest.vmcb, PAGE)
     cpu.flush()
 
@@ -391,14 +414,9 @@ def vmexit(cpu: Cpu, code: int, info1: int = 0, info2: int = 0, *, intinfo: int 
     state = q[_INT_STATE] & ~_SHADOW
     q[_INT_STATE] = state | _SHADOW if s.shadow else state
     q[_EVENTINJ] = guest.eventinj & ~_VALID
-    q[_NRIP] = nrip
-    view[_INSN_LEN] = len(insn)
-    if insn:
-        view[_INSN_LEN + 1 : _INSN_LEN + 1 + len(insn)] = insn
     if cpu.vmcb_cache is not None:
         cpu.vmcb_cache.store(guest.vmcb, view)
-    cpu.due = cpu.debug.held = 0
-    _leave(cpu, guest, code, info1, info2, intinfo)
+    _leave(cpu, guest, code, info1, info2, intinfo, nrip, insn)
     if code == ExitCode.SHUTDOWN:
         cpu.observer.notice(cpu, Notice.SHUTDOWN, guest, f"the guest of the VMCB at {guest.vmcb:#x} shut down at "
                             f"{VMCB.read(view, 'cs.selector'):#x}:{VMCB.read(view, 'rip'):#x} (APM2 15.14.3): an exception "
@@ -408,7 +426,7 @@ def vmexit(cpu: Cpu, code: int, info1: int = 0, info2: int = 0, *, intinfo: int 
 def vmload(cpu: Cpu, size: int) -> None:
     """VMLOAD (APM2 15.5.2): FS, GS, TR, LDTR and the MSRs of system calls, from a VMCB; bases are made canonical."""
     s = cpu.state
-    address = _page(cpu, "VMLOAD")
+    address = operand(cpu, "VMLOAD")
     view = cpu.ram.view[address : address + PAGE]
     to = s.bytes
     to[_HIDDEN_DIRECT], to[_SYSENTER], to[_SYSCALL] = _direct_from_vmcb(bytes(view[_DIRECT]), bytes(view[_SAVED_MSRS]))
@@ -422,7 +440,7 @@ def _canonical(address: int) -> int:
 def vmsave(cpu: Cpu, size: int) -> None:
     """VMSAVE (APM2 15.5.2)."""
     s = cpu.state
-    address = _page(cpu, "VMSAVE")
+    address = operand(cpu, "VMSAVE")
     view = cpu.ram.view[address : address + PAGE]
     of = s.bytes
     view[_SAVED_FS_GS], view[_SAVED_LDTR], view[_SAVED_TR], view[_SAVED_MSRS] = _direct_to_vmcb(
@@ -436,9 +454,9 @@ def vmsave(cpu: Cpu, size: int) -> None:
 
 
 def _instruction_bytes(cpu: Cpu) -> bytes:
-    """The 15 bytes from RIP on, as the engine fetched them; read anew if their page ends before."""
-    code = cpu.engine.code()
-    return code if len(code) == 15 else cpu.fetch()
+    """The 15 bytes from RIP on, as many as can be fetched: up to a page that is not there, and to CS's limit (APM2 15.8.4)."""
+    code, s = cpu.code(), cpu.state
+    return code if s.is_code64 else code[: max(s.limit(CS) + 1 - s.rip, 0)]
 
 
 def exception_exit(cpu: Cpu, event: Event, origin: Event | None, *, nrip: int = 0) -> None:
@@ -484,7 +502,7 @@ def task_switch_exit(cpu: Cpu, switch: TaskSwitchExit, origin: Event | None) -> 
         info2 |= 1 << 36
     elif switch.source == 0:
         info2 |= 1 << 38
-    if cpu.state.rflags & 1 << 16:
+    if cpu.state.rflags & RFLAGS.RF or (event is not None and event.restarts):
         info2 |= 1 << 48
     vmexit(cpu, ExitCode.TASK_SWITCH, switch.selector, info2, intinfo=origin.encode() if origin else 0)
 
@@ -521,9 +539,11 @@ def io_exit(cpu: Cpu, insn: Instruction, port: int, size: int) -> None:
 
 
 def take_virtual_interrupt(cpu: Cpu) -> int:
-    """V_IRQ is taken: returns its vector and clears the request (APM2 15.21.4)."""
+    """V_IRQ is taken: returns its vector and clears the request (APM2 15.21.4); or one of the virtual APIC."""
     guest = cpu.guest
     assert guest is not None
+    if guest.avic is not None:
+        return guest.avic.take()
     vector = guest.v_intr_vector
     guest.v_intr &= ~V_INTR.v_irq
     return vector
