@@ -19,7 +19,7 @@ from introspect.vmcb import MISC_CTL, VMCB
 
 __all__ = [
     "ENTRY", "Access", "Fault", "Nested", "NestedFault", "NestedTranslation", "PagingState", "Step", "Translation",
-    "Walk", "nested_translate", "pdpte_reserved", "translate", "walk",
+    "Walk", "nested_translate", "pdpte_reserved", "permits", "translate", "walk",
 ]  # fmt: skip
 
 
@@ -38,7 +38,7 @@ class ENTRY(Bits):
     NX = bit(63)
 
 
-_P, _W, _U, _A, _D, _PS, _NX = ENTRY.P, ENTRY.W, ENTRY.U, ENTRY.A, ENTRY.D, ENTRY.PS, ENTRY.NX
+_P, _W, _U, _A, _D, _PS, _G, _NX = ENTRY.P, ENTRY.W, ENTRY.U, ENTRY.A, ENTRY.D, ENTRY.PS, ENTRY.G, ENTRY.NX
 _ADDRESS = bits(51, 12)
 _NAMES = {5: "PML5E", 4: "PML4E", 3: "PDPE", 2: "PDE", 1: "PTE"}
 
@@ -220,6 +220,8 @@ class Translation(NamedTuple):
     user: bool
     dirty: bool
     """Whether every entry a write would mark dirty now is."""
+    rights: int
+    """W, U and NX of both dimensions combined, whatever the privilege, and G of the guest's page: bits of ENTRY."""
 
 
 class Fault(NamedTuple):
@@ -267,7 +269,7 @@ class _Leaf(NamedTuple):
     address: int
     shift: int
     rights: int
-    """W, U and NX as combined over the levels."""
+    """W, U and NX as combined over the levels, and G of the page."""
     dirty: bool
     spa: int
 
@@ -332,7 +334,7 @@ def _descend(
             target = entry & _ADDRESS & ~offset | address & offset
             if shift == 22:
                 target |= (entry >> 13 & 0xFF) << 32
-            return _Leaf(target, shift, rights | denied, bool(entry & _D), spa)
+            return _Leaf(target, shift, rights | denied | entry & _G, bool(entry & _D), spa)
         table = entry & _ADDRESS
     raise AssertionError("the last level of every format is a leaf")
 
@@ -387,6 +389,24 @@ def nested_translate(
     return found
 
 
+def _granted(state: PagingState, rights: int, user: bool, implicit: bool) -> tuple[bool, bool, bool]:
+    """What such rights let a user, or a supervisor, do: read, write if it may read, execute (APM2 5.6)."""
+    writable = bool(rights & _W or not (user or state.cr0 & CR0.WP))
+    if user:
+        reachable = bool(rights & _U)
+        return reachable, writable, reachable and not rights & _NX
+    # SMAP spares explicit accesses with RFLAGS.AC set (APM2 5.6.7).
+    spared = not state.cr4 & CR4.SMAP or (state.rflags_ac and not implicit)
+    return spared or not rights & _U, writable, not rights & _NX and not (rights & _U and state.cr4 & CR4.SMEP)
+
+
+def permits(state: PagingState, rights: int, access: Access) -> bool:
+    """Whether a translation with such rights (`Translation.rights`) permits an access."""
+    implicit = access.implicit_supervisor
+    reachable, writable, executable = _granted(state, rights, access.user and not implicit, implicit)
+    return (executable if access.execute else reachable) and (not access.write or (reachable and writable))
+
+
 def _translate(
     memory: Memory,
     state: PagingState,
@@ -401,7 +421,8 @@ def _translate(
     user = access.user and not access.implicit_supervisor
     if form is None:
         gpa, guest_size = Gpa(gva & 0xFFFF_FFFF), 0
-        writable = executable = reachable_by_user = dirty = True
+        writable = executable = dirty = True
+        rights = _W | _U
     else:
         if form.width == 32:
             gva &= 0xFFFF_FFFF
@@ -414,16 +435,7 @@ def _translate(
         cause: int | None = leaf if isinstance(leaf, int) else None
         if isinstance(leaf, _Leaf):
             rights = leaf.rights
-            reachable_by_user = bool(rights & _U)
-            writable = bool(rights & _W or not (user or state.cr0 & CR0.WP))
-            if user:
-                reachable = reachable_by_user
-                executable = reachable_by_user and not rights & _NX
-            else:
-                # SMAP spares explicit accesses with RFLAGS.AC set (APM2 5.6.7).
-                spared = not state.cr4 & CR4.SMAP or (state.rflags_ac and not access.implicit_supervisor)
-                reachable = spared or not reachable_by_user
-                executable = not rights & _NX and not (reachable_by_user and state.cr4 & CR4.SMEP)
+            reachable, writable, executable = _granted(state, rights, user, access.implicit_supervisor)
             if not (executable if execute else reachable) or (write and not (reachable and writable)):
                 cause = PF_ERROR.P
         if cause is not None:
@@ -436,14 +448,15 @@ def _translate(
             pending.append((leaf.spa, _D))
             dirty = True
     if nested is None:
-        return Translation(Spa(gpa), gpa, guest_size, guest_size, writable, executable, reachable_by_user, dirty)
+        return Translation(Spa(gpa), gpa, guest_size, guest_size, writable, executable, bool(rights & _U), dirty, rights)
     final = _nested(memory, nested, gpa, write, execute, NPF_INFO.FINAL, pending, trace)
     if isinstance(final, NestedFault):
         return Fault("NPF", final.exitinfo1, final.gpa)
     size = min(guest_size, final.page_size) if guest_size else final.page_size
+    rights = rights & (~0 if final.writable else ~_W) | (0 if final.executable else _NX)
     return Translation(
         final.spa, gpa, size, guest_size,
-        writable and final.writable, executable and final.executable, reachable_by_user, dirty and final.dirty,
+        writable and final.writable, executable and final.executable, bool(rights & _U), dirty and final.dirty, rights,
     )  # fmt: skip
 
 

@@ -135,10 +135,10 @@ class History:
         """Whether each world switch must come here at once."""
         return self.watching or self.trace is not None
 
-    def notice(self, cpu: Cpu, what: Notice, guest: Guest, text: str) -> None:
+    def notice(self, cpu: Cpu, what: Notice, guest: Guest | None, text: str) -> None:
         """Note it, in the trace too; pause if it is one to stop for."""
-        owner = self.by_vmcb[guest.vmcb][0]
-        line = f"{what} t={cpu.engine.clock.now} cpu={cpu.index} guest={owner.number}: {text}"
+        who = "host" if guest is None else f"guest={self.by_vmcb[guest.vmcb][0].number}"
+        line = f"{what} t={cpu.engine.clock.now} cpu={cpu.index} {who}: {text}"
         self.notices.append(line)
         if self.trace is not None:
             self.trace.write(f"# {line}\n")

@@ -37,6 +37,7 @@ from vmdbg.platform.system_ports import KeyboardController, PortA, PortB
 from vmdbg.platform.uart import Uart
 from vmdbg.svm import world
 from vmdbg.svm.switch import Switcher, on_exit
+from vmdbg.svm.tlb import Tables, Tlb
 from vmdbg.svm.vmcbcache import VmcbCache
 
 QUANTUM = 200_000
@@ -83,6 +84,8 @@ class Config:
     """Common world switches are made in C, where the runtime is native."""
     vmcb_cache: bool = False
     """VMRUN takes clean bits at their word: a forgotten one is found."""
+    strict_tlb: bool = False
+    """Translations are kept until they must be forgotten: a forgotten flush is found."""
     stop_on: frozenset[Notice] = frozenset()
     """What `run` stops for (PAUSED, with `history.stopped_for`)."""
     trace: TextIO | None = None
@@ -148,7 +151,11 @@ class Machine:
         if config.vmcb_cache:
             for cpu in self.cpus:
                 cpu.vmcb_cache = VmcbCache()
-        elif config.native_switch:
+        if config.strict_tlb:
+            tables = Tables(self.engine.physical)
+            for cpu in self.cpus:
+                cpu.use_tlb(Tlb(cpu, tables))
+        if config.native_switch and not (config.vmcb_cache or config.strict_tlb):
             self._switch_in_c()
         self._quantum = QUANTUM if config.cpus > 1 else 1 << 62
         """A CPU on its own keeps its turn: each end of one costs as much as a thousand instructions."""

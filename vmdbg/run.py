@@ -72,6 +72,8 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
         help="stop, with the reason in words, for any of vmrun-fail,shutdown,stale: alone the run ends with status 124")
     add("--vmcb-cache", choices=("coherent", "strict"), default="coherent",
         help="strict: take VMCB clean bits at their word, so that a forgotten one is found (coherent)")
+    add("--tlb", choices=("coherent", "strict"), default="coherent",
+        help="strict: keep translations until they must be forgotten, so that a forgotten flush is found (coherent)")
     add("--symbols", type=symbol_file, action="append", default=[], metavar="WHO=FILE",
         help="symbols for gdb: host=FILE, guest2=FILE; may be repeated")  # fmt: skip
     add("--runtime", choices=("native", "python"), default="native", help="the engine's runtime (native, if built)")
@@ -102,7 +104,7 @@ def build(options: argparse.Namespace, trace: TextIO | None, arguments: Sequence
         modules=tuple(Module(name) for name in options.initrd), flat_address=options.flat, mode=options.mode,
         serial=serial, python_runtime=options.runtime == "python", trace=trace, max_time=options.max_time,
         stop_on=options.stop_on, vmcb_cache=options.vmcb_cache == "strict",
-        reboot=options.reboot,
+        strict_tlb=options.tlb == "strict", reboot=options.reboot,
     )  # fmt: skip
     try:
         machine = Machine(options.image, config)

@@ -234,7 +234,6 @@ static void on_clgi(struct vmcb *vmcb)
 
 static void on_invlpga(struct vmcb *vmcb)
 {
-    guest.tables.flush = 1; /* ASID 0 is the guest itself */
     nest_flush((uint32_t)guest.registers.rcx);
     skip(vmcb, 3);
 }
@@ -260,10 +259,12 @@ void handle_exit(void)
         nest_exit(vmcb->exit_code, vmcb->exit_info1, vmcb->exit_info2);
         return;
     }
-    /* An exit in the middle of an event's delivery leaves the event to us; not so INT n, which runs again (APM2 15.7.2). */
-    vmcb->event_inject = 0;
-    if (vmcb->exit_int_info & EVENT_VALID && (vmcb->exit_int_info & EVENT_TYPE(7)) != EVENT_SOFTWARE)
-        vmcb->event_inject = vmcb->exit_int_info;
+    /* An exit in the middle of an event's delivery leaves the event to us; not so INT n, which runs again (APM2 15.7.2), and
+       not an interrupt that QEMU still has in V_IRQ, while it names it an exception here. */
+    uint64_t event = vmcb->exit_int_info;
+    int again = (event & EVENT_TYPE(7)) == EVENT_SOFTWARE ||
+                (vmcb->int_control & V_IRQ && (event & EVENT_VECTOR) == (vmcb->int_vector & EVENT_VECTOR));
+    vmcb->event_inject = event & EVENT_VALID && !again ? event : 0;
     for (unsigned n = 0; n < sizeof handlers / sizeof *handlers; n++) {
         if (handlers[n].code != vmcb->exit_code)
             continue;

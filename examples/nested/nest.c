@@ -110,7 +110,9 @@ void nest_enter(uint64_t address)
     }
     /* A shadow is a TLB: it may hold what the tables said when it was filled, until the guest asks for a flush or takes
        another ASID (APM2 15.16). With a new root under an old ASID it need not follow, but it is simpler if it does. */
-    if (memory->tlb_control || memory->asid != inner->asid || memory->n_cr3 != inner->n_cr3)
+    if (memory->tlb_control)
+        nest_flush(EVERY_ASID);
+    else if (memory->asid != inner->asid || memory->n_cr3 != inner->n_cr3)
         tables_clear(&nested->shadow);
     copy(inner, memory, __builtin_offsetof(struct vmcb, reserved_670));
     merge(nested);
@@ -214,6 +216,8 @@ void nest_page_fault(void)
 void nest_flush(uint32_t asid)
 {
     for (unsigned n = 0; n < MAX_DEPTH; n++)
-        if (known[n].vmcb && known[n].inner->asid == asid)
+        if (known[n].vmcb && (asid == EVERY_ASID || asid == known[n].inner->asid))
             tables_clear(&known[n].shadow);
+    if (asid == EVERY_ASID || !asid)
+        guest.tables.flush = 1;
 }

@@ -30,7 +30,8 @@ int nest_intercepts(void);
 int nest_interruptible(void);
 /* A nested page fault of the guest's guest: fill our shadow, or give it to the guest. */
 void nest_page_fault(void);
-/* Forget the translations of one of the guest's ASIDs. */
+/* Forget the translations of one of the guest's ASIDs, 0 being its own, or of all. */
+#define EVERY_ASID (~0u)
 void nest_flush(uint32_t asid);
 /* What VMLOAD and VMSAVE move, and VMRUN leaves alone. */
 void copy_direct_state(struct vmcb *to, const struct vmcb *from);

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.engine.assembler import assemble
-from tests.engine.rig import CODE, HANDLERS, MODES, STACK, Mode, Rig, bits_of
+from tests.engine.rig import CODE, GDT, HANDLERS, IDT, MODES, RING0_STACK, STACK, TSS, Mode, Rig, bits_of
 from vmdbg.engine.state import RAX, RBX, RCX, RDI, RDX, RSI
 from vmdbg.machine import Event
 
@@ -313,6 +313,18 @@ def test_the_breakpoint_follows_the_page_tables(python: bool) -> None:
     watch(rig, (PLACE, WRITE, 4))
     rig.run()
     assert (rig.handled, rig.cpu.dr[6], rig.ram.read_u32(0x123000)) == (DB, RESET | B0, 1)
+
+
+def test_pages_of_the_user_under_smap(python: bool) -> None:
+    """The breakpoint is set by a supervisor that may not access the page itself."""
+    rig = Rig("movl $1, 0x9000; hlt", "long", python=python, user=True)
+    rig.state.set_cr(4, rig.state.cr(4) | 1 << 21)
+    rig.state.refresh()
+    for page in (GDT, IDT, TSS, RING0_STACK - 1, HANDLERS):
+        rig.change(page, drop=4)
+    watch(rig, (PLACE, WRITE, 4))
+    rig.run()
+    assert (rig.handled, rig.cpu.dr[6]) == (DB, RESET | B0)
 
 
 def test_a_faulting_access_does_not_count(python: bool) -> None:

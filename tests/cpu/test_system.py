@@ -7,6 +7,8 @@ from itertools import pairwise
 import pytest
 
 from tests.engine.rig import CODE, DATA, DATA32, GDT, STACK, USER_STACK, Mode, Rig
+from vmdbg.cpu import instructions
+from vmdbg.cpu.core import Cpu
 from vmdbg.engine.state import CS, RAX, RBX, RCX, RDX, RSP, SS
 
 UD, GP, DB, NM = 6, 13, 1, 7
@@ -373,6 +375,27 @@ def test_system_calls_at_full_speed(flags: int) -> None:
             segments = [(s.selector(n), s.base(n), s.limit(n), s.attrib(n)) for n in range(8)]
             states.append((rig.now, s.rip, s.rflags, s.hflags, [s.reg(n) for n in range(16)], segments))
         assert states[0] == states[1]
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_system_calls_come_to_python_where_somebody_looks(watched: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Breakpoints of the debug registers follow page tables at system calls."""
+    seen = 0
+    original = instructions.syscall
+
+    def syscall(cpu: Cpu) -> None:
+        nonlocal seen
+        seen += 1
+        original(cpu)
+
+    monkeypatch.setattr(instructions, "syscall", syscall)
+    rig = syscall_rig("1: syscall; jmp 1b", "long", False, 0x202)
+    rig.ram.write(0x300000, b"\x48\x0f\x07")
+    if watched:
+        rig.cpu.dr[0], rig.cpu.dr[7] = DATA, 0x10401
+        rig.cpu.debug.update()
+    rig.machine.run(700)
+    assert seen == (100 if watched else 0)
 
 
 def test_sysenter(python: bool) -> None:

@@ -60,13 +60,15 @@ class Rig:
 
     def __init__(
         self, source: str | bytes = "", mode: Mode = "long", *, python: bool = False, user: bool = False, cpus: int = 1,
-        memory: int = MEMORY, origin: int = CODE, trace: object = None,
+        memory: int = MEMORY, origin: int = CODE, strict_tlb: bool = False,
     ) -> None:  # fmt: skip
         if isinstance(source, bytes):
             self.program = Program(origin, source, {})
         else:
             self.program = assemble(source, origin, bits_of(mode))
-        config = Config(memory=memory, cpus=cpus, flat_address=0x80000, mode="real", python_runtime=python)
+        config = Config(
+            memory=memory, cpus=cpus, flat_address=0x80000, mode="real", python_runtime=python, strict_tlb=strict_tlb
+        )
         self.machine = Machine(b"\xf4", config)
         self.cpu: Processor = self.machine.cpus[0]
         self.state = self.cpu.state

@@ -28,6 +28,10 @@ SPANS = ((TABLES, 0x14000), (GUEST_TABLES, 0x20000))
 LOAD, STORE = b"\x8a\x03", b"\x88\x03"  # mov (%rbx), %al; mov %al, (%rbx)
 
 
+STRICT = pytest.mark.parametrize("strict", [False, True], ids=["coherent", "strict"])
+"""A strict TLB that is empty says what the tables say."""
+
+
 def address_of(mode: str) -> int:
     """A linear address whose tables are random; those for the code are not.  Its low 30 bits are TARGET."""
     return {"legacy": 0x40000000 | TARGET, "pae": 0x40000000 | TARGET, "long": 0x8040000000 | TARGET}[mode]
@@ -105,9 +109,9 @@ def registers(rig: Rig, random: Random, mode: str) -> PagingState:
 class Bench:
     """A rig whose tables change, and how one access through them ends."""
 
-    def __init__(self, mode: str, python: bool) -> None:
+    def __init__(self, mode: str, python: bool, strict_tlb: bool) -> None:
         self.mode = mode
-        self.rig = rig = Rig("nop", mode, python=python)  # type: ignore[arg-type]
+        self.rig = rig = Rig("nop", mode, python=python, strict_tlb=strict_tlb)  # type: ignore[arg-type]
         self.root = TABLES + (0x1000 if mode == "pae" else 0)
         rig.ram.write(TARGET, b"\x90" * 32)
         for page in (CODE, CODE + 0x1000):
@@ -125,8 +129,10 @@ class Bench:
         code = CODE + 0x1000 if user else CODE
         s.rip = address_of(self.mode) if kind == "fetch" else code + (16 if kind == "store" else 0)
         rig.cpu.flush()
+        if rig.cpu.tlb is not None:
+            rig.cpu.tlb.forget_all()
         before = rig.now
-        stop = rig.machine.engine.step(s, npt or rig.cpu.npt)  # type: ignore[arg-type]
+        stop = rig.cpu.executor.step(s, npt or rig.cpu.npt)  # type: ignore[arg-type]
         if stop.npf is not None:
             return "NPF", *rig.cpu._classify(stop)
         if stop.reason == Reason.EXIT and stop.code == VMEXIT + 0x4E:
@@ -166,9 +172,9 @@ def compare_marks(rig: Rig, before: dict[int, bytes], model: BytesMemory, refuse
             assert set(memoryview(data).cast("I")) <= {0, A}, what
 
 
-def one_dimension(mode: str, seeds: Iterable[int], *, python: bool = False) -> Counter[object]:
+def one_dimension(mode: str, seeds: Iterable[int], *, python: bool = False, strict: bool = False) -> Counter[object]:
     """One access through random tables for each seed, by the engine and by `translate`; how often each outcome came."""
-    bench = Bench(mode, python)
+    bench = Bench(mode, python, strict)
     rig = bench.rig
     outcomes: Counter[object] = Counter()
     for seed in seeds:
@@ -187,9 +193,10 @@ def one_dimension(mode: str, seeds: Iterable[int], *, python: bool = False) -> C
     return outcomes
 
 
+@STRICT
 @pytest.mark.parametrize("mode", MODES)
-def test_one_dimension(mode: str, python: bool) -> None:
-    outcomes = one_dimension(mode, range(100 if python else 700), python=python)
+def test_one_dimension(mode: str, strict: bool, python: bool) -> None:
+    outcomes = one_dimension(mode, range(100 if python else 700), python=python, strict=strict)
     assert outcomes["done"] > 20
     assert outcomes["PF"] > 20
 
@@ -226,9 +233,9 @@ def nested_tables(rig: Rig, random: Random, host: str) -> Nested:
     return Nested(NESTED_TABLES, cr4, efer, PHYSICAL_BITS)
 
 
-def two_dimensions(mode: str, host: str, seeds: Iterable[int], *, python: bool = False) -> Counter[object]:
+def two_dimensions(mode: str, host: str, seeds: Iterable[int], *, python: bool = False, strict: bool = False) -> Counter[object]:
     """The same for a guest in `mode` under the nested tables of a host in the mode `host`."""
-    bench = Bench(mode, python)
+    bench = Bench(mode, python, strict)
     rig, cpu = bench.rig, bench.rig.cpu
     outcomes: Counter[object] = Counter()
     for seed in seeds:
@@ -252,10 +259,11 @@ def two_dimensions(mode: str, host: str, seeds: Iterable[int], *, python: bool =
     return outcomes
 
 
+@STRICT
 @pytest.mark.parametrize("host", MODES)
 @pytest.mark.parametrize("mode", MODES)
-def test_two_dimensions(mode: str, host: str, python: bool) -> None:
-    outcomes = two_dimensions(mode, host, range(40 if python else 250), python=python)
+def test_two_dimensions(mode: str, host: str, strict: bool, python: bool) -> None:
+    outcomes = two_dimensions(mode, host, range(40 if python else 250), python=python, strict=strict)
     assert outcomes["done"] > 0
     assert outcomes["PF"] > 0
     assert outcomes["NPF"] > 0

@@ -53,7 +53,7 @@ def pf(code: int, address: int = GVA + 0x123) -> Fault:
 def test_a_small_page(mode: str) -> None:
     memory, tables = guest(mode)
     found = verdict(memory, state(mode, tables.root), USER_WRITE)
-    assert found == Translation(Spa(0x5123), Gpa(0x5123), 0x1000, 0x1000, True, True, True, True)
+    assert found == Translation(Spa(0x5123), Gpa(0x5123), 0x1000, 0x1000, True, True, True, True, W | U)
     assert verdict(memory, state(mode, tables.root), READ, GVA + 0x1000) == Fault("PF", 0, GVA + 0x1000)
 
 
@@ -205,7 +205,7 @@ def test_paging_off() -> None:
     memory = BytesMemory(0x1000)
     off = PagingState(CR0.PE, 0x123000, 0, 0)
     found = verdict(memory, off, USER_WRITE, 0x1_0000_5123)
-    assert found == Translation(Spa(0x5123), Gpa(0x5123), 0, 0, True, True, True, True)
+    assert found == Translation(Spa(0x5123), Gpa(0x5123), 0, 0, True, True, True, True, W | U)
 
 
 def test_tables_outside_memory_read_as_ones() -> None:
@@ -271,7 +271,7 @@ def test_two_dimensions(host: str, mode: str) -> None:
     memory, tables, npt = both(host, mode)
     inner = nested(host, npt.root)
     found = translate(memory, state(mode, tables.root), GVA + 5, USER_WRITE, inner, set_ad=True)
-    assert found == Translation(Spa(0x85005), Gpa(0x5005), 0x1000, 0x1000, True, True, True, True)
+    assert found == Translation(Spa(0x85005), Gpa(0x5005), 0x1000, 0x1000, True, True, True, True, W | U)
     seen = walk(memory, state(mode, tables.root), GVA + 5, USER_WRITE, inner)
     assert seen.verdict == found
     guest_levels, nested_levels = len(SHIFTS[mode]), len(SHIFTS[host])
@@ -283,7 +283,7 @@ def test_real_mode_under_nested_paging() -> None:
     memory, _, npt = both()
     off = PagingState(CR0.ET, 0, 0, 0)
     found = translate(memory, off, 0x7C00, FETCH, nested("4-level", npt.root), set_ad=True)
-    assert found == Translation(Spa(0x87C00), Gpa(0x7C00), 0x1000, 0, True, True, True, False)
+    assert found == Translation(Spa(0x87C00), Gpa(0x7C00), 0x1000, 0, True, True, True, False, W | U)
     assert translate(memory, off, 0x50000, FETCH, nested("4-level", npt.root), set_ad=True) == Fault(
         "NPF", 1 << 32 | 0x14, 0x50000
     )
@@ -341,7 +341,7 @@ def test_rights_of_both_dimensions_combine() -> None:
     memory, tables, npt = both()
     npt.change(0x5000, 1, drop=W, add=NX)
     found = translate(memory, state("4-level", tables.root), GVA, READ, nested("4-level", npt.root), set_ad=False)
-    assert found == Translation(Spa(0x85000), Gpa(0x5000), 0x1000, 0x1000, False, False, True, False)
+    assert found == Translation(Spa(0x85000), Gpa(0x5000), 0x1000, 0x1000, False, False, True, False, U | NX)
 
 
 def test_page_size_is_the_smaller() -> None:

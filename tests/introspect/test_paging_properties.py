@@ -1,6 +1,7 @@
 """What must hold for every memory contents: no crash, no loop, walk and translate agree, marks are only A and D."""
 
 import random
+from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from introspect.paging import (
     PagingState,
     Translation,
     nested_translate,
+    permits,
     translate,
     walk,
 )
@@ -87,6 +89,20 @@ def test_walk_and_translate_agree_and_mark_only_what_they_may(
             assert step.value & A or (step.level == 3 and "PAE" in (seen.mode, seen.nested_mode))
         translate(memory, where, gva, access, inner, set_ad=True)
         assert memory.read(0, PAGES << 12) == after, "the second time there is nothing left to mark"
+
+
+@settings(max_examples=200)
+@given(memories(), states(), GVAS, ACCESSES, ACCESSES, NESTED)
+def test_the_rights_of_a_translation_say_what_else_it_permits(
+    memory: BytesMemory, where: PagingState, gva: int, access: Access, other: Access, inner: Nested | None
+) -> None:
+    if inner is not None:  # without CR0.WP a supervisor writes what the guest's table forbids, not what the nested one does
+        where = replace(where, cr0=where.cr0 | CR0.WP)
+    found = translate(memory, where, gva, access, inner, set_ad=False)
+    if isinstance(found, Translation) and where.format is not None:
+        assert permits(where, found.rights, access)
+        again = translate(memory, where, gva, other, inner, set_ad=False)
+        assert permits(where, found.rights, other) == isinstance(again, Translation)
 
 
 @settings(max_examples=200)

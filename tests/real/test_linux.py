@@ -152,6 +152,30 @@ def test_user_space_computes(linux: Linux) -> None:
     assert found == [hashlib.sha256(bytes(4 << 20)).hexdigest(), "-"] * 2
 
 
+def archive(name: str, data: bytes) -> bytes:
+    """A cpio archive of one executable: the kernel unpacks it over the archive before (its early-userspace/buffer-format)."""
+    files = ((name, 0o100755, data), ("TRAILER!!!", 0, b""))
+    return b"".join(
+        f"070701{0:08x}{mode:08x}{0:08x}{0:08x}{1:08x}{0:08x}{len(content):08x}{0:032x}{len(word) + 1:08x}{0:08x}".encode()
+        + (word.encode() + b"\0").ljust(-(-(110 + len(word) + 1) // 4) * 4 - 110, b"\0")
+        + content.ljust(-(-len(content) // 4) * 4, b"\0")
+        for word, mode, content in files
+    )
+
+
+def test_debug_registers_of_a_traced_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What debug.c says on hardware."""
+    program, initrd = tmp_path / "debug", tmp_path / "initrd"
+    source = Path(__file__).parent / "debug.c"
+    subprocess.run(["gcc", "-static", "-O1", "-o", program, source], check=True)
+    whole = INITRD.read_bytes()
+    initrd.write_bytes(whole.ljust(-(-len(whole) // 512) * 512, b"\0") + archive("debug", program.read_bytes()))
+    monkeypatch.setattr("tests.real.test_linux.INITRD", initrd)
+    linux = Linux()
+    assert linux.say("/debug") == "5 5 1 42\n"
+    linux.machine.close()
+
+
 def test_the_kernel_rewrites_itself(linux: Linux) -> None:
     """ftrace rewrites 37,000 calls, and kprobes take INT3 or a jump."""
     linux.say("mount -t tracefs t /sys/kernel/tracing; ln -s /sys/kernel/tracing /t")

@@ -158,6 +158,33 @@ def test_changes_by_the_hypervisors_own_stores_are_seen(python: bool) -> None:
     assert h.reg(2) == 5 * 0x11
 
 
+def test_a_table_that_was_rewritten_all_the_time_is_guarded_again(python: bool) -> None:
+    entry = NESTED + 0x3000 + (PAGE >> 12) * 8
+    h = Hypervisor(
+        f"1: addl {PAGE}, %edx; vmmcall; jmp 1b",
+        host=f"""
+        movl $9, %ebx; movl $0x90000, %ebp
+        1: xorl $0x1000, {entry}; movl %ebp, %eax; vmrun; addq $3, 0x90578; decl %ebx; jnz 1b
+        given_up: movl $70, %ebx
+        1: movl %ebp, %eax; vmrun; addq $3, 0x90578; decl %ebx; jnz 1b
+        xorl $0x1000, {entry}; movl %ebp, %eax; vmrun; hlt""",
+        python=python,
+    )
+    h.guest_write(PAGE, b"\x01")
+    h.ram.write(h.base + PAGE + 0x1000, bytes([0, 1]))
+    h.state.set_reg(2, 0)
+
+    def volatile() -> list[bool]:
+        return [shadow.volatile > 0 for shadow in h.machine.engine.physical.shadows.values()]
+
+    while h.state.rip != h.labels["host_given_up"]:
+        h.step()
+    assert volatile() == [True]
+    h.run()
+    assert h.reg(2) == 5 * 0x100 + 4 + 70 * 0x100 + 1
+    assert volatile() == [False]
+
+
 @pytest.mark.parametrize(("change", "code"), [
     (f"andl $~{W}, ", NPF), (f"andl $~{P}, ", NPF), (f"andl $~{U}, ", NPF), (f"andl $~{A | D}, ", VMMCALL),
     ("xorl $0x1000, ", VMMCALL),

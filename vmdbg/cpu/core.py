@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from dataclasses import replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from vmdbg.platform.msrs import MsrFile
     from vmdbg.svm.guest import Guest
     from vmdbg.svm.switch import Switcher
+    from vmdbg.svm.tlb import Tlb
     from vmdbg.svm.vmcbcache import VmcbCache
 
     from .debug import DebugRegisters
@@ -88,8 +90,8 @@ class Observer(Protocol):
 
     def vmexit(self, cpu: Cpu, guest: Guest, code: int, info1: int, info2: int, intinfo: int, rip: int) -> None: ...
 
-    def notice(self, cpu: Cpu, what: Notice, guest: Guest, text: str) -> None:
-        """Something is worth to be told; `text` says what, which rule, and the remedy."""
+    def notice(self, cpu: Cpu, what: Notice, guest: Guest | None, text: str) -> None:
+        """Something is worth to be told, of a guest or of the host; `text` says what, which rule, and the remedy."""
 
     def switched(self, cpu: Cpu, before: Guest | None, now: Guest | None) -> None:
         """World switches in C have led from one guest to another, None being the host."""
@@ -133,6 +135,10 @@ class Cpu:
         """Set by whoever wants the CPU to return at the next instruction boundary, as observers of world switches do."""
         self.vmcb_cache: VmcbCache | None = None
         """What it remembers of VMCBs, if clean bits are to be taken at their word."""
+        self.tlb: Tlb | None = None
+        """Translations that are kept until they must be forgotten, if a forgotten flush is to be found."""
+        self.executor: Engine | Tlb = engine
+        """What runs the state: the engine, or in front of it the strict TLB."""
         self.debug: DebugRegisters
         self.due = 0
         """Bits of DR6 for the #DB that is due behind the present instruction: BS if RFLAGS.TF was set when it began."""
@@ -197,7 +203,7 @@ class Cpu:
         self.state.set_field(field, value)
         if field == "efer":
             self.state.refresh()
-            self.flush()
+            self.forget_translations()
 
     # Mode
 
@@ -253,11 +259,13 @@ class Cpu:
     def guard_tasks(self) -> None:
         """Have the engine stop at stores to the present TSS if the guest's hypervisor intercepts task switches.
 
-        The engine switches tasks itself on far JMP, CALL and IRET; before anything else it stores to the TSS it leaves.
+        Under a strict TLB always, since the CR3 of a task is none for the engine.  The engine switches tasks itself on far
+        JMP, CALL and IRET; before anything else it stores to the TSS it leaves.
         """
         page = None
         guest, s = self.guest, self.state
-        if guest is not None and guest.intercepts_task_switch and self.protected and not s.is_long:
+        wanted = self.tlb is not None or (guest is not None and guest.intercepts_task_switch)
+        if wanted and self.protected and not s.is_long:
             spa = self.translate_quietly(s.base(TR))
             if spa is not None and self.ram.contains(spa):
                 page = spa >> 12
@@ -292,21 +300,25 @@ class Cpu:
         self, address: int, *, write: bool = False, execute: bool = False, user: bool = False, implicit: bool = False
     ) -> int:
         """System-physical address of a linear one.  Raises `CpuFault` (#PF, #GP) or `NestedPageFault`."""
-        found = translate(
-            self.ram, self.paging, address, _ACCESS[write, execute, user, implicit], self.nested, set_ad=True
-        )
+        found = self._locate(address, _ACCESS[write, execute, user, implicit], set_ad=True)
         if isinstance(found, Fault):
             if found.kind == "PF":
                 raise CpuFault(PF, found.code, found.address)
             if found.kind == "NPF":
                 raise NestedPageFault(NestedFault(found.code, Gpa(found.address)))
             raise CpuFault(GP, 0)
-        return found.spa & self.engine.physical.a20
+        return found
+
+    def _locate(self, address: int, access: Access, *, set_ad: bool) -> int | Fault:
+        """Where an access of the processor's own goes; without `set_ad` nothing changes by it."""
+        if self.tlb is not None:
+            return self.tlb.locate(address, access, set_ad=set_ad)
+        found = translate(self.ram, self.paging, address, access, self.nested, set_ad=set_ad)
+        return found if isinstance(found, Fault) else found.spa & self.engine.physical.a20
 
     def permits(self, address: int, *, write: bool, user: bool) -> bool:
         """Whether an access would be permitted; no side effects."""
-        access = _ACCESS[write, False, user, False]
-        return not isinstance(translate(self.ram, self.paging, address, access, self.nested, set_ad=False), Fault)
+        return not isinstance(self._locate(address, _ACCESS[write, False, user, False], set_ad=False), Fault)
 
     def pieces(
         self, address: int, size: int, *, write: bool, user: bool = False, implicit: bool = False
@@ -412,21 +424,20 @@ class Cpu:
         address = self.state.linear_rip
         while len(data) < size:
             length = min(size - len(data), 4096 - (address & 4095))
-            found = translate(
-                self.ram, self.paging, address, _ACCESS[False, True, self.state.cpl == 3, False], self.nested, set_ad=False
-            )
-            if isinstance(found, Fault):
+            found = self._locate(address, _ACCESS[False, True, self.state.cpl == 3, False], set_ad=False)
+            if isinstance(found, Fault) or not self.ram.contains(found, length):
                 break
-            spa = found.spa & self.engine.physical.a20
-            if not self.ram.contains(spa, length):
-                break
-            data += self.ram.view[spa : spa + length]
+            data += self.ram.view[found : found + length]
             address += length
         return bytes(data)
 
     def translate_quietly(self, address: int) -> int | None:
         """System-physical address of a linear one whatever its rights, without side effects; None if unmapped."""
-        found = translate(self.ram, self.paging, address, _ACCESS[False, False, False, True], self.nested, set_ad=False)
+        if self.tlb is not None:
+            held = self.tlb.locate(address, _ACCESS[False, False, False, True], set_ad=False)
+            return None if isinstance(held, Fault) else held
+        paging = replace(self.paging, cpl=0, rflags_ac=True)  # else SMAP refuses pages of the user
+        found = translate(self.ram, paging, address, _ACCESS[False, False, False, False], self.nested, set_ad=False)
         return None if isinstance(found, Fault) else found.spa & self.engine.physical.a20
 
     def advance(self, length: int) -> None:
@@ -444,3 +455,20 @@ class Cpu:
     def flush(self) -> None:
         self.debug.moved = True
         self.engine.flush()
+
+    @property
+    def asid(self) -> int:
+        """The address space that its translations belong to: the host's is 0 (APM2 15.16)."""
+        return 0 if self.guest is None else self.guest.asid
+
+    def forget_translations(self, *, keep_global: bool = False) -> None:
+        """What a write of a control register makes the processor forget of its own address space (APM2 5.5.2)."""
+        self.flush()
+        if self.tlb is not None:
+            self.tlb.forget(self.asid, keep_global=keep_global)
+
+    def forget_page(self, address: int, asid: int) -> None:
+        """INVLPG and INVLPGA: the translation of one linear address, in an address space."""
+        self.flush()
+        if self.tlb is not None:
+            self.tlb.forget_page(address, asid)

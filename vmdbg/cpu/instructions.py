@@ -37,8 +37,8 @@ from .decode import Instruction, effective_address
 from .delivery import TASK_GATE
 from .descriptors import fetch
 from .events import raise_event
-from .faults import DB, GP, UD, CpuFault, Event, Kind
-from .tasks import AVAILABLE_16, AVAILABLE_32, Source, TaskSwitchExit
+from .faults import DB, GP, UD, CpuFault, Event, Kind, NestedPageFault
+from .tasks import AVAILABLE_16, AVAILABLE_32, Source, TaskSwitchExit, switch
 
 CR0_ET, CR0_TS, CR0_NW, CR0_CD = 1 << 4, 1 << 3, 1 << 29, 1 << 30
 CR0_DEFINED = 0xE005003F
@@ -108,6 +108,8 @@ def write_cr0(cpu: Cpu, value: int) -> None:
     cpu.hold_pdptes(loads)
     cpu.guard_ferr()
     s.refresh()
+    if changed & CR0_PG:
+        cpu.forget_translations()
     cpu.flush()
 
 
@@ -128,7 +130,7 @@ def write_cr3(cpu: Cpu, value: int) -> None:
         _check_pdptes(cpu, value)
     s.set_cr(3, value)
     cpu.hold_pdptes()
-    cpu.flush()
+    cpu.forget_translations(keep_global=True)
 
 
 def check_cr4(cpu: Cpu, value: int) -> None:
@@ -141,10 +143,13 @@ def write_cr4(cpu: Cpu, value: int) -> None:
     loads = bool(s.cr(0) & CR0_PG and not s.is_long and value & CR4_PAE and (value ^ s.cr(4)) & (CR4_PAE | CR4_PGE | CR4_PSE))
     if loads:
         _check_pdptes(cpu, s.cr(3))
+    changed = value ^ s.cr(4)
     s.set_cr(4, value)
     cpu.hold_pdptes(loads)
     s.refresh()
     cpu.debug.update()
+    if changed & (CR4_PAE | CR4_PGE | CR4_PSE):
+        cpu.forget_translations()
     cpu.flush()
 
 
@@ -346,11 +351,18 @@ def nothing(cpu: Cpu) -> None:
     cpu.advance(length(cpu))
 
 
-def invalidate(cpu: Cpu) -> None:
-    """INVLPG and INVLPGA: forgetting more than the page is allowed (APM2 5.5.2)."""
-    size = length(cpu)
-    cpu.flush()
-    cpu.advance(size)
+def invlpg(cpu: Cpu) -> None:
+    """The engine forgets more than the page, which is allowed (APM2 5.5.2)."""
+    insn = cpu.instruction()
+    cpu.forget_page(operand_linear(cpu, insn), cpu.asid)
+    cpu.advance(insn.length)
+
+
+def invlpga(cpu: Cpu) -> None:
+    """The page at rAX, of the ASID in ECX (APM2 15.16.2)."""
+    insn = cpu.instruction()
+    cpu.forget_page(cpu.state.reg(RAX) & (1 << insn.address) - 1, cpu.state.reg(RCX) & MASK32)
+    cpu.advance(insn.length)
 
 
 def check_privilege(cpu: Cpu) -> None:
@@ -411,6 +423,20 @@ def task_switch(cpu: Cpu) -> TaskSwitchExit | None:
         selector = target.raw >> 16 & 0xFFFF
     jump = insn.opcode == 0xEA or (indirect and insn.modrm >> 3 & 7 == 5)
     return TaskSwitchExit(selector, Source.JUMP if jump else Source.CALL, None)
+
+
+def switch_tasks(cpu: Cpu, selector: int, source: Source) -> None:
+    """The task switch of the far JMP, far CALL or IRET at RIP, whose rights the engine has checked."""
+    s = cpu.state
+    rip, size = s.rip, length(cpu)
+    s.skip(size)
+    try:
+        switch(cpu, selector, source, None)
+    except (CpuFault, NestedPageFault) as fault:
+        if isinstance(fault, NestedPageFault) or not fault.committed:
+            s.rip = rip
+        raise
+    cpu.engine.clock.now += size
 
 
 # SYSCALL and SYSENTER: the engine has counted the instruction and RIP is behind it.
@@ -572,8 +598,8 @@ EMULATE: dict[int, Callable[[Cpu], None]] = {
     0x76: nothing,
     0x77: nothing,
     0x78: hlt,
-    0x79: invalidate,
-    0x7A: invalidate,
+    0x79: invlpg,
+    0x7A: invlpga,
     0x7C: msr,
     0x81: undefined,  # VMMCALL that nobody intercepts
     0x86: undefined,  # SKINIT is not claimed

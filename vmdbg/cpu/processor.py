@@ -17,6 +17,7 @@ from vmdbg.platform.cpuid import CpuidConfig
 from vmdbg.svm import world
 from vmdbg.svm.guest import Guest
 from vmdbg.svm.switch import Switcher
+from vmdbg.svm.tlb import Tlb
 
 from . import instructions
 from .core import DR6_BS, DR6_RESET, DR7_RESET, RFLAGS_IF, RFLAGS_RF, RFLAGS_VM, Cpu, ExtInt, Observer
@@ -84,6 +85,12 @@ class Processor(Cpu):
         switcher.state.dr[:] = self.dr[:]
         self.dr = switcher.state.dr
 
+    def use_tlb(self, tlb: Tlb) -> None:
+        """Keep translations until they must be forgotten."""
+        self.tlb = self.executor = tlb
+        self.state.strict = True
+        world.set_intercepts(self.state, self.guest)
+
     def reset(self) -> None:
         """Power-on (APM2 14.1.3); the boot code sets what differs."""
         self.nmi_pending = self.smi_pending = self.init_pending = False
@@ -127,6 +134,8 @@ class Processor(Cpu):
         self.guard_tasks()
         self.guard_ferr()
         world.set_intercepts(s, None)
+        if self.tlb is not None:
+            self.tlb.forget_all()
         self.flush()
 
     def host_save_area(self) -> memoryview:
@@ -293,7 +302,7 @@ class Processor(Cpu):
                     continue
                 stop = found
             elif step or ((window or self.nmi_pending) and self.state.shadow):
-                stop = self.engine.step(self.state, self.npt)
+                stop = self.executor.step(self.state, self.npt)
             elif quiet and self._switches_in_c():
                 switcher = self.switcher
                 assert switcher is not None
@@ -302,7 +311,7 @@ class Processor(Cpu):
                 if switcher.has_switched():
                     self._follow(switcher)
             else:
-                stop = self.engine.run(self.state, self.npt, deadline, window=window, breakpoints=breakpoints)
+                stop = self.executor.run(self.state, self.npt, deadline, window=window, breakpoints=breakpoints)
             outcome = self._stopped(stop)
             if outcome is not None and (step or outcome != Outcome.STEPPED):
                 return outcome
@@ -330,7 +339,7 @@ class Processor(Cpu):
             return stop
         if step or at_hook or state.rflags & RFLAGS_RF or ((window or self.nmi_pending) and state.shadow):
             return self._step()
-        stop = engine.run(state, self.npt, deadline, window=window, breakpoints=breakpoints or bool(debug.instructions))
+        stop = self.executor.run(state, self.npt, deadline, window=window, breakpoints=breakpoints or bool(debug.instructions))
         return None if stop.reason == Reason.BREAK and not breakpoints else stop
 
     def _step(self) -> Stop:
@@ -338,7 +347,7 @@ class Processor(Cpu):
         state = self.state
         resumes, rip = state.rflags & RFLAGS_RF, state.rip
         state.rflags &= ~RFLAGS_RF
-        stop = self.engine.step(state, self.npt)
+        stop = self.executor.step(state, self.npt)
         if resumes and state.rip == rip and (not _retired(stop) or self.engine.rt.rep):
             state.rflags |= RFLAGS_RF
         return stop
@@ -401,10 +410,14 @@ class Processor(Cpu):
 
     def _on_guarded(self, stop: Stop) -> Outcome | None:
         """An access to a page with data breakpoints or, if a store, the page of a TSS: the beginning of a task switch."""
-        if stop.write and self.guest is not None and self.guest.intercepts_task_switch:
+        intercepted = self.guest is not None and self.guest.intercepts_task_switch
+        if stop.write and (intercepted or self.tlb is not None):
             switch = instructions.task_switch(self)
             if switch is not None:
-                world.task_switch_exit(self, switch, None)
+                if intercepted:
+                    world.task_switch_exit(self, switch, None)
+                else:
+                    instructions.switch_tasks(self, switch.selector, switch.source)
                 return None
         debug = self.debug
         bits, before, delays = debug.touches(stop.write), debug.values(), debug.data and self._loads_ss()
@@ -438,7 +451,7 @@ class Processor(Cpu):
     def load_task_register(self) -> None:
         """LTR in a guest whose task switches are intercepted: executed by the engine, then the new TSS is looked after."""
         world.let_through(self.state, ExitCode.TR_WRITE)
-        stop = self.engine.step(self.state, self.npt)
+        stop = self.executor.step(self.state, self.npt)
         world.set_intercepts(self.state, self.guest)
         self._stopped(stop)
 
@@ -625,7 +638,7 @@ class Processor(Cpu):
         state = self.state
         state.hflags &= ~HF_SMAP
         self.flush()
-        stop = self.engine.step(state, self.npt)
+        stop = self.executor.step(state, self.npt)
         state.refresh()
         self.flush()
         self._stopped(stop)

@@ -123,7 +123,7 @@ def _enter(cpu: Cpu, tss: Descriptor, new: dict[str, int], wide: bool, source: S
     if wide and s.cr(0) & CR0_PG:
         s.set_cr(3, new["cr3"])
         cpu.hold_pdptes()
-        cpu.flush()
+        cpu.forget_translations(keep_global=True)
     flags = new["eflags"] | (RFLAGS_NT if source in (Source.CALL, Source.GATE) else 0) | 2
     s.rflags = flags if wide else flags & 0xFFFF
     for number in range(8):

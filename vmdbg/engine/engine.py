@@ -321,7 +321,7 @@ class Engine:
             found = self.physical.fill(npt, gpa, write, fetch)
             rt.mixed = self.physical.mixed
             if found == -1:
-                return None
+                return Stop(Reason.TABLES) if self.physical.tables_written else None
             if isinstance(found, NestedFault):
                 if fetch and not stepping and gpa & (PAGE - 1) == 0:
                     return self._cross(state, npt)

@@ -317,9 +317,11 @@ static void run(struct runtime *rt)
         int64_t ticks = -1;
         run_once(rt);
         executed += rt->executed;
+        if (!rt->on_exit)                   /* somebody looks at every stop */
+            break;
         if (rt->reason == SYSCALL && syscall64(rt))
             ticks = 0;
-        else if ((rt->reason == EXIT || rt->reason == IO) && rt->on_exit)
+        else if (rt->reason == EXIT || rt->reason == IO)
             ticks = rt->on_exit(rt, rt->on_exit_user);
         if (ticks < 0)
             break;

@@ -5,7 +5,8 @@ What a table withholds is an instrument, at no cost to what it does not concern:
 
 - execution, until the first fetch: stores to pages without code stay on the engine's fast path, and the set of pages
   that hold translations is known;
-- writing, to pages whose code is translated, to nested page tables that a shadow was made from, and to watched pages;
+- writing, to pages whose code is translated, to page tables that a shadow or a mirror was made from, and to watched
+  pages;
 - everything, for devices and for addresses where nothing is.
 """
 
@@ -44,6 +45,8 @@ FLIP = 32
 MOST_FLIPS = 4 * FLIP
 
 MOST_SHADOWS = 64
+PATIENCE = 64
+"""VMRUNs after which a nested table that was rewritten all the time is looked at again."""
 
 ALL_LINES, A20 = -1, 1 << 20
 
@@ -127,16 +130,38 @@ class Npt:
 
     def clear(self) -> None:
         """Forget every mapping; the root stays where it is."""
-        root = self.pages[0]
-        self.arena.release(self.pages[1:])
-        self.pages = [root]
-        at = root - PRIVATE
-        self.arena.bytes[at : at + PAGE] = bytes(PAGE)
+        self._clear(1)
+
+    def _clear(self, keep: int) -> None:
+        """Empty the table but for its first pages, which are zeroed."""
+        self.arena.release(self.pages[keep:])
+        del self.pages[keep:]
+        for page in self.pages:
+            self.arena.bytes[page - PRIVATE : page - PRIVATE + PAGE] = bytes(PAGE)
         self.leaves.clear()
 
     def close(self) -> None:
         self.arena.release(self.pages)
         self.pages = []
+
+
+class Mirror(Npt):
+    """A page table for linear addresses, from which the engine runs in place of the guest's own: see vmdbg/svm/tlb.py.
+
+    It serves two formats: `root` is a CR3 of 4-level paging, `low` one of PAE paging.
+    """
+
+    def __init__(self, arena: Arena) -> None:
+        super().__init__(arena)
+        self.low = self._page()
+        self._link()
+
+    def _link(self) -> None:
+        self.arena.q[self.root - PRIVATE >> 3] = self.low | P | W | U | A
+
+    def clear(self) -> None:
+        self._clear(2)
+        self._link()
 
 
 class TableReader:
@@ -176,8 +201,9 @@ class Shadow(Npt):
         """Page number to the gpas mapped to it."""
         self.tables: set[int] = set()
         """Pages of the user's nested table that were read to make this one."""
-        self.volatile = False
-        """A nested table that cannot be guarded, since it is written all the time: forget everything at each VMRUN."""
+        self.volatile = 0
+        """For how many VMRUNs to come the nested table is not guarded, since it was rewritten all the time: at each of them
+        everything is forgotten."""
         self.before: dict[int, bytes] = {}
         """Pages of the user's nested table that may have been written since the last VMRUN, as they were before."""
 
@@ -212,7 +238,10 @@ class Physical:
         """The engine survives no-execute leaves (see repair.py); else every page is executable."""
         self.host = Npt(self.arena)
         self.shadows: dict[tuple[int, int, int], Shadow] = {}
+        self.mirrors: list[Mirror] = []
         self.reader = TableReader(ram)
+        self.tables_written: set[int] = set()
+        """Pages of `guard_tables` that were stored to since somebody looked."""
         self.guards: dict[object, Mapping[int, int]] = {}
         """Pages that stop the engine as watched ones do, to WATCH_WRITE and WATCH_READ, by the processor's part that asks."""
         self.guarded: dict[int, int] = {}
@@ -241,6 +270,7 @@ class Physical:
                 self._evict()
             shadow = self.shadows[key] = Shadow(self.arena, Nested(ncr3, host_cr4, host_efer, self.bits))
         elif shadow.volatile:
+            shadow.volatile -= 1
             shadow.clear()
         elif shadow.before:
             self._review(shadow)
@@ -262,7 +292,7 @@ class Physical:
         flips = pages[page] & -FLIP & 0xFF
         pages[page] = pages[page] & 0x1F | min(flips + FLIP, 0xE0)
         if flips >= MOST_FLIPS:
-            self._give_up(shadow)
+            self._give_up(shadow, page)
         shadow.clear()
 
     def table(self, root: int) -> Npt:
@@ -279,9 +309,10 @@ class Physical:
                 shadow.close()
                 return
 
-    def _give_up(self, shadow: Shadow) -> None:
-        """Guard a nested table no longer."""
-        shadow.volatile = True
+    def _give_up(self, shadow: Shadow, page: int) -> None:
+        """Guard a nested table no longer for a while, for the sake of a page of it."""
+        self.ram.pages[page] &= 0x1F
+        shadow.volatile = PATIENCE
         self.on_unfit(shadow.root)
 
     def drop(self, page: int) -> None:
@@ -321,12 +352,21 @@ class Physical:
             pages[page] = state | CODE
         self.drop(page)
 
+    def guard_tables(self, pages: set[int]) -> None:
+        """Have the next store to each of these pages, as far as they are memory, noted in `tables_written`."""
+        for page in pages - self.tables_written:
+            if self.ram.contains(page << 12) and not self.ram.pages[page] & TABLE:
+                self.ram.pages[page] |= TABLE
+                self.drop(page)
+
     def on_table(self, page: int, *, written: bool = False) -> None:
-        """A nested table that shadows were made from is about to change, or was `written` already.
+        """A nested table that shadows were made from, or a page of `guard_tables`, is about to change, or was `written`.
 
         A shadow that no CPU runs on now is looked at when one is about to: a table that grows needs no new shadow.
         """
         self.ram.pages[page] &= ~TABLE & 0xFF
+        if self.mirrors:
+            self.tables_written.add(page)
         pinned = self.pinned()
         for shadow in self.shadows.values():
             if page not in shadow.tables:
@@ -346,10 +386,14 @@ class Physical:
         try:
             return self._fill(npt, gpa, write, fetch)
         except OutOfTables:
-            for table in (self.host, *self.shadows.values()):
-                table.clear()
-            self.flush()
+            self.make_room()
             return self._fill(npt, gpa, write, fetch)
+
+    def make_room(self) -> None:
+        """Empty every table: what is needed is mapped again."""
+        for table in (self.host, *self.shadows.values(), *self.mirrors):
+            table.clear()
+        self.flush()
 
     def _fill(self, npt: Npt, gpa: int, write: bool, fetch: bool) -> int | NestedFault:
         """Answer a fault of the engine's walk.
@@ -370,6 +414,9 @@ class Physical:
             spa, writable, executable = gpa, True, True
         if spa == PDPTES & -PAGE:
             npt.set(gpa, PDPTE_PAGE | LEAF | W)
+            return -1
+        if self.mirrors and PRIVATE <= spa < WINDOW:  # the engine walks a mirror, which names no such page itself
+            npt.set(gpa, spa & -PAGE | LEAF | W)
             return -1
         spa &= self.a20
         if not self.ram.contains(spa):
@@ -419,7 +466,7 @@ class Physical:
             spa = page << 12
             if self.ram.contains(spa) and not self.ram.pages[page] & TABLE:
                 if self.ram.pages[page] & -FLIP & 0xFF >= MOST_FLIPS:
-                    self._give_up(shadow)
+                    self._give_up(shadow, page)
                     continue
                 self.ram.pages[page] |= TABLE
                 self.drop(page)

@@ -50,6 +50,8 @@ class Reason(IntEnum):
     BREAK = 8
     """An armed breakpoint at `break_address`, before the instruction."""
     FAILED = 9
+    TABLES = 10
+    """Only from `Engine`: a store to a page in `Physical.tables_written` is about to be made."""
 
 
 class Branch(ctypes.Structure):

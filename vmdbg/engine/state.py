@@ -57,6 +57,8 @@ class CpuState:
         address = ctypes.cast(self.context.context, ctypes.c_void_p).value
         assert address is not None
         self.address = address
+        self.strict = False
+        """Its translations are those of a strict TLB, which has intercepts of its own."""
         self.root: int | None = None
         """The engine's CR3 where it is another than software's: that of PDPTEs which are kept."""
 
@@ -190,6 +192,10 @@ class CpuState:
     @property
     def error_code(self) -> int:
         return self.i[layout.ERROR_CODE // 4]
+
+    @error_code.setter
+    def error_code(self, value: int) -> None:
+        self.i[layout.ERROR_CODE // 4] = value
 
     @property
     def is_long(self) -> bool:

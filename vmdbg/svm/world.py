@@ -44,6 +44,8 @@ _L0_WORD4 = sum(1 << bit for bit in (0, 1, 2, 3, 6, 7, 8, 9, 10, 11))
 _GUEST_WORD3 = sum(1 << bit for bit in (6, 7, 8, 9, 10, 11, 12, 13, 16, 17, 20, 23, 25))
 """Descriptor tables, PUSHF POPF IRET PAUSE INVLPG: the engine stops before them where a guest's hypervisor asks."""
 _TASK_SWITCH, _FERR_FREEZE, _LTR = 1 << 29, 1 << 30, 1 << 13
+_STRICT_WORD3, _STRICT_CR_READ = 1 << 25 | _LTR, 1 << 0 | 1 << 3 | 1 << 4
+"""A strict TLB hears of INVLPG and of the task register, and hides the control registers that are its own (see tlb.py)."""
 _GUEST_WORD4 = 1 << 4 | 1 << 5
 """STGI CLGI."""
 
@@ -95,24 +97,30 @@ _SHADOW_EFER = EFER.LME | EFER.LMA | EFER.NXE
 
 
 @lru_cache(maxsize=256)
-def _intercepts(words: tuple[int, ...]) -> bytes:
-    """The engine's intercept fields for a guest with these intercept words."""
+def _intercepts(words: tuple[int, ...], strict: bool = False) -> bytes:
+    """The engine's intercept fields for a guest with these intercept words; `strict`: under a strict TLB."""
     word3, word4 = _L0_WORD3 | words[3] & _GUEST_WORD3, _L0_WORD4 | words[4] & _GUEST_WORD4
     if words[3] & _TASK_SWITCH:
         word3 |= _LTR
     cr_read = _L0_CR_READ | words[0] & 0xFFFF | (1 if words[3] & _FERR_FREEZE else 0)
+    if strict:
+        word3, cr_read = word3 | _STRICT_WORD3, cr_read | _STRICT_CR_READ
     return _INTERCEPTS.pack(
         word3 | word4 << 32, cr_read, _L0_CR_WRITE, _L0_DR, _L0_DR, 0xFFFFFFFF
     )
 
 
-NO_GUEST = _intercepts((0, 0, 0, 0, 0, 0))
+_NOBODY = (0, 0, 0, 0, 0, 0)
+NO_GUEST = _intercepts(_NOBODY)
 """The engine's intercept fields while the host runs."""
 
 
 def set_intercepts(state: CpuState, guest: Guest | None) -> None:
     """Tell the engine where to stop: the union of our needs and those of the guest's hypervisor."""
-    state.bytes[_INTERCEPTED] = NO_GUEST if guest is None else _intercepts(guest.words)
+    if state.strict:
+        state.bytes[_INTERCEPTED] = _intercepts(_NOBODY if guest is None else guest.words, True)
+    else:
+        state.bytes[_INTERCEPTED] = NO_GUEST if guest is None else _intercepts(guest.words)
 
 
 def let_through(state: CpuState, code: int) -> None:
@@ -276,6 +284,8 @@ def vmrun(cpu: Cpu, size: int) -> Event | None:
         cpu.npt = cpu.engine.physical.shadow(guest.n_cr3, host_cr4 & _SHADOW_CR4, host_efer & _SHADOW_EFER)
         q[_Q_PAT] = of[_G_PAT]
     cpu.hold_pdptes()
+    if cpu.tlb is not None:
+        cpu.tlb.control(guest)
     set_intercepts(s, guest)
     cpu.guard_ferr()
     s.gif = True
@@ -365,9 +375,9 @@ def _leave(
         cpu.switcher.left()
     cpu.npt = cpu.engine.physical.host
     cpu.hold_pdptes()
+    s.refresh(0)
     if cpu.task_guard is not None:
         cpu.guard_tasks()
-    s.refresh(0)
     s.shadow = False
     set_intercepts(s, None)
     s.gif = False
