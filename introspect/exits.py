@@ -2,6 +2,7 @@
 
 from enum import IntEnum
 
+from introspect.avic import EOI, EXIT_WRITE, IncompleteIpi, register
 from introspect.layout import Bits, bit, bits
 
 __all__ = [
@@ -224,8 +225,7 @@ class IOIO(Bits):
 
 
 _GPRS = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{n}" for n in range(8, 16)))
-_IPI_CAUSES = {0: "invalid type", 1: "target not running", 2: "invalid target", 3: "invalid backing page",
-               4: "invalid vector"}  # fmt: skip
+_IPI_CAUSES = {cause.value: cause.name.replace("_", " ").lower() for cause in IncompleteIpi}
 
 
 def describe_event(event: int) -> str:
@@ -277,6 +277,13 @@ def _describe_task_switch(info1: int, info2: int) -> str:
     return f"to TSS selector {info1 & 0xFFFF:#x} by {cause}{error}"
 
 
+def _describe_apic_access(info1: int, info2: int) -> str:
+    offset, write = info1 & 0xFF0, bool(info1 & EXIT_WRITE)
+    name = register(offset).name
+    vector = f", vector {info2 & 0xFF:#x}" if write and offset == EOI else ""
+    return f"{'write' if write else 'read'} of APIC register {offset:#x}{f' ({name})' if name else ''}{vector}"
+
+
 def _details(code: int, info1: int, info2: int) -> str:
     """The words after the name; empty where the exit information says nothing."""
     if code < 0x20 and info1 & bit(63):
@@ -305,9 +312,9 @@ def _details(code: int, info1: int, info2: int) -> str:
             return _describe_npf(info1, info2)
         case ExitCode.AVIC_INCOMPLETE_IPI:
             cause = _IPI_CAUSES.get(info2 >> 32, f"cause {info2 >> 32}")
-            return f"ICR {info1:#x}, {cause}, index {info2 & 0x1FF:#x}"
+            return f"ICR {info1:#x}, {cause}, index {info2 & 0xFFF:#x}"
         case ExitCode.AVIC_NOACCEL:
-            return f"{'write' if info1 >> 32 & 1 else 'read'} of APIC register {info1 & 0xFF0:#x}"
+            return _describe_apic_access(info1, info2)
     return f"EXITINFO1 {info1:#x}, EXITINFO2 {info2:#x}" if info1 or info2 else ""
 
 

@@ -11,11 +11,12 @@ from itertools import takewhile
 from typing import Literal, NamedTuple, TypeAlias
 
 from introspect.address import Gpa, Gva, Spa
+from introspect.avic import APIC_ADDRESS
 from introspect.exits import NPF_INFO, PF_ERROR
 from introspect.layout import Bits, Buffer, bit, bits
 from introspect.registers import CR0, CR4, EFER, RFLAGS
 from introspect.sources import Memory, Unreadable
-from introspect.vmcb import MISC_CTL, VMCB
+from introspect.vmcb import MISC_CTL, V_INTR, VMCB
 
 __all__ = [
     "ENTRY", "Access", "Fault", "Nested", "NestedFault", "NestedTranslation", "PagingState", "Step", "Translation",
@@ -158,6 +159,9 @@ class Nested:
     host_cr4: int
     host_efer: int
     maxphyaddr: int = 48
+    apic: tuple[int, int] | None = None
+    """With AVIC: the gpa of the APIC page, and the spa of the backing page that accesses to it reach whatever the tables
+    map there. They must map it all the same (APM2 15.29.3)."""
     format: _Format = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -168,7 +172,11 @@ class Nested:
         """The nested dimension that a VMCB asks for; None without nested paging."""
         if not VMCB.read(buffer, "misc_ctl") & MISC_CTL.np_enable:
             return None
-        return cls(VMCB.read(buffer, "n_cr3"), host_cr4, host_efer, maxphyaddr)
+        apic = None
+        if VMCB.read(buffer, "v_intr") & (V_INTR.avic_enable | V_INTR.x2avic_enable) == V_INTR.avic_enable:
+            bar, backing = (VMCB.read(buffer, name) & APIC_ADDRESS for name in ("avic_apic_bar", "avic_backing_page"))
+            apic = bar, backing
+        return cls(VMCB.read(buffer, "n_cr3"), host_cr4, host_efer, maxphyaddr, apic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,7 +369,10 @@ def _nested(
             if write and not dirty:
                 pending.append((leaf.spa, _D))
                 dirty = True
-            return NestedTranslation(Spa(leaf.address), bool(rights & _W), not rights & _NX, 1 << leaf.shift, dirty)
+            spa, size = leaf.address, 1 << leaf.shift
+            if nested.apic is not None and gpa & ~0xFFF == nested.apic[0]:
+                spa, size = nested.apic[1] | gpa & 0xFFF, 0x1000
+            return NestedTranslation(Spa(spa), bool(rights & _W), not rights & _NX, size, dirty)
         cause = int(PF_ERROR.P)
     else:
         assert isinstance(leaf, int)

@@ -15,7 +15,7 @@ from introspect.paging import pdpte_reserved
 from introspect.permissions import IOPM_SIZE, MSRPM_SIZE
 from introspect.registers import ATTRIB, CR0, CR4, EFER, memory_types
 from introspect.sources import Memory, Unreadable
-from introspect.vmcb import MISC_CTL, V_INTR, VMCB
+from introspect.vmcb import AVIC_PHYSICAL, MISC_CTL, V_INTR, VMCB
 
 __all__ = ["FEATURE_SECTIONS", "RULES", "SVM_FEATURES", "Processor", "Rule", "Violation", "first_violation", "violations"]
 
@@ -85,6 +85,9 @@ class State(NamedTuple):
     misc_ctl: int
     eventinj: int
     n_cr3: int
+    avic_backing_page: int
+    avic_logical_table: int
+    avic_physical_table: int
     cs_attrib: int
     efer: int
     cr4: int
@@ -141,6 +144,11 @@ def _long(s: State) -> bool:
 def _nested(s: State, cpu: Processor) -> bool:
     """A processor ignores the enable bit of a feature that it does not have."""
     return bool(s.misc_ctl & _NP and cpu.features & SVM_FEATURES.NP)
+
+
+def _avic(s: State, cpu: Processor) -> bool:
+    """AVIC is on, with the xAPIC's registers."""
+    return s.v_intr & _X2AVIC == V_INTR.avic_enable and bool(cpu.features & SVM_FEATURES.AVIC)
 
 
 _EXCEPTIONS = frozenset(
@@ -249,6 +257,16 @@ RULES: tuple[Rule, ...] = (
          "Set AVIC enable (bit 31) as well, or clear x2AVIC enable (bit 30)",
          ("v_intr",), lambda s, cpu, memory: bool(s.v_intr & V_INTR.x2avic_enable)
          and (s.v_intr & _X2AVIC != _X2AVIC or not cpu.features & SVM_FEATURES.x2AVIC)),
+    Rule("avic-index", "15.29.4.3", "AVIC_PHYSICAL_MAX_INDEX is above 255", "Put the highest guest APIC ID in use there",
+         ("v_intr", "avic_physical_table"),
+         lambda s, cpu, memory: _avic(s, cpu) and s.avic_physical_table & AVIC_PHYSICAL.max_index > 0xFF),
+    Rule("avic-range", "15.29.4.3", "the backing page or a table of AVIC lies beyond the physical address width",
+         "Put the system-physical address of a page of memory into each of the three",
+         ("v_intr", "avic_backing_page", "avic_logical_table", "avic_physical_table"),
+         lambda s, cpu, memory: _avic(s, cpu)
+         and bool((s.avic_backing_page | s.avic_logical_table | s.avic_physical_table) >> cpu.maxphyaddr)),
+    Rule("avic-np", "15.29.4.1", "AVIC is on without nested paging", "Set NP_ENABLE as well",
+         ("v_intr", "misc_ctl"), lambda s, cpu, memory: _avic(s, cpu) and not _nested(s, cpu), fatal=False),
     Rule("cet-wp", "15.5.1", "CR4.CET is set while CR0.WP is clear", "Set CR0.WP or clear CR4.CET",
          ("cr4", "cr0"), lambda s, cpu, memory: bool(s.cr4 & CR4.CET) and not s.cr0 & CR0.WP),
     Rule("tlb-control", "15.16.1", "TLB_CONTROL is no command of this processor",

@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 
 from introspect.paging import Access, Nested, NestedTranslation, PagingState, Translation, nested_translate, translate
 from introspect.vmcb import VMCB
+from vmdbg.cpu.instructions import read_tpr, write_tpr
 from vmdbg.cpu.processor import Processor
 from vmdbg.engine import layout
 from vmdbg.engine.engine import PHYSICAL_BITS
@@ -102,7 +103,7 @@ class LiveContext:
             "eflags": lambda: cpu.state.rflags,
             "rip": lambda: cpu.state.linear_rip,
             "eip": lambda: cpu.state.linear_rip,
-            "cr8": lambda: cpu.guest.v_tpr & 0xF if cpu.guest and cpu.guest.v_intr_masking else cpu.lapic.cr8,
+            "cr8": lambda: read_tpr(cpu),
         }
 
     def read(self, name: str) -> int | None:
@@ -140,7 +141,7 @@ class LiveContext:
             s.efer = value
             s.refresh()
         elif name == "cr8":
-            cpu.lapic.cr8 = value & 0xF
+            write_tpr(cpu, value & 0xF)
         elif name in ("fs_base", "gs_base", "k_gs_base"):
             s.set_field({"fs_base": "fs.base", "gs_base": "gs.base", "k_gs_base": "kernel_gs_base"}[name], value)
         else:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 from introspect.registers import EFER
+from introspect.rules import SVM_FEATURES
 from vmdbg.boot.image import BootImage
 from vmdbg.boot.images import BootOptions, Module, load
 from vmdbg.boot.memory_map import EBDA
@@ -19,6 +20,7 @@ from vmdbg.cpu.core import Notice
 from vmdbg.cpu.processor import Outcome, Processor
 from vmdbg.engine import layout
 from vmdbg.engine.engine import PHYSICAL_BITS, Engine
+from vmdbg.engine.physical import APIC_PAGE
 from vmdbg.engine.state import CS, DS, ES, FS, GDTR, GS, IDTR, LDTR, SS, TR
 from vmdbg.history import History
 from vmdbg.platform.apicbus import ApicBus
@@ -36,6 +38,7 @@ from vmdbg.platform.serial import FileSerial, NullSerial, Serial
 from vmdbg.platform.system_ports import KeyboardController, PortA, PortB
 from vmdbg.platform.uart import Uart
 from vmdbg.svm import world
+from vmdbg.svm.avic import Avic
 from vmdbg.svm.switch import Switcher, on_exit
 from vmdbg.svm.tlb import Tables, Tlb
 from vmdbg.svm.vmcbcache import VmcbCache
@@ -172,16 +175,18 @@ class Machine:
 
     def _devices(self) -> None:
         config, clock, bus = self.config, self.clock, self.bus
+        # The mirrors of a strict TLB lead to memory only: no access to a virtual APIC could be seen.
+        features = world.FEATURES & ~SVM_FEATURES.AVIC if config.strict_tlb else world.FEATURES
         self.cpuid = CpuidConfig(
-            cpus=config.cpus, physical_bits=PHYSICAL_BITS, svm_features=world.FEATURES, asids=world.ASIDS,
+            cpus=config.cpus, physical_bits=PHYSICAL_BITS, svm_features=features, asids=world.ASIDS,
             features=DEFAULT_FEATURES - NOT_EMULATED,
         )  # fmt: skip
         self.apic_bus = ApicBus()
+        self.apic_bus.doorbell_listeners.append(self._ring)
         self.pic = Pic(self._intr)
         self.cpus = [Processor(n, self.engine, bus, self.cpuid, self.pic, self.history) for n in range(config.cpus)]
         for cpu in self.cpus:
             cpu.lapic = Lapic(cpu.index, cpu.index == 0, clock, self.apic_bus, cpu)
-            self.apic_bus.receivers.append(cpu.lapic)
             cpu.msrs = MsrFile(self.cpuid, cpu.lapic)
         pit = Pit(clock, partial(self.pic.set_irq, 0))
         self.uart = Uart(clock, partial(self.pic.set_irq, 4), config.serial)
@@ -229,6 +234,11 @@ class Machine:
         self._a20[source] = on
         self.engine.physical.set_a20(any(self._a20))
 
+    def _ring(self, apic_id: int) -> None:
+        for cpu in self.cpus:
+            if cpu.lapic.apic_id == apic_id:
+                cpu.doorbell()
+
     def _intr(self, level: bool) -> None:
         self.cpus[0].lapic.set_lint(0, level)
 
@@ -257,9 +267,11 @@ class Machine:
         s.set_table(IDTR, boot.idtr.base, boot.idtr.limit)
         s.refresh(0)
 
-    # Devices of the engine: the local APIC of the CPU that runs comes before the bus.
+    # Devices of the engine: the APICs of the CPU that runs come before the bus.
 
     def read_mmio(self, spa: int, size: int) -> int:
+        if spa >= APIC_PAGE:
+            return self._avic.read(spa - APIC_PAGE, size)
         lapic = self.cpus[self.current].lapic
         base = lapic.mmio_base
         if base is not None and base <= spa < base + 0x1000:
@@ -267,12 +279,22 @@ class Machine:
         return self.bus.read_mmio(spa, size)
 
     def write_mmio(self, spa: int, size: int, value: int) -> None:
+        if spa >= APIC_PAGE:
+            self._avic.write(spa - APIC_PAGE, size, value)
+            return
         lapic = self.cpus[self.current].lapic
         base = lapic.mmio_base
         if base is not None and base <= spa < base + 0x1000:
             lapic.write_mmio(spa - base, size, value)
         else:
             self.bus.write_mmio(spa, size, value)
+
+    @property
+    def _avic(self) -> Avic:
+        guest = self.cpu.guest
+        assert guest is not None
+        assert guest.avic is not None
+        return guest.avic
 
     def exit(self, status: int) -> None:
         """A device ends the run."""

@@ -155,7 +155,7 @@ static void on_nested_page_fault(struct vmcb *vmcb)
 void own_page_fault(uint64_t gpa, uint64_t info)
 {
     static void *page; /* the first read of it maps it, the first write makes it writable */
-    print("level %u: #NPF, EXITINFO1 %x, gpa %x\n", level, info, gpa);
+    say("#NPF, EXITINFO1 %x, gpa %x\n", info, gpa);
     if (gpa >> 12 != OUTSIDE >> 12 || info & NPF_FETCH)
         fatal("the guest touched memory that is not there");
     if (!page)
@@ -177,7 +177,7 @@ static void on_interrupt(struct vmcb *vmcb)
 
 static void on_shutdown(struct vmcb *vmcb)
 {
-    print("level %u: triple fault of its guest at %x\n", level, vmcb->rip);
+    say("triple fault of its guest at %x\n", vmcb->rip);
     fatal("the guest shut down");
 }
 
@@ -274,7 +274,7 @@ void handle_exit(void)
             handlers[n].handle(vmcb);
         return;
     }
-    print("level %u: no handler for EXITCODE %x, EXITINFO1 %x, EXITINFO2 %x, rip %x\n", level, vmcb->exit_code,
-          vmcb->exit_info1, vmcb->exit_info2, vmcb->rip);
+    say("no handler for EXITCODE %x, EXITINFO1 %x, EXITINFO2 %x, rip %x\n", vmcb->exit_code, vmcb->exit_info1, vmcb->exit_info2,
+        vmcb->rip);
     fatal("an exit is not handled");
 }

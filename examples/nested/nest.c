@@ -156,8 +156,11 @@ static int io_intercepted(const struct vmcb *inner, uint64_t info)
 
 static int msr_intercepted(const struct vmcb *inner, uint32_t msr, uint64_t write)
 {
-    uint32_t range = msr < 0x2000 ? 0 : (msr >> 13) - (0xc0000000 >> 13) ? (msr >> 13) - (0xc0010000 >> 13) ? 3 : 2 : 1;
-    return range == 3 || map_bit(inner->msrpm_base, range * 0x4000 + (msr & 0x1fff) * 2 + write); /* APM2 15.11 */
+    static const uint32_t first[] = {0, 0xc0000000, 0xc0010000}; /* 2000h MSRs each, two bits an MSR (APM2 15.11) */
+    for (unsigned range = 0; range < 3; range++)
+        if (msr - first[range] < 0x2000)
+            return map_bit(inner->msrpm_base, range * 0x4000 + (msr - first[range]) * 2 + write);
+    return 1;
 }
 
 int nest_intercepts(void)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from introspect.commands import exits, guests, permissions, vmcb, walk
+from introspect.commands import avic, exits, guests, permissions, vmcb, walk
 from introspect.commands.registry import (
     Arguments,
     Command,
@@ -40,7 +40,7 @@ class Help:
 
 def default_registry() -> Registry:
     """A registry of all commands of this package, to which a machine may add its own."""
-    modules = (guests, walk, vmcb, exits, permissions)
+    modules = (guests, walk, vmcb, exits, permissions, avic)
     registry = Registry(command for module in modules for command in module.COMMANDS)
 
     def show_help(context: Context, arguments: Arguments) -> Result:

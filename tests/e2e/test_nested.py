@@ -66,6 +66,7 @@ class Finished(NamedTuple):
     exits: int
     last: list[list[Exit]]
     """The last ones of each guest."""
+    notices: list[str]
 
 
 def finish(image: Path, config: Config) -> tuple[Finished, int]:
@@ -76,7 +77,9 @@ def finish(image: Path, config: Config) -> tuple[Finished, int]:
         machine.run(10_000_000)
     history, switcher = machine.history, machine.cpus[0].switcher
     last = [guest.exits for guest in history.guests.values()]
-    found = Finished(machine.exit_status, machine.clock.now, serial.output.decode(), history.total.value, last)
+    found = Finished(
+        machine.exit_status, machine.clock.now, serial.output.decode(), history.total.value, last, list(history.notices)
+    )
     switches = switcher.made if switcher is not None else 0
     machine.close()
     return found, switches
@@ -98,6 +101,14 @@ def test_the_same_run_on_both_runtimes_and_without_the_native_switch(matryoshka:
     native, _ = finish(matryoshka, config)
     assert finish(matryoshka, replace(config, native_switch=False)) == (native, 0)
     assert finish(matryoshka, replace(config, python_runtime=True)) == (native, 0)
+
+
+def test_no_flush_and_no_clean_bit_is_forgotten(matryoshka: Path) -> None:
+    config = Config(command_line="depth=2")
+    coherent, _ = finish(matryoshka, config)
+    assert coherent.notices == []
+    assert finish(matryoshka, replace(config, strict_tlb=True)) == (coherent, 0)
+    assert finish(matryoshka, replace(config, vmcb_cache=True)) == (coherent, 0)
 
 
 def test_optional_features_are_used_where_they_are_claimed(matryoshka: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from benchmarks.exits import BASE, VMCB_PAGE, guest_image
 from introspect.vmcb import VMCB
 from tests.e2e.served import Served, vmdbg
+from tests.engine.assembler import assemble
 from tests.gdbstub.gdb import Gdb
 
 Serve = Callable[..., Served]
@@ -60,4 +61,35 @@ def test_gdb_is_told(by: str, gdb: Gdb, serve: Serve, tmp_path: Path) -> None:
     assert gdb("x/i $pc").strip().endswith("stgi"), gdb("x/i $pc")
     assert "ASID is 0" in gdb("monitor why")
     assert "none of" in gdb("monitor stop-on nothing")
+    gdb("kill")
+
+
+FORGETFUL = """
+    movq %cr3, %rbx; movq (%rbx), %rbx; andq $-4096, %rbx
+    movl 0x40000000, %eax
+    movq $0x83, 8(%rbx)                     # the second GiB leads to the first; no INVLPG
+    movl 0x40000000, %eax; xorl %eax, %eax; outl %eax, $0xf4
+"""
+
+
+def test_a_stale_translation_ends_the_run(tmp_path: Path) -> None:
+    path = tmp_path / "forgetful.bin"
+    path.write_bytes(assemble(FORGETFUL, BASE).code)
+    options = ("run", str(path), *FLAT, "--serial", "null", "--stop-on", "stale")
+    assert vmdbg(*options).returncode == 1
+    assert vmdbg(*options, "--tlb", "coherent").returncode == 1
+    done = vmdbg(*options, "--tlb", "strict")
+    assert done.returncode == 124
+    assert "stopped: a read of 0x40000000 at RIP" in done.stderr
+    assert "holds for ASID 0: 0x40000000; the tables now say 0x0." in done.stderr
+    assert "Execute INVLPG" in done.stderr
+
+
+def test_gdb_stops_at_the_stale_use(gdb: Gdb, serve: Serve, tmp_path: Path) -> None:
+    path = tmp_path / "forgetful.bin"
+    path.write_bytes(assemble(FORGETFUL, BASE).code)
+    serve(path, *FLAT, "--tlb", "strict", "--stop-on", "stale").connect(gdb)
+    printed = gdb("continue")
+    assert "a read of 0x40000000 at RIP" in printed, printed
+    assert "mov    0x40000000,%eax" in gdb("x/i $pc"), gdb("x/i $pc")
     gdb("kill")

@@ -244,6 +244,55 @@ def test_permission_maps(world: World) -> None:
     ]
 
 
+def test_avic() -> None:
+    world = make_world()
+    memory = world.memory
+    vmcb = bytearray(memory.read(0x1000, 0x1000))
+    for name, value in (
+        ("v_intr", 1 << 31 | 1 << 24 | 3), ("avic_apic_bar", 0xFEE0_0000), ("avic_backing_page", 0xA000),
+        ("avic_logical_table", 0xE000), ("avic_physical_table", 0xD002),
+    ):  # fmt: skip
+        VMCB.write(vmcb, name, value)
+    memory.write(0x1000, bytes(vmcb))
+    for at, value in ((0x20, 1 << 24), (0x80, 0x30), (0xE0, 0xFFFF_FFFF), (0x210, 0x20000), (0x190, 1), (0x110, 1)):
+        memory.write_u32(0xA000 + at, value)
+    memory.write_u64(0xD000, 1 << 63 | 0x1_0000_0000)
+    memory.write_u64(0xD008, 3 << 62 | 0xA000 | 5)
+    memory.write_u32(0xE004, 1 << 31 | 1)
+    shown = [
+        "AVIC of guest 1 (linux), VMCB at 0x1000",
+        "APIC page at gpa 0xfee00000, backing page at 0xa000, V_TPR 0x3",
+        "  ID   0x1000000",
+        "  TPR  0x30",
+        "  DFR  0xffffffff",
+        "  requested   0x31",
+        "  in service  0x20(level)",
+        "physical APIC ID table at 0xd000, IDs to 0x2:",
+        "  ID  backing page  runs on  requested    in service",
+        "  0   0x100000000   -        ! no memory",
+        "  1   0xa000        APIC 5   0x31         0x20(level)",
+        "logical APIC ID table at 0xe000:",
+        "  logical ID  ID",
+        "  0x02        1",
+    ]
+    assert text(world, "avic") == text(world, "avic 0x1000") == shown
+    memory.write_u32(0xA0E0, 0x0FFF_FFFF)
+    memory.write_u32(0xE000 + 4 * 9, 1 << 31 | 7)
+    assert text(world, "avic")[-2:] == ["  0x02        1", "  0x22        7"]
+
+
+def test_avic_where_no_memory_is(world: World) -> None:
+    lines = text(world, "avic")
+    assert lines[0] == (
+        "AVIC of guest 1 (linux), VMCB at 0x1000 (off: AVIC needs V_INTR bit 31 without bit 30, and nested paging)"
+    )
+    lost = make_world()
+    lost.memory.write_u64(0x10E0, 0x100_0000_0000)
+    lost.memory.write_u64(0x10F0, 0x100_0000_0000)
+    lost.memory.write_u64(0x10F8, 0x100_0000_0FFF)
+    assert text(lost, "avic").count("  ! no memory there") == 3
+
+
 def test_rules_and_why(world: World) -> None:
     assert text(world, "rules")[1].split() == ["svme", "15.5.1", "EFER.SVME", "is", "0"]
     assert text(world, "vmrun why") == ["VMCB at 0x1000, guest 1 (linux): VMRUN accepts it. Its last exit: IOIO"]

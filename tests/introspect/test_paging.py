@@ -396,10 +396,30 @@ def test_pae_guest_under_nested_paging_reads_its_pdpes_from_memory() -> None:
     assert isinstance(translate(memory, where, GVA, READ, nested("4-level", npt.root), set_ad=False), Translation)
 
 
+def test_the_apic_page_of_avic_leads_to_the_backing_page() -> None:
+    """The nested tables must map it, and decide the rights; where they lead does not count."""
+    memory, _, npt = both()
+    npt.map(0x5000, 0x7000, P | U)
+    avic = replace(nested("4-level", npt.root), apic=(0x5000, 0x6000))
+    found = nested_translate(memory, avic, 0x5123, False, False, set_ad=False)
+    assert isinstance(found, NestedTranslation)
+    assert (found.spa, found.page_size, found.writable) == (0x6123, 0x1000, False)
+    assert isinstance(nested_translate(memory, avic, 0x5123, True, False, set_ad=False), NestedFault)
+    avic = replace(avic, apic=(1 << 40, 0x6000))
+    assert isinstance(nested_translate(memory, avic, 1 << 40, False, False, set_ad=False), NestedFault)
+
+
 def test_states_from_a_vmcb() -> None:
     vmcb = VMCB.encode({"cr0": PAGED, "cr3": 0x1000, "cr4": CR4.PAE, "efer": LONG, "cpl": 3, "rflags": 1 << 18,
                         "misc_ctl": 1, "n_cr3": 0x2000})  # fmt: skip
     assert PagingState.from_vmcb(vmcb) == PagingState(PAGED, 0x1000, CR4.PAE, LONG, 3, True)
+    assert Nested.from_vmcb(vmcb, CR4.PAE, LONG) == Nested(0x2000, CR4.PAE, LONG)
+    VMCB.write(vmcb, "avic_apic_bar", 0xFEE0_0000)
+    VMCB.write(vmcb, "avic_backing_page", 0x3000)
+    assert Nested.from_vmcb(vmcb, CR4.PAE, LONG) == Nested(0x2000, CR4.PAE, LONG)
+    VMCB.write(vmcb, "v_intr", 1 << 31)
+    assert Nested.from_vmcb(vmcb, CR4.PAE, LONG) == Nested(0x2000, CR4.PAE, LONG, apic=(0xFEE0_0000, 0x3000))
+    VMCB.write(vmcb, "v_intr", 3 << 30)
     assert Nested.from_vmcb(vmcb, CR4.PAE, LONG) == Nested(0x2000, CR4.PAE, LONG)
     VMCB.write(vmcb, "misc_ctl", 0)
     assert Nested.from_vmcb(vmcb, CR4.PAE, LONG) is None

@@ -35,10 +35,10 @@ MISSING: dict[Key, str] = {
     **dict.fromkeys(_codes("EXCP_MC"), "nothing fails here"),
     **dict.fromkeys(_codes("EXCP_CP EXCP_HV EXCP_VC EXCP_SX"), "their features are not claimed"),
     **dict.fromkeys(_codes("SMI"), "there is no SMM yet"),
-    **dict.fromkeys(_codes("BUSLOCK IDLE_HLT AVIC_INCOMPLETE_IPI AVIC_NOACCEL"), "the feature is not claimed"),
+    **dict.fromkeys(_codes("BUSLOCK IDLE_HLT"), "the feature is not claimed"),
     **dict.fromkeys(_codes("VMGEXIT BUSY IDLE_REQUIRED INVALID_PMC"), "no SEV"),
     "efer-long": "this processor has long mode", "cet-wp": "CR4.CET is reserved here: cr4-mbz comes first",
-    "tlb-control": "reported by `monitor vmrun why` only",
+    **dict.fromkeys(("tlb-control", "avic-np"), "reported by `monitor vmrun why` only"),
 }  # fmt: skip
 """What no guest program can show, and why."""
 if not world.FEATURES & SVM_FEATURES.VNMI:

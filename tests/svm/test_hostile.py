@@ -59,12 +59,10 @@ def scramble(h: Hypervisor, random: Random) -> None:
             h.state.set_reg(number, random.choice((*PLACES, 0x8000, 0x100000, 0xFEE00000, 0xC0000080)))
 
 
-def hostile(seed: int, python: bool = False, *, strict_tlb: bool = False) -> Hypervisor:
-    random = Random(seed)
+def hostile(random: Random, python: bool = False, *, strict_tlb: bool = False) -> Hypervisor:
     mode = random.choice(MODES)
-    h = Hypervisor(
-        random_code(random, 0x400), mode, host=HOST, python=python, np=random.random() < 0.7, strict_tlb=strict_tlb
-    )
+    code, np = random_code(random, 0x400), random.random() < 0.7
+    h = Hypervisor(code, mode, host=HOST, python=python, np=np, strict_tlb=strict_tlb)
     scramble(h, random)
     return h
 
@@ -99,7 +97,7 @@ def test_random_vmcbs() -> None:
 def test_the_same_in_two_runs_and_in_python(seed: int) -> None:
     ends = []
     for python in (False, False, True):
-        h = hostile(1000 + seed, python)
+        h = hostile(Random(1000 + seed), python)
         h.machine.run(600)
         s = h.state
         exits = [record.line() for guest in h.machine.history.guests.values() for record in guest.exits]

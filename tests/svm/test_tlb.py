@@ -7,6 +7,7 @@ where `PAGE` leads.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from random import Random
 
 import pytest
 
@@ -92,17 +93,17 @@ MISTAKES = [
     Mistake("shadow entry", entry_to(PTE, OTHER), f"movl ${PAGE}, %eax; movl $1, %ecx; invlpga; movl ${VMCB_PAGE}, %eax",
             f"Execute INVLPGA with rAX {PAGE:#x} and ECX 1", np=False),
     Mistake("shadow entry, ASID", entry_to(PTE, OTHER), FLUSH_ASID, "Execute INVLPGA", np=False),
-    Mistake("shadow root", f"movl ${SHADOW_CR3}, %edx; movq %rdx, 0x550(%rax)", FLUSH_ASID, "another by CR3 of the VMCB",
+    Mistake("shadow root", f"movl ${SHADOW_CR3}, %edx; movq %rdx, 0x550(%rax)", FLUSH_ASID, "CR3 of the VMCB names another shadow page table",
             np=False),
     Mistake("own entry, CR3", entry_to(PTE, OTHER), "movq %cr3, %rax; movq %rax, %cr3", "Execute INVLPG, or load CR3",
             guest=True),
-    Mistake("own entry, INVLPG", entry_to(PTE, OTHER), f"invlpg {PAGE + 0x123}", "The page tables were changed", guest=True),
-    Mistake("own entry, PAE", f"movl ${OTHER:#x}, {PTE:#x}", f"invlpg {PAGE + 0x123}", "The page tables", "pae", guest=True),
+    Mistake("own entry, INVLPG", entry_to(PTE, OTHER), f"invlpg {PAGE + 0x123}", "The page table was changed", guest=True),
+    Mistake("own entry, PAE", f"movl ${OTHER:#x}, {PTE:#x}", f"invlpg {PAGE + 0x123}", "The page table was changed", "pae", guest=True),
     Mistake("own entry, legacy", f"movl ${OTHER:#x}, {TABLES + 0x1000 + (PAGE >> 12) * 4:#x}", "movl %cr3, %eax; movl %eax, %cr3",
-            "The page tables", "legacy", guest=True),
+            "The page table was changed", "legacy", guest=True),
     Mistake("own entry, CR4", entry_to(PTE, OTHER), "movq %cr4, %rax; xorl $0x80, %eax; movq %rax, %cr4", "INVLPG", guest=True),
     Mistake("own directory", entry_to(TABLES + 0x2000, COPY | EVERY), "movq %cr3, %rax; movq %rax, %cr3",
-            "The page tables", guest=True),
+            "The page table was changed", guest=True),
 ]  # fmt: skip
 ROUNDS = [
     pytest.param(strict, flushed, id=f"{'strict' if strict else 'coherent'}-{'flushed' if flushed else 'forgotten'}")
@@ -447,7 +448,7 @@ def test_capacity(monkeypatch: pytest.MonkeyPatch, python: bool) -> None:
 def test_hostile_guests_end_the_same_in_python(seed: int) -> None:
     ends = []
     for python in (False, True):
-        h = hostile(2000 + seed, python, strict_tlb=True)
+        h = hostile(Random(2000 + seed), python, strict_tlb=True)
         h.machine.run(600)
         exits = [record.line() for guest in h.machine.history.guests.values() for record in guest.exits]
         ends.append((h.now, h.state.rip, [h.reg(n) for n in range(16)], exits, list(h.machine.history.notices)))
@@ -456,4 +457,4 @@ def test_hostile_guests_end_the_same_in_python(seed: int) -> None:
 
 def test_hostile_guests() -> None:
     for seed in range(100):
-        hostile(3000 + seed, strict_tlb=True).machine.run(1000)
+        hostile(Random(3000 + seed), strict_tlb=True).machine.run(1000)

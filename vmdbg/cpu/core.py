@@ -176,6 +176,11 @@ class Cpu:
     def extint(self, level: bool) -> None:
         self.extint_level = level
 
+    def doorbell(self) -> None:
+        """Somebody has put an interrupt into a backing page: in a guest it is looked for, in the host VMRUN will."""
+        if self.guest is not None and self.guest.avic is not None:
+            self.guest.avic.evaluate()
+
     def changed(self) -> None:
         """Pending state is read at each boundary: nothing to remember."""
 

@@ -154,9 +154,10 @@ def write_cr4(cpu: Cpu, value: int) -> None:
 
 
 def read_tpr(cpu: Cpu) -> int:
-    """CR8: V_TPR for a guest with V_INTR_MASKING, else the local APIC's (APM2 15.21.1)."""
+    """CR8: V_TPR for a guest with V_INTR_MASKING or AVIC, else the local APIC's (APM2 15.21.1, 15.29.4.1)."""
     guest = cpu.guest
-    return guest.v_tpr & 0xF if guest is not None and guest.v_intr_masking else cpu.lapic.cr8
+    virtual = guest is not None and (guest.v_intr_masking or guest.avic is not None)
+    return guest.v_tpr & 0xF if guest is not None and virtual else cpu.lapic.cr8
 
 
 def check_tpr(cpu: Cpu, value: int) -> None:
@@ -167,6 +168,9 @@ def check_tpr(cpu: Cpu, value: int) -> None:
 def write_tpr(cpu: Cpu, value: int) -> None:
     guest = cpu.guest
     if guest is not None:
+        if guest.avic is not None:
+            guest.avic.write_cr8(value)
+            return
         guest.v_tpr = value
         if guest.v_intr_masking:
             return

@@ -14,7 +14,7 @@ from vmdbg.engine.runtime import Reason
 from vmdbg.engine.state import CS, DS, ES, FS, GS, HF_SMAP, IDTR, RCX, RDX, SS, TR
 from vmdbg.platform.bus import Bus
 from vmdbg.platform.cpuid import CpuidConfig
-from vmdbg.svm import world
+from vmdbg.svm import avic, world
 from vmdbg.svm.guest import Guest
 from vmdbg.svm.switch import Switcher
 from vmdbg.svm.tlb import Tlb
@@ -266,7 +266,8 @@ class Processor(Cpu):
         guest = self.guest
         return not (
             self.extint_level or self.nmi_pending or self.init_pending or self.smi_pending or self.wait_for_sipi
-            or (guest is not None and guest.v_intr & _V_IRQ) or self.lapic.pending() is not None
+            or (guest is not None and (guest.v_intr & _V_IRQ or (guest.avic is not None and guest.avic.request)))
+            or self.lapic.pending() is not None
         )  # fmt: skip
 
     def run(self, deadline: int, *, breakpoints: bool = False, step: bool = False) -> Outcome:
@@ -383,6 +384,8 @@ class Processor(Cpu):
                         return self._on_guarded(stop)
                     self.watched = stop
                     return Outcome.WATCHED
+                if stop.apic is not None:
+                    return self._on_apic_access(stop.apic)
                 self._on_exit(stop)
             elif reason == Reason.IO:
                 self._on_io()
@@ -447,6 +450,23 @@ class Processor(Cpu):
         stop = self._step()
         world.set_intercepts(self.state, self.guest)
         self._stopped(stop)
+    def _on_apic_access(self, gpa: int) -> Outcome | None:
+        """An access of the guest to its virtual APIC: an exit comes before it, behind it, or not at all."""
+        guest = self.guest
+        assert guest is not None
+        assert guest.avic is not None
+        refused = avic.refused(self, guest.avic)
+        if refused is not None:
+            world.vmexit(self, *refused)
+            return None
+        stop = self.engine.access_apic(self.state, self.npt, gpa)
+        due, outcome = guest.avic.exit, None
+        # A single-step trap is delivered before the exit; one that is intercepted would be a second exit, and is not made.
+        if due is None or not guest.intercepts(ExitCode.EXCP_DB):
+            outcome = self._stopped(stop)
+        if due is not None and self.guest is guest:
+            world.vmexit(self, *due)
+        return outcome
 
     def load_task_register(self) -> None:
         """LTR in a guest whose task switches are intercepted: executed by the engine, then the new TSS is looked after."""

@@ -20,7 +20,7 @@ from introspect.paging import NestedFault
 from . import layout
 from .errors import EngineError
 from .memory import PAGE, Ram
-from .physical import MSRPM_PAGES, PRIVATE, PRIVATE_SIZE, VMCB_PAGE, WINDOW, WINDOW_PAGES, Npt, Physical
+from .physical import APIC_PAGE, MSRPM_PAGES, PRIVATE, PRIVATE_SIZE, VMCB_PAGE, WINDOW, WINDOW_PAGES, Npt, Physical
 from .repair import mend_nested_walker, withdraw_random, withdraw_string_io
 from .runtime import BRANCH_RING, RING_SLOTS, Binding, Reason, Runtime, add_hook
 from .state import HF_CS64, HF_GUEST, HF_LMA, CpuState
@@ -67,6 +67,8 @@ class Stop:
     watched: int | None = None
     """A page under WATCH_WRITE or WATCH_READ was about to be accessed at this spa."""
     write: bool = False
+    apic: int | None = None
+    """The guest's APIC page was about to be accessed at this gpa: `Engine.access_apic` lets it."""
 
 
 _EXIT, _IO = int(Reason.EXIT), int(Reason.IO)
@@ -328,6 +330,12 @@ class Engine:
                 return Stop(Reason.EXIT, code, npf=found, write=write)
             if self.ram.contains(found):
                 return Stop(Reason.EXIT, code, watched=found, write=write)
+            if found >= APIC_PAGE:
+                if not fetch:
+                    return Stop(Reason.EXIT, code, apic=gpa)
+                if not stepping and gpa & (PAGE - 1) == 0:
+                    return self._cross(state, npt)
+                return Stop(Reason.EXIT, VMEXIT + EXCEPTION + 6)  # nothing sensible can be executed there
             return self._access_device(state, npt, gpa, found)
         if code == VMEXIT + EXCEPTION + 14 and not stepping:
             address = self.physical.arena.q[_EXITINFO2]
@@ -360,6 +368,10 @@ class Engine:
     def fault_address(self) -> int:
         """The linear address of the last page fault (EXITINFO2 of an intercepted #PF)."""
         return self.physical.arena.q[_EXITINFO2]
+
+    def access_apic(self, state: CpuState, npt: Npt, gpa: int) -> Stop:
+        """Execute the instruction that stopped with `Stop.apic`; `devices` is asked with `APIC_PAGE` and the offset."""
+        return self._access_device(state, npt, gpa, APIC_PAGE)
 
     def _access_device(self, state: CpuState, npt: Npt, gpa: int, spa: int) -> Stop:
         """Execute the instruction that accesses a device, with the device's page let through for that instruction."""
@@ -395,6 +407,8 @@ class Engine:
                     rt.mixed = self.physical.mixed
                     if isinstance(found, NestedFault):
                         return Stop(Reason.EXIT, rt.intno, npf=found, write=bool(code & 2))
+                    if found >= APIC_PAGE:
+                        return Stop(Reason.EXIT, rt.intno, apic=gpa)
                     if found >= 0 and not self.ram.contains(found):
                         spa = found
                         break

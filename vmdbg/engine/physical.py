@@ -37,6 +37,9 @@ WINDOW = 0xF800000000
 """Where device accesses are let through, a page at a time."""
 WINDOW_PAGES = 16
 
+APIC_PAGE = 1 << 52
+"""In place of an spa: the virtual APIC of the guest that runs.  No table can name an address up there."""
+
 CODE, MIXED, TABLE, WATCH_WRITE, WATCH_READ = 1, 2, 4, 8, 16
 NOTED = CODE | MIXED | TABLE | WATCH_WRITE | WATCH_READ
 """States of a page with which a store to it, behind the engine's back, means something."""
@@ -237,7 +240,7 @@ class Physical:
         self.nx = nx
         """The engine survives no-execute leaves (see repair.py); else every page is executable."""
         self.host = Npt(self.arena)
-        self.shadows: dict[tuple[int, int, int], Shadow] = {}
+        self.shadows: dict[tuple[object, ...], Shadow] = {}
         self.mirrors: list[Mirror] = []
         self.reader = TableReader(ram)
         self.tables_written: set[int] = set()
@@ -261,14 +264,14 @@ class Physical:
         self.on_unfit: Callable[[int], None] = lambda root: None
         """The table with this root can no longer be used as it is from one VMRUN to the next."""
 
-    def shadow(self, ncr3: int, host_cr4: int, host_efer: int) -> Shadow:
-        """The shadow of a nested table in the host's paging mode."""
-        key = (ncr3, host_cr4, host_efer)
+    def shadow(self, ncr3: int, host_cr4: int, host_efer: int, apic: tuple[int, int] | None = None) -> Shadow:
+        """The shadow of a nested table in the host's paging mode; `apic` as in `Nested`."""
+        key = (ncr3, host_cr4, host_efer, apic)
         shadow = self.shadows.get(key)
         if shadow is None:
             if len(self.shadows) >= MOST_SHADOWS:
                 self._evict()
-            shadow = self.shadows[key] = Shadow(self.arena, Nested(ncr3, host_cr4, host_efer, self.bits))
+            shadow = self.shadows[key] = Shadow(self.arena, Nested(ncr3, host_cr4, host_efer, self.bits, apic))
         elif shadow.volatile:
             shadow.volatile -= 1
             shadow.clear()
@@ -398,8 +401,8 @@ class Physical:
     def _fill(self, npt: Npt, gpa: int, write: bool, fetch: bool) -> int | NestedFault:
         """Answer a fault of the engine's walk.
 
-        Returns -1 if a mapping was made (try again), the spa if the engine may not map it (a device, nothing, or a
-        watched page), or the fault that the user's nested table says.
+        Returns -1 if a mapping was made (try again), the spa if the engine may not map it (a device, nothing, a watched
+        page, or `APIC_PAGE`), or the fault that the user's nested table says.
         """
         if isinstance(npt, Shadow):
             reader = self.reader
@@ -409,6 +412,8 @@ class Physical:
                 self._guard(npt, reader.seen - npt.tables)
             if isinstance(found, NestedFault):
                 return found
+            if npt.nested.apic is not None and gpa & -PAGE == npt.nested.apic[0]:
+                return APIC_PAGE | gpa & PAGE - 1
             spa, writable, executable = int(found.spa), found.writable and found.dirty, found.executable
         else:
             spa, writable, executable = gpa, True, True

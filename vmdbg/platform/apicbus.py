@@ -60,12 +60,14 @@ class Receiver(Protocol):
 class ApicBus:
     """Carries messages between local APICs and from I/O APICs and MSIs.
 
-    `eoi_listeners` are called with the vector at each EOI of a level-triggered interrupt.
+    `eoi_listeners` are called with the vector at each EOI of a level-triggered interrupt, `doorbell_listeners` with the
+    physical APIC ID of the CPU whose doorbell is rung (APM2 15.29.8.2).
     """
 
     def __init__(self) -> None:
         self.receivers: list[Receiver] = []
         self.eoi_listeners: list[Callable[[int], None]] = []
+        self.doorbell_listeners: list[Callable[[int], None]] = []
 
     def deliver(
         self, vector: int, mode: DeliveryMode, dest: int, logical: bool, level: bool = False, wide: bool = False
@@ -93,6 +95,10 @@ class ApicBus:
     def end_of_interrupt(self, vector: int) -> None:
         for listener in self.eoi_listeners:
             listener(vector)
+
+    def doorbell(self, apic_id: int) -> None:
+        for listener in self.doorbell_listeners:
+            listener(apic_id)
 
 
 def _arbitration_priority(receiver: Receiver) -> int:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from introspect.rules import SVM_FEATURES
 from vmdbg.platform.cpuid import CpuidConfig
 from vmdbg.platform.faults import MsrFault
 from vmdbg.platform.lapic import MSR_APIC_BASE, MSR_FIRST, MSR_LAST, MSR_TSC_DEADLINE, Lapic
@@ -28,6 +29,7 @@ PERF_CTL0, PERF_CTR0 = 0xC0010000, 0xC0010004
 SYSCFG, HWCR, IORR_BASE0, TOP_MEM, TOP_MEM2 = 0xC0010010, 0xC0010015, 0xC0010016, 0xC001001A, 0xC001001D
 INT_PENDING, DE_CFG = 0xC0010055, 0xC0011029
 VM_CR, IGNNE, SMM_CTL, VM_HSAVE_PA, SVM_KEY = 0xC0010114, 0xC0010115, 0xC0010116, 0xC0010117, 0xC0010118
+DOORBELL = 0xC001011B
 
 FAMILY_17H = {
     0xC001001F: "NB_CFG", 0xC0010058: "MMIO_CFG_BASE", 0xC0010111: "SMM_BASE", 0xC0010112: "SMM_ADDR", 0xC0010113: "SMM_MASK",
@@ -183,6 +185,8 @@ def msr_table(config: CpuidConfig) -> dict[int, Msr]:
             Msr(VM_HSAVE_PA, "VM_HSAVE_PA", mbz=ALL & ~(physical & ~0xFFF), field="vm_hsave"),
             Msr(SVM_KEY, "SVM_KEY"),
         ]
+        if config.svm_features & SVM_FEATURES.AVIC:
+            table.append(Msr(DOORBELL, "DOORBELL", mbz=ALL & ~0xFF, access="w"))
     return {msr.number: msr for msr in table}
 
 
@@ -247,6 +251,8 @@ class MsrFile:
             self._set_tsc(value, cpu)
         elif number == SVM_KEY:
             self._write_svm_key(value)
+        elif number == DOORBELL:
+            self.lapic.bus.doorbell(value)
         elif number == VM_CR and self.values[VM_CR] & VM_CR_LOCK:
             locked = VM_CR_LOCK | VM_CR_SVMDIS
             self.values[VM_CR] = self.values[VM_CR] & locked | value & ~locked

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from introspect.vmcb import INT_STATE, MISC_CTL, V_INTR, VMCB
+
+if TYPE_CHECKING:
+    from .avic import Avic
 
 _CONTROL = VMCB.codec(
     "iopm_base_pa", "msrpm_base_pa", "tsc_offset", "guest_asid", "tlb_control", "v_intr", "int_state", "misc_ctl", "eventinj",
@@ -21,7 +26,7 @@ class Guest:
     """A guest that is running, between VMRUN and #VMEXIT.  Addresses are system-physical."""
 
     __slots__ = (
-        "asid", "eventinj", "host_if", "iopm", "misc_ctl", "misc_ctl2", "msrpm", "n_cr3", "np", "q", "shadow",
+        "asid", "avic", "eventinj", "host_if", "iopm", "misc_ctl", "misc_ctl2", "msrpm", "n_cr3", "np", "q", "shadow",
         "tlb_control", "tsc_offset", "v_intr", "v_intr_masking", "v_tpr", "view", "vmcb", "words",
     )  # fmt: skip
 
@@ -43,6 +48,8 @@ class Guest:
         self.shadow = bool(int_state & _SHADOW)
         self.v_tpr = self.v_intr & 0xFF
         self.host_if = host_if
+        self.avic: Avic | None = None
+        """The virtual APIC.  With it, V_IRQ and what belongs to it do not count (APM2 15.29.4.1)."""
 
     def intercepts(self, code: int) -> bool:
         """Whether the intercept bit of an exit code below 0xC0 is set."""
@@ -62,7 +69,10 @@ class Guest:
 
     @property
     def v_intr_deliverable(self) -> bool:
-        """V_IRQ with its priority above V_TPR, or V_IGN_TPR (APM2 15.21.4); IF, GIF and the shadow come besides."""
+        """V_IRQ with its priority above V_TPR, or V_IGN_TPR (APM2 15.21.4), or a request to the virtual APIC; IF, GIF and the
+        shadow come besides."""
+        if self.avic is not None:
+            return bool(self.avic.request)
         word = self.v_intr
         if not word & _V_IRQ:
             return False

@@ -161,7 +161,8 @@ class Switcher:
         shadow = cpu.npt
         tasks = guest.intercepts_task_switch and not cpu.state.is_long
         loads_pdptes = host[1] & CR4_PAE and not host[2] & EFER_LMA
-        if not isinstance(shadow, Shadow) or shadow.volatile or tasks or loads_pdptes or guest.intercepts_ferr or not guest.np:
+        rare = tasks or loads_pdptes or guest.intercepts_ferr or guest.avic is not None
+        if not isinstance(shadow, Shadow) or shadow.volatile or rare or not guest.np:
             return
         index = guest.vmcb // 4096 % ENTRIES
         entry = state.entries[index]

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 PAGE = 4096
 SIZES = (PAGE, 2 << 20, 4 << 20, 1 << 30)
 MOST_ENTRIES = 4096
-"""Of one ASID and level; the oldest goes, as in hardware the capacity ends."""
+"""Of one ASID, level and page size; then the oldest goes, as hardware's capacity ends some time."""
 MOST_SPACES = 64
 HOLE = PRIVATE - PAGE
 """Where there is no memory and no device: stands for system-physical addresses from there on, which are the engine's own."""
@@ -325,7 +325,7 @@ class Tlb:
         """Give the engine a mirror for the page table.  Returns the registers as they were."""
         cpu = self.cpu
         tss = (state.base(TR), state.cr(0), state.cr(3), state.hflags, cpu.asid)
-        if tss != self._tss and not state.is_long:
+        if tss != self._tss:
             self._tss = tss
             cpu.guard_tasks()
         saved = Registers(state.cr(0), state.cr(3), state.cr(4), state.efer, state.root)
@@ -552,40 +552,49 @@ class Tlb:
         return Fresh(found.spa, found.gpa, found.rights, found.writable, found.dirty)
 
     def _tell(self, entry: Entry, address: int, access: Access, fresh: Fresh | Fault) -> None:
-        cpu, guest, now = self.cpu, self.cpu.guest, self._origin()
+        cpu = self.cpu
         if isinstance(fresh, Fault):
-            what = "the nested tables refuse" if fresh.kind == "NPF" else "the page tables refuse"
-            says = what + (" this access" if fresh.code & PF_ERROR.P else " it as not present")
+            tables = "nested tables" if fresh.kind == "NPF" else "page tables"
+            says = f"the {tables} refuse {'this access' if fresh.code & PF_ERROR.P else 'it as not present'}"
         elif fresh.spa != entry.spa_of(address):
             says = f"the tables now say {fresh.spa:#x}"
         else:
             says = "the tables now forbid writing" if not fresh.writable else "the tables want its dirty bit set again"
-        if guest is not None and entry.origin.ncr3 != now.ncr3:
-            cause = f"The ASID served nCR3 {entry.origin.ncr3:#x} before (VMCB {entry.origin.vmcb:#x}), now {now.ncr3:#x}"
-            remedy = f"Give each guest an ASID of its own, or flush with {_BY_ASID} when an ASID changes hands (APM2 15.16)"
-        elif self._of_nested(entry, address, fresh):
-            cause = "The nested tables were changed without a flush"
-            remedy = f"Flush with {_BY_ASID} behind the change, on each CPU that has run this ASID (APM2 15.16)"
-        elif guest is not None and entry.origin.moves != now.moves:
-            cause = "The vCPU has been on another CPU meanwhile"
-            remedy = f"Flush with {_BY_ASID} at its first VMRUN on a CPU (APM2 15.16)"
-        elif guest is not None and not guest.np:
-            changed = entry.origin.cr3 != now.cr3
-            cause = f"The shadow page table was changed{' for another by CR3 of the VMCB' * changed} without a flush"
-            remedy = (
-                f"Flush with {_BY_ASID}" if changed
-                else f"Execute INVLPGA with rAX {address:#x} and ECX {cpu.asid}, or flush with {_BY_ASID} (APM2 15.16)"
-            )  # fmt: skip
-        else:
-            kept = bool(entry.rights & _G)
-            cause = f"The page tables{' of a global page' * kept} were changed without a flush"
-            remedy = f"Execute INVLPG, or {'change CR4.PGE' if kept else 'load CR3'} (APM2 5.5.2)"
         kind = "write" if access.write else "fetch" if access.execute else "read"
         cpu.observer.notice(
-            cpu, Notice.STALE, guest,
+            cpu, Notice.STALE, cpu.guest,
             f"a {kind} of {'gpa ' * entry.nested}{address:#x} at RIP {cpu.state.rip:#x} used a translation that the TLB of CPU "
-            f"{cpu.index} holds for ASID {cpu.asid}: {entry.spa_of(address):#x}; {says}. {cause}. {remedy}",
+            f"{cpu.index} holds for ASID {cpu.asid}: {entry.spa_of(address):#x}; {says}. {self._cause(entry, address, fresh)}",
         )  # fmt: skip
+
+    def _cause(self, entry: Entry, address: int, fresh: Fresh | Fault) -> str:
+        """What was forgotten, and the remedy."""
+        guest, made, now = self.cpu.guest, entry.origin, self._origin()
+        if guest is not None and made.ncr3 != now.ncr3:
+            return (
+                f"The ASID served nCR3 {made.ncr3:#x} before (VMCB {made.vmcb:#x}), now {now.ncr3:#x}. Give each guest an ASID "
+                f"of its own, or flush with {_BY_ASID} when an ASID changes hands (APM2 15.16)"
+            )
+        if self._of_nested(entry, address, fresh):
+            return (
+                f"The nested tables were changed without a flush. Flush with {_BY_ASID} behind the change, on each CPU that has "
+                "run this ASID (APM2 15.16)"
+            )
+        if guest is not None and made.moves != now.moves:
+            return (
+                "The vCPU has been on another CPU meanwhile. "
+                f"Flush with {_BY_ASID} at the first VMRUN on a CPU that it comes to (APM2 15.16)"
+            )
+        if guest is not None and not guest.np:
+            if made.cr3 != now.cr3:
+                return f"CR3 of the VMCB names another shadow page table. Flush with {_BY_ASID} (APM2 15.16)"
+            return (
+                "The shadow page table was changed without a flush. "
+                f"Execute INVLPGA with rAX {address:#x} and ECX {guest.asid}, or flush with {_BY_ASID} (APM2 15.16)"
+            )
+        if entry.rights & _G:
+            return "The page table of a global page was changed without a flush. Execute INVLPG, or change CR4.PGE (APM2 5.5.2)"
+        return "The page table was changed without a flush. Execute INVLPG, or load CR3 (APM2 5.5.2)"
 
     def _of_nested(self, entry: Entry, address: int, fresh: Fresh | Fault) -> bool:
         """Whether it is the nested tables that differ."""

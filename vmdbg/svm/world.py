@@ -21,6 +21,7 @@ from vmdbg.engine.engine import PHYSICAL_BITS
 from vmdbg.engine.state import CS, DS, ES, GDTR, HF_CS64, IDTR, RSP, CpuState
 from vmdbg.platform.msrs import EFER as MSR_EFER
 
+from . import avic
 from .guest import Guest
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ PAGE = 4096
 
 FEATURES = (
     SVM_FEATURES.NP | SVM_FEATURES.NRIPS | SVM_FEATURES.VmcbClean | SVM_FEATURES.FlushByAsid | SVM_FEATURES.DecodeAssists
+    | SVM_FEATURES.AVIC
 )
 """What CPUID 8000_000A EDX claims."""
 ASIDS = 32768
@@ -280,8 +282,13 @@ def vmrun(cpu: Cpu, size: int) -> Event | None:
     q[_Q_EFER] = efer | 0x400 if efer & 0x100 and cr0 >> 31 else efer & ~0x400
     s.refresh(cpl)
     s.shadow = guest.shadow
+    apic = None
+    if avic.enabled(guest) and cpu.tlb is None:
+        guest.avic = avic.Avic(cpu, guest, view)
+        guest.avic.evaluate()
+        apic = guest.avic.base, guest.avic.page.spa
     if guest.np:
-        cpu.npt = cpu.engine.physical.shadow(guest.n_cr3, host_cr4 & _SHADOW_CR4, host_efer & _SHADOW_EFER)
+        cpu.npt = cpu.engine.physical.shadow(guest.n_cr3, host_cr4 & _SHADOW_CR4, host_efer & _SHADOW_EFER, apic)
         q[_Q_PAT] = of[_G_PAT]
     cpu.hold_pdptes()
     if cpu.tlb is not None:
@@ -532,9 +539,11 @@ def io_exit(cpu: Cpu, insn: Instruction, port: int, size: int) -> None:
 
 
 def take_virtual_interrupt(cpu: Cpu) -> int:
-    """V_IRQ is taken: returns its vector and clears the request (APM2 15.21.4)."""
+    """V_IRQ is taken: returns its vector and clears the request (APM2 15.21.4); or one of the virtual APIC."""
     guest = cpu.guest
     assert guest is not None
+    if guest.avic is not None:
+        return guest.avic.take()
     vector = guest.v_intr_vector
     guest.v_intr &= ~V_INTR.v_irq
     return vector
