@@ -10,6 +10,7 @@ from tests.engine.rig import CODE, DATA, DATA32, GDT, STACK, USER_STACK, Mode, R
 from vmdbg.cpu import instructions
 from vmdbg.cpu.core import Cpu
 from vmdbg.engine.state import CS, RAX, RBX, RCX, RDX, RSP, SS
+from vmdbg.svm.switch import on_exit
 
 UD, GP, DB, NM = 6, 13, 1, 7
 PE, MP, EM, TS, ET, WP, NW, CD, PG = 1, 2, 4, 8, 16, 1 << 16, 1 << 29, 1 << 30, 1 << 31
@@ -377,6 +378,7 @@ def test_system_calls_at_full_speed(flags: int) -> None:
         assert states[0] == states[1]
 
 
+@pytest.mark.skipif(not on_exit(), reason="the native world switch is not built (it needs a C compiler)")
 @pytest.mark.parametrize("watched", [False, True])
 def test_system_calls_come_to_python_where_somebody_looks(watched: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Breakpoints of the debug registers follow page tables at system calls."""
