@@ -44,6 +44,8 @@ PROGRAMS = {
     "PREFETCH3DNOW": "prefetchw {data}",
     "MMXEXT": "pminub %mm0, %mm1; emms",
     "RDTSCP": "rdtscp",
+    "RDPRU": ".byte 0x0f, 0x01, 0xfd",
+    "EFF_FREQ": "movl $0xe7, %ecx; rdmsr; wrmsr; movl $0xe8, %ecx; rdmsr; wrmsr",
     "TSC_ADJUST": "movl $0x3b, %ecx; rdmsr; wrmsr",
     "TSC_DEADLINE": "movl $0x6e0, %ecx; rdmsr",
     "MTRR": "movl $0xfe, %ecx; rdmsr; movl $0x2ff, %ecx; rdmsr; wrmsr",

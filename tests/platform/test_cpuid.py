@@ -38,6 +38,7 @@ def test_vendor_family_and_name() -> None:
         (1, "ecx", 27, False),  # OSXSAVE
         (1, "ecx", 28, False),  # AVX
         (1, "ecx", 30, False),  # RDRAND
+        (6, "ecx", 0, True),  # effective frequency
         (7, "ebx", 5, False),  # AVX2
         (7, "ebx", 18, False),  # RDSEED
         (0x80000001, "ecx", 2, True),  # SVM
@@ -48,6 +49,7 @@ def test_vendor_family_and_name() -> None:
         (0x80000001, "edx", 29, True),  # long mode
         (0x80000001, "edx", 6, True),  # PAE, repeated from leaf 1
         (0x80000007, "edx", 8, True),  # invariant TSC
+        (0x80000008, "ebx", 4, True),  # RDPRU
     ],
 )
 def test_feature_bits(leaf: int, register: str, bit: int, claimed: bool) -> None:
@@ -63,6 +65,8 @@ def test_svm_leaf_and_its_absence() -> None:
 def test_address_sizes_and_topology() -> None:
     assert ask(0x80000008).eax == 0x3028
     assert ask(0x80000008).ecx == 0x2003
+    assert ask(0x80000008).edx == 0x10000, "the last register of RDPRU is 1"
+    assert ask(0x80000008, config=CpuidConfig(features=DEFAULT_FEATURES - {"RDPRU"})).edx == 0
     assert [ask(1, index=n).ebx >> 24 for n in range(4)] == [0, 1, 2, 3]
     assert (ask(1).edx >> 28 & 1, ask(1, config=CpuidConfig()).edx >> 28 & 1) == (1, 0)
     assert ask(0xB, 0, index=3) == (0, 1, 0x100, 3)

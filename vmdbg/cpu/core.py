@@ -131,6 +131,8 @@ class Cpu:
         self.lapic: Lapic
         self.msrs: MsrFile
         self.tsc_offset = 0
+        self.offsets = {"mperf": 0, "aperf": 0}
+        """By which MPERF and APERF are ahead of guest time."""
         self.lost_hsave = bytearray(4096)
         """Where host state goes if VM_HSAVE_PA is no memory."""
         self.last_fault = ""
@@ -159,7 +161,6 @@ class Cpu:
         self.switcher: Switcher | None = None
         """The common world switches in C; None with the Python runtime."""
         self.dr = (ctypes.c_uint64 * 8)(0, 0, 0, 0, 0, 0, DR6_RESET, DR7_RESET)
-        self.tsc_adjust = 0
         self.accepted: dict[int, tuple[object, tuple[int, ...]]] = {}
         """VMCBs that passed the consistency checks: with which fields, on which processor."""
         self.task_guard: int | None = None
@@ -215,9 +216,21 @@ class Cpu:
             value = ((value & MASK64) * self.msrs.values[TSC_RATIO] >> 32) + self.guest.tsc_offset
         return value & MASK64
 
+    def performance(self, field: str) -> int:
+        """The counter `mperf` or `aperf`: guest time, with the TSC ratio for a guest that reads MPERF (APM2 15.30.5).
+
+        They count in HLT, too: only the ratio of the two means something (APM2 17.3), and the clock has one frequency.
+        """
+        value = self.engine.clock.now + self.offsets[field] & MASK64
+        if field == "mperf" and self.guest is not None:
+            value = value * self.msrs.values[TSC_RATIO] >> 32
+        return value & MASK64
+
     def get(self, field: str) -> int:
         if field == "tsc":
             return self.tsc
+        if field in self.offsets:
+            return self.performance(field)
         if field == "cr0":
             return self.cr0
         return self.state.field(field)
@@ -225,6 +238,9 @@ class Cpu:
     def set(self, field: str, value: int) -> None:
         if field == "tsc":
             self.tsc_offset = value - self.engine.clock.now
+            return
+        if field in self.offsets:
+            self.offsets[field] = value - self.engine.clock.now
             return
         self.state.set_field(field, value)
         if field == "efer":

@@ -11,7 +11,7 @@ from functools import partial
 
 from vmdbg.engine.state import CS, ES, RAX, RBX, RCX, RDI, RDX, RSI, RSP, SS, TR
 from vmdbg.platform.clock import TICKS_PER_SECOND
-from vmdbg.platform.cpuid import Dynamic, cpuid
+from vmdbg.platform.cpuid import MAX_RDPRU, Dynamic, cpuid
 from vmdbg.platform.faults import MsrFault
 from vmdbg.svm import world
 
@@ -315,6 +315,25 @@ def rdpmc(cpu: Cpu) -> None:
     cpu.advance(length(cpu))
 
 
+def check_rdpru(cpu: Cpu) -> None:
+    """Time is not for everybody (APM3 RDPRU)."""
+    s = cpu.state
+    if s.cpl and s.cr(4) & CR4_TSD:
+        raise CpuFault(GP, 0)
+
+
+def rdpru(cpu: Cpu) -> None:
+    """MPERF or APERF; registers that it does not have read as zero."""
+    check_rdpru(cpu)
+    s = cpu.state
+    size = length(cpu)
+    number = s.reg(RCX) & MASK32
+    value = cpu.performance(("mperf", "aperf")[number]) if number <= MAX_RDPRU else 0
+    s.set_reg(RAX, value & MASK32)
+    s.set_reg(RDX, value >> 32)
+    cpu.advance(size)
+
+
 def cpuid_instruction(cpu: Cpu) -> None:
     s = cpu.state
     dynamic = Dynamic(osxsave=bool(s.cr(4) & 1 << 18), apic=cpu.lapic.enabled)
@@ -598,6 +617,7 @@ CHECK: dict[int, Callable[[Cpu], object]] = {
     0x86: check_privilege,
     0x8A: undefined,
     0x8B: undefined,
+    0x8E: check_rdpru,
 }
 """Exit code to the exceptions that come before the intercept, as far as the engine has not raised them (APM2 table 15-7)."""
 
@@ -622,5 +642,6 @@ EMULATE: dict[int, Callable[[Cpu], None]] = {
     0x89: nothing,
     0x8A: undefined,  # MONITOR and MWAIT are not claimed
     0x8B: undefined,
+    0x8E: rdpru,
 }
 """Exit code to what the instruction does when no hypervisor intercepts it."""

@@ -773,12 +773,14 @@ class Processor(Cpu):
         return False
 
     def _undefined(self) -> None:
-        """An instruction that the engine does not know: INT1, INS, OUTS, or none."""
+        """An instruction that the engine does not know: INT1, INS, OUTS, RDPRU, or none."""
         code = self.code().lstrip(_PREFIXES_64 if self.bits == 64 else _PREFIXES)
         if code[:1] == b"\xf1":
             self._missed(ExitCode.ICEBP)
         elif code and code[0] in instructions.STRING_IO:
             self._on_string_io()
+        elif code[:3] == b"\x0f\x01\xfd":
+            self._missed(ExitCode.RDPRU)
         else:
             self._on_exception(UD)
 

@@ -56,6 +56,7 @@ FEATURES: dict[tuple[int, Output], dict[str, int]] = {
         "SSE2": 26,
     },
     (0x00000006, "eax"): {"ARAT": 2},
+    (0x00000006, "ecx"): {"EFF_FREQ": 0},
     (0x00000007, "ebx"): {
         "FSGSBASE": 0,
         "TSC_ADJUST": 1,
@@ -104,15 +105,18 @@ FEATURES: dict[tuple[int, Output], dict[str, int]] = {
 }
 """Feature names by leaf, register and bit.  OSXSAVE, HTT and CMP_LEGACY follow from state and the number of CPUs."""
 
+MAX_RDPRU = 1
+"""The last register that RDPRU reads: MPERF, APERF."""
+
 SHARED_EDX = 0x0183F3FF
 """Fn8000_0001_EDX repeats these bits of Fn0000_0001_EDX."""
 
 _DEFAULT = """
     FPU DE PSE TSC MSR PAE MCE CMPXCHG8B APIC SYSENTER MTRR PGE MCA CMOV PAT PSE36 CLFSH MMX FXSR SSE SSE2
     SSE3 PCLMULQDQ SSSE3 CMPXCHG16B SSE41 SSE42 X2APIC MOVBE POPCNT TSC_DEADLINE AES
-    ARAT FSGSBASE TSC_ADJUST BMI1 SMEP BMI2 ERMS ADX SMAP CLFLUSHOPT
+    ARAT EFF_FREQ FSGSBASE TSC_ADJUST BMI1 SMEP BMI2 ERMS ADX SMAP CLFLUSHOPT
     LAHF_SAHF SVM ALT_MOV_CR8 ABM SSE4A PREFETCH3DNOW TOPOLOGY_EXTENSIONS
-    SYSCALL NX MMXEXT PAGE1GB RDTSCP LM TSC_INVARIANT EFER_LMSLE_UNSUPPORTED
+    SYSCALL NX MMXEXT PAGE1GB RDTSCP LM TSC_INVARIANT RDPRU EFER_LMSLE_UNSUPPORTED
 """
 DEFAULT_FEATURES = frozenset(_DEFAULT.split())
 
@@ -214,7 +218,8 @@ def _leaf(config: CpuidConfig, index: int, leaf: int, subleaf: int) -> Registers
         name = config.brand.encode().ljust(48, b"\0")
         return Registers(*unpack("<IIII", name[16 * (leaf - 0x80000002) :][:16]))
     if leaf == 0x80000008:
-        return features._replace(eax=48 << 8 | config.physical_bits, ecx=id_bits << 12 | config.cpus - 1)
+        edx = MAX_RDPRU << 16 if "RDPRU" in config.features else 0
+        return features._replace(eax=48 << 8 | config.physical_bits, ecx=id_bits << 12 | config.cpus - 1, edx=edx)
     if leaf == 0x8000000A and "SVM" in config.features:
         return Registers(config.svm_revision, config.asids, 0, config.svm_features)
     if leaf == 0x8000001D:

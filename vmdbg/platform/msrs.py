@@ -13,6 +13,7 @@ ALL = (1 << 64) - 1
 LOW32 = (1 << 32) - 1
 
 TSC, TSC_ADJUST, PATCH_LEVEL = 0x10, 0x3B, 0x8B
+MPERF, APERF = 0xE7, 0xE8
 MTRR_CAP, SYSENTER_CS, SYSENTER_ESP, SYSENTER_EIP = 0xFE, 0x174, 0x175, 0x176
 MCG_CAP, MCG_STATUS, DEBUGCTL = 0x179, 0x17A, 0x1D9
 LAST_BRANCH_FROM, LAST_BRANCH_TO, LAST_EXCEPTION_FROM, LAST_EXCEPTION_TO = 0x1DB, 0x1DC, 0x1DD, 0x1DE
@@ -59,7 +60,7 @@ MTRR_TYPES = frozenset((0, 1, 4, 5, 6))
 
 
 class Cpu(Protocol):
-    """The registers that the engine holds: the field names of the table, `tsc`, for one rule `cr0`; `smm_ctl` acts."""
+    """The registers that the engine holds: the field names of the table, for one rule `cr0`; `smm_ctl` acts."""
 
     def get(self, field: str) -> int: ...
 
@@ -187,6 +188,8 @@ def msr_table(config: CpuidConfig) -> dict[int, Msr]:
         table.append(Msr(number + 1, f"MTRRphysMask{n}", mbz=beyond | 0x7FF))
     if "RDTSCP" in features or "RDPID" in features:
         table.append(Msr(TSC_AUX, "TSC_AUX", writable=LOW32, field="tsc_aux"))
+    if "EFF_FREQ" in features:
+        table += [Msr(MPERF, "MPERF", field="mperf"), Msr(APERF, "APERF", field="aperf")]
     if "TSC_ADJUST" in features:
         table.append(Msr(TSC_ADJUST, "TSC_ADJUST"))
     if "TSC_DEADLINE" in features:
