@@ -70,7 +70,7 @@ assert set(_ENCODING) == set(GENERAL_REGISTERS)
 
 NOT_EMULATED = frozenset((
     "XSAVE", "OSXSAVE", "AVX", "AVX2", "F16C", "FMA", "RDRAND", "RDSEED", "SHA", "CLWB", "UMIP", "RDPID", "INVPCID",
-    "PCID", "MONITOR", "SKINIT",
+    "PCID", "SKINIT",
 ))  # fmt: skip
 """CPUID features that the engine lacks or whose host-dependent results would leak in."""
 

@@ -44,6 +44,7 @@ PROGRAMS = {
     "PREFETCH3DNOW": "prefetchw {data}",
     "MMXEXT": "pminub %mm0, %mm1; emms",
     "RDTSCP": "rdtscp",
+    "MONITOR": "monitor; incb (%rax); mwait",
     "RDPRU": ".byte 0x0f, 0x01, 0xfd",
     "EFF_FREQ": "movl $0xe7, %ecx; rdmsr; wrmsr; movl $0xe8, %ecx; rdmsr; wrmsr",
     "TSC_ADJUST": "movl $0x3b, %ecx; rdmsr; wrmsr",
@@ -67,7 +68,6 @@ ABSENT = {
     "RDSEED": "rdseed %eax",
     "XSAVE": "xgetbv",
     "SHA": f"{SSE}; sha1msg1 %xmm0, %xmm1",
-    "MONITOR": "monitor",
     "INVPCID": "invpcid {data}, %rax",
     "SKINIT": "skinit",
 }

@@ -28,7 +28,7 @@ def test_vendor_family_and_name() -> None:
     ("leaf", "register", "bit", "claimed"),
     [
         (1, "ecx", 0, True),  # SSE3
-        (1, "ecx", 3, False),  # MONITOR
+        (1, "ecx", 3, True),  # MONITOR
         (1, "ecx", 13, True),  # CMPXCHG16B
         (1, "ecx", 20, True),  # SSE4.2
         (1, "ecx", 21, True),  # x2APIC
@@ -54,6 +54,11 @@ def test_vendor_family_and_name() -> None:
 )
 def test_feature_bits(leaf: int, register: str, bit: int, claimed: bool) -> None:
     assert bool(getattr(ask(leaf), register) >> bit & 1) is claimed
+
+
+def test_monitor_leaf() -> None:
+    assert ask(5) == (64, 64, 0, 0)
+    assert ask(5, config=CpuidConfig(features=DEFAULT_FEATURES - {"MONITOR"})) == (0, 0, 0, 0)
 
 
 def test_svm_leaf_and_its_absence() -> None:

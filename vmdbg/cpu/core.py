@@ -5,13 +5,14 @@ from __future__ import annotations
 import ctypes
 from dataclasses import replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from introspect.address import Gpa
 from introspect.paging import Access, Fault, Nested, NestedFault, PagingState, pdpte_reserved, translate
 from vmdbg.engine.engine import Engine
 from vmdbg.engine.physical import WATCH_WRITE, Npt, Shadow
 from vmdbg.engine.state import SS, TR, CpuState
+from vmdbg.platform.cpuid import MONITOR_LINE
 from vmdbg.platform.msrs import (
     DEBUGCTL,
     DEBUGCTL_BTF,
@@ -111,6 +112,13 @@ class Observer(Protocol):
         """Addresses of the 128 bytes of general registers and of the exit ring, where C is to leave those of a VMCB."""
 
 
+class Line(NamedTuple):
+    """A line of memory under MONITOR: where, and what it held.  One that still holds that has not been stored to."""
+
+    spa: int
+    data: bytes
+
+
 class Cpu:
     """A processor that is either in host mode (`guest` None) or runs a guest.
 
@@ -145,6 +153,10 @@ class Cpu:
         self.wait_for_sipi = index != 0
         self.halted = False
         self.shutdown = False
+        self.monitored: Line | None = None
+        """What MONITOR has armed, for MWAIT."""
+        self.awaited: Line | None = None
+        """What MWAIT, while `halted`, waits for a store to."""
         self.pause = False
         """Set by whoever wants the CPU to return at the next instruction boundary, as observers of world switches do."""
         self.vmcb_cache: VmcbCache | None = None
@@ -263,6 +275,7 @@ class Cpu:
 
     def event_taken(self, event: Event, source: int) -> None:
         """An interrupt or exception has come to its handler.  #DB ends the recording, and stays out of it."""
+        self.monitored = None  # a far control transfer (APM3 MONITOR)
         values = self.msrs.values
         if not values[DEBUGCTL]:
             return
@@ -308,6 +321,10 @@ class Cpu:
             self._paging = PagingState(*key[:5], bool(key[5]), self.physical_bits, pdptes)
         assert self._paging is not None
         return self._paging
+
+    def stored_to(self, line: Line | None) -> bool:
+        """Whether there is such a line, and it has been stored to."""
+        return line is not None and self.ram.read(line.spa, MONITOR_LINE) != line.data
 
     def hold_pdptes(self, loads: bool = True) -> None:
         """Where paging is in PAE mode and not nested, keep the PDPTEs at CR3 from now on (APM2 5.3.2); if not `loads`, those

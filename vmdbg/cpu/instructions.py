@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from vmdbg.engine.state import CS, ES, RAX, RBX, RCX, RDI, RDX, RSI, RSP, SS, TR
+from vmdbg.engine.state import CS, DS, ES, RAX, RBX, RCX, RDI, RDX, RSI, RSP, SS, TR
 from vmdbg.platform.clock import TICKS_PER_SECOND
-from vmdbg.platform.cpuid import MAX_RDPRU, Dynamic, cpuid
+from vmdbg.platform.cpuid import MAX_RDPRU, MONITOR_LINE, Dynamic, cpuid
 from vmdbg.platform.faults import MsrFault
+from vmdbg.platform.msrs import HWCR, HWCR_MON_MWAIT_DIS, HWCR_MON_MWAIT_USER_EN
 from vmdbg.svm import world
 
 from .core import (
@@ -28,6 +29,7 @@ from .core import (
     RFLAGS_TF,
     RFLAGS_VM,
     Cpu,
+    Line,
     dr6_value,
     dr7_value,
 )
@@ -366,7 +368,36 @@ def msr(cpu: Cpu) -> None:
 
 def hlt(cpu: Cpu) -> None:
     cpu.advance(length(cpu))
-    cpu.halted = True
+    cpu.halted, cpu.awaited = True, None
+
+
+def check_monitor(cpu: Cpu) -> None:
+    """What MONITOR and MWAIT refuse before they are intercepted: privilege, and extensions, of which there are none."""
+    s, hwcr = cpu.state, cpu.msrs.values[HWCR]
+    if hwcr & HWCR_MON_MWAIT_DIS or (s.cpl and not hwcr & HWCR_MON_MWAIT_USER_EN):
+        raise CpuFault(UD)
+    if s.reg(RCX) & MASK32:
+        raise CpuFault(GP, 0)
+
+
+def monitor(cpu: Cpu) -> None:
+    """Arm the line at DS:rAX; what is not memory is not monitored."""
+    check_monitor(cpu)
+    s, insn = cpu.state, cpu.instruction()
+    segment = DS if insn.segment is None else insn.segment
+    address = cpu.segment_address(segment, s.reg(RAX) & (1 << insn.address) - 1, 1)
+    spa = cpu.translate(address, user=s.cpl == 3) & -MONITOR_LINE
+    cpu.monitored = Line(spa, cpu.ram.read(spa, MONITOR_LINE)) if cpu.ram.contains(spa, MONITOR_LINE) else None
+    cpu.advance(insn.length)
+
+
+def mwait(cpu: Cpu) -> None:
+    """Wait as HLT does, or for a store to the line; not at all where none is armed or there was one (APM3 MWAIT)."""
+    check_monitor(cpu)
+    line, cpu.monitored = cpu.monitored, None
+    cpu.advance(length(cpu))
+    if line is not None and not cpu.stored_to(line):
+        cpu.halted, cpu.awaited = True, line
 
 
 def nothing(cpu: Cpu) -> None:
@@ -615,8 +646,8 @@ CHECK: dict[int, Callable[[Cpu], object]] = {
     0x6F: check_rdpmc,
     **{0x80 + number: partial(world.operand, what=what) for number, what in ((0, "VMRUN"), (2, "VMLOAD"), (3, "VMSAVE"))},
     0x86: check_privilege,
-    0x8A: undefined,
-    0x8B: undefined,
+    0x8A: check_monitor,
+    0x8B: check_monitor,
     0x8E: check_rdpru,
 }
 """Exit code to the exceptions that come before the intercept, as far as the engine has not raised them (APM2 table 15-7)."""
@@ -640,8 +671,8 @@ EMULATE: dict[int, Callable[[Cpu], None]] = {
     0x87: rdtsc,
     0x88: icebp,
     0x89: nothing,
-    0x8A: undefined,  # MONITOR and MWAIT are not claimed
-    0x8B: undefined,
+    0x8A: monitor,
+    0x8B: mwait,
     0x8E: rdpru,
 }
 """Exit code to what the instruction does when no hypervisor intercepts it."""

@@ -35,11 +35,13 @@ _PREFIXES = b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf2\xf3"
 """All but LOCK, which makes an undefined instruction of those that `_undefined` looks for."""
 _PREFIXES_64 = _PREFIXES + bytes(range(0x40, 0x50))
 
+_UNDEFINED = {b"\xc8": ExitCode.MONITOR, b"\xc9": ExitCode.MWAIT, b"\xfd": ExitCode.RDPRU}
+"""Instructions of opcode 0F 01 that the engine takes for undefined ones, the first two outside CPL 0, by their third byte."""
 _EXIT, _SWINT, _V_PENDING = int(Reason.EXIT), int(ExitCode.SWINT), V_INTR.v_irq | V_INTR.v_nmi
 SX_INIT = 1
 """#SX's error code for a redirected INIT (APM2 8.4.3, 15.28)."""
 _PARTICULAR = frozenset(
-    (*range(0x40), ExitCode.MSR, ExitCode.RDTSC, ExitCode.INVLPG, ExitCode.WBINVD, ExitCode.PAUSE)
+    (*range(0x40), ExitCode.MSR, ExitCode.RDTSC, ExitCode.INVLPG, ExitCode.WBINVD, ExitCode.PAUSE, ExitCode.MWAIT)
 )
 """Exits that more than one intercept bit decides, or with an EXITINFO1."""
 
@@ -139,6 +141,7 @@ class Processor(Cpu):
         s.nmi_blocked = False
         s.shadow = False
         self.halted = self.shutdown = False
+        self.monitored = None
         s.refresh(0)
         self.hold_pdptes()
         self.guard_tasks()
@@ -170,7 +173,9 @@ class Processor(Cpu):
         return not self.halted or self._wakes()
 
     def _wakes(self) -> bool:
-        """An event ends HLT, whether the guest's hypervisor sees it or the processor takes it."""
+        """An event ends HLT and MWAIT, whether the guest's hypervisor sees it or the processor takes it; a store MWAIT only."""
+        if self.stored_to(self.awaited):
+            return True
         outside = self.smm is None and (self.init_pending or self.smi_pending)
         if self.gif and (outside or (self.nmi_pending and not self._nmi_masked)):
             return True  # HLT has ended any shadow
@@ -330,8 +335,9 @@ class Processor(Cpu):
                 if clock.now >= deadline:
                     return Outcome.DEADLINE
                 continue
-            if self.halted or self.wait_for_sipi:
+            if self.wait_for_sipi or (self.halted and not self.stored_to(self.awaited)):
                 return Outcome.HALTED
+            self.halted = False
             if clock.now >= deadline and not step:
                 return Outcome.DEADLINE
             window = nmi = False
@@ -433,6 +439,7 @@ class Processor(Cpu):
     def _follow(self, switcher: Switcher) -> None:
         """Switches were made in C: come to where the CPU is now."""
         before, found = self.guest, switcher.where()
+        self.monitored = None
         self.guest, self.npt = (None, self.engine.physical.host) if found is None else found
         self.observer.switched(self, before, self.guest)
 
@@ -668,6 +675,11 @@ class Processor(Cpu):
             code = ExitCode.INVD
             if not guest.intercepts(code):
                 return False
+        elif code == ExitCode.MWAIT:
+            if not guest.intercepts(code):
+                code = ExitCode.MWAIT_COND
+                if self.monitored is None or self.stored_to(self.monitored) or not guest.intercepts(code):
+                    return False
         elif not guest.intercepts(code):
             return False
         elif code == ExitCode.PAUSE:
@@ -773,14 +785,14 @@ class Processor(Cpu):
         return False
 
     def _undefined(self) -> None:
-        """An instruction that the engine does not know: INT1, INS, OUTS, RDPRU, or none."""
+        """An instruction that the engine does not know: INT1, INS, OUTS, RDPRU, a user's MONITOR or MWAIT, or none."""
         code = self.code().lstrip(_PREFIXES_64 if self.bits == 64 else _PREFIXES)
         if code[:1] == b"\xf1":
             self._missed(ExitCode.ICEBP)
         elif code and code[0] in instructions.STRING_IO:
             self._on_string_io()
-        elif code[:3] == b"\x0f\x01\xfd":
-            self._missed(ExitCode.RDPRU)
+        elif code[:2] == b"\x0f\x01" and code[2:3] in _UNDEFINED:
+            self._missed(_UNDEFINED[code[2:3]])
         else:
             self._on_exception(UD)
 

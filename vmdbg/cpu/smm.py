@@ -83,7 +83,8 @@ def enter(cpu: Cpu) -> None:
     cr0 = cpu.cr0
     values = {
         "efer": s.efer, "cr4": s.cr(4), "cr3": s.cr(3), "cr0": cr0, "dr7": cpu.dr[7], "dr6": cpu.dr[6],
-        "rflags": s.rflags, "rip": s.rip, "smbase": base, "revision": REVISION, "auto_halt_restart": int(cpu.halted),
+        "rflags": s.rflags, "rip": s.rip, "smbase": base, "revision": REVISION,
+        "auto_halt_restart": int(cpu.halted and cpu.awaited is None),
     }  # fmt: skip
     for number, name in enumerate(_GENERAL):
         values[name] = s.reg(number)
@@ -165,7 +166,7 @@ def leave(cpu: Cpu) -> bool:
     s.rflags, s.rip = saved["rflags"], saved["rip"]
     cpu.dr[6], cpu.dr[7] = saved["dr6"], saved["dr7"]
     s.nmi_blocked = interrupted.nmi_blocked
-    cpu.halted = bool(saved["auto_halt_restart"])
+    cpu.halted, cpu.awaited = bool(saved["auto_halt_restart"]), None
     guest = interrupted.guest
     if guest is not None and guest.np:
         guest.host_pat = s.field("pat")

@@ -268,6 +268,7 @@ def vmrun(cpu: Cpu, size: int) -> Event | None:
     s = cpu.state
     vmcb = operand(cpu, "VMRUN")
     cpu.advance(size)
+    cpu.monitored = None
     cpu.due = 0  # the host's single-step trap comes behind #VMEXIT
     host_if = bool(s.rflags & 0x200)
     _store_state(cpu, hsave(cpu))
@@ -417,7 +418,7 @@ def _leave(
     s.shadow = False
     set_intercepts(s, None)
     s.gif = False
-    cpu.halted = False
+    cpu.halted, cpu.monitored = False, None
     if q[_Q_CR4] & CR4.PAE and q[_Q_CR0] & CR0.PG and not s.is_long and cpu.bad_pdptes(q[_Q_CR3]):
         cpu.shutdown = True
         cpu.last_fault = f"#VMEXIT to a host in PAE mode: a PDPE at CR3 {q[_Q_CR3]:#x} has reserved bits set (APM2 15.6)"
