@@ -10,6 +10,7 @@ from vmdbg.platform.cpuid import DEFAULT_FEATURES
 
 SSE = "movq %cr4, %rax; orq $0x600, %rax; movq %rax, %cr4"
 """OSFXSR and OSXMMEXCPT."""
+OSXSAVE = "movq %cr4, %rax; btsq $18, %rax; movq %rax, %cr4; movl $3, %eax; xorl %edx, %edx"
 
 PROGRAMS = {
     "FPU": "fninit; fld1; fstps {data}",
@@ -45,6 +46,9 @@ PROGRAMS = {
     "MMXEXT": "pminub %mm0, %mm1; emms",
     "RDTSCP": "rdtscp",
     "MONITOR": "monitor; incb (%rax); mwait",
+    "XSAVE": f"{OSXSAVE}; xorl %ecx, %ecx; xgetbv; xsetbv; xsave {{data}}; xrstor {{data}}",
+    "XSAVEOPT": f"{OSXSAVE}; xsaveopt {{data}}",
+    "XGETBV1": f"{OSXSAVE}; movl $1, %ecx; xgetbv",
     "RDPRU": ".byte 0x0f, 0x01, 0xfd",
     "EFF_FREQ": "movl $0xe7, %ecx; rdmsr; wrmsr; movl $0xe8, %ecx; rdmsr; wrmsr",
     "TSC_ADJUST": "movl $0x3b, %ecx; rdmsr; wrmsr",
@@ -63,11 +67,12 @@ ELSEWHERE = frozenset((
 ))  # fmt: skip
 
 ABSENT = {
-    "AVX": "vxorps %ymm0, %ymm1, %ymm2",
+    "AVX": f"{OSXSAVE}; vxorps %ymm0, %ymm1, %ymm2",
     "RDRAND": "rdrand %eax",
     "RDSEED": "rdseed %eax",
-    "XSAVE": "xgetbv",
     "SHA": f"{SSE}; sha1msg1 %xmm0, %xmm1",
+    "XSAVEC": f"{OSXSAVE}; xsavec {{data}}",
+    "XSAVES": f"{OSXSAVE}; xsaves {{data}}",
     "INVPCID": "invpcid {data}, %rax",
     "SKINIT": "skinit",
 }

@@ -68,7 +68,7 @@ def test_not_intercepted(text: str, python: bool) -> None:
     assert h["rip"] == h.labels["end"]
 
 
-@pytest.mark.parametrize("text", ["skinit", "rsm", "xsetbv", "vmcall", "getsec"])
+@pytest.mark.parametrize("text", ["skinit", "rsm", "vmcall", "getsec"])
 def test_undefined_when_not_claimed(text: str, python: bool) -> None:
     h = Hypervisor(text, python=python)
     assert h.enter() == HLT
@@ -171,6 +171,24 @@ def test_without_svme_they_are_undefined_before_they_are_intercepted(text: str, 
     assert h.enter() == HLT
     assert h.guest_vector == 6
     assert h.guest_stack(1) == [h.labels["it"]]
+
+
+@covers(0x8D)
+@pytest.mark.parametrize("text", ["xsetbv", ".byte 0x48; xsetbv"])
+def test_xsetbv(text: str, python: bool) -> None:
+    """XCR0 is the processor's: a world switch leaves it alone (APM2 15.5)."""
+    h = Hypervisor(f"movl $3, %eax\nit: {text}\nend: vmmcall", python=python,
+                   host="movl $3, %eax; xorl %edx, %edx; xorl %ecx, %ecx; xsetbv; movl $0x90000, %eax; vmrun; hlt")  # fmt: skip
+    h.state.set_cr(4, h.state.cr(4) | 1 << 18)
+    h.intercept(0x8D)
+    h.set(cr4=h["cr4"] | 1 << 18)
+    assert h.enter() == 0x8D
+    assert (h["rip"], h["nrip"], h["exitinfo1"]) == (h.labels["it"], h.labels["end"], 0)
+    assert h.state.xcr0 == 3
+    h.intercept(0x8D, on=False)
+    h.guest_write(CODE, b"\xb8\1")
+    assert h.again(rip=CODE) == VMMCALL
+    assert h.state.xcr0 == 1
 
 
 @covers(0x8A, 0x8B, 0x8C)

@@ -44,8 +44,9 @@ if TYPE_CHECKING:
 CR0_PE, CR0_TS, CR0_NE, CR0_WP, CR0_PG = 1 << 0, 1 << 3, 1 << 5, 1 << 16, 1 << 31
 CR4_PAE, EFER_LMA = 1 << 5, 1 << 10
 CR4_SUPPORTED = 0b111_1111_1100 | 1 << 16 | 1 << 20 | 1 << 21
-"""TSD DE PSE PAE MCE PGE PCE OSFXSR OSXMMEXCPT, FSGSBASE, SMEP, SMAP; VME, PVI, UMIP, PCIDE, XSAVE and others are not
+"""TSD DE PSE PAE MCE PGE PCE OSFXSR OSXMMEXCPT, FSGSBASE, SMEP, SMAP; VME, PVI, UMIP, PCIDE and others are not
 claimed in CPUID."""
+CR4_OSXSAVE = 1 << 18
 RFLAGS_TF, RFLAGS_IF, RFLAGS_DF, RFLAGS_NT, RFLAGS_RF, RFLAGS_VM, RFLAGS_AC = (
     1 << 8, 1 << 9, 1 << 10, 1 << 14, 1 << 16, 1 << 17, 1 << 18,
 )  # fmt: skip
@@ -131,6 +132,7 @@ class Cpu:
         self.bus = bus
         self.cpuid_config = cpuid_config
         self.physical_bits = cpuid_config.physical_bits
+        self.cr4_valid = CR4_SUPPORTED | (CR4_OSXSAVE if "XSAVE" in cpuid_config.features else 0)
         self.observer = observer
         self.ram = engine.ram
         self.state: CpuState = engine.state()

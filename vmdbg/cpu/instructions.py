@@ -19,7 +19,7 @@ from vmdbg.svm import world
 from .core import (
     CR0_PE,
     CR0_PG,
-    CR4_SUPPORTED,
+    CR4_OSXSAVE,
     DR6_BS,
     RFLAGS_DF,
     RFLAGS_IF,
@@ -46,6 +46,7 @@ CR0_ET, CR0_TS, CR0_NW, CR0_CD = 1 << 4, 1 << 3, 1 << 29, 1 << 30
 CR0_DEFINED = 0xE005003F
 CR4_TSD, CR4_PSE, CR4_PAE, CR4_MCE, CR4_PGE, CR4_PCE = (1 << bit for bit in (2, 4, 5, 6, 7, 8))
 EFER_LME, EFER_LMA, EFER_SCE, EFER_NXE, EFER_SVME = 1 << 8, 1 << 10, 1 << 0, 1 << 11, 1 << 12
+XCR0_X87, XCR0_SSE = 1, 2
 CODE64, CODE32, DATA32 = 0xA9B, 0xC9B, 0xC93
 MASK64, MASK32 = 0xFFFFFFFFFFFFFFFF, 0xFFFFFFFF
 
@@ -136,7 +137,7 @@ def write_cr3(cpu: Cpu, value: int) -> None:
 
 
 def check_cr4(cpu: Cpu, value: int) -> None:
-    if value & ~CR4_SUPPORTED or (cpu.state.is_long and not value & CR4_PAE):
+    if value & ~cpu.cr4_valid or (cpu.state.is_long and not value & CR4_PAE):
         raise CpuFault(GP, 0)
 
 
@@ -336,9 +337,26 @@ def rdpru(cpu: Cpu) -> None:
     cpu.advance(size)
 
 
+def check_xsetbv(cpu: Cpu) -> None:
+    """Only this comes before the intercept, not the privilege."""
+    if not cpu.state.cr(4) & CR4_OSXSAVE:
+        raise CpuFault(UD)
+
+
+def xsetbv(cpu: Cpu) -> None:
+    """XCR0, with x87 always and SSE or not (APM3 XSETBV).  VMRUN and #VMEXIT leave it alone."""
+    check_xsetbv(cpu)
+    s = cpu.state
+    value = s.reg(RDX) << 32 & 0xFFFFFFFF00000000 | s.reg(RAX) & MASK32
+    if s.cpl or s.reg(RCX) & MASK32 or value not in (XCR0_X87, XCR0_X87 | XCR0_SSE):
+        raise CpuFault(GP, 0)
+    s.xcr0 = value
+    cpu.advance(length(cpu))
+
+
 def cpuid_instruction(cpu: Cpu) -> None:
     s = cpu.state
-    dynamic = Dynamic(osxsave=bool(s.cr(4) & 1 << 18), apic=cpu.lapic.enabled)
+    dynamic = Dynamic(osxsave=bool(s.cr(4) & CR4_OSXSAVE), apic=cpu.lapic.enabled)
     found = cpuid(cpu.cpuid_config, cpu.index, s.reg(RAX) & MASK32, s.reg(RCX) & MASK32, dynamic)
     s.set_reg(RAX, found.eax)
     s.set_reg(RBX, found.ebx)
@@ -648,6 +666,7 @@ CHECK: dict[int, Callable[[Cpu], object]] = {
     0x86: check_privilege,
     0x8A: check_monitor,
     0x8B: check_monitor,
+    0x8D: check_xsetbv,
     0x8E: check_rdpru,
 }
 """Exit code to the exceptions that come before the intercept, as far as the engine has not raised them (APM2 table 15-7)."""
@@ -673,6 +692,7 @@ EMULATE: dict[int, Callable[[Cpu], None]] = {
     0x89: nothing,
     0x8A: monitor,
     0x8B: mwait,
+    0x8D: xsetbv,
     0x8E: rdpru,
 }
 """Exit code to what the instruction does when no hypervisor intercepts it."""

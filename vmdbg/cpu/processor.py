@@ -25,7 +25,7 @@ from .core import DR6_BS, DR6_RESET, DR7_RESET, RFLAGS_IF, RFLAGS_RF, RFLAGS_VM,
 from .debug import DebugRegisters
 from .decode import Instruction, Undecodable, decode, has_branched
 from .events import DELIVERY, raise_event, shut_down
-from .faults import DB, GP, MF, NMI, PF, SX, UD, CpuFault, Event, Kind, NestedPageFault, WatchedAccess
+from .faults import DB, GP, MF, NM, NMI, PF, SX, UD, CpuFault, Event, Kind, NestedPageFault, WatchedAccess
 
 _WRITE_TRAPS = 0xFFFF8000
 """In intercept word 4: EFER and CR0 to CR15, after the write."""
@@ -34,6 +34,8 @@ _WRITE_TRAPS = 0xFFFF8000
 _PREFIXES = b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf2\xf3"
 """All but LOCK, which makes an undefined instruction of those that `_undefined` looks for."""
 _PREFIXES_64 = _PREFIXES + bytes(range(0x40, 0x50))
+_PLAIN = b"\x26\x2e\x36\x3e\x64\x65\x67"
+_PLAIN_64 = _PLAIN + bytes(range(0x40, 0x50))
 
 _UNDEFINED = {b"\xc8": ExitCode.MONITOR, b"\xc9": ExitCode.MWAIT, b"\xfd": ExitCode.RDPRU}
 """Instructions of opcode 0F 01 that the engine takes for undefined ones, the first two outside CPL 0, by their third byte."""
@@ -101,6 +103,7 @@ class Processor(Cpu):
         self.nmi_pending = self.smi_pending = self.init_pending = False
         self.sipi_vector = None
         self.init_state()
+        self.state.xcr0 = instructions.XCR0_X87
         self.msrs.reset(self)
         self.lapic.reset()
         self.gif = True
@@ -736,6 +739,9 @@ class Processor(Cpu):
         elif vector == GP and self._at_user_rdpmc():
             self._missed(ExitCode.RDPMC)  # the engine has the sense of CR4.PCE the wrong way round
             return
+        elif vector == GP and self._plain_code()[:3] == b"\x0f\x01\xd1":
+            self._missed(ExitCode.XSETBV)  # the engine refuses them all
+            return
         elif vector == DB:
             self.due |= DR6_BS
             return
@@ -784,6 +790,10 @@ class Processor(Cpu):
             return True
         return False
 
+    def _plain_code(self) -> bytes:
+        """The code at RIP behind prefixes for segment, address size and REX."""
+        return self.code().lstrip(_PLAIN_64 if self.bits == 64 else _PLAIN)
+
     def _undefined(self) -> None:
         """An instruction that the engine does not know: INT1, INS, OUTS, RDPRU, a user's MONITOR or MWAIT, or none."""
         code = self.code().lstrip(_PREFIXES_64 if self.bits == 64 else _PREFIXES)
@@ -794,7 +804,13 @@ class Processor(Cpu):
         elif code[:2] == b"\x0f\x01" and code[2:3] in _UNDEFINED:
             self._missed(_UNDEFINED[code[2:3]])
         else:
-            self._on_exception(UD)
+            self._on_exception(NM if self._at_xsave_with_ts() else UD)
+
+    def _at_xsave_with_ts(self) -> bool:
+        """XSAVE, XSAVEOPT and XRSTOR, which are undefined to the engine with CR0.TS (see repair.py)."""
+        s, code = self.state, self._plain_code()
+        memory = code[:2] == b"\x0f\xae" and len(code) > 2 and code[2] < 0xC0 and code[2] >> 3 & 7 in (4, 5, 6)
+        return memory and bool(s.cr(0) & instructions.CR0_TS and s.cr(4) & CR4.OSXSAVE)
 
     def _on_io(self) -> None:
         """IN or OUT, or where the engine has them INS or OUTS (see repair.py)."""

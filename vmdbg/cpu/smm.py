@@ -13,7 +13,7 @@ from vmdbg.platform.msrs import EFER as MSR_EFER
 from vmdbg.platform.msrs import SMM_BASE
 from vmdbg.svm import world
 
-from .core import CR0_PE, CR0_PG, CR4_SUPPORTED, DR7_RESET, RFLAGS_TF, RFLAGS_VM, Cpu
+from .core import CR0_PE, CR0_PG, DR7_RESET, RFLAGS_TF, RFLAGS_VM, Cpu
 
 if TYPE_CHECKING:
     from vmdbg.svm.guest import Guest
@@ -141,7 +141,7 @@ def leave(cpu: Cpu) -> bool:
     long = bool(efer & EFER_LME and cr0 & CR0_PG)
     if (
         (cr0 | saved["dr6"] | saved["dr7"]) >> 32 or (cr0 & CR0_PG and not cr0 & CR0_PE) or (cr0 & CR0_NW and not cr0 & CR0_CD)
-        or cr4 & ~CR4_SUPPORTED or efer & ~(cpu.msrs.table[MSR_EFER].writable | EFER_LMA)
+        or cr4 & ~cpu.cr4_valid or efer & ~(cpu.msrs.table[MSR_EFER].writable | EFER_LMA)
         or bool(efer & EFER_LMA) != long or (long and not cr4 & 1 << 5)
     ):  # fmt: skip
         return False

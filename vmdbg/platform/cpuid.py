@@ -74,6 +74,7 @@ FEATURES: dict[tuple[int, Output], dict[str, int]] = {
         "SHA": 29,
     },
     (0x00000007, "ecx"): {"UMIP": 2, "PKU": 3, "LA57": 16, "RDPID": 22},
+    (0x0000000D, "eax"): {"XSAVEOPT": 0, "XGETBV1": 2},
     (0x80000001, "ecx"): {
         "LAHF_SAHF": 0,
         "SVM": 2,
@@ -103,7 +104,8 @@ FEATURES: dict[tuple[int, Output], dict[str, int]] = {
     (0x80000007, "edx"): {"TSC_INVARIANT": 8},
     (0x80000008, "ebx"): {"CLZERO": 0, "RDPRU": 4, "WBNOINVD": 9, "EFER_LMSLE_UNSUPPORTED": 20},
 }
-"""Feature names by leaf, register and bit.  OSXSAVE, HTT and CMP_LEGACY follow from state and the number of CPUs."""
+"""Feature names by leaf, register and bit; of leaf D, it is subleaf 1.  OSXSAVE, HTT and CMP_LEGACY follow from state and the
+number of CPUs."""
 
 MAX_RDPRU = 1
 """The last register that RDPRU reads: MPERF, APERF."""
@@ -113,7 +115,7 @@ SHARED_EDX = 0x0183F3FF
 
 _DEFAULT = """
     FPU DE PSE TSC MSR PAE MCE CMPXCHG8B APIC SYSENTER MTRR PGE MCA CMOV PAT PSE36 CLFSH MMX FXSR SSE SSE2
-    SSE3 PCLMULQDQ MONITOR SSSE3 CMPXCHG16B SSE41 SSE42 X2APIC MOVBE POPCNT TSC_DEADLINE AES
+    SSE3 PCLMULQDQ MONITOR SSSE3 CMPXCHG16B SSE41 SSE42 X2APIC MOVBE POPCNT TSC_DEADLINE AES XSAVE XSAVEOPT XGETBV1
     ARAT EFF_FREQ FSGSBASE TSC_ADJUST BMI1 SMEP BMI2 ERMS ADX SMAP CLFLUSHOPT
     LAHF_SAHF SVM ALT_MOV_CR8 ABM SSE4A PREFETCH3DNOW TOPOLOGY_EXTENSIONS
     SYSCALL NX MMXEXT PAGE1GB RDTSCP LM TSC_INVARIANT RDPRU EFER_LMSLE_UNSUPPORTED
@@ -213,7 +215,11 @@ def _leaf(config: CpuidConfig, index: int, leaf: int, subleaf: int) -> Registers
         size = 0x340 if avx else 0x240
         if subleaf == 0:
             return Registers(7 if avx else 3, size, size, 0)
+        if subleaf == 1:
+            return features
         return Registers(0x100, 0x240, 0, 0) if subleaf == 2 and avx else Registers()
+    if leaf == 0x0000000D:
+        return Registers()
     if leaf == 0x80000001:
         edx = features.edx | feature_bits(config, 0x00000001, "edx") & SHARED_EDX
         return features._replace(eax=SIGNATURE, ebx=0x40000000, ecx=features.ecx | several << 1, edx=edx)
