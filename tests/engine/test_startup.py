@@ -141,3 +141,11 @@ def test_without_the_mend_pages_are_executable(monkeypatch: pytest.MonkeyPatch) 
     rig.run()
     assert rig.reg(3) == sum(range(1, 21))
     assert rig.now == 5 + 20 * 12 + 1
+
+
+def test_random_numbers_are_withdrawn_from_each_of_many_engines() -> None:
+    """What engines that are gone left in freed memory is not taken for the one at hand."""
+    for _ in range(60):
+        rig = Rig("rdrand %eax; end: hlt")
+        rig.run()
+        assert rig.rip != rig.labels["end"] + 1

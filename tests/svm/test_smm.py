@@ -12,6 +12,7 @@ from tests.engine.rig import CODE, MODES, Mode
 from tests.svm.covers import covers
 from tests.svm.hypervisor import HOST_CODE, NESTED, VMCB_PAGE, VMMCALL, Hypervisor
 from vmdbg.platform.msrs import HWCR, HWCR_SMMLOCK
+from vmdbg.svm.switch import on_exit
 
 SMM_CTL = "movl $0xc0010116, %ecx; xorl %edx, %edx"
 DISMISS, ENTER, EXIT = 1, 2, 8
@@ -132,6 +133,7 @@ def test_a_halted_guest_sleeps_on(python: bool) -> None:
     assert h.cpu.halted
 
 
+@pytest.mark.skipif(not on_exit(), reason="the native world switch is not built (it needs a C compiler)")
 def test_switches_go_on_in_c_afterwards() -> None:
     h = Hypervisor("1: incl %esi; vmmcall; jmp 1b", host="""
         movl $0x90000, %ebp

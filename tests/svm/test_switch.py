@@ -21,6 +21,8 @@ from vmdbg.machine import Machine
 from vmdbg.svm import switch
 from vmdbg.svm.switch import Switcher
 
+pytestmark = pytest.mark.skipif(not switch.on_exit(), reason="the native world switch is not built (it needs a C compiler)")
+
 CPUID = 0x72
 LOOP = """
     movl $0x90000, %ebp

@@ -25,6 +25,7 @@ import os
 import re
 import struct
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -75,12 +76,14 @@ XSAVE_SITE = re.compile(
 
 
 _MARKS = (0x6A09E667F3BCC908, 0xBB67AE8584CAA73B)
+_engines = count()
+"""Part of an engine's marks: those of one that is gone may still lie in memory that was freed."""
 _REACH = 0x12000
 """How far into the CPU object its register file may begin."""
 _FEATURES = re.compile(
     rb"\xfd\xfb\x8b\x07\0\0\0\0(\x0b\x22\xd8\xc6)\0\0\0\0.{152}(\x07\0\0\0)\0\0\0\0", re.DOTALL,
 )
-"""The model's words of CPUID, 64 bits each, behind the registers: leaf 1 EDX, ECX; the 21st is leaf D EAX, what XCR0 may hold."""
+"""The model's words of CPUID, 64 bits each, behind the registers: 0 is leaf 1 EDX, 1 ECX, 21 leaf D EAX: what XCR0 may hold."""
 _RDRAND, _COMPONENTS = 1 << 30, 7
 
 
@@ -89,10 +92,11 @@ def withdraw_features(uc: Any) -> None:
 
     The features lie behind the registers that a context holds.  `EngineError` if they are not found.
     """
-    uc.reg_write(x86.UC_X86_REG_RAX, _MARKS[0])
+    uc.reg_write(x86.UC_X86_REG_RAX, _MARKS[0] ^ next(_engines))
     uc.reg_write(x86.UC_X86_REG_RCX, _MARKS[1])
     context = uc.context_save()
     registers = bytes(layout.context_bytes(context)[layout.REGS :])
+    copy = (ctypes.cast(context.context, ctypes.c_void_p).value or 0) + layout.REGS
     mark = registers[:16]
     with open("/proc/self/mem", "rb", buffering=0) as memory:
 
@@ -104,17 +108,16 @@ def withdraw_features(uc: Any) -> None:
 
         engine = ctypes.cast(uc._uch, ctypes.c_void_p).value or 0
         for (pointer,) in struct.iter_unpack("<Q", read(engine, 0x2000)):
-            found = read(pointer, _REACH).find(mark) if 0x10000 < pointer < 1 << 47 else -1
-            if found < 0:
-                continue
-            end = pointer + found + len(registers)
-            features = _FEATURES.search(read(end, 0x200))
-            if features is not None:
-                for word, bits in ((1, _RDRAND), (2, _COMPONENTS)):
-                    ctypes.c_uint32.from_address(end + features.start(word)).value &= ~bits
-                uc.reg_write(x86.UC_X86_REG_RAX, 0)
-                uc.reg_write(x86.UC_X86_REG_RCX, 0)
-                return
+            near = read(pointer, _REACH) if 0x10000 < pointer < 1 << 47 else b""
+            for found in re.finditer(re.escape(mark), near):
+                end = pointer + found.start() + len(registers)
+                features = _FEATURES.search(read(end, 0x200)) if pointer + found.start() != copy else None
+                if features is not None:
+                    for word, bits in ((1, _RDRAND), (2, _COMPONENTS)):
+                        ctypes.c_uint32.from_address(end + features.start(word)).value &= ~bits
+                    uc.reg_write(x86.UC_X86_REG_RAX, 0)
+                    uc.reg_write(x86.UC_X86_REG_RCX, 0)
+                    return
     raise EngineError(
         "RDRAND cannot be taken from Unicorn's CPU model: its features are not where those of the unicorn 2.1.4 wheel for "
         "x86-64 are, and a run that draws the host's random numbers could not be repeated. "

@@ -7,6 +7,8 @@ exits, need no Python while what was judged stays as it was.
 from __future__ import annotations
 
 import ctypes
+import os
+from contextlib import suppress
 from functools import cache
 from importlib import import_module
 from types import ModuleType
@@ -25,11 +27,10 @@ if TYPE_CHECKING:
 
     from .guest import Guest
 
-_switch: ModuleType | None
-try:
-    _switch = import_module("vmdbg.svm._switch")
-except ImportError:  # no compiler at installation
-    _switch = None
+_switch: ModuleType | None = None
+if os.environ.get("VMDBG_SWITCH") != "python":  # as continuous integration has it once: the twin under all tests
+    with suppress(ImportError):  # no compiler at installation
+        _switch = import_module("vmdbg.svm._switch")
 
 ENTRIES, JUDGED, KEEP = 64, 64, 4096
 FREE = 1
