@@ -69,10 +69,12 @@ _ENCODING = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{n}" f
 assert set(_ENCODING) == set(GENERAL_REGISTERS)
 
 NOT_EMULATED = frozenset((
-    "XSAVE", "OSXSAVE", "AVX", "AVX2", "F16C", "FMA", "RDRAND", "RDSEED", "SHA", "CLWB", "UMIP", "RDPID", "INVPCID",
-    "PCID", "MONITOR", "SKINIT",
+    "AVX", "AVX2", "F16C", "FMA", "RDRAND", "RDSEED", "SHA", "CLWB", "UMIP", "RDPID", "INVPCID",
+    "PCID", "SKINIT",
 ))  # fmt: skip
 """CPUID features that the engine lacks or whose host-dependent results would leak in."""
+XSAVE = frozenset(("XSAVE", "XSAVEOPT", "XGETBV1"))
+"""Those that stand or fall with XSAVE."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,7 @@ class Machine:
         features = world.FEATURES & ~SVM_FEATURES.AVIC if config.strict_tlb else world.FEATURES
         self.cpuid = CpuidConfig(
             cpus=config.cpus, physical_bits=config.physical_bits, svm_features=features, asids=world.ASIDS,
-            features=DEFAULT_FEATURES - NOT_EMULATED,
+            features=DEFAULT_FEATURES - NOT_EMULATED - (frozenset() if self.engine.has_xsave else XSAVE),
         )  # fmt: skip
         self.apic_bus = ApicBus()
         self.apic_bus.doorbell_listeners.append(self._ring)

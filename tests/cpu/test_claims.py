@@ -10,6 +10,7 @@ from vmdbg.platform.cpuid import DEFAULT_FEATURES
 
 SSE = "movq %cr4, %rax; orq $0x600, %rax; movq %rax, %cr4"
 """OSFXSR and OSXMMEXCPT."""
+OSXSAVE = "movq %cr4, %rax; btsq $18, %rax; movq %rax, %cr4; movl $3, %eax; xorl %edx, %edx"
 
 PROGRAMS = {
     "FPU": "fninit; fld1; fstps {data}",
@@ -44,6 +45,12 @@ PROGRAMS = {
     "PREFETCH3DNOW": "prefetchw {data}",
     "MMXEXT": "pminub %mm0, %mm1; emms",
     "RDTSCP": "rdtscp",
+    "MONITOR": "monitor; incb (%rax); mwait",
+    "XSAVE": f"{OSXSAVE}; xorl %ecx, %ecx; xgetbv; xsetbv; xsave {{data}}; xrstor {{data}}",
+    "XSAVEOPT": f"{OSXSAVE}; xsaveopt {{data}}",
+    "XGETBV1": f"{OSXSAVE}; movl $1, %ecx; xgetbv",
+    "RDPRU": ".byte 0x0f, 0x01, 0xfd",
+    "EFF_FREQ": "movl $0xe7, %ecx; rdmsr; wrmsr; movl $0xe8, %ecx; rdmsr; wrmsr",
     "TSC_ADJUST": "movl $0x3b, %ecx; rdmsr; wrmsr",
     "TSC_DEADLINE": "movl $0x6e0, %ecx; rdmsr",
     "MTRR": "movl $0xfe, %ecx; rdmsr; movl $0x2ff, %ecx; rdmsr; wrmsr",
@@ -60,12 +67,12 @@ ELSEWHERE = frozenset((
 ))  # fmt: skip
 
 ABSENT = {
-    "AVX": "vxorps %ymm0, %ymm1, %ymm2",
+    "AVX": f"{OSXSAVE}; vxorps %ymm0, %ymm1, %ymm2",
     "RDRAND": "rdrand %eax",
     "RDSEED": "rdseed %eax",
-    "XSAVE": "xgetbv",
     "SHA": f"{SSE}; sha1msg1 %xmm0, %xmm1",
-    "MONITOR": "monitor",
+    "XSAVEC": f"{OSXSAVE}; xsavec {{data}}",
+    "XSAVES": f"{OSXSAVE}; xsaves {{data}}",
     "INVPCID": "invpcid {data}, %rax",
     "SKINIT": "skinit",
 }

@@ -13,6 +13,7 @@ from vmdbg.engine.state import CS, RAX, RBX, RCX, RDX, RSP, SS
 from vmdbg.svm.switch import on_exit
 
 UD, GP, DB, NM = 6, 13, 1, 7
+MASK64 = (1 << 64) - 1
 PE, MP, EM, TS, ET, WP, NW, CD, PG = 1, 2, 4, 8, 16, 1 << 16, 1 << 29, 1 << 30, 1 << 31
 
 
@@ -55,6 +56,34 @@ def test_dr4_and_dr5_are_dr6_and_dr7(python: bool) -> None:
     rig = Rig("movl $0x455, %eax; .byte 0x0f, 0x23, 0xe8; .byte 0x0f, 0x21, 0xe3; movq %dr7, %rcx; nop", python=python)
     rig.step(4)
     assert (rig.cpu.dr[7], rig.reg(RBX), rig.reg(RCX)) == (0x455, 0xFFFF0FF0, 0x455)
+
+
+RDPRU = ".byte 0x0f, 0x01, 0xfd"
+
+
+@pytest.mark.parametrize("mode", ["real", "virtual", "protected32", "compatibility", "long"])
+def test_rdpru(mode: Mode, python: bool) -> None:
+    """MPERF and APERF, each as WRMSR has left it and guest time later; other registers are zero (APM3 RDPRU)."""
+    for number, start in ((0, 1 << 40), (1, 0x77), (2, None), (0xFFFF_FFFF, None)):
+        rig = Rig(f"nop; {RDPRU}; nop", mode, python=python)
+        if start is not None:
+            rig.cpu.msrs.write(0xE7 + number, start, rig.cpu)
+        for register, value in ((RCX, number), (RAX, MASK64), (RDX, MASK64)):
+            rig.state.set_reg(register, value)
+        rig.step(3)
+        assert rig.rip == CODE + 5
+        assert rig.reg(RDX) << 32 | rig.reg(RAX) == (0 if start is None else start + 1)
+
+
+def test_rdpru_may_be_refused(python: bool) -> None:
+    for tsd, user, vector in ((4, True, GP), (0, True, None), (4, False, None)):
+        rig = Rig(f"{RDPRU}; nop", user=user, python=python)
+        rig.state.set_cr(4, rig.state.cr(4) | tsd)
+        rig.step()
+        assert rig.handled == vector
+    rig = Rig(f".byte 0xf0; {RDPRU}", python=python)
+    rig.step()
+    assert rig.handled == UD, "with LOCK there is no such instruction"
 
 
 def test_values_read_back(python: bool) -> None:

@@ -59,7 +59,7 @@ def cpu() -> Cpu:
 def test_the_cpu_fields_are_those_agreed_with_the_engine() -> None:
     assert {msr.field for msr in msr_table(CpuidConfig()).values() if msr.field} == {
         *("efer", "star", "lstar", "cstar", "sfmask", "fs.base", "gs.base", "kernel_gs_base", "tsc_aux"),
-        *("sysenter_cs", "sysenter_esp", "sysenter_eip", "pat", "vm_hsave", "tsc"),
+        *("sysenter_cs", "sysenter_esp", "sysenter_eip", "pat", "vm_hsave", "tsc", "mperf", "aperf"),
     }
 
 

@@ -27,7 +27,8 @@ PLAIN = [
     (f"invlpg {DATA}(%rbx)", 0x79, DATA), ("invlpga", 0x7A, 0),
     ("vmrun", 0x80, 0), ("vmmcall", 0x81, 0), ("vmload", 0x82, 0), ("vmsave", 0x83, 0), ("stgi", 0x84, 0),
     ("clgi", 0x85, 0),
-    ("skinit", 0x86, 0), ("rdtscp", 0x87, 0), (".byte 0xf1", 0x88, 0), ("wbinvd", 0x89, 0),
+    ("skinit", 0x86, 0), ("rdtscp", 0x87, 0), (".byte 0xf1", 0x88, 0), ("wbinvd", 0x89, 0), ("monitor", 0x8A, 0), ("mwait", 0x8B, 0),
+    (".byte 0x0f, 0x01, 0xfd", 0x8E, 0), (".byte 0x48, 0x0f, 0x01, 0xfd", 0x8E, 0),
     ("rdmsr", 0x7C, 0), ("wrmsr", 0x7C, 1),
 ]  # fmt: skip
 
@@ -62,12 +63,12 @@ HARMLESS = [text for text, code, _ in PLAIN if text not in (
 @pytest.mark.parametrize("text", HARMLESS)
 def test_not_intercepted(text: str, python: bool) -> None:
     h = Hypervisor(f"nop\nit: {text}\nend: vmmcall", python=python)
-    h.state.set_reg(RCX, 0xC0000100)
+    h.state.set_reg(RCX, 0xC0000100 if "msr" in text else 0)
     assert h.enter() == VMMCALL
     assert h["rip"] == h.labels["end"]
 
 
-@pytest.mark.parametrize("text", ["skinit", "monitor", "mwait", "rsm", "xsetbv", "vmcall", "getsec"])
+@pytest.mark.parametrize("text", ["skinit", "rsm", "vmcall", "getsec"])
 def test_undefined_when_not_claimed(text: str, python: bool) -> None:
     h = Hypervisor(text, python=python)
     assert h.enter() == HLT
@@ -170,6 +171,64 @@ def test_without_svme_they_are_undefined_before_they_are_intercepted(text: str, 
     assert h.enter() == HLT
     assert h.guest_vector == 6
     assert h.guest_stack(1) == [h.labels["it"]]
+
+
+@covers(0x8D)
+@pytest.mark.parametrize("text", ["xsetbv", ".byte 0x48; xsetbv"])
+def test_xsetbv(text: str, python: bool) -> None:
+    """XCR0 is the processor's: a world switch leaves it alone (APM2 15.5)."""
+    h = Hypervisor(f"movl $3, %eax\nit: {text}\nend: vmmcall", python=python,
+                   host="movl $3, %eax; xorl %edx, %edx; xorl %ecx, %ecx; xsetbv; movl $0x90000, %eax; vmrun; hlt")  # fmt: skip
+    h.state.set_cr(4, h.state.cr(4) | 1 << 18)
+    h.intercept(0x8D)
+    h.set(cr4=h["cr4"] | 1 << 18)
+    assert h.enter() == 0x8D
+    assert (h["rip"], h["nrip"], h["exitinfo1"]) == (h.labels["it"], h.labels["end"], 0)
+    assert h.state.xcr0 == 3
+    h.intercept(0x8D, on=False)
+    h.guest_write(CODE, b"\xb8\1")
+    assert h.again(rip=CODE) == VMMCALL
+    assert h.state.xcr0 == 1
+
+
+@covers(0x8A, 0x8B, 0x8C)
+def test_mwait_if_armed(python: bool) -> None:
+    """8Ch exits only where the monitor is armed and has not been triggered; 8Bh comes before it; a world switch disarms."""
+    h = Hypervisor(f"mwait; movl ${DATA}, %eax; monitor; movb $1, (%rax); mwait; monitor; mwait; mwait; vmmcall", python=python)
+    h.intercept(0x8C)
+    assert h.enter() == 0x8C
+    assert h.guest_read(DATA, 1) == 1
+    assert h.again() == VMMCALL
+    h.intercept(0x8B)
+    assert h.again(rip=CODE) == 0x8B
+    assert h["rip"] == CODE
+
+
+@covers(0x60, 0x8B)
+def test_mwait_of_a_guest_waits(python: bool) -> None:
+    """Until an interrupt, which its hypervisor gets behind the MWAIT."""
+    h = Hypervisor(f"movl ${DATA}, %eax; monitor; mwait\nend: vmmcall", python=python)
+    h.intercept(0x60)
+    h.set(v_intr=1 << 24)
+    h.state.rflags |= 0x200
+    h.run()
+    assert h.cpu.halted
+    assert h.cpu.guest is not None
+    h.cpu.extint_level = True
+    assert h.enter() == 0x60
+    assert h["rip"] == h.labels["end"]
+
+
+@covers(0x4E, 0x400)
+def test_monitor_reads_its_address(python: bool) -> None:
+    h = Hypervisor("movl $0x300000, %eax; monitor", python=python)
+    h.intercept(0x4E)
+    h.guest_write(0x50000 + 0x300 * 8, bytes(8))
+    assert h.enter() == 0x4E
+    assert (h["exitinfo1"], h["exitinfo2"]) == (0, 0x300000)
+    h = Hypervisor("movl $0x7fff0000, %eax; monitor", python=python)
+    assert h.enter() == 0x400
+    assert (h["exitinfo1"], h["exitinfo2"]) == (1 << 32 | 4, 0x7FFF0000)
 
 
 @covers(0x65)

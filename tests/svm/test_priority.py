@@ -10,6 +10,8 @@ import pytest
 from tests.engine.rig import CODE, TABLES, Mode
 from tests.svm.covers import covers
 from tests.svm.hypervisor import IOPM, MSRPM, NPF, VMMCALL, Hypervisor, P
+from vmdbg.engine.state import RCX
+from vmdbg.platform.msrs import HWCR
 
 EXCEPTIONS = tuple(range(0x40, 0x60))
 CR0_WRITE, SEL_CR0, CR3_WRITE, CR4_WRITE, CR8_WRITE = 0x10, 0x65, 0x13, 0x14, 0x18
@@ -54,13 +56,13 @@ def test_privilege_before_the_intercept(text: str, code: int, python: bool) -> N
 @pytest.mark.parametrize(("text", "code"), [
     ("cpuid", 0x72), ("pushfq", 0x70), ("popfq", 0x71), ("iretq", 0x74), ("int $0x33", 0x75), ("rsm", 0x73), ("pause", 0x77),
     ("vmmcall", VMMCALL), (".byte 0xf1", 0x88), ("sgdt (%rsp)", 0x67), ("sidt (%rsp)", 0x66), ("sldt %ax", 0x68),
-    ("str %ax", 0x69), ("smsw %ax", 0x00), ("rdtsc", 0x6E), ("rdtscp", 0x87),
+    ("str %ax", 0x69), ("smsw %ax", 0x00), ("rdtsc", 0x6E), ("rdtscp", 0x87), (".byte 0x0f, 0x01, 0xfd", 0x8E),
 ])  # fmt: skip
 def test_not_privileged(text: str, code: int, python: bool) -> None:
     assert first(text, code, user=True, python=python) == code
 
 
-@covers(0x10, 0x13, 0x14, 0x18, 0x36, 0x37, 0x65, 0x6F, *range(0x8A, 0x8F), 0xA0, 0xA1, 0xA2, 0xA3, 0xA4)
+@covers(0x10, 0x13, 0x14, 0x18, 0x36, 0x37, 0x65, 0x6F, 0x8A, 0x8B, 0x8C, 0xA0, 0xA1, 0xA2, 0xA3, 0xA4)
 @pytest.mark.parametrize(("text", "intercept", "exception"), [
     # Values that the registers refuse.
     ("movl $0x80000010, %eax\nit: movq %rax, %cr0", CR0_WRITE, GP),  # PG without PE
@@ -75,16 +77,40 @@ def test_not_privileged(text: str, code: int, python: bool) -> None:
     ("movabsq $0x100000400, %rax\nit: movq %rax, %dr7", 0x37, GP),
     ("movabsq $0x100000400, %rax\nit: movq %rax, %dr6", 0x36, GP),
     ("movl $4, %ecx\nit: rdpmc", 0x6F, GP),
+    *((f"movl $1, %ecx\nit: {text}", code, GP) for text, code in (("monitor", 0x8A), ("mwait", 0x8B), ("mwait", 0x8C))),
     # Registers that do not exist.
     (".byte 0x0f, 0x20, 0xc8", 0x01, UD), (".byte 0x0f, 0x22, 0xe8", 0x15, UD), (".byte 0x44, 0x0f, 0x20, 0xc8", 0x09, UD),
     (".byte 0x44, 0x0f, 0x21, 0xc0", 0x28, UD), (".byte 0x44, 0x0f, 0x23, 0xf8", 0x3F, UD),
     # Instructions that CPUID does not claim.
-    ("monitor", 0x8A, UD), ("mwait", 0x8B, UD), ("mwait", 0x8C, UD), ("xsetbv", 0x8D, UD), (".byte 0x0f, 0x01, 0xfd", 0x8E, UD),
     (".byte 0x0f, 0x01, 0xfe", 0xA0, UD), (".byte 0x66, 0x0f, 0x38, 0x82, 0x00", 0xA2, UD),
     (".byte 0xf3, 0x0f, 0x01, 0xfa", 0xA3, UD), (".byte 0x0f, 0x01, 0xff", 0xA4, UD),
 ])  # fmt: skip
 def test_exception_before_the_intercept(text: str, intercept: int, exception: int, python: bool) -> None:
     assert first(text, intercept, python=python) == exception
+
+
+@covers(0x8D)
+@pytest.mark.parametrize("user", [False, True])
+def test_xsetbv(user: bool, python: bool) -> None:
+    """Only CR4.OSXSAVE comes before the intercept: not the privilege, nor what is written."""
+    for code in ("movl $3, %eax; xorl %ecx, %ecx\nit: xsetbv", "movl $7, %eax; movl $5, %ecx\nit: xsetbv"):
+        assert first(code, 0x8D, user=user, python=python) == UD
+        assert first(code, 0x8D, user=user, cr4=0x40620, python=python) == 0x8D
+        if user or "$7" in code:
+            assert first(code, user=user, cr4=0x40620, python=python) == GP
+
+
+@covers(0x8A, 0x8B)
+def test_monitor_of_a_user(python: bool) -> None:
+    """It is undefined unless HWCR lets it be."""
+    for text, code in (("monitor", 0x8A), ("mwait", 0x8B)):
+        for allowed, ecx, found in ((0, 0, UD), (1, 0, code), (1, 1, GP)):
+            h = Hypervisor(text, user=True, python=python)
+            h.intercept(*EXCEPTIONS, code)
+            h.cpu.msrs.values[HWCR] |= allowed << 10
+            h.state.set_reg(RCX, ecx)
+            assert h.enter() == found
+            assert h["rip"] == CODE
 
 
 @covers(0x24, 0x41)
@@ -99,10 +125,10 @@ def test_debug_registers(python: bool) -> None:
     assert (h["rip"], h["dr6"], h["dr7"]) == (CODE, 0xFFFF0FF0 | 1 << 13, 0x400)
 
 
-@covers(0x6E, 0x87, 0x6F)
+@covers(0x6E, 0x87, 0x8E, 0x6F)
 def test_time_stamps(python: bool) -> None:
     """CR4.TSD at CPL 3."""
-    for text, code in (("rdtsc", 0x6E), ("rdtscp", 0x87)):
+    for text, code in (("rdtsc", 0x6E), ("rdtscp", 0x87), (".byte 0x0f, 0x01, 0xfd", 0x8E)):
         assert first(text, code, user=True, cr4=0x624, python=python) == GP
     for cr4, code in ((0x620, GP), (0x720, 0x6F)):
         assert first("rdpmc", 0x6F, user=True, cr4=cr4, python=python) == code
@@ -114,14 +140,15 @@ def test_task_and_ldt_registers_outside_protected_mode(text: str, mode: Mode, py
     assert first(text, *range(0x66, 0x6E), mode=mode, python=python) == UD
 
 
-@covers(*range(0x66, 0x6E), 0x10, 0x65, 0x00, 0x79)
+@covers(*range(0x66, 0x6E), 0x10, 0x65, 0x00, 0x79, 0x8A)
 @pytest.mark.parametrize(("text", "code"), [
     ("lgdt", 0x6B), ("lidt", 0x6A), ("sgdt", 0x67), ("sidt", 0x66), ("lldt", 0x6C), ("ltr", 0x6D), ("sldt", 0x68), ("str", 0x69),
-    ("lmsw", CR0_WRITE), ("lmsw", SEL_CR0), ("smsw", 0x00), ("invlpg", 0x79),
+    ("lmsw", CR0_WRITE), ("lmsw", SEL_CR0), ("smsw", 0x00), ("invlpg", 0x79), ("monitor", 0x8A),
 ])  # fmt: skip
 def test_the_intercept_before_memory(text: str, code: int, python: bool) -> None:
     """The operand is where a page fault or a nested one would be."""
-    assert first(f"{text} {NOWHERE:#x}", code, python=python) == code
+    at = f"movl ${NOWHERE}, %eax\nit: monitor" if text == "monitor" else f"{text} {NOWHERE:#x}"
+    assert first(at, code, python=python) == code
 
 
 @covers(0x70, 0x71, 0x74, 0x75, 0x88)

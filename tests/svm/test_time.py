@@ -6,7 +6,7 @@ import pytest
 
 from tests.svm.covers import covers
 from tests.svm.hypervisor import VMMCALL, Hypervisor
-from vmdbg.platform.msrs import TSC_RATIO
+from vmdbg.platform.msrs import APERF, MPERF, TSC_RATIO
 
 READ = "rdtsc; movl %eax, %esi; movl $1000, %ecx; 1: loop 1b; rdtsc; subl %esi, %eax; movl %eax, %edi; vmmcall"
 """ESI: the counter; EDI: how far a loop of 1,000 turns moves it."""
@@ -62,3 +62,20 @@ def test_set_by_wrmsr(python: bool) -> None:
     assert h.enter() == VMMCALL
     assert h.reg(6) == 2
     assert h["rax"] == 2 * (h.now - 3)  # RDTSC itself and the host's HLT
+
+
+RDPRU = ".byte 0x0f, 0x01, 0xfd"
+
+
+@covers("TscRateMsr", 0x8E)
+@pytest.mark.parametrize("text", [RDPRU, "addl $0xe7, %ecx; rdmsr"])
+def test_performance_counters(text: str, python: bool) -> None:
+    """MPERF has the ratio, APERF has not, and neither has the offset."""
+    start, before = 0x1_2345_0000, 6 if text == RDPRU else 12
+    for number, msr, factor in ((0, MPERF, 2), (1, APERF, 1)):
+        h = Hypervisor(f"movl ${number}, %ecx; nop; {text}; vmmcall", python=python)
+        h.cpu.msrs.write(TSC_RATIO, 2 << 32, h.cpu)
+        h.cpu.msrs.write(msr, start, h.cpu)
+        h.set(tsc_offset=0x7_0000_0000)
+        assert h.enter() == VMMCALL
+        assert h.reg(2) << 32 | h["rax"] == factor * (start + 3 + before)

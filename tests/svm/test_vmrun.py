@@ -151,7 +151,7 @@ def refused(h: Hypervisor, rule: str) -> None:
     assert s.reg(RBX) == 0, "the guest has not run"
     assert h.cpu.guest is None
     assert not h.cpu.gif
-    broken = violations(h.view, world._processor(40, s.cr(0), s.cr(4), s.efer, h.cpu.msrs.table[0xC0000080].writable), h.ram)
+    broken = violations(h.view, world._processor(40, s.cr(0), s.cr(4), s.efer, h.cpu.cr4_valid, h.cpu.msrs.table[0xC0000080].writable), h.ram)
     assert [violation.rule.id for violation in broken] == [rule]
     assert RULE[rule].text in h.cpu.last_fault, "the machine says why"
 

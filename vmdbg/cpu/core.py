@@ -5,13 +5,14 @@ from __future__ import annotations
 import ctypes
 from dataclasses import replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from introspect.address import Gpa
 from introspect.paging import Access, Fault, Nested, NestedFault, PagingState, pdpte_reserved, translate
 from vmdbg.engine.engine import Engine
 from vmdbg.engine.physical import WATCH_WRITE, Npt, Shadow
 from vmdbg.engine.state import SS, TR, CpuState
+from vmdbg.platform.cpuid import MONITOR_LINE
 from vmdbg.platform.msrs import (
     DEBUGCTL,
     DEBUGCTL_BTF,
@@ -43,8 +44,9 @@ if TYPE_CHECKING:
 CR0_PE, CR0_TS, CR0_NE, CR0_WP, CR0_PG = 1 << 0, 1 << 3, 1 << 5, 1 << 16, 1 << 31
 CR4_PAE, EFER_LMA = 1 << 5, 1 << 10
 CR4_SUPPORTED = 0b111_1111_1100 | 1 << 16 | 1 << 20 | 1 << 21
-"""TSD DE PSE PAE MCE PGE PCE OSFXSR OSXMMEXCPT, FSGSBASE, SMEP, SMAP; VME, PVI, UMIP, PCIDE, XSAVE and others are not
+"""TSD DE PSE PAE MCE PGE PCE OSFXSR OSXMMEXCPT, FSGSBASE, SMEP, SMAP; VME, PVI, UMIP, PCIDE and others are not
 claimed in CPUID."""
+CR4_OSXSAVE = 1 << 18
 RFLAGS_TF, RFLAGS_IF, RFLAGS_DF, RFLAGS_NT, RFLAGS_RF, RFLAGS_VM, RFLAGS_AC = (
     1 << 8, 1 << 9, 1 << 10, 1 << 14, 1 << 16, 1 << 17, 1 << 18,
 )  # fmt: skip
@@ -111,6 +113,13 @@ class Observer(Protocol):
         """Addresses of the 128 bytes of general registers and of the exit ring, where C is to leave those of a VMCB."""
 
 
+class Line(NamedTuple):
+    """A line of memory under MONITOR: where, and what it held.  One that still holds that has not been stored to."""
+
+    spa: int
+    data: bytes
+
+
 class Cpu:
     """A processor that is either in host mode (`guest` None) or runs a guest.
 
@@ -123,6 +132,7 @@ class Cpu:
         self.bus = bus
         self.cpuid_config = cpuid_config
         self.physical_bits = cpuid_config.physical_bits
+        self.cr4_valid = CR4_SUPPORTED | (CR4_OSXSAVE if "XSAVE" in cpuid_config.features else 0)
         self.observer = observer
         self.ram = engine.ram
         self.state: CpuState = engine.state()
@@ -131,6 +141,8 @@ class Cpu:
         self.lapic: Lapic
         self.msrs: MsrFile
         self.tsc_offset = 0
+        self.offsets = {"mperf": 0, "aperf": 0}
+        """By which MPERF and APERF are ahead of guest time."""
         self.lost_hsave = bytearray(4096)
         """Where host state goes if VM_HSAVE_PA is no memory."""
         self.last_fault = ""
@@ -143,6 +155,10 @@ class Cpu:
         self.wait_for_sipi = index != 0
         self.halted = False
         self.shutdown = False
+        self.monitored: Line | None = None
+        """What MONITOR has armed, for MWAIT."""
+        self.awaited: Line | None = None
+        """What MWAIT, while `halted`, waits for a store to."""
         self.pause = False
         """Set by whoever wants the CPU to return at the next instruction boundary, as observers of world switches do."""
         self.vmcb_cache: VmcbCache | None = None
@@ -159,7 +175,6 @@ class Cpu:
         self.switcher: Switcher | None = None
         """The common world switches in C; None with the Python runtime."""
         self.dr = (ctypes.c_uint64 * 8)(0, 0, 0, 0, 0, 0, DR6_RESET, DR7_RESET)
-        self.tsc_adjust = 0
         self.accepted: dict[int, tuple[object, tuple[int, ...]]] = {}
         """VMCBs that passed the consistency checks: with which fields, on which processor."""
         self.task_guard: int | None = None
@@ -215,9 +230,21 @@ class Cpu:
             value = ((value & MASK64) * self.msrs.values[TSC_RATIO] >> 32) + self.guest.tsc_offset
         return value & MASK64
 
+    def performance(self, field: str) -> int:
+        """The counter `mperf` or `aperf`: guest time, with the TSC ratio for a guest that reads MPERF (APM2 15.30.5).
+
+        They count in HLT, too: only the ratio of the two means something (APM2 17.3), and the clock has one frequency.
+        """
+        value = self.engine.clock.now + self.offsets[field] & MASK64
+        if field == "mperf" and self.guest is not None:
+            value = value * self.msrs.values[TSC_RATIO] >> 32
+        return value & MASK64
+
     def get(self, field: str) -> int:
         if field == "tsc":
             return self.tsc
+        if field in self.offsets:
+            return self.performance(field)
         if field == "cr0":
             return self.cr0
         return self.state.field(field)
@@ -225,6 +252,9 @@ class Cpu:
     def set(self, field: str, value: int) -> None:
         if field == "tsc":
             self.tsc_offset = value - self.engine.clock.now
+            return
+        if field in self.offsets:
+            self.offsets[field] = value - self.engine.clock.now
             return
         self.state.set_field(field, value)
         if field == "efer":
@@ -247,6 +277,7 @@ class Cpu:
 
     def event_taken(self, event: Event, source: int) -> None:
         """An interrupt or exception has come to its handler.  #DB ends the recording, and stays out of it."""
+        self.monitored = None  # a far control transfer (APM3 MONITOR)
         values = self.msrs.values
         if not values[DEBUGCTL]:
             return
@@ -292,6 +323,10 @@ class Cpu:
             self._paging = PagingState(*key[:5], bool(key[5]), self.physical_bits, pdptes)
         assert self._paging is not None
         return self._paging
+
+    def stored_to(self, line: Line | None) -> bool:
+        """Whether there is such a line, and it has been stored to."""
+        return line is not None and self.ram.read(line.spa, MONITOR_LINE) != line.data
 
     def hold_pdptes(self, loads: bool = True) -> None:
         """Where paging is in PAE mode and not nested, keep the PDPTEs at CR3 from now on (APM2 5.3.2); if not `loads`, those

@@ -9,16 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from vmdbg.engine.state import CS, ES, RAX, RBX, RCX, RDI, RDX, RSI, RSP, SS, TR
+from vmdbg.engine.state import CS, DS, ES, RAX, RBX, RCX, RDI, RDX, RSI, RSP, SS, TR
 from vmdbg.platform.clock import TICKS_PER_SECOND
-from vmdbg.platform.cpuid import Dynamic, cpuid
+from vmdbg.platform.cpuid import MAX_RDPRU, MONITOR_LINE, Dynamic, cpuid
 from vmdbg.platform.faults import MsrFault
+from vmdbg.platform.msrs import HWCR, HWCR_MON_MWAIT_DIS, HWCR_MON_MWAIT_USER_EN
 from vmdbg.svm import world
 
 from .core import (
     CR0_PE,
     CR0_PG,
-    CR4_SUPPORTED,
+    CR4_OSXSAVE,
     DR6_BS,
     RFLAGS_DF,
     RFLAGS_IF,
@@ -28,6 +29,7 @@ from .core import (
     RFLAGS_TF,
     RFLAGS_VM,
     Cpu,
+    Line,
     dr6_value,
     dr7_value,
 )
@@ -44,6 +46,7 @@ CR0_ET, CR0_TS, CR0_NW, CR0_CD = 1 << 4, 1 << 3, 1 << 29, 1 << 30
 CR0_DEFINED = 0xE005003F
 CR4_TSD, CR4_PSE, CR4_PAE, CR4_MCE, CR4_PGE, CR4_PCE = (1 << bit for bit in (2, 4, 5, 6, 7, 8))
 EFER_LME, EFER_LMA, EFER_SCE, EFER_NXE, EFER_SVME = 1 << 8, 1 << 10, 1 << 0, 1 << 11, 1 << 12
+XCR0_X87, XCR0_SSE = 1, 2
 CODE64, CODE32, DATA32 = 0xA9B, 0xC9B, 0xC93
 MASK64, MASK32 = 0xFFFFFFFFFFFFFFFF, 0xFFFFFFFF
 
@@ -134,7 +137,7 @@ def write_cr3(cpu: Cpu, value: int) -> None:
 
 
 def check_cr4(cpu: Cpu, value: int) -> None:
-    if value & ~CR4_SUPPORTED or (cpu.state.is_long and not value & CR4_PAE):
+    if value & ~cpu.cr4_valid or (cpu.state.is_long and not value & CR4_PAE):
         raise CpuFault(GP, 0)
 
 
@@ -315,9 +318,45 @@ def rdpmc(cpu: Cpu) -> None:
     cpu.advance(length(cpu))
 
 
+def check_rdpru(cpu: Cpu) -> None:
+    """Time is not for everybody (APM3 RDPRU)."""
+    s = cpu.state
+    if s.cpl and s.cr(4) & CR4_TSD:
+        raise CpuFault(GP, 0)
+
+
+def rdpru(cpu: Cpu) -> None:
+    """MPERF or APERF; registers that it does not have read as zero."""
+    check_rdpru(cpu)
+    s = cpu.state
+    size = length(cpu)
+    number = s.reg(RCX) & MASK32
+    value = cpu.performance(("mperf", "aperf")[number]) if number <= MAX_RDPRU else 0
+    s.set_reg(RAX, value & MASK32)
+    s.set_reg(RDX, value >> 32)
+    cpu.advance(size)
+
+
+def check_xsetbv(cpu: Cpu) -> None:
+    """Only this comes before the intercept, not the privilege."""
+    if not cpu.state.cr(4) & CR4_OSXSAVE:
+        raise CpuFault(UD)
+
+
+def xsetbv(cpu: Cpu) -> None:
+    """XCR0, with x87 always and SSE or not (APM3 XSETBV).  VMRUN and #VMEXIT leave it alone."""
+    check_xsetbv(cpu)
+    s = cpu.state
+    value = s.reg(RDX) << 32 & 0xFFFFFFFF00000000 | s.reg(RAX) & MASK32
+    if s.cpl or s.reg(RCX) & MASK32 or value not in (XCR0_X87, XCR0_X87 | XCR0_SSE):
+        raise CpuFault(GP, 0)
+    s.xcr0 = value
+    cpu.advance(length(cpu))
+
+
 def cpuid_instruction(cpu: Cpu) -> None:
     s = cpu.state
-    dynamic = Dynamic(osxsave=bool(s.cr(4) & 1 << 18), apic=cpu.lapic.enabled)
+    dynamic = Dynamic(osxsave=bool(s.cr(4) & CR4_OSXSAVE), apic=cpu.lapic.enabled)
     found = cpuid(cpu.cpuid_config, cpu.index, s.reg(RAX) & MASK32, s.reg(RCX) & MASK32, dynamic)
     s.set_reg(RAX, found.eax)
     s.set_reg(RBX, found.ebx)
@@ -347,7 +386,36 @@ def msr(cpu: Cpu) -> None:
 
 def hlt(cpu: Cpu) -> None:
     cpu.advance(length(cpu))
-    cpu.halted = True
+    cpu.halted, cpu.awaited = True, None
+
+
+def check_monitor(cpu: Cpu) -> None:
+    """What MONITOR and MWAIT refuse before they are intercepted: privilege, and extensions, of which there are none."""
+    s, hwcr = cpu.state, cpu.msrs.values[HWCR]
+    if hwcr & HWCR_MON_MWAIT_DIS or (s.cpl and not hwcr & HWCR_MON_MWAIT_USER_EN):
+        raise CpuFault(UD)
+    if s.reg(RCX) & MASK32:
+        raise CpuFault(GP, 0)
+
+
+def monitor(cpu: Cpu) -> None:
+    """Arm the line at DS:rAX; what is not memory is not monitored."""
+    check_monitor(cpu)
+    s, insn = cpu.state, cpu.instruction()
+    segment = DS if insn.segment is None else insn.segment
+    address = cpu.segment_address(segment, s.reg(RAX) & (1 << insn.address) - 1, 1)
+    spa = cpu.translate(address, user=s.cpl == 3) & -MONITOR_LINE
+    cpu.monitored = Line(spa, cpu.ram.read(spa, MONITOR_LINE)) if cpu.ram.contains(spa, MONITOR_LINE) else None
+    cpu.advance(insn.length)
+
+
+def mwait(cpu: Cpu) -> None:
+    """Wait as HLT does, or for a store to the line; not at all where none is armed or there was one (APM3 MWAIT)."""
+    check_monitor(cpu)
+    line, cpu.monitored = cpu.monitored, None
+    cpu.advance(length(cpu))
+    if line is not None and not cpu.stored_to(line):
+        cpu.halted, cpu.awaited = True, line
 
 
 def nothing(cpu: Cpu) -> None:
@@ -596,8 +664,10 @@ CHECK: dict[int, Callable[[Cpu], object]] = {
     0x6F: check_rdpmc,
     **{0x80 + number: partial(world.operand, what=what) for number, what in ((0, "VMRUN"), (2, "VMLOAD"), (3, "VMSAVE"))},
     0x86: check_privilege,
-    0x8A: undefined,
-    0x8B: undefined,
+    0x8A: check_monitor,
+    0x8B: check_monitor,
+    0x8D: check_xsetbv,
+    0x8E: check_rdpru,
 }
 """Exit code to the exceptions that come before the intercept, as far as the engine has not raised them (APM2 table 15-7)."""
 
@@ -620,7 +690,9 @@ EMULATE: dict[int, Callable[[Cpu], None]] = {
     0x87: rdtsc,
     0x88: icebp,
     0x89: nothing,
-    0x8A: undefined,  # MONITOR and MWAIT are not claimed
-    0x8B: undefined,
+    0x8A: monitor,
+    0x8B: mwait,
+    0x8D: xsetbv,
+    0x8E: rdpru,
 }
 """Exit code to what the instruction does when no hypervisor intercepts it."""

@@ -25,7 +25,7 @@ from .core import DR6_BS, DR6_RESET, DR7_RESET, RFLAGS_IF, RFLAGS_RF, RFLAGS_VM,
 from .debug import DebugRegisters
 from .decode import Instruction, Undecodable, decode, has_branched
 from .events import DELIVERY, raise_event, shut_down
-from .faults import DB, GP, MF, NMI, PF, SX, UD, CpuFault, Event, Kind, NestedPageFault, WatchedAccess
+from .faults import DB, GP, MF, NM, NMI, PF, SX, UD, CpuFault, Event, Kind, NestedPageFault, WatchedAccess
 
 _WRITE_TRAPS = 0xFFFF8000
 """In intercept word 4: EFER and CR0 to CR15, after the write."""
@@ -34,12 +34,16 @@ _WRITE_TRAPS = 0xFFFF8000
 _PREFIXES = b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf2\xf3"
 """All but LOCK, which makes an undefined instruction of those that `_undefined` looks for."""
 _PREFIXES_64 = _PREFIXES + bytes(range(0x40, 0x50))
+_PLAIN = b"\x26\x2e\x36\x3e\x64\x65\x67"
+_PLAIN_64 = _PLAIN + bytes(range(0x40, 0x50))
 
+_UNDEFINED = {b"\xc8": ExitCode.MONITOR, b"\xc9": ExitCode.MWAIT, b"\xfd": ExitCode.RDPRU}
+"""Instructions of opcode 0F 01 that the engine takes for undefined ones, the first two outside CPL 0, by their third byte."""
 _EXIT, _SWINT, _V_PENDING = int(Reason.EXIT), int(ExitCode.SWINT), V_INTR.v_irq | V_INTR.v_nmi
 SX_INIT = 1
 """#SX's error code for a redirected INIT (APM2 8.4.3, 15.28)."""
 _PARTICULAR = frozenset(
-    (*range(0x40), ExitCode.MSR, ExitCode.RDTSC, ExitCode.INVLPG, ExitCode.WBINVD, ExitCode.PAUSE)
+    (*range(0x40), ExitCode.MSR, ExitCode.RDTSC, ExitCode.INVLPG, ExitCode.WBINVD, ExitCode.PAUSE, ExitCode.MWAIT)
 )
 """Exits that more than one intercept bit decides, or with an EXITINFO1."""
 
@@ -99,6 +103,7 @@ class Processor(Cpu):
         self.nmi_pending = self.smi_pending = self.init_pending = False
         self.sipi_vector = None
         self.init_state()
+        self.state.xcr0 = instructions.XCR0_X87
         self.msrs.reset(self)
         self.lapic.reset()
         self.gif = True
@@ -139,6 +144,7 @@ class Processor(Cpu):
         s.nmi_blocked = False
         s.shadow = False
         self.halted = self.shutdown = False
+        self.monitored = None
         s.refresh(0)
         self.hold_pdptes()
         self.guard_tasks()
@@ -170,7 +176,9 @@ class Processor(Cpu):
         return not self.halted or self._wakes()
 
     def _wakes(self) -> bool:
-        """An event ends HLT, whether the guest's hypervisor sees it or the processor takes it."""
+        """An event ends HLT and MWAIT, whether the guest's hypervisor sees it or the processor takes it; a store MWAIT only."""
+        if self.stored_to(self.awaited):
+            return True
         outside = self.smm is None and (self.init_pending or self.smi_pending)
         if self.gif and (outside or (self.nmi_pending and not self._nmi_masked)):
             return True  # HLT has ended any shadow
@@ -330,8 +338,9 @@ class Processor(Cpu):
                 if clock.now >= deadline:
                     return Outcome.DEADLINE
                 continue
-            if self.halted or self.wait_for_sipi:
+            if self.wait_for_sipi or (self.halted and not self.stored_to(self.awaited)):
                 return Outcome.HALTED
+            self.halted = False
             if clock.now >= deadline and not step:
                 return Outcome.DEADLINE
             window = nmi = False
@@ -433,6 +442,7 @@ class Processor(Cpu):
     def _follow(self, switcher: Switcher) -> None:
         """Switches were made in C: come to where the CPU is now."""
         before, found = self.guest, switcher.where()
+        self.monitored = None
         self.guest, self.npt = (None, self.engine.physical.host) if found is None else found
         self.observer.switched(self, before, self.guest)
 
@@ -668,6 +678,11 @@ class Processor(Cpu):
             code = ExitCode.INVD
             if not guest.intercepts(code):
                 return False
+        elif code == ExitCode.MWAIT:
+            if not guest.intercepts(code):
+                code = ExitCode.MWAIT_COND
+                if self.monitored is None or self.stored_to(self.monitored) or not guest.intercepts(code):
+                    return False
         elif not guest.intercepts(code):
             return False
         elif code == ExitCode.PAUSE:
@@ -724,6 +739,9 @@ class Processor(Cpu):
         elif vector == GP and self._at_user_rdpmc():
             self._missed(ExitCode.RDPMC)  # the engine has the sense of CR4.PCE the wrong way round
             return
+        elif vector == GP and self._plain_code()[:3] == b"\x0f\x01\xd1":
+            self._missed(ExitCode.XSETBV)  # the engine refuses them all
+            return
         elif vector == DB:
             self.due |= DR6_BS
             return
@@ -772,15 +790,27 @@ class Processor(Cpu):
             return True
         return False
 
+    def _plain_code(self) -> bytes:
+        """The code at RIP behind prefixes for segment, address size and REX."""
+        return self.code().lstrip(_PLAIN_64 if self.bits == 64 else _PLAIN)
+
     def _undefined(self) -> None:
-        """An instruction that the engine does not know: INT1, INS, OUTS, or none."""
+        """An instruction that the engine does not know: INT1, INS, OUTS, RDPRU, a user's MONITOR or MWAIT, or none."""
         code = self.code().lstrip(_PREFIXES_64 if self.bits == 64 else _PREFIXES)
         if code[:1] == b"\xf1":
             self._missed(ExitCode.ICEBP)
         elif code and code[0] in instructions.STRING_IO:
             self._on_string_io()
+        elif code[:2] == b"\x0f\x01" and code[2:3] in _UNDEFINED:
+            self._missed(_UNDEFINED[code[2:3]])
         else:
-            self._on_exception(UD)
+            self._on_exception(NM if self._at_xsave_with_ts() else UD)
+
+    def _at_xsave_with_ts(self) -> bool:
+        """XSAVE, XSAVEOPT and XRSTOR, which are undefined to the engine with CR0.TS (see repair.py)."""
+        s, code = self.state, self._plain_code()
+        memory = code[:2] == b"\x0f\xae" and len(code) > 2 and code[2] < 0xC0 and code[2] >> 3 & 7 in (4, 5, 6)
+        return memory and bool(s.cr(0) & instructions.CR0_TS and s.cr(4) & CR4.OSXSAVE)
 
     def _on_io(self) -> None:
         """IN or OUT, or where the engine has them INS or OUTS (see repair.py)."""

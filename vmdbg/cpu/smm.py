@@ -13,7 +13,7 @@ from vmdbg.platform.msrs import EFER as MSR_EFER
 from vmdbg.platform.msrs import SMM_BASE
 from vmdbg.svm import world
 
-from .core import CR0_PE, CR0_PG, CR4_SUPPORTED, DR7_RESET, RFLAGS_TF, RFLAGS_VM, Cpu
+from .core import CR0_PE, CR0_PG, DR7_RESET, RFLAGS_TF, RFLAGS_VM, Cpu
 
 if TYPE_CHECKING:
     from vmdbg.svm.guest import Guest
@@ -83,7 +83,8 @@ def enter(cpu: Cpu) -> None:
     cr0 = cpu.cr0
     values = {
         "efer": s.efer, "cr4": s.cr(4), "cr3": s.cr(3), "cr0": cr0, "dr7": cpu.dr[7], "dr6": cpu.dr[6],
-        "rflags": s.rflags, "rip": s.rip, "smbase": base, "revision": REVISION, "auto_halt_restart": int(cpu.halted),
+        "rflags": s.rflags, "rip": s.rip, "smbase": base, "revision": REVISION,
+        "auto_halt_restart": int(cpu.halted and cpu.awaited is None),
     }  # fmt: skip
     for number, name in enumerate(_GENERAL):
         values[name] = s.reg(number)
@@ -140,7 +141,7 @@ def leave(cpu: Cpu) -> bool:
     long = bool(efer & EFER_LME and cr0 & CR0_PG)
     if (
         (cr0 | saved["dr6"] | saved["dr7"]) >> 32 or (cr0 & CR0_PG and not cr0 & CR0_PE) or (cr0 & CR0_NW and not cr0 & CR0_CD)
-        or cr4 & ~CR4_SUPPORTED or efer & ~(cpu.msrs.table[MSR_EFER].writable | EFER_LMA)
+        or cr4 & ~cpu.cr4_valid or efer & ~(cpu.msrs.table[MSR_EFER].writable | EFER_LMA)
         or bool(efer & EFER_LMA) != long or (long and not cr4 & 1 << 5)
     ):  # fmt: skip
         return False
@@ -165,7 +166,7 @@ def leave(cpu: Cpu) -> bool:
     s.rflags, s.rip = saved["rflags"], saved["rip"]
     cpu.dr[6], cpu.dr[7] = saved["dr6"], saved["dr7"]
     s.nmi_blocked = interrupted.nmi_blocked
-    cpu.halted = bool(saved["auto_halt_restart"])
+    cpu.halted, cpu.awaited = bool(saved["auto_halt_restart"]), None
     guest = interrupted.guest
     if guest is not None and guest.np:
         guest.host_pat = s.field("pat")

@@ -21,7 +21,7 @@ from . import layout
 from .errors import EngineError
 from .memory import PAGE, Ram
 from .physical import APIC_PAGE, MSRPM_PAGES, PRIVATE, PRIVATE_SIZE, VMCB_PAGE, WINDOW, WINDOW_PAGES, Npt, Physical
-from .repair import mend_nested_walker, withdraw_random, withdraw_string_io
+from .repair import mend_nested_walker, mend_xsave, withdraw_features, withdraw_string_io
 from .runtime import BRANCH_RING, RING_SLOTS, Binding, Reason, Runtime, add_hook
 from .state import HF_CS64, HF_GUEST, HF_LMA, CpuState
 
@@ -96,8 +96,10 @@ class Engine:
         self.uc = uc = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
         uc.ctl_set_cpu_model(x86.UC_CPU_X86_EPYC_ROME)
         layout.calibrate(uc)
-        withdraw_random(uc)
+        withdraw_features(uc)
         withdraw_string_io()
+        self.has_xsave = mend_xsave()
+        """XSAVE and its like are right."""
         uc.ctl_exits_enabled(True)
         uc.ctl_set_exits([])
         self.clock = clock

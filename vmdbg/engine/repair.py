@@ -1,7 +1,11 @@
-"""Mend three faults of Unicorn 2.1.4 in memory: the files on disk stay as they are.
+"""Mend four faults of Unicorn 2.1.4 in memory: the files on disk stay as they are.
 
 RDRAND and RDSEED give the host's random numbers, which no run could repeat, and no hook or intercept stops them.  The
-CPU model that has SVM has them; `withdraw_random` clears its feature bit, so that they are #UD as CPUID says.
+CPU model that has SVM has them; `withdraw_features` clears its feature bit, so that they are #UD as CPUID says.
+
+XSETBV takes AVX, which the engine has not, and cannot be intercepted.  The same function leaves it no component to enable:
+it is #GP, whatever it asks for, and we execute it.  XSAVE and XRSTOR do not look at CR0.TS, by which a processor is told to
+raise #NM; `mend_xsave` leads their test of CR4.OSXSAVE through a trampoline that tests both, and either makes them #UD.
 
 The nested walker dies where a guest page table lies in a no-execute page.  `get_hphys` takes a pointer to the access
 rights, NULL for an entry of a guest page table, and on a nested leaf with NX does `*prot &= ~PAGE_EXEC` without a test: a
@@ -61,19 +65,30 @@ _libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _MAP_FIXED_NOREPLACE = 0x100000
 _PAGE = 4096
 
+_CR0, _OSXSAVE = layout.CR - layout.REGS, (layout.CR - layout.REGS + 32 + 2).to_bytes(4, "little")
+"""In the engine's state: CR0, and the byte of CR4 whose bit 2 is OSXSAVE."""
+XSAVE_SITE = re.compile(
+    rb"\xf6\x87" + re.escape(_OSXSAVE) + rb"\x04"  # test byte [rdi+cr4+2], OSXSAVE
+    rb"\x0f\x84(.{4})"  # je undefined
+    rb"(?=\x48\x89\xf3\x40\xf6\xc6\x3f)",  # mov rbx, rsi; test sil, 0x3f    the area is aligned
+    re.DOTALL,
+)
+
 
 _MARKS = (0x6A09E667F3BCC908, 0xBB67AE8584CAA73B)
 _engines = count()
 """Part of an engine's marks: those of one that is gone may still lie in memory that was freed."""
 _REACH = 0x12000
 """How far into the CPU object its register file may begin."""
-_FEATURES = re.compile(rb"\xfd\xfb\x8b\x07\0\0\0\0(?=(\x0b\x22\xd8\xc6)\0\0\0\0)")
-"""The model's words of CPUID 1 EDX and ECX, 64 bits each, behind the registers."""
-_RDRAND = 1 << 30
+_FEATURES = re.compile(
+    rb"\xfd\xfb\x8b\x07\0\0\0\0(\x0b\x22\xd8\xc6)\0\0\0\0.{152}(\x07\0\0\0)\0\0\0\0", re.DOTALL,
+)
+"""The model's words of CPUID, 64 bits each, behind the registers: 0 is leaf 1 EDX, 1 ECX, 21 leaf D EAX: what XCR0 may hold."""
+_RDRAND, _COMPONENTS = 1 << 30, 7
 
 
-def withdraw_random(uc: Any) -> None:
-    """Take RDRAND and RDSEED from the model of an engine that has not run yet.
+def withdraw_features(uc: Any) -> None:
+    """Take RDRAND, RDSEED and all components of XCR0 from the model of an engine that has not run yet.
 
     The features lie behind the registers that a context holds.  `EngineError` if they are not found.
     """
@@ -98,8 +113,8 @@ def withdraw_random(uc: Any) -> None:
                 end = pointer + found.start() + len(registers)
                 features = _FEATURES.search(read(end, 0x200)) if pointer + found.start() != copy else None
                 if features is not None:
-                    word = ctypes.c_uint32.from_address(end + features.start(1))
-                    word.value &= ~_RDRAND
+                    for word, bits in ((1, _RDRAND), (2, _COMPONENTS)):
+                        ctypes.c_uint32.from_address(end + features.start(word)).value &= ~bits
                     uc.reg_write(x86.UC_X86_REG_RAX, 0)
                     uc.reg_write(x86.UC_X86_REG_RCX, 0)
                     return
@@ -123,13 +138,18 @@ def _mappings() -> list[tuple[int, int, str]]:
     return found
 
 
-def _find(pattern: re.Pattern[bytes]) -> tuple[int, re.Match[bytes]] | None:
-    """Address of the one place in the library's code that matches, and the match."""
-    found = [
+def _find_all(pattern: re.Pattern[bytes]) -> list[tuple[int, re.Match[bytes]]]:
+    """Address of each place in the library's code that matches, and the match."""
+    return [
         (first + match.start(), match)
         for first, end, rights in _mappings() if "x" in rights
         for match in pattern.finditer(ctypes.string_at(first, end - first))
     ]  # fmt: skip
+
+
+def _find(pattern: re.Pattern[bytes]) -> tuple[int, re.Match[bytes]] | None:
+    """The one place that matches."""
+    found = _find_all(pattern)
     return found[0] if len(found) == 1 else None
 
 
@@ -217,3 +237,32 @@ def withdraw_string_io() -> bool:
     if targets[_INT1] != undefined or any(a != b or targets.count(a) != 2 for a, b in pairs):
         return False
     return _replace(table + 4 * _INS, struct.pack("<4i", *[undefined] * 4))
+
+
+@cache
+def mend_xsave() -> bool:
+    """Have XSAVE and XRSTOR undefined to the engine while CR0.TS is set; once a process.
+
+    False where their tests of CR4.OSXSAVE are not found, or may not be changed: XSAVE cannot be claimed there.
+    """
+    found = _find_all(XSAVE_SITE)
+    cave = _near(found[0][0], _PAGE) if len(found) == 2 else None
+    if cave is None:
+        return False
+    body, starts = b"", []
+    for site, match in found:
+        starts.append(cave + len(body))
+        end = site + len(match[0])
+        undefined = end + _distance(match[1])
+        body += b"\xf6\x87" + _CR0.to_bytes(4, "little") + b"\x08\x0f\x85"  # test byte [rdi+cr0], TS; jne undefined
+        body += _displacement(cave + len(body), undefined)
+        body += match[0][:9]  # test byte [rdi+cr4+2], OSXSAVE; je undefined
+        body += _displacement(cave + len(body), undefined)
+        body += b"\xe9"  # jmp end
+        body += _displacement(cave + len(body), end)
+    ctypes.memmove(cave, body, len(body))
+    if _libc.mprotect(cave, _PAGE, mmap.PROT_READ | mmap.PROT_EXEC):
+        return False
+    return all(
+        _replace(site, b"\xe9" + _displacement(site + 1, start)) for (site, _), start in zip(found, starts, strict=True)
+    )

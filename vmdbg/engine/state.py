@@ -236,6 +236,14 @@ class CpuState:
         self.bytes[at : at + 16] = value.to_bytes(16, "little")
 
     @property
+    def xcr0(self) -> int:
+        return self.q[layout.XCR0 // 8]
+
+    @xcr0.setter
+    def xcr0(self, value: int) -> None:
+        self.q[layout.XCR0 // 8] = value
+
+    @property
     def mxcsr(self) -> int:
         return self.i[layout.MXCSR // 4]
 

@@ -56,6 +56,7 @@ FEATURES: dict[tuple[int, Output], dict[str, int]] = {
         "SSE2": 26,
     },
     (0x00000006, "eax"): {"ARAT": 2},
+    (0x00000006, "ecx"): {"EFF_FREQ": 0},
     (0x00000007, "ebx"): {
         "FSGSBASE": 0,
         "TSC_ADJUST": 1,
@@ -73,6 +74,7 @@ FEATURES: dict[tuple[int, Output], dict[str, int]] = {
         "SHA": 29,
     },
     (0x00000007, "ecx"): {"UMIP": 2, "PKU": 3, "LA57": 16, "RDPID": 22},
+    (0x0000000D, "eax"): {"XSAVEOPT": 0, "XGETBV1": 2},
     (0x80000001, "ecx"): {
         "LAHF_SAHF": 0,
         "SVM": 2,
@@ -102,17 +104,21 @@ FEATURES: dict[tuple[int, Output], dict[str, int]] = {
     (0x80000007, "edx"): {"TSC_INVARIANT": 8},
     (0x80000008, "ebx"): {"CLZERO": 0, "RDPRU": 4, "WBNOINVD": 9, "EFER_LMSLE_UNSUPPORTED": 20},
 }
-"""Feature names by leaf, register and bit.  OSXSAVE, HTT and CMP_LEGACY follow from state and the number of CPUs."""
+"""Feature names by leaf, register and bit; of leaf D, it is subleaf 1.  OSXSAVE, HTT and CMP_LEGACY follow from state and the
+number of CPUs."""
+
+MAX_RDPRU = 1
+"""The last register that RDPRU reads: MPERF, APERF."""
 
 SHARED_EDX = 0x0183F3FF
 """Fn8000_0001_EDX repeats these bits of Fn0000_0001_EDX."""
 
 _DEFAULT = """
     FPU DE PSE TSC MSR PAE MCE CMPXCHG8B APIC SYSENTER MTRR PGE MCA CMOV PAT PSE36 CLFSH MMX FXSR SSE SSE2
-    SSE3 PCLMULQDQ SSSE3 CMPXCHG16B SSE41 SSE42 X2APIC MOVBE POPCNT TSC_DEADLINE AES
-    ARAT FSGSBASE TSC_ADJUST BMI1 SMEP BMI2 ERMS ADX SMAP CLFLUSHOPT
+    SSE3 PCLMULQDQ MONITOR SSSE3 CMPXCHG16B SSE41 SSE42 X2APIC MOVBE POPCNT TSC_DEADLINE AES XSAVE XSAVEOPT XGETBV1
+    ARAT EFF_FREQ FSGSBASE TSC_ADJUST BMI1 SMEP BMI2 ERMS ADX SMAP CLFLUSHOPT
     LAHF_SAHF SVM ALT_MOV_CR8 ABM SSE4A PREFETCH3DNOW TOPOLOGY_EXTENSIONS
-    SYSCALL NX MMXEXT PAGE1GB RDTSCP LM TSC_INVARIANT EFER_LMSLE_UNSUPPORTED
+    SYSCALL NX MMXEXT PAGE1GB RDTSCP LM TSC_INVARIANT RDPRU EFER_LMSLE_UNSUPPORTED
 """
 DEFAULT_FEATURES = frozenset(_DEFAULT.split())
 
@@ -120,6 +126,7 @@ VENDOR = b"AuthenticAMD"
 SIGNATURE = 0x00830F10
 """Family 17h, model 31h, stepping 0."""
 CLFLUSH_QUADWORDS = 8
+MONITOR_LINE = 64
 MAX_EXTENDED_LEAF = 0x8000001E
 
 
@@ -195,6 +202,8 @@ def _leaf(config: CpuidConfig, index: int, leaf: int, subleaf: int) -> Registers
     if leaf == 0x00000001:
         ebx = index << 24 | config.cpus << 16 | CLFLUSH_QUADWORDS << 8
         return features._replace(eax=SIGNATURE, ebx=ebx, edx=features.edx | several << 28)
+    if leaf == 0x00000005 and "MONITOR" in config.features:
+        return Registers(MONITOR_LINE, MONITOR_LINE)  # no extensions
     if leaf == 0x00000007 and subleaf:
         return Registers()
     if leaf == 0x0000000B:
@@ -206,7 +215,11 @@ def _leaf(config: CpuidConfig, index: int, leaf: int, subleaf: int) -> Registers
         size = 0x340 if avx else 0x240
         if subleaf == 0:
             return Registers(7 if avx else 3, size, size, 0)
+        if subleaf == 1:
+            return features
         return Registers(0x100, 0x240, 0, 0) if subleaf == 2 and avx else Registers()
+    if leaf == 0x0000000D:
+        return Registers()
     if leaf == 0x80000001:
         edx = features.edx | feature_bits(config, 0x00000001, "edx") & SHARED_EDX
         return features._replace(eax=SIGNATURE, ebx=0x40000000, ecx=features.ecx | several << 1, edx=edx)
@@ -214,7 +227,8 @@ def _leaf(config: CpuidConfig, index: int, leaf: int, subleaf: int) -> Registers
         name = config.brand.encode().ljust(48, b"\0")
         return Registers(*unpack("<IIII", name[16 * (leaf - 0x80000002) :][:16]))
     if leaf == 0x80000008:
-        return features._replace(eax=48 << 8 | config.physical_bits, ecx=id_bits << 12 | config.cpus - 1)
+        edx = MAX_RDPRU << 16 if "RDPRU" in config.features else 0
+        return features._replace(eax=48 << 8 | config.physical_bits, ecx=id_bits << 12 | config.cpus - 1, edx=edx)
     if leaf == 0x8000000A and "SVM" in config.features:
         return Registers(config.svm_revision, config.asids, 0, config.svm_features)
     if leaf == 0x8000001D:

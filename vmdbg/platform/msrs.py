@@ -13,6 +13,7 @@ ALL = (1 << 64) - 1
 LOW32 = (1 << 32) - 1
 
 TSC, TSC_ADJUST, PATCH_LEVEL = 0x10, 0x3B, 0x8B
+MPERF, APERF = 0xE7, 0xE8
 MTRR_CAP, SYSENTER_CS, SYSENTER_ESP, SYSENTER_EIP = 0xFE, 0x174, 0x175, 0x176
 MCG_CAP, MCG_STATUS, DEBUGCTL = 0x179, 0x17A, 0x1D9
 LAST_BRANCH_FROM, LAST_BRANCH_TO, LAST_EXCEPTION_FROM, LAST_EXCEPTION_TO = 0x1DB, 0x1DC, 0x1DD, 0x1DE
@@ -50,7 +51,7 @@ EFER_LME, EFER_LMA, EFER_SVME = 1 << 8, 1 << 10, 1 << 12
 CR0_PG = 1 << 31
 VM_CR_R_INIT, VM_CR_LOCK, VM_CR_SVMDIS = 1 << 1, 1 << 3, 1 << 4
 DEBUGCTL_LBR, DEBUGCTL_BTF, DEBUGCTL_BITS = 1 << 0, 1 << 1, 0x3F
-HWCR_SMMLOCK = 1 << 0
+HWCR_SMMLOCK, HWCR_MON_MWAIT_DIS, HWCR_MON_MWAIT_USER_EN = 1 << 0, 1 << 9, 1 << 10
 SMBASE_RESET = 0x30000
 SYSCFG_MTRR_FIX_DRAM_MOD_EN = 1 << 19
 VARIABLE_MTRRS = 8
@@ -59,7 +60,7 @@ MTRR_TYPES = frozenset((0, 1, 4, 5, 6))
 
 
 class Cpu(Protocol):
-    """The registers that the engine holds: the field names of the table, `tsc`, for one rule `cr0`; `smm_ctl` acts."""
+    """The registers that the engine holds: the field names of the table, for one rule `cr0`; `smm_ctl` acts."""
 
     def get(self, field: str) -> int: ...
 
@@ -187,6 +188,8 @@ def msr_table(config: CpuidConfig) -> dict[int, Msr]:
         table.append(Msr(number + 1, f"MTRRphysMask{n}", mbz=beyond | 0x7FF))
     if "RDTSCP" in features or "RDPID" in features:
         table.append(Msr(TSC_AUX, "TSC_AUX", writable=LOW32, field="tsc_aux"))
+    if "EFF_FREQ" in features:
+        table += [Msr(MPERF, "MPERF", field="mperf"), Msr(APERF, "APERF", field="aperf")]
     if "TSC_ADJUST" in features:
         table.append(Msr(TSC_ADJUST, "TSC_ADJUST"))
     if "TSC_DEADLINE" in features:

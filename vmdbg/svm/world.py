@@ -14,7 +14,7 @@ from introspect.permissions import iopm_intercepts, msrpm_intercepts
 from introspect.registers import CR0, CR4, EFER, RFLAGS
 from introspect.rules import RULES, SVM_FEATURES, Processor, Violation, first_violation
 from introspect.vmcb import INT_STATE, V_INTR, VMCB
-from vmdbg.cpu.core import CR4_SUPPORTED, DR6_BS, RFLAGS_VM, Cpu, Notice, dr6_value, dr7_value
+from vmdbg.cpu.core import DR6_BS, RFLAGS_VM, Cpu, Notice, dr6_value, dr7_value
 from vmdbg.cpu.faults import GP, PF, CpuFault, Event, Kind, NestedPageFault
 from vmdbg.cpu.operands import accesses
 from vmdbg.engine import layout
@@ -268,6 +268,7 @@ def vmrun(cpu: Cpu, size: int) -> Event | None:
     s = cpu.state
     vmcb = operand(cpu, "VMRUN")
     cpu.advance(size)
+    cpu.monitored = None
     cpu.due = 0  # the host's single-step trap comes behind #VMEXIT
     host_if = bool(s.rflags & 0x200)
     _store_state(cpu, hsave(cpu))
@@ -277,8 +278,9 @@ def vmrun(cpu: Cpu, size: int) -> Event | None:
         view, stale = cpu.vmcb_cache.load(vmcb, memory)
     guest = Guest(vmcb, memory, host_if, view)
     host_cr4, host_efer = s.cr(4), s.efer
+    efer_valid = cpu.msrs.table[MSR_EFER].writable
     violation = _violation(
-        cpu, guest, view, _processor(cpu.physical_bits, s.cr(0), host_cr4, host_efer, cpu.msrs.table[MSR_EFER].writable)
+        cpu, guest, view, _processor(cpu.physical_bits, s.cr(0), host_cr4, host_efer, cpu.cr4_valid, efer_valid)
     )
     cpu.guest = guest
     cpu.observer.vmrun(cpu, guest, host_cr4, host_efer)
@@ -349,8 +351,8 @@ def vmrun(cpu: Cpu, size: int) -> Event | None:
 
 
 @lru_cache(maxsize=64)
-def _processor(physical_bits: int, cr0: int, cr4: int, efer: int, efer_valid: int) -> Processor:
-    return Processor(physical_bits, FEATURES, cr0, cr4, efer, cr4_valid=CR4_SUPPORTED, efer_valid=efer_valid)
+def _processor(physical_bits: int, cr0: int, cr4: int, efer: int, cr4_valid: int, efer_valid: int) -> Processor:
+    return Processor(physical_bits, FEATURES, cr0, cr4, efer, cr4_valid=cr4_valid, efer_valid=efer_valid)
 
 
 def _stale_text(guest: Guest, memory: memoryview, loaded: memoryview, stale: list[str]) -> str:
@@ -417,7 +419,7 @@ def _leave(
     s.shadow = False
     set_intercepts(s, None)
     s.gif = False
-    cpu.halted = False
+    cpu.halted, cpu.monitored = False, None
     if q[_Q_CR4] & CR4.PAE and q[_Q_CR0] & CR0.PG and not s.is_long and cpu.bad_pdptes(q[_Q_CR3]):
         cpu.shutdown = True
         cpu.last_fault = f"#VMEXIT to a host in PAE mode: a PDPE at CR3 {q[_Q_CR3]:#x} has reserved bits set (APM2 15.6)"
