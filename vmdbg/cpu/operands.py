@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -41,18 +42,14 @@ def disassembler(bits: int) -> Any:
     return engine
 
 
-def accesses(cpu: Cpu) -> list[tuple[int, int, bool, bool]]:
-    """(linear address, bytes, reads, writes) of each memory access of the instruction at RIP, as far as it says so.
+def disassemble(cpu: Cpu) -> Any:
+    """The instruction at RIP, by capstone; None if it is none."""
+    return next(disassembler(cpu.bits).disasm(cpu.fetch(), cpu.state.rip, 1), None)
 
-    Accesses to descriptor tables, the TSS and the like are not among them.
-    """
+
+def memory_operands(cpu: Cpu, insn: Any) -> Iterator[tuple[Any, int, int]]:
+    """(operand, segment, offset) of each explicit access to memory."""
     s = cpu.state
-    code = cpu.fetch()
-    insn = next(disassembler(cpu.bits).disasm(code, s.rip, 1), None)
-    if insn is None:
-        return []
-    found = []
-    mask = 0xFFFFFFFFFFFFFFFF if cpu.bits == 64 else 0xFFFFFFFF
     for operand in insn.operands:
         if operand.type != cs.X86_OP_MEM or insn.id in (cs.X86_INS_LEA, cs.X86_INS_NOP):
             continue
@@ -69,10 +66,24 @@ def accesses(cpu: Cpu) -> list[tuple[int, int, bool, bool]]:
         if segment is None:
             string = insn.mnemonic.split()[-1][:4] in ("stos", "scas", "movs", "cmps", "insb", "insw", "insd")
             segment = ES if string and memory.base in _STRING_TO_EDI else SS if memory.base in _BASED_ON_STACK else 3
+        yield operand, segment, offset & ((1 << width) - 1)
+
+
+def accesses(cpu: Cpu) -> list[tuple[int, int, bool, bool]]:
+    """(linear address, bytes, reads, writes) of each memory access of the instruction at RIP, as far as it says so.
+
+    Accesses to descriptor tables, the TSS and the like are not among them.
+    """
+    s = cpu.state
+    insn = disassemble(cpu)
+    if insn is None:
+        return []
+    found = []
+    mask = 0xFFFFFFFFFFFFFFFF if cpu.bits == 64 else 0xFFFFFFFF
+    for operand, segment, offset in memory_operands(cpu, insn):
         base = s.base(segment) if cpu.bits != 64 or segment >= FS else 0
-        address = ((offset & ((1 << width) - 1)) + base) & mask
         access = _PORT_STRINGS.get(insn.id, operand.access)
-        found.append((address, operand.size, bool(access & 1), bool(access & 2)))
+        found.append(((offset + base) & mask, operand.size, bool(access & 1), bool(access & 2)))
     stack_mask = mask if cpu.bits == 64 or s.attrib(SS) & 0x400 else 0xFFFF
     stack_base = 0 if cpu.bits == 64 else s.base(SS)
     size = 8 if cpu.bits == 64 else insn.operands[0].size if len(insn.operands) else cpu.bits // 8

@@ -11,7 +11,7 @@ from introspect.registers import CR4
 from introspect.vmcb import V_INTR
 from vmdbg.engine.engine import EXCEPTION, VMEXIT, Engine, Stop
 from vmdbg.engine.runtime import Reason
-from vmdbg.engine.state import CS, DS, ES, FS, GS, HF_SMAP, IDTR, RCX, RDX, SS, TR
+from vmdbg.engine.state import CS, DS, ES, FS, GS, HF_LET, HF_SMAP, IDTR, MXCSR_DEFAULT, RCX, RDX, SS, TR
 from vmdbg.platform.bus import Bus
 from vmdbg.platform.cpuid import CpuidConfig
 from vmdbg.platform.msrs import DEBUGCTL, DEBUGCTL_BTF, VM_CR, VM_CR_R_INIT
@@ -20,7 +20,7 @@ from vmdbg.svm.guest import Guest
 from vmdbg.svm.switch import Switcher
 from vmdbg.svm.tlb import Tlb
 
-from . import instructions, smm
+from . import attention, instructions, smm
 from .core import DR6_BS, DR6_RESET, DR7_RESET, RFLAGS_IF, RFLAGS_RF, RFLAGS_VM, Cpu, ExtInt, Observer
 from .debug import DebugRegisters
 from .decode import Instruction, Undecodable, decode, has_branched
@@ -39,6 +39,7 @@ _PLAIN_64 = _PLAIN + bytes(range(0x40, 0x50))
 
 _UNDEFINED = {b"\xc8": ExitCode.MONITOR, b"\xc9": ExitCode.MWAIT, b"\xfd": ExitCode.RDPRU}
 """Instructions of opcode 0F 01 that the engine takes for undefined ones, the first two outside CPL 0, by their third byte."""
+_UNDEFINED_EXIT = VMEXIT + EXCEPTION + UD
 _EXIT, _SWINT, _V_PENDING = int(Reason.EXIT), int(ExitCode.SWINT), V_INTR.v_irq | V_INTR.v_nmi
 SX_INIT = 1
 """#SX's error code for a redirected INIT (APM2 8.4.3, 15.28)."""
@@ -104,6 +105,7 @@ class Processor(Cpu):
         self.sipi_vector = None
         self.init_state()
         self.state.xcr0 = instructions.XCR0_X87
+        self.state.mxcsr = MXCSR_DEFAULT
         self.msrs.reset(self)
         self.lapic.reset()
         self.gif = True
@@ -459,6 +461,8 @@ class Processor(Cpu):
                     return Outcome.WATCHED
                 if stop.apic is not None:
                     return self._on_apic_access(stop.apic)
+                if stop.code == _UNDEFINED_EXIT and attention.wanted(self):
+                    return self._attend()
                 self._on_exit(stop)
             elif reason == Reason.IO:
                 self._on_io()
@@ -483,6 +487,19 @@ class Processor(Cpu):
             return Outcome.WATCHED
         self._trap()
         return None
+
+    def _attend(self) -> Outcome | None:
+        """Look at the instruction at RIP, then have it executed after all."""
+        state = self.state
+        flags = attention.check(self)
+        state.hflags |= HF_LET
+        try:
+            outcome = self._stopped(self._step())
+        finally:
+            state.heed()
+        if outcome != Outcome.WATCHED:
+            state.mxcsr |= flags
+        return None if outcome == Outcome.STEPPED else outcome
 
     def _on_guarded(self, stop: Stop) -> Outcome | None:
         """An access to a page with data breakpoints or, if a store, the page of a TSS: the beginning of a task switch."""
