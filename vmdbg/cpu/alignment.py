@@ -29,7 +29,7 @@ _UNCHECKED = _ids(
     "XRSTOR64 CMPXCHG16B"
 )
 """They access nothing, or demand an alignment of their own, which the engine knows."""
-_FAR = _ids("LDS LES LFS LGS LSS LCALL LJMP SGDT SIDT")
+_FAR = _ids("LDS LES LFS LGS LSS SGDT SIDT")
 _X87_STATE = _ids("FLDENV FNSTENV FNSAVE FRSTOR")
 _FXSAVE = _ids("FXSAVE FXSAVE64 FXRSTOR FXRSTOR64")
 """On their way to a #GP for less than 16."""
@@ -92,7 +92,8 @@ def _is_string(insn: Any) -> bool:
 
 def _alignment(insn: Any, size: int, operand_size: int) -> int:
     """APM2 table 8-8."""
-    if insn.id in _FAR or insn.id in _X87_STATE:
+    far_transfer = insn.opcode[0] == 0xFF and insn.modrm >> 3 & 7 in (3, 5)
+    if far_transfer or insn.id in _FAR or insn.id in _X87_STATE:
         return 2 if operand_size == 2 else 4
     if insn.id in _FXSAVE:
         return 4

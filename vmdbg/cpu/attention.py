@@ -44,7 +44,7 @@ class Encoding(NamedTuple):
 
 
 def encoding(code: bytes, bits: int) -> Encoding | None:
-    """None for what is no instruction behind 0F, and for one with LOCK, or not all there."""
+    """None for what is no instruction behind 0F, and for one with LOCK.  What is not all there has registers for operands."""
     prefix = rex = 0
     for at, byte in enumerate(code):
         if byte in (simd.REPZ, simd.REPNZ):
@@ -54,9 +54,10 @@ def encoding(code: bytes, bits: int) -> Encoding | None:
         elif bits == 64 and byte & 0xF0 == 0x40:
             rex = byte
             continue
-        elif byte == 0x0F and len(code) > at + 3:
-            first, second, third = code[at + 1 : at + 4]
-            return Encoding(0x3A00 | second, prefix, third, rex) if first == 0x3A else Encoding(0x0F00 | first, prefix, second, rex)
+        elif byte == 0x0F:
+            first, second, third = code[at + 1 : at + 4].ljust(3, b"\xff")
+            opcode, modrm = (0x3A00 | second, third) if first == 0x3A else (0x0F00 | first, second)
+            return Encoding(opcode, prefix, modrm, rex)
         elif byte not in (0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0x67):
             break
         rex = 0

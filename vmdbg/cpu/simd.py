@@ -109,8 +109,8 @@ def _to_integer(a: Number, bits: int, rc: int) -> tuple[int, int]:
 class Form(NamedTuple):
     """An instruction that may raise SIMD exceptions.
 
-    `of` is what its second operand holds, in so many lanes from bit 0 on: a format, or the bits of an integer.  `rule` gives flags
-    before and after the computation, from both operands, MXCSR and the immediate byte.
+    `of` is what its second operand holds, in so many lanes from bit 0 on: a format, or the bits of an integer.  `rule` gives
+    flags before and after the computation, from both operands, MXCSR and the immediate byte.
     """
 
     of: Format | int
