@@ -63,14 +63,18 @@ def disassembler(bits: int) -> Any:
     return engine
 
 
-def disassemble(cpu: Cpu) -> Any:
-    """The instruction at RIP, by capstone; None if it is none."""
-    return next(disassembler(cpu.bits).disasm(cpu.fetch(), cpu.state.rip, 1), None)
+def accesses(cpu: Cpu) -> list[tuple[int, int, bool, bool]]:
+    """(linear address, bytes, reads, writes) of each memory access of the instruction at RIP, as far as it says so.
 
-
-def memory_operands(cpu: Cpu, insn: Any) -> Iterator[tuple[Any, int, int]]:
-    """(operand, segment, offset) of each explicit access to memory."""
+    Accesses to descriptor tables, the TSS and the like are not among them.
+    """
     s = cpu.state
+    code = cpu.fetch()
+    insn = next(disassembler(cpu.bits).disasm(code, s.rip, 1), None)
+    if insn is None:
+        return []
+    found = []
+    mask = 0xFFFFFFFFFFFFFFFF if cpu.bits == 64 else 0xFFFFFFFF
     for operand in insn.operands:
         if operand.type != cs.X86_OP_MEM or insn.id in (cs.X86_INS_LEA, cs.X86_INS_NOP):
             continue
@@ -87,24 +91,10 @@ def memory_operands(cpu: Cpu, insn: Any) -> Iterator[tuple[Any, int, int]]:
         if segment is None:
             string = insn.mnemonic.split()[-1][:4] in ("stos", "scas", "movs", "cmps", "insb", "insw", "insd")
             segment = ES if string and memory.base in _STRING_TO_EDI else SS if memory.base in _BASED_ON_STACK else 3
-        yield operand, segment, offset & ((1 << width) - 1)
-
-
-def accesses(cpu: Cpu) -> list[tuple[int, int, bool, bool]]:
-    """(linear address, bytes, reads, writes) of each memory access of the instruction at RIP, as far as it says so.
-
-    Accesses to descriptor tables, the TSS and the like are not among them.
-    """
-    s = cpu.state
-    insn = disassemble(cpu)
-    if insn is None:
-        return []
-    found = []
-    mask = 0xFFFFFFFFFFFFFFFF if cpu.bits == 64 else 0xFFFFFFFF
-    for operand, segment, offset in memory_operands(cpu, insn):
         base = s.base(segment) if cpu.bits != 64 or segment >= FS else 0
+        address = ((offset & ((1 << width) - 1)) + base) & mask
         access = _PORT_STRINGS.get(insn.id, operand.access)
-        found.append(((offset + base) & mask, operand.size, bool(access & 1), bool(access & 2)))
+        found.append((address, operand.size, bool(access & 1), bool(access & 2)))
     stack_mask = mask if cpu.bits == 64 or s.attrib(SS) & 0x400 else 0xFFFF
     stack_base = 0 if cpu.bits == 64 else s.base(SS)
     size = 8 if cpu.bits == 64 else insn.operands[0].size if len(insn.operands) else cpu.bits // 8
@@ -134,3 +124,30 @@ def operand_linear(cpu: Cpu, insn: Instruction) -> int:
     if cpu.bits == 64:
         return (offset + (cpu.state.base(segment) if segment >= 4 else 0)) & 0xFFFFFFFFFFFFFFFF
     return (offset + cpu.state.base(segment)) & 0xFFFFFFFF
+
+
+def disassemble(cpu: Cpu) -> Any:
+    """The instruction at RIP, by capstone; None if it is none."""
+    return next(disassembler(cpu.bits).disasm(cpu.fetch(), cpu.state.rip, 1), None)
+
+
+def memory_operands(cpu: Cpu, insn: Any) -> Iterator[tuple[Any, int, int]]:
+    """(operand, segment, offset) of each explicit access to memory."""
+    s = cpu.state
+    for operand in insn.operands:
+        if operand.type != cs.X86_OP_MEM or insn.id in (cs.X86_INS_LEA, cs.X86_INS_NOP):
+            continue
+        memory = operand.mem
+        offset = memory.disp
+        width = {16: 16, 32: 32, 64: 64}[insn.addr_size * 8]
+        for register, scale in ((memory.base, 1), (memory.index, memory.scale)):
+            if register in (cs.X86_REG_RIP, cs.X86_REG_EIP):
+                offset += s.rip + insn.size
+            elif register in _REGISTERS:
+                number, bits = _REGISTERS[register]
+                offset += (s.reg(number) & ((1 << bits) - 1)) * scale
+        segment = _SEGMENTS.get(memory.segment)
+        if segment is None:
+            string = insn.mnemonic.split()[-1][:4] in ("stos", "scas", "movs", "cmps", "insb", "insw", "insd")
+            segment = ES if string and memory.base in _STRING_TO_EDI else SS if memory.base in _BASED_ON_STACK else 3
+        yield operand, segment, offset & ((1 << width) - 1)

@@ -30,6 +30,8 @@ _HFLAGS, _MXCSR = (offset - layout.REGS for offset in (layout.HFLAGS, layout.MXC
 _AC, _CPL3, _UD = 1 << 18, 3, 6
 _CHOICE = 7
 """Offset in the switch: where the opcode, in R10D, is looked at; on the way behind 0F, too."""
+_SLOT = 0x100
+"""Bytes for a trampoline, of which there are four."""
 _UNDEFINED = 0xF1
 """INT1: the engine has none."""
 _SIMD = (0x12A, *range(0x12C, 0x130), 0x151, *range(0x158, 0x160), 0x17C, 0x17D, 0x1C2, 0x1D0, 0x1E6, 0x13A, 0x1AE)
@@ -80,7 +82,7 @@ def _choice(cave: int, site: int) -> bytes:
 
 
 def _ldmxcsr(cave: int, site: int, raises: int) -> bytes:
-    """The start of the helper of LDMXCSR: its state in RDI, the value in ESI."""
+    """In place of the first instruction of LDMXCSR's helper, which has its state in RDI and the value in ESI."""
     stop = b"\x48\x8b\x14\x24\xbe" + struct.pack("<I", _UD) + b"\xe9"  # mov rdx, [rsp]; mov esi, UD; jmp raise_exception_ra
     code = _tests(b"\x89\xf1", len(stop) + 4) + stop
     code += _displacement(cave + len(code), raises)
@@ -103,23 +105,23 @@ def call_attention() -> bool:
     not come."""
     found, loads, ftz = _find(SWITCH), _find_all(_LOAD), _find(_FTZ)
     helper, raises = _symbol("helper_ldmxcsr"), _symbol("raise_exception_ra")
-    start = b"\x89\xb7" + struct.pack("<I", _MXCSR)
-    if found is None or ftz is None or len(loads) != 2 or not raises or not helper or ctypes.string_at(helper, 6) != start:
+    store = b"\x89\xb7" + struct.pack("<I", _MXCSR)  # mov [rdi+mxcsr], esi
+    if found is None or ftz is None or len(loads) != 2 or not raises or not helper or ctypes.string_at(helper, 6) != store:
         return False
     choice = found[0] + _CHOICE
     cave = _near(choice, _PAGE)
     if cave is None:
         return False
-    body = _choice(cave, choice)
-    jumps = [(choice, cave, 7)]
-    for at, (site, match) in enumerate(loads):
-        place = cave + 0x200 + 0x100 * at
-        body = body.ljust(place - cave, b"\xcc") + _restore(place, site + match.start(2) - match.start(), match, raises)
-        jumps.append((site + match.start(2) - match.start(), place, len(match[2])))
-    place = cave + 0x400
-    body = body.ljust(place - cave, b"\xcc") + _ldmxcsr(place, helper, raises)
-    jumps.append((helper, place, len(start)))
+    trampolines = [(choice, 7, _choice(cave, choice))]
+    for at, match in loads:
+        site = at + match.start(2) - match.start()
+        trampolines.append((site, len(match[2]), _restore(cave + _SLOT * len(trampolines), site, match, raises)))
+    trampolines.append((helper, len(store), _ldmxcsr(cave + _SLOT * len(trampolines), helper, raises)))
+    body = b"".join(code.ljust(_SLOT, b"\xcc") for _, _, code in trampolines)
     ctypes.memmove(cave, body, len(body))
     if _libc.mprotect(cave, _PAGE, mmap.PROT_READ | mmap.PROT_EXEC) or not _replace(ftz[0] + 2, bytes((_SSE_FTZ,))):
         return False
-    return all(_replace(site, (b"\xe9" + _displacement(site + 1, place)).ljust(size, b"\x90")) for site, place, size in jumps)
+    return all(
+        _replace(site, (b"\xe9" + _displacement(site + 1, cave + _SLOT * slot)).ljust(size, b"\x90"))
+        for slot, (site, size, _) in enumerate(trampolines)
+    )
