@@ -11,7 +11,9 @@ from tests.engine.assembler import assemble
 from tests.engine.rig import CODE, DATA, GDT, HANDLERS, USER_CODE32, USER_CODE64, USER_DATA, USER_STACK, Mode, Rig, bits_of
 from vmdbg.cpu import attention
 from vmdbg.cpu.core import Cpu
+from vmdbg.engine.physical import WATCH_READ
 from vmdbg.engine.state import GDTR, RAX, RBP, RCX, RDI, RSI, RSP
+from vmdbg.machine import Event
 
 UD, SS, GP, PF, AC = 6, 12, 13, 14, 17
 AM, FLAG = 1 << 18, 1 << 18
@@ -148,6 +150,15 @@ def test_who_asks_for_it(flag: int, am: int, user: bool, python: bool) -> None:
     assert r.handled == (AC if user and am and flag else None)
 
 
+def test_only_am_asks_for_it(python: bool) -> None:
+    """Not where an instruction is looked at for its SIMD exceptions."""
+    for am, vector in ((AM, AC), (0, None)):
+        r = rig("addss M, %xmm0", python=python, am=am, at=DATA + 1)
+        r.state.mxcsr = 0
+        r.step()
+        assert r.handled == vector
+
+
 def test_the_fault(python: bool) -> None:
     """Nothing has happened, RIP is at the instruction, the error code is zero; it comes from the middle of a block, too."""
     r = rig("movl $7, %eax; movl $8, %ebx; it: movl %eax, 1(%rdi); nop", python=python)
@@ -280,3 +291,20 @@ def test_single_steps(mode: Mode, python: bool) -> None:
     r.run()
     assert r.handled == 1
     assert r.stack(1, bits_of(mode) // 8) == [CODE + 1]
+
+
+def test_watches_and_breakpoints_come_first(python: bool) -> None:
+    """A debugger's: before the instruction is looked at, or executed after that; and flags of MXCSR only when it is."""
+    r = rig(f"nop; it: addss {DATA + 0x1000}, %xmm0; end: nop; hlt", python=python)
+    r.state.mxcsr = 0x1F00
+    r.ram.write_u32(DATA + 0x1000, 1)
+    r.state.set_xmm(0, 0x3F800000)
+    engine = r.machine.engine
+    engine.arm({r.labels["it"], r.labels["end"]})
+    engine.physical.watch(DATA + 0x1000 >> 12, WATCH_READ, True)
+    assert (r.machine.run(breakpoints=True), r.rip) == (Event.BREAKPOINT, r.labels["it"])
+    assert (r.machine.run(step=True), r.rip, r.state.mxcsr) == (Event.WATCHED, r.labels["it"], 0x1F00)
+    assert (r.machine.run(step=True), r.rip, r.state.mxcsr) == (Event.WATCHED, r.labels["it"], 0x1F00)
+    engine.physical.watch(DATA + 0x1000 >> 12, WATCH_READ, False)
+    assert (r.machine.run(step=True), r.rip, r.state.mxcsr) == (Event.SLICE, r.labels["end"], 0x1F22)
+    assert (r.machine.run(breakpoints=True), r.rip) == (Event.BREAKPOINT, r.labels["end"])

@@ -14,6 +14,7 @@ from tests.engine.rig import CODE, DATA, MODES, Mode, Rig
 from vmdbg.cpu import attention, simd
 from vmdbg.cpu.core import Cpu
 from vmdbg.cpu.floats import DOUBLE, SINGLE, Format, unmasked
+from vmdbg.cpu.reset import power_on
 from vmdbg.engine.attention import call_attention
 from vmdbg.engine.engine import Engine
 from vmdbg.engine.state import RAX, RBX
@@ -85,6 +86,36 @@ def test_flags_are_those_of_hardware(key: tuple[int, int], form: simd.Form, wide
     after, trapped = hardware.execute(instruction(key, wide, imm), first, second, mxcsr)
     flags = simd.raised(form, first, second, mxcsr, imm)
     assert (flags, bool(flags & unmasked(mxcsr))) == (after & 63, trapped)
+
+
+def limits(form: Format) -> list[int]:
+    """Numbers whose sums, products and quotients lie just inside and outside of what the format has."""
+    size, bias = form.fraction, form.bias
+    exponents = (0, 1, 2, bias - size - 1, bias - 1, bias, bias + 1, 2 * bias - size, 2 * bias)
+    fractions = (0, 1, 1 << size - 1, (1 << size) - 1)
+    found = [exponent << size | fraction for exponent in exponents for fraction in fractions]
+    infinity = (2 * bias + 1) << size
+    return [*found, infinity, infinity | 1, infinity | 1 << size - 1, 1 << form.bits - 1 | bias << size | 1]
+
+
+SCALAR = [(key, form) for key, form in simd.FORMS.items() if form.lanes == 1 and form.of in (SINGLE, DOUBLE) and key[1]]
+
+
+@pytest.mark.skipif(not hardware.AVAILABLE, reason="gcc is needed to ask the processor")
+@pytest.mark.parametrize(("key", "form"), SCALAR, ids=[f"{op:x}-{prefix:x}" for (op, prefix), _ in SCALAR])
+def test_flags_at_the_limits(key: tuple[int, int], form: simd.Form) -> None:
+    """Rounded up into the normal numbers or not, to infinity or not, exact or not."""
+    assert isinstance(form.of, Format)
+    numbers = limits(form.of)
+    unary = key[0] in (0x0F51, 0x0F5A, 0x0F2C, 0x0F2D, 0x3A0A, 0x3A0B)
+    modes = [without(*flags) & ~0xE040 | rc << 13 | more for flags in ((), (OE, UE), (IE, DE, ZE, OE, UE, PE))
+             for rc in range(4) for more in ((0, FTZ, DAZ) if rc == 0 else (0,))]  # fmt: skip
+    for first in numbers[:1] if unary else numbers:
+        for second in numbers:
+            for mxcsr in modes if unary or (first ^ second) % 3 == 0 else modes[:1]:
+                after, trapped = hardware.execute(instruction(key, False, 4), first, second, mxcsr)
+                flags = simd.raised(form, first, second, mxcsr, 4)
+                assert (flags, bool(flags & unmasked(mxcsr))) == (after & 63, trapped), (hex(first), hex(second), hex(mxcsr))
 
 
 # In guest programs
@@ -189,6 +220,17 @@ def test_flags_stick_while_an_exception_is_unmasked(python: bool) -> None:
     assert r.state.xmm(0) == INFINITY
 
 
+@pytest.mark.parametrize("between", ["movq %cr0, %rax; movq %rax, %cr0", "int3", "cpuid", "syscall", "popfq"])
+def test_it_outlasts_what_changes_the_mode(between: str, python: bool) -> None:
+    r = rig(f"pushq $2; ldmxcsr {DATA}; {between}; 1: divss %xmm1, %xmm0; hlt", python=python, mxcsr=without(IE))
+    r.handler(3, "iretq")
+    r.state.efer |= 1
+    r.state.set_field("star", 8 << 32)
+    r.state.set_field("lstar", CODE + len(r.program.code) - 5)
+    r.run()
+    assert r.handled == XF
+
+
 def test_without_osxmmexcpt_it_is_undefined(python: bool) -> None:
     r = rig("divss %xmm1, %xmm0", python=python)
     r.state.set_cr(4, r.state.cr(4) & ~0x400)
@@ -288,6 +330,9 @@ def test_rounding_follows_the_register(python: bool) -> None:
 def test_power_on_and_init(python: bool) -> None:
     """Everything is masked at power-on; INIT leaves MXCSR (APM2 14.1.3)."""
     r = rig("hlt", python=python)
+    assert r.state.mxcsr == DEFAULT
+    r.state.mxcsr = 0
+    power_on(r.cpu)
     assert r.state.mxcsr == DEFAULT
     r.state.mxcsr = 0
     r.cpu.init_pending = True
