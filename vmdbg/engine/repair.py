@@ -1,4 +1,4 @@
-"""Mend four faults of Unicorn 2.1.4 in memory: the files on disk stay as they are.
+"""Mend five faults of Unicorn 2.1.4 in memory: the files on disk stay as they are.
 
 RDRAND and RDSEED give the host's random numbers, which no run could repeat, and no hook or intercept stops them.  The
 CPU model that has SVM has them; `withdraw_features` clears its feature bit, so that they are #UD as CPUID says.
@@ -11,6 +11,9 @@ The nested walker dies where a guest page table lies in a no-execute page.  `get
 rights, NULL for an entry of a guest page table, and on a nested leaf with NX does `*prot &= ~PAGE_EXEC` without a test: a
 guest that puts a page table into a page its hypervisor maps no-execute (which is legal and common) kills the process.  The
 instructions around it occur once in the wheel; they are led through a trampoline that tests the pointer.
+
+A far transfer to 64-bit code whose descriptor has a base executes at base + RIP, while 64-bit mode ignores the base (APM2
+4.8.1).  `mend_code_bases` puts it where we keep it (`layout.CODE_BASE`) when the engine looks for the code there.
 
 INS stores a zero to its destination to see whether it may, OUTS loads its source, and only then do they ask for the port.
 By the manual the port comes first: an intercepted one has touched nothing (APM2 15.10.2).  `withdraw_string_io` points
@@ -30,9 +33,11 @@ from pathlib import Path
 from typing import Any
 
 from unicorn import x86_const as x86
+from unicorn.unicorn_py3.unicorn import uclib
 
 from . import layout
 from .errors import EngineError
+from .state import CODE_BASE_KEPT, CS, HF_CS64
 
 SITE = re.compile(
     rb"\x48\x85\xff"  # test rdi, rdi      the leaf has NX ...
@@ -265,4 +270,51 @@ def mend_xsave() -> bool:
         return False
     return all(
         _replace(site, b"\xe9" + _displacement(site + 1, start)) for (site, _), start in zip(found, starts, strict=True)
+    )
+
+
+_CS = layout.SEGMENTS - layout.REGS + 24 * CS
+_ENTRIES = {
+    "tb_htable_lookup_x86_64": bytes.fromhex("4156 660f6ec1"),  # push r14; movd xmm0, ecx
+    "tb_gen_code_x86_64": bytes.fromhex("4157 4156 4989fe"),  # push r15; push r14; mov r14, rdi
+}
+"""Functions that find the translation of a block and make it, with their first instructions.  Both take the CPU in RDI, the
+linear address in RSI, CS.base in RDX, and the mode's flags in ECX.  No translation is made with a base in 64-bit code, so none
+is found before these are asked, and code without one never pays."""
+_STATE = re.compile(rb"\x48\x8b[\x87\xbf](\x28\x01\0\0)")
+"""mov rax or rdi, [rdi+env]: where the CPU's state is, in the first instructions of both."""
+
+
+@cache
+def mend_code_bases() -> bool:
+    """Have 64-bit code run at RIP whatever base its descriptor has; once a process.  False where that cannot be done."""
+    places = []
+    for name, first in _ENTRIES.items():
+        function = getattr(uclib, name, None)
+        at = 0 if function is None else ctypes.cast(function, ctypes.c_void_p).value or 0
+        code = ctypes.string_at(at, 64) if at else b""
+        state = _STATE.search(code)
+        if not code.startswith(first) or state is None:
+            return False
+        places.append((at, first, state[1]))
+    cave = _near(places[0][0], _PAGE)
+    if cave is None:
+        return False
+    body, starts = b"", []
+    for at, first, offset in places:
+        keep = b"\x48\x8b\x87" + offset  # mov rax, [rdi+env]
+        keep += b"\x48\x89\x90" + (layout.CODE_BASE - layout.REGS).to_bytes(4, "little")  # mov [rax+code_base], rdx
+        keep += b"\x48\x83\xa0" + (_CS + 8).to_bytes(4, "little") + b"\0"  # and qword [rax+cs.base], 0
+        keep += b"\x83\x88" + (_CS + 20).to_bytes(4, "little") + bytes([CODE_BASE_KEPT])  # or dword [rax+cs.flags], KEPT
+        keep += bytes.fromhex("4829d6 31d2")  # sub rsi, rdx; xor edx, edx
+        test = b"\xf7\xc1" + HF_CS64.to_bytes(4, "little") + b"\x74" + bytes([len(keep)])  # test ecx, CS64; jz past
+        starts.append(cave + len(body))
+        body += bytes.fromhex("4885d2 74") + bytes([len(test + keep)]) + test + keep  # test rdx, rdx; jz past
+        body += first + b"\xe9"  # past: what the entry began with; jmp behind it
+        body += _displacement(cave + len(body), at + len(first))
+    ctypes.memmove(cave, body, len(body))
+    if _libc.mprotect(cave, _PAGE, mmap.PROT_READ | mmap.PROT_EXEC):
+        return False
+    return all(
+        _replace(at, b"\xe9" + _displacement(at + 1, start)) for (at, _, _), start in zip(places, starts, strict=True)
     )
