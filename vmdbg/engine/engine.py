@@ -21,7 +21,7 @@ from . import layout
 from .errors import EngineError
 from .memory import PAGE, Ram
 from .physical import APIC_PAGE, MSRPM_PAGES, PRIVATE, PRIVATE_SIZE, VMCB_PAGE, WINDOW, WINDOW_PAGES, Npt, Physical
-from .repair import mend_code_bases, mend_nested_walker, mend_xsave, withdraw_features, withdraw_string_io
+from .repair import mend_code_bases, mend_nested_walker, mend_segment_overrides, mend_xsave, withdraw_features, withdraw_string_io
 from .runtime import BRANCH_RING, RING_SLOTS, Binding, Reason, Runtime, add_hook
 from .state import HF_CS64, HF_GUEST, HF_LMA, CpuState
 
@@ -99,6 +99,7 @@ class Engine:
         withdraw_features(uc)
         withdraw_string_io()
         mend_code_bases()
+        mend_segment_overrides()
         self.has_xsave = mend_xsave()
         """XSAVE and its like are right."""
         uc.ctl_exits_enabled(True)

@@ -1,16 +1,17 @@
-"""64-bit code whose segment has a base: CS holds it, 64-bit mode ignores it (APM2 4.5.3, 4.8.1), other modes do not."""
+"""Segments with a base in 64-bit mode: CS, DS, ES and SS hold it, and it is ignored (APM2 4.5.3, 4.8.1); other modes add it."""
 
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 import pytest
 
 from introspect.smm import SMM_SAVE, SMM_SAVE_OFFSET
 from tests.engine.assembler import assemble
 from tests.engine.rig import CODE, CODE32, CODE64, DATA, DATA32, GDT, STACK, A, Mode, Rig, descriptor
-from vmdbg.engine import layout, repair
-from vmdbg.engine.state import CS, RBX, RCX, RDX, RSI
+from vmdbg.engine import repair
+from vmdbg.engine.state import CS, DS, ES, FS, RAX, RBX, RCX, RDX, RSI, SS
 
 BASED, GATE, BASED32 = 0xA8, 0x88, 0x20
 BASE = 0x240000
@@ -127,10 +128,36 @@ def test_smm_saves_it(python: bool) -> None:
     assert (rig.reg(RBX), rig.reg(RCX), rig.reg(RDX)) == (2, rig.labels["inner"], 0x2468ACF0)
 
 
-def test_the_engine_is_mended() -> None:
+PREFIXES = {"es": (0x26, ES), "cs": (0x2E, CS), "ss": (0x36, SS), "ds": (0x3E, DS)}
+
+
+@pytest.mark.parametrize("mode", ["long", "compatibility"])
+@pytest.mark.parametrize("name", PREFIXES)
+def test_prefixes(name: str, mode: Mode, python: bool) -> None:
+    """A prefix for one of the four means nothing in 64-bit mode, alone and behind one for FS."""
+    prefix, segment = PREFIXES[name]
+    rig = rig_of(f"""
+        .byte {prefix}; movl (%ebx), %eax
+        .byte 0x64, {prefix}; movl (%ebx), %ecx
+        .byte {prefix}, 0x64; movl (%ebx), %edx
+        hlt""", mode, python=python)
+    s, wide = rig.state, mode == "long"
+    s.set_reg(RBX, DATA)
+    for number, base in ((segment, BASE), (FS, BASE + 0x1000)):
+        s.set_segment(number, s.selector(number), base, 0xFFFFFFFF, s.attrib(number))
+    s.refresh()
+    for number, address in enumerate((DATA, BASE + DATA, BASE + 0x1000 + DATA)):
+        rig.ram.write_u32(address, 10 + number)
+    if segment == CS and not wide:
+        rig.ram.write(BASE + CODE, rig.program.code)
+    rig.run()
+    assert (rig.handled, s.base(segment)) == (None, BASE)
+    assert (rig.reg(RAX), rig.reg(RCX), rig.reg(RDX)) == ((10, 12, 12) if wide else (11, 11, 12))
+
+
+@pytest.mark.parametrize("mend", [repair.mend_code_bases, repair.mend_segment_overrides])
+def test_the_engine_is_mended(mend: Any) -> None:
     """On the machines we test on; what is not as expected is left alone."""
     Rig("nop")
-    assert repair.mend_code_bases()
-    assert not repair.mend_code_bases.__wrapped__(), "the functions are not the wheel's any more"
-    state = Rig("nop").state
-    assert not state.q[layout.CODE_BASE // 8]
+    assert mend()
+    assert not mend.__wrapped__(), "the library's code is not the wheel's any more"
