@@ -10,7 +10,7 @@ import pytest
 from introspect.smm import SMM_SAVE, SMM_SAVE_OFFSET
 from tests.engine.assembler import assemble
 from tests.engine.rig import CODE, CODE32, CODE64, DATA, DATA32, GDT, STACK, A, Mode, Rig, descriptor
-from vmdbg.engine import repair
+from vmdbg.engine import bases
 from vmdbg.engine.state import CS, DS, ES, FS, RAX, RBX, RCX, RDX, RSI, SS
 
 BASED, GATE, BASED32 = 0xA8, 0x88, 0x20
@@ -155,7 +155,7 @@ def test_prefixes(name: str, mode: Mode, python: bool) -> None:
     assert (rig.reg(RAX), rig.reg(RCX), rig.reg(RDX)) == ((10, 12, 12) if wide else (11, 11, 12))
 
 
-@pytest.mark.parametrize("mend", [repair.mend_code_bases, repair.mend_segment_overrides])
+@pytest.mark.parametrize("mend", [bases.mend_code_bases, bases.mend_segment_overrides])
 def test_the_engine_is_mended(mend: Any) -> None:
     """On the machines we test on; what is not as expected is left alone."""
     Rig("nop")

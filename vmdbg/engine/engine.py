@@ -18,10 +18,11 @@ from unicorn.unicorn_py3.unicorn import uclib
 from introspect.paging import NestedFault
 
 from . import layout
+from .bases import mend_code_bases, mend_segment_overrides
 from .errors import EngineError
 from .memory import PAGE, Ram
 from .physical import APIC_PAGE, MSRPM_PAGES, PRIVATE, PRIVATE_SIZE, VMCB_PAGE, WINDOW, WINDOW_PAGES, Npt, Physical
-from .repair import mend_code_bases, mend_nested_walker, mend_segment_overrides, mend_xsave, withdraw_features, withdraw_string_io
+from .repair import mend_nested_walker, mend_xsave, withdraw_features, withdraw_string_io
 from .runtime import BRANCH_RING, RING_SLOTS, Binding, Reason, Runtime, add_hook
 from .state import HF_CS64, HF_GUEST, HF_LMA, CpuState
 
