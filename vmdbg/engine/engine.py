@@ -19,6 +19,7 @@ from introspect.paging import NestedFault
 
 from . import layout
 from .attention import call_attention
+from .bases import mend_code_bases, mend_segment_overrides
 from .errors import EngineError
 from .memory import PAGE, Ram
 from .physical import APIC_PAGE, MSRPM_PAGES, PRIVATE, PRIVATE_SIZE, VMCB_PAGE, WINDOW, WINDOW_PAGES, Npt, Physical
@@ -100,6 +101,8 @@ class Engine:
         withdraw_features(uc)
         withdraw_string_io()
         call_attention()
+        mend_code_bases()
+        mend_segment_overrides()
         self.has_xsave = mend_xsave()
         """XSAVE and its like are right."""
         uc.ctl_exits_enabled(True)
