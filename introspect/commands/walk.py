@@ -27,7 +27,7 @@ class Walked:
         found = self.walk
         access = "write" if found.access.write else "execute" if found.access.execute else "read"
         mode = "paging off" if found.mode == "off" else f"{found.mode} paging"
-        over = f" over {found.nested_mode} nested paging" if found.nested_mode else ""
+        over = f" over {found.nested_mode} nested paging{' with GMET' * found.gmet}" if found.nested_mode else ""
         user = "user" if found.access.user else "supervisor"
         lines = [f"{found.gva:#x} in {self.who}, {user} {access}: {mode}{over}"]
         nested = found.nested_mode is not None
@@ -80,7 +80,10 @@ def _rights(found: Walk) -> str:
     for step in [*inner, *(leaves[-1:] if found.nested_mode else [])]:
         combined &= step.rights | (ENTRY.U if step.nested else 0)
         denied |= step.rights & ENTRY.NX
-    words = ["read", *(["write"] if combined & ENTRY.W else []), *([] if denied else ["execute"])]
+    execute = "execute"
+    if found.gmet:
+        execute += f" as {'user' if leaves[-1].rights & ENTRY.U else 'supervisor'} only (GMET)"
+    words = ["read", *(["write"] if combined & ENTRY.W else []), *([] if denied else [execute])]
     return f"{', '.join(words)}; {'user and supervisor' if combined & ENTRY.U else 'supervisor only'}"
 
 

@@ -1,4 +1,4 @@
-"""Mend four faults of Unicorn 2.1.4 in memory: the files on disk stay as they are.
+"""Mend faults of Unicorn 2.1.4 in memory: the files on disk stay as they are.
 
 RDRAND and RDSEED give the host's random numbers, which no run could repeat, and no hook or intercept stops them.  The
 CPU model that has SVM has them; `withdraw_features` clears its feature bit, so that they are #UD as CPUID says.
@@ -10,7 +10,13 @@ raise #NM; `mend_xsave` leads their test of CR4.OSXSAVE through a trampoline tha
 The nested walker dies where a guest page table lies in a no-execute page.  `get_hphys` takes a pointer to the access
 rights, NULL for an entry of a guest page table, and on a nested leaf with NX does `*prot &= ~PAGE_EXEC` without a test: a
 guest that puts a page table into a page its hypervisor maps no-execute (which is legal and common) kills the process.  The
-instructions around it occur once in the wheel; they are led through a trampoline that tests the pointer.
+instructions around it occur once in the wheel; they are led through a trampoline that tests the pointer.  It also looks at two
+bits of a leaf that the engine leaves to software: `ONLY_USER` and `ONLY_SUPERVISOR` say whose code the page may hold, which the
+walker, that takes every access for a user's, has no word for (GMET, APM2 15.25.13).  Whose access it is, the caller keeps in a
+register that `get_hphys` has saved at a known place of its stack.
+
+The walk of a guest's tables lets pass what is reserved in the upper entries: `mend_reserved_bits` puts the missing bits into the
+constants that it tests with.
 
 INS stores a zero to its destination to see whether it may, OUTS loads its source, and only then do they ask for the port.
 By the manual the port comes first: an intercepted one has touched nothing (APM2 15.10.2).  `withdraw_string_io` points
@@ -33,6 +39,7 @@ from unicorn import x86_const as x86
 
 from . import layout
 from .errors import EngineError
+from .physical import ONLY_SUPERVISOR, ONLY_USER
 
 SITE = re.compile(
     rb"\x48\x85\xff"  # test rdi, rdi      the leaf has NX ...
@@ -45,6 +52,36 @@ SITE = re.compile(
 )
 _FAULT_FROM, _PAST = 15, 18
 """Offsets in the site: the end of `je fault`, and `past`."""
+
+WALK = re.compile(
+    rb"\x41\x57\x49\x89\xf7\x41\x56\x41\x55\x41\x54\x55\x53"  # push r15; mov r15, rsi; push r14, r13, r12, rbp, rbx
+    rb"\x48\x83\xec\x38"  # sub rsp, 0x38
+    rb"\xf6\x87.{4}\x40\x75",  # test byte [rdi+hflags2], NPT; jne
+    re.DOTALL,
+)
+FINAL_WALK = re.compile(
+    rb"\x48\x21\xf1\x48\x8d\x34\x11"  # and rcx, rsi; lea rsi, [rcx+rdx]
+    rb"\x4c\x89\xc9\x44\x89\xea"  # mov rcx, r9; mov edx, r13d    the rights, and what the access is
+    rb"\xe8(.{4})"  # call get_hphys
+    rb"\x4c\x89\xe6\x31\xc9\x41\x89\xd9",  # mov rsi, r12; xor ecx, ecx; mov r9d, ebx    for tlb_set_page: whose it is
+    re.DOTALL,
+)
+"""The beginning of `get_hphys`, and its only call with a pointer to the access rights."""
+_CALL_FROM, _SAVED_RBX, _USER_INDEX = 18, 0x38, 1
+"""The end of the call in `FINAL_WALK`; where rbx lies on the stack of `get_hphys`, and what it is for an access of a user."""
+
+PML4E_RESERVED = re.compile(
+    rb"\x49\xba(\x80\0\0\0\0\xff\x0f\0).{72}"  # movabs r10, 51:40 and PS
+    rb"\x48\xba(\x80\0\0\0\0\xff\x0f\x80)\x4c\x0f\x44\xd2",  # movabs rdx, the same and NX; cmove r10, rdx    without EFER.NXE
+    re.DOTALL,
+)
+PDPE_RESERVED = re.compile(
+    rb"\x49\xb9(\0\0\0\0\0\xff\xff\xff)"  # movabs r9, 63:40
+    rb"\x4c\x85\xc8\x0f\x85.{4}"  # test rax, r9; jne fault
+    rb"\x49\xb9\x06\0\0\0\0\0\0\x80",  # movabs r9, NX | U | W    rights that a PDPE of PAE grants
+    re.DOTALL,
+)
+"""What the walk of a guest's tables tests in PML4 (and PML5) entries, and in PDP entries of PAE mode."""
 
 SWITCH = re.compile(
     rb"\x48\x8d\x1d(.{4})"  # lea rbx, table        32-bit distances from itself, by opcode, | 0x100 behind 0F
@@ -193,6 +230,31 @@ def _distance(operand: bytes) -> int:
 
 
 @cache
+def knows_privilege() -> bool:
+    """Whether the nested walker can tell whose access it walks for: it is called as it should be."""
+    walk, call = _find(WALK), _find(FINAL_WALK)
+    if walk is None or call is None:
+        return False
+    site, match = call
+    return site + _CALL_FROM + _distance(match[1]) == walk[0]
+
+
+def _privileged(start: int) -> bytes:
+    """The trampoline's part for `ONLY_USER` and `ONLY_SUPERVISOR`, at its offset `start`, with the pte in rax.  It ends in a jump to
+    the refusal at offset 5 where the page is not executable for such an access, and is left to its end where it is."""
+    if not knows_privilege():
+        return b""
+    whose = b"\x83\x7c\x24" + bytes((_SAVED_RBX, _USER_INDEX)) + b"\x74\x07"  # cmp dword [rsp+rbx's], user; je user
+    whose += b"\xa9" + ONLY_USER.to_bytes(4, "little") + b"\xeb\x05"  # test eax, ONLY_USER; jmp decide
+    whose += b"\xa9" + ONLY_SUPERVISOR.to_bytes(4, "little")  # user: test eax, ONLY_SUPERVISOR
+    whose += b"\x74\x02\xeb"  # decide: jz end; jmp refuse
+    tested = b"\xa9" + (ONLY_USER | ONLY_SUPERVISOR).to_bytes(4, "little")  # test eax, either
+    tested += bytes((0x74, len(whose) + 6)) + b"\x48\x85\xc9" + bytes((0x74, len(whose) + 1))  # jz end; test rcx, rcx; jz end
+    body = tested + whose
+    return body + (5 - (start + len(body) + 1)).to_bytes(1, "little", signed=True)
+
+
+@cache
 def mend_nested_walker() -> bool:
     """Install the trampoline; once a process.  False where the instructions are not found or may not be changed.
 
@@ -207,9 +269,11 @@ def mend_nested_walker() -> bool:
     cave = _near(site, _PAGE)
     if cave is None:
         return False
-    body = bytes.fromhex("4885ff 7912 4183fe02 0f84")  # test rdi, rdi; jns end; cmp r14d, 2; je fault
+    body = bytes.fromhex("4885ff 7917 4183fe02 0f84")  # test rdi, rdi; jns executable; refuse: cmp r14d, 2; je fault
     body += _displacement(cave + len(body), fault)
-    body += bytes.fromhex("4885c9 7403 8321fb")  # test rcx, rcx; jz end; and dword [rcx], ~PAGE_EXEC
+    body += bytes.fromhex("4885c9 7403 8321fb")  # test rcx, rcx; jz skip; and dword [rcx], ~PAGE_EXEC
+    body += b"\xe9" + _displacement(cave + len(body) + 1, past)  # skip: jmp past
+    body += _privileged(len(body))  # executable: for whom?
     body += b"\xe9" + _displacement(cave + len(body) + 1, past)  # end: jmp past
     ctypes.memmove(cave, body, len(body))
     if _libc.mprotect(cave, _PAGE, mmap.PROT_READ | mmap.PROT_EXEC):
@@ -265,4 +329,24 @@ def mend_xsave() -> bool:
         return False
     return all(
         _replace(site, b"\xe9" + _displacement(site + 1, start)) for (site, _), start in zip(found, starts, strict=True)
+    )
+
+
+@cache
+def mend_reserved_bits() -> bool:
+    """Have the walk of a guest's tables refuse what is reserved in upper entries: bit 8 of a PML4E, and bits 8:5 and 2:1 of a PDPE in
+    PAE mode (APM2 5.2.3, 5.3.3).  Once a process.
+
+    False where the constants are not found, or may not be changed: there such entries are walked as if the bits were clear.
+    """
+    found = [_find(pattern) for pattern in (PML4E_RESERVED, PDPE_RESERVED)]
+    if None in found:
+        return False
+    places = [
+        (site + match.start(group) - match.start(), match[group], bits)
+        for (site, match), groups, bits in zip(filter(None, found), ((1, 2), (1,)), (0x100, 0x1E6), strict=True)
+        for group in groups
+    ]
+    return all(
+        _replace(at, (int.from_bytes(constant, "little") | bits).to_bytes(8, "little")) for at, constant, bits in places
     )
