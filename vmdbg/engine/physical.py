@@ -27,7 +27,11 @@ NX = 1 << 63
 LEAF = P | U | A | D
 """Accessed and dirty are always set: the architectural bits live in the user's tables."""
 ONLY_USER, ONLY_SUPERVISOR = 1 << 9, 1 << 10
-"""Of an executable leaf under GMET: whose code the page may hold.  Bits that are software's; repair.py has the engine heed them."""
+"""Of an executable leaf under GMET: whose code the page may hold."""
+CHECKED = 1 << 11
+"""The page holds code and is written: each store to it is checked, also where it is not executable for who stores.
+
+Bits 11:9 are software's; repair.py has the engine heed them."""
 
 PRIVATE = 0xF000000000
 """Engine-physical home of what only the engine uses; no table maps it, so no guest can name it."""
@@ -347,22 +351,22 @@ class Physical:
             entry |= W
         if self.nx and not (executable and state & (CODE | MIXED)):
             entry |= NX
-        return entry
+        return entry | CHECKED if state & MIXED else entry
 
-    def _on_code(self, page: int, write: bool, mixes: bool = True) -> None:
-        """A fetch from a data page, or a store to a page of translated code; if not `mixes`, it may not hold both."""
+    def _on_code(self, page: int, write: bool) -> None:
+        """A fetch from a data page, or a store to a page of translated code."""
         pages = self.ram.pages
         state = pages[page]
-        flips = min(state & -FLIP & 0xFF, MOST_FLIPS)
-        if mixes and flips >= MOST_FLIPS:
+        flips = state & -FLIP & 0xFF
+        if flips >= MOST_FLIPS:
             # It holds both: executable and writable, and the engine itself watches every store.
             pages[page] = (state & ~(CODE | MIXED)) | MIXED
             self.mixed = True
         elif write:
-            pages[page] = (state & 0x1F & ~(CODE | MIXED)) | (flips + FLIP)
+            pages[page] = (state & 0x1F & ~CODE) | (flips + FLIP)
             self.invalidate(page << 12, PAGE)
         else:
-            pages[page] = (state & ~MIXED) | CODE
+            pages[page] = state | CODE
         self.drop(page)
 
     def guard_tables(self, pages: set[int]) -> None:
@@ -447,15 +451,9 @@ class Physical:
             return -1
         page = spa >> 12
         state = self.ram.pages[page]
-        if only and state & MIXED:
-            # The engine would not check the stores of those for whom the page is not executable.
-            if fetch or write:
-                self._on_code(page, write, mixes=False)
-            else:
-                writable = executable = False
-        elif (fetch and not state & (CODE | MIXED)) or (write and state & CODE):
+        if (fetch and not state & (CODE | MIXED)) or (write and state & CODE):
             if self.nx:
-                self._on_code(page, write, mixes=not only)
+                self._on_code(page, write)
             else:
                 self.ram.pages[page] = (state & ~CODE) | MIXED
         if write and state & TABLE:

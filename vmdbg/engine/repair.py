@@ -10,10 +10,13 @@ raise #NM; `mend_xsave` leads their test of CR4.OSXSAVE through a trampoline tha
 The nested walker dies where a guest page table lies in a no-execute page.  `get_hphys` takes a pointer to the access
 rights, NULL for an entry of a guest page table, and on a nested leaf with NX does `*prot &= ~PAGE_EXEC` without a test: a
 guest that puts a page table into a page its hypervisor maps no-execute (which is legal and common) kills the process.  The
-instructions around it occur once in the wheel; they are led through a trampoline that tests the pointer.  It also looks at two
-bits of a leaf that the engine leaves to software: `ONLY_USER` and `ONLY_SUPERVISOR` say whose code the page may hold, which the
-walker, that takes every access for a user's, has no word for (GMET, APM2 15.25.13).  Whose access it is, the caller keeps in a
-register that `get_hphys` has saved at a known place of its stack.
+instructions around it occur once in the wheel; they are led through a trampoline that tests the pointer.  It also looks at
+bits of a leaf that are software's, and free:
+
+- `ONLY_USER` and `ONLY_SUPERVISOR` say whose code the page may hold (GMET, APM2 15.25.13), for which the walker, that takes
+  every access for a user's, has no word.  Whose it is, its caller keeps in a register that it saves.
+- `CHECKED`: the page holds code and is written.  The engine checks stores for translated code only while the page is
+  executable for who stores.  An alias that is not gets an entry of the TLB that is good for one store.
 
 The walk of a guest's tables lets pass what is reserved in the upper entries: `mend_reserved_bits` puts the missing bits into the
 constants that it tests with.
@@ -39,7 +42,7 @@ from unicorn import x86_const as x86
 
 from . import layout
 from .errors import EngineError
-from .physical import ONLY_SUPERVISOR, ONLY_USER
+from .physical import CHECKED, ONLY_SUPERVISOR, ONLY_USER
 
 SITE = re.compile(
     rb"\x48\x85\xff"  # test rdi, rdi      the leaf has NX ...
@@ -239,19 +242,29 @@ def knows_privilege() -> bool:
     return site + _CALL_FROM + _distance(match[1]) == walk[0]
 
 
-def _privileged(start: int) -> bytes:
-    """The trampoline's part for `ONLY_USER` and `ONLY_SUPERVISOR`, at its offset `start`, with the pte in rax.  It ends in a jump to
-    the refusal at offset 5 where the page is not executable for such an access, and is left to its end where it is."""
-    if not knows_privilege():
-        return b""
-    whose = b"\x83\x7c\x24" + bytes((_SAVED_RBX, _USER_INDEX)) + b"\x74\x07"  # cmp dword [rsp+rbx's], user; je user
-    whose += b"\xa9" + ONLY_USER.to_bytes(4, "little") + b"\xeb\x05"  # test eax, ONLY_USER; jmp decide
-    whose += b"\xa9" + ONLY_SUPERVISOR.to_bytes(4, "little")  # user: test eax, ONLY_SUPERVISOR
-    whose += b"\x74\x02\xeb"  # decide: jz end; jmp refuse
-    tested = b"\xa9" + (ONLY_USER | ONLY_SUPERVISOR).to_bytes(4, "little")  # test eax, either
-    tested += bytes((0x74, len(whose) + 6)) + b"\x48\x85\xc9" + bytes((0x74, len(whose) + 1))  # jz end; test rcx, rcx; jz end
-    body = tested + whose
-    return body + (5 - (start + len(body) + 1)).to_bytes(1, "little", signed=True)
+def _linked(origin: int, *parts: bytes | str | tuple[bytes, str | int]) -> bytes:
+    """Code for address `origin` from pieces, names of places, and jumps: short ones to a name, near ones to an address."""
+    places, at = {}, 0
+    for part in parts:
+        if isinstance(part, str):
+            places[part] = at
+        else:
+            at += len(part) if isinstance(part, bytes) else 2 if isinstance(part[1], str) else 5
+    code = b""
+    for part in parts:
+        if isinstance(part, bytes):
+            code += part
+        elif isinstance(part, tuple):
+            opcode, target = part
+            if isinstance(target, str):
+                code += opcode + (places[target] - len(code) - 2).to_bytes(1, "little", signed=True)
+            else:
+                code += opcode + _displacement(origin + len(code) + 1, target)
+    return code
+
+
+def _test_pte(bits: int) -> bytes:
+    return b"\xa9" + bits.to_bytes(4, "little")  # test eax, bits
 
 
 @cache
@@ -269,12 +282,21 @@ def mend_nested_walker() -> bool:
     cave = _near(site, _PAGE)
     if cave is None:
         return False
-    body = bytes.fromhex("4885ff 7917 4183fe02 0f84")  # test rdi, rdi; jns executable; refuse: cmp r14d, 2; je fault
-    body += _displacement(cave + len(body), fault)
-    body += bytes.fromhex("4885c9 7403 8321fb")  # test rcx, rcx; jz skip; and dword [rcx], ~PAGE_EXEC
-    body += b"\xe9" + _displacement(cave + len(body) + 1, past)  # skip: jmp past
-    body += _privileged(len(body))  # executable: for whom?
-    body += b"\xe9" + _displacement(cave + len(body) + 1, past)  # end: jmp past
+    jump, jz, jnz, jns = b"\xeb", b"\x74", b"\x75", b"\x79"
+    has_rights, allows = b"\x48\x85\xc9", b"\xf7\x01"  # test rcx, rcx; test dword [rcx], ...
+    body = _linked(
+        cave,
+        b"\x48\x85\xff", (jns, "executable"),  # test rdi, rdi
+        "refuse", b"\x41\x83\xfe\x02", (jz, "fault"),  # cmp r14d, 2    a fetch
+        has_rights, (jz, "past"), b"\x83\x21\xfb", (jump, "stores"),  # and dword [rcx], ~PAGE_EXEC
+        "executable", _test_pte(ONLY_USER | ONLY_SUPERVISOR if knows_privilege() else 0), (jz, "stores"),
+        has_rights, (jz, "past"), b"\x83\x7c\x24" + bytes((_SAVED_RBX, _USER_INDEX)), (jz, "user"),  # cmp dword [rsp+...], ...
+        _test_pte(ONLY_USER), (jnz, "refuse"), (jump, "stores"),
+        "user", _test_pte(ONLY_SUPERVISOR), (jnz, "refuse"),
+        "stores", _test_pte(CHECKED), (jz, "past"),
+        has_rights, (jz, "past"), allows + b"\4\0\0\0", (jnz, "past"), b"\x83\x09\x40",  # PAGE_EXEC; or dword [rcx], PAGE_WRITE_INV
+        "past", (b"\xe9", past), "fault", (b"\xe9", fault),
+    )  # fmt: skip
     ctypes.memmove(cave, body, len(body))
     if _libc.mprotect(cave, _PAGE, mmap.PROT_READ | mmap.PROT_EXEC):
         return False
