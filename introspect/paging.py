@@ -233,7 +233,8 @@ class Translation(NamedTuple):
     dirty: bool
     """Whether every entry a write would mark dirty now is."""
     rights: int
-    """W, U and NX of both dimensions combined, whatever the privilege (so without GMET), and G of the guest's page: bits of ENTRY."""
+    """W, U and NX of both dimensions combined, whatever the privilege (so without GMET), and G of the guest's page: bits of
+    ENTRY."""
 
 
 class Fault(NamedTuple):

@@ -10,7 +10,7 @@ from tests.engine.rig import CODE, DATA, HANDLERS, MODES, USER_CODE64, USER_DATA
 from tests.svm.covers import covers
 from tests.svm.hypervisor import GUEST, HLT, NPF, NX, VMMCALL, Hypervisor, P, U, W
 from vmdbg.engine.physical import MIXED
-from vmdbg.engine.state import RAX, RBX, RCX
+from vmdbg.engine.state import RBX, RCX
 
 NP, GMET = 1, 8
 FINAL, TABLE = 1 << 32, 1 << 33

@@ -283,7 +283,7 @@ def mend_nested_walker() -> bool:
     if cave is None:
         return False
     jump, jz, jnz, jns = b"\xeb", b"\x74", b"\x75", b"\x79"
-    has_rights, allows = b"\x48\x85\xc9", b"\xf7\x01"  # test rcx, rcx; test dword [rcx], ...
+    has_rights, allows_execution = b"\x48\x85\xc9", b"\xf7\x01\4\0\0\0"  # test rcx, rcx; test dword [rcx], PAGE_EXEC
     body = _linked(
         cave,
         b"\x48\x85\xff", (jns, "executable"),  # test rdi, rdi
@@ -294,7 +294,7 @@ def mend_nested_walker() -> bool:
         _test_pte(ONLY_USER), (jnz, "refuse"), (jump, "stores"),
         "user", _test_pte(ONLY_SUPERVISOR), (jnz, "refuse"),
         "stores", _test_pte(CHECKED), (jz, "past"),
-        has_rights, (jz, "past"), allows + b"\4\0\0\0", (jnz, "past"), b"\x83\x09\x40",  # PAGE_EXEC; or dword [rcx], PAGE_WRITE_INV
+        has_rights, (jz, "past"), allows_execution, (jnz, "past"), b"\x83\x09\x40",  # or dword [rcx], PAGE_WRITE_INV
         "past", (b"\xe9", past), "fault", (b"\xe9", fault),
     )  # fmt: skip
     ctypes.memmove(cave, body, len(body))
@@ -356,10 +356,10 @@ def mend_xsave() -> bool:
 
 @cache
 def mend_reserved_bits() -> bool:
-    """Have the walk of a guest's tables refuse what is reserved in upper entries: bit 8 of a PML4E, and bits 8:5 and 2:1 of a PDPE in
-    PAE mode (APM2 5.2.3, 5.3.3).  Once a process.
+    """Have the walk of a guest's tables refuse what is reserved in upper entries; once a process.
 
-    False where the constants are not found, or may not be changed: there such entries are walked as if the bits were clear.
+    That is bit 8 of a PML4E, and bits 8:5 and 2:1 of a PDPE in PAE mode (APM2 5.2.3, 5.3.3).  False where the constants are not
+    found, or may not be changed: there such entries are walked as if the bits were clear.
     """
     found = [_find(pattern) for pattern in (PML4E_RESERVED, PDPE_RESERVED)]
     if None in found:

@@ -114,8 +114,8 @@ class Entry:
     gpa: int
     spa: int
     rights: int
-    """W, U, NX and G as in `Translation.rights`, but W without the nested tables; under GMET also whose code the page may hold, as in
-    the engine's own nested tables."""
+    """W, U, NX and G as in `Translation.rights`, but W without the nested tables; under GMET also whose code the page may
+    hold, as in the engine's own nested tables."""
     dirty: bool
     """A write needs no look at the tables: its dirty bits are set, and the nested tables let it."""
     span: int
