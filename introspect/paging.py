@@ -386,8 +386,10 @@ def _nested(
                 pending.append((leaf.spa, _D))
                 dirty = True
             spa, size = leaf.address, 1 << leaf.shift
-            if nested.apic is not None and gpa & ~0xFFF == nested.apic[0]:
-                spa, size = nested.apic[1] | gpa & 0xFFF, 0x1000
+            if nested.apic is not None and not (gpa ^ nested.apic[0]) & -size:
+                size = 0x1000  # what lies around the APIC page is in parts
+                if gpa & -size == nested.apic[0]:
+                    spa = nested.apic[1] | gpa & 0xFFF
             return NestedTranslation(Spa(spa), bool(rights & _W), not rights & _NX, size, dirty, bool(rights & _U))
         cause = int(PF_ERROR.P)
     else:

@@ -439,6 +439,12 @@ def test_the_apic_page_of_avic_leads_to_the_backing_page() -> None:
     assert isinstance(found, NestedTranslation)
     assert (found.spa, found.page_size, found.writable) == (0x6123, 0x1000, False)
     assert isinstance(nested_translate(memory, avic, 0x5123, True, False, set_ad=False), NestedFault)
+    npt.map(0x4020_0000, 0, level=2)
+    large = replace(avic, apic=(0x4020_5000, 0x6000))
+    for gpa, spa in ((0x4020_5123, 0x6123), (0x4020_4123, 0x4123), (0x4020_6123, 0x6123)):
+        found = nested_translate(memory, large, gpa, False, False, set_ad=False)
+        assert isinstance(found, NestedTranslation)
+        assert (found.spa, found.page_size) == (spa, 0x1000), "a large page around it does not map linearly"
     avic = replace(avic, apic=(1 << 40, 0x6000))
     assert isinstance(nested_translate(memory, avic, 1 << 40, False, False, set_ad=False), NestedFault)
 

@@ -39,10 +39,11 @@ from vmdbg.cpu.core import Cpu, Notice
 from vmdbg.cpu.faults import NestedPageFault
 from vmdbg.engine.engine import EXCEPTION, NPF, VMEXIT, Stop
 from vmdbg.engine.physical import (
+    APIC_HOLE,
+    HOLE,
     LEAF,
     ONLY_SUPERVISOR,
     ONLY_USER,
-    PRIVATE,
     Mirror,
     OutOfTables,
     Physical,
@@ -61,8 +62,6 @@ SIZES = (PAGE, 2 << 20, 4 << 20, 1 << 30)
 MOST_ENTRIES = 4096
 """Of one ASID, level and page size; then the oldest goes, as hardware's capacity ends some time."""
 MOST_SPACES = 64
-HOLE = PRIVATE - PAGE
-"""Where there is no memory and no device: stands for system-physical addresses from there on, which are the engine's own."""
 
 _W, _U, _G, _NX = ENTRY.W, ENTRY.U, ENTRY.G, ENTRY.NX
 _ONLY = ONLY_USER | ONLY_SUPERVISOR
@@ -131,6 +130,9 @@ class Entry:
 
     def spa_of(self, address: int) -> int:
         return self.spa + address - self.base
+
+    def gpa_of(self, address: int) -> int:
+        return self.gpa + address - self.base
 
 
 class Fresh(NamedTuple):
@@ -293,6 +295,10 @@ class Tlb:
         """As `Engine.step`."""
         return self._execute(state, npt, None)
 
+    def access_apic(self, state: CpuState, npt: Npt, gpa: int) -> Stop:
+        """As `Engine.access_apic`."""
+        return self._execute(state, npt, lambda on: self.cpu.engine.access_apic(state, on, gpa))
+
     def _execute(self, state: CpuState, npt: Npt, run: Callable[[Npt], Stop] | None) -> Stop:
         """`run` None: a step."""
         engine = self.cpu.engine
@@ -371,7 +377,12 @@ class Tlb:
     def _map(self, space: Space, entry: Entry, rights: int, address: int, access: Access) -> None:
         cr0, cr4 = self.cpu.state.cr(0), self.cpu.state.cr(4)
         user = rights & _U if cr0 & CR0.PG else _U * access.user
-        leaf = min(entry.spa_of(address) & -PAGE, HOLE) | LEAF & ~_U | rights & (_W | _NX)
+        spa = entry.spa_of(address) & -PAGE
+        if spa >= APIC_HOLE:
+            spa = HOLE
+        if space.by is not None and space.by.apic is not None and entry.gpa_of(address) & -PAGE == space.by.apic[0]:
+            spa = APIC_HOLE
+        leaf = spa | LEAF & ~_U | rights & (_W | _NX)
         if access.write and not rights & _W:
             # A supervisor without CR0.WP: the page is writable for as long as no user comes.
             leaf, user = leaf | _W | (_NX if rights & _U and cr4 & CR4.SMEP else 0), 0
@@ -389,6 +400,16 @@ class Tlb:
         entry.leaves.add(page)
 
     # Looking up
+
+    def guest_physical(self, address: int, access: Access) -> int | Fault:
+        """Guest-physical address of an access of the instruction at RIP, without a mark and untold."""
+        space, address = self._space(), self._linear(address)
+        assert space is not None
+        entry = (space.linear if self._paging.format else space.nested).find(address)
+        if entry is not None and self._permits(entry, access):
+            return entry.gpa_of(address)
+        found = translate(self.physical.ram, self._paging, address, access, self.cpu.nested, set_ad=False)
+        return found if isinstance(found, Fault) else found.gpa
 
     def locate(self, address: int, access: Access, *, set_ad: bool) -> int | Fault:
         """System-physical address of an access of the processor's own.  Without `set_ad` nothing is added, or told."""

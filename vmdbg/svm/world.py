@@ -309,7 +309,7 @@ def vmrun(cpu: Cpu, size: int) -> Event | None:
     s.refresh(cpl)
     s.shadow = guest.shadow
     apic = None
-    if avic.enabled(guest) and cpu.tlb is None:
+    if avic.enabled(guest):
         guest.avic = avic.Avic(cpu, guest, view)
         guest.avic.evaluate()
         apic = guest.avic.base, guest.avic.page.spa
