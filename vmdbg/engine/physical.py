@@ -47,8 +47,8 @@ WINDOW_PAGES = 16
 APIC_PAGE = 1 << 52
 """In place of an spa: the virtual APIC of the guest that runs.  No table can name an address up there."""
 HOLE, APIC_HOLE = PRIVATE - PAGE, PRIVATE - 2 * PAGE
-"""Where a mirror's leaves lead that lead to no memory: those for addresses from there on, which are the engine's own, and those for
-the guest's virtual APIC."""
+"""Where a mirror's leaves lead that lead to no memory: those for addresses from there on, which are the engine's own, and those
+for the guest's virtual APIC."""
 
 CODE, MIXED, TABLE, WATCH_WRITE, WATCH_READ = 1, 2, 4, 8, 16
 NOTED = CODE | MIXED | TABLE | WATCH_WRITE | WATCH_READ

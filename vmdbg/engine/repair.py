@@ -53,6 +53,8 @@ SITE = re.compile(
     rb"\x83\xe7\x02\x75",  # past: and edi, PG_RW; jne
     re.DOTALL,
 )
+_BEFORE, _BEHIND = 0x400, 0x1400
+"""Bytes before the site, and from it on, in which both walks lie."""
 _FAULT_FROM, _PAST = 15, 18
 """Offsets in the site: the end of `je fault`, and `past`."""
 
@@ -193,6 +195,22 @@ def _find(pattern: re.Pattern[bytes]) -> tuple[int, re.Match[bytes]] | None:
     return found[0] if len(found) == 1 else None
 
 
+@cache
+def _nested_walker() -> tuple[int, re.Match[bytes]] | None:
+    """`SITE` as the wheel has it."""
+    return _find(SITE)
+
+
+def _find_in_walks(pattern: re.Pattern[bytes]) -> tuple[int, re.Match[bytes]] | None:
+    """The one place near the nested walker that matches: in itself, or in the walk of the guest's tables behind it."""
+    walker = _nested_walker()
+    if walker is None:
+        return None
+    first = walker[0] - _BEFORE
+    found = list(pattern.finditer(ctypes.string_at(first, _BEFORE + _BEHIND)))
+    return (first + found[0].start(), found[0]) if len(found) == 1 else None
+
+
 def _replace(address: int, data: bytes) -> bool:
     """Write into the library; False if its mapping may not be changed."""
     for first, end, rights in _mappings():
@@ -235,7 +253,7 @@ def _distance(operand: bytes) -> int:
 @cache
 def knows_privilege() -> bool:
     """Whether the nested walker can tell whose access it walks for: it is called as it should be."""
-    walk, call = _find(WALK), _find(FINAL_WALK)
+    walk, call = _find_in_walks(WALK), _find_in_walks(FINAL_WALK)
     if walk is None or call is None:
         return False
     site, match = call
@@ -273,7 +291,7 @@ def mend_nested_walker() -> bool:
 
     Without it the engine maps no page no-execute: nothing crashes, but nested NX is not enforced and stores are slower.
     """
-    found = _find(SITE)
+    found = _nested_walker()
     if found is None:
         return False
     site, match = found
@@ -361,7 +379,7 @@ def mend_reserved_bits() -> bool:
     That is bit 8 of a PML4E, and bits 8:5 and 2:1 of a PDPE in PAE mode (APM2 5.2.3, 5.3.3).  False where the constants are not
     found, or may not be changed: there such entries are walked as if the bits were clear.
     """
-    found = [_find(pattern) for pattern in (PML4E_RESERVED, PDPE_RESERVED)]
+    found = [_find_in_walks(pattern) for pattern in (PML4E_RESERVED, PDPE_RESERVED)]
     if None in found:
         return False
     places = [
