@@ -114,6 +114,7 @@ from tests.svm.hypervisor import HLT, Hypervisor, P
 h = Hypervisor("hlt", host="vmrun; movl $0x8000000a, %eax; cpuid; hlt")
 engine = h.machine.engine
 assert (engine.physical.nx, engine.has_gmet, engine.checks_reserved) == (True, False, False)
+assert engine.lacks == ["GMET", "reserved bits of upper page-table entries"]
 h.set(misc_ctl=9)
 assert h.enter() == HLT, "GMET is ignored"
 assert not h.reg(2) >> 17 & 1, "GMET is not claimed"
@@ -126,7 +127,7 @@ print(h.enter())
 def test_walks_are_mended() -> None:
     """GMET and the reserved bits of a guest's tables work on the machines we test on."""
     engine = Engine(1 << 20, Clock())
-    assert (engine.has_gmet, engine.checks_reserved) == (True, True)
+    assert (engine.has_gmet, engine.checks_reserved, engine.lacks) == (True, True, [])
     assert not repair.mend_reserved_bits.__wrapped__(), "the constants are not the wheel's any more"
 
 

@@ -121,6 +121,12 @@ class Engine:
         """Nested leaves that hold code of one privilege only are enforced."""
         self.checks_reserved = mend_reserved_bits()
         """All reserved bits of a guest's tables are."""
+        mended = {
+            "no-execute in nested tables": self.physical.nx, "GMET": self.has_gmet, "XSAVE": self.has_xsave,
+            "reserved bits of upper page-table entries": self.checks_reserved,
+        }  # fmt: skip
+        self.lacks = [what for what, works in mended.items() if not works]
+        """In words, what a processor has and this does not, since its Unicorn is not as we know it."""
         for first, end in ram.ranges:
             self._map(first, end - first, ram.address + first)
         arena = ctypes.addressof(ctypes.c_char.from_buffer(self.physical.arena.buffer))
