@@ -155,10 +155,10 @@ def _gmet(s: State, cpu: Processor) -> bool:
     return bool(s.misc_ctl & MISC_CTL.gmet_enable and cpu.features & SVM_FEATURES.GMET)
 
 
-_EXCEPTIONS = frozenset(
+EXCEPTIONS = frozenset(
     code - ExitCode.EXCP_DE for code in ExitCode if code.name.startswith("EXCP_") and code.name[5:].isalpha()
 ) - {2}
-"""The vectors that are exceptions: 2 is the NMI, and the rest below 32 are reserved."""
+"""The vectors that are exceptions, which EVENTINJ may inject as such: 2 is the NMI, and the rest below 32 are reserved."""
 
 _LONG_BITS = EFER.LME | EFER.LMA
 _INJECTED_TYPES = frozenset(EVENT.meanings["type"])
@@ -172,7 +172,7 @@ def _bad_event(s: State) -> bool:
     if not s.eventinj & EVENT.v:
         return False
     kind = s.eventinj >> 8 & 7
-    return kind not in _INJECTED_TYPES or (kind == 3 and s.eventinj & 0xFF not in _EXCEPTIONS)
+    return kind not in _INJECTED_TYPES or (kind == 3 and s.eventinj & 0xFF not in EXCEPTIONS)
 
 
 @lru_cache(maxsize=64)
