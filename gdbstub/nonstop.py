@@ -58,23 +58,28 @@ class NonStopMode:
         reply."""
         self._queue: deque[_Told] = deque()
         self._telling = False
+        self._alone = False
         self.hold(thread for thread, _ in session.threads())
 
     # -- packets
 
     def reason(self) -> bytes:
-        """`?`: all threads that stand still, the first one here and the others as the client asks."""
+        """`?`: all threads that stand still, the first one here and the others as stops of their own.
+
+        GDB 13 aborts if it finds a second one while it connects.
+        """
         ended = [told for told in self._queue if isinstance(told.event, Exited)]
         self._queue = deque([*ended, *map(_Told, self.held.values())])
-        self._telling = bool(self._queue)
+        self._telling = self._alone = bool(self._queue)
         return self._head() if self._queue else b"OK"
 
     def told(self) -> bytes:
         """vStopped: the client has the last one; the next, or OK for no more."""
         if self._telling and self._queue:
             self._queue.popleft()
-        self._telling = bool(self._queue)
-        return self._head() if self._queue else b"OK"
+        self._telling = bool(self._queue) and not self._alone
+        self._alone = False
+        return self._head() if self._telling else b"OK"
 
     def resume(self, actions: Mapping[ThreadId, Action]) -> None:
         """Have threads run; those that run already, or whose stop the client has not been told of, are left alone."""
