@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +25,8 @@ from introspect.sources import Memory
 from vmdbg.breakpoints import Rule
 from vmdbg.cpu.core import Notice
 from vmdbg.history import HOST, KnownGuest
+from vmdbg.results import Text
+from vmdbg.running_commands import RunningCommands
 from vmdbg.svm import world
 
 if TYPE_CHECKING:
@@ -41,19 +42,6 @@ _RULES = {
     Rule.SHARED: "where their address is the same page (shared)",
     Rule.OWN: "under their own page tables (own)",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """A result that is a sentence."""
-
-    words: str
-
-    def text(self) -> str:
-        return self.words
-
-    def json(self) -> object:
-        return {"text": self.words}
 
 
 class Monitor:
@@ -90,8 +78,9 @@ class Monitor:
                     "  monitor breakpoints shared  also where other tables have the same page at the address (default)\n"
                     "  monitor breakpoints own     under its own page tables only\n"
                     "  monitor breakpoints any     in every address space of the inferior", self._breakpoints),
-            Command("why", "why", "Why VMRUN failed, a guest shut down, or the processor refused something.", self._why),
+            Command("why", "why", "What stopped last, why VMRUN failed, a guest shut down, or the processor refused something.", self._why),
             Command("time", "time", "Guest time in ticks (bytes of code executed).", self._time),
+            *RunningCommands(debugger).commands,
         ):  # fmt: skip
             self.registry.add(command)
 
@@ -287,7 +276,8 @@ class Monitor:
     def _why(self, context: Context, arguments: Arguments) -> Result:
         arguments.done()
         machine = self.debugger.machine
-        reasons = list(self.debugger.history.notices)[-5:]
+        stop = self.debugger.running.last_stop
+        reasons = [*([stop] if stop else []), *list(self.debugger.history.notices)[-5:]]
         reasons += [f"CPU {cpu.index}: {cpu.last_fault}" for cpu in machine.cpus if cpu.last_fault]
         if machine.ended:
             reasons.append(machine.ended)
