@@ -78,7 +78,7 @@ class Monitor:
                     "  monitor breakpoints shared  also where other tables have the same page at the address (default)\n"
                     "  monitor breakpoints own     under its own page tables only\n"
                     "  monitor breakpoints any     in every address space of the inferior", self._breakpoints),
-            Command("why", "why", "What stopped last, why VMRUN failed, a guest shut down, or the processor refused something.", self._why),
+            Command("why", "why", "Why it stopped, VMRUN failed, a guest shut down, or something was refused.", self._why),
             Command("time", "time", "Guest time in ticks (bytes of code executed).", self._time),
             *RunningCommands(debugger).commands,
         ):  # fmt: skip

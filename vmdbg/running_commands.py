@@ -20,7 +20,7 @@ class RunningCommands:
     def __init__(self, debugger: Debugger) -> None:
         self.debugger = debugger
         self.commands = (
-            Command("follow", "follow [guest|host]", "Choose where a step of a guest ends that leaves it, or say what is chosen.\n"
+            Command("follow", "follow [guest|host]", "Choose where a step of a guest ends that leaves it.\n"
                     "  monitor follow guest  at the guest's next instruction: the hypervisor runs meanwhile (default)\n"
                     "  monitor follow host   at the hypervisor's first instruction behind VMRUN", self._follow),
             Command("step-into-guest", "step-into-guest [GUEST]", "Stop at a guest's first instruction behind the next VMRUN.\n"
