@@ -157,9 +157,26 @@ class Running:
         In a held guest it waits, as if the guest's next instruction took very long: what makes the guest leave happens as
         ever, so that its hypervisor gets the CPU back.  In a held hypervisor nothing happens at all.
         """
-        if not self._held or self.inferiors.thread_on(cpu) not in self._held:
+        if not self._is_held(self.inferiors.thread_on(cpu)):
             return Hold.NO
-        return Hold.STANDS if cpu.guest is None or (HOST, cpu.index + 1) in self._held else Hold.WAITS
+        return Hold.STANDS if cpu.guest is None or self._is_held(ThreadId(HOST, cpu.index + 1)) else Hold.WAITS
+
+    def _is_held(self, thread: ThreadId) -> bool:
+        """A step of a guest runs what it needs, as ever: a hypervisor that is held runs for it until it is done.
+
+        Clients rely on it: to step a thread off a breakpoint, they first stop all the others.
+        """
+        return bool(self._held) and thread in (self._held or ()) and thread.pid not in self._needed
+
+    @property
+    def _needed(self) -> set[int]:
+        """The hypervisors of guests that step."""
+        found = set()
+        for pid in {thread.pid for thread in self._steppings if self.inferiors.alive(thread.pid)}:
+            while pid != HOST:
+                pid = self.history.parent(self.history.guests[pid])
+                found.add(pid)
+        return found
 
     def _release(self) -> None:
         self._held = None
@@ -325,7 +342,7 @@ class Running:
 
     def _on_entry(self, cpu: Processor, guest: Guest, thread: ThreadId) -> None:
         vcpu = self.history.by_vmcb[guest.vmcb][1]
-        if self._version != self.history.version or (self._held and thread in self._held):
+        if self._version != self.history.version or self._is_held(thread):
             cpu.pause = True
             cpu.hold = self._hold_of(cpu)
         stepping = self._steppings.get(thread)
@@ -350,7 +367,7 @@ class Running:
         owner, host = self.history.guests[thread.pid], ThreadId(HOST, cpu.index + 1)
         if self.breakpoints.watchpoints:
             self.breakpoints.remap(owner.number)
-        if host in self._steppings or (self._held and host in self._held):
+        if host in self._steppings or self._is_held(host):
             cpu.pause = True
         if not self._client_waits:
             return
@@ -389,7 +406,7 @@ class Running:
             return None
         if self._acts(thread):
             return point
-        if not self._told_of_passing and self.manner.chosen is None:
+        if not self._told_of_passing and self.manner.chosen is None and self._held is None:
             self._told_of_passing = True
             self._events.append(Output(
                 f"[inferior {thread.pid} ran past its breakpoint at {pc:#x}: the debugger resumed "
