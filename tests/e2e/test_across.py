@@ -8,6 +8,8 @@ from pathlib import Path
 
 from tests.e2e.served import Served, attach, run
 from tests.gdbstub.gdb import Gdb
+from tests.gdbstub.serving import Wire
+from vmdbg.boot.images import BootOptions, load
 
 Serve = Callable[..., Served]
 Image = Callable[[str], Path]
@@ -71,6 +73,36 @@ def test_steps_follow_a_vcpu_from_cpu_to_cpu(gdb: Gdb, serve: Serve, image: Imag
     assert "exited with code 01" in gdb("continue")
     gdb.close()
     assert served.finish() == undebugged
+
+
+def test_a_range_is_one_round_trip(serve: Serve, image: Image) -> None:
+    """A lap of a guest with four exits in it, but for its last instruction; then out of it, where a handler would be."""
+    elf = image("vcpus")
+    symbols = {symbol.name: symbol.address for symbol in load(elf, BootOptions(1 << 24)).symbols}
+    start, end = symbols["increment"], symbols["at_vmmcall"]
+    with Wire(serve(elf).port) as wire:
+        wire.ask(b"qSupported:multiprocess+;swbreak+")
+        wire.ask(b"QStartNoAckMode")
+        wire.socket.sendall(b"+")
+        wire.ask(b"Z0,%x,1" % symbols["again"])
+        assert stop(wire, b"vCont;c").startswith(b"T05thread:p1.1;")
+        assert wire.ask(b"vAttach;2").startswith(b"T05thread:p2.1;")
+        wire.ask(b"Z0,%x,1" % start)
+        assert stop(wire, b"vCont;c:p2.-1").startswith(b"T05thread:p2.1;")
+        wire.ask(b"z0,%x,1" % start)
+        for _ in range(3):
+            reply = stop(wire, b"vCont;r%x,%x:p2.1;c:p2.-1" % (start, end))
+            assert b"10:%b" % end.to_bytes(8, "little").hex().encode() in reply
+            for _ in range(3):  # VMMCALL, a jump, a load
+                assert stop(wire, b"vCont;s:p2.1").startswith(b"T05thread:p2.1;")
+
+
+def stop(wire: Wire, packet: bytes) -> bytes:
+    """Resume; the stop."""
+    wire.send(packet)
+    while (reply := wire.read()).startswith(b"O"):
+        pass
+    return reply
 
 
 def test_into_a_guest(gdb: Gdb, serve: Serve, image: Image) -> None:
