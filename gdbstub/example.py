@@ -26,6 +26,7 @@ from gdbstub.target import (
     Event,
     Exited,
     Inferior,
+    Library,
     MemoryRegion,
     Output,
     Reason,
@@ -92,6 +93,7 @@ class Example:
         self.held: set[ThreadId] | None = None  # in non-stop mode
         self.flags = StepFlag.ENABLE | StepFlag.NOIRQ | StepFlag.NOTIMER
         self.files: dict[str, bytes] = {"/example/program": b"\x7fELF, or would be"}
+        self.relocated: list[Library] = []  # by names in `files`
         self.image = ""  # the name, in `files`, of what process 1 runs
         self.pending: list[Event] = []
         self.together = False  # as on CPUs that a hypervisor and its guests share: nobody can hold still alone
@@ -122,7 +124,7 @@ class Example:
     # -- Target: inferiors
 
     def inferiors(self) -> Sequence[Inferior]:
-        return [Inferior(pid, process.name) for pid, process in self.processes.items()]
+        return [Inferior(pid, process.name, "awake") for pid, process in self.processes.items()]
 
     def threads(self, pid: int) -> Sequence[Thread]:
         return [Thread(tid, f"cpu{tid - 1}", core=tid - 1, state="awake") for tid in self.processes[pid].cpus]
@@ -339,6 +341,9 @@ class Example:
 
     def exec_file(self, pid: int) -> str:
         return self.image if pid == 1 else ""
+
+    def libraries(self, pid: int) -> Sequence[Library]:
+        return self.relocated if pid == 1 else []
 
     def read_file(self, name: str) -> bytes | None:
         return self.files.get(name)

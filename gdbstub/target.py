@@ -26,6 +26,8 @@ __all__ = [
     "Files",
     "Inferior",
     "Kill",
+    "Libraries",
+    "Library",
     "MemoryMap",
     "MemoryRegion",
     "MemoryRegions",
@@ -74,10 +76,11 @@ class ThreadId(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Inferior:
-    """A process: `name` is what `info os processes` shows (one line)."""
+    """A process: `name` and `state` are what `info os processes` shows (one line each)."""
 
     pid: int
     name: str
+    state: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,3 +371,19 @@ class Files(Protocol):
 
     def read_file(self, name: str) -> bytes | None:
         """The contents of a file the target offers under this name, else None."""
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """A file with symbols that is not where it was linked to be: its first segment is at `address`."""
+
+    name: str
+    address: int
+
+
+@runtime_checkable
+class Libraries(Protocol):
+    """Relocated symbols (qXfer:libraries): `info sharedlibrary` lists them."""
+
+    def libraries(self, pid: int) -> Sequence[Library]:
+        """Those of a process. GDB opens them by name through `Files`, as it attaches and for the command sharedlibrary."""

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from vmdbg.boot.elf import is_elf, is_elf64
+from vmdbg.history import HOST
 from vmdbg.options import UsageError
 from vmdbg.run import add_machine_options, debug_file
 
@@ -66,12 +67,17 @@ def gdb_command(gdb: str, where: str, symbols: Path | None, executable: bool, ar
     return [*command, "-ex", f"target extended-remote {where}", *arguments]
 
 
+def _host_symbols(options: argparse.Namespace) -> Path | None:
+    """The hypervisor's symbol file, if gdb is to load it where it was linked."""
+    return next((option.path for option in options.symbols if option.pid == HOST and not option.offset), None)
+
+
 def main(options: argparse.Namespace) -> int:
     """Run gdb to its end; returns its exit status."""
     gdb = find_gdb()
     arguments = list(options.gdb_arguments)
     if _is_address(options.image):
-        symbols = dict(options.symbols).get(1)
+        symbols = _host_symbols(options)
         where = f"127.0.0.1:{options.image}" if options.image.isdigit() else options.image
         executable = symbols is not None and is_elf64(symbols)
         return subprocess.call(gdb_command(gdb, where, symbols, executable, arguments))
@@ -84,7 +90,7 @@ def main(options: argparse.Namespace) -> int:
         )
         try:
             _wait_for(machine, socket)
-            symbols = dict(options.symbols).get(1) or debug_file(options.image)
+            symbols = _host_symbols(options) or debug_file(options.image)
             # An image that is no ELF file, a boot sector for one, may have symbols of a mode that it comes to later.
             executable = symbols is not None and is_elf64(symbols) and is_elf(Path(options.image))
             return subprocess.call(gdb_command(gdb, socket, symbols, executable, arguments))
@@ -115,8 +121,8 @@ def machine_arguments(options: argparse.Namespace) -> list[str]:
     ):  # fmt: skip
         if value is not None:
             words += [name, str(value)]
-    for pid, path in options.symbols:
-        words += ["--symbols", f"{'host' if pid == 1 else pid}={path}"]
+    for option in options.symbols:
+        words += ["--symbols", str(option)]
     if options.reboot:
         words.append("--reboot")
     return [*words, "-v"] if options.verbose else words

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from gdbstub.description import Description, x86
-from gdbstub.target import Action, BreakpointKind, Event, Inferior, MemoryRegion, StepFlag, TargetError, Thread, ThreadId
+from gdbstub.target import Action, BreakpointKind, Event, Inferior, Library, MemoryRegion, StepFlag, TargetError, Thread, ThreadId
 from vmdbg.boot.elf import is_elf64
 from vmdbg.breakpoints import Breakpoints
 from vmdbg.contexts import Context, locate, read_memory, write_memory
@@ -218,8 +218,13 @@ class Debugger:
         self.running.ended = True
 
     def exec_file(self, pid: int) -> str:
-        title = "hypervisor" if pid == HOST else self.threads(pid)[0].name
-        return self.executables.offer(pid, title, self.description(pid).architecture)
+        return self.executables.offer(pid, self._title(pid), self.description(pid).architecture)
+
+    def libraries(self, pid: int) -> Sequence[Library]:
+        return self.executables.libraries(pid, self._title(pid))
+
+    def _title(self, pid: int) -> str:
+        return "hypervisor" if pid == HOST else self.threads(pid)[0].name
 
     def read_file(self, name: str) -> bytes | None:
         return self.executables.read(name)
