@@ -159,7 +159,7 @@ class Debugger:
 
     def _changed(self) -> None:
         """A breakpoint came or went: while threads run, that counts at once."""
-        if self.running.non_stop:
+        if self.running.holds.active:
             self.running.rearm()
 
     # Running

@@ -24,10 +24,10 @@ from gdbstub.target import Event as StubEvent
 from introspect.exits import EVENT, ExitCode, exit_name
 from vmdbg.breakpoints import Breakpoint, Breakpoints, Watchpoint
 from vmdbg.contexts import Context, LiveContext, SavedContext
-from vmdbg.cpu.core import Hold
 from vmdbg.cpu.faults import Kind
 from vmdbg.cpu.processor import Processor
 from vmdbg.history import HOST
+from vmdbg.holds import Holds
 from vmdbg.inferiors import Inferiors
 from vmdbg.machine import Event, Machine
 from vmdbg.stepping import Manner, Place, Stepping
@@ -76,9 +76,8 @@ class Running:
         """Stopping together: the threads that the client resumed."""
         self._resting: set[ThreadId] = set()
         """Threads of the same inferiors that it did not resume."""
-        self._held: set[ThreadId] | None = None
-        """Stopping one by one: the threads that stand still."""
         self._steppings: dict[ThreadId, Stepping] = {}
+        self.holds = Holds(machine, inferiors, lambda: self._steppings.keys())
         self._events: deque[StubEvent] = deque()
         self._told_of_passing = False
         self._ticks = LEAST_TICKS
@@ -92,7 +91,7 @@ class Running:
     # Stopping together
 
     def resume(self, actions: Mapping[ThreadId, Action]) -> None:
-        self._release()
+        self.holds.end()
         self._acting = dict(actions)
         pids = {thread.pid for thread in actions}
         self._resting = {ThreadId(pid, t.tid) for pid in pids for t in self.inferiors.threads(pid)} - actions.keys()
@@ -117,77 +116,34 @@ class Running:
 
     def halt(self) -> ThreadId:
         thread = self._reported(self.inferiors.thread_on(self.machine.cpu))
-        self._release()
+        self.holds.end()
         self._steppings = {}
         self._events = deque(event for event in self._events if not isinstance(event, Stop))
         return thread
 
     # Stopping one by one
 
-    @property
-    def non_stop(self) -> bool:
-        return self._held is not None
-
     def hold(self, threads: Collection[ThreadId]) -> None:
-        if self._held is None:
-            self._acting, self._resting, self._steppings, self._held = {}, set(), {}, set()
+        if not self.holds.active:
+            self._acting, self._resting, self._steppings = {}, set(), {}
             self.rearm()
-        self._held.update(threads)
+        self.holds.add(threads)
         for thread in threads:
             self._steppings.pop(thread, None)
-        self._events = deque(e for e in self._events if not (isinstance(e, Stop) and e.thread in self._held))
+        self._events = deque(e for e in self._events if not (isinstance(e, Stop) and e.thread in self.holds))
 
     def go(self, actions: Mapping[ThreadId, Action]) -> None:
-        assert self._held is not None
-        self._held.difference_update(actions)
+        self.holds.remove(actions)
         self._start(actions)
 
     def moves(self) -> bool:
-        """Whether anything could happen: a CPU executes, or waits for what lets it."""
-        if self._events:
-            return True
-        return not self.ended and not all(map(self._stands, self.machine.cpus))
-
-    def _stands(self, cpu: Processor) -> bool:
-        return cpu.shutdown or (cpu.wait_for_sipi and not cpu.runnable) or self._hold_of(cpu) == Hold.STANDS
-
-    def _hold_of(self, cpu: Cpu) -> Hold:
-        """What holding the threads means for a CPU.
-
-        In a held guest it waits, as if the guest's next instruction took very long: what makes the guest leave happens as
-        ever, so that its hypervisor gets the CPU back.  In a held hypervisor nothing happens at all.
-        """
-        if not self._is_held(self.inferiors.thread_on(cpu)):
-            return Hold.NO
-        return Hold.STANDS if cpu.guest is None or self._is_held(ThreadId(HOST, cpu.index + 1)) else Hold.WAITS
-
-    def _is_held(self, thread: ThreadId) -> bool:
-        """A step of a guest runs what it needs, as ever: a hypervisor that is held runs for it until it is done.
-
-        Clients rely on it: to step a thread off a breakpoint, they first stop all the others.
-        """
-        return bool(self._held) and thread in (self._held or ()) and thread.pid not in self._needed
-
-    @property
-    def _needed(self) -> set[int]:
-        """The hypervisors of guests that step."""
-        found = set()
-        for pid in {thread.pid for thread in self._steppings if self.inferiors.alive(thread.pid)}:
-            while pid != HOST:
-                pid = self.history.parent(self.history.guests[pid])
-                found.add(pid)
-        return found
-
-    def _release(self) -> None:
-        self._held = None
-        for cpu in self.machine.cpus:
-            cpu.hold = Hold.NO
+        """Whether anything could happen."""
+        return bool(self._events) or (not self.ended and self.holds.move())
 
     def let_go(self, pid: int) -> None:
         """The client has detached from an inferior, or it is gone."""
         self.attached.discard(pid)
-        if self._held is not None:
-            self._held = {thread for thread in self._held if thread.pid != pid}
+        self.holds.forget(pid)
 
     # Who stops
 
@@ -198,22 +154,22 @@ class Running:
         """
         if self.manner.chosen is not None and thread.pid not in self.manner.chosen:
             return False
-        if self._held is not None:
-            return thread.pid in self.attached and thread not in self._held
+        if self.holds.active:
+            return thread.pid in self.attached and thread not in self.holds
         return thread in self._acting or (
             thread not in self._resting and any(other.pid == thread.pid for other in self._acting)
         )
 
     def _acting_threads(self) -> list[ThreadId]:
         """Those that run for the client."""
-        if self._held is None:
+        if not self.holds.active:
             return [thread for thread in self._acting if self.inferiors.alive(thread.pid)]
         threads = (ThreadId(pid, thread.tid) for pid in self.attached for thread in self.inferiors.threads(pid))
-        return [thread for thread in threads if thread not in self._held]
+        return [thread for thread in threads if thread not in self.holds]
 
     @property
     def _client_waits(self) -> bool:
-        return bool(self._acting) or self._held is not None
+        return bool(self._acting) or self.holds.active
 
     @staticmethod
     def _place(context: Context) -> Place:
@@ -231,9 +187,11 @@ class Running:
     def run_slice(self) -> StubEvent | None:
         until = time.perf_counter() + SLICE_SECONDS
         while not self._events:
-            if self._held is not None and not self._hold_cpus():
-                time.sleep(SLICE_SECONDS)
-                return None
+            if self.holds.active:
+                self.holds.tell_cpus()
+                if not self.moves():
+                    time.sleep(SLICE_SECONDS)
+                    return None
             event = self._advance()
             self._notice_guests()
             if event is not None:
@@ -247,18 +205,12 @@ class Running:
             self._stopped(event)
         return event
 
-    def _hold_cpus(self) -> bool:
-        """Have each CPU do what holding the threads means for it; False if nothing is left to happen."""
-        for cpu in self.machine.cpus:
-            cpu.hold = self._hold_of(cpu)
-        return self.moves()
-
     def _stopped(self, stop: Stop) -> None:
         self.last_stop = self._in_words(stop)
-        if self._held is None:
+        if not self.holds.active:
             self._steppings = {}
         else:
-            self._held.add(stop.thread)
+            self.holds.add([stop.thread])
             self._steppings.pop(stop.thread, None)
 
     def _in_words(self, stop: Stop) -> str:
@@ -272,7 +224,7 @@ class Running:
         for thread in [thread for thread in self._steppings if not self.inferiors.alive(thread.pid)]:
             del self._steppings[thread]
         self.history.watching = bool(
-            self._steppings or self.stop_codes or self.breakpoints.watchpoints or self._held or self.into_guest
+            self._steppings or self.stop_codes or self.breakpoints.watchpoints or self.holds or self.into_guest
         )
         if self._steppings:
             return self._advance_steps()
@@ -342,9 +294,9 @@ class Running:
 
     def _on_entry(self, cpu: Processor, guest: Guest, thread: ThreadId) -> None:
         vcpu = self.history.by_vmcb[guest.vmcb][1]
-        if self._version != self.history.version or self._is_held(thread):
+        if self._version != self.history.version or self.holds.stops(thread):
             cpu.pause = True
-            cpu.hold = self._hold_of(cpu)
+            cpu.hold = self.holds.of(cpu)
         stepping = self._steppings.get(thread)
         if stepping is not None:
             event = guest.eventinj
@@ -367,7 +319,7 @@ class Running:
         owner, host = self.history.guests[thread.pid], ThreadId(HOST, cpu.index + 1)
         if self.breakpoints.watchpoints:
             self.breakpoints.remap(owner.number)
-        if host in self._steppings or self._is_held(host):
+        if host in self._steppings or self.holds.stops(host):
             cpu.pause = True
         if not self._client_waits:
             return
@@ -406,7 +358,7 @@ class Running:
             return None
         if self._acts(thread):
             return point
-        if not self._told_of_passing and self.manner.chosen is None and self._held is None:
+        if not self._told_of_passing and self.manner.chosen is None and not self.holds.active:
             self._told_of_passing = True
             self._events.append(Output(
                 f"[inferior {thread.pid} ran past its breakpoint at {pc:#x}: the debugger resumed "
