@@ -19,8 +19,11 @@ from vmdbg.run import add_machine_options, debug_file
 
 START_SECONDS = 20.0
 
-GDB_SETTINGS = ("set confirm off", "set pagination off", "set osabi none", "set schedule-multiple on")
+GDB_SETTINGS = (
+    "set confirm off", "set pagination off", "set osabi none", "set displaced-stepping off", "set schedule-multiple on",
+)  # fmt: skip
 """`osabi`: ELF files that say nothing count as GNU/Linux programs else, which gdb warns of in 16-bit code.
+`displaced-stepping`: in non-stop mode gdb would execute instructions from a place of its own choice in the guest's memory.
 `schedule-multiple`: `continue` resumes, and takes stops of, the hypervisor and all attached guests, whichever is
 selected.  Without it breakpoints of the others are passed: gdb knows no stop of an inferior that it did not resume."""
 

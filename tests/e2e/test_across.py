@@ -70,9 +70,7 @@ def test_steps_follow_a_vcpu_from_cpu_to_cpu(gdb: Gdb, serve: Serve, image: Imag
 
     gdb("inferior 1")
     gdb("delete")
-    assert "exited with code 01" in gdb("continue")
-    gdb.close()
-    assert served.finish() == undebugged
+    served.ends_as(gdb, undebugged)
 
 
 def test_a_range_is_one_round_trip(serve: Serve, image: Image) -> None:
@@ -163,9 +161,7 @@ def test_steps_into_handlers(gdb: Gdb, serve: Serve, hypervisor: Path, tmp_path:
     gdb("monitor sstep 7")
     gdb("inferior 1")
     gdb("delete")
-    assert "exited with code 01" in gdb("continue")
-    gdb.close()
-    assert served.finish() == undebugged
+    served.ends_as(gdb, undebugged)
 
 
 def test_only_chosen_inferiors_stop(gdb: Gdb, serve: Serve, hypervisor: Path) -> None:

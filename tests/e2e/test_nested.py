@@ -206,9 +206,7 @@ def test_gdb_on_every_level(gdb: Gdb, serve: Callable[..., Served], matryoshka: 
     assert "guest 4 is guest 2, or runs under it" in gdb("monitor guest parent 2 4")
     assert "there is no guest 9" in gdb("monitor guest parent 4 9")
 
-    assert "exited with code 01" in gdb("continue")
-    gdb.close()
-    assert served.finish() == undebugged
+    served.ends_as(gdb, undebugged)
 
 
 def test_steps_through_every_level(gdb: Gdb, serve: Callable[..., Served], matryoshka: Path, tmp_path: Path) -> None:
@@ -250,6 +248,4 @@ def test_steps_through_every_level(gdb: Gdb, serve: Callable[..., Served], matry
     assert pc < gdb.value("$pc") <= pc + 2
     gdb("monitor follow guest")
 
-    assert "exited with code 01" in gdb("continue")
-    gdb.close()
-    assert served.finish() == undebugged
+    served.ends_as(gdb, undebugged)

@@ -30,6 +30,8 @@ CR = 464
 A20_MASK = 536
 EFER = 632
 FPU = 640
+SSE_ROUNDING, SSE_FTZ, SSE_DAZ = 849, 852, 853
+"""Bytes that follow from MXCSR."""
 MXCSR = 856
 XMM = 864
 SYSENTER_CS = 4840
@@ -41,6 +43,8 @@ LSTAR = 4880
 CSTAR = 4888
 SFMASK = 4896
 KERNEL_GS_BASE = 4904
+CODE_BASE = 4928
+"""The engine's tsc_deadline, which nothing in it reads or writes: for us the base in CS while 64-bit code runs (see state.py)."""
 TSC_AUX = 4936
 XCR0 = 4944
 PAT = 5320

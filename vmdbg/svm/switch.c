@@ -58,7 +58,7 @@ struct switcher {                       /* of one CPU */
 /* Offsets in a uc_context, then in a VMCB: from engine/layout.py and introspect/vmcb.py. */
 static struct {
     uint32_t regs, eip, eflags, hflags, hflags2, segments, cr, efer, pat, vm_hsave, sysenter_cs, lstar, tsc_aux, intercept,
-        nested_cr3;
+        nested_cr3, code_base;
 } at;
 static struct {
     uint32_t es, fs, gdtr, ldtr, idtr, tr, cpl, efer, controls, rsp, rax, msrs, cr2, g_pat, v_intr, int_state, exitcode,
@@ -67,18 +67,20 @@ static struct {
 
 enum { ES, CS, SS, DS, FS, GS, LDTR, TR, GDTR, IDTR };
 enum { HF_INHIBIT_IRQ = 1 << 3, HF_CS32 = 1 << 4, HF_SS32 = 1 << 5, HF_ADDSEG = 1 << 6, HF_LMA = 1 << 14, HF_CS64 = 1 << 15,
-       HF_SVME = 1 << 20, HF_GUEST = 1 << 21, HF_OSFXSR = 1 << 22, HF_SMAP = 1 << 23, HF_IOBPT = 1 << 24 };
+       HF_SVME = 1 << 20, HF_GUEST = 1 << 21, HF_OSFXSR = 1 << 22, HF_SMAP = 1 << 23, HF_IOBPT = 1 << 24,
+       HF_AM = 1 << 27, HF_XM = 1 << 28 };
 enum { HF2_GIF = 1 };
 enum { RFLAGS_TF = 1 << 8, RFLAGS_IF = 1 << 9, RFLAGS_RF = 1 << 16, RFLAGS_VM = 1 << 17 };
 #define RFLAGS_DEFINED 0x3f7fd5ull
 #define CR0_DEFINED 0xe005003full
-enum { CR0_ET = 1 << 4 };
+enum { CR0_ET = 1 << 4, CR0_AM = 1 << 18 };
 #define DR6(value) (((value) & 0xe00f) | 0xffff0ff0)
 #define DR7(value) (((value) & 0xffff23ff) | 0x400)
 enum { DR7_ENABLED = 0xff };
 enum { EFER_LME = 1 << 8, EFER_LMA = 1 << 10, EFER_SVME = 1 << 12 };
 enum { CR4_OSFXSR = 1 << 9, CR4_SMAP = 1 << 21 };
 enum { SEG_L = 1 << 21, SEG_DB = 1 << 22 };             /* in the engine's form */
+enum { CODE_BASE_KEPT = 1 << 0 };                       /* of state.py */
 enum { CR3_WRITE = 0x13, RDTSC = 0x6e, CPUID = 0x72, HLT = 0x78, IOIO = 0x7b, MSR = 0x7c, VMRUN = 0x80, VMLOAD = 0x82,
        VMSAVE = 0x83, SKINIT = 0x86 };
 enum { IO_IN = 1 << 0, IO_SIZE = 1 << 4, IO_A16 = 1 << 7, IO_A32 = 1 << 8, IO_A64 = 1 << 9, IO_SEGMENT = 1 << 10 };
@@ -148,6 +150,8 @@ static void store_state(struct runtime *rt, struct switcher *sw, uint8_t *to)
     uint64_t *controls = (uint64_t *)(to + in.controls);
     for (int i = ES; i <= DS; i++)
         to_vmcb((struct segment *)(to + in.es) + i, hidden + i);
+    if (!hidden[CS].base && hidden[CS].flags & CODE_BASE_KEPT)
+        ((struct segment *)(to + in.es))[CS].base = FIELD(rt, uint64_t, at.code_base);
     *(uint32_t *)(to + in.gdtr + 4) = hidden[GDTR].limit;
     Q(to, in.gdtr + 8) = hidden[GDTR].base;
     *(uint32_t *)(to + in.idtr + 4) = hidden[IDTR].limit;
@@ -190,9 +194,11 @@ static void refresh(struct runtime *rt, uint32_t cpl, bool shadow)
 {
     struct hidden *hidden = HIDDEN(rt);
     uint64_t cr0 = CR(rt, 0), cr4 = CR(rt, 4), efer = FIELD(rt, uint64_t, at.efer);
-    uint32_t cs = hidden[CS].flags, flags = HF_GUEST | HF_IOBPT | cpl;
+    uint32_t cs = hidden[CS].flags, flags = HF_GUEST | HF_IOBPT | cpl | (FIELD(rt, uint32_t, at.hflags) & HF_XM);
     if (shadow)
         flags |= HF_INHIBIT_IRQ;
+    if (cr0 & CR0_AM)
+        flags |= HF_AM;
     flags |= (uint32_t)(cr0 & 1) << 7 | (uint32_t)(cr0 & 0xe) << 8;
     if (efer & EFER_LMA)
         flags |= HF_LMA;
@@ -204,7 +210,11 @@ static void refresh(struct runtime *rt, uint32_t cpl, bool shadow)
         flags |= HF_SMAP;
     if (efer & EFER_LMA && cs & SEG_L) {
         flags |= HF_CS32 | HF_SS32 | HF_CS64;
-        hidden[CS].base = 0;
+        if (hidden[CS].base) {
+            FIELD(rt, uint64_t, at.code_base) = hidden[CS].base;
+            hidden[CS].base = 0;
+            hidden[CS].flags = cs | CODE_BASE_KEPT;
+        }
     } else {
         if (cs & SEG_DB)
             flags |= HF_CS32;
