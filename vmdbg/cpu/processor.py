@@ -104,7 +104,7 @@ class Processor(Pending):
                 if clock.now >= deadline:
                     return Outcome.DEADLINE
                 continue
-            if self.wait_for_sipi or (self.halted and not self.stored_to(self.awaited)):
+            if self.hold or self.wait_for_sipi or (self.halted and not self.stored_to(self.awaited)):
                 return Outcome.HALTED
             self.halted = False
             if clock.now >= deadline and not step:
