@@ -225,7 +225,7 @@ def _effect(instruction: Instruction, arguments: int) -> tuple[int, int]:
     if instruction.op == PICK:
         return instruction.operand + 1, 1
     if instruction.op == PRINTF:
-        return arguments + 2, -arguments - 2  # the arguments, a function and a channel, which are GDB's concern
+        return arguments + 2, -arguments - 2  # besides the arguments a function and a channel
     return op.pops, op.pushes - op.pops
 
 
@@ -293,8 +293,8 @@ def _compile(
 
 def _statement(instruction: Instruction, index: int, height: int, arguments: int) -> str:
     op, operand = OPS[instruction.op], instruction.operand
-    if instruction.op == PRINTF:  # the first argument is on top
-        places = "".join(f"s[{height - 1 - n}], " for n in range(arguments))
+    if instruction.op == PRINTF:  # the first argument is the highest, below two items that are GDB's concern
+        places = "".join(f"s[{height - 3 - n}], " for n in range(arguments))
         return op.source.format(n=operand, arguments=f"({places})")
     after = height + op.pushes - op.pops
     return op.source.format(

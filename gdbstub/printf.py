@@ -13,6 +13,8 @@ LONGEST_STRING = 4096
 _WIDEST = 1 << 10
 
 _CONVERSION = re.compile(r"%([-+ #0]*)(\d*)(?:\.(\d*))?(hh|h|ll|l|z|j|t)?(.)", re.DOTALL)
+_ESCAPE = re.compile(r"\\([0-7]{1,3}|.|$)", re.DOTALL)
+_ESCAPES = {"\\": "\\", '"': '"', "a": "\a", "b": "\b", "e": "\33", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
 _BITS = {"hh": 8, "h": 16, None: 32}
 
 
@@ -28,6 +30,7 @@ class Format:
     """A format, taken apart once.  `count` is the number of its arguments.  TargetError if it asks for what is not offered."""
 
     def __init__(self, text: str) -> None:
+        text = _ESCAPE.sub(_escape, text)
         self._parts: list[str | _Conversion] = []
         end = 0
         while (start := text.find("%", end)) >= 0:
@@ -44,6 +47,15 @@ class Format:
         """The text for 64-bit values; `memory` gives the readable prefix of a range, for strings."""
         values = iter(arguments)
         return "".join(p if isinstance(p, str) else _convert(p, next(values), memory) for p in self._parts)
+
+
+def _escape(found: re.Match[str]) -> str:
+    """GDB sends the format as it was typed."""
+    if found[1].isdecimal():
+        return chr(int(found[1], 8) & 0xFF)
+    if found[1] not in _ESCAPES:
+        raise TargetError(f"{found[0]!r} is no escape: use \\\\ for a backslash")
+    return _ESCAPES[found[1]]
 
 
 def _conversion(found: re.Match[str]) -> _Conversion:

@@ -114,9 +114,9 @@ def interpret(program: Program, bench: Bench) -> int:
             (bench.trace if name == "trace" else bench.trace_string)(address, length)
         elif name == "printf":
             count = program.formats[n].count
+            stack.pop()
+            stack.pop()
             arguments = [stack.pop() for _ in range(count)]
-            stack.pop()
-            stack.pop()
             bench.print(program.formats[n](arguments, bench.memory))
         elif name.startswith("ref"):
             address, size = stack.pop(), int(name[3:]) // 8
@@ -146,9 +146,9 @@ def arithmetic(name: str, a: int, b: int) -> int:
         quotient = abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)
         return quotient if name.startswith("div") else a - b * quotient
     if name == "lsh":
-        return a * 2**b if b < 64 else 0
+        return a << b if b < 64 else 0
     if name.startswith("rsh"):
-        return (signed(a) if name == "rsh_signed" else a) // 2 ** min(b, 64)
+        return (signed(a) if name == "rsh_signed" else a) >> min(b, 64)
     if name.startswith("less"):
         return int(a < b)
     results = {

@@ -78,7 +78,7 @@ def test_opcodes_that_collect_and_print() -> None:
     bench = Bench()
     program = parse(assemble(
         "const 0x1000; trace_quick 4; trace16 300; const 9; trace; const 0x1000; const 80; tracenz; tracev 5;"
-        "const 0; const 0; const -2; const 65; printf 2 %c is %d; end"
+        "const -2; const 65; const 0; const 0; printf 2 %c is %d; end"
     ))  # fmt: skip
     assert program(bench) == 0
     assert bench.told == [
@@ -109,6 +109,7 @@ def test_opcodes_that_collect_and_print() -> None:
         (assemble("const 0; const 0; const 0; printf 1 %n; end"), "'%n' is not offered"),
         (assemble("const 0; const 0; const 0; printf 1 %2000d; end"), "wider than"),
         (assemble("const 0; const 0; const 0; printf 1 %f; end"), "'%f' is not offered"),
+        (assemble(r"const 0; const 0; printf 0 \q; end"), "no escape"),
         (assemble("const 0; const 0; printf 0 100%; end"), "in the middle of a conversion"),
     ],
 )
@@ -141,6 +142,7 @@ def test_not_evaluated(text: str, message: str) -> None:
         ("%ld %lu %llx %zx %hhu %hd", (-1, -1, -1, 1 << 40, 0x1FF, 0x8000),
          "-1 18446744073709551615 ffffffffffffffff 10000000000 255 -32768"),
         ("%p %c%%", (0x1234, 0x141), "0x1234 A%"),
+        (r"\t%d\\ \"\101\n", (1,), '\t1\\ "A\n'),
         ("[%s] [%.3s] [%6.2s]", (0x1100, 0x1100, 0x1100), "[hello] [hel] [    he]"),
     ],
 )  # fmt: skip
@@ -148,7 +150,7 @@ def test_printf(form: str, arguments: tuple[int, ...], text: str) -> None:
     bench = Bench()
     bench.bytes = bytes(256) + b"hello\0"
     pushes = "".join(f"const {n};" for n in reversed(arguments))
-    parse(assemble(f"const 0; const 0; {pushes} printf {len(arguments)} {form}; end"))(bench)
+    parse(assemble(f"{pushes} const 0; const 0; printf {len(arguments)} {form}; end"))(bench)
     assert bench.told == [("print", text)]
 
 
@@ -156,7 +158,7 @@ def test_a_string_that_runs_out_of_memory() -> None:
     bench = Bench()
     bench.bytes = b"no end"
     with pytest.raises(TargetError, match="runs into 0x1006, where no memory"):
-        parse(assemble("const 0; const 0; const 0x1000; printf 1 %s; end"))(bench)
+        parse(assemble("const 0x1000; const 0; const 0; printf 1 %s; end"))(bench)
 
 
 @st.composite
@@ -173,7 +175,8 @@ def programs(draw: st.DrawFn) -> bytes:
             out.append(OPCODES["if_goto"])
             height -= 1
             back = [at for at, h in heights if h == height]
-            if back and draw(st.integers(0, 1)):
+            forward = draw(st.integers(0, 1))
+            if back and not forward:
                 out += draw(st.sampled_from(back)).to_bytes(2, "big")
             else:
                 pending.append((len(out), height))
@@ -182,7 +185,7 @@ def programs(draw: st.DrawFn) -> bytes:
             out += bytes((OPCODES["pick"], draw(st.integers(0, height - 1))))
             height += 1
         elif choice == 2:
-            out += assemble(f"const 0; const 0; const {draw(st.integers(0, 2**64 - 1))}; printf 1 %x")
+            out += assemble(f"const {draw(st.integers(0, 2**64 - 1))}; const 0; const 0; printf 1 %x")
         elif choice <= 5 and height <= 20:
             out += assemble(f"const {draw(st.sampled_from((0, 1, 2, 63, 2**63, 2**64 - 1, 0x1000, 0x13FE)))}")
             height += 1
