@@ -227,14 +227,9 @@ class Trace:
         return next((p.address for p in self.points.values() if p.number == frame.tracepoint), 0)
 
     def export(self) -> Iterator[bytes]:
-        """The frames as GDB's trace files have them: all registers in a block of fixed size, those not collected zero."""
+        """The frames as GDB's trace files have them: a register block is what `g` gives, others have no place there."""
         for frame in self.buffer:
-            blocks = []
-            if frame.registers is not None or frame.others:
-                description = self.target.description(frame.pid)
-                values = (frame.register(description, number) for number in range(len(description.registers)))
-                sizes = (register.bits // 8 for register in description.registers)
-                blocks.append(b"R" + b"".join(value or bytes(size) for value, size in zip(values, sizes, strict=True)))
+            blocks = [b"R" + frame.registers] if frame.registers is not None else []
             for address, data in frame.blocks:
                 blocks.append(b"M" + address.to_bytes(8, "little") + len(data).to_bytes(2, "little") + data)
             for number, value in frame.variables.items():
