@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from gdbstub.agent import AgentError, Program
+from gdbstub.description import Description
 from gdbstub.frames import LONGEST_BLOCK, Buffer, Frame, Writer
 from gdbstub.hits import ThreadEnvironment
 from gdbstub.target import Target, TargetError, ThreadId
@@ -100,6 +101,8 @@ class Trace:
         """Ranges (start, end) that do not change: they may be read from memory while a frame is looked at."""
         self.stepping: dict[ThreadId, list[tuple[Tracepoint, int]]] = {}
         """Threads that collect at each step: for which tracepoints, and how many steps are done."""
+        self.layouts: dict[int, Description] = {}
+        """What the register blocks of an inferior's frames are; it may be gone by the time they are read."""
         self.buffer.clear()
 
     # What runs
@@ -219,12 +222,21 @@ class Trace:
 
     def pc(self, frame: Frame) -> int:
         """The address a frame was collected at: of its tracepoint, if its registers were not collected."""
-        if frame.registers is not None:
-            description = self.target.description(frame.pid)
+        description = self.layouts.get(frame.pid)
+        if description is not None and frame.registers is not None:
             value = frame.register(description, description.numbers[description.pc])
-            if value:
-                return int.from_bytes(value, "little")
+            return int.from_bytes(value or b"", "little")
         return next((p.address for p in self.points.values() if p.number == frame.tracepoint), 0)
+
+    def register(self, frame: Frame, description: Description, number: int) -> bytes | None:
+        """A register of a frame, as an inferior with this description has it; None if it was not collected.  The pc is known
+        even then."""
+        layout = self.layouts.get(frame.pid)
+        value = frame.register(description, number) if layout is not None and description.alike(layout) else None
+        if value is None and number == description.numbers[description.pc]:
+            size = description.size(number)
+            value = (self.pc(frame) & (1 << 8 * size) - 1).to_bytes(size, "little")
+        return value
 
     def export(self) -> Iterator[bytes]:
         """The frames as GDB's trace files have them: a register block is what `g` gives, others have no place there."""
@@ -267,7 +279,7 @@ class Collector(ThreadEnvironment):
 
     def _registers(self, mask: int) -> None:
         self.writer.registers(self.target.read_registers(self.thread))
-        description = self.target.description(self.thread.pid)
+        description = self._variables.layouts[self.thread.pid] = self.target.description(self.thread.pid)
         for number in range(description.block_count, len(description.registers)):
             if mask >> number & 1:
                 value = self.target.read_register(self.thread, number)

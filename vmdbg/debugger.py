@@ -7,7 +7,8 @@ from functools import cache
 from pathlib import Path
 
 from gdbstub.description import Description, x86
-from gdbstub.target import Action, BreakpointKind, Event, Inferior, MemoryRegion, TargetError, Thread, ThreadId
+from gdbstub.target import Action, BreakpointKind, Event, Inferior, MemoryRegion, Programs, TargetError, Thread, ThreadId
+from gdbstub.trace import Trace
 from vmdbg.boot.elf import is_elf64
 from vmdbg.breakpoints import Breakpoints
 from vmdbg.contexts import Context, locate, read_memory, write_memory
@@ -25,7 +26,8 @@ _description = cache(x86)
 
 
 class Debugger:
-    """One machine under a stub; also a `Monitor`, `Run`, `Kill`, `ExecFile`, `Files` and `MemoryRegions` target."""
+    """One machine under a stub; also a `Monitor`, `Run`, `Kill`, `ExecFile`, `Files`, `MemoryRegions`, `BreakpointPrograms` and
+    `Tracepoints` target."""
 
     def __init__(self, machine: Machine, restart: Callable[[Sequence[str]], Machine] | None = None) -> None:
         """`restart` makes the machine anew for `run`, with these words as the image's command line if there are any."""
@@ -34,6 +36,7 @@ class Debugger:
         self.executables = Executables()
         self.architectures: dict[int, str] = {}
         """Register descriptions chosen by hand, by pid."""
+        self.trace = Trace(self, lambda: self.machine.clock.now)
         self._use(machine)
 
     def _use(self, machine: Machine) -> None:
@@ -41,7 +44,7 @@ class Debugger:
         self.history = machine.history
         self.who = Inferiors(machine)
         self.breakpoints = Breakpoints(machine, self.who.first_context)
-        self.running = Running(machine, self.who, self.breakpoints)
+        self.running = Running(machine, self.who, self.breakpoints, self, self.trace)
         self.executables.image = machine.image.debug_file
         self._descriptions: dict[int, Description] = {}
 
@@ -153,6 +156,16 @@ class Debugger:
     def remove_breakpoint(self, kind: BreakpointKind, address: int, length: int, pid: int) -> None:
         self.breakpoints.remove(kind, address, length, pid)
 
+    def set_programs(self, kind: BreakpointKind, address: int, length: int, pid: int, programs: Programs) -> None:
+        self.breakpoints.set_programs(kind, address, length, pid, programs)
+
+    def arm_trace(self) -> None:
+        self.breakpoints.traced = frozenset(address for _, address in self.trace.armed)
+        self.breakpoints.arm()
+
+    def flush_trace(self) -> None:
+        """All that is collected is in the trace at once."""
+
     # Running
 
     def resume(self, actions: Mapping[ThreadId, Action]) -> None:
@@ -174,6 +187,7 @@ class Debugger:
             raise TargetError("this machine cannot start again; start vmdbg anew")
         if program and Path(program).resolve() not in self._own_files():
             raise TargetError(f"{program} is not the machine's image; `run` without a program starts that one again")
+        self.trace.stop()
         self.machine.close()
         self.running.ended = True
         rule = self.breakpoints.rule

@@ -7,9 +7,11 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from gdbstub.target import Action, BreakpointKind, Created, Exited, Output, Reason, Signal, Stop, ThreadId
+from gdbstub.target import Action, BreakpointKind, Created, Exited, Output, Reason, Signal, Stop, Target, ThreadId
 from gdbstub.target import Event as StubEvent
+from gdbstub.trace import Trace
 from introspect.exits import EVENT, exit_name
+from vmdbg.agents import Agents
 from vmdbg.breakpoints import Breakpoint, Breakpoints, Watchpoint
 from vmdbg.contexts import Context, LiveContext, SavedContext
 from vmdbg.cpu.faults import Kind
@@ -35,8 +37,12 @@ _REASONS = {
 class Running:
     """One machine between two resumes: the half of a target that `resume`, `run_slice` and `halt` are."""
 
-    def __init__(self, machine: Machine, inferiors: Inferiors, breakpoints: Breakpoints) -> None:
+    def __init__(
+        self, machine: Machine, inferiors: Inferiors, breakpoints: Breakpoints, target: Target, trace: Trace
+    ) -> None:
         self.machine = machine
+        self.trace = trace
+        self.agents = Agents(target, machine, trace, lambda text: self._events.append(Output(text)))
         self.history = machine.history
         self.inferiors = inferiors
         self.breakpoints = breakpoints
@@ -64,6 +70,7 @@ class Running:
         self._stepping = next((self._step(t, action) for t, action in actions.items() if action.step), None)
         if self._stepping is None:
             self.breakpoints.forget_removed()
+            self.agents.forget()
         self.breakpoints.arm()
         self.breakpoints.guard()
 
@@ -112,11 +119,12 @@ class Running:
     def _advance(self) -> StubEvent | None:
         """Run a little; an event if something happened that the client must know."""
         stepping = self._stepping
-        self.history.watching = bool(stepping is not None or self.stop_codes or self.breakpoints.watchpoints)
+        collecting = self.trace.stepping
+        self.history.watching = bool(stepping is not None or collecting or self.stop_codes or self.breakpoints.watchpoints)
         if stepping is not None and self.inferiors.alive(stepping.thread.pid):
             return self._advance_step(stepping)
         self._stepping = None
-        return self._run(bool(self.breakpoints))
+        return self._advance_collecting() if collecting else self._run(bool(self.breakpoints))
 
     def _run(self, breakpoints: bool, watch: Processor | None = None) -> StubEvent | None:
         """Run for about `SLICE_SECONDS`: what that is in guest time, world switches and devices decide."""
@@ -159,6 +167,24 @@ class Running:
             return Stop(thread)
         return event
 
+    def _advance_collecting(self) -> StubEvent | None:
+        """Tracepoints collect at each step of some threads: step these, and run what else has its turn until one of them has."""
+        machine = self.machine
+        cpu = machine.turn(machine.clock.now + self._ticks)
+        if isinstance(cpu, Event):
+            return self._happened(cpu)
+        thread = self.inferiors.thread_on(cpu)
+        if thread not in self.trace.stepping:
+            waiting = next((c for c in machine.cpus if self.inferiors.thread_on(c) in self.trace.stepping), None)
+            return self._run(bool(self.breakpoints), waiting)
+        if self._hit(cpu):
+            return self._happened(Event.BREAKPOINT)
+        outcome = machine.step(cpu)
+        event = self._happened(outcome)
+        if outcome not in (Event.INTERRUPTED, Event.WATCHED) and (thread.pid == HOST or self.inferiors.thread_on(cpu) == thread):
+            self.trace.stepped(thread)
+        return event
+
     def _run_others(self, stepping: Stepping) -> StubEvent | None:
         """The stepping thread is not at its instruction: go on until it is, or until its CPU has its turn."""
         breakpoints = bool(self.breakpoints) or stepping.back is not None
@@ -173,7 +199,7 @@ class Running:
         thread = ThreadId(owner.number, vcpu.thread)
         stepping = self._stepping
         if code is None:
-            if self._version != self.history.version:
+            if self._version != self.history.version or thread in self.trace.stepping:
                 cpu.pause = True
             if stepping is not None and stepping.thread == thread:
                 event = guest.eventinj
@@ -195,17 +221,22 @@ class Running:
     def _hit(self, cpu: Processor) -> Breakpoint | None:
         """The breakpoint at the CPU's RIP that belongs to the thread it executes, and to its address space."""
         thread, pc = self.inferiors.thread_on(cpu), cpu.state.linear_rip
+        self.agents.reached(cpu, thread)
         points = self.breakpoints.at(pc, thread.pid)
         if not points:
             return None
         context = LiveContext(cpu)
-        point = next((point for point in points if self.breakpoints.owns(point, context)), None)
-        if point is None:
+        own = [point for point in points if self.breakpoints.owns(point, context)]
+        if not own:
             for other in points:
                 self._pass(other, context.paging().root)
             return None
-        if self._acts(thread):
-            return point
+        acts = self._acts(thread)
+        for point in own:
+            if (acts or point.programs.commands) and self.agents.stops(cpu, thread, point) and acts:
+                return point
+        if acts or all(point.programs.commands for point in own):
+            return None
         if not self._told_of_passing:
             self._told_of_passing = True
             self._events.append(Output(
@@ -238,7 +269,7 @@ class Running:
             point = self._hit(cpu)
             if point is not None:
                 self.breakpoints.hit(point, LiveContext(cpu))
-                return Stop(self.inferiors.thread_on(cpu), reason=_REASONS[point.kind])
+                return Stop(self.inferiors.thread_on(cpu), reason=_REASONS[point.kind], text=point.text)
             stepping = self._stepping
             if stepping is not None and stepping.back == self._place(LiveContext(cpu)):
                 return None

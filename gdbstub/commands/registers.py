@@ -39,14 +39,10 @@ def read_registers(session: Session, arguments: bytes) -> bytes:
 
 
 def _collected(session: Session, frame: Frame, thread: ThreadId, index: int) -> bytes:
-    """A register of a trace frame; the pc is known even if no registers were collected."""
+    """A register of a trace frame."""
     description, target = session.attached[thread.pid], session.target
-    number, size = description.numbers[description.pc], description.size(index)
-    alike = description.alike(target.description(frame.pid))
-    value = frame.register(description, index) if alike else None
-    if value is None and index == number and isinstance(target, Tracepoints):
-        value = (target.trace.pc(frame) & (1 << 8 * size) - 1).to_bytes(size, "little")
-    return b"xx" * size if value is None else hexlify(value)
+    value = target.trace.register(frame, description, index) if isinstance(target, Tracepoints) else None
+    return b"xx" * description.size(index) if value is None else hexlify(value)
 
 
 @command("G")
