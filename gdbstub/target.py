@@ -352,4 +352,5 @@ class Tracepoints(Protocol):
         """`trace.armed` may be another set now. Called while the machine is stopped, or between two slices."""
 
     def flush_trace(self) -> None:
-        """Somebody is about to look at `trace`: frames, counters and variables must be there."""
+        """Somebody is about to look at `trace`, or to change it and call `arm_trace`: its frames, counters and
+        variables must be there."""

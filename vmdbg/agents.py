@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING
 from gdbstub.hits import ThreadEnvironment, judge
 from gdbstub.target import Target, ThreadId
 from gdbstub.trace import Trace
+from vmdbg.breakpoints import Rule
+from vmdbg.contexts import LiveContext
+from vmdbg.judge import Condition, Judge
 
 if TYPE_CHECKING:
-    from vmdbg.breakpoints import Breakpoint
+    from vmdbg.breakpoints import Breakpoint, Breakpoints
     from vmdbg.cpu.processor import Processor
     from vmdbg.machine import Machine
 
@@ -30,17 +33,22 @@ class Agents:
         self._traced: tuple[int, int, int] | None = None
         """The last instruction that was collected at: guest time, CPU, address."""
         self._judged: dict[Breakpoint, tuple[tuple[int, int, int], bool]] = {}
+        self.judge = Judge(machine, trace)
 
     def _moment(self, cpu: Processor) -> tuple[int, int, int]:
         return self._machine.clock.now, cpu.index, cpu.state.linear_rip
 
     def reached(self, cpu: Processor, thread: ThreadId) -> None:
         """A thread is about to execute an instruction: collect, if there is a tracepoint."""
-        if self._trace.running:
+        self.judge.flush()
+        trace = self._trace
+        if trace.running:
             moment = self._moment(cpu)
-            if moment != self._traced and self._trace.at(thread.pid, moment[2]):
+            if moment != self._traced and trace.at(thread.pid, moment[2]) and not self.judge.seen(cpu, moment[2]):
                 self._traced = moment
-                self._trace.reached(thread, moment[2])
+                trace.reached(thread, moment[2])
+                if not trace.running:
+                    self.judge.clear()
 
     def stops(self, cpu: Processor, thread: ThreadId, point: Breakpoint) -> bool:
         """Whether a breakpoint of its own stops a thread; if it has commands they are carried out instead."""
@@ -56,6 +64,25 @@ class Agents:
             self._judged[point] = moment, stops
         return stops
 
+    def teach(self, cpu: Processor, thread: ThreadId, breakpoints: Breakpoints) -> None:
+        """A thread goes on at an armed address: from now on C deals with what is there as far as it can."""
+        judge, address, conditions = self.judge, cpu.state.linear_rip, []
+        if not judge.available or not judge.enabled:
+            return
+        root = LiveContext(cpu).paging().root
+        for point in breakpoints.at(address, thread.pid):
+            home, own = point.home, True
+            page = None
+            if home is not None and breakpoints.rule != Rule.ANY and home.root != root:
+                own = breakpoints.rule == Rule.SHARED
+                page = home.page
+            if own and (not point.programs.conditions or point.programs.commands):
+                return
+            conditions.append(Condition(point, page, own))
+        description = self._target.description(thread.pid)
+        judge.teach(cpu, thread.pid, address, description, conditions, self._trace.at(thread.pid, address))
+
     def forget(self) -> None:
-        """Breakpoints may be others now."""
+        """Breakpoints, or who stops at them, may be others now."""
         self._judged.clear()
+        self.judge.forget()

@@ -160,11 +160,12 @@ class Debugger:
         self.breakpoints.set_programs(kind, address, length, pid, programs)
 
     def arm_trace(self) -> None:
+        self.running.agents.judge.clear()
         self.breakpoints.traced = frozenset(address for _, address in self.trace.armed)
         self.breakpoints.arm()
 
     def flush_trace(self) -> None:
-        """All that is collected is in the trace at once."""
+        self.running.agents.judge.flush()
 
     # Running
 

@@ -70,7 +70,7 @@ class Running:
         self._stepping = next((self._step(t, action) for t, action in actions.items() if action.step), None)
         if self._stepping is None:
             self.breakpoints.forget_removed()
-            self.agents.forget()
+        self.agents.forget()
         self.breakpoints.arm()
         self.breakpoints.guard()
 
@@ -121,6 +121,7 @@ class Running:
         stepping = self._stepping
         collecting = self.trace.stepping
         self.history.watching = bool(stepping is not None or collecting or self.stop_codes or self.breakpoints.watchpoints)
+        self.agents.judge.enabled = not (stepping or collecting)
         if stepping is not None and self.inferiors.alive(stepping.thread.pid):
             return self._advance_step(stepping)
         self._stepping = None
@@ -273,6 +274,9 @@ class Running:
             stepping = self._stepping
             if stepping is not None and stepping.back == self._place(LiveContext(cpu)):
                 return None
+            thread = self.inferiors.thread_on(cpu)
+            if self._acts(thread) or self._told_of_passing:
+                self.agents.teach(cpu, thread, self.breakpoints)
             return self._happened(machine.step(cpu))
         if event == Event.WATCHED:
             return self._watched(cpu)
