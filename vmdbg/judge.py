@@ -65,7 +65,7 @@ class _Source(ctypes.Structure):
 
 
 class _Layout(ctypes.Structure):
-    _fields_ = (("count", ctypes.c_uint64), ("in_block", ctypes.c_uint64), ("source", _Source * SOURCES))
+    _fields_ = (("count", ctypes.c_uint64), ("size", ctypes.c_uint64), ("source", _Source * SOURCES))
 
 
 class _Action(ctypes.Structure):
@@ -410,7 +410,7 @@ class Judge:
                 raise _NoRoom
             index = self._layouts[pid] = len(self._layouts)
             sources = self._state.layout[index]
-            sources.count = sources.in_block = description.block_count
+            sources.count, sources.size = description.block_count, description.block_size
             for number, register in enumerate(description.registers[: description.block_count]):
                 kind, offset, width = _source(register.name)
                 size = register.bits // 8

@@ -23,7 +23,7 @@ struct level { uint64_t shift, mask, leaf, leaf_reserved, table_reserved, grants
 struct form { uint64_t levels, entry_size, width, base; struct level level[5]; };      /* introspect's table of a paging mode */
 
 struct source { uint32_t kind, offset, size, width; uint64_t flip; };                  /* where a register is in a context */
-struct layout { uint64_t count, in_block; struct source source[SOURCES]; };
+struct layout { uint64_t count, size; struct source source[SOURCES]; };
 
 struct action {
     uint32_t kind, code;                /* its program, or what to collect: index in `words`, 0 for none */
@@ -387,18 +387,16 @@ static bool collect_frame(struct hit *h, const struct action *t)
     for (uint64_t n = *w++; n; n--, w += 3) {
         if (w[0] == COLLECT_REGISTERS) {
             const struct layout *l = &h->j->layout[h->view->layout];
-            uint8_t *block = room(h, 3);
-            uint64_t begin = h->used;
+            uint8_t *block = room(h, 3 + l->size), *place = block + 3;
             if (!block)
                 return false;
-            for (uint64_t r = 0; r < l->in_block; r++) {
-                uint8_t *place = room(h, l->source[r].size);
-                if (!place || !l->source[r].kind)
-                    return false;
-                read_source(h, &l->source[r], place);
-            }
+            for (const struct source *s = l->source, *end = s + l->count; s < end; place += s++->size)
+                if (s->kind == FIELD_ && s->size == 8 && s->width == 8 && !s->flip)
+                    memcpy(place, h->context + s->offset, 8);
+                else
+                    read_source(h, s, place);
             *block = 'R';
-            length = h->used - begin;
+            length = l->size;
             memcpy(block + 1, &length, 2);
         } else if (w[0] == COLLECT_MEMORY) {
             if (!collect(h, w[1], w[2], false))
