@@ -57,6 +57,7 @@ class Session:
         self.breakpoints: dict[Point, bool] = dict.fromkeys(kept, True)
         # The trace frame that registers and memory are read from, while the client looks at one.
         self.frame: Frame | None = None
+        self.block_read = False  # it knows how long `g` is
         # Definitions of tracepoints or variables that it has not asked for yet.
         self.pieces: list[bytes] = []
         # The threads that later packets mean: H g (registers, memory) and H c (c, s).

@@ -74,11 +74,13 @@ class Variable:
 
 
 class Trace:
-    """The one trace of a target.  `clock` gives the target's own time, for $trace_timestamp and the status."""
+    """The one trace of a target.  `clock` gives the target's own time, for $trace_timestamp; of its units there are `rate` in a
+    microsecond, which is what the client's status speaks of."""
 
-    def __init__(self, target: Target, clock: Callable[[], int]) -> None:
+    def __init__(self, target: Target, clock: Callable[[], int], rate: int = 1) -> None:
         self.target = target
         self.clock = clock
+        self.rate = rate
         self.buffer = Buffer()
         self.disconnected = False
         """Go on while no client is connected."""
@@ -92,6 +94,7 @@ class Trace:
         self.reason, self.stopping, self.error = "tnotrun", 0, ""
         """Why it stopped, in the protocol's words; the tracepoint that made it stop; what was wrong there."""
         self.started = self.ended = 0
+        """By the clock; 0: not yet."""
         self.points: dict[tuple[int, int], Tracepoint] = {}
         """By number and address."""
         self.incomplete: Tracepoint | None = None
@@ -128,7 +131,7 @@ class Trace:
             point.hits = point.usage = 0
         self.running = True
         self.reason, self.stopping, self.error, self.stop_note = "tnotrun", 0, "", ""
-        self.started, self.ended = self.clock(), 0
+        self.started, self.ended = max(self.clock(), 1), 0
 
     def stop(self, reason: str = "tstop", point: Tracepoint | None = None, error: str = "") -> None:
         """Stop; `reason` is tstop, tfull, tpasscount, terror or tdisconnected."""
@@ -238,16 +241,23 @@ class Trace:
             value = (self.pc(frame) & (1 << 8 * size) - 1).to_bytes(size, "little")
         return value
 
-    def export(self) -> Iterator[bytes]:
-        """The frames as GDB's trace files have them: a register block is what `g` gives, others have no place there."""
+    def export(self, whole: bool) -> Iterator[bytes]:
+        """The frames as GDB's trace files have them: a register block is what `g` gives, or if `whole` all registers."""
         for frame in self.buffer:
-            blocks = [b"R" + frame.registers] if frame.registers is not None else []
+            blocks = [b"R" + self._block(frame, whole)] if frame.registers is not None else []
             for address, data in frame.blocks:
                 blocks.append(b"M" + address.to_bytes(8, "little") + len(data).to_bytes(2, "little") + data)
             for number, value in frame.variables.items():
                 blocks.append(b"V" + number.to_bytes(4, "little") + value.to_bytes(8, "little"))
             data = b"".join(blocks)
             yield frame.tracepoint.to_bytes(2, "little") + len(data).to_bytes(4, "little") + data
+
+    def _block(self, frame: Frame, whole: bool) -> bytes:
+        block, description = frame.registers or b"", self.layouts[frame.pid]
+        if whole:
+            for number in range(description.block_count, len(description.registers)):
+                block += frame.others.get(number, bytes(description.size(number)))
+        return block
 
 
 def _silent(text: str) -> None:

@@ -18,6 +18,7 @@ from vmdbg.inferiors import Inferiors
 from vmdbg.machine import Machine
 from vmdbg.monitor import Monitor
 from vmdbg.options import UsageError
+from vmdbg.platform.clock import TICKS_PER_SECOND
 from vmdbg.running import Running
 
 PAGE = 4096
@@ -36,7 +37,7 @@ class Debugger:
         self.executables = Executables()
         self.architectures: dict[int, str] = {}
         """Register descriptions chosen by hand, by pid."""
-        self.trace = Trace(self, lambda: self.machine.clock.now)
+        self.trace = Trace(self, lambda: self.machine.clock.now, TICKS_PER_SECOND // 1_000_000)
         self._use(machine)
 
     def _use(self, machine: Machine) -> None:

@@ -32,6 +32,7 @@ def _unchangeable(session: Session) -> None:
 @command("g")
 def read_registers(session: Session, arguments: bytes) -> bytes:
     _, thread = session.suffixed(arguments)
+    session.block_read = True
     if session.frame is not None:
         description = session.attached[thread.pid]
         return b"".join(_collected(session, session.frame, thread, n) for n in range(description.block_count))

@@ -235,13 +235,15 @@ def status(session: Session, trace: Trace, arguments: bytes) -> bytes:
     words = trace.stop_note if trace.reason == "tstop" else trace.error
     if trace.reason in ("tstop", "terror"):
         reason += b":" + hexlify(words.encode())
-    return (
-        b"T%d;%b:%x;tframes:%x;tcreated:%x;tfree:%x;tsize:%x;circular:%d;disconn:%d;starttime:%x;stoptime:%x;username:%b;notes:%b"
-        % (
-            trace.running, reason, trace.stopping, len(buffer), buffer.created, buffer.free, buffer.size, buffer.circular,
-            trace.disconnected, trace.started, trace.ended, hexlify(trace.user.encode()), hexlify(trace.notes.encode()),
-        )
-    )  # fmt: skip
+    times = trace.started // trace.rate, trace.ended // trace.rate
+    room = len(buffer), buffer.created, buffer.free, buffer.size
+    return b";".join((
+        b"T%d;%b:%x" % (trace.running, reason, trace.stopping),
+        b"tframes:%x;tcreated:%x;tfree:%x;tsize:%x" % room,
+        b"circular:%d;disconn:%d" % (buffer.circular, trace.disconnected),
+        b"starttime:%x;stoptime:%x" % times,
+        b"username:%b;notes:%b" % (hexlify(trace.user.encode()), hexlify(trace.notes.encode())),
+    ))  # fmt: skip
 
 
 @packet("qTP")
@@ -329,10 +331,13 @@ def _look_at(session: Session, frame: Frame | None) -> bytes:
 
 @packet("qTBuffer")
 def read_buffer(session: Session, trace: Trace, arguments: bytes) -> bytes:
-    """The frames as trace files have them; made when the beginning is read."""
+    """The frames as trace files have them; made when the beginning is read.
+
+    GDB writes into the file that a register block is as long as `g` was, or as all registers if it has not asked for `g`.
+    """
     offset, length = address_length(arguments)
     if not offset or b"trace" not in session.documents:
-        session.documents[b"trace"] = b"".join(trace.export())
+        session.documents[b"trace"] = b"".join(trace.export(whole=not session.block_read))
     document = session.documents[b"trace"]
     if offset >= len(document):
         return b"l"
