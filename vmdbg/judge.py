@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from vmdbg.cpu.processor import Processor
     from vmdbg.machine import Machine
 
-_judge: ModuleType | None = None
+native: ModuleType | None = None
 if os.environ.get("VMDBG_JUDGE") != "python":  # as continuous integration has it once: the twin under all tests
     with suppress(ImportError):  # no compiler at installation
-        _judge = import_module("vmdbg.engine._judge")
+        native = import_module("vmdbg.engine._judge")
 
 VIEWS, ACTIONS, WORDS, COUNTERS, VARIABLES, SOURCES, LAYOUTS, CPUS = 1024, 4096, 65536, 4096, 1024, 256, 16, 256
 FRAMES = 1 << 20
@@ -90,7 +90,7 @@ class _Cpu(ctypes.Structure):
     )  # fmt: skip
 
 
-class _State(ctypes.Structure):
+class State(ctypes.Structure):
     _fields_ = (
         ("ram", ctypes.c_void_p), ("ranges", ctypes.c_uint64 * 4), ("scratch", ctypes.c_void_p), ("hits", ctypes.c_uint64),
         ("last_now", ctypes.c_uint64), ("last_address", ctypes.c_uint64), ("last_context", ctypes.c_void_p),
@@ -109,12 +109,12 @@ _AT = (
 
 
 @cache
-def _function() -> int:
+def function() -> int:
     """Address of the extension's function, set up; 0 where it was not built."""
-    if _judge is None:
+    if native is None:
         return 0
-    found = _judge.symbols((ctypes.c_uint32 * len(_AT))(*_AT))
-    if found["size"] != ctypes.sizeof(_State):
+    found = native.symbols((ctypes.c_uint32 * len(_AT))(*_AT))
+    if found["size"] != ctypes.sizeof(State):
         raise EngineError("the native evaluation was built for another version of vmdbg. Remedy: pip install .")
     return int(found["judge"])
 
@@ -144,7 +144,7 @@ class Judge:
         """No thread steps: C may deal with breakpoints."""
         self._machine = machine
         self._trace = trace
-        self._state = state = _State()
+        self._state = state = State()
         self._address = ctypes.addressof(state)
         ram, engine = machine.ram, machine.engine
         state.ram = ram.address
@@ -169,9 +169,9 @@ class Judge:
         self._points: dict[Tracepoint, int] = {}
         self._passes: dict[int, Breakpoint] = {}
         self._variables: dict[int, int] = {}
-        self.available = bool(_function()) and engine.binding.name == "native" and len(machine.cpus) <= CPUS
+        self.available = bool(function()) and engine.binding.name == "native" and len(machine.cpus) <= CPUS
         if self.available:
-            engine.rt.on_break = _function()
+            engine.rt.on_break = function()
             engine.judge = self
             before = engine.physical.on_unfit
 
@@ -301,16 +301,16 @@ class Judge:
             self._condition(condition, description)
         for point in points:
             self._point(point, description)
-        assert _judge is not None
-        index = _judge.slot(self._address, address, cr[3], root)
+        assert native is not None
+        index = native.slot(self._address, address, cr[3], root)
         if index is None:
             raise _NoRoom
         view = state.view[index]
         view.address, view.nested_cr3, view.pid = address, root, pid
         view.cr0, view.cr3, view.cr4, view.efer = cr[0], cr[3], cr[4], cpu.state.efer
         view.ncr3 = nested.ncr3 if nested is not None else 0
-        _form(view.guest, paging)
-        _form(view.nested, nested)
+        set_form(view.guest, paging)
+        set_form(view.nested, nested)
         view.first, view.count, view.layout = first, self._actions - first, sources
         view.context = cpu.state.address
         self._known[key] = index
@@ -424,7 +424,7 @@ class _NoRoom(Exception):
     """All is to be forgotten and learned anew."""
 
 
-def _form(form: _Form, of: PagingState | Nested | None) -> None:
+def set_form(form: _Form, of: PagingState | Nested | None) -> None:
     """introspect's table of a paging mode, for C."""
     found = of.format if of is not None else None
     form.levels = 0 if found is None else len(found.levels)
