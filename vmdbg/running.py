@@ -180,11 +180,18 @@ class Running:
             return self._run(bool(self.breakpoints), waiting)
         if self._hit(cpu):
             return self._happened(Event.BREAKPOINT)
-        outcome = machine.step(cpu)
-        event = self._happened(outcome)
-        if outcome not in (Event.INTERRUPTED, Event.WATCHED) and (thread.pid == HOST or self.inferiors.thread_on(cpu) == thread):
+        return self._happened(self._step_and_collect(cpu, thread))
+
+    def _step_and_collect(self, cpu: Processor, thread: ThreadId) -> Event:
+        outcome = self.machine.step(cpu)
+        self._stepped(cpu, thread, outcome)
+        return outcome
+
+    def _stepped(self, cpu: Processor, thread: ThreadId, outcome: Event) -> None:
+        """Collect if a thread that does at each step has executed an instruction; one that its hypervisor executes is none."""
+        done = outcome not in (Event.INTERRUPTED, Event.WATCHED)
+        if thread in self.trace.stepping and done and (thread.pid == HOST or self.inferiors.thread_on(cpu) == thread):
             self.trace.stepped(thread)
-        return event
 
     def _run_others(self, stepping: Stepping) -> StubEvent | None:
         """The stepping thread is not at its instruction: go on until it is, or until its CPU has its turn."""
@@ -277,7 +284,7 @@ class Running:
             thread = self.inferiors.thread_on(cpu)
             if self._acts(thread) or self._told_of_passing:
                 self.agents.teach(cpu, thread, self.breakpoints)
-            return self._happened(machine.step(cpu))
+            return self._happened(self._step_and_collect(cpu, thread))
         if event == Event.WATCHED:
             return self._watched(cpu)
         if event == Event.EXIT:
@@ -305,6 +312,7 @@ class Running:
         """Execute the instruction that accesses a watched page, and see whether it touched the watched bytes."""
         thread, pc = self.inferiors.thread_on(cpu), cpu.state.linear_rip
         event, fired = self.breakpoints.execute(cpu)
+        self._stepped(cpu, thread, event)
         stepping = self._stepping
         if stepping is not None and stepping.thread == thread:
             stepping.executed |= thread.pid == HOST or self.inferiors.thread_on(cpu) == thread

@@ -265,13 +265,13 @@ class Engine:
         if judge != self._judge:
             self._judge = judge
             rt.on_break_user = judge or None
-        if judge:
-            rt.deadline = deadline
         while True:
             budget = deadline - clock.now
             if budget <= 0:
                 return Stop(Reason.BUDGET)
             rt.budget = budget
+            if judge:
+                rt.deadline = deadline
             self.binding.run()
             clock.now += rt.executed
             reason = rt.reason
@@ -310,7 +310,7 @@ class Engine:
 
     def _step(self, state: CpuState, npt: Npt) -> Stop:
         while True:
-            self.rt.budget = 1
+            self.rt.budget, self.rt.deadline = 1, self.clock.now + 1
             self.binding.step()
             self._account()
             if self.rt.reason == Reason.STEPPED:
@@ -416,7 +416,7 @@ class Engine:
                 self._window[index] = (npt, gpa, spa & -PAGE)
                 self.physical.open(npt, gpa, index)
                 while True:
-                    rt.budget = 1
+                    rt.budget, rt.deadline = 1, self.clock.now + 1
                     self.binding.step()
                     self._account()
                     if self._error is not None:
