@@ -295,6 +295,9 @@ class Example:
     def set_programs(self, kind: BreakpointKind, address: int, length: int, pid: int, programs: Programs) -> None:
         self.programs.setdefault((pid, address), {})[kind] = programs
 
+    def trace_owner(self, pids: Sequence[int], address: int) -> int:
+        return next((pid for pid in pids if self.read_memory(ThreadId(pid, 1), address, 1)), pids[0])
+
     def arm_trace(self) -> None:
         """Nothing to prepare: `_execute` asks `trace` at each instruction."""
 

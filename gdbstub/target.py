@@ -348,6 +348,10 @@ class Tracepoints(Protocol):
 
     trace: "Trace"
 
+    def trace_owner(self, pids: Sequence[int], address: int) -> int:
+        """Whose a tracepoint at an address is.  GDB does not say, and defines those of all inferiors while one is selected:
+        that is the first of `pids`, the others are attached."""
+
     def arm_trace(self) -> None:
         """`trace.armed` may be another set now. Called while the machine is stopped, or between two slices."""
 

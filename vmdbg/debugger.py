@@ -160,6 +160,12 @@ class Debugger:
     def set_programs(self, kind: BreakpointKind, address: int, length: int, pid: int, programs: Programs) -> None:
         self.breakpoints.set_programs(kind, address, length, pid, programs)
 
+    def trace_owner(self, pids: Sequence[int], address: int) -> int:
+        """One whose file has something there, else one without a file, and at last one whose file has not; of equal ones the
+        first.  A hypervisor may map its guests' addresses, too."""
+        mapped = [pid for pid in pids if self.read_memory(self.who.first_thread(pid), address, 1)] or list(pids)
+        return min(mapped, key=lambda pid: {True: 0, None: 1, False: 2}[self.executables.holds(pid, address)])
+
     def arm_trace(self) -> None:
         self.running.agents.judge.clear()
         self.breakpoints.traced = frozenset(address for _, address in self.trace.armed)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from gdbstub.commands.registry import address_length, command, expression, number, text
 from gdbstub.frames import SIZE, Frame
 from gdbstub.packet import PACKET_SIZE
-from gdbstub.target import TargetError, ThreadId, Tracepoints
+from gdbstub.target import TargetError, Tracepoints
 from gdbstub.trace import MOST, TIMESTAMP, Action, Memory, Registers, Trace, Tracepoint, Variable
 
 if TYPE_CHECKING:
@@ -78,19 +78,13 @@ def _define(session: Session, trace: Trace, arguments: bytes) -> Tracepoint:
         if option[:1] != b"X":
             raise TargetError("fast and static tracepoints are not offered: use trace, which is as fast here")
         condition, _ = expression(option)
-    point = Tracepoint(which, address, _inferior(session, address), fields[2] == b"E", steps, passes, condition)
+    own = session.process()
+    target = session.target
+    assert isinstance(target, Tracepoints)
+    pid = target.trace_owner([own, *(pid for pid in session.attached if pid != own)], address)
+    point = Tracepoint(which, address, pid, fields[2] == b"E", steps, passes, condition)
     trace.points[which, address] = point
     return point
-
-
-def _inferior(session: Session, address: int) -> int:
-    """Whose tracepoint it is.  The packet does not say, and GDB defines those of all inferiors while one is selected: so it
-    is that one's if there is memory at the address, else the first one's where there is."""
-    own = session.process()
-    for pid in (own, *session.attached):
-        if session.target.read_memory(session.resolve(ThreadId(pid, 0)), address, 1):
-            return pid
-    return own
 
 
 def _add_actions(trace: Trace, arguments: bytes) -> Tracepoint:
