@@ -399,6 +399,8 @@ class Session:
         elif isinstance(event, Output):
             if self.running:
                 self.output(event.text)
+            elif self.detached:
+                log.info("%s", event.text.rstrip())
         elif isinstance(event, Exited):
             if event.pid in self.attached:
                 self.forget(event.pid)

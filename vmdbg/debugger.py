@@ -152,12 +152,15 @@ class Debugger:
     # Breakpoints
 
     def insert_breakpoint(self, kind: BreakpointKind, address: int, length: int, thread: ThreadId) -> None:
+        self.running.agents.forget()
         self.breakpoints.insert(kind, address, length, thread.pid, self.context(thread))
 
     def remove_breakpoint(self, kind: BreakpointKind, address: int, length: int, pid: int) -> None:
+        self.running.agents.forget()
         self.breakpoints.remove(kind, address, length, pid)
 
     def set_programs(self, kind: BreakpointKind, address: int, length: int, pid: int, programs: Programs) -> None:
+        self.running.agents.forget()
         self.breakpoints.set_programs(kind, address, length, pid, programs)
 
     def trace_owner(self, pids: Sequence[int], address: int) -> int:

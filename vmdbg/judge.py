@@ -75,11 +75,15 @@ class _Action(ctypes.Structure):
     )  # fmt: skip
 
 
+class _Space(ctypes.Structure):
+    _fields_ = (("cr3", ctypes.c_uint64), ("ncr3", ctypes.c_uint64), ("guest", _Form), ("nested", _Form))
+
+
 class _View(ctypes.Structure):
     _fields_ = (
         ("address", ctypes.c_uint64), ("context", ctypes.c_void_p),
-        *((name, ctypes.c_uint64) for name in ("nested_cr3", "cr0", "cr3", "cr4", "efer", "pid", "ncr3")),
-        ("guest", _Form), ("nested", _Form), ("first", ctypes.c_uint32), ("count", ctypes.c_uint32),
+        *((name, ctypes.c_uint64) for name in ("nested_cr3", "cr0", "cr4", "efer", "pid")),
+        ("space", _Space), ("first", ctypes.c_uint32), ("count", ctypes.c_uint32),
         ("layout", ctypes.c_uint32), ("pad", ctypes.c_uint32),
     )  # fmt: skip
 
@@ -217,6 +221,7 @@ class Judge:
         if state.count:
             self._trace.buffer.extend(ctypes.string_at(state.frames, state.used), state.count)
             state.count = state.used = 0
+            self._limit()
         for traced, index in self._points.items():
             traced.hits, traced.usage = state.counter[index], state.counter[index + 1]
         for index, point in self._passes.items():
@@ -244,8 +249,9 @@ class Judge:
 
     def forget(self) -> None:
         """What was taught may be otherwise now."""
-        self.flush()
-        self.clear()
+        if self._known:
+            self.flush()
+            self.clear()
 
     # What C learns of Python
 
@@ -282,7 +288,12 @@ class Judge:
         for number, index in self._variables.items():
             value = trace.value(number)
             state.variable[index] = value - (1 << 64) if value >> 63 else value
-        state.size = min(FRAMES, trace.buffer.size if trace.buffer.circular else trace.buffer.free)
+        self._limit()
+
+    def _limit(self) -> None:
+        """C collects no more than the trace's buffer has room for."""
+        buffer = self._trace.buffer
+        self._state.size = min(FRAMES, buffer.size if buffer.circular else buffer.free)
 
     def _teach(
         self, cpu: Processor, pid: int, address: int, description: Description, conditions: Sequence[Condition],
@@ -307,10 +318,8 @@ class Judge:
             raise _NoRoom
         view = state.view[index]
         view.address, view.nested_cr3, view.pid = address, root, pid
-        view.cr0, view.cr3, view.cr4, view.efer = cr[0], cr[3], cr[4], cpu.state.efer
-        view.ncr3 = nested.ncr3 if nested is not None else 0
-        set_form(view.guest, paging)
-        set_form(view.nested, nested)
+        view.cr0, view.cr4, view.efer = cr[0], cr[4], cpu.state.efer
+        set_space(view.space, cr[3], paging, nested)
         view.first, view.count, view.layout = first, self._actions - first, sources
         view.context = cpu.state.address
         self._known[key] = index
@@ -424,8 +433,15 @@ class _NoRoom(Exception):
     """All is to be forgotten and learned anew."""
 
 
-def set_form(form: _Form, of: PagingState | Nested | None) -> None:
-    """introspect's table of a paging mode, for C."""
+def set_space(space: _Space, cr3: int, paging: PagingState, nested: Nested | None) -> None:
+    """An address space, for C."""
+    space.cr3, space.ncr3 = cr3, nested.ncr3 if nested is not None else 0
+    _set_form(space.guest, paging)
+    _set_form(space.nested, nested)
+
+
+def _set_form(form: _Form, of: PagingState | Nested | None) -> None:
+    """introspect's table of a paging mode."""
     found = of.format if of is not None else None
     form.levels = 0 if found is None else len(found.levels)
     if found is None:

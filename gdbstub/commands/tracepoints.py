@@ -16,6 +16,8 @@ from gdbstub.trace import MOST, TIMESTAMP, Action, Memory, Registers, Trace, Tra
 if TYPE_CHECKING:
     from gdbstub.session import Session
 
+MOST_NUMBER = 0xFFFF
+"""What a frame has room for."""
 LARGEST = 256 << 20
 """Bytes of a buffer that a client may ask for."""
 _Handler = Callable[["Session", Trace, bytes], bytes]
@@ -71,8 +73,8 @@ def _define(session: Session, trace: Trace, arguments: bytes) -> Tracepoint:
     which, address, steps, passes = (number(fields[index]) for index in (0, 1, 3, 4))
     if (which, address) in trace.points:
         raise TargetError(f"tracepoint {which} at {address:#x} exists already")
-    if len(trace.points) >= MOST:
-        raise TargetError(f"there are {MOST} tracepoints already: delete some")
+    if len(trace.points) >= MOST or which > MOST_NUMBER:
+        raise TargetError(f"tracepoint {which} is one too many: use {MOST} at most, with numbers up to {MOST_NUMBER}")
     condition = None
     for option in fields[5:]:
         if option[:1] != b"X":

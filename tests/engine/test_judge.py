@@ -60,11 +60,7 @@ class View:
             self.state.ranges[index] = bound
 
     def read(self, state: PagingState, nested: Nested | None, address: int, length: int) -> bytes:
-        view = self.state.view[0]
-        view.cr3 = state.cr3
-        view.ncr3 = nested.ncr3 if nested is not None else 0
-        judge.set_form(view.guest, state)
-        judge.set_form(view.nested, nested)
+        judge.set_space(self.state.view[0].space, state.cr3, state, nested)
         assert native is not None
         found: bytes = native.read(ctypes.addressof(self.state), 0, address, length)
         return found

@@ -362,4 +362,4 @@ def test_there_are_as_many_as_there_may_be(client: Client) -> None:
     trace = client.target.trace
     for number in range(1000):
         trace.points[number, CODE] = Tracepoint(number, CODE, 1, True, 0, 0)
-    assert client.ask(b"QTDP:3e8:1008:E:0:0").startswith(b"E.there are 1000 tracepoints already")
+    assert client.ask(b"QTDP:3e8:1008:E:0:0").startswith(b"E.tracepoint 1000 is one too many")

@@ -11,17 +11,12 @@
 #include <string.h>
 
 #include "runtime.h"
+#include "walk.h"
 
 enum { VIEWS = 1024, PROBES = 16, ACTIONS = 4096, WORDS = 65536, COUNTERS = 4096, VARIABLES = 1024, SOURCES = 256, LAYOUTS = 16 };
-enum { STACK = 128, BUDGET_ = 1 << 16, PAGE = 4096, LONGEST_BLOCK = 0xffff };
-enum { ENTRY_P = 1, ENTRY_W = 2, ENTRY_U = 4 };
-#define ADDRESS_ 0x000ffffffffff000ull
-#define NX ((uint64_t)1 << 63)
+enum { STACK = 128, BUDGET_ = 1 << 16, LONGEST_BLOCK = 0xffff };
 
 /* Declared once more in judge.py, by ctypes; the size is compared. */
-struct level { uint64_t shift, mask, leaf, leaf_reserved, table_reserved, grants; };
-struct form { uint64_t levels, entry_size, width, base; struct level level[5]; };      /* introspect's table of a paging mode */
-
 struct source { uint32_t kind, offset, size, width; uint64_t flip; };                  /* where a register is in a context */
 struct layout { uint64_t count, size; struct source source[SOURCES]; };
 
@@ -35,9 +30,8 @@ struct action {
 struct view {                           /* of an armed address in an address space; unused: context NULL */
     uint64_t address;
     void *context;                      /* the CPU */
-    uint64_t nested_cr3, cr0, cr3, cr4, efer;
-    uint64_t pid, ncr3;
-    struct form guest, nested;          /* without levels: no paging in that dimension */
+    uint64_t nested_cr3, cr0, cr4, efer, pid;
+    struct space space;
     uint32_t first, count;              /* its actions */
     uint32_t layout, pad;
 };
@@ -45,8 +39,7 @@ struct view {                           /* of an armed address in an address spa
 struct cpu { void *context; uint64_t *v_intr; uint64_t cr8, host_root; };
 
 struct judge {
-    uint8_t *ram;                       /* address of system-physical 0 */
-    uint64_t ranges[4];                 /* RAM: first, end, first, end */
+    struct memory memory;
     void *scratch;                      /* a uc_context */
     uint64_t hits;                      /* ever dealt with here */
     uint64_t last_now, last_address;    /* the last of them: an instruction that is begun again is met again */
@@ -85,69 +78,6 @@ struct hit {                            /* a hit that is looked at */
 
 #define IN(h, type, offset) (*(type *)((h)->context + (offset)))
 
-static bool in_ram(const struct judge *j, uint64_t spa, uint64_t size)
-{
-    return (spa >= j->ranges[0] && spa + size <= j->ranges[1]) || (spa >= j->ranges[2] && spa + size <= j->ranges[3]);
-}
-
-/* introspect/paging.py, _descend and _nested, for a supervisor that reads and leaves no mark. */
-static bool descend(const struct judge *j, const struct form *f, uint64_t root, uint64_t address, const struct view *nested,
-                    uint64_t *rights, uint64_t *result);
-
-static bool nested_to_spa(const struct judge *j, const struct view *v, uint64_t gpa, uint64_t needs, uint64_t *spa)
-{
-    uint64_t rights = 0;
-    if (!v->nested.levels) {
-        *spa = gpa;
-        return true;
-    }
-    return !(v->nested.width < 64 && gpa >> v->nested.width) &&
-           descend(j, &v->nested, v->ncr3, gpa, NULL, &rights, spa) && (rights & needs) == needs;
-}
-
-static bool descend(const struct judge *j, const struct form *f, uint64_t root, uint64_t address, const struct view *nested,
-                    uint64_t *rights, uint64_t *result)
-{
-    uint64_t table = root & f->base;
-    *rights = ENTRY_W | ENTRY_U;
-    for (uint64_t n = 0; n < f->levels; n++) {
-        const struct level *l = &f->level[n];
-        uint64_t spa = table + (address >> l->shift & l->mask) * f->entry_size, entry = ~(uint64_t)0, offset;
-        if (nested && !nested_to_spa(j, nested, spa, ENTRY_U | ENTRY_W, &spa))
-            return false;
-        if (f->entry_size == 4)
-            entry = in_ram(j, spa, 4) ? *(uint32_t *)(j->ram + spa) : 0xffffffff;
-        else if (in_ram(j, spa, 8))
-            entry = *(uint64_t *)(j->ram + spa);
-        *rights &= entry | l->grants;
-        if (!(entry & ENTRY_P) || entry & (entry & l->leaf ? l->leaf_reserved : l->table_reserved))
-            return false;
-        if (entry & l->leaf) {
-            offset = ((uint64_t)1 << l->shift) - 1;
-            *result = (entry & ADDRESS_ & ~offset) | (address & offset);
-            if (l->shift == 22)
-                *result |= (entry >> 13 & 0xff) << 32;
-            return true;
-        }
-        table = entry & ADDRESS_;
-    }
-    return false;
-}
-
-static bool guest_physical(const struct judge *j, const struct view *v, uint64_t address, uint64_t *gpa)
-{
-    uint64_t rights;
-    if (!v->guest.levels) {
-        *gpa = (uint32_t)address;
-        return true;
-    }
-    if (v->guest.width == 32)
-        address = (uint32_t)address;
-    else if (address >> (v->guest.width - 1) && address >> (v->guest.width - 1) != ((uint64_t)1 << (65 - v->guest.width)) - 1)
-        return false;
-    return descend(j, &v->guest, v->cr3, address, v->nested.levels ? v : NULL, &rights, gpa);
-}
-
 /* The longest readable prefix of a range, copied. */
 static uint64_t read_memory(struct hit *h, uint64_t address, uint8_t *to, uint64_t length)
 {
@@ -157,15 +87,15 @@ static uint64_t read_memory(struct hit *h, uint64_t address, uint8_t *to, uint64
         if (size > length - done)
             size = length - done;
         if (h->cached != here / PAGE) {
-            if (!guest_physical(h->j, h->view, here & -(uint64_t)PAGE, &gpa) || !nested_to_spa(h->j, h->view, gpa, ENTRY_U, &spa))
+            if (!guest_physical(&h->j->memory, &h->view->space, here & -(uint64_t)PAGE, &gpa) || !nested_to_spa(&h->j->memory, &h->view->space, gpa, ENTRY_U, &spa))
                 break;
             h->cached = here / PAGE;
             h->cached_spa = spa;
         }
         spa = h->cached_spa + here % PAGE;
-        if (!in_ram(h->j, spa, size))
+        if (!in_ram(&h->j->memory, spa, size))
             break;
-        memcpy(to + done, h->j->ram + spa, size);
+        memcpy(to + done, h->j->memory.ram + spa, size);
         done += size;
     }
     return done;
@@ -430,7 +360,7 @@ static struct view *find(struct judge *j, const struct hit *h, void *context, ui
         if (!found->context)
             return NULL;
         if (found->address == address && found->context == context && found->nested_cr3 == root && found->cr0 == cr[0] &&
-            found->cr3 == cr[3] && found->cr4 == cr[4] && found->efer == efer)
+            found->space.cr3 == cr[3] && found->cr4 == cr[4] && found->efer == efer)
             return found;
     }
     return NULL;
@@ -439,7 +369,7 @@ static struct view *find(struct judge *j, const struct hit *h, void *context, ui
 static bool leads_to(const struct judge *j, const struct view *v, uint64_t address, uint64_t page)
 {
     uint64_t gpa;
-    return guest_physical(j, v, address, &gpa) && (gpa & -(uint64_t)PAGE) == page;
+    return guest_physical(&j->memory, &v->space, address, &gpa) && (gpa & -(uint64_t)PAGE) == page;
 }
 
 /* 1: the instruction at `address` may execute, all that there was to do is done. */
