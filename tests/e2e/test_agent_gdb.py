@@ -118,3 +118,31 @@ continue
     assert re.search(r"trace_timestamp 0 +\d+", printed)
     assert re.search(r"tracepoint already hit \d\d+ times", printed)
     assert served.finish() == undebugged
+
+
+@PROGRAMS
+def test_locals_arguments_and_where_it_returns(program: str, serve: Serve, hypervisor: Path, tmp_path: Path) -> None:
+    """What gdb makes of names: expressions, stretches of the stack, and registers outside the block of `g` are all the same."""
+    served = serve(hypervisor)
+    script = f"""{attach(hypervisor)}
+trace work
+actions
+collect $args, $locals, $_ret
+end
+tstart
+tbreak work if counter == 12
+continue
+tstop
+tfind 5
+info args
+info locals
+backtrace 2
+tfind none
+delete
+continue
+"""
+    printed = batch(program, served, tmp_path, script)
+    frame = printed[printed.index("Found trace frame 5") :]
+    assert re.search(r"^round = \d+$", frame, re.MULTILINE), printed
+    assert re.search(r"^sum = \d+$", frame, re.MULTILINE)
+    assert re.search(r"#1 .* in main \(", frame)
