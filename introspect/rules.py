@@ -151,10 +151,10 @@ def _avic(s: State, cpu: Processor) -> bool:
     return s.v_intr & _X2AVIC == V_INTR.avic_enable and bool(cpu.features & SVM_FEATURES.AVIC)
 
 
-_EXCEPTIONS = frozenset(
+EXCEPTIONS = frozenset(
     code - ExitCode.EXCP_DE for code in ExitCode if code.name.startswith("EXCP_") and code.name[5:].isalpha()
 ) - {2}
-"""The vectors that are exceptions: 2 is the NMI, and the rest below 32 are reserved."""
+"""The vectors that are exceptions, which EVENTINJ may inject as such: 2 is the NMI, and the rest below 32 are reserved."""
 
 _LONG_BITS = EFER.LME | EFER.LMA
 _INJECTED_TYPES = frozenset(EVENT.meanings["type"])
@@ -168,7 +168,7 @@ def _bad_event(s: State) -> bool:
     if not s.eventinj & EVENT.v:
         return False
     kind = s.eventinj >> 8 & 7
-    return kind not in _INJECTED_TYPES or (kind == 3 and s.eventinj & 0xFF not in _EXCEPTIONS)
+    return kind not in _INJECTED_TYPES or (kind == 3 and s.eventinj & 0xFF not in EXCEPTIONS)
 
 
 @lru_cache(maxsize=64)

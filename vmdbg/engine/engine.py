@@ -18,13 +18,14 @@ from unicorn.unicorn_py3.unicorn import uclib
 from introspect.paging import NestedFault
 
 from . import layout
+from .attention import call_attention
 from .bases import mend_code_bases, mend_segment_overrides
 from .errors import EngineError
 from .memory import PAGE, Ram
 from .physical import APIC_PAGE, MSRPM_PAGES, PRIVATE, PRIVATE_SIZE, VMCB_PAGE, WINDOW, WINDOW_PAGES, Npt, Physical
 from .repair import mend_nested_walker, mend_xsave, withdraw_features, withdraw_string_io
 from .runtime import BRANCH_RING, RING_SLOTS, Binding, Reason, Runtime, add_hook
-from .state import HF_CS64, HF_GUEST, HF_LMA, CpuState
+from .state import HF_CS64, HF_GUEST, HF_LMA, MXCSR_DEFAULT, CpuState
 
 PHYSICAL_BITS = 40
 """What the engine's walker implements: CPUID claims no more (TCG_PHYS_ADDR_BITS)."""
@@ -106,6 +107,7 @@ class Engine:
         layout.calibrate(uc)
         withdraw_features(uc)
         withdraw_string_io()
+        call_attention()
         mend_code_bases()
         mend_segment_overrides()
         self.has_xsave = mend_xsave()
@@ -175,6 +177,7 @@ class Engine:
         """
         state.i[layout.OLD_EXCEPTION // 4] = 0xFFFFFFFF
         state.hflags |= HF_GUEST
+        state.mxcsr = MXCSR_DEFAULT
         return state
 
     def flush(self) -> None:
