@@ -47,7 +47,9 @@ class Agents:
             if moment != self._traced and trace.at(thread.pid, moment[2]) and not self.judge.seen(cpu, moment[2]):
                 self._traced = moment
                 trace.reached(thread, moment[2])
-                if not trace.running:
+                if trace.running:
+                    self.judge.refresh()
+                else:
                     self.judge.clear()
 
     def stops(self, cpu: Processor, thread: ThreadId, point: Breakpoint) -> bool:
@@ -62,6 +64,7 @@ class Agents:
             stops, point.text = verdict.stops, verdict.text
             point.hits += verdict.hit and not stops
             self._judged[point] = moment, stops
+            self.judge.refresh()
         return stops
 
     def teach(self, cpu: Processor, thread: ThreadId, breakpoints: Breakpoints) -> None:

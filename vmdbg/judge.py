@@ -308,10 +308,10 @@ class Judge:
         if sum(len(condition.point.programs.conditions) for condition in conditions) + len(conditions) + len(points) > 64:
             raise _No
         first = self._actions
+        for point in points:  # first, as Python does
+            self._point(point, description)
         for condition in conditions:
             self._condition(condition, description)
-        for point in points:
-            self._point(point, description)
         assert native is not None
         index = native.slot(self._address, address, cr[3], root)
         if index is None:

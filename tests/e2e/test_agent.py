@@ -173,6 +173,29 @@ def test_conditions(image: Image, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_where_a_thread_stops_is_collected_too(image: Image, kind: str) -> None:
+    """And variables that a condition sets are the tracepoint's."""
+    elf = image("hits")
+    at = symbols(elf)
+    bench = Bench(elf, kind)
+    trace = bench.debugger.trace
+    trace.variables[2] = Variable("count", 0, 0)
+    traced = point(1, at["at_loop"], EVERYTHING, program("tracev 2; end"))
+    bench.trace(traced)
+    bench.breakpoint(at["at_loop"], ["getv 2; const 1; add; setv 2; const 6; equal; end"])
+    for stop in range(2):
+        assert isinstance(bench.run(), Stop)
+        assert bench.debugger.context(ThreadId(1, 1)).read("rcx") == 1995 - stop
+        assert (traced.hits, len(bench.frames), trace.value(2)) == (6 + stop, 6 + stop, 6)
+        bench.step_over(at["at_loop"])
+        trace.set_value(2, 5)
+        bench.debugger.arm_trace()
+    rcx = [int.from_bytes(frame.registers[16:24], "little") for frame in bench.frames if frame.registers is not None]
+    assert rcx == list(range(2000, 1993, -1))
+    assert [frame.variables[2] for frame in bench.frames] == [0, 1, 2, 3, 4, 5, 5]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_what_cannot_be_evaluated_stops(image: Image, kind: str) -> None:
     elf = image("hits")
     at = symbols(elf)

@@ -84,6 +84,7 @@ actions
 collect guest, *guest->vmcb
 end
 tstart
+monitor tracepoints
 inferior 2
 tbreak work if counter == 20
 continue
@@ -109,6 +110,8 @@ continue
 """
     printed = batch(program, served, tmp_path, script)
     assert "Trace is running on the target." in printed, printed
+    assert re.search(r"^2 +2 +0xffffffff80100228 +yes +0 +0 *$", printed, re.MULTILINE), printed  # though inferior 1 was selected
+    assert re.search(r"^3 +1 +0x103081 +yes +0 +0 *$", printed, re.MULTILINE)
     assert "$1 = 0x81\n" in printed, printed
     assert "$3 = 0x81\n" in printed
     assert "$2 = 1" in printed
@@ -146,3 +149,27 @@ continue
     assert re.search(r"^round = \d+$", frame, re.MULTILINE), printed
     assert re.search(r"^sum = \d+$", frame, re.MULTILINE)
     assert re.search(r"#1 .* in main \(", frame)
+
+
+@PROGRAMS
+def test_whose_a_tracepoint_is_can_be_said(program: str, serve: Serve, hypervisor: Path, tmp_path: Path) -> None:
+    served = serve(hypervisor)
+    script = f"""{attach(hypervisor)}
+trace work
+actions
+collect $regs
+end
+tstart
+monitor tracepoints 2 1
+tbreak work if counter == 9
+continue
+monitor tracepoints 2 2
+tbreak work if counter == 12
+continue
+monitor tracepoints
+monitor tracepoints 2 77
+"""
+    printed = batch(program, served, tmp_path, script)
+    rows = re.findall(r"^2 +(\d) +0xffffffff\w+ +yes +(\d+) +\d+ *$", printed, re.MULTILINE)
+    assert rows == [("1", "0"), ("2", "0"), ("2", "4")], printed  # where it stops, too
+    assert "no process 77" in printed
