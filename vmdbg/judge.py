@@ -148,7 +148,7 @@ class Judge:
         """No thread steps: C may deal with breakpoints."""
         self._machine = machine
         self._trace = trace
-        self._state = state = State()
+        self.state = state = State()
         self._address = ctypes.addressof(state)
         ram, engine = machine.ram, machine.engine
         state.ram = ram.address
@@ -189,7 +189,7 @@ class Judge:
     @property
     def hits(self) -> int:
         """Hits dealt with in C, ever."""
-        return int(self._state.hits)
+        return int(self.state.hits)
 
     def prepare(self, cpu: Processor) -> int:
         """See `engine.Judge`.  Only CPUs whose context says in which address space they are can do without Python."""
@@ -201,7 +201,7 @@ class Judge:
         if self._version != self._machine.history.version:
             self.forget()
             return 0
-        own = self._state.cpu[cpu.index]
+        own = self.state.cpu[cpu.index]
         own.cr8 = cpu.lapic.cr8
         if guest is not None:
             self._v_intr[cpu.index] = guest.v_intr & ~0xFF | guest.v_tpr & 0xFF
@@ -211,13 +211,13 @@ class Judge:
 
     def seen(self, cpu: Processor, address: int) -> bool:
         """Whether C has dealt with the instruction that is about to execute."""
-        state = self._state
+        state = self.state
         here = self._machine.clock.now, address, cpu.state.address
         return here == (state.last_now, state.last_address, state.last_context)
 
     def flush(self) -> None:
         """Bring what was collected and counted to where Python has it."""
-        state = self._state
+        state = self.state
         if state.count:
             self._trace.buffer.extend(ctypes.string_at(state.frames, state.used), state.count)
             state.count = state.used = 0
@@ -235,7 +235,7 @@ class Judge:
 
     def clear(self) -> None:
         """Forget all that was taught, and what `flush` has not fetched."""
-        state = self._state
+        state = self.state
         for index in self._known.values():
             state.view[index].context = None
         state.count = state.used = state.wrote = 0
@@ -280,7 +280,7 @@ class Judge:
 
     def refresh(self) -> None:
         """Python has dealt with a hit: counters and variables, and the room for frames, may be others now."""
-        state, trace = self._state, self._trace
+        state, trace = self.state, self._trace
         for traced, index in self._points.items():
             state.counter[index], state.counter[index + 1] = traced.hits, traced.usage
         for index, point in self._passes.items():
@@ -293,13 +293,13 @@ class Judge:
     def _limit(self) -> None:
         """C collects no more than the trace's buffer has room for."""
         buffer = self._trace.buffer
-        self._state.size = min(FRAMES, buffer.size if buffer.circular else buffer.free)
+        self.state.size = min(FRAMES, buffer.size if buffer.circular else buffer.free)
 
     def _teach(
         self, cpu: Processor, pid: int, address: int, description: Description, conditions: Sequence[Condition],
         points: Sequence[Tracepoint], paging: PagingState, nested: Nested | None,
     ) -> None:  # fmt: skip
-        state, q = self._state, cpu.state.q
+        state, q = self.state, cpu.state.q
         cr, root = [q[layout.CR // 8 + n] for n in range(5)], q[layout.NESTED_CR3 // 8]
         key = address, cpu.index, root, cr[0], cr[3], cr[4], cpu.state.efer
         if key in self._known:
@@ -327,7 +327,7 @@ class Judge:
     def _action(self, kind: int) -> _Action:
         if self._actions == ACTIONS:
             raise _NoRoom
-        action: _Action = self._state.action[self._actions]
+        action: _Action = self.state.action[self._actions]
         self._actions += 1
         action.kind, action.code, action.actions, action.counter = kind, 0, 0, 0
         action.page = action.number = action.limit = 0
@@ -338,7 +338,7 @@ class Judge:
         if self._counters + len(values) > COUNTERS:
             raise _NoRoom
         index, self._counters = self._counters, self._counters + len(values)
-        self._state.counter[index : self._counters] = values
+        self.state.counter[index : self._counters] = values
         return index
 
     def _condition(self, condition: Condition, description: Description) -> None:
@@ -389,7 +389,7 @@ class Judge:
         start = self._words
         if start + len(words) > WORDS:
             raise _NoRoom
-        self._state.words[start : start + len(words)] = words
+        self.state.words[start : start + len(words)] = words
         self._words += len(words)
         return start
 
@@ -418,7 +418,7 @@ class Judge:
             if len(self._layouts) == LAYOUTS or description.block_count > SOURCES:
                 raise _NoRoom
             index = self._layouts[pid] = len(self._layouts)
-            sources = self._state.layout[index]
+            sources = self.state.layout[index]
             sources.count, sources.size = description.block_count, description.block_size
             for number, register in enumerate(description.registers[: description.block_count]):
                 kind, offset, width = _source(register.name)

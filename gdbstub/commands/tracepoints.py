@@ -336,6 +336,7 @@ def read_buffer(session: Session, trace: Trace, arguments: bytes) -> bytes:
         session.documents[b"trace"] = b"".join(trace.export(whole=not session.block_read))
     document = session.documents[b"trace"]
     if offset >= len(document):
+        del session.documents[b"trace"]
         return b"l"
     return hexlify(document[offset : offset + min(length, PACKET_SIZE // 2 - 1)])
 

@@ -195,6 +195,26 @@ def test_where_a_thread_stops_is_collected_too(image: Image, kind: str) -> None:
     assert [frame.variables[2] for frame in bench.frames] == [0, 1, 2, 3, 4, 5, 5]
 
 
+def test_what_c_has_dealt_with_is_done(image: Image) -> None:
+    """Should the engine stop before the instruction after all, and Python come to it, it is the same execution."""
+    elf = image("hits")
+    at = symbols(elf)
+    bench = Bench(elf, KINDS[0])
+    traced = point(1, at["at_loop"], EVERYTHING)
+    bench.breakpoint(at["at_loop"], [])
+    bench.run()
+    bench.trace(traced)
+    cpu, state = bench.machine.cpu, bench.judge.state
+    reached = bench.debugger.running.agents.reached
+    state.last_now, state.last_address, state.last_context = bench.machine.clock.now, at["at_loop"], cpu.state.address
+    reached(cpu, ThreadId(1, 1))
+    assert traced.hits == 0
+    state.last_now -= 1
+    reached(cpu, ThreadId(1, 1))
+    reached(cpu, ThreadId(1, 1))
+    assert traced.hits == 1
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_cannot_be_evaluated_stops(image: Image, kind: str) -> None:
     elf = image("hits")
