@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from gdbstub.agent import REG, Program
 from gdbstub.description import Description
 from gdbstub.trace import TIMESTAMP, Action, Memory, Registers, Trace, Tracepoint
-from introspect.paging import Nested, PagingState
+from introspect.paging import ENTRY, Nested, PagingState
 from vmdbg.contexts import NUMBERS, SEGMENTS, LiveContext
 from vmdbg.engine import layout
 from vmdbg.engine.errors import EngineError
@@ -76,7 +76,9 @@ class _Action(ctypes.Structure):
 
 
 class _Space(ctypes.Structure):
-    _fields_ = (("cr3", ctypes.c_uint64), ("ncr3", ctypes.c_uint64), ("guest", _Form), ("nested", _Form))
+    _fields_ = (
+        *((name, ctypes.c_uint64) for name in ("cr3", "ncr3", "needs")), ("guest", _Form), ("nested", _Form),
+    )  # fmt: skip
 
 
 class _View(ctypes.Structure):
@@ -436,6 +438,7 @@ class _NoRoom(Exception):
 def set_space(space: _Space, cr3: int, paging: PagingState, nested: Nested | None) -> None:
     """An address space, for C."""
     space.cr3, space.ncr3 = cr3, nested.ncr3 if nested is not None else 0
+    space.needs = 0 if nested is not None and nested.gmet else ENTRY.U
     _set_form(space.guest, paging)
     _set_form(space.nested, nested)
 

@@ -7,6 +7,7 @@ from random import Random
 
 import pytest
 
+from introspect.memtypes import Caching
 from introspect.paging import Nested, PagingState
 from tests.engine.rig import TABLES, Rig
 from tests.engine.test_translation import (
@@ -47,6 +48,9 @@ class Registers:
 
     def nested(self) -> Nested | None:
         return self._nested
+
+    def caching(self) -> Caching:
+        raise NotImplementedError
 
 
 class View:

@@ -87,7 +87,7 @@ static uint64_t read_memory(struct hit *h, uint64_t address, uint8_t *to, uint64
         if (size > length - done)
             size = length - done;
         if (h->cached != here / PAGE) {
-            if (!guest_physical(&h->j->memory, &h->view->space, here & -(uint64_t)PAGE, &gpa) || !nested_to_spa(&h->j->memory, &h->view->space, gpa, ENTRY_U, &spa))
+            if (!guest_physical(&h->j->memory, &h->view->space, here & -(uint64_t)PAGE, &gpa) || !nested_to_spa(&h->j->memory, &h->view->space, gpa, 0, &spa))
                 break;
             h->cached = here / PAGE;
             h->cached_spa = spa;

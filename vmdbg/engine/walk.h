@@ -12,7 +12,11 @@ enum { PAGE = 4096, ENTRY_P = 1, ENTRY_W = 2, ENTRY_U = 4 };
 struct memory { uint8_t *ram; uint64_t ranges[4]; };            /* address of system-physical 0; first, end, first, end */
 struct level { uint64_t shift, mask, leaf, leaf_reserved, table_reserved, grants; };
 struct form { uint64_t levels, entry_size, width, base; struct level level[5]; };       /* of a paging mode */
-struct space { uint64_t cr3, ncr3; struct form guest, nested; };        /* without levels: no paging in that dimension */
+struct space {
+    uint64_t cr3, ncr3;
+    uint64_t needs;                     /* ENTRY_U if the nested tables must set it for data, 0 under GMET */
+    struct form guest, nested;          /* without levels: no paging in that dimension */
+};
 
 static inline bool in_ram(const struct memory *m, uint64_t spa, uint64_t size)
 {
@@ -23,9 +27,9 @@ static inline bool in_ram(const struct memory *m, uint64_t spa, uint64_t size)
 static inline bool descend(const struct memory *m, const struct form *f, uint64_t root, uint64_t address, const struct space *nested,
                     uint64_t *rights, uint64_t *result);
 
-static inline bool nested_to_spa(const struct memory *m, const struct space *v, uint64_t gpa, uint64_t needs, uint64_t *spa)
+static inline bool nested_to_spa(const struct memory *m, const struct space *v, uint64_t gpa, uint64_t write, uint64_t *spa)
 {
-    uint64_t rights = 0;
+    uint64_t rights = 0, needs = v->needs | write;
     if (!v->nested.levels) {
         *spa = gpa;
         return true;
@@ -42,7 +46,7 @@ static inline bool descend(const struct memory *m, const struct form *f, uint64_
     for (uint64_t n = 0; n < f->levels; n++) {
         const struct level *l = &f->level[n];
         uint64_t spa = table + (address >> l->shift & l->mask) * f->entry_size, entry = ~(uint64_t)0, offset;
-        if (nested && !nested_to_spa(m, nested, spa, ENTRY_U | ENTRY_W, &spa))
+        if (nested && !nested_to_spa(m, nested, spa, ENTRY_W, &spa))
             return false;
         if (f->entry_size == 4)
             entry = in_ram(m, spa, 4) ? *(uint32_t *)(m->ram + spa) : 0xffffffff;
