@@ -195,6 +195,35 @@ def test_where_a_thread_stops_is_collected_too(image: Image, kind: str) -> None:
     assert [frame.variables[2] for frame in bench.frames] == [0, 1, 2, 3, 4, 5, 5]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_by_one(image: Image, kind: str) -> None:
+    """In non-stop mode, with breakpoints and tracepoints that come while the thread runs."""
+    elf = image("hits")
+    at = symbols(elf)
+    bench = Bench(elf, kind)
+    debugger, thread = bench.debugger, ThreadId(1, 1)
+    debugger.hold([thread])
+    bench.breakpoint(at["at_device"], ["const 0; end"])
+    debugger.go({thread: CONTINUE})
+    assert debugger.run_slice() is None
+    traced = point(1, at["at_loop"], EVERYTHING)
+    bench.trace(traced)
+    bench.breakpoint(at["at_loop"], ["reg 2; const 1000; equal; end"])
+    while not isinstance(event := debugger.run_slice(), Stop):
+        assert not isinstance(event, Exited)
+    debugger.flush_trace()
+    assert debugger.context(thread).read("rcx") == 1000
+    assert traced.hits == len(bench.frames) == 1001
+    debugger.hold([])
+    debugger.remove_breakpoint(BreakpointKind.SOFTWARE, at["at_loop"], 1, 1)
+    debugger.go({thread: CONTINUE})
+    while not isinstance(debugger.run_slice(), Exited):
+        pass
+    debugger.flush_trace()
+    assert traced.hits == 2000
+    assert (bench.machine.clock.now, bench.machine.exit_status) == undebugged(elf)
+
+
 def test_what_c_has_dealt_with_is_done(image: Image) -> None:
     """Should the engine stop before the instruction after all, and Python come to it, it is the same execution."""
     elf = image("hits")

@@ -9,6 +9,7 @@ from gdbstub.frames import HEADER, Buffer, Writer
 from gdbstub.target import ThreadId
 from gdbstub.trace import Memory, Registers, Tracepoint
 from tests.gdbstub.client import Client
+from tests.gdbstub.test_nonstop import NonStopClient
 from tests.gdbstub.test_programs import byte, expression, one_thread
 
 AT = CODE + 8
@@ -363,3 +364,24 @@ def test_there_are_as_many_as_there_may_be(client: Client) -> None:
     for number in range(1000):
         trace.points[number, CODE] = Tracepoint(number, CODE, 1, True, 0, 0)
     assert client.ask(b"QTDP:3e8:1008:E:0:0").startswith(b"E.tracepoint 1000 is one too many")
+
+
+def test_threads_that_run_meanwhile() -> None:
+    """In non-stop mode definitions, switches and questions come while threads run; a condition stops one of them."""
+    client = NonStopClient()
+    client.ask(b"QTinit")
+    define(client, b"R0")
+    client.ask(b"QTStart")
+    client.ask(b"vCont;c")
+    client.told(slices=5)
+    before = int(status(client)["tframes"], 16)
+    assert before > 10
+    assert client.ask(b"QTDisable:1:%x" % AT) == b"OK"
+    define(client, b"R0", number=2, address=CODE + 4)
+    client.told(slices=5)
+    assert client.ask(b"qTP:1:%x" % AT).startswith(b"V%x:" % before)
+    assert int(client.ask(b"qTP:2:%x" % (CODE + 4))[1:].partition(b":")[0], 16) > 10
+    assert client.ask(b"Z0,%x,1;%b" % (CODE + 2, expression(f"const {DATA}; ref8; const 200; equal; end"))) == b"OK"
+    assert any(stop.startswith(b"T05thread:p1.") for stop in client.told(slices=50))
+    assert byte(client) == 200
+    assert status(client)["running"] == "1"
