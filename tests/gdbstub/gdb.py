@@ -1,5 +1,6 @@
-"""Stock gdb from PATH, driven through its machine interface."""
+"""Stock gdb, driven through its machine interface."""
 
+import os
 import shutil
 import signal
 import sysconfig
@@ -10,12 +11,23 @@ from typing import Any
 
 from pygdbmi.gdbcontroller import GdbController
 
-__all__ = ["GDBS", "Gdb", "NonStopGdb"]
+__all__ = ["GDBS", "Gdb", "NonStopGdb", "newest", "programs"]
 
 TIMEOUT = 60.0
 
 GDBS = [str(path) for path in (shutil.which("gdb"), Path(sysconfig.get_path("scripts"), "gdb")) if path and Path(path).exists()]
 """The gdb of the system, and the one that the package gdb-for-pwndbg puts beside Python."""
+
+
+def newest() -> str | None:
+    """The gdb that PyPI carries (gdb-for-pwndbg), if it is installed beside this Python."""
+    program = Path(sysconfig.get_path("scripts")) / "gdb"
+    return str(program) if os.access(program, os.X_OK) else None
+
+
+def programs() -> list[str]:
+    """Every gdb there is: the system's, and the newest."""
+    return [program for program in dict.fromkeys((shutil.which("gdb"), newest())) if program is not None]
 
 
 class Gdb:
