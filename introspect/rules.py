@@ -151,6 +151,10 @@ def _avic(s: State, cpu: Processor) -> bool:
     return s.v_intr & _X2AVIC == V_INTR.avic_enable and bool(cpu.features & SVM_FEATURES.AVIC)
 
 
+def _gmet(s: State, cpu: Processor) -> bool:
+    return bool(s.misc_ctl & MISC_CTL.gmet_enable and cpu.features & SVM_FEATURES.GMET)
+
+
 EXCEPTIONS = frozenset(
     code - ExitCode.EXCP_DE for code in ExitCode if code.name.startswith("EXCP_") and code.name[5:].isalpha()
 ) - {2}
@@ -267,6 +271,8 @@ RULES: tuple[Rule, ...] = (
          and bool((s.avic_backing_page | s.avic_logical_table | s.avic_physical_table) >> cpu.maxphyaddr)),
     Rule("avic-np", "15.29.4.1", "AVIC is on without nested paging", "Set NP_ENABLE as well",
          ("v_intr", "misc_ctl"), lambda s, cpu, memory: _avic(s, cpu) and not _nested(s, cpu), fatal=False),
+    Rule("gmet-np", "15.25.13", "GMET is on without nested paging, whose tables it is about", "Set NP_ENABLE as well",
+         ("misc_ctl",), lambda s, cpu, memory: _gmet(s, cpu) and not _nested(s, cpu), fatal=False),
     Rule("cet-wp", "15.5.1", "CR4.CET is set while CR0.WP is clear", "Set CR0.WP or clear CR4.CET",
          ("cr4", "cr0"), lambda s, cpu, memory: bool(s.cr4 & CR4.CET) and not s.cr0 & CR0.WP),
     Rule("tlb-control", "15.16.1", "TLB_CONTROL is no command of this processor",

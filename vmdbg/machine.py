@@ -187,8 +187,7 @@ class Machine:
 
     def _devices(self) -> None:
         config, clock, bus = self.config, self.clock, self.bus
-        # The mirrors of a strict TLB lead to memory only: no access to a virtual APIC could be seen.
-        features = world.FEATURES & ~SVM_FEATURES.AVIC if config.strict_tlb else world.FEATURES
+        features = world.FEATURES if self.engine.has_gmet else world.FEATURES & ~SVM_FEATURES.GMET
         self.cpuid = CpuidConfig(
             cpus=config.cpus, physical_bits=config.physical_bits, svm_features=features, asids=world.ASIDS,
             features=DEFAULT_FEATURES - NOT_EMULATED - (frozenset() if self.engine.has_xsave else XSAVE),

@@ -19,11 +19,13 @@ from introspect.commands import (
 )  # fmt: skip
 from introspect.commands.render import columns
 from introspect.exits import ExitCode, exit_name
+from introspect.memtypes import Caching
 from introspect.paging import NestedTranslation, PagingState, nested_translate
 from introspect.rules import Processor as RuleProcessor
 from introspect.sources import Memory
 from vmdbg.boot.image import ImageError
 from vmdbg.breakpoints import Rule
+from vmdbg.contexts import Context as ThreadContext
 from vmdbg.cpu.core import Notice
 from vmdbg.history import HOST, KnownGuest
 from vmdbg.results import Text
@@ -102,11 +104,14 @@ class Monitor:
         return self.debugger.machine.ram
 
     @property
+    def _host_context(self) -> ThreadContext:
+        index = self._thread.tid - 1 if self._thread.pid == 1 else 0
+        return self.debugger.context(ThreadId(1, min(index, len(self.debugger.machine.cpus) - 1) + 1))
+
+    @property
     def _host(self) -> tuple[int, int, int, int]:
         """CR0, CR3, CR4 and EFER of the hypervisor, also while a guest runs on its CPU."""
-        index = self._thread.tid - 1 if self._thread.pid == 1 else 0
-        context = self.debugger.context(ThreadId(1, min(index, len(self.debugger.machine.cpus) - 1) + 1))
-        cr0, cr3, cr4, efer = (context.read(name) or 0 for name in ("cr0", "cr3", "cr4", "efer"))
+        cr0, cr3, cr4, efer = (self._host_context.read(name) or 0 for name in ("cr0", "cr3", "cr4", "efer"))
         return cr0, cr3, cr4, efer
 
     @property
@@ -117,6 +122,10 @@ class Monitor:
     @property
     def host_paging(self) -> PagingState:
         return PagingState(*self._host, maxphyaddr=self.debugger.machine.config.physical_bits)
+
+    @property
+    def host_caching(self) -> Caching:
+        return self._host_context.caching()
 
     @property
     def guests(self) -> Sequence[GuestView]:
@@ -142,7 +151,7 @@ class Monitor:
         parent = self.debugger.history.parent(guest)
         return GuestView(
             guest.number, guest.name, tuple(guest.vcpus), first.asid, first.root or None, context.paging(),
-            context.nested(), None if parent == HOST else parent, self._inner(guest),
+            context.nested(), None if parent == HOST else parent, self._inner(guest), context.caching(),
         )  # fmt: skip
 
     def _inner(self, guest: KnownGuest) -> int | None:

@@ -127,6 +127,8 @@ def build(options: argparse.Namespace, trace: TextIO | None, arguments: Sequence
         serial.close()
         raise UsageError(str(error)) from None
     machine.image = replace(machine.image, debug_file=debug_file(options.image))
+    if machine.engine.lacks:
+        log.warning("this build of Unicorn is not as that of its wheel; without: %s", ", ".join(machine.engine.lacks))
     return machine
 
 

@@ -77,7 +77,7 @@ SETTINGS = st.builds(
 
 @pytest.mark.skipif(not hardware.AVAILABLE, reason="gcc is needed to ask the processor")
 @pytest.mark.parametrize(("key", "form", "wide"), EVERY, ids=[f"{op:x}-{prefix:x}{'-w' * wide}" for (op, prefix), _, wide in EVERY])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_flags_are_those_of_hardware(key: tuple[int, int], form: simd.Form, wide: bool, data: st.DataObject) -> None:
     """All operations, special values, rounding modes, DAZ, FTZ, masks: which flags, and whether it is #XF."""

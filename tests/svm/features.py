@@ -37,7 +37,7 @@ MISSING: dict[Key, str] = {
     **dict.fromkeys(_codes("BUSLOCK IDLE_HLT"), "the feature is not claimed"),
     **dict.fromkeys(_codes("VMGEXIT BUSY IDLE_REQUIRED INVALID_PMC"), "no SEV"),
     "efer-long": "this processor has long mode", "cet-wp": "CR4.CET is reserved here: cr4-mbz comes first",
-    **dict.fromkeys(("tlb-control", "avic-np"), "reported by `monitor vmrun why` only"),
+    **dict.fromkeys(("tlb-control", "avic-np", "gmet-np"), "reported by `monitor vmrun why` only"),
 }  # fmt: skip
 """What no guest program can show, and why."""
 

@@ -413,6 +413,13 @@ class Cpu:
         found = translate(self.ram, self.paging, address, access, self.nested, set_ad=set_ad)
         return found if isinstance(found, Fault) else found.spa & self.engine.physical.a20
 
+    def guest_physical(self, address: int, access: Access) -> int | Fault:
+        """Guest-physical address of an access of the instruction at RIP; no side effects."""
+        if self.tlb is not None:
+            return self.tlb.guest_physical(address, access)
+        found = translate(self.ram, self.paging, address, access, self.nested, set_ad=False)
+        return found if isinstance(found, Fault) else found.gpa
+
     def permits(self, address: int, *, write: bool, user: bool) -> bool:
         """Whether an access would be permitted; no side effects."""
         return not isinstance(self._locate(address, _ACCESS[write, False, user, False], set_ad=False), Fault)

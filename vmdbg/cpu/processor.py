@@ -253,7 +253,7 @@ class Processor(Pending):
         if refused is not None:
             world.vmexit(self, *refused)
             return None
-        stop = self.engine.access_apic(self.state, self.npt, gpa)
+        stop = self.executor.access_apic(self.state, self.npt, gpa)
         due, outcome = guest.avic.exit, None
         # A single-step trap is delivered before the exit; one that is intercepted would be a second exit, and is not made.
         if due is None or not guest.intercepts(ExitCode.EXCP_DB):
