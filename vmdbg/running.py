@@ -222,10 +222,20 @@ class Running:
             self._steppings.pop(stop.thread, None)
 
     def _in_words(self, stop: Stop) -> str:
+        """Who, where and why; in the hypervisor also how the last guest has left on its CPU."""
         why = stop.text.strip("[]") or {Reason.NONE: "a step or an interrupt"}.get(stop.reason, f"a {stop.reason.value}")
         who = self.inferiors.name(stop.thread)
         pc = self.inferiors.context(stop.thread).read("rip") or 0
-        return f"{who} stopped at {pc:#x}: {why}"
+        text = f"{who} stopped at {pc:#x}: {why}"
+        if stop.thread.pid == HOST:
+            last = [(guest.last_exit(stop.thread.tid - 1), guest) for guest in self.history.guests.values()]
+            record, guest = max(last, key=lambda pair: pair[0].number, default=(None, None))
+            if record is not None and guest is not None and record.number:
+                text += (
+                    f"; {guest.name} has left there last by #VMEXIT {exit_name(record.code)} at {record.rip:#x}, "
+                    f"EXITINFO1 {record.info1:#x}, EXITINFO2 {record.info2:#x}"
+                )
+        return text
 
     def _advance(self) -> StubEvent | None:
         """Run a little; an event if something happened that the client must know."""
