@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import cast
 
 from gdbstub.packet import frame
+from gdbstub.recording import Recorder
 from gdbstub.session import Session
 from gdbstub.target import Target
 
@@ -38,27 +39,30 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
 class Server:
     """Offers a target to clients, one after the other; a second one at the same time is refused.
 
-    `attach` is the pid a client starts attached to; the target's first inferior if None.
+    `attach` is the pid a client starts attached to; the target's first inferior if None. `recorder` writes down what
+    clients and stub say.
     """
 
-    def __init__(self, target: Target, attach: int | None = None) -> None:
+    def __init__(self, target: Target, attach: int | None = None, recorder: Recorder | None = None) -> None:
         self._target = target
         self._attach = attach
+        self.recorder = recorder
         self._servers: list[asyncio.Server] = []
         self._paths: list[str] = []
         self._client: _Client | None = None
         self._handle: asyncio.Handle | None = None
         self._session: Session | None = None
 
-    async def listen_tcp(self, port: int = 0) -> int:
-        """Listen on 127.0.0.1 only: the protocol knows no passwords. The port, chosen by the system for 0.
+    async def listen_tcp(self, port: int = 0, host: str = "127.0.0.1") -> int:
+        """Listen on a TCP port; the port, chosen by the system for 0.
 
-        OSError if the port is taken.
+        The protocol knows no passwords: who reaches an address other than loopback's owns the target and this process.
+        OSError if the port is taken or the address is not one of this machine's.
         """
-        server = await asyncio.get_running_loop().create_server(self._accept, "127.0.0.1", port)
+        server = await asyncio.get_running_loop().create_server(self._accept, host, port)
         self._servers.append(server)
         chosen: int = server.sockets[0].getsockname()[1]
-        log.info("listening on 127.0.0.1:%d", chosen)
+        log.info("listening on %s:%d", host, chosen)
         return chosen
 
     async def listen_unix(self, path: str) -> None:
@@ -157,17 +161,22 @@ class _Client(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         stream = cast(asyncio.Transport, transport)  # a stream server makes no others
         self._transport = stream
-        self._session = self._server.connected(self, stream.write)
+        recorder = self._server.recorder
+        self._session = self._server.connected(self, recorder.sending(stream.write) if recorder else stream.write)
         if self._session is None:
             log.warning("refused a second client: the first is still connected")
             stream.write(_REFUSAL)
             asyncio.get_running_loop().call_later(_REFUSING_SECONDS, stream.close)
         else:
+            if recorder is not None:
+                recorder.connected()
             log.info("a client connected")
 
     def data_received(self, data: bytes) -> None:
         session = self._session
         if session is not None:
+            if self._server.recorder is not None:
+                self._server.recorder.received(data)
             session.receive(data)
             if session.running or session.detached:
                 self._server.schedule()
