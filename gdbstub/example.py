@@ -30,6 +30,7 @@ from gdbstub.target import (
     Output,
     Reason,
     Signal,
+    Space,
     Stop,
     TargetError,
     Thread,
@@ -91,6 +92,7 @@ class Example:
         self.files: dict[str, bytes] = {"/example/program": b"\x7fELF, or would be"}
         self.image = ""  # the name, in `files`, of what process 1 runs
         self.pending: list[Event] = []
+        self.chosen: dict[int, int] = {}
         self.together = False  # as on CPUs that a hypervisor and its guests share: nobody can hold still alone
         self.executed = 0
         self._next = 0
@@ -101,6 +103,7 @@ class Example:
         self.processes.clear()
         self.points.clear()
         self.attached.clear()
+        self.chosen.clear()
         self.create(1, "hypervisor", 2, "i386:x86-64", (_SVM,))
         self.processes[1].memory[: len(self.program)] = self.program
         self.create(2, "guest", 1, "i386")
@@ -132,6 +135,7 @@ class Example:
 
     def detach(self, pid: int) -> None:
         self.attached.discard(pid)
+        self.chosen.pop(pid, None)
 
     # -- Target: registers and memory
 
@@ -270,9 +274,14 @@ class Example:
         if word == "help":
             write("echo TEXT  say it\nlines N  say N lines\n")
             write("say TEXT  say it when the machine next runs\ntogether  run every process with any\n")
+            write("space [NAME]  what memory packets mean: virtual or physical\n")
         elif word == "echo":
             write(rest + "\n")
-        elif word == "lines" and rest.isdecimal():
+        elif word == "space" and rest in ("", *(space.name for space in self._SPACES)):
+            names = [space.name for space in self._SPACES]
+            self.chosen[thread.pid] = names.index(rest) if rest else self.chosen_space(thread.pid)
+            write(names[self.chosen[thread.pid]] + "\n")
+        elif word == "lines" and rest.isdecimal() and len(rest) < 6:
             for number in range(int(rest)):
                 write(f"line {number}\n")
         elif word == "together":
@@ -289,6 +298,7 @@ class Example:
     def kill(self, pid: int) -> None:
         del self.processes[pid]
         self.attached.discard(pid)
+        self.chosen.pop(pid, None)
         self.actions = {thread: action for thread, action in self.actions.items() if thread.pid != pid}
         self.points = {key: kinds for key, kinds in self.points.items() if key[0] != pid}
 
@@ -300,6 +310,33 @@ class Example:
             MemoryRegion(DATA + PAGE, (1 << 64) - DATA - PAGE, ""),
         )
         return next(region for region in regions if region.start <= address < region.start + region.length)
+
+    # Physical memory is the pages of all processes, one behind the other.
+    _SPACES = (Space("virtual"), Space("physical", physical=True))
+
+    def spaces(self, pid: int) -> Sequence[Space]:
+        return self._SPACES
+
+    def chosen_space(self, pid: int) -> int:
+        return self.chosen.get(pid, 0)
+
+    def choose_space(self, pid: int, index: int) -> None:
+        self.chosen[pid] = index
+
+    def read_space(self, thread: ThreadId, index: int, address: int, length: int) -> bytes:
+        if not index:
+            return self.read_memory(thread, address, length)
+        return b"".join(bytes(p.memory) for p in self.processes.values())[address : address + length]
+
+    def write_space(self, thread: ThreadId, index: int, address: int, data: bytes) -> None:
+        if not index:
+            self.write_memory(thread, address, data)
+            return
+        memories = [process.memory for process in self.processes.values()]
+        if address + len(data) > 2 * PAGE * len(memories):
+            raise TargetError(f"{len(data)} bytes at {address:#x} are outside physical memory: {2 * PAGE * len(memories):#x}")
+        for at, byte in enumerate(data, address):
+            memories[at // (2 * PAGE)][at % (2 * PAGE)] = byte
 
     def memory_map(self, pid: int) -> Sequence[MemoryRegion]:
         return [MemoryRegion(CODE, 2 * PAGE)]

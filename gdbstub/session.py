@@ -18,6 +18,7 @@ from gdbstub.target import (
     Output,
     Reason,
     Signal,
+    Spaces,
     Stop,
     Target,
     TargetError,
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 # Console output goes in pieces that every client's buffer holds.
 _OUTPUT_PIECE = 1024
 
-_SEPARATORS = {ord("v"): (b";", b":"), ord("q"): (b":", b","), ord("Q"): (b":",), ord("j"): (b":",)}
+_SEPARATORS = {ord("v"): (b";", b":"), ord("q"): (b":", b","), ord("Q"): (b":", b";"), ord("j"): (b":",)}
 
 
 class Session:
@@ -60,6 +61,8 @@ class Session:
         self.bare_reads = False
         self.files: dict[int, bytes] = {}
         self.documents: dict[bytes, bytes] = {}
+        self.saved_registers: dict[int, tuple[ThreadId, bytes]] = {}
+        self.spaces = target if isinstance(target, Spaces) else None
         # The client awaits a stop reply; or nobody is attached any more and the machine runs on by itself.
         self.running = False
         self.detached = False
@@ -141,8 +144,9 @@ class Session:
                 handler = COMMANDS.get(name)
                 if handler is not None:
                     return handler(self, arguments)
-        if packet.startswith(b"qThreadStopInfo"):  # the one name that runs into its argument
-            return COMMANDS[b"qThreadStopInfo"](self, packet[15:])
+        for name in (b"qThreadStopInfo", b"qRegisterInfo"):  # the names that run into their arguments
+            if packet.startswith(name):
+                return COMMANDS[name](self, packet[len(name) :])
         return b""
 
     def stop_acknowledging(self) -> None:
@@ -242,23 +246,27 @@ class Session:
         self.attached[pid] = description
         self.general = self.resolve(ThreadId(pid, 0))
 
-    def detach(self, pid: int) -> None:
-        """Let go of an attached inferior; with the last one, the machine runs on by itself."""
+    def detach(self, pid: int, stay: bool = False) -> None:
+        """Let go of an attached inferior; with the last one, the machine runs on by itself, unless it is to `stay`."""
         self._remove_breakpoints(pid)
         del self.attached[pid]
-        self._copies.discard(pid)
+        self._drop(pid)
         self.target.detach(pid)
-        if not self.attached:
+        if not self.attached and not stay:
             self.target.resume({})
             self.detached = True
 
     def forget(self, pid: int) -> None:
         """An inferior is gone, and its breakpoints with it."""
         self.attached.pop(pid, None)
-        self._copies.discard(pid)
+        self._drop(pid)
         self.breakpoints = {point for point in self.breakpoints if point[3] != pid}
         if self.stopped is not None and self.stopped.thread.pid == pid:
             self.stopped = None
+
+    def _drop(self, pid: int) -> None:
+        self._copies.discard(pid)
+        self.saved_registers = {key: saved for key, saved in self.saved_registers.items() if saved[0].pid != pid}
 
     def _remove_breakpoints(self, pid: int) -> None:
         for point in [point for point in self.breakpoints if point[3] == pid]:

@@ -36,6 +36,7 @@ from vmdbg.history import HOST, KnownGuest, Vcpu
 from vmdbg.machine import Event, Machine
 from vmdbg.monitor import Monitor
 from vmdbg.options import UsageError
+from vmdbg.spaces import Spaces
 from vmdbg.stepping import Place, Stepping
 
 if TYPE_CHECKING:
@@ -64,11 +65,12 @@ def _title(guest: KnownGuest, vcpu: Vcpu, parent: int) -> str:
     return f"{guest.name}{under} asid={vcpu.asid} vmcb={vcpu.vmcb:#x}"
 
 
-class Debugger:
-    """One machine under a stub; also a `Monitor`, `Run`, `Kill`, `ExecFile`, `Files` and `MemoryRegions` target."""
+class Debugger(Spaces):
+    """One machine under a stub; also a `Monitor`, `Run`, `Kill`, `ExecFile`, `Files`, `MemoryRegions` and `Spaces` target."""
 
     def __init__(self, machine: Machine, restart: Callable[[Sequence[str]], Machine] | None = None) -> None:
         """`restart` makes the machine anew for `run`, with these words as the image's command line if there are any."""
+        super().__init__()
         self.restart = restart
         self.monitor_commands = Monitor(self)
         self.symbols: dict[int, Path] = {}
@@ -192,6 +194,7 @@ class Debugger:
 
     def detach(self, pid: int) -> None:
         self._descriptions.pop(pid, None)
+        self.forget_space(pid)
 
     # Registers and memory
 
@@ -509,6 +512,7 @@ class Debugger:
         alive = {number for number, guest in self.history.guests.items() if not guest.gone}
         for number in sorted(self._known - alive):
             self.breakpoints.forget(number)
+            self.forget_space(number)
             self._events.append(Exited(number))
         for number in sorted(alive - self._known):
             self._events.append(Created(self._first_thread(number), ThreadId(HOST, self.machine.cpu.index + 1)))

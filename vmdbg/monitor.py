@@ -23,6 +23,7 @@ from introspect.exits import ExitCode, exit_name
 from introspect.paging import NestedTranslation, PagingState, nested_translate
 from introspect.rules import Processor as RuleProcessor
 from introspect.sources import Memory
+from vmdbg import spaces
 from vmdbg.breakpoints import Rule
 from vmdbg.cpu.core import Notice
 from vmdbg.history import HOST, KnownGuest
@@ -83,6 +84,12 @@ class Monitor:
             Command("symbols", "symbols PID FILE", "Offer a file with symbols to gdb when it attaches to an inferior.\n"
                     "With a 64-bit file the inferior gets 64-bit registers, whatever mode it is in at that moment.\n"
                     "  monitor symbols 2 build/guest64.elf", self._symbols),
+            Command("space", "space [gva|gpa|spa] [PID]", "Choose the addresses that reading and writing memory means.\n"
+                    "Also for `find` and `x`; breakpoints and symbols stay at gva. For an inferior, until gdb lets go of it.\n"
+                    "gdb does not tell here which inferior is selected: name its process where there are several.\n"
+                    "  monitor space gpa 2  what guest 2 takes for physical addresses\n"
+                    "  monitor space spa    physical addresses of the machine, past all page tables\n"
+                    "  monitor space gva    linear addresses again", self._space),
             Command("breakpoints", "breakpoints [any|shared|own]", "List breakpoints and watchpoints, or choose where they "
                     "hit.\nOne belongs to the address space that was in use when gdb first put it in, at a resume: to its\n"
                     "page tables and the page found there. Set with paging off, or before the address was mapped, it\n"
@@ -264,6 +271,21 @@ class Monitor:
             f"process {pid} has the symbols of {path}: gdb loads them when it attaches to it next (in 16-bit code use "
             "symbol-file)"
         )
+
+    def _space(self, context: Context, arguments: Arguments) -> Result:
+        chosen, pid = arguments.choice(spaces.NAMES), self._thread.pid
+        if arguments.words:
+            word = arguments.words.pop(0)
+            if not chosen and not word.isdigit():
+                raise arguments.error(word, f"there is no such address space; choose of {', '.join(spaces.NAMES)}")
+            pid = self._number(arguments, word)
+            if all(inferior.pid != pid for inferior in self.debugger.inferiors()):
+                raise arguments.error(word, "there is no such process", "`info os processes` lists them")
+        arguments.done()
+        if chosen is not None:
+            self.debugger.choose_space(pid, spaces.NAMES.index(chosen))
+        kind = spaces.KINDS[self.debugger.chosen_space(pid)]
+        return Text(f"memory of process {pid} is at {kind.space.name}: {kind.words}")
 
     def _breakpoints(self, context: Context, arguments: Arguments) -> Result:
         breakpoints = self.debugger.breakpoints

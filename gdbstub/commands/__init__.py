@@ -1,6 +1,6 @@
 """The packets, one module a family; importing this package fills the table."""
 
-from gdbstub.commands import breakpoints, files, lldb, memory, monitor, process, query, registers, resume, transfer
+from gdbstub.commands import breakpoints, files, lldb, memory, monitor, process, query, registers, resume, spaces, transfer
 from gdbstub.commands.registry import COMMANDS
 
 __all__ = [
@@ -14,5 +14,6 @@ __all__ = [
     "query",
     "registers",
     "resume",
+    "spaces",
     "transfer",
 ]

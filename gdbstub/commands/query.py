@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from gdbstub.commands.registry import command, number, thread_id
 from gdbstub.packet import PACKET_SIZE
-from gdbstub.target import ExecFile, MemoryMap, Stop, Target, TargetError, ThreadId
+from gdbstub.target import ExecFile, MemoryMap, Spaces, Stop, Target, TargetError, ThreadId
 
 if TYPE_CHECKING:
     from gdbstub.session import Session
@@ -27,6 +27,7 @@ _SUPPORTED: tuple[tuple[bytes, Callable[[Target], bool] | None], ...] = (
     (b"qXfer:osdata:read+", None),
     (b"qXfer:memory-map:read+", lambda target: isinstance(target, MemoryMap)),
     (b"qXfer:exec-file:read+", lambda target: isinstance(target, ExecFile)),
+    (b"address-spaces+", lambda target: isinstance(target, Spaces)),
 )
 
 

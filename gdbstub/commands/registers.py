@@ -37,7 +37,8 @@ def write_registers(session: Session, arguments: bytes) -> bytes:
     return b"OK"
 
 
-def _known(session: Session, pid: int, text: bytes) -> int:
+def known(session: Session, pid: int, text: bytes) -> int:
+    """The number of a register that exists. Raises TargetError."""
     index, count = number(text), len(session.attached[pid].registers)
     if index >= count:
         raise TargetError(f"register {index} does not exist: there are {count}")
@@ -47,7 +48,7 @@ def _known(session: Session, pid: int, text: bytes) -> int:
 @command("p")
 def read_register(session: Session, arguments: bytes) -> bytes:
     text, thread = session.suffixed(arguments)
-    index = _known(session, thread.pid, text)
+    index = known(session, thread.pid, text)
     data = session.target.read_register(thread, index)
     return b"xx" * session.attached[thread.pid].size(index) if data is None else hexlify(data)
 
@@ -56,7 +57,7 @@ def read_register(session: Session, arguments: bytes) -> bytes:
 def write_register(session: Session, arguments: bytes) -> bytes:
     arguments, thread = session.suffixed(arguments)
     text, _, digits = arguments.partition(b"=")
-    index = _known(session, thread.pid, text)
+    index = known(session, thread.pid, text)
     register = session.attached[thread.pid].registers[index]
     session.target.write_register(thread, index, value(digits, register.bits // 8, register.name))
     return b"OK"
