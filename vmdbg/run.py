@@ -206,7 +206,7 @@ def _run_under_stub(
         return build(options, trace, arguments)
 
     debugger = Debugger(machine, restart)
-    debugger.symbols.update(options.symbols)
+    debugger.executables.symbols.update(options.symbols)
     loop = new_event_loop()
     try:
         return loop.run_until_complete(_serve(debugger, options, recorder))

@@ -43,9 +43,8 @@ class Spaces(ABC):
     """The part of a `Debugger` that implements `gdbstub.target.Spaces`."""
 
     machine: Machine
-
-    def __init__(self) -> None:
-        self._chosen: dict[int, int] = {}
+    chosen_spaces: dict[int, int]
+    """Indexes in `KINDS`, by pid; what is missing is 0."""
 
     @abstractmethod
     def context(self, thread: ThreadId) -> Context:
@@ -55,14 +54,10 @@ class Spaces(ABC):
         return [kind.space for kind in KINDS]
 
     def chosen_space(self, pid: int) -> int:
-        return self._chosen.get(pid, 0)
+        return self.chosen_spaces.get(pid, 0)
 
     def choose_space(self, pid: int, index: int) -> None:
-        self._chosen[pid] = index
-
-    def forget_space(self, pid: int) -> None:
-        """Nobody debugs the inferior any more."""
-        self._chosen.pop(pid, None)
+        self.chosen_spaces[pid] = index
 
     def read_space(self, thread: ThreadId, index: int, address: int, length: int) -> bytes:
         ram, context, data = self.machine.ram, self.context(thread), bytearray()
