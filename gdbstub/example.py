@@ -53,8 +53,6 @@ _SVM = Feature(
     ),
     block=False,
 )
-_SLICE = 300  # instructions; about a millisecond
-
 _WATCHES = {
     BreakpointKind.WRITE: Reason.WATCH,
     BreakpointKind.READ: Reason.RWATCH,
@@ -83,23 +81,25 @@ class _Process:
 class Example:
     """Two processes from the start: 1 with two threads, which run `program`, and 2 with one."""
 
+    slice = 300  # instructions; about a millisecond
+
     def __init__(self, program: bytes = LOOP) -> None:
         self.program = program
         self.processes: dict[int, _Process] = {}
-        self.points: dict[tuple[int, int], dict[BreakpointKind, int]] = {}
+        self.points: dict[tuple[int, int], set[tuple[BreakpointKind, int]]] = {}
         self.attached: set[int] = set()
-        self.actions: Mapping[ThreadId, Action] = {}
         self.files: dict[str, bytes] = {"/example/program": b"\x7fELF, or would be"}
         self.image = ""  # the name, in `files`, of what process 1 runs
-        self.pending: list[Event] = []
         self.chosen: dict[int, int] = {}
-        self.together = False  # as on CPUs that a hypervisor and its guests share: nobody can hold still alone
         self.executed = 0
-        self._next = 0
         self.boot()
 
     def boot(self) -> None:
         """Power on."""
+        self.actions: Mapping[ThreadId, Action] = {}
+        self.pending: list[Event] = []
+        self.together = False  # as on CPUs that a hypervisor and its guests share: nobody can hold still alone
+        self._next = 0
         self.processes.clear()
         self.points.clear()
         self.attached.clear()
@@ -173,12 +173,12 @@ class Example:
     def insert_breakpoint(self, kind: BreakpointKind, address: int, length: int, thread: ThreadId) -> None:
         if not CODE <= address < DATA + PAGE:
             raise TargetError(f"no breakpoint fits at {address:#x}: memory is {CODE:#x} .. {DATA + PAGE:#x}")
-        self.points.setdefault((thread.pid, address), {})[kind] = length
+        self.points.setdefault((thread.pid, address), set()).add((kind, length))
 
     def remove_breakpoint(self, kind: BreakpointKind, address: int, length: int, pid: int) -> None:
-        kinds = self.points[pid, address]
-        del kinds[kind]
-        if not kinds:
+        here = self.points[pid, address]
+        here.remove((kind, length))
+        if not here:
             del self.points[pid, address]
 
     def resume(self, actions: Mapping[ThreadId, Action]) -> None:
@@ -196,7 +196,7 @@ class Example:
             # Stepping one thread need not be fair to the others.
             for thread in self.actions:
                 return self._execute(thread) or Stop(thread)
-        for _ in range(_SLICE):
+        for _ in range(self.slice):
             threads = list(self._runnable())
             if not threads:
                 return None
@@ -226,12 +226,11 @@ class Example:
         process = self.processes[pid]
         pc_name = process.description.pc
         pc = process.get(tid, pc_name)
-        here = self.points.get((pid, pc))
-        if here:
-            if BreakpointKind.SOFTWARE in here:
-                return Stop(thread, reason=Reason.SWBREAK)
-            if BreakpointKind.HARDWARE in here:
-                return Stop(thread, reason=Reason.HWBREAK)
+        kinds = {kind for kind, _ in self.points.get((pid, pc), ())}
+        if BreakpointKind.SOFTWARE in kinds:
+            return Stop(thread, reason=Reason.SWBREAK)
+        if BreakpointKind.HARDWARE in kinds:
+            return Stop(thread, reason=Reason.HWBREAK)
         self.executed += 1
         code = bytes(process.memory[pc - CODE : pc - CODE + 2]) if pc >= CODE else b""
         if code[:1] == b"\x90":
@@ -261,10 +260,10 @@ class Example:
         if not CODE <= address < DATA + PAGE:
             return Stop(thread, Signal.SEGV, text=f"no memory at {address:#x}")
         process.memory[address - CODE] = (process.memory[address - CODE] + 1) & 0xFF
-        for (pid, start), kinds in self.points.items():
-            for kind, reason in _WATCHES.items():
-                if pid == thread.pid and kind in kinds and start <= address < start + kinds[kind]:
-                    return Stop(thread, reason=reason, address=address)
+        for (pid, start), here in self.points.items():
+            for kind, length in here:
+                if pid == thread.pid and kind in _WATCHES and start <= address < start + length:
+                    return Stop(thread, reason=_WATCHES[kind], address=address)
         return None
 
     # -- optional capabilities
@@ -300,7 +299,7 @@ class Example:
         self.attached.discard(pid)
         self.chosen.pop(pid, None)
         self.actions = {thread: action for thread, action in self.actions.items() if thread.pid != pid}
-        self.points = {key: kinds for key, kinds in self.points.items() if key[0] != pid}
+        self.points = {key: here for key, here in self.points.items() if key[0] != pid}
 
     def memory_region(self, thread: ThreadId, address: int) -> MemoryRegion:
         regions = (

@@ -261,11 +261,11 @@ class Session:
         self.attached.pop(pid, None)
         self._drop(pid)
         self.breakpoints = {point for point in self.breakpoints if point[3] != pid}
-        if self.stopped is not None and self.stopped.thread.pid == pid:
-            self.stopped = None
 
     def _drop(self, pid: int) -> None:
         self._copies.discard(pid)
+        if self.stopped is not None and self.stopped.thread.pid == pid:
+            self.stopped = None
         self.saved_registers = {key: saved for key, saved in self.saved_registers.items() if saved[0].pid != pid}
 
     def _remove_breakpoints(self, pid: int) -> None:
