@@ -392,14 +392,16 @@ class Session:
         After a fork GDB takes the child's registers to be laid out like the parent's, without asking.
         """
         parent, pid = self.attached.get(event.parent.pid), event.thread.pid
-        forks = b"fork-events+" in self.features and event.parent in self.acting
+        if pid in self.attached:
+            return  # found among the processes and attached to before this was told
+        names = {inferior.pid: inferior.name for inferior in self.target.inferiors()}
+        forks = b"fork-events+" in self.features and event.parent in self.acting and pid in names
         if parent is not None and forks and parent.alike(self.target.description(pid)):
             self.attach(pid)
             if b"exec-events+" in self.features:
                 self._copies.add(pid)
             self._report(Stop(event.parent), b"fork:%b;" % self.thread_name(event.thread))
         else:
-            names = {inferior.pid: inferior.name for inferior in self.target.inferiors()}
             self.output(f"[process {pid} ({names.get(pid, 'gone already')}) appeared: attach {pid}]\n")
 
     def _report(self, stop: Stop, extra: bytes = b"") -> None:

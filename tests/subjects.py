@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from unittest.mock import patch
 
+from vmdbg.breakpoints import Rule
 from vmdbg.debugger import Debugger
 from vmdbg.machine import Config, Machine
 
 TOP = Path(__file__).resolve().parents[1]
 IMAGE = TOP / "examples/hypervisor/build/hypervisor.elf"
-BOOT_TICKS = 12_000_000
+BOOT_TICKS = 8_000_000
 """Until its four guests have run."""
 
 
@@ -48,8 +49,14 @@ class DebuggedMachine:
         return machine
 
     def left(self) -> str:
-        points = list(self.target.breakpoints)
+        # What is taken out is remembered until the machine goes on; one that has ended has no inferiors that could meet any.
+        points = [point for point in self.target.breakpoints if point.inserted and self.target.inferiors()]
         return f"breakpoints {points}" if points else ""
+
+    def forget_choices(self) -> None:
+        """What a user has chosen holds over a restart, too."""
+        self.target.architectures.clear()
+        self.target.breakpoints.rule = Rule.SHARED
 
     def close(self) -> None:
         self.target.machine.close()

@@ -175,7 +175,7 @@ class Debugger(Spaces):
     def run(self, program: str, arguments: Sequence[str]) -> int:
         if self.restart is None:
             raise TargetError("this machine cannot start again; start vmdbg anew")
-        if program and Path(program).resolve() not in self._own_files():
+        if program and not self._is_own_file(program):
             raise TargetError(f"{program} is not the machine's image; `run` without a program starts that one again")
         self.machine.close()
         self.running.ended = True
@@ -200,6 +200,12 @@ class Debugger(Spaces):
 
     def read_file(self, name: str) -> bytes | None:
         return self.executables.read(name)
+
+    def _is_own_file(self, program: str) -> bool:
+        try:
+            return Path(program).resolve() in self._own_files()
+        except (ValueError, OSError, RuntimeError):
+            return False  # no name of a file
 
     def _own_files(self) -> set[Path]:
         source, symbols = self.machine.source, self.executables.of(HOST)
