@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,8 @@ from vmdbg.svm import world
 if TYPE_CHECKING:
     from vmdbg.debugger import Debugger
 
+
+_JSON = "--json "
 
 _KINDS = {
     BreakpointKind.SOFTWARE: "break", BreakpointKind.HARDWARE: "hbreak", BreakpointKind.WRITE: "watch",
@@ -105,11 +108,28 @@ class Monitor:
     def run(self, line: str, write: Callable[[str], object], thread: ThreadId) -> None:
         """Carry out a line for a thread's inferior.  Raises `TargetError` with what is wrong and what to do."""
         self._thread = thread
+        if line.startswith(_JSON):
+            write(self._json(line.removeprefix(_JSON)))
+            return
         try:
             result = self.registry.run_line(self, line or "help")
         except CommandError as error:
             raise TargetError(str(error)) from None
         write(result.text() + "\n")
+
+    def _json(self, line: str) -> str:
+        """For programs on the client's side: `PID.TID COMMAND`, since clients do not tell which thread is selected."""
+        who, _, line = line.partition(" ")
+        pid, _, tid = who.partition(".")
+        if pid.isdecimal() and tid.isdecimal() and len(who) < 20:
+            known = [(inferior.pid, thread.tid) for inferior in self.debugger.inferiors()
+                     for thread in self.debugger.threads(inferior.pid)]  # fmt: skip
+            self._thread = next((ThreadId(*one) for one in known if one == (int(pid), int(tid))), self._thread)
+        try:
+            result = self.registry.run_line(self, line or "help")
+        except (CommandError, TargetError) as error:
+            return json.dumps({"error": str(error)})
+        return json.dumps({"text": result.text(), "data": result.json()})
 
     # introspect.commands.Context
 
