@@ -10,17 +10,16 @@ from gdbstub.description import Description, x86
 from gdbstub.target import Action, BreakpointKind, Event, Inferior, MemoryRegion, TargetError, Thread, ThreadId
 from vmdbg.boot.elf import is_elf64
 from vmdbg.breakpoints import Breakpoints
-from vmdbg.contexts import Context, locate, read_memory, write_memory
+from vmdbg.contexts import Context, read_memory, write_memory
 from vmdbg.executables import WIDE, Executables
 from vmdbg.history import HOST, KnownGuest
 from vmdbg.inferiors import Inferiors
 from vmdbg.machine import Machine
 from vmdbg.monitor import Monitor
 from vmdbg.options import UsageError
+from vmdbg.regions import region
 from vmdbg.running import Running
 from vmdbg.spaces import Spaces
-
-PAGE = 4096
 
 _description = cache(x86)
 
@@ -144,9 +143,7 @@ class Debugger(Spaces):
             )
 
     def memory_region(self, thread: ThreadId, address: int) -> MemoryRegion:
-        start = address & ~(PAGE - 1)
-        mapped = locate(self.machine.ram, self.context(thread), start) is not None
-        return MemoryRegion(start, PAGE, "rwx" if mapped else "")
+        return region(self.machine.ram, self.context(thread), address)
 
     # Breakpoints
 
