@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.served import Served, attach, run, vmdbg
-from tests.gdbstub.gdb import Gdb, newest, programs
+from tests.gdbstub.gdb import Gdb
 from tests.gdbstub.serving import serving
-from vmdbg.attach import GDB_SETTINGS, MODULE
+from vmdbg.attach import MODULE
 
 Serve = Callable[..., Served]
 
 
-@pytest.fixture(params=["system", "newest"])
-def gdb(request: pytest.FixtureRequest) -> Iterator[Gdb]:
-    found = programs()
-    chosen = [one for one in found if (one == newest()) == (request.param == "newest")]
-    if not chosen:
-        pytest.skip("there is no gdb in PATH" if request.param == "system" else "pip install gdb-for-pwndbg")
-    one = Gdb(chosen[0])
-    for setting in GDB_SETTINGS:
-        one(setting)
-    one(f"source {MODULE}")
-    yield one
-    one.close()
+@pytest.fixture
+def gdb(each_gdb: Gdb) -> Gdb:
+    each_gdb(f"source {MODULE}")
+    return each_gdb
 
 
 def test_commands_functions_and_completion(gdb: Gdb, serve: Serve, hypervisor: Path, tmp_path: Path) -> None:
