@@ -7,7 +7,10 @@ print stand as Python writes them in a string. There are no times: a repeatable 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, TextIO
 
-__all__ = ["Recorder", "Said", "read"]
+from gdbstub.session import Session
+from gdbstub.target import Target
+
+__all__ = ["RecordedSession", "Recorder", "Said", "read"]
 
 _CONNECTED = "-- a client connected\n"
 
@@ -46,6 +49,21 @@ class Recorder:
         if data:
             self._file.write(f"{arrow} {data.decode('latin-1').encode('unicode_escape').decode('ascii')}\n")
             self._file.flush()  # a machine that is killed leaves all that was said
+
+
+class RecordedSession(Session):
+    """A session that writes down what it hears and says."""
+
+    def __init__(
+        self, recorder: Recorder, target: Target, write: Callable[[bytes], object], attach: int | None = None
+    ) -> None:
+        self._recorder = recorder
+        recorder.connected()
+        super().__init__(target, recorder.sending(write), attach)
+
+    def receive(self, data: bytes) -> None:
+        self._recorder.received(data)
+        super().receive(data)
 
 
 def read(text: str) -> Iterator[list[Said]]:

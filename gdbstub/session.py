@@ -443,7 +443,7 @@ class Session:
             if thread.tid == tid and thread.core is not None:
                 parts.append(b"core:%x;" % thread.core)
         if self.list_threads:
-            parts += self._lldb_details(stop)
+            parts += self._lldb_details(stop, extra.partition(b":")[0])
         block = self.target.read_registers(stop.thread)
         for index, start, end in self.attached[pid].expedited:
             parts.append(b"%02x:%b;" % (index, hexlify(block[start:end])))
@@ -458,10 +458,13 @@ class Session:
             return "breakpoint"
         return "trace" if stop.signal == Signal.TRAP else "signal" if stop.signal else "none"
 
-    def _lldb_details(self, stop: Stop) -> list[bytes]:
-        """What lldb asks stop replies to carry (QListThreadsInStopReply), and the reason in its words."""
+    def _lldb_details(self, stop: Stop, event: bytes) -> list[bytes]:
+        """What lldb asks stop replies to carry (QListThreadsInStopReply), and the reason in its words.
+
+        `event` is fork or exec: with another reason lldb stops at what it would pass.
+        """
         names = [self.thread_name(thread) for thread, _ in self.threads() if thread.pid == stop.thread.pid]
-        parts = [b"threads:%b;" % b",".join(names), b"reason:%b;" % self.lldb_reason(stop).encode()]
+        parts = [b"threads:%b;" % b",".join(names), b"reason:%b;" % (event or self.lldb_reason(stop).encode())]
         if stop.text:
             parts.append(b"description:%b;" % hexlify(stop.text.encode()))
         return parts

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.served import Served, run
-from tests.gdbstub.lldb import lldb, programs
+from tests.gdbstub.lldb import Lldb, lldb, programs
 
 Serve = Callable[..., Served]
 
 
-@pytest.fixture(params=programs() or [None], ids=lambda path: path and Path(path).name)
+@pytest.fixture(params=programs() or [""], ids=lambda path: Path(path).name)
 def program(request: pytest.FixtureRequest) -> str:
-    if request.param is None:
+    if not request.param:
         pytest.skip("lldb is not in PATH")
     return str(request.param)
 
@@ -149,3 +149,36 @@ def test_the_machine_waits_while_nobody_is_attached(serve: Serve, hypervisor: Pa
     times = [re.findall(r"(\d+) ticks", printed) for printed in (first, second)]
     assert times[0] == times[1] != []
     assert "rip = 0x000000000010000d" in second
+
+
+def test_two_targets_of_one_lldb(serve: Serve, hypervisor: Path, program: str, tmp_path: Path) -> None:
+    """One for the hypervisor, one for its guest, each with its own connection, on one machine."""
+    undebugged = run(hypervisor, tmp_path)
+    served = serve(hypervisor, "--symbols", f"guest2={hypervisor.parent / 'guest64.elf'}")
+    where = f"gdb-remote 127.0.0.1:{served.port}"
+    one = Lldb(program)
+    try:
+        one(f"target create {hypervisor.parent / 'hypervisor.debug'}", "(x86_64)")
+        one(where, "stop reason")
+        one("breakpoint set --name on_nested_page_fault", "Breakpoint 1")
+        one("process continue", "stop reason = breakpoint 1.1")
+        one("breakpoint delete 1", "1 breakpoints deleted")
+        one(f"target create {hypervisor.parent / 'guest64.elf'}", "(x86_64)")
+        one(where, "stop reason")
+        one("thread info", "guest 2 asid=1")
+        one("breakpoint set --name work", "Breakpoint 1")
+        one("target list", "* target #1")
+
+        # The machine runs when both let it; a stop of one is no stop of the other.
+        one("process continue", "Process 2 resuming")
+        one("target select 0", "* target #0")
+        one("process status", "Process 1 stopped")
+        one("process continue", "Process 1 resuming")
+        one("target select 1", "* target #1")
+        one("frame variable", "round")
+        one("breakpoint delete 1", "1 breakpoints deleted")
+        one("process detach", "Process 2 detached")
+        one("target select 0", "exited with status = 1")
+    finally:
+        one.close()
+    assert served.finish() == undebugged

@@ -80,3 +80,11 @@ def test_a_process_is_left_and_the_machine_stays_stopped(lldb: Client) -> None:
 
 def test_no_structured_data_comes(lldb: Client) -> None:
     assert lldb.ask(b"qStructuredDataPlugins") == b"[]"
+
+
+def test_a_new_process_is_no_stop_of_a_step(lldb: Client) -> None:
+    """lldb goes on by itself after a fork, unless the reply names another reason, too."""
+    lldb.target.processes[1].memory[:2] = b"\x0f\x05"
+    (reply,) = lldb.send(b"vCont;c")
+    assert b";fork:p3.1;" in reply
+    assert b";reason:fork;" in reply
