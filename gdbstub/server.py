@@ -126,7 +126,7 @@ class Server:
         attach = self._attach
         if self._clients:
             attach = self._sharing.free()
-            if attach is None or any(getattr(session, "non_stop", False) for session in self._sessions()):
+            if attach is None or any(session.non_stop for session in self._sessions()):
                 return None
         else:
             self._halt_detached()

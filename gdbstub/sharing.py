@@ -8,10 +8,10 @@ stays true. A single client meets its target unchanged.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import cast
 
-from gdbstub.target import Action, Created, Event, Exited, Kill, Output, Run, Stop, Target, TargetError, ThreadId
+from gdbstub.target import Action, Created, Event, Exited, Kill, NonStop, Output, Run, Stop, Target, TargetError, ThreadId
 
 __all__ = ["Share", "Sharing"]
 
@@ -74,6 +74,16 @@ class _Killable(Share):
         self.pids.discard(pid)
 
 
+class _Separable(Share):
+    def hold(self, threads: Collection[ThreadId]) -> None:
+        if self.sharing.others(self):
+            raise TargetError("non-stop mode is for one client alone: the others must disconnect first")
+        cast(NonStop, self.sharing.target).hold(threads)
+
+
+_CAPABILITIES = ((Run, _Restartable), (Kill, _Killable), (NonStop, _Separable))
+
+
 class Sharing:
     """The clients' shares of a target."""
 
@@ -82,9 +92,9 @@ class Sharing:
         self.resumed = False
         """Whether the target has been told what all clients together want."""
         self._members: list[Share] = []
-        bases = (*[_Restartable] * isinstance(target, Run), *[_Killable] * isinstance(target, Kill), Share)
-        own = {name for base in bases for name in dir(base)}
-        rest = {name: _forwarded(name) for name in dir(type(target)) if not name.startswith("_") and name not in own}
+        bases = (*(own for capability, own in _CAPABILITIES if isinstance(target, capability)), Share)
+        here = {name for base in bases for name in dir(base)}
+        rest = {name: _forwarded(name) for name in dir(type(target)) if not name.startswith("_") and name not in here}
         self._kind: type[Share] = type("Share", bases, rest)
 
     def join(self) -> Share:
@@ -110,8 +120,8 @@ class Sharing:
 
     @property
     def held(self) -> bool:
-        """Whether the machine stands still for a client."""
-        return any(member.holds for member in self._members)
+        """Whether the machine stands still for one of several clients. What a single one wants only the target knows."""
+        return len(self._members) > 1 and any(member.holds for member in self._members)
 
     def alone(self, share: Share) -> None:
         """TargetError if another client would lose its inferiors."""
@@ -150,8 +160,10 @@ class Sharing:
     def _whose(self, event: Event) -> list[Share]:
         if isinstance(event, Output):
             return [member for member in self._members if member.actions is not None]
-        pid = event.thread.pid if isinstance(event, Stop) else event.parent.pid if isinstance(event, Created) else event.pid
-        return [member for member in self._members if pid in member.pids]
+        if isinstance(event, Exited):
+            return [member for member in self._members if event.pid in member.pids]
+        thread = event.parent if isinstance(event, Created) else event.thread
+        return [member for member in self._members if thread.pid in member.pids]
 
 
 def _forwarded(name: str) -> property:

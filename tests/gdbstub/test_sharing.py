@@ -136,6 +136,18 @@ def test_many_interrupts_right_behind_continue(pair: tuple[Wire, Wire]) -> None:
     assert silent(second)
 
 
+def test_non_stop_mode_is_for_one_alone(pair: tuple[Wire, Wire], served: Serving) -> None:
+    first, second = pair
+    assert first.ask(b"QNonStop:1").startswith(b"E.non-stop mode is for one client alone")
+    second.send(b"vCont;c")
+    assert first.ask(b"vCont;s:p1.1").startswith(b"T05thread:p1.1;")
+    second.socket.close()
+    until(lambda: served.call(lambda: 2 not in served.target.attached))
+    assert first.ask(b"QNonStop:1") == b"OK"
+    with Wire(served.port) as third:
+        assert third.read().startswith(b"E.another client is connected")
+
+
 def test_a_share_has_what_its_target_has() -> None:
     share = Sharing(Example()).join()
     for kind in (Monitor, Run, Kill, MemoryMap, MemoryRegions, ExecFile, Files, Spaces):
