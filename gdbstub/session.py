@@ -335,7 +335,8 @@ class Session:
         if self.running or self.non_stop is not None:
             self.running = False
             self.non_stop = None
-            self.target.halt()
+            if self.target.inferiors():
+                self.target.halt()
         return running
 
     def resume(self, actions: Mapping[ThreadId, Action]) -> None:

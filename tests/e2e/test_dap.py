@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.served import Served, run
-from tests.gdbstub.gdb import newest, programs
+from tests.gdbstub.gdb import GDBS
 from vmdbg.attach import GDB_SETTINGS, MODULE
 
 Serve = Callable[..., Served]
@@ -75,10 +75,10 @@ class Adapter:
 
 @pytest.fixture
 def adapter() -> Iterator[Adapter]:
-    able = [one for one in programs() if subprocess.run([one, "-nx", "-batch", "-i", "dap"], stdin=subprocess.DEVNULL,
+    able = [one for one in GDBS if subprocess.run([one, "-nx", "-batch", "-i", "dap"], stdin=subprocess.DEVNULL,
                                                         capture_output=True, check=False).returncode == 0]  # fmt: skip
     if not able:
-        pytest.skip(f"no gdb here has a debug adapter (14 and newer; pip install gdb-for-pwndbg): {programs()}, {newest()}")
+        pytest.skip(f"no gdb here has a debug adapter (14 and newer; pip install gdb-for-pwndbg): {GDBS}")
     one = Adapter(able[-1])
     yield one
     one.process.kill()
