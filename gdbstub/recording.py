@@ -4,10 +4,10 @@ A line is what one side sent in one piece: `->` to the stub, `<-` from it, `--` 
 print stand as Python writes them in a string. There are no times: a repeatable session makes the same file again.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, TextIO
 
-from gdbstub.session import Session
+from gdbstub.session import Point, Session
 from gdbstub.target import Target
 
 __all__ = ["RecordedSession", "Recorder", "Said", "read"]
@@ -55,11 +55,11 @@ class RecordedSession(Session):
     """A session that writes down what it hears and says."""
 
     def __init__(
-        self, recorder: Recorder, target: Target, write: Callable[[bytes], object], attach: int | None = None
+        self, recorder: Recorder, target: Target, write: Callable[[bytes], object], attach: int | None, kept: Iterable[Point]
     ) -> None:
         self._recorder = recorder
         recorder.connected()
-        super().__init__(target, recorder.sending(write), attach)
+        super().__init__(target, recorder.sending(write), attach, kept)
 
     def receive(self, data: bytes) -> None:
         self._recorder.received(data)

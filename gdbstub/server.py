@@ -10,12 +10,12 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import cast
 
 from gdbstub.packet import frame
 from gdbstub.recording import RecordedSession, Recorder
-from gdbstub.session import Session
+from gdbstub.session import Point, Session
 from gdbstub.sharing import Share, Sharing
 from gdbstub.target import Target
 
@@ -53,6 +53,7 @@ class Server:
         self._sharing = Sharing(target)
         self._clients: dict[_Client, tuple[Session, Share]] = {}
         self._handle: asyncio.Handle | None = None
+        self._kept: set[Point] = set()  # breakpoints that clients have left behind
         # The last client's that has gone; it may have left the machine running.
         self._gone: Session | None = None
 
@@ -124,17 +125,19 @@ class Server:
     def connected(self, client: "_Client", write: Callable[[bytes], object]) -> Session | None:
         """A session for a new client; None if there is nothing for it to debug."""
         attach = self._attach
+        kept: Iterable[Point] = ()
         if self._clients:
             attach = self._sharing.free()
             if attach is None or any(session.non_stop for session in self._sessions()):
                 return None
         else:
             self._halt_detached()
+            kept, self._kept = self._kept, set()
         share = self._sharing.join()
         target = cast(Target, share)  # what a share does not have itself it has from the target
         session = (
-            Session(target, write, attach) if self.recorder is None
-            else RecordedSession(self.recorder, target, write, attach)
+            Session(target, write, attach, kept) if self.recorder is None
+            else RecordedSession(self.recorder, target, write, attach, kept)
         )  # fmt: skip
         self._clients[client] = session, share
         return session
@@ -143,6 +146,7 @@ class Server:
         """A client with a session is gone."""
         self._gone, share = self._clients.pop(client)
         self._gone.close()
+        self._kept.update(self._gone.breakpoints)
         self._sharing.leave(share)
         self.schedule()
 

@@ -93,8 +93,8 @@ class Sharing:
         """Whether the target has been told what all clients together want."""
         self._members: list[Share] = []
         bases = (*(own for capability, own in _CAPABILITIES if isinstance(target, capability)), Share)
-        here = {name for base in bases for name in dir(base)}
-        rest = {name: _forwarded(name) for name in dir(type(target)) if not name.startswith("_") and name not in here}
+        here = {"sharing", "pids", "actions", "events"}.union(*map(dir, bases))
+        rest = {name: _forwarded(name) for name in dir(target) if not name.startswith("_") and name not in here}
         self._kind: type[Share] = type("Share", bases, rest)
 
     def join(self) -> Share:

@@ -85,6 +85,10 @@ class Monitor:
                     "  monitor space gpa 2  what guest 2 takes for physical addresses\n"
                     "  monitor space spa    physical addresses of the machine, past all page tables\n"
                     "  monitor space gva    linear addresses again", self._space),
+            Command("tracepoints", "tracepoints [NUMBER PID]", "List tracepoints, or say whose one is.\n"
+                    "gdb defines them all while one inferior is selected: they are taken for that one's, or where it has no\n"
+                    "memory at the address for one's that has.\n"
+                    "  monitor tracepoints 3 2  tracepoint 3 is one of guest 2", self._tracepoints),
             Command("breakpoints", "breakpoints [any|shared|own]", "List breakpoints and watchpoints, or choose where they "
                     "hit.\nOne belongs to the address space that was in use when gdb first put it in, at a resume: to its\n"
                     "page tables and the page found there. Set with paging off, or before the address was mapped, it\n"
@@ -318,6 +322,7 @@ class Monitor:
             raise arguments.error(arguments.words[0], "there is no such rule", "choose any, shared or own")
         if chosen is not None:
             breakpoints.rule = Rule(chosen)
+            self.debugger.running.agents.forget()
             return Text(f"breakpoints hit {_RULES[breakpoints.rule]}")
         rows = [("process", "address", "kind", "page tables", "page", "hits", "passes")]
         rows += [
@@ -329,6 +334,26 @@ class Monitor:
             for point in breakpoints
         ]  # fmt: skip
         return Text("\n".join([*columns(rows), f"They hit {_RULES[breakpoints.rule]}."]))
+
+    def _tracepoints(self, context: Context, arguments: Arguments) -> Result:
+        debugger = self.debugger
+        debugger.flush_trace()
+        if arguments.words:
+            number, pid = arguments.number("a tracepoint's number"), arguments.number("a process")
+            arguments.done()
+            found = [point for point in debugger.trace.points.values() if point.number == number]
+            if not found or all(inferior.pid != pid for inferior in debugger.inferiors()):
+                raise TargetError(f"there is no tracepoint {number}, or no process {pid}: try tracepoints, and guests")
+            for point in found:
+                point.pid = pid
+            debugger.arm_trace()
+        rows = [("tracepoint", "process", "address", "enabled", "hits", "bytes")]
+        rows += [
+            (str(p.number), str(p.pid), f"{p.address:#x}", "yes" if p.enabled else "no", str(p.hits), str(p.usage))
+            for p in debugger.trace.points.values()
+        ]
+        state = "The trace runs." if debugger.trace.running else "No trace runs."
+        return Text("\n".join([*columns(rows), state]))
 
     def _why(self, context: Context, arguments: Arguments) -> Result:
         arguments.done()

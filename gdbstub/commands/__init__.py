@@ -12,6 +12,7 @@ from gdbstub.commands import (
     registers,
     resume,
     spaces,
+    tracepoints,
     transfer,
 )
 from gdbstub.commands.registry import COMMANDS
@@ -29,5 +30,6 @@ __all__ = [
     "registers",
     "resume",
     "spaces",
+    "tracepoints",
     "transfer",
 ]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from gdbstub.commands.registry import address_length, command, number
 from gdbstub.packet import PACKET_SIZE, escape
-from gdbstub.target import TargetError, ThreadId
+from gdbstub.target import TargetError, ThreadId, Tracepoints
 
 if TYPE_CHECKING:
     from gdbstub.session import Session
@@ -26,7 +26,9 @@ def read(session: Session, thread: ThreadId, address: int, length: int, space: i
     spaces = session.spaces
     if spaces is not None and space is None:
         space = spaces.chosen_space(thread.pid)
-    if spaces is None or not space:
+    if session.frame is not None:
+        data = session.frame.memory(address, length) or _unchanging(session, thread, address, length)
+    elif spaces is None or not space:
         data = session.target.read_memory(thread, address, length)
     else:
         data = spaces.read_space(thread, space, address, length)
@@ -35,12 +37,22 @@ def read(session: Session, thread: ThreadId, address: int, length: int, space: i
     return data
 
 
+def _unchanging(session: Session, thread: ThreadId, address: int, length: int) -> bytes:
+    """Memory that no trace frame holds, but that the client says does not change."""
+    target = session.target
+    ranges = target.trace.read_only if isinstance(target, Tracepoints) else []
+    fits = any(start <= address and address + length <= end for start, end in ranges)
+    return target.read_memory(thread, address, length) if fits else b""
+
+
 def write(session: Session, address: int, length: int, data: bytes) -> bytes:
     """Carry out M or X."""
     if length != len(data):
         raise TargetError(f"the packet holds {len(data)} bytes for a length of {length}")
     if address + length > _TOP:
         raise TargetError(f"{length} bytes at {address:#x} reach past the end of the address space")
+    if session.frame is not None:
+        raise TargetError("a trace frame cannot be changed: leave it with tfind none")
     if data:
         thread, spaces = session.current(), session.spaces
         space = spaces.chosen_space(thread.pid) if spaces is not None else 0

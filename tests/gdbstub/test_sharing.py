@@ -11,7 +11,7 @@ import pytest
 from gdbstub.example import Example
 from gdbstub.packet import frame
 from gdbstub.sharing import Sharing
-from gdbstub.target import ExecFile, Files, Kill, MemoryMap, MemoryRegions, Monitor, Run, Spaces, Target
+from gdbstub.target import ExecFile, Files, Kill, MemoryMap, MemoryRegions, Monitor, NonStop, Run, Spaces, Target, Tracepoints
 from tests.gdbstub.client import GDB
 from tests.gdbstub.serving import Serving, Wire, serving
 from tests.gdbstub.test_server import until
@@ -150,8 +150,8 @@ def test_non_stop_mode_is_for_one_alone(pair: tuple[Wire, Wire], served: Serving
 
 def test_a_share_has_what_its_target_has() -> None:
     share = Sharing(Example()).join()
-    for kind in (Monitor, Run, Kill, MemoryMap, MemoryRegions, ExecFile, Files, Spaces):
+    for kind in (Monitor, Run, Kill, MemoryMap, MemoryRegions, ExecFile, Files, Spaces, NonStop, Tracepoints):
         assert isinstance(share, kind), kind
     bare = Sharing(cast(Target, object())).join()
-    for kind in (Monitor, Run, Kill, MemoryMap, MemoryRegions, ExecFile, Files, Spaces):
+    for kind in (Monitor, Run, Kill, MemoryMap, MemoryRegions, ExecFile, Files, Spaces, NonStop, Tracepoints):
         assert not isinstance(bare, kind), kind

@@ -245,7 +245,7 @@ static void on_breakpoint(void *uc, uint64_t address, uint32_t size, void *user)
     struct runtime *rt = user;
     (void)uc;
     (void)size;
-    if (rt->breakpoints) {
+    if (rt->breakpoints && !(rt->on_break_user && rt->on_break(rt, address))) {
         rt->break_address = address;
         stop(rt, BREAK);
     }

@@ -98,6 +98,9 @@ class Runtime(ctypes.Structure):
         ("mixed", ctypes.c_uint32),
         ("on_exit", ctypes.c_void_p),
         ("on_exit_user", ctypes.c_void_p),
+        ("on_break", ctypes.c_void_p),
+        ("on_break_user", ctypes.c_void_p),
+        ("deadline", ctypes.c_int64),
         ("ring", Branch * RING_SLOTS),
     )
 
