@@ -13,6 +13,7 @@ from gdbstub.target import (
     Libraries,
     MemoryMap,
     NonStop,
+    Spaces,
     Stop,
     Target,
     TargetError,
@@ -41,6 +42,7 @@ _SUPPORTED: tuple[tuple[bytes, Callable[[Target], bool] | None], ...] = (
     (b"qXfer:memory-map:read+", lambda target: isinstance(target, MemoryMap)),
     (b"qXfer:exec-file:read+", lambda target: isinstance(target, ExecFile)),
     (b"qXfer:libraries:read+", lambda target: isinstance(target, Libraries)),
+    (b"address-spaces+", lambda target: isinstance(target, Spaces)),
     (b"ConditionalBreakpoints+;BreakpointCommands+", lambda target: isinstance(target, BreakpointPrograms)),
     (
         b"TracepointSource+;ConditionalTracepoints+;TraceStateVariables+;InstallInTrace+;EnableDisableTracepoints+;tracenz+;"
