@@ -59,7 +59,7 @@ def test_multiprocess_only_for_those_who_ask() -> None:
         b"",
         b"vMustReplyEmpty",
         b"qSymbol::",
-        b"qTStatus",
+        b"qTSTMat",
         b"Z9,0,0",
         b"vFile:unlink:00",
         b"qXfer:auxv:read::0,1",
