@@ -53,9 +53,10 @@ class Holds:
 
     def end(self) -> None:
         """All threads stop together again."""
-        self.active = False
-        self._threads.clear()
-        self.tell_cpus()
+        if self.active:
+            self.active = False
+            self._threads.clear()
+            self.tell_cpus()
 
     def tell_cpus(self) -> None:
         for cpu in self.machine.cpus:
@@ -69,9 +70,8 @@ class Holds:
 
     def stops(self, thread: ThreadId) -> bool:
         """Whether a thread stands still."""
-        return thread in self._threads and thread.pid not in self._needed
+        return thread in self._threads and thread.pid not in self._needed()
 
-    @property
     def _needed(self) -> set[int]:
         """The hypervisors of guests that step."""
         history, found = self.inferiors.history, set()

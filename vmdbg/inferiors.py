@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from gdbstub.target import Inferior, TargetError, Thread, ThreadId
@@ -61,6 +61,12 @@ class Inferiors:
             )
             for vcpu in guest.vcpus.values()
         ]  # fmt: skip
+
+    def thread_ids(self, pid: int) -> Collection[ThreadId]:
+        """Those of `threads`, for who needs no more."""
+        if pid == HOST:
+            return [ThreadId(HOST, cpu.index + 1) for cpu in self.machine.cpus]
+        return [ThreadId(pid, vcpu.thread) for vcpu in self.guest(pid).vcpus.values()]
 
     def _cpu_state(self, cpu: Processor) -> str:
         if cpu.guest is not None:

@@ -358,7 +358,7 @@ class Monitor:
     def _why(self, context: Context, arguments: Arguments) -> Result:
         arguments.done()
         machine = self.debugger.machine
-        stop = self.debugger.running.last_stop
+        stop = self.debugger.running.why()
         reasons = [*([stop] if stop else []), *list(self.debugger.history.notices)[-5:]]
         reasons += [f"CPU {cpu.index}: {cpu.last_fault}" for cpu in machine.cpus if cpu.last_fault]
         if machine.ended:

@@ -75,8 +75,7 @@ class Running:
         """Stop at the first instruction of a guest behind the next VMRUN."""
         self.wanted_guest: int | None = None
         """The guest that is meant; None: any."""
-        self.last_stop = ""
-        """The last stop, in words."""
+        self.last_stop: Stop | None = None
         self.ended = False
         """The machine is at its end, and the client has been told or needs not be."""
         self._acting: dict[ThreadId, Action] = {}
@@ -101,7 +100,7 @@ class Running:
         self.holds.end()
         self._acting = dict(actions)
         pids = {thread.pid for thread in actions}
-        self._resting = {ThreadId(pid, t.tid) for pid in pids for t in self.inferiors.threads(pid)} - actions.keys()
+        self._resting = {thread for pid in pids for thread in self.inferiors.thread_ids(pid)} - actions.keys()
         self._steppings = {}
         self._start(actions)
 
@@ -172,7 +171,7 @@ class Running:
         """Those that run for the client."""
         if not self.holds.active:
             return [thread for thread in self._acting if self.inferiors.alive(thread.pid)]
-        threads = (ThreadId(pid, thread.tid) for pid in self.attached for thread in self.inferiors.threads(pid))
+        threads = (thread for pid in self.attached for thread in self.inferiors.thread_ids(pid))
         return [thread for thread in threads if thread not in self.holds]
 
     @property
@@ -214,15 +213,18 @@ class Running:
         return event
 
     def _stopped(self, stop: Stop) -> None:
-        self.last_stop = self._in_words(stop)
+        self.last_stop = stop
         if not self.holds.active:
             self._steppings = {}
         else:
             self.holds.add([stop.thread])
             self._steppings.pop(stop.thread, None)
 
-    def _in_words(self, stop: Stop) -> str:
-        """Who, where and why; in the hypervisor also how the last guest has left on its CPU."""
+    def why(self) -> str:
+        """The last stop in words: who, where and why; in the hypervisor also how the last guest has left on its CPU."""
+        stop = self.last_stop
+        if stop is None or not self.inferiors.alive(stop.thread.pid):
+            return ""
         why = stop.text.strip("[]") or {Reason.NONE: "a step or an interrupt"}.get(stop.reason, f"a {stop.reason.value}")
         who = self.inferiors.name(stop.thread)
         pc = self.inferiors.context(stop.thread).read("rip") or 0
