@@ -48,6 +48,8 @@ class Context(Protocol):
     def code32(self) -> bool:
         """Whether code outside 64-bit mode is 32-bit by default."""
 
+    def cpl(self) -> int: ...
+
     def paging(self) -> PagingState: ...
 
     def nested(self) -> Nested | None: ...
@@ -128,6 +130,7 @@ class LiveContext:
         elif name in ("rip", "eip"):
             s.rip = value if s.is_code64 else (value - s.base(CS)) & 0xFFFFFFFF
             s.shadow = False
+            cpu.held = None  # of what it was about to do elsewhere nothing comes
         elif name == "eflags":
             s.rflags = value
             s.refresh()
@@ -152,6 +155,9 @@ class LiveContext:
 
     def code32(self) -> bool:
         return self.cpu.bits == 32
+
+    def cpl(self) -> int:
+        return self.cpu.state.cpl
 
     def paging(self) -> PagingState:
         return self.cpu.paging
@@ -225,6 +231,9 @@ class SavedContext:
 
     def code32(self) -> bool:
         return bool(self._get("cs.attrib") & ATTRIB_DB)
+
+    def cpl(self) -> int:
+        return self._get("cpl") & 3
 
     def paging(self) -> PagingState:
         return PagingState.from_vmcb(self.view, self.cpu.physical_bits)

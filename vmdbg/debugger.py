@@ -9,6 +9,7 @@ from gdbstub.description import Description
 from gdbstub.target import Action, BreakpointKind, Event, Inferior, MemoryRegion, TargetError, Thread, ThreadId
 from vmdbg.boot.elf import is_elf64
 from vmdbg.breakpoints import Breakpoints
+from vmdbg.catchpoints import Catchpoints
 from vmdbg.contexts import Context, locate, read_memory, write_memory
 from vmdbg.executables import WIDE, Executables
 from vmdbg.history import HOST, KnownGuest
@@ -34,13 +35,15 @@ class Debugger:
         """Register descriptions chosen by hand, by pid."""
         self._use(machine)
 
-    def _use(self, machine: Machine) -> None:
+    def _use(self, machine: Machine, former: Catchpoints | None = None) -> None:
+        """`former`: the catchpoints of the machine before, which stay."""
         self.machine = machine
         self.history = machine.history
         self.who = Inferiors(machine)
         self.registers = Registers(self.who)
         self.breakpoints = Breakpoints(machine, self.who.first_context)
-        self.running = Running(machine, self.who, self.breakpoints)
+        self.catchpoints = Catchpoints(self.registers, former)
+        self.running = Running(machine, self.who, self.breakpoints, self.catchpoints)
         self.executables.image = machine.image.debug_file
         self._descriptions: dict[int, Description] = {}
 
@@ -168,7 +171,7 @@ class Debugger:
         self.running.ended = True
         rule = self.breakpoints.rule
         try:
-            self._use(self.restart(arguments))
+            self._use(self.restart(arguments), self.catchpoints)
             self.breakpoints.rule = rule
         except UsageError as error:
             raise TargetError(str(error)) from None

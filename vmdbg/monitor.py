@@ -19,11 +19,12 @@ from introspect.commands import (
     default_registry,
 )  # fmt: skip
 from introspect.commands.render import columns
-from introspect.exits import ExitCode, exit_name
+from introspect.exits import ExitCode
 from introspect.paging import NestedTranslation, PagingState, nested_translate
 from introspect.rules import Processor as RuleProcessor
 from introspect.sources import Memory
 from vmdbg.breakpoints import Rule
+from vmdbg.catching import Catch
 from vmdbg.cpu.core import Notice
 from vmdbg.history import HOST, KnownGuest
 from vmdbg.svm import world
@@ -68,7 +69,7 @@ class Monitor:
                     "Stop at the next #VMEXIT with this code, or at what a hypervisor does wrong.\n"
                     "vmrun-fail: VMRUN refuses a VMCB; shutdown: a guest ends so; stale: a strict mode has used\n"
                     "something that the hypervisor forgot to flush. `why` tells more.\n"
-                    "CODE is a name (npf, cpuid, vmmcall) or a number. Once; GUEST limits it to one guest.\n"
+                    "`stop-on vmexit npf 2` is `catch once vmexit npf guest 2`, see there.\n"
                     "  monitor stop-on vmexit npf\n  monitor stop-on vmexit 0x7b 2", self._stop_on),
             Command("guest", "guest name|merge|split|parent N ...", "Correct the guess which VMCBs are one guest, and whose.\n"
                     "  monitor guest name 2 linux      call guest 2 so\n"
@@ -93,6 +94,9 @@ class Monitor:
             Command("why", "why", "Why VMRUN failed, a guest shut down, or the processor refused something.", self._why),
             Command("time", "time", "Guest time in ticks (bytes of code executed).", self._time),
         ):  # fmt: skip
+            self.registry.add(command)
+        self.catch = Catch(debugger)
+        for command in self.catch.commands:
             self.registry.add(command)
 
     def run(self, line: str, write: Callable[[str], object], thread: ThreadId) -> None:
@@ -188,14 +192,9 @@ class Monitor:
             raise arguments.error(
                 " ".join(words) or "nothing", f"stop-on takes `vmexit` and an exit code, or one of {', '.join(Notice)}"
             )
-        code = _exit_code(arguments, words[1])
-        guest: int | None = None
         if len(words) == 3:
-            guest = self._number(arguments, words[2])
-            self.debugger.guest(guest)
-        arguments.words = []
-        self.debugger.running.stop_codes[code] = guest
-        return Text(f"will stop at the next #VMEXIT {exit_name(code)}" + (f" of guest {guest}" if guest else ""))
+            arguments.words = [*words[:2], "guest", words[2]]
+        return self.catch.set(arguments, once=True)
 
     @staticmethod
     def _number(arguments: Arguments, word: str) -> int:
@@ -296,15 +295,4 @@ class Monitor:
     def _time(self, context: Context, arguments: Arguments) -> Result:
         arguments.done()
         return Text(f"{self.debugger.machine.clock.now} ticks")
-
-
-def _exit_code(arguments: Arguments, word: str) -> int:
-    for code in ExitCode:
-        if code.name == word.upper():
-            return int(code)
-    try:
-        return int(word, 0)
-    except ValueError:
-        remedy = "use npf, cpuid, ioio, vmmcall ... or a number"
-        raise arguments.error(word, "there is no exit code of this name", remedy) from None
 

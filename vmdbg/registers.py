@@ -17,7 +17,7 @@ from introspect.layout import Bits
 from introspect.registers import ATTRIB, DBGCTL, DR6, DR7, RFLAGS
 from introspect.vmcb import CONTROL, EXIT_WRITES, MISC_CTL, MISC_CTL2, NAMES, V_INTR, VMCB
 from vmdbg.contexts import Context, LiveContext, SavedContext
-from vmdbg.cpu import instructions
+from vmdbg.cpu import control
 from vmdbg.cpu.core import dr6_value, dr7_value
 from vmdbg.cpu.faults import CpuFault
 from vmdbg.cpu.processor import Processor
@@ -127,8 +127,8 @@ SYSTEM = {
 SVM = {field.short or field.name: field for field in CONTROL}
 
 _WRITE_CR: dict[str, tuple[Callable[[Processor, int], None], Callable[[Processor, int], None]]] = {
-    "cr0": (instructions.check_cr0, instructions.write_cr0), "cr3": (instructions.check_cr3, instructions.write_cr3),
-    "cr4": (instructions.check_cr4, instructions.write_cr4), "cr8": (instructions.check_tpr, instructions.write_tpr),
+    "cr0": (control.check_cr0, control.write_cr0), "cr3": (control.check_cr3, control.write_cr3),
+    "cr4": (control.check_cr4, control.write_cr4), "cr8": (control.check_tpr, control.write_tpr),
 }  # fmt: skip
 
 

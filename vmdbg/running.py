@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from gdbstub.target import Action, BreakpointKind, Created, Exited, Output, Reason, Signal, Stop, ThreadId
 from gdbstub.target import Event as StubEvent
-from introspect.exits import EVENT, exit_name
+from introspect.exits import EVENT
 from vmdbg.breakpoints import Breakpoint, Breakpoints, Watchpoint
+from vmdbg.catchpoints import Catchpoints
 from vmdbg.contexts import Context, LiveContext, SavedContext
 from vmdbg.cpu.faults import Kind
 from vmdbg.cpu.processor import Processor
@@ -35,13 +36,12 @@ _REASONS = {
 class Running:
     """One machine between two resumes: the half of a target that `resume`, `run_slice` and `halt` are."""
 
-    def __init__(self, machine: Machine, inferiors: Inferiors, breakpoints: Breakpoints) -> None:
+    def __init__(self, machine: Machine, inferiors: Inferiors, breakpoints: Breakpoints, catchpoints: Catchpoints) -> None:
         self.machine = machine
         self.history = machine.history
         self.inferiors = inferiors
         self.breakpoints = breakpoints
-        self.stop_codes: dict[int, int | None] = {}
-        """EXITCODEs to stop on next, to the guest they are for (None: any)."""
+        self.catchpoints = catchpoints
         self.ended = False
         """The machine is at its end, and the client has been told or needs not be."""
         self._acting: dict[ThreadId, Action] = {}
@@ -54,11 +54,11 @@ class Running:
         self._ticks = LEAST_TICKS
         self._known: set[int] = set()
         self._version = -1
-        self._exit_stop: Stop | None = None
         machine.history.on_switch = self._on_switch
 
     def resume(self, actions: Mapping[ThreadId, Action]) -> None:
         self._acting = dict(actions)
+        self.catchpoints.live = bool(actions)
         pids = {thread.pid for thread in actions}
         self._resting = {ThreadId(pid, t.tid) for pid in pids for t in self.inferiors.threads(pid)} - actions.keys()
         self._stepping = next((self._step(t, action) for t, action in actions.items() if action.step), None)
@@ -112,7 +112,7 @@ class Running:
     def _advance(self) -> StubEvent | None:
         """Run a little; an event if something happened that the client must know."""
         stepping = self._stepping
-        self.history.watching = bool(stepping is not None or self.stop_codes or self.breakpoints.watchpoints)
+        self.history.watching = bool(stepping is not None or self.breakpoints.watchpoints)
         if stepping is not None and self.inferiors.alive(stepping.thread.pid):
             return self._advance_step(stepping)
         self._stepping = None
@@ -187,10 +187,6 @@ class Running:
             self.breakpoints.remap(owner.number)
         if stepping is not None and stepping.thread == (HOST, cpu.index + 1):
             cpu.pause = True
-        if self._acting and code in self.stop_codes and self.stop_codes[code] in (None, owner.number):
-            del self.stop_codes[code]
-            self._exit_stop = Stop(self._reported(thread), text=f"#VMEXIT {exit_name(code)} of {owner.name}")
-            cpu.pause = True
 
     def _hit(self, cpu: Processor) -> Breakpoint | None:
         """The breakpoint at the CPU's RIP that belongs to the thread it executes, and to its address space."""
@@ -228,8 +224,8 @@ class Running:
     def _happened(self, event: Event) -> StubEvent | None:
         machine = self.machine
         cpu = machine.cpu
-        if self._exit_stop is not None:
-            stop, self._exit_stop = self._exit_stop, None
+        stop = self._caught()
+        if stop is not None:
             return stop
         if self.history.stopped_for and self._acting:
             text, self.history.stopped_for = self.history.stopped_for, ""
@@ -254,6 +250,11 @@ class Running:
             self.breakpoints.stored = False
             return self._fired(self.inferiors.thread_on(cpu), self.breakpoints.fired([]), "")
         return None
+
+    def _caught(self) -> Stop | None:
+        """The stop of a catchpoint, if one was hit."""
+        caught = self.catchpoints.take()
+        return Stop(self._reported(caught.thread), text=caught.text) if caught is not None else None
 
     def _machine_ended(self) -> StubEvent | None:
         machine = self.machine
@@ -298,4 +299,6 @@ class Running:
             self._events.append(Exited(number))
         for number in sorted(alive - self._known):
             self._events.append(Created(self.inferiors.first_thread(number), ThreadId(HOST, self.machine.cpu.index + 1)))
+            if self.catchpoints.started(number) and (stop := self._caught()) is not None:
+                self._events.append(stop)
         self._known = alive
