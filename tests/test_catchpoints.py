@@ -1,0 +1,132 @@
+"""Thousands of stops at catchpoints, and the run that is the same: timers, turns of CPUs and switches in C included."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from gdbstub.target import CONTINUE, Exited, Stop, ThreadId
+from vmdbg.debugger import Debugger
+from vmdbg.machine import Config, Event, Machine
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+DEMO, NESTED = EXAMPLES / "hypervisor/build/hypervisor.elf", EXAMPLES / "nested/build/matryoshka.elf"
+
+
+DEMO_CONFIG = Config(command_line="guests=1,2")
+
+
+class Run(NamedTuple):
+    """Guest time at the end, and every exit that is remembered."""
+
+    ticks: int
+    total: int
+    exits: list[str]
+
+
+def result(machine: Machine) -> Run:
+    exits = sorted((exit.number, exit.line()) for guest in machine.history.guests.values() for exit in guest.exits)
+    return Run(machine.clock.now, machine.history.total.value, [line for _, line in exits])
+
+
+@cache
+def undebugged(image: Path, config: Config) -> Run:
+    if not image.exists():
+        pytest.skip("the examples are not built (make examples)")
+    machine = Machine(image, config)
+    try:
+        while machine.run() != Event.EXIT:
+            pass
+        return result(machine)
+    finally:
+        machine.close()
+
+
+def debugged(image: Path, config: Config, lines: Sequence[str]) -> tuple[Run, Counter[str]]:
+    """Resumed after each stop; how many stops there were, by the first word of what happened."""
+    machine = Machine(image, config)
+    try:
+        debugger = Debugger(machine)
+        for line in lines:
+            debugger.monitor(f"catch {line}", str, ThreadId(1, 1))
+        stops: Counter[str] = Counter()
+        everybody = {ThreadId(1, tid + 1): CONTINUE for tid in range(config.cpus)}
+        debugger.resume(everybody)
+        while not isinstance(event := debugger.run_slice(), Exited):
+            if isinstance(event, Stop):
+                assert event.text.startswith("catchpoint"), event
+                stops[event.text.split(": ")[1].split()[0]] += 1
+                debugger.resume(everybody)
+        return result(machine), stops
+    finally:
+        machine.close()
+
+
+@pytest.mark.parametrize("python", [False, True], ids=["native", "python"])
+def test_every_event_of_the_demo(python: bool) -> None:
+    config = replace(DEMO_CONFIG, command_line="guests=1,2 tick=20000", python_runtime=python)
+    expected = undebugged(DEMO, config)
+    found, stops = debugged(DEMO, config, ["vmexit", "vmrun", "inject", "exception", "io", "msr", "cr"])
+    assert found == expected
+    assert stops["#VMEXIT"] == expected.total
+    assert stops["VMRUN"] >= expected.total
+    assert {"OUT", "IN", "RDMSR", "WRMSR", "write", "read"} <= stops.keys(), stops
+
+
+@pytest.mark.parametrize(
+    ("lines", "first"),
+    [
+        (["vmexit cpuid"], "#VMEXIT"), (["vmexit vmmcall if guest == 3"], "#VMEXIT"), (["vmrun"], "VMRUN"), (["msr r"], "RDMSR"),
+        (["io 0x3f8-0x3ff guest 2"], "OUT"), (["cr 3 w"], "write"), (["cr 0 r"], "read"),
+    ],
+)  # fmt: skip
+def test_what_switches_in_c_leave_to_python(lines: list[str], first: str) -> None:
+    """Each waits for something that is C's while nobody does: all of it is seen, as without C, and nothing else stops."""
+    expected = undebugged(DEMO, DEMO_CONFIG)
+    found, stops = debugged(DEMO, DEMO_CONFIG, lines)
+    twin, others = debugged(DEMO, replace(DEMO_CONFIG, native_switch=False), lines)
+    assert found == twin == expected
+    assert stops == others
+    assert set(stops) <= {first, "IN", "OUT"}
+
+
+def test_native_switches_go_on_beside_a_catchpoint() -> None:
+    """What it does not wait for is made in C as ever."""
+    machine = Machine(DEMO, DEMO_CONFIG)
+    try:
+        debugger = Debugger(machine)
+        debugger.monitor("catch vmexit npf if gpa == 1", str, ThreadId(1, 1))
+        debugger.monitor("catch exception 14 if cr2 == 1", str, ThreadId(1, 1))
+        debugger.resume({ThreadId(1, 1): CONTINUE})
+        while not isinstance(debugger.run_slice(), Exited):
+            pass
+        assert machine.cpu.switcher is None or machine.cpu.switcher.made > machine.history.total.value
+    finally:
+        machine.close()
+
+
+def test_a_hypervisor_in_a_hypervisor() -> None:
+    config = Config(command_line="depth=2")
+    expected = undebugged(NESTED, config)
+    found, stops = debugged(NESTED, config, ["exception", "vmexit vmrun", "inject", "cr 3", "triple-fault", "guest-start"])
+    assert found == expected
+    assert stops["guest"] == 2
+
+
+def test_without_any_nobody_is_asked() -> None:
+    machine = Machine(DEMO, Config())
+    try:
+        debugger = Debugger(machine)
+        for line in ("vmexit any", "cr 3", "delete all"):
+            debugger.monitor(f"catch {line}", str, ThreadId(1, 1))
+        assert machine.cpu.catches is None
+        assert machine.cpu.state.cr_reads == 0
+        assert machine.cpu.switcher is None or not any(machine.cpu.switcher.state.watched)
+    finally:
+        machine.close()
