@@ -12,6 +12,8 @@ from typing import NamedTuple
 import pytest
 
 from gdbstub.target import CONTINUE, Exited, Stop, ThreadId
+from tests.engine.assembler import assemble
+from tests.engine.test_smp import AP, BOOT
 from vmdbg.debugger import Debugger
 from vmdbg.machine import Config, Event, Machine
 
@@ -130,3 +132,43 @@ def test_without_any_nobody_is_asked() -> None:
         assert machine.cpu.switcher is None or not any(machine.cpu.switcher.state.watched)
     finally:
         machine.close()
+
+
+TWO_CPUS = f"""{BOOT}
+    movl $0x300030, %edi; leaq handler(%rip), %rax
+    movw %ax, (%rdi); movw $8, 2(%rdi); movw $0x8e00, 4(%rdi); shrl $16, %eax; movw %ax, 6(%rdi); movq $0, 8(%rdi)
+    call work
+    1: pause; cmpl $2, 0x400008; jb 1b
+    xorl %eax, %eax; outl %eax, $0xf4; hlt
+handler: iretq
+pointer: .word 0xfff; .quad 0x300000
+work: lidt pointer(%rip)
+    movl $400, %ebp
+    2: int3; rdtsc; lock xaddl %eax, 0x400000; imull $3, 0x400000, %eax; movl %eax, 0x400000; decl %ebp; jnz 2b
+    lock incl 0x400008; ret
+{AP}
+    call work; 3: hlt; jmp 3b
+"""
+"""Two CPUs that mix the time after each of their breakpoint exceptions into one number."""
+
+
+def test_turns_of_cpus_end_where_they_end_anyway() -> None:
+    """An exception that is held back belongs to the turn that it came in, also at its last tick."""
+    code = assemble(TWO_CPUS, 0x200000).code
+    numbers = []
+    for lines in ([], ["exception 3"]):
+        machine = Machine(code, Config(memory=16 << 20, cpus=2, flat_address=0x200000, mode="long"))
+        machine._quantum = machine._quantum_end = 98  # turns that end right behind INT3
+        debugger = Debugger(machine)
+        for line in lines:
+            debugger.monitor(f"catch {line}", str, ThreadId(1, 1))
+        stops, everybody = 0, {ThreadId(1, 1): CONTINUE, ThreadId(1, 2): CONTINUE}
+        debugger.resume(everybody)
+        while not isinstance(event := debugger.run_slice(), Exited):
+            if isinstance(event, Stop):
+                stops += 1
+                debugger.resume(everybody)
+        assert stops == (800 if lines else 0)
+        numbers.append((machine.ram.read_u32(0x400000), machine.clock.now))
+        machine.close()
+    assert numbers[0] == numbers[1]
