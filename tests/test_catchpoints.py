@@ -14,6 +14,7 @@ import pytest
 from gdbstub.target import CONTINUE, Exited, Stop, ThreadId
 from tests.engine.assembler import assemble
 from tests.engine.test_smp import AP, BOOT
+from tests.svm.hypervisor import Hypervisor
 from vmdbg.debugger import Debugger
 from vmdbg.machine import Config, Event, Machine
 
@@ -172,3 +173,25 @@ def test_turns_of_cpus_end_where_they_end_anyway() -> None:
         numbers.append((machine.ram.read_u32(0x400000), machine.clock.now))
         machine.close()
     assert numbers[0] == numbers[1]
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_reads_of_control_registers_between_switches(native: bool) -> None:
+    """The engine stops at them in the hypervisor and in its guest, whichever way they are switched."""
+    h = Hypervisor("1: movq %cr4, %rcx; cpuid; jmp 1b", host="""
+        movl $0x90000, %ebp; movl $50, %ebx
+        1: movq %rbp, %rax; vmrun; movq 0xc8(%rbp), %rcx; movq %rcx, 0x578(%rbp); movq %cr4, %rdx; decl %ebx; jnz 1b; hlt
+    """)  # fmt: skip
+    h.intercept(0x72)
+    if not native:
+        h.cpu.switcher = None
+    debugger = Debugger(h.machine)
+    for line in ("cr 4 r if guest == 1", "cr 4 r guest 2", "ignore 1 1000", "ignore 2 1000"):
+        debugger.monitor(f"catch {line}", str, ThreadId(1, 1))
+    debugger.resume({ThreadId(1, 1): CONTINUE})
+    while h.cpu.guest is not None or not h.cpu.halted:
+        assert not isinstance(debugger.run_slice(), Stop)
+    assert [point.hits for point in debugger.catchpoints.points.values()] == [50, 50]
+    if native and h.cpu.switcher is not None:
+        assert h.cpu.switcher.made >= 90
+    h.machine.close()
