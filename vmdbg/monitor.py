@@ -27,6 +27,7 @@ from vmdbg.breakpoints import Rule
 from vmdbg.catching import Catch
 from vmdbg.cpu.core import Notice
 from vmdbg.history import HOST, KnownGuest
+from vmdbg.registering import ShowRegisters
 from vmdbg.svm import world
 
 if TYPE_CHECKING:
@@ -62,7 +63,8 @@ class Monitor:
 
     def __init__(self, debugger: Debugger) -> None:
         self.debugger = debugger
-        self._thread = ThreadId(1, 1)
+        self.thread = ThreadId(1, 1)
+        """The one that a command means if none is named."""
         self.registry = default_registry()
         for command in (
             Command("stop-on", "stop-on vmexit CODE [GUEST] | vmrun-fail | shutdown | stale | nothing",
@@ -96,12 +98,12 @@ class Monitor:
         ):  # fmt: skip
             self.registry.add(command)
         self.catch = Catch(debugger)
-        for command in self.catch.commands:
+        for command in (*self.catch.commands, *ShowRegisters(debugger).commands):
             self.registry.add(command)
 
     def run(self, line: str, write: Callable[[str], object], thread: ThreadId) -> None:
         """Carry out a line for a thread's inferior.  Raises `TargetError` with what is wrong and what to do."""
-        self._thread = thread
+        self.thread = thread
         try:
             result = self.registry.run_line(self, line or "help")
         except CommandError as error:
@@ -117,7 +119,7 @@ class Monitor:
     @property
     def _host(self) -> tuple[int, int, int, int]:
         """CR0, CR3, CR4 and EFER of the hypervisor, also while a guest runs on its CPU."""
-        index = self._thread.tid - 1 if self._thread.pid == 1 else 0
+        index = self.thread.tid - 1 if self.thread.pid == 1 else 0
         context = self.debugger.context(ThreadId(1, min(index, len(self.debugger.machine.cpus) - 1) + 1))
         cr0, cr3, cr4, efer = (context.read(name) or 0 for name in ("cr0", "cr3", "cr4", "efer"))
         return cr0, cr3, cr4, efer
@@ -137,7 +139,7 @@ class Monitor:
 
     @property
     def selected(self) -> GuestView | None:
-        guest = self.debugger.history.guests.get(self._thread.pid)
+        guest = self.debugger.history.guests.get(self.thread.pid)
         return self._view(guest) if guest is not None and not guest.gone else None
 
     def exits(self, guest: int | None, count: int) -> Sequence[ExitRecord]:

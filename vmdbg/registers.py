@@ -218,6 +218,11 @@ class Registers:
                 return VMCB.read(context.view, register.field)
             if register.name == "dr7":  # #VMEXIT clears it
                 return dr7_value(0)
+            guest = context.cpu.guest
+            if guest is not None and register.kept_if == "np_enable" and guest.np:
+                return guest.host_pat
+            if guest is not None and register.kept_if == "lbr_virt" and guest.lbr_virtual:
+                return VMCB.read(context.view, register.field)
         assert isinstance(context, LiveContext | SavedContext)
         try:
             return register.read(context.cpu)
