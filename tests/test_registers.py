@@ -144,7 +144,7 @@ def test_vmcb_fields_of_a_guest_that_runs(stopped: Stopped) -> None:
 def test_what_cannot_be_written_says_why(stopped: Stopped) -> None:
     stopped.run("cr 4 r guest 2")
     for thread, name, value, words in (
-        (GUEST_THREAD, "cr0", 1 << 31, "the processor would raise #GP"), (GUEST_THREAD, "cr4", 1 << 30, "the processor would raise #GP"),
+        (GUEST_THREAD, "cr0", 1 << 31, "would raise a general-protection"), (GUEST_THREAD, "cr4", 1 << 30, "would raise a general-protection"),
         (GUEST_THREAD, "efer", 1 << 40, "efer stays"), (GUEST_THREAD, "cs_base", 1, "it is loaded with a descriptor"),
         (GUEST_THREAD, "pat", 0x2, "memory type 0x2 is reserved"), (GUEST_THREAD, "lstar", 1 << 50, "must be canonical"),
         (GUEST_THREAD, "vmcb", 1, "read-only"), (GUEST_THREAD, "gif", 0, "read-only"),

@@ -43,9 +43,11 @@ class Values:
 
     def text(self) -> str:
         rows = [
-            (register.name, "-" if value is None else f"{value:#x}", "" if value is None else words(register.type, value))
+            (register.name, "-", "") if value is None else
+            (register.name, f"{value:#x}", words(register.type, value)) if register.bits <= 64 else
+            (register.name, value.to_bytes(register.bits // 8, "little").hex(" "), "")
             for register, value in self.values
-        ]
+        ]  # fmt: skip
         return "\n".join([f"of {self.who}", *columns(rows, "  ")])
 
     def json(self) -> object:
@@ -64,7 +66,7 @@ class ShowRegisters:
             Command("registers", "registers [GROUP] [GUEST|host]", "Show the registers of a group: general, system or svm.\n"
                     "system: control, segment and debug registers, MSRs (if none is named); svm: the control area of the VMCB\n"
                     "as it is in memory, and GIF; of the hypervisor, the VMCB that its CPU ran last.\n"
-                    "gdb has them all as $exitcode, $asid, $star ...; lldb shows them by group, too (register read --set svm).\n"
+                    "gdb has them all as $exitcode, $asid, $star ...; lldb shows them by group (register read --all).\n"
                     "  monitor registers svm 2", self._show),
         )  # fmt: skip
 

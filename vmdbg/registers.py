@@ -273,7 +273,7 @@ class Registers:
             raise TargetError(f"efer stays: {fault}") from None
         except CpuFault:
             raise TargetError(
-                f"{name} cannot be set to {value:#x}: the processor would raise #GP (APM2 3.1); choose a value it takes"
+                f"{name} cannot be set to {value:#x}: the processor would raise a general-protection exception (APM2 3.1)"
             ) from None
 
     @staticmethod
