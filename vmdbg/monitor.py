@@ -195,6 +195,7 @@ class Monitor:
                 " ".join(words) or "nothing", f"stop-on takes `vmexit` and an exit code, or one of {', '.join(Notice)}"
             )
         if len(words) == 3:
+            self.debugger.guest(self._number(arguments, words[2]))
             arguments.words = [*words[:2], "guest", words[2]]
         return self.catch.set(arguments, once=True)
 
