@@ -203,3 +203,17 @@ def test_catchpoints_stay_when_the_machine_runs_again(gdb: Gdb, connected: Serve
     gdb("monitor catch exception ud guest 1")
     for _ in range(2):
         assert "exception #UD by CPU 0 of the hypervisor" in gdb("run")
+
+
+def test_exceptions_on_the_way_to_a_shutdown(gdb: Gdb, connected: Served) -> None:
+    """Each that delivery raises, and the double fault that two of them become (APM2 8.2.9); all at the same instruction."""
+    gdb("monitor catch exception guest 2 if u32[host:rounds] == 0 && u64[host:vmcb + 0xa8] == 0")
+    gdb("monitor catch triple-fault")
+    gdb("monitor catch vmexit shutdown")
+    texts = [found for _ in range(7) for found in caught(gdb("continue"))]
+    words = [" ".join(text.split()[:2]) for text in texts]
+    assert words == [
+        "exception #UD", "exception #GP", "exception #GP", "exception #DF", "exception #GP", "triple fault", "#VMEXIT SHUTDOWN",
+    ]  # fmt: skip
+    assert "error code 0x33" in texts[1]  # entry 6 of the IDT, by an event that no instruction asked for
+    assert "exited with code 01" in gdb("continue")
