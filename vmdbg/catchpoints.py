@@ -98,9 +98,10 @@ class Catchpoint:
         """As one would type it, without the word catch."""
         words: list[str] = ["once"] if self.once else []
         words.append(self.sort)
-        if self.first is not None:
-            name = exit_name(self.first).lower() if self.sort == Sort.VMEXIT and self.first == self.last else f"{self.first:#x}"
-            words.append(name if self.first == self.last else f"{name}-{self.last:#x}")
+        if self.first is not None and self.last is not None:
+            first, last = (str(n) if RULES[self.sort].limit < 32 else f"{n:#x}" for n in (self.first, self.last))
+            one = exit_name(self.first).lower() if self.sort == Sort.VMEXIT else first
+            words.append(one if self.first == self.last else f"{first}-{last}")
         if self.write is not None:
             words.append("w" if self.write else "r")
         if self.guest is not None:
