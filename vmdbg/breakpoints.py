@@ -7,7 +7,7 @@ access to their pages, and the bytes are compared.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -162,10 +162,10 @@ class Breakpoints:
             if here.root is not None and here.page is not None:
                 point.home = here
 
-    def arm(self, also: int | None = None) -> None:
-        """Have the engine stop at all of them, and at one more address."""
+    def arm(self, also: Iterable[int] = ()) -> None:
+        """Have the engine stop at all of them, and at further addresses."""
         addresses = {point.address for point in self._inserted if point.kind in _EXECUTE}
-        self.machine.engine.arm(addresses | ({also} if also is not None else set()))
+        self.machine.engine.arm(addresses.union(also))
 
     # Watchpoints
 

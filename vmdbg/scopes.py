@@ -51,9 +51,10 @@ class MachineNames:
         pid = self.pid if owner is None else HOST if owner == HOST_OWNER else int(owner)
         path = self.executables.of(pid)
         try:
-            return _symbols(path, path.stat().st_mtime_ns).get(name) if path is not None else None
+            linked = _symbols(path, path.stat().st_mtime_ns).get(name) if path is not None else None
         except OSError:
-            return None
+            linked = None
+        return linked + self.executables.offsets.get(pid, 0) if linked is not None else None
 
     def known(self) -> Iterable[str]:
         return [*self.facts, *_REGISTERS, *(_VMCB + name for name in NAMES)]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from gdbstub.commands.registry import command, number, thread_id
 from gdbstub.packet import PACKET_SIZE
-from gdbstub.target import ExecFile, MemoryMap, Stop, Target, TargetError, ThreadId
+from gdbstub.target import ExecFile, Libraries, MemoryMap, NonStop, Stop, Target, TargetError, ThreadId
 
 if TYPE_CHECKING:
     from gdbstub.session import Session
@@ -18,6 +18,8 @@ _SUPPORTED: tuple[tuple[bytes, Callable[[Target], bool] | None], ...] = (
     (b"swbreak+", None),
     (b"hwbreak+", None),
     (b"vContSupported+", None),
+    (b"QNonStop+", lambda target: isinstance(target, NonStop)),
+    (b"QThreadEvents+", None),
     (b"fork-events+", None),
     (b"exec-events+", lambda target: isinstance(target, ExecFile)),
     (b"error-message+", None),
@@ -27,6 +29,7 @@ _SUPPORTED: tuple[tuple[bytes, Callable[[Target], bool] | None], ...] = (
     (b"qXfer:osdata:read+", None),
     (b"qXfer:memory-map:read+", lambda target: isinstance(target, MemoryMap)),
     (b"qXfer:exec-file:read+", lambda target: isinstance(target, ExecFile)),
+    (b"qXfer:libraries:read+", lambda target: isinstance(target, Libraries)),
 )
 
 
@@ -52,13 +55,26 @@ def extended_mode(session: Session, arguments: bytes) -> bytes:
 
 @command("QNonStop")
 def non_stop(session: Session, arguments: bytes) -> bytes:
-    if arguments != b"0":
+    if arguments not in (b"0", b"1"):
+        raise TargetError(f"{arguments[:20]!r} is no mode: 1 for non-stop, 0 for all-stop")
+    if arguments == b"1" and not isinstance(session.target, NonStop):
         raise TargetError("non-stop mode is not offered: set non-stop off")
+    session.set_non_stop(arguments == b"1")
+    return b"OK"
+
+
+@command("QThreadEvents")
+def thread_events(session: Session, arguments: bytes) -> bytes:
+    if arguments not in (b"0", b"1"):
+        raise TargetError(f"{arguments[:20]!r} is neither 1 for thread events nor 0 for none")
+    session.thread_events = arguments == b"1"
     return b"OK"
 
 
 @command("?")
 def reason(session: Session, arguments: bytes) -> bytes:
+    if session.non_stop is not None:
+        return session.non_stop.reason()
     session.require_stopped()
     if not session.attached:
         return b"W00"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from dataclasses import replace
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from introspect.address import Gpa
@@ -82,6 +82,16 @@ class ExtInt(Protocol):
     def acknowledge(self) -> int: ...
 
 
+class Hold(IntEnum):
+    """Whether a debugger has the thread that a processor is in stand still (non-stop mode)."""
+
+    NO = 0
+    WAITS = 1
+    """In a guest: nothing is executed, and only events are taken that leave the guest."""
+    STANDS = 2
+    """In the hypervisor, or in a guest whose hypervisor is held, too: nothing is taken either."""
+
+
 class Notice(StrEnum):
     """Things that are worth stopping for."""
 
@@ -115,7 +125,7 @@ class Observer(Protocol):
 
 
 class Catches(Protocol):
-    """Who waits for what a processor does (vmdbg/catchpoints.py).  Each is asked before it happens, and True holds it back."""
+    """Who waits for what a processor does (vmdbg/catchpoints.py).  Each is asked before it happens, and True postpones it."""
 
     def instruction(self, cpu: Cpu, code: int) -> bool:
         """The instruction that the engine stopped before, with this exit code: VMRUN, or one of MSRs or control registers."""
@@ -183,11 +193,12 @@ class Cpu:
         """Set by whoever wants the CPU to return at the next instruction boundary, as observers of world switches do."""
         self.catches: Catches | None = None
         """Who waits for its events: None while nobody does."""
-        self.held: Callable[[], Stop | None] | None = None
-        """What `catches` holds back: the CPU has paused amid an instruction or event, and goes on with this, which gives a stop
+        self.postponed: Callable[[], Stop | None] | None = None
+        """What `catches` has had wait: the CPU has paused amid an instruction or event, and goes on with this, which gives a stop
         of the engine that followed."""
         self.port_seen = False
         """`catches` has seen the port access that is about to be made: a watchpoint has stopped it once more."""
+        self.hold = Hold.NO
         self.vmcb_cache: VmcbCache | None = None
         """What it remembers of VMCBs, if clean bits are to be taken at their word."""
         self.tlb: Tlb | None = None
@@ -428,6 +439,13 @@ class Cpu:
             return self.tlb.locate(address, access, set_ad=set_ad)
         found = translate(self.ram, self.paging, address, access, self.nested, set_ad=set_ad)
         return found if isinstance(found, Fault) else found.spa & self.engine.physical.a20
+
+    def guest_physical(self, address: int, access: Access) -> int | Fault:
+        """Guest-physical address of an access of the instruction at RIP; no side effects."""
+        if self.tlb is not None:
+            return self.tlb.guest_physical(address, access)
+        found = translate(self.ram, self.paging, address, access, self.nested, set_ad=False)
+        return found if isinstance(found, Fault) else found.gpa
 
     def permits(self, address: int, *, write: bool, user: bool) -> bool:
         """Whether an access would be permitted; no side effects."""

@@ -32,7 +32,7 @@ def raise_event(cpu: Cpu, event: Event, *, injected: bool = False, intercepted: 
 def _unless_caught(cpu: Cpu, event: Event, action: Callable[[], None]) -> None:
     """What an exception leads to, now or when whoever waits for it has seen it."""
     if cpu.catches is not None and cpu.catches.exception(cpu, event):
-        cpu.held = action
+        cpu.postponed = action
     else:
         action()
 
@@ -104,7 +104,7 @@ def _doubles(first: Event, second: Event) -> bool:
 def shut_down(cpu: Cpu) -> None:
     """A fault in delivering a double fault (APM2 8.2.9)."""
     if cpu.catches is not None and cpu.catches.triple_fault(cpu):
-        cpu.held = partial(_shut_down, cpu)
+        cpu.postponed = partial(_shut_down, cpu)
     else:
         _shut_down(cpu)
 

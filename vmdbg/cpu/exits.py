@@ -41,7 +41,7 @@ def act(cpu: Cpu, stop: Stop) -> Stop | None:
     if EXCEPTION <= code < _END:
         return _exception(cpu, code - EXCEPTION)
     if cpu.catches is not None and cpu.catches.instruction(cpu, code):
-        cpu.held = partial(_instruction, cpu, code)
+        cpu.postponed = partial(_instruction, cpu, code)
         return None
     return _instruction(cpu, code)
 
@@ -139,7 +139,7 @@ def _io(cpu: Cpu, insn: Instruction, port: int, size: int) -> None:
     ports.permitted(cpu, port, size)
     seen, cpu.port_seen = cpu.port_seen, False
     if cpu.catches is not None and not seen and cpu.catches.port(cpu, insn, port, size):
-        cpu.held = partial(_permitted_io, cpu, insn, port, size)
+        cpu.postponed = partial(_permitted_io, cpu, insn, port, size)
     else:
         _permitted_io(cpu, insn, port, size)
 

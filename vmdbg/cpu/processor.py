@@ -7,25 +7,25 @@ from enum import IntEnum, auto
 from functools import partial
 
 from introspect.exits import ExitCode
-from vmdbg.engine.engine import Engine, Stop
+from vmdbg.engine.engine import VMEXIT, Engine, Stop
 from vmdbg.engine.runtime import Reason
-from vmdbg.engine.state import SS, TR
+from vmdbg.engine.state import HF_LET, SS, TR
 from vmdbg.platform.bus import Bus
 from vmdbg.platform.cpuid import CpuidConfig
 from vmdbg.svm import avic, world
 from vmdbg.svm.switch import Switcher
 from vmdbg.svm.tlb import Tlb
 
-from . import exits, smm, steps, transfers
+from . import attention, exits, smm, steps, transfers
 from .core import ExtInt, Observer
 from .debug import DebugRegisters
 from .events import raise_event
 from .faults import CpuFault, NestedPageFault, WatchedAccess
 from .pending import Pending
 
-_EXIT = int(Reason.EXIT)
-_HELD = Stop(-1)
-"""In place of a stop of the engine: the processor goes on with what was held back."""
+_EXIT, _UNDEFINED = int(Reason.EXIT), VMEXIT + int(ExitCode.EXCP_UD)
+_POSTPONED = Stop(-1)
+"""In place of a stop of the engine: the processor goes on with what was postponed."""
 
 
 class Outcome(IntEnum):
@@ -46,7 +46,7 @@ class Outcome(IntEnum):
     WATCHED = auto()
     """An instruction is about to access a watched page at `watched` (a system-physical address)."""
     PAUSED = auto()
-    """At a boundary where `pause` was found set, or amid an instruction or event: `held`."""
+    """At a boundary where `pause` was found set, or amid an instruction or event: `postponed`."""
 
 
 class Processor(Pending):
@@ -100,8 +100,8 @@ class Processor(Pending):
             if self.pause:
                 self.pause = False
                 return Outcome.PAUSED
-            if self.held is not None:
-                outcome = self._stopped(_HELD)
+            if self.postponed is not None and not self.hold:
+                outcome = self._stopped(_POSTPONED)
                 if step or outcome is not None:
                     return outcome or (Outcome.SHUTDOWN if self.shutdown else Outcome.STEPPED)
                 if clock.changes != changes:
@@ -110,14 +110,14 @@ class Processor(Pending):
             quiet = self.quiet()
             if not quiet and self.take_event():
                 steps.trap(self)
-                if self.held is not None:
+                if self.postponed is not None:
                     return Outcome.PAUSED
                 if step:
                     return Outcome.INTERRUPTED
                 if clock.now >= deadline:
                     return Outcome.DEADLINE
                 continue
-            if self.wait_for_sipi or (self.halted and not self.stored_to(self.awaited)):
+            if self.hold or self.wait_for_sipi or (self.halted and not self.stored_to(self.awaited)):
                 return Outcome.HALTED
             self.halted = False
             if clock.now >= deadline and not step:
@@ -183,6 +183,8 @@ class Processor(Pending):
                     return Outcome.WATCHED
                 if stop.apic is not None:
                     return self._on_apic_access(stop.apic)
+                if stop.code == _UNDEFINED and attention.wanted(self):
+                    return self._attend()
                 following = exits.act(self, stop)
                 if following is not None:
                     return self._stopped(following)
@@ -198,11 +200,11 @@ class Processor(Pending):
                 return Outcome.DEADLINE
             elif reason == Reason.BREAK:
                 return Outcome.BREAKPOINT
-            elif stop is _HELD:
+            elif stop is _POSTPONED:
                 following = self._let_go()
                 if following is not None:
                     return self._stopped(following)
-            elif reason == Reason.STEPPED and not self.due and self.held is None:
+            elif reason == Reason.STEPPED and not self.due and self.postponed is None:
                 return Outcome.STEPPED
         except CpuFault as fault:
             raise_event(self, fault.event())
@@ -210,15 +212,28 @@ class Processor(Pending):
             world.nested_fault_exit(self, nested.fault, None)
         except WatchedAccess as access:
             self.watched = Stop(reason, stop.code, watched=access.spa, write=access.write)
-            self.port_seen = stop is _HELD
+            self.port_seen = stop is _POSTPONED
             return Outcome.WATCHED
         steps.trap(self)
-        return None if self.held is None else Outcome.PAUSED
+        return None if self.postponed is None else Outcome.PAUSED
 
     def _let_go(self) -> Stop | None:
-        """Do what was held back."""
-        held, self.held = self.held, None
-        return held() if held is not None else None
+        """Do what was postponed."""
+        action, self.postponed = self.postponed, None
+        return action() if action is not None else None
+
+    def _attend(self) -> Outcome | None:
+        """Look at the instruction at RIP, then have it executed after all."""
+        state = self.state
+        flags = attention.check(self)
+        state.hflags |= HF_LET
+        try:
+            outcome = self._stopped(steps.step(self))
+        finally:
+            state.heed()
+        if outcome != Outcome.WATCHED:
+            state.mxcsr |= flags
+        return None if outcome == Outcome.STEPPED else outcome
 
     def _on_guarded(self, stop: Stop) -> Outcome | None:
         """An access to a page with data breakpoints or, if a store, the page of a TSS: the beginning of a task switch."""
@@ -261,18 +276,18 @@ class Processor(Pending):
         if refused is not None:
             world.vmexit(self, *refused)
             return None
-        stop = self.engine.access_apic(self.state, self.npt, gpa)
+        stop = self.executor.access_apic(self.state, self.npt, gpa)
         due, outcome = guest.avic.exit, None
         # A single-step trap is delivered before the exit; one that is intercepted would be a second exit, and is not made.
         if due is None or not guest.intercepts(ExitCode.EXCP_DB):
             outcome = self._stopped(stop)
         if due is not None and self.guest is guest:
-            if self.held is not None:
-                self.held = partial(self._exit_behind, self.held, due)
+            if self.postponed is not None:
+                self.postponed = partial(self._exit_behind, self.postponed, due)
             else:
                 world.vmexit(self, *due)
         return outcome
 
-    def _exit_behind(self, held: Callable[[], Stop | None], due: tuple[int, int, int]) -> None:
-        held()
+    def _exit_behind(self, action: Callable[[], Stop | None], due: tuple[int, int, int]) -> None:
+        action()
         world.vmexit(self, *due)
