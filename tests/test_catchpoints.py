@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
-from gdbstub.target import CONTINUE, Exited, Stop, ThreadId
+from gdbstub.target import CONTINUE, Created, Exited, Stop, ThreadId
 from tests.engine.assembler import assemble
 from tests.engine.test_smp import AP, BOOT
 from tests.svm.hypervisor import Hypervisor
@@ -194,4 +194,32 @@ def test_reads_of_control_registers_between_switches(native: bool) -> None:
     assert [point.hits for point in debugger.catchpoints.points.values()] == [50, 50]
     if native and h.cpu.switcher is not None:
         assert h.cpu.switcher.made >= 90
+    h.machine.close()
+
+
+def test_a_thread_that_is_caught_stands_still_while_it_is_held() -> None:
+    """Stopping one by one: nothing comes between what is postponed and the instruction, until the thread goes on."""
+    h = Hypervisor("1: movq %cr4, %rcx; cpuid; jmp 1b", host="""
+        movl $0x90000, %ebp
+        1: movq %rbp, %rax; vmrun; movq 0xc8(%rbp), %rcx; movq %rcx, 0x578(%rbp); jmp 1b
+    """)  # fmt: skip
+    h.intercept(0x72)
+    debugger = Debugger(h.machine)
+    host, guest = ThreadId(1, 1), ThreadId(2, 1)
+    debugger.attach(1)
+    debugger.hold([host])
+    debugger.go({host: CONTINUE})
+    while not isinstance(debugger.run_slice(), Created):
+        pass
+    debugger.attach(2)
+    debugger.monitor("catch cr 4 r guest 2", str, host)
+    for hits in (1, 2):
+        while not isinstance(event := debugger.run_slice(), Stop):
+            pass
+        assert event.thread == guest
+        now, rip = h.now, h.rip
+        assert all(debugger.run_slice() is None for _ in range(5))
+        assert (h.now, h.rip) == (now, rip)
+        assert debugger.catchpoints.points[1].hits == hits
+        debugger.go({guest: CONTINUE})
     h.machine.close()
