@@ -203,7 +203,7 @@ def test_a_thread_that_is_caught_stands_still_while_it_is_held() -> None:
         movl $0x90000, %ebp
         1: movq %rbp, %rax; vmrun; movq 0xc8(%rbp), %rcx; movq %rcx, 0x578(%rbp); jmp 1b
     """)  # fmt: skip
-    h.intercept(0x72)
+    h.intercept(0x61, 0x72)
     debugger = Debugger(h.machine)
     host, guest = ThreadId(1, 1), ThreadId(2, 1)
     debugger.attach(1)
@@ -217,6 +217,8 @@ def test_a_thread_that_is_caught_stands_still_while_it_is_held() -> None:
         while not isinstance(event := debugger.run_slice(), Stop):
             pass
         assert event.thread == guest
+        if hits == 2:
+            h.cpu.nmi()  # which its hypervisor intercepts
         now, rip = h.now, h.rip
         assert all(debugger.run_slice() is None for _ in range(5))
         assert (h.now, h.rip) == (now, rip)
