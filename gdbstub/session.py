@@ -2,7 +2,7 @@
 
 import logging
 from binascii import hexlify
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from gdbstub.commands import COMMANDS
 from gdbstub.commands.registry import thread_id
@@ -20,6 +20,7 @@ from gdbstub.target import (
     Output,
     Reason,
     Signal,
+    Spaces,
     Stop,
     Target,
     TargetError,
@@ -27,7 +28,9 @@ from gdbstub.target import (
     ThreadEnded,
     ThreadId,
     ThreadStarted,
+    Tracepoints,
 )
+from gdbstub.trace import Frame
 
 __all__ = ["Session"]
 
@@ -36,20 +39,32 @@ log = logging.getLogger(__name__)
 # Console output goes in pieces that every client's buffer holds.
 _OUTPUT_PIECE = 1024
 
-_SEPARATORS = {ord("v"): (b";", b":"), ord("q"): (b":", b","), ord("Q"): (b":", b"="), ord("j"): (b":",)}
+# A breakpoint: kind, address, length, pid.
+Point = tuple[BreakpointKind, int, int, int]
+
+_SEPARATORS = {ord("v"): (b";", b":"), ord("q"): (b":", b","), ord("Q"): (b":", b"=", b";"), ord("j"): (b":",)}
 
 
 class Session:
     """A client's connection without its transport: bytes in through `receive`, bytes out through `write`.
 
     Whoever owns it calls `slice` for as long as `running`, and `receive` between slices. `attach` is the pid the
-    client is attached to from the start; the target's first inferior if None. Nothing raises but a `write` that does.
+    client is attached to from the start; the target's first inferior if None. `kept` are breakpoints that an earlier client
+    left behind. Nothing raises but a `write` that does.
     """
 
-    def __init__(self, target: Target, write: Callable[[bytes], object], attach: int | None = None) -> None:
+    def __init__(
+        self, target: Target, write: Callable[[bytes], object], attach: int | None = None, kept: Iterable[Point] = ()
+    ) -> None:
         self.target = target
         self.attached: dict[int, Description] = {}
-        self.breakpoints: set[tuple[BreakpointKind, int, int, int]] = set()
+        # Those that are inserted, and whether they go on without a client.
+        self.breakpoints: dict[Point, bool] = dict.fromkeys(kept, True)
+        # The trace frame that registers and memory are read from, while the client looks at one.
+        self.frame: Frame | None = None
+        self.block_read = False  # it knows how long `g` is
+        # Definitions of tracepoints or variables that it has not asked for yet.
+        self.pieces: list[bytes] = []
         # The threads that later packets mean: H g (registers, memory) and H c (c, s).
         self.general = ThreadId(0, 0)
         self.resumed = ThreadId(-1, -1)
@@ -66,6 +81,8 @@ class Session:
         self.non_stop: NonStopMode | None = None
         self.files: dict[int, bytes] = {}
         self.documents: dict[bytes, bytes] = {}
+        self.saved_registers: dict[int, tuple[ThreadId, bytes]] = {}
+        self.spaces = target if isinstance(target, Spaces) else None
         # The client awaits a stop reply; or nobody is attached any more and the machine runs on by itself.
         self.running = False
         self.detached = False
@@ -151,8 +168,9 @@ class Session:
                 handler = COMMANDS.get(name)
                 if handler is not None:
                     return handler(self, arguments)
-        if packet.startswith(b"qThreadStopInfo"):  # the one name that runs into its argument
-            return COMMANDS[b"qThreadStopInfo"](self, packet[15:])
+        for name in (b"qThreadStopInfo", b"qRegisterInfo"):  # the names that run into their arguments
+            if packet.startswith(name):
+                return COMMANDS[name](self, packet[len(name) :])
         return b""
 
     def stop_acknowledging(self) -> None:
@@ -264,14 +282,16 @@ class Session:
         if b"exec-events+" in self.features:
             self._copies.add(pid)
 
-    def detach(self, pid: int) -> None:
-        """Let go of an attached inferior; with the last one, the machine runs on by itself."""
+    def detach(self, pid: int, stay: bool = False) -> None:
+        """Let go of an attached inferior; with the last one, the machine runs on by itself, unless it is to `stay`."""
         self._remove_breakpoints(pid)
         self.forget(pid)
         self.target.detach(pid)
         if not self.attached:
+            self._without_client()
             self.non_stop = None
             self.running = False
+        if not self.attached and not stay:
             self.target.resume({})
             self.detached = True
 
@@ -279,22 +299,26 @@ class Session:
         """An inferior is gone, and its breakpoints with it."""
         self.attached.pop(pid, None)
         self._copies.discard(pid)
-        self.breakpoints = {point for point in self.breakpoints if point[3] != pid}
+        self.breakpoints = {point: persists for point, persists in self.breakpoints.items() if point[3] != pid}
         if self.non_stop is not None:
             self.non_stop.forget(pid)
         if self.stopped is not None and self.stopped.thread.pid == pid:
             self.stopped = None
+        self.saved_registers = {key: saved for key, saved in self.saved_registers.items() if saved[0].pid != pid}
 
     def _remove_breakpoints(self, pid: int) -> None:
-        for point in [point for point in self.breakpoints if point[3] == pid]:
-            self.breakpoints.discard(point)
+        for point in [point for point, persists in self.breakpoints.items() if point[3] == pid and not persists]:
+            del self.breakpoints[point]
             self.target.remove_breakpoint(*point)
 
     def close(self) -> None:
-        """The client is gone. Unless it has detached from everything, the machine stays stopped, as it was found."""
+        """The client is gone. The machine stays as it was found: it runs on only if the client has detached from everything,
+        or had it running with something to do without a client, a trace or commands of breakpoints."""
         self._closed = True
+        running = goes_on = False
         try:
-            self.halt()
+            running = self.halt()
+            goes_on = self._without_client()
         except Exception:
             log.exception("the machine did not halt when the client left")
         for pid in list(self.attached):
@@ -307,6 +331,19 @@ class Session:
                 self.target.detach(pid)
             except Exception:
                 log.exception("the target did not let go of process %d", pid)
+        if running and goes_on:
+            self.target.resume({})
+            self.detached = True
+
+    def _without_client(self) -> bool:
+        """End a trace that is not to go on without a client; whether anything is."""
+        target = self.target
+        traces = False
+        if isinstance(target, Tracepoints) and target.trace.running:
+            target.flush_trace()
+            traces = target.trace.leave()
+            target.arm_trace()
+        return traces or any(self.breakpoints.values())
 
     # -- running
 
@@ -329,11 +366,13 @@ class Session:
         if self.running or self.non_stop is not None:
             self.running = False
             self.non_stop = None
-            self.target.halt()
+            if self.target.inferiors():
+                self.target.halt()
         return running
 
     def resume(self, actions: Mapping[ThreadId, Action]) -> None:
         """Resume, and run the first slice at once: a step has been answered when this returns."""
+        self.frame = None
         if self.non_stop is not None:
             self.non_stop.resume(actions)
             return
@@ -417,6 +456,8 @@ class Session:
         elif isinstance(event, Output):
             if self.running:
                 self.output(event.text)
+            elif self.detached:
+                log.info("%s", event.text.rstrip())
         elif isinstance(event, Exited):
             if event.pid in self.attached:
                 self.forget(event.pid)
@@ -436,6 +477,8 @@ class Session:
 
     def _created(self, event: Created) -> None:
         """Tell of a new inferior: as of a fork where that can work, else in words."""
+        if event.thread.pid in self.attached:
+            return  # found among the processes and attached to before this was told
         if event.parent in self.acting and self.forks(event):
             self.attach_copy(event.thread.pid)
             self._report(Stop(event.parent), b"fork:%b;" % self.thread_name(event.thread))
@@ -447,9 +490,9 @@ class Session:
 
         After a fork GDB takes the child's registers to be laid out like the parent's, without asking.
         """
-        parent = self.attached.get(event.parent.pid)
-        wanted = b"fork-events+" in self.features
-        return parent is not None and wanted and parent.alike(self.target.description(event.thread.pid))
+        parent, pid = self.attached.get(event.parent.pid), event.thread.pid
+        new = pid not in self.attached and any(inferior.pid == pid for inferior in self.target.inferiors())
+        return parent is not None and new and b"fork-events+" in self.features and parent.alike(self.target.description(pid))
 
     def appearance(self, event: Created) -> str:
         """A new inferior, in words."""
@@ -503,7 +546,7 @@ class Session:
             if thread.tid == tid and thread.core is not None:
                 parts.append(b"core:%x;" % thread.core)
         if self.list_threads:
-            parts += self._lldb_details(stop)
+            parts += self._lldb_details(stop, extra.partition(b":")[0])
         block = self.target.read_registers(stop.thread)
         for index, start, end in self.attached[pid].expedited:
             parts.append(b"%02x:%b;" % (index, hexlify(block[start:end])))
@@ -518,10 +561,13 @@ class Session:
             return "breakpoint"
         return "trace" if stop.signal == Signal.TRAP else "signal" if stop.signal else "none"
 
-    def _lldb_details(self, stop: Stop) -> list[bytes]:
-        """What lldb asks stop replies to carry (QListThreadsInStopReply), and the reason in its words."""
+    def _lldb_details(self, stop: Stop, event: bytes) -> list[bytes]:
+        """What lldb asks stop replies to carry (QListThreadsInStopReply), and the reason in its words.
+
+        `event` is fork or exec: with another reason lldb stops at what it would pass.
+        """
         names = [self.thread_name(thread) for thread, _ in self.threads() if thread.pid == stop.thread.pid]
-        parts = [b"threads:%b;" % b",".join(names), b"reason:%b;" % self.lldb_reason(stop).encode()]
+        parts = [b"threads:%b;" % b",".join(names), b"reason:%b;" % (event or self.lldb_reason(stop).encode())]
         if stop.text:
             parts.append(b"description:%b;" % hexlify(stop.text.encode()))
         return parts

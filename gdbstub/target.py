@@ -10,15 +10,20 @@ Addresses are integers of 0 .. 2**64-1 as the client sends them; sizes are bytes
 import enum
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 from gdbstub.description import Description
+
+if TYPE_CHECKING:
+    from gdbstub.agent import Program
+    from gdbstub.trace import Trace
 
 __all__ = [
     "CONTINUE",
     "STEP",
     "Action",
     "BreakpointKind",
+    "BreakpointPrograms",
     "Created",
     "Event",
     "ExecFile",
@@ -34,9 +39,12 @@ __all__ = [
     "Monitor",
     "NonStop",
     "Output",
+    "Programs",
     "Reason",
     "Run",
     "Signal",
+    "Space",
+    "Spaces",
     "StepFlag",
     "StepFlags",
     "Stop",
@@ -46,6 +54,7 @@ __all__ = [
     "ThreadEnded",
     "ThreadId",
     "ThreadStarted",
+    "Tracepoints",
 ]
 
 
@@ -212,8 +221,8 @@ class Target(Protocol):
         """From now on the client is told of this inferior's stops. TargetError if that is impossible."""
 
     def detach(self, pid: int) -> None:
-        """The client lets go of a live inferior; its breakpoints have been removed. From now on it runs freely
-        whenever the machine runs."""
+        """The client lets go of a live inferior; its breakpoints have been removed, but for those with commands that are to
+        go on without it. From now on it runs freely whenever the machine runs."""
 
     def read_registers(self, thread: ThreadId) -> bytes:
         """The register block: the description's `block_size` bytes, registers in order without gaps."""
@@ -371,6 +380,87 @@ class Files(Protocol):
 
     def read_file(self, name: str) -> bytes | None:
         """The contents of a file the target offers under this name, else None."""
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """A space of addresses in which an inferior's memory may be named. `name` is one word.
+
+    thread
+        Whether an address means another byte for another thread of the inferior.
+    physical
+        Whether this is the one that QEMU's physical memory mode means.
+    """
+
+    name: str
+    thread: bool = False
+    physical: bool = False
+
+
+@runtime_checkable
+class Spaces(Protocol):
+    """Several address spaces: lldb's extension, QEMU's physical memory mode, and a monitor command of the target's.
+
+    The first space of an inferior is that of `Target.read_memory` and of breakpoints. What memory packets mean without a
+    word about it is what was chosen last since a client attached to the inferior, at first the first one.
+    """
+
+    def spaces(self, pid: int) -> Sequence[Space]:
+        """Those of a live inferior, at least one, always in this order."""
+
+    def chosen_space(self, pid: int) -> int:
+        """Index of the chosen one. Called for every memory packet: make it cheap."""
+
+    def choose_space(self, pid: int, index: int) -> None:
+        """From now on, until the client detaches or the inferior is gone."""
+
+    def read_space(self, thread: ThreadId, index: int, address: int, length: int) -> bytes:
+        """As `Target.read_memory`, in the space of this index."""
+
+    def write_space(self, thread: ThreadId, index: int, address: int, data: bytes) -> None:
+        """As `Target.write_memory`, in the space of this index."""
+
+
+@dataclass(frozen=True, slots=True)
+class Programs:
+    """What decides whether a breakpoint hits, and what it then does: agent expressions (`agent.Program`)."""
+
+    conditions: "tuple[Program, ...]" = ()
+    commands: "tuple[Program, ...]" = ()
+
+
+@runtime_checkable
+class BreakpointPrograms(Protocol):
+    """Conditions and commands of breakpoints to execute, without the client's help: `break ... if` with `set breakpoint
+    condition-evaluation target`, `dprintf` with `set dprintf-style agent`. `hits.judge` evaluates them for any target."""
+
+    def set_programs(self, kind: BreakpointKind, address: int, length: int, pid: int, programs: Programs) -> None:
+        """Give an inserted breakpoint programs, in place of those that it had; removing it removes them.
+
+        It hits if it has no condition, or one that is not zero, or one that cannot be evaluated. A hit stops the thread
+        before the instruction; with commands it does not, they are evaluated, and what they print is an `Output`. What does
+        not stop is not seen by the inferior.
+        """
+
+
+@runtime_checkable
+class Tracepoints(Protocol):
+    """Tracepoints: `trace`, `actions`, `tstart`, `tfind`. `trace.Trace` knows what to collect and keeps it; it outlives the
+    client. The target calls `Trace.reached` where a thread is about to execute at one of `Trace.armed`, and `Trace.stepped`
+    after each instruction of a thread in `Trace.stepping`; or collects in ways of its own."""
+
+    trace: "Trace"
+
+    def trace_owner(self, pids: Sequence[int], address: int) -> int:
+        """Whose a tracepoint at an address is.  GDB does not say, and defines those of all inferiors while one is selected:
+        that is the first of `pids`, the others are attached."""
+
+    def arm_trace(self) -> None:
+        """`trace.armed` may be another set now. Called while the machine is stopped, or between two slices."""
+
+    def flush_trace(self) -> None:
+        """Somebody is about to look at `trace`, or to change it and call `arm_trace`: its frames, counters and
+        variables must be there."""
 
 
 @dataclass(frozen=True, slots=True)

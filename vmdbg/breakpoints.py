@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from gdbstub.target import BreakpointKind, TargetError
+from gdbstub.target import BreakpointKind, Programs, TargetError
 from vmdbg.contexts import Context, Space, locate_gpa, lookup, space
 from vmdbg.cpu.operands import accesses
 from vmdbg.engine.physical import WATCH_READ, WATCH_WRITE
@@ -60,6 +60,10 @@ class Breakpoint:
     hits: int = 0
     passes: int = 0
     """Executions in address spaces that it does not belong to."""
+    programs: Programs = field(default_factory=Programs)
+    """Conditions and commands."""
+    text: str = ""
+    """What the user must hear when it stops a thread: why a condition could not be evaluated."""
 
 
 @dataclass(slots=True, eq=False)
@@ -90,6 +94,8 @@ class Breakpoints:
         self.rule = Rule.SHARED
         self.stored = False
         """The processor's own stores (an exit's fields in the VMCB, an interrupt's frame) went to a watched page."""
+        self.traced: frozenset[int] = frozenset()
+        """Addresses of tracepoints."""
         self._context_of = context_of
         self._known: dict[tuple[BreakpointKind, int, int, int], Breakpoint] = {}
         self._guarded: dict[int, int] = {}
@@ -109,7 +115,7 @@ class Breakpoints:
 
     def __bool__(self) -> bool:
         """Whether there is any to execute."""
-        return any(point.kind in _EXECUTE for point in self._inserted)
+        return bool(self.traced) or any(point.kind in _EXECUTE for point in self._inserted)
 
     def insert(self, kind: BreakpointKind, address: int, length: int, pid: int, context: Context) -> None:
         """`context`: the thread in whose address space the address is meant."""
@@ -124,6 +130,10 @@ class Breakpoints:
         self._settle(point, context)
         if isinstance(point, Watchpoint):
             point.pieces = list(self._pieces(point, context))
+
+    def set_programs(self, kind: BreakpointKind, address: int, length: int, pid: int, programs: Programs) -> None:
+        """Conditions and commands of one that is inserted."""
+        self._known[kind, address, length, pid].programs = programs
 
     def remove(self, kind: BreakpointKind, address: int, length: int, pid: int) -> None:
         point = self._known.get((kind, address, length, pid))
@@ -165,7 +175,7 @@ class Breakpoints:
     def arm(self, also: Iterable[int] = ()) -> None:
         """Have the engine stop at all of them, and at further addresses."""
         addresses = {point.address for point in self._inserted if point.kind in _EXECUTE}
-        self.machine.engine.arm(addresses.union(also))
+        self.machine.engine.arm(addresses.union(self.traced, also))
 
     # Watchpoints
 

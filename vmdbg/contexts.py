@@ -50,8 +50,6 @@ class Context(Protocol):
     def code32(self) -> bool:
         """Whether code outside 64-bit mode is 32-bit by default."""
 
-    def cpl(self) -> int: ...
-
     def paging(self) -> PagingState: ...
 
     def nested(self) -> Nested | None: ...
@@ -171,9 +169,6 @@ class LiveContext:
     def code32(self) -> bool:
         return self.cpu.bits == 32
 
-    def cpl(self) -> int:
-        return self.cpu.state.cpl
-
     def paging(self) -> PagingState:
         return self.cpu.paging
 
@@ -250,9 +245,6 @@ class SavedContext:
 
     def code32(self) -> bool:
         return bool(self._get("cs.attrib") & ATTRIB_DB)
-
-    def cpl(self) -> int:
-        return self._get("cpl") & 3
 
     def paging(self) -> PagingState:
         return PagingState.from_vmcb(self.view, self.cpu.physical_bits)

@@ -6,25 +6,40 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from gdbstub.description import Description
-from gdbstub.target import Action, BreakpointKind, Event, Inferior, Library, MemoryRegion, StepFlag, TargetError, Thread, ThreadId
+from gdbstub.target import (
+    Action,
+    BreakpointKind,
+    Event,
+    Inferior,
+    Library,
+    MemoryRegion,
+    Programs,
+    StepFlag,
+    TargetError,
+    Thread,
+    ThreadId,
+)  # fmt: skip
+from gdbstub.trace import Trace
 from vmdbg.boot.elf import is_elf64
 from vmdbg.breakpoints import Breakpoints
 from vmdbg.catchpoints import Catchpoints
-from vmdbg.contexts import Context, locate, read_memory, write_memory
+from vmdbg.contexts import Context, read_memory, write_memory
 from vmdbg.executables import WIDE, Executables
 from vmdbg.history import HOST, KnownGuest
 from vmdbg.inferiors import Inferiors
 from vmdbg.machine import Machine
 from vmdbg.monitor import Monitor
 from vmdbg.options import UsageError
+from vmdbg.platform.clock import TICKS_PER_SECOND
+from vmdbg.regions import region
 from vmdbg.registers import Registers, description
 from vmdbg.running import Running
+from vmdbg.spaces import Spaces
 
-PAGE = 4096
 
-
-class Debugger:
-    """One machine under a stub; also a `Monitor`, `Run`, `Kill`, `ExecFile`, `Files` and `MemoryRegions` target."""
+class Debugger(Spaces):
+    """One machine under a stub; also a `Monitor`, `Run`, `Kill`, `ExecFile`, `Files`, `MemoryRegions`, `Spaces`,
+    `BreakpointPrograms` and `Tracepoints` target."""
 
     def __init__(self, machine: Machine, restart: Callable[[Sequence[str]], Machine] | None = None) -> None:
         """`restart` makes the machine anew for `run`, with these words as the image's command line if there are any."""
@@ -33,6 +48,7 @@ class Debugger:
         self.executables = Executables()
         self.architectures: dict[int, str] = {}
         """Register descriptions chosen by hand, by pid."""
+        self.trace = Trace(self, lambda: self.machine.clock.now, TICKS_PER_SECOND // 1_000_000)
         self._use(machine)
 
     def _use(self, machine: Machine, former: Catchpoints | None = None) -> None:
@@ -43,9 +59,10 @@ class Debugger:
         self.registers = Registers(self.who)
         self.breakpoints = Breakpoints(machine, self.who.first_context)
         self.catchpoints = Catchpoints(self.registers, former)
-        self.running = Running(machine, self.who, self.breakpoints, self.catchpoints)
+        self.running = Running(machine, self.who, self.breakpoints, self.catchpoints, self, self.trace)
         self.executables.image = machine.image.debug_file
         self._descriptions: dict[int, Description] = {}
+        self.chosen_spaces = {}
 
     # Inferiors and threads
 
@@ -91,6 +108,7 @@ class Debugger:
 
     def detach(self, pid: int) -> None:
         self._descriptions.pop(pid, None)
+        self.chosen_spaces.pop(pid, None)
         self.running.let_go(pid)
 
     # Registers and memory
@@ -136,17 +154,17 @@ class Debugger:
             )
 
     def memory_region(self, thread: ThreadId, address: int) -> MemoryRegion:
-        start = address & ~(PAGE - 1)
-        mapped = locate(self.machine.ram, self.context(thread), start) is not None
-        return MemoryRegion(start, PAGE, "rwx" if mapped else "")
+        return region(self.machine.ram, self.context(thread), address)
 
     # Breakpoints
 
     def insert_breakpoint(self, kind: BreakpointKind, address: int, length: int, thread: ThreadId) -> None:
+        self.running.agents.forget()
         self.breakpoints.insert(kind, address, length, thread.pid, self.context(thread))
         self._changed()
 
     def remove_breakpoint(self, kind: BreakpointKind, address: int, length: int, pid: int) -> None:
+        self.running.agents.forget()
         self.breakpoints.remove(kind, address, length, pid)
         self._changed()
 
@@ -154,6 +172,24 @@ class Debugger:
         """A breakpoint came or went: while threads run, that counts at once."""
         if self.running.holds.active:
             self.running.rearm()
+
+    def set_programs(self, kind: BreakpointKind, address: int, length: int, pid: int, programs: Programs) -> None:
+        self.running.agents.forget()
+        self.breakpoints.set_programs(kind, address, length, pid, programs)
+
+    def trace_owner(self, pids: Sequence[int], address: int) -> int:
+        """One whose file has something there, else one without a file, and at last one whose file has not; of equal ones the
+        first.  A hypervisor may map its guests' addresses, too."""
+        mapped = [pid for pid in pids if self.read_memory(self.who.first_thread(pid), address, 1)] or list(pids)
+        return min(mapped, key=lambda pid: {True: 0, None: 1, False: 2}[self.executables.holds(pid, address)])
+
+    def arm_trace(self) -> None:
+        self.running.agents.judge.clear()
+        self.breakpoints.traced = frozenset(address for _, address in self.trace.armed)
+        self.breakpoints.arm()
+
+    def flush_trace(self) -> None:
+        self.running.agents.judge.flush()
 
     # Running
 
@@ -191,8 +227,9 @@ class Debugger:
     def run(self, program: str, arguments: Sequence[str]) -> int:
         if self.restart is None:
             raise TargetError("this machine cannot start again; start vmdbg anew")
-        if program and Path(program).resolve() not in self._own_files():
+        if program and not self._is_own_file(program):
             raise TargetError(f"{program} is not the machine's image; `run` without a program starts that one again")
+        self.trace.stop()
         self.machine.close()
         self.running.ended = True
         rule, manner = self.breakpoints.rule, self.running.manner
@@ -221,6 +258,12 @@ class Debugger:
 
     def read_file(self, name: str) -> bytes | None:
         return self.executables.read(name)
+
+    def _is_own_file(self, program: str) -> bool:
+        try:
+            return Path(program).resolve() in self._own_files()
+        except (ValueError, OSError, RuntimeError):
+            return False  # no name of a file
 
     def _own_files(self) -> set[Path]:
         source, symbols = self.machine.source, self.executables.of(HOST)

@@ -90,7 +90,7 @@ class ThreadScope:
             return self._who.machine.clock.now
         context = self._who.context(self.thread)
         if name == "cpl":
-            return context.cpl()
+            return context.paging().cpl
         if self.thread.pid == HOST:
             return self.thread.tid - 1
         return self._who.vcpu(self.thread).running_on

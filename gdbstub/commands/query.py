@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING
 
 from gdbstub.commands.registry import command, number, thread_id
 from gdbstub.packet import PACKET_SIZE
-from gdbstub.target import ExecFile, Libraries, MemoryMap, NonStop, Stop, Target, TargetError, ThreadId
+from gdbstub.target import (
+    BreakpointPrograms,
+    ExecFile,
+    Libraries,
+    MemoryMap,
+    NonStop,
+    Spaces,
+    Stop,
+    Target,
+    TargetError,
+    ThreadId,
+    Tracepoints,
+)
 
 if TYPE_CHECKING:
     from gdbstub.session import Session
@@ -30,6 +42,13 @@ _SUPPORTED: tuple[tuple[bytes, Callable[[Target], bool] | None], ...] = (
     (b"qXfer:memory-map:read+", lambda target: isinstance(target, MemoryMap)),
     (b"qXfer:exec-file:read+", lambda target: isinstance(target, ExecFile)),
     (b"qXfer:libraries:read+", lambda target: isinstance(target, Libraries)),
+    (b"address-spaces+", lambda target: isinstance(target, Spaces)),
+    (b"ConditionalBreakpoints+;BreakpointCommands+", lambda target: isinstance(target, BreakpointPrograms)),
+    (
+        b"TracepointSource+;ConditionalTracepoints+;TraceStateVariables+;InstallInTrace+;EnableDisableTracepoints+;tracenz+;"
+        b"DisconnectedTracing+;QTBuffer:size+;qXfer:traceframe-info:read+",
+        lambda target: isinstance(target, Tracepoints),
+    ),
 )
 
 

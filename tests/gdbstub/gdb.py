@@ -1,4 +1,4 @@
-"""Stock gdb from PATH, driven through its machine interface."""
+"""Stock gdb, driven through its machine interface."""
 
 import shutil
 import signal
@@ -10,12 +10,18 @@ from typing import Any
 
 from pygdbmi.gdbcontroller import GdbController
 
-__all__ = ["GDBS", "Gdb", "NonStopGdb"]
+__all__ = ["GDBS", "Gdb", "NonStopGdb", "newest"]
 
 TIMEOUT = 60.0
 
 GDBS = [str(path) for path in (shutil.which("gdb"), Path(sysconfig.get_path("scripts"), "gdb")) if path and Path(path).exists()]
 """The gdb of the system, and the one that the package gdb-for-pwndbg puts beside Python."""
+
+
+def newest() -> str | None:
+    """The gdb that PyPI carries (gdb-for-pwndbg), if it is installed beside this Python."""
+    program = str(Path(sysconfig.get_path("scripts"), "gdb"))
+    return program if program in GDBS else None
 
 
 class Gdb:

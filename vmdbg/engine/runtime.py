@@ -98,6 +98,10 @@ class Runtime(ctypes.Structure):
         ("mixed", ctypes.c_uint32),
         ("on_exit", ctypes.c_void_p),
         ("on_exit_user", ctypes.c_void_p),
+        ("on_break", ctypes.c_void_p),
+        ("on_break_user", ctypes.c_void_p),
+        ("begun", ctypes.c_int64),
+        ("entered", ctypes.c_int64),
         ("ring", Branch * RING_SLOTS),
     )
 
