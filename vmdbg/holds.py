@@ -66,7 +66,9 @@ class Holds:
         """What it means for a CPU now."""
         if not self.stops(self.inferiors.thread_on(cpu)):
             return Hold.NO
-        return Hold.STANDS if cpu.guest is None or self.stops(ThreadId(HOST, cpu.index + 1)) else Hold.WAITS
+        # Amid an instruction or event, where a catchpoint stops, nothing comes between.
+        stands = cpu.guest is None or cpu.postponed is not None or self.stops(ThreadId(HOST, cpu.index + 1))
+        return Hold.STANDS if stands else Hold.WAITS
 
     def stops(self, thread: ThreadId) -> bool:
         """Whether a thread stands still."""

@@ -103,6 +103,13 @@ class Inferiors:
         cpu = cpus[thread.tid - 1]
         return LiveContext(cpu) if cpu.guest is None else SavedContext(cpu, cpu.host_save_area(), None)
 
+    def vmcb(self, thread: ThreadId) -> int | None:
+        """Address of a guest thread's VMCB; for a CPU of the hypervisor, of the one it ran last or runs."""
+        if thread.pid != HOST:
+            return self.vcpu(thread).vmcb
+        cpu = self.machine.cpus[thread.tid - 1]
+        return cpu.guest.vmcb if cpu.guest is not None else self.history.last_vmcb(cpu.index)
+
     def thread_on(self, cpu: Cpu) -> ThreadId:
         """The thread that a CPU executes now."""
         if cpu.guest is None:

@@ -19,7 +19,7 @@ from introspect.commands import (
     default_registry,
 )  # fmt: skip
 from introspect.commands.render import columns
-from introspect.exits import ExitCode, exit_name
+from introspect.exits import ExitCode
 from introspect.memtypes import Caching
 from introspect.paging import NestedTranslation, PagingState, nested_translate
 from introspect.rules import Processor as RuleProcessor
@@ -27,9 +27,11 @@ from introspect.sources import Memory
 from vmdbg import spaces
 from vmdbg.boot.image import ImageError
 from vmdbg.breakpoints import Rule
+from vmdbg.catching import Catch
 from vmdbg.contexts import Context as ThreadContext
 from vmdbg.cpu.core import Notice
 from vmdbg.history import HOST, KnownGuest
+from vmdbg.registering import ShowRegisters
 from vmdbg.results import Text
 from vmdbg.running_commands import RunningCommands
 from vmdbg.svm import world
@@ -56,14 +58,15 @@ class Monitor:
 
     def __init__(self, debugger: Debugger) -> None:
         self.debugger = debugger
-        self._thread = ThreadId(1, 1)
+        self.thread = ThreadId(1, 1)
+        """The one that a command means if none is named."""
         self.registry = default_registry()
         for command in (
             Command("stop-on", "stop-on vmexit CODE [GUEST] | vmrun-fail | shutdown | stale | nothing",
                     "Stop at the next #VMEXIT with this code, or at what a hypervisor does wrong.\n"
                     "vmrun-fail: VMRUN refuses a VMCB; shutdown: a guest ends so; stale: a strict mode has used\n"
                     "something that the hypervisor forgot to flush. `why` tells more.\n"
-                    "CODE is a name (npf, cpuid, vmmcall) or a number. Once; GUEST limits it to one guest.\n"
+                    "`stop-on vmexit npf 2` is `catch once vmexit npf guest 2`, see there.\n"
                     "  monitor stop-on vmexit npf\n  monitor stop-on vmexit 0x7b 2", self._stop_on),
             Command("guest", "guest name|merge|split|parent N ...", "Correct the guess which VMCBs are one guest, and whose.\n"
                     "  monitor guest name 2 linux      call guest 2 so\n"
@@ -101,10 +104,13 @@ class Monitor:
             *RunningCommands(debugger).commands,
         ):  # fmt: skip
             self.registry.add(command)
+        self.catch = Catch(debugger)
+        for command in (*self.catch.commands, *ShowRegisters(debugger).commands):
+            self.registry.add(command)
 
     def run(self, line: str, write: Callable[[str], object], thread: ThreadId) -> None:
         """Carry out a line for a thread's inferior.  Raises `TargetError` with what is wrong and what to do."""
-        self._thread = thread
+        self.thread = thread
         if line.startswith(_JSON):
             write(self._json(line.removeprefix(_JSON)))
             return
@@ -121,7 +127,7 @@ class Monitor:
         if pid.isdecimal() and tid.isdecimal() and len(who) < 20:
             known = [(inferior.pid, thread.tid) for inferior in self.debugger.inferiors()
                      for thread in self.debugger.threads(inferior.pid)]  # fmt: skip
-            self._thread = next((ThreadId(*one) for one in known if one == (int(pid), int(tid))), self._thread)
+            self.thread = next((ThreadId(*one) for one in known if one == (int(pid), int(tid))), self.thread)
         try:
             result = self.registry.run_line(self, line or "help")
         except (CommandError, TargetError) as error:
@@ -136,7 +142,7 @@ class Monitor:
 
     @property
     def _host_context(self) -> ThreadContext:
-        index = self._thread.tid - 1 if self._thread.pid == 1 else 0
+        index = self.thread.tid - 1 if self.thread.pid == 1 else 0
         return self.debugger.context(ThreadId(1, min(index, len(self.debugger.machine.cpus) - 1) + 1))
 
     @property
@@ -164,7 +170,7 @@ class Monitor:
 
     @property
     def selected(self) -> GuestView | None:
-        guest = self.debugger.history.guests.get(self._thread.pid)
+        guest = self.debugger.history.guests.get(self.thread.pid)
         return self._view(guest) if guest is not None and not guest.gone else None
 
     def exits(self, guest: int | None, count: int) -> Sequence[ExitRecord]:
@@ -219,14 +225,10 @@ class Monitor:
             raise arguments.error(
                 " ".join(words) or "nothing", f"stop-on takes `vmexit` and an exit code, or one of {', '.join(Notice)}"
             )
-        code = _exit_code(arguments, words[1])
-        guest: int | None = None
         if len(words) == 3:
-            guest = self._number(arguments, words[2])
-            self.debugger.guest(guest)
-        arguments.words = []
-        self.debugger.running.stop_codes[code] = guest
-        return Text(f"will stop at the next #VMEXIT {exit_name(code)}" + (f" of guest {guest}" if guest else ""))
+            self.debugger.guest(self._number(arguments, words[2]))
+            arguments.words = [*words[:2], "guest", words[2]]
+        return self.catch.set(arguments, once=True)
 
     @staticmethod
     def _number(arguments: Arguments, word: str) -> int:
@@ -301,7 +303,7 @@ class Monitor:
         return Text(f"process {pid} has the symbols of {path}: gdb loads them {how}")
 
     def _space(self, context: Context, arguments: Arguments) -> Result:
-        chosen, pid = arguments.choice(spaces.NAMES), self._thread.pid
+        chosen, pid = arguments.choice(spaces.NAMES), self.thread.pid
         if arguments.words:
             word = arguments.words.pop(0)
             if not chosen and not word.isdigit():
@@ -368,15 +370,4 @@ class Monitor:
     def _time(self, context: Context, arguments: Arguments) -> Result:
         arguments.done()
         return Text(f"{self.debugger.machine.clock.now} ticks")
-
-
-def _exit_code(arguments: Arguments, word: str) -> int:
-    for code in ExitCode:
-        if code.name == word.upper():
-            return int(code)
-    try:
-        return int(word, 0)
-    except ValueError:
-        remedy = "use npf, cpuid, ioio, vmmcall ... or a number"
-        raise arguments.error(word, "there is no exit code of this name", remedy) from None
 

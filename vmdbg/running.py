@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gdbstub.target import (
@@ -26,6 +27,7 @@ from gdbstub.trace import Trace
 from introspect.exits import EVENT, ExitCode, exit_name
 from vmdbg.agents import Agents
 from vmdbg.breakpoints import Breakpoint, Breakpoints, Watchpoint
+from vmdbg.catchpoints import Catchpoints
 from vmdbg.contexts import Context, LiveContext, SavedContext
 from vmdbg.cpu.faults import Kind
 from vmdbg.cpu.processor import Processor
@@ -59,18 +61,18 @@ class Running:
     """
 
     def __init__(
-        self, machine: Machine, inferiors: Inferiors, breakpoints: Breakpoints, target: Target, trace: Trace
-    ) -> None:
+        self, machine: Machine, inferiors: Inferiors, breakpoints: Breakpoints, catchpoints: Catchpoints, target: Target,
+        trace: Trace,
+    ) -> None:  # fmt: skip
         self.machine = machine
         self.trace = trace
         self.agents = Agents(target, machine, trace, lambda text: self._events.append(Output(text)))
         self.history = machine.history
         self.inferiors = inferiors
         self.breakpoints = breakpoints
+        self.catchpoints = catchpoints
         self.manner = Manner()
         self.attached: set[int] = set()
-        self.stop_codes: dict[int, int | None] = {}
-        """EXITCODEs to stop on next, to the guest they are for (None: any)."""
         self.into_guest = False
         """Stop at the first instruction of a guest behind the next VMRUN."""
         self.wanted_guest: int | None = None
@@ -243,9 +245,10 @@ class Running:
         """Run a little; an event if something happened that the client must know."""
         for thread in [thread for thread in self._steppings if not self.inferiors.alive(thread.pid)]:
             del self._steppings[thread]
+        self.catchpoints.live = self._client_waits
         collecting = any(thread not in self.holds for thread in self.trace.stepping)
         self.history.watching = bool(
-            self._steppings or collecting or self.stop_codes or self.breakpoints.watchpoints or self.holds or self.into_guest
+            self._steppings or collecting or self.breakpoints.watchpoints or self.holds or self.into_guest
         )
         self.agents.judge.enabled = not (self._steppings or collecting)
         if self._steppings:
@@ -370,10 +373,7 @@ class Running:
             cpu.pause = True
         if not self._client_waits:
             return
-        if code in self.stop_codes and self.stop_codes[code] in (None, owner.number):
-            del self.stop_codes[code]
-            self._stop_behind_exit(cpu, thread, f"#VMEXIT {exit_name(code)} of {owner.name}")
-        elif self._entering:
+        if self._entering:
             refused = f"VMRUN has not entered {owner.name}: {cpu.last_fault}"
             left = f"VMRUN has entered {owner.name}, which left at once by #VMEXIT {exit_name(code)}"
             self._stop_behind_exit(cpu, host, f"[{refused if code == ExitCode.INVALID else left}]")
@@ -432,9 +432,12 @@ class Running:
     def _happened(self, event: Event) -> StubEvent | None:
         machine = self.machine
         cpu = machine.cpu
+        caught = self._caught()
         if self._exit_stop is not None:
             stop, self._exit_stop, self._entering = self._exit_stop, None, False
-            return stop
+            return stop if caught is None else replace(stop, text=f"{stop.text}; {caught.text}")
+        if caught is not None:
+            return caught
         if self.history.stopped_for and self._client_waits:
             text, self.history.stopped_for = self.history.stopped_for, ""
             return Stop(self._reported(self.inferiors.thread_on(cpu)), text=f"[{text}]")
@@ -461,6 +464,11 @@ class Running:
             self.breakpoints.stored = False
             return self._fired(self.inferiors.thread_on(cpu), self.breakpoints.fired([]), "")
         return None
+
+    def _caught(self) -> Stop | None:
+        """The stop of a catchpoint, if one was hit."""
+        caught = self.catchpoints.take()
+        return Stop(self._reported(caught.thread), text=caught.text) if caught is not None else None
 
     def _machine_ended(self) -> StubEvent | None:
         machine = self.machine
@@ -511,6 +519,8 @@ class Running:
             if known is None:
                 parent = ThreadId(HOST, self.machine.cpu.index + 1)
                 self._events.append(Created(self.inferiors.first_thread(number), parent))
+                if self.catchpoints.started(number) and (stop := self._caught()) is not None:
+                    self._events.append(stop)
                 continue
             self._events += [ThreadStarted(ThreadId(number, tid)) for tid in sorted(threads - known)]
             self._events += [ThreadEnded(ThreadId(number, tid)) for tid in sorted(known - threads)]
