@@ -87,7 +87,7 @@ def test_the_hypervisor_keeps_its_registers_while_its_guest_runs(stopped: Stoppe
     stopped.run("vmrun")
     before = stopped.all(HOST_THREAD)
     assert before["gif"] == 1
-    assert before["vmcb"] is None  # none has been run
+    assert before["vmcb_pa"] is None  # none has been run
     stopped.run("cr 4 r guest 2")
     during = stopped.all(HOST_THREAD)
     guests = stopped.all(GUEST_THREAD)
@@ -95,7 +95,7 @@ def test_the_hypervisor_keeps_its_registers_while_its_guest_runs(stopped: Stoppe
     shared = {"rcx", "rdx", "dr0", "lstar", "dr6"}
     same(before, during, but=frozenset(shared | {"rip", "gif", "tsc"}))
     assert all(during[name] == guests[name] for name in shared)
-    assert during["vmcb"] == VMCB_PAGE
+    assert during["vmcb_pa"] == VMCB_PAGE
     assert during["rip"] == (before["rip"] or 0) + 3
 
 
@@ -103,7 +103,7 @@ def test_the_vmcb_of_a_cpu_is_the_one_that_it_left_last(stopped: Stopped) -> Non
     assert stopped.read(HOST_THREAD, "exitcode") is None
     stopped.run("vmexit cpuid")
     for thread in (HOST_THREAD, GUEST_THREAD):
-        assert stopped.read(thread, "vmcb") == VMCB_PAGE
+        assert stopped.read(thread, "vmcb_pa") == VMCB_PAGE
         assert stopped.read(thread, "exitcode") == ExitCode.CPUID
         assert stopped.read(thread, "asid") == 1
         assert stopped.read(thread, "ncr3") == VMCB.read(stopped.h.view, "n_cr3")
@@ -147,7 +147,7 @@ def test_what_cannot_be_written_says_why(stopped: Stopped) -> None:
         (GUEST_THREAD, "cr0", 1 << 31, "would raise a general-protection"), (GUEST_THREAD, "cr4", 1 << 30, "would raise a general-protection"),
         (GUEST_THREAD, "efer", 1 << 40, "efer stays"), (GUEST_THREAD, "cs_base", 1, "it is loaded with a descriptor"),
         (GUEST_THREAD, "pat", 0x2, "memory type 0x2 is reserved"), (GUEST_THREAD, "lstar", 1 << 50, "must be canonical"),
-        (GUEST_THREAD, "vmcb", 1, "read-only"), (GUEST_THREAD, "gif", 0, "read-only"),
+        (GUEST_THREAD, "vmcb_pa", 1, "read-only"), (GUEST_THREAD, "gif", 0, "read-only"),
         (HOST_THREAD, "lstar", 1, "not in this thread's save area"), (HOST_THREAD, "fs", 1, "cannot be set"),
     ):  # fmt: skip
         before = stopped.read(thread, name)
@@ -172,6 +172,6 @@ def test_what_can_be_written_is_what_the_processor_has_then(stopped: Stopped) ->
 
 def test_every_field_of_the_control_area_has_its_register() -> None:
     names = {register.name for register in FEATURES[1].registers}
-    assert {field.short or field.name for field in VMCB if field.offset < 0x400} == names - {"vmcb", "gif"}
+    assert {field.short or field.name for field in VMCB if field.offset < 0x400} == names - {"vmcb_pa", "gif"}
     assert not FEATURES[0].block
     assert not FEATURES[1].block

@@ -62,14 +62,14 @@ class Rule(NamedTuple):
 
 
 RULES = {
-    Sort.VMEXIT: Rule("code", (1 << 64) - 1, "npf, cpuid, vmmcall or 0x72", facts=EXIT_FACTS | {"msr", "value", "vmcb"}),
-    Sort.VMRUN: Rule(facts=frozenset(("vmcb",))),
+    Sort.VMEXIT: Rule("code", (1 << 64) - 1, "npf, cpuid, vmmcall or 0x72", facts=EXIT_FACTS | {"msr", "value", "vmcb_pa"}),
+    Sort.VMRUN: Rule(facts=frozenset(("vmcb_pa",))),
     Sort.EXCEPTION: Rule("vector", 31, "14 or pf", facts=frozenset(("vector", "error", "gva", "write", "fetch"))),
     Sort.IO: Rule("port", 0xFFFF, "0x3f8", True, frozenset(("port", "size", "write", "string", "value"))),
     Sort.MSR: Rule("msr", _MASK32, "0xc0000080 or efer", True, frozenset(("msr", "write", "value"))),
     Sort.CR: Rule("cr", 15, "3", True, frozenset(("cr", "write", "reg", "value"))),
-    Sort.INJECT: Rule("vector", 255, "14 or pf", facts=frozenset(("vector", "type", "error", "vmcb"))),
-    Sort.GUEST_START: Rule(facts=frozenset(("vmcb",))),
+    Sort.INJECT: Rule("vector", 255, "14 or pf", facts=frozenset(("vector", "type", "error", "vmcb_pa"))),
+    Sort.GUEST_START: Rule(facts=frozenset(("vmcb_pa",))),
     Sort.TRIPLE_FAULT: Rule(),
 }
 
@@ -251,7 +251,7 @@ class Catchpoints:
         owner, vcpu = self.machine.history.by_vmcb[guest.vmcb]
         thread = ThreadId(owner.number, vcpu.thread)
         facts: dict[str, int | None] = dict.fromkeys(RULES[Sort.VMEXIT].facts)
-        facts |= exit_facts(code, info1, info2) | {"guest": owner.number, "cpu": cpu.index, "vmcb": guest.vmcb}
+        facts |= exit_facts(code, info1, info2) | {"guest": owner.number, "cpu": cpu.index, "vmcb_pa": guest.vmcb}
 
         def general(name: str) -> int:
             return self.registers.read(thread, name) or 0
@@ -289,7 +289,7 @@ class Catchpoints:
         known = self.machine.history.by_vmcb.get(vmcb)
         name = f" ({known[0].name})" if known is not None else ""
         thread = self._thread(cpu)
-        facts: dict[str, int | None] = {"guest": known[0].number if known is not None else None, "vmcb": vmcb}
+        facts: dict[str, int | None] = {"guest": known[0].number if known is not None else None, "vmcb_pa": vmcb}
         caught = self._happens(Sort.VMRUN, thread, facts, lambda: f"VMRUN of the VMCB at {vmcb:#x}{name}")
         if self._waiting[Sort.INJECT] and ram.contains(vmcb, VMCB.size):
             event = VMCB.read(ram.view[vmcb : vmcb + VMCB.size], "eventinj")
@@ -370,7 +370,7 @@ class Catchpoints:
         who, guest = self.registers.who, self.machine.history.guests[number]
         vmcb = next(iter(guest.vcpus))
         return self._happens(
-            Sort.GUEST_START, who.first_thread(number), {"guest": number, "vmcb": vmcb},
+            Sort.GUEST_START, who.first_thread(number), {"guest": number, "vmcb_pa": vmcb},
             lambda: f"{guest.name} starts with the VMCB at {vmcb:#x}",
         )  # fmt: skip
 

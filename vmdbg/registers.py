@@ -152,7 +152,7 @@ def _type(bits: int, kind: type[Bits] | None) -> str | Flags:
 
 
 def _svm_registers() -> Iterator[Register]:
-    yield Register("vmcb", 64, "uint64", SVM_GROUP)
+    yield Register("vmcb_pa", 64, "uint64", SVM_GROUP)
     yield Register("gif", 8, Flags("gif_flags", 1, {"GIF": 0}), SVM_GROUP)
     for name, field in SVM.items():
         bits = 8 * field.size
@@ -192,7 +192,7 @@ class Registers:
             return self._system(self.who.context(thread), SYSTEM[name])
         if name == "gif":
             return self._gif(self.who.context(thread))
-        if name == "vmcb":
+        if name == "vmcb_pa":
             return self.vmcb(thread)
         if name in SVM:
             return self.field(thread, SVM[name].name)
@@ -250,7 +250,7 @@ class Registers:
             self._write_system(context, SYSTEM[name], value)
         elif name in SVM:
             self._write_field(thread, context, SVM[name].name, value)
-        elif name in ("vmcb", "gif"):
+        elif name in ("vmcb_pa", "gif"):
             self._write_gif(context, name, value)
         elif isinstance(context, LiveContext) and (name in _WRITE_CR or name == "efer"):
             self._write_control(context.cpu, name, value)
@@ -314,8 +314,9 @@ class Registers:
 
     @staticmethod
     def _write_gif(context: Context, name: str, value: int) -> None:
-        if name == "vmcb" or not isinstance(context, LiveContext) or context.cpu.guest is not None:
-            raise TargetError(f"{name} is read-only here; {'VMRUN names it' if name == 'vmcb' else 'v_intr has the virtual one'}")
+        if name == "vmcb_pa" or not isinstance(context, LiveContext) or context.cpu.guest is not None:
+            remedy = "VMRUN names it" if name == "vmcb_pa" else "v_intr has the virtual one"
+            raise TargetError(f"{name} is read-only here; {remedy}")
         context.cpu.gif = bool(value & 1)
         world.set_intercepts(context.cpu.state, None)
 

@@ -64,7 +64,7 @@ class ThreadScope:
     """A thread as it is now, with the facts of what just happens to it."""
 
     def __init__(self, registers: Registers, thread: ThreadId, facts: Mapping[str, int | None]) -> None:
-        """A fact `vmcb` is the VMCB whose fields are meant, else it is the thread's own."""
+        """A fact `vmcb_pa` is the VMCB whose fields are meant, else it is the thread's own."""
         self.registers, self.thread, self.facts = registers, thread, facts
 
     @property
@@ -96,7 +96,7 @@ class ThreadScope:
         return self._who.vcpu(self.thread).running_on
 
     def _field(self, name: str) -> int | None:
-        vmcb, ram = self.facts.get("vmcb"), self._who.machine.ram
+        vmcb, ram = self.facts.get("vmcb_pa"), self._who.machine.ram
         if vmcb is None:
             return self.registers.field(self.thread, name)
         return VMCB.read(ram.view[vmcb : vmcb + PAGE], name) if ram.contains(vmcb, PAGE) else None

@@ -33,9 +33,9 @@ def test_gdb_prints_names(gdb: Gdb, serve: Serve, hypervisor: Path) -> None:
     assert "error code" not in gdb("set $asid = 9")
     assert gdb.value("$asid") == 9
     gdb("inferior 1")
-    assert gdb.value("*(int *)($vmcb + 0x58)") == 9
+    assert gdb.value("*(int *)($vmcb_pa + 0x58)") == 9
     assert gdb.value("$exitcode == 0x400") == 1
-    assert "Could not write register" in gdb("set $vmcb = 1")
+    assert "Could not write register" in gdb("set $vmcb_pa = 1")
     everything = gdb("info all-registers")
     assert all(re.search(rf"^{name} ", everything, re.MULTILINE) for name in ("rax", "gdtr_limit", "dr7", "lstar", "exitcode", "ncr3"))
     shown = gdb("monitor registers svm 3")
