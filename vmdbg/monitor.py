@@ -194,7 +194,7 @@ class Monitor:
             guest = self._number(arguments, words[2])
             self.debugger.guest(guest)
         arguments.words = []
-        self.debugger.stop_codes[code] = guest
+        self.debugger.running.stop_codes[code] = guest
         return Text(f"will stop at the next #VMEXIT {exit_name(code)}" + (f" of guest {guest}" if guest else ""))
 
     @staticmethod
@@ -259,7 +259,7 @@ class Monitor:
         if not path.is_file():
             raise arguments.error(words[1], "there is no such file", "give a path that vmdbg can read")
         arguments.words = []
-        self.debugger.symbols[pid] = path
+        self.debugger.executables.symbols[pid] = path
         return Text(
             f"process {pid} has the symbols of {path}: gdb loads them when it attaches to it next (in 16-bit code use "
             "symbol-file)"

@@ -193,7 +193,7 @@ def _run_under_stub(machine: Machine, options: argparse.Namespace, trace: TextIO
         return build(options, trace, arguments)
 
     debugger = Debugger(machine, restart)
-    debugger.symbols.update(options.symbols)
+    debugger.executables.symbols.update(options.symbols)
     loop = new_event_loop()
     try:
         return loop.run_until_complete(_serve(debugger, options))
