@@ -391,6 +391,7 @@ class Machine:
         self, ticks: int = SLICE, *, breakpoints: bool = False, watch: Processor | None = None, step: bool = False
     ) -> Event:
         """Run for up to `ticks`; with `step`, one instruction.  With `watch`, pause when that CPU gets its turn."""
+        self.engine.tidy()
         clock = self.clock
         end = clock.now + ticks
         limit = self.config.max_time

@@ -357,7 +357,7 @@ class Processor(Cpu):
                     continue
                 stop = found
             elif step or self.looks_for_branches or held:
-                if breakpoints and self.state.linear_rip in self.engine.breakpoints:
+                if breakpoints and self.state.linear_rip in self.engine.armed:
                     return Outcome.BREAKPOINT
                 stop = self._step()
             elif quiet and self._switches_in_c():
@@ -381,7 +381,7 @@ class Processor(Cpu):
         """Run the engine, or step it, with debug registers enabled; None to look again where it is."""
         state, engine, debug = self.state, self.engine, self.debug
         debug.prepare()
-        at_hook = state.linear_rip in engine.breakpoints
+        at_hook = state.linear_rip in engine.armed
         if at_hook and breakpoints and not step:
             return Stop(Reason.BREAK)  # the debugger's come first: it steps if it has none here
         bits = debug.instruction()

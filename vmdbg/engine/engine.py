@@ -22,14 +22,14 @@ from .errors import EngineError
 from .memory import PAGE, Ram
 from .physical import APIC_PAGE, MSRPM_PAGES, PRIVATE, PRIVATE_SIZE, VMCB_PAGE, WINDOW, WINDOW_PAGES, Npt, Physical
 from .repair import mend_nested_walker, mend_xsave, withdraw_features, withdraw_string_io
-from .runtime import BRANCH_RING, RING_SLOTS, Binding, Reason, Runtime, add_hook
+from .runtime import BRANCH_RING, RING_SLOTS, Binding, Point, Reason, Runtime, add_hook
 from .state import HF_CS64, HF_GUEST, HF_LMA, CpuState
 
 PHYSICAL_BITS = 40
 """What the engine's walker implements: CPUID claims no more (TCG_PHYS_ADDR_BITS)."""
 
-MOST_STALE = 64
-"""Disarmed breakpoints that may stay installed."""
+MOST_IDLE = 100_000
+"""How often disarmed breakpoints may be looked at before they are taken out: about as long as that takes itself."""
 
 VMEXIT = 0x100
 EXCEPTION = 0x40
@@ -136,9 +136,11 @@ class Engine:
         self._flat.set_cr(0, 1)
         self._flat.hflags = HF_LMA | HF_CS64
         self._flat.i[layout.HFLAGS2 // 4] = 1
-        self.breakpoints: dict[int, int] = {}
-        """Linear addresses that have a code hook, armed or not, and its handle."""
-        self._armed: dict[object, set[int]] = {}
+        self.armed: set[int] = set()
+        """Linear addresses to stop at."""
+        self._hooks: dict[int, tuple[int, Point]] = {}
+        """Handles of code hooks, armed or not, by their linear address."""
+        self._wanted: dict[object, set[int]] = {}
         self._active: CpuState | None = None
 
     def _map(self, first: int, size: int, address: int) -> None:
@@ -193,20 +195,38 @@ class Engine:
     def arm(self, addresses: set[int], owner: object = None) -> None:
         """Stop before instructions at these linear addresses, from the next run on, whoever executes them.
 
-        They take the place of those that `owner` armed before.  It may also stop at those: the caller looks where it is.
+        They take the place of those that `owner` armed before.
         """
-        self._armed[owner] = addresses
-        addresses = set().union(*self._armed.values())
-        missing = addresses - self.breakpoints.keys()
-        stale = self.breakpoints.keys() - addresses
-        if not missing and len(stale) <= MOST_STALE:
+        self._wanted[owner] = addresses
+        armed = set().union(*self._wanted.values())
+        if armed == self.armed:
             return
-        for address in stale if len(stale) > MOST_STALE else ():
-            uclib.uc_hook_del(self.uc._uch, ctypes.c_size_t(self.breakpoints.pop(address)))
+        hooks = self._hooks
+        for address in self.armed - armed:
+            hooks[address][1].armed = 0
+        missing = armed - hooks.keys()
+        for address in armed - self.armed - missing:
+            hooks[address][1].armed = 1
+        self.armed = armed
+        if not missing:
+            return
         for address in missing:
-            self.breakpoints[address] = add_hook(
-                self.uc, const.UC_HOOK_CODE, self.binding.on_breakpoint, self.binding.user, address, address, None
-            )
+            point = Point(self.binding.user, 1)
+            callback = self.binding.on_breakpoint
+            handle = add_hook(self.uc, const.UC_HOOK_CODE, callback, ctypes.addressof(point), address, address, None)
+            hooks[address] = handle, point
+        self.flush_code()
+
+    def tidy(self) -> None:
+        """Take disarmed breakpoints out of translated code if execution comes to them often: at each, the engine looks through
+        all of them."""
+        rt, hooks = self.rt, self._hooks
+        if rt.idle * len(hooks) < MOST_IDLE:
+            return
+        rt.idle = 0
+        gone = [hooks.pop(address) for address in hooks.keys() - self.armed]
+        for handle, _ in gone:
+            uclib.uc_hook_del(self.uc._uch, ctypes.c_size_t(handle))
         self.flush_code()
 
     def _mmio_read(self, _uc: Any, offset: int, size: int, _data: Any) -> int:

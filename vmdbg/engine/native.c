@@ -242,10 +242,12 @@ static void on_sysenter(void *uc, void *user)
 
 static void on_breakpoint(void *uc, uint64_t address, uint32_t size, void *user)
 {
-    struct runtime *rt = user;
+    const struct point *point = user;
+    struct runtime *rt = point->rt;
     (void)uc;
     (void)size;
-    if (rt->breakpoints) {
+    rt->idle += !point->armed;
+    if (point->armed && rt->breakpoints) {
         rt->break_address = address;
         stop(rt, BREAK);
     }

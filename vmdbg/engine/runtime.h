@@ -54,9 +54,16 @@ struct runtime {
     uint32_t saved;                /* the context is that of the stop already */
     uint32_t reading;              /* save_code is at work */
     uint32_t mixed;                /* there are pages that are both written and executed */
+    uint64_t idle;                 /* how often execution came to a disarmed breakpoint */
     on_exit_fn on_exit;            /* NULL: every stop is Python's */
     void *on_exit_user;
     struct branch ring[RING_SLOTS];
+};
+
+/* A breakpoint's hook: it stays in translated code while the breakpoint is disarmed. */
+struct point {
+    struct runtime *rt;
+    uint32_t armed;
 };
 
 enum reason { BUDGET = 1, EXIT, IO, SYSCALL, SYSENTER, WINDOW, STEPPED, BREAK, FAILED };

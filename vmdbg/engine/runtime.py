@@ -96,10 +96,17 @@ class Runtime(ctypes.Structure):
         ("saved", ctypes.c_uint32),
         ("reading", ctypes.c_uint32),
         ("mixed", ctypes.c_uint32),
+        ("idle", ctypes.c_uint64),
         ("on_exit", ctypes.c_void_p),
         ("on_exit_user", ctypes.c_void_p),
         ("ring", Branch * RING_SLOTS),
     )
+
+
+class Point(ctypes.Structure):
+    """A breakpoint's hook, as the `struct point` of runtime.h: it stays in translated code while it is not `armed`."""
+
+    _fields_ = (("runtime", ctypes.c_void_p), ("armed", ctypes.c_uint32))
 
 
 _BLOCK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_void_p)
