@@ -434,9 +434,10 @@ class Session:
                 parts.append(b"core:%x;" % thread.core)
         if self.list_threads:
             parts += self._lldb_details(stop)
-        block = self.target.read_registers(stop.thread)
-        for index, start, end in self.attached[pid].expedited:
-            parts.append(b"%02x:%b;" % (index, hexlify(block[start:end])))
+        for index, _, _ in self.attached[pid].expedited:
+            value = self.target.read_register(stop.thread, index)
+            if value is not None:
+                parts.append(b"%02x:%b;" % (index, hexlify(value)))
         return b"".join(parts)
 
     @staticmethod

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from gdbstub.description import Description, x86
 from gdbstub.target import Action, BreakpointKind, Event, Inferior, MemoryRegion, TargetError, Thread, ThreadId
+from vmdbg.block import Block
 from vmdbg.boot.elf import is_elf64
 from vmdbg.breakpoints import Breakpoints
-from vmdbg.contexts import Context, locate, read_memory, write_memory
+from vmdbg.contexts import Context, LiveContext, locate, read_memory, write_memory
 from vmdbg.executables import WIDE, Executables
 from vmdbg.history import HOST, KnownGuest
 from vmdbg.inferiors import Inferiors
@@ -44,6 +45,7 @@ class Debugger:
         self.running = Running(machine, self.who, self.breakpoints)
         self.executables.image = machine.image.debug_file
         self._descriptions: dict[int, Description] = {}
+        self._blocks: dict[int, Block] = {}
 
     # Inferiors and threads
 
@@ -84,16 +86,21 @@ class Debugger:
     def attach(self, pid: int) -> None:
         if pid != HOST:
             self.guest(pid)
-        self._descriptions[pid] = _description(self._architecture(pid))
+        description = self._descriptions[pid] = _description(self._architecture(pid))
+        self._blocks[pid] = Block(description)
 
     def detach(self, pid: int) -> None:
         self._descriptions.pop(pid, None)
+        self._blocks.pop(pid, None)
 
     # Registers and memory
 
     def read_registers(self, thread: ThreadId) -> bytes:
         description = self.description(thread.pid)
         context = self.context(thread)
+        block = self._blocks.get(thread.pid)
+        if block is not None and isinstance(context, LiveContext):
+            return block.read(context)
         return b"".join(
             ((context.read(r.name) or 0) & ((1 << r.bits) - 1)).to_bytes(r.bits // 8, "little")
             for r in description.registers[: description.block_count]
