@@ -7,7 +7,7 @@ translations leave no accessed bits, devices are not read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple, Protocol
 
 from introspect.paging import Access, Nested, NestedTranslation, PagingState, Translation, nested_translate, translate
@@ -33,6 +33,8 @@ SEGMENTS = {"es": ES, "cs": CS, "ss": SS, "ds": DS, "fs": FS, "gs": GS}
 FPSTT, _FPUS, _FPUC, _FPTAGS, FPREGS = (layout.FPU + at for at in (4, 8, 10, 12, 24))
 _READ = Access()
 _PAGE = 4096
+_UNPAGED = 1 << 32
+"""Without paging linear addresses have 32 bits and are the physical ones."""
 
 
 class Context(Protocol):
@@ -272,32 +274,38 @@ def locate_gpa(ram: Ram, context: Context, gpa: int) -> int | None:
     return gpa if ram.contains(gpa) else None
 
 
+def stretches(ram: Ram, context: Context, address: int, length: int) -> Iterator[tuple[int, int]]:
+    """(spa, bytes) of a linear range, as far as it leads to RAM, a mapped page of any size or more at a time."""
+    state, nested = _privileged(context.paging()), context.nested()
+    while length > 0:
+        address &= 0xFFFFFFFFFFFFFFFF
+        found = translate(ram, state, address, _READ, nested, set_ad=False)
+        if not isinstance(found, Translation):
+            return
+        page = found.page_size or _UNPAGED
+        size = min(length, page - (address & (page - 1)))
+        here = ram.extent(found.spa, size)
+        if not here:
+            return
+        yield found.spa, here
+        address += here
+        length -= here
+
+
 def read_memory(ram: Ram, context: Context, address: int, length: int) -> bytes:
     """The readable prefix of a linear range."""
-    state, nested = _privileged(context.paging()), context.nested()
-    data = bytearray()
-    while length > 0:
-        size = min(length, _PAGE - (address & (_PAGE - 1)))
-        found = translate(ram, state, address & 0xFFFFFFFFFFFFFFFF, _READ, nested, set_ad=False)
-        if not isinstance(found, Translation) or not ram.contains(found.spa, size):
-            break
-        data += ram.view[found.spa : found.spa + size]
-        address += size
-        length -= size
-    return bytes(data)
+    view = ram.view
+    return b"".join([view[spa : spa + size] for spa, size in stretches(ram, context, address, length)])
 
 
 def write_memory(ram: Ram, context: Context, address: int, data: bytes) -> int | None:
     """Write all of `data`, past write protection, or nothing: then the address that is not mapped is returned."""
-    pieces = []
+    pieces = list(stretches(ram, context, address, len(data)))
+    mapped = sum(size for _, size in pieces)
+    if mapped < len(data):
+        return address + mapped & 0xFFFFFFFFFFFFFFFF
     done = 0
-    while done < len(data):
-        size = min(len(data) - done, _PAGE - ((address + done) & (_PAGE - 1)))
-        spa = locate(ram, context, (address + done) & 0xFFFFFFFFFFFFFFFF)
-        if spa is None or not ram.contains(spa, size):
-            return address + done
-        pieces.append((spa, data[done : done + size]))
+    for spa, size in pieces:
+        ram.write(spa, data[done : done + size])
         done += size
-    for spa, piece in pieces:
-        ram.write(spa, piece)
     return None

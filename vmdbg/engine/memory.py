@@ -53,6 +53,10 @@ class Ram:
                 return True
         return False
 
+    def extent(self, spa: int, length: int) -> int:
+        """How many of `length` bytes from `spa` on are RAM without a gap."""
+        return next((min(length, end - spa) for first, end in self.ranges if first <= spa < end), 0)
+
     def _check(self, spa: int, length: int) -> None:
         for first, end in self.ranges:
             if first <= spa < end:
