@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple, Protocol
 
 from introspect.paging import Access, Nested, NestedTranslation, PagingState, Translation, nested_translate, translate
+from introspect.registers import CR4
 from introspect.vmcb import VMCB
 from vmdbg.cpu.instructions import read_tpr, write_tpr
 from vmdbg.cpu.processor import Processor
@@ -91,28 +92,32 @@ def linear_pc(cs_base: int, rip: int, *, code64: bool) -> int:
     return rip if code64 else (cs_base + rip) & 0xFFFFFFFF
 
 
+_SPECIAL: Mapping[str, Callable[[Processor], int]] = {
+    "k_gs_base": lambda cpu: cpu.state.field("kernel_gs_base"),
+    "fs_base": lambda cpu: cpu.state.base(FS),
+    "gs_base": lambda cpu: cpu.state.base(GS),
+    "efer": lambda cpu: cpu.state.efer,
+    "eflags": lambda cpu: cpu.state.rflags,
+    "rip": lambda cpu: cpu.state.linear_rip,
+    "eip": lambda cpu: cpu.state.linear_rip,
+    "cr8": read_tpr,
+}
+
+
 class LiveContext:
     """A thread that is on a processor."""
 
+    __slots__ = ("cpu",)
+
     def __init__(self, cpu: Processor) -> None:
         self.cpu = cpu
-        self._special: Mapping[str, Callable[[], int]] = {
-            "k_gs_base": lambda: cpu.state.field("kernel_gs_base"),
-            "fs_base": lambda: cpu.state.base(FS),
-            "gs_base": lambda: cpu.state.base(GS),
-            "efer": lambda: cpu.state.efer,
-            "eflags": lambda: cpu.state.rflags,
-            "rip": lambda: cpu.state.linear_rip,
-            "eip": lambda: cpu.state.linear_rip,
-            "cr8": lambda: read_tpr(cpu),
-        }
 
     def read(self, name: str) -> int | None:
         s = self.cpu.state
         if name in NUMBERS:
             return s.reg(NUMBERS[name])
-        if name in self._special:
-            return self._special[name]()
+        if name in _SPECIAL:
+            return _SPECIAL[name](self.cpu)
         if name in SEGMENTS:
             return s.selector(SEGMENTS[name])
         if name == "cr0":
@@ -233,6 +238,8 @@ class SavedContext:
 
 def _privileged(state: PagingState) -> PagingState:
     """The same tables seen with every right that reading needs: a debugger is not stopped by SMAP."""
+    if not state.cpl and (state.rflags_ac or not state.cr4 & CR4.SMAP):
+        return state
     return PagingState(state.cr0, state.cr3, state.cr4, state.efer, 0, True, state.maxphyaddr, state.pdptes)
 
 

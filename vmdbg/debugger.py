@@ -10,7 +10,7 @@ from gdbstub.description import Description, x86
 from gdbstub.target import Action, BreakpointKind, Event, Inferior, MemoryRegion, TargetError, Thread, ThreadId
 from vmdbg.block import Block
 from vmdbg.boot.elf import is_elf64
-from vmdbg.breakpoints import Breakpoints
+from vmdbg.breakpoints import EXECUTE, Breakpoints
 from vmdbg.contexts import Context, LiveContext, locate, read_memory, write_memory
 from vmdbg.executables import WIDE, Executables
 from vmdbg.history import HOST, KnownGuest
@@ -19,6 +19,7 @@ from vmdbg.machine import Machine
 from vmdbg.monitor import Monitor
 from vmdbg.options import UsageError
 from vmdbg.running import Running
+from vmdbg.watchpoints import Watchpoints
 
 PAGE = 4096
 
@@ -41,8 +42,9 @@ class Debugger:
         self.machine = machine
         self.history = machine.history
         self.who = Inferiors(machine)
-        self.breakpoints = Breakpoints(machine, self.who.first_context)
-        self.running = Running(machine, self.who, self.breakpoints)
+        self.breakpoints = Breakpoints(machine)
+        self.watchpoints = Watchpoints(machine, self.breakpoints, self.who.first_context)
+        self.running = Running(machine, self.who, self.breakpoints, self.watchpoints)
         self.executables.image = machine.image.debug_file
         self._descriptions: dict[int, Description] = {}
         self._blocks: dict[int, Block] = {}
@@ -155,10 +157,12 @@ class Debugger:
     # Breakpoints
 
     def insert_breakpoint(self, kind: BreakpointKind, address: int, length: int, thread: ThreadId) -> None:
-        self.breakpoints.insert(kind, address, length, thread.pid, self.context(thread))
+        points = self.breakpoints if kind in EXECUTE else self.watchpoints
+        points.insert(kind, address, length, thread.pid, self.context(thread))
 
     def remove_breakpoint(self, kind: BreakpointKind, address: int, length: int, pid: int) -> None:
-        self.breakpoints.remove(kind, address, length, pid)
+        points = self.breakpoints if kind in EXECUTE else self.watchpoints
+        points.remove(kind, address, length, pid)
 
     # Running
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from gdbstub.target import Action, BreakpointKind, Created, Exited, Output, Reason, Signal, Stop, ThreadId
 from gdbstub.target import Event as StubEvent
 from introspect.exits import EVENT, exit_name
-from vmdbg.breakpoints import Breakpoint, Breakpoints, Watchpoint
+from vmdbg.breakpoints import Breakpoint, Breakpoints
 from vmdbg.contexts import Context, LiveContext, SavedContext
 from vmdbg.cpu.faults import Kind
 from vmdbg.cpu.processor import Processor
@@ -18,6 +18,7 @@ from vmdbg.history import HOST
 from vmdbg.inferiors import Inferiors
 from vmdbg.machine import Event, Machine
 from vmdbg.stepping import Place, Stepping
+from vmdbg.watchpoints import Fired, Space, Watchpoints
 
 if TYPE_CHECKING:
     from vmdbg.cpu.core import Cpu
@@ -35,11 +36,14 @@ _REASONS = {
 class Running:
     """One machine between two resumes: the half of a target that `resume`, `run_slice` and `halt` are."""
 
-    def __init__(self, machine: Machine, inferiors: Inferiors, breakpoints: Breakpoints) -> None:
+    def __init__(
+        self, machine: Machine, inferiors: Inferiors, breakpoints: Breakpoints, watchpoints: Watchpoints
+    ) -> None:
         self.machine = machine
         self.history = machine.history
         self.inferiors = inferiors
         self.breakpoints = breakpoints
+        self.watchpoints = watchpoints
         self.stop_codes: dict[int, int | None] = {}
         """EXITCODEs to stop on next, to the guest they are for (None: any)."""
         self.ended = False
@@ -64,8 +68,10 @@ class Running:
         self._stepping = next((self._step(t, action) for t, action in actions.items() if action.step), None)
         if self._stepping is None:
             self.breakpoints.forget_removed()
+            self.watchpoints.forget_removed()
         self.breakpoints.arm()
-        self.breakpoints.guard()
+        if self.watchpoints:
+            self.watchpoints.guard()
 
     def _acts(self, thread: ThreadId) -> bool:
         """Whether the client expects stops of a thread: it resumed it, or the thread is new in what it resumed."""
@@ -112,7 +118,7 @@ class Running:
     def _advance(self) -> StubEvent | None:
         """Run a little; an event if something happened that the client must know."""
         stepping = self._stepping
-        self.history.watching = bool(stepping is not None or self.stop_codes or self.breakpoints.watchpoints)
+        self.history.watching = bool(stepping is not None or self.stop_codes or self.watchpoints)
         if stepping is not None and self.inferiors.alive(stepping.thread.pid):
             return self._advance_step(stepping)
         self._stepping = None
@@ -183,8 +189,8 @@ class Running:
                     self.breakpoints.arm(stepping.back.pc)
                 cpu.pause = True
             return
-        if self.breakpoints.watchpoints:
-            self.breakpoints.remap(owner.number)
+        if self.watchpoints:
+            self.watchpoints.remap(owner.number)
         if stepping is not None and stepping.thread == (HOST, cpu.index + 1):
             cpu.pause = True
         if self._acting and code in self.stop_codes and self.stop_codes[code] in (None, owner.number):
@@ -250,9 +256,8 @@ class Running:
         if event == Event.IDLE:
             time.sleep(SLICE_SECONDS)
             machine.poll_input()
-        elif self.breakpoints.stored:
-            self.breakpoints.stored = False
-            return self._fired(self.inferiors.thread_on(cpu), self.breakpoints.fired([]), "")
+        elif self.watchpoints.noted:
+            return self._fired(self.inferiors.thread_on(cpu), self.watchpoints.due(), None)
         return None
 
     def _machine_ended(self) -> StubEvent | None:
@@ -269,22 +274,29 @@ class Running:
     def _watched(self, cpu: Processor) -> StubEvent | None:
         """Execute the instruction that accesses a watched page, and see whether it touched the watched bytes."""
         thread, pc = self.inferiors.thread_on(cpu), cpu.state.linear_rip
-        event, fired = self.breakpoints.execute(cpu)
+        event, fired = self.watchpoints.execute(cpu)
         stepping = self._stepping
         if stepping is not None and stepping.thread == thread:
             stepping.executed |= thread.pid == HOST or self.inferiors.thread_on(cpu) == thread
-        stop = self._fired(thread, fired, f"by {self.inferiors.name(thread)} at {pc:#x}")
+        stop = self._fired(thread, fired, pc)
         return stop or (self._happened(event) if event != Event.WATCHED else None)
 
-    def _fired(self, thread: ThreadId, fired: Sequence[Watchpoint], text: str) -> StubEvent | None:
-        """A stop for the first watchpoint whose inferior was told to run."""
-        for point in fired:
-            owners = [t for t in self._acting if t.pid == point.pid]
-            if owners:
-                point.hits += 1
-                where = thread if thread.pid == point.pid and self._acts(thread) else owners[0]
-                text = f"[{point.address:#x} was accessed {text}]" if text and where != thread else ""
-                return Stop(where, reason=_REASONS[point.kind], address=point.address, text=text)
+    def _fired(self, thread: ThreadId, fired: Sequence[Fired], pc: int | None) -> StubEvent | None:
+        """A stop for the first watchpoint whose inferior was told to run; `thread` executed the instruction at `pc`."""
+        for point, how, by in fired:
+            owners = [t for t in self._acting if t.pid == point.pid or point.space == Space.SPA]
+            if not owners:
+                continue
+            point.hits += 1
+            own = self._acts(thread) and (thread.pid == point.pid or point.space == Space.SPA)
+            where = thread if own else owners[0]
+            text = ""
+            if point.number or by or where != thread:
+                at = f", {self.inferiors.name(thread)} at {pc:#x}" if pc is not None else ""
+                text = f"[{point} was {how} by {by or 'an instruction'}{at}]"
+            if point.number:
+                return Stop(where, text=text)
+            return Stop(where, reason=_REASONS[point.kind], address=point.address, text=text)
         return None
 
     def _notice_guests(self) -> None:
@@ -295,6 +307,7 @@ class Running:
         alive = {number for number, guest in self.history.guests.items() if not guest.gone}
         for number in sorted(self._known - alive):
             self.breakpoints.forget(number)
+            self.watchpoints.forget(number)
             self._events.append(Exited(number))
         for number in sorted(alive - self._known):
             self._events.append(Created(self.inferiors.first_thread(number), ThreadId(HOST, self.machine.cpu.index + 1)))

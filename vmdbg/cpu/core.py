@@ -430,6 +430,7 @@ class Cpu:
         for spa, length in pieces:
             if self.ram.contains(spa, length):
                 data += self.ram.view[spa : spa + length]
+                self.engine.physical.seen(spa, length, False)
             else:
                 assert self.engine.devices is not None
                 value = self.engine.devices.read_mmio(spa, length)

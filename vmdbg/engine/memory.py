@@ -44,6 +44,8 @@ class Ram:
         self.buffer = sparse(self.end)
         self.view = memoryview(self.buffer)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.buffer))
+        self.device = ""
+        """Who writes now, if not a processor: see `dma`."""
         self.pages = memoryview(sparse(max(self.end // PAGE, PAGE)))
         """One byte of state a page; see engine/physical.py."""
 
@@ -74,6 +76,14 @@ class Ram:
             raise Unwritable(spa)
         self.view[spa : spa + len(data)] = data
         self.written(spa, len(data))
+
+    def dma(self, device: str, spa: int, data: bytes) -> None:
+        """A device writes: debuggers can tell whose store it was.  `Unwritable` as for `write`."""
+        self.device = device
+        try:
+            self.write(spa, data)
+        finally:
+            self.device = ""
 
     def read_u32(self, spa: int, /) -> int:
         if spa + 4 > HOLE:
