@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 from introspect.paging import Access, Nested, NestedTranslation, PagingState, Translation, nested_translate, translate
 from introspect.registers import CR4
 from introspect.vmcb import VMCB
-from vmdbg.cpu.instructions import read_tpr, write_tpr
+from vmdbg.cpu.control import read_tpr, write_tpr
 from vmdbg.cpu.processor import Processor
 from vmdbg.engine import layout
 from vmdbg.engine.memory import Ram

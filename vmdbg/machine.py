@@ -19,6 +19,7 @@ from vmdbg.boot.state import GENERAL_REGISTERS, Mode
 from vmdbg.cpu import smm
 from vmdbg.cpu.core import Notice
 from vmdbg.cpu.processor import Outcome, Processor
+from vmdbg.cpu.reset import power_on
 from vmdbg.engine import layout
 from vmdbg.engine.engine import PHYSICAL_BITS, Engine
 from vmdbg.engine.physical import APIC_PAGE
@@ -260,7 +261,7 @@ class Machine:
     def _start(self) -> None:
         """Every CPU from power-on, the first one at the image."""
         for cpu in self.cpus:
-            cpu.reset()
+            power_on(cpu)
             cpu.wait_for_sipi = cpu.index != 0
         self.cpus[0].lapic.virtual_wire()
         self.ram.write(BDA, _BDA)

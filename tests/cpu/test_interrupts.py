@@ -217,7 +217,7 @@ def test_init_resets_and_waits(python: bool) -> None:
     rig = Rig("nop; nop", python=python, cpus=2)
     rig.machine.cpus[1].wait_for_sipi = False
     rig.machine.cpus[1].init()
-    rig.machine.cpus[1]._take_event()
+    rig.machine.cpus[1].take_event()
     assert rig.machine.cpus[1].wait_for_sipi
     rig.cpu.init()
     rig.step()

@@ -7,7 +7,7 @@ import pytest
 from tests.engine.ports import PORT, Ports
 from tests.engine.rig import CODE, DATA, LONG_MODES, MODES, TSS, TSS_SELECTOR, Mode, Rig
 from vmdbg.cpu.events import DELIVERY
-from vmdbg.cpu.instructions import PORT_TICKS
+from vmdbg.cpu.ports import PORT_TICKS
 from vmdbg.engine.state import RAX, RCX, RDX, TR
 
 GP = 13

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from tests.engine.rig import CODE, DATA, DATA32, GDT, STACK, USER_STACK, Mode, Rig
-from vmdbg.cpu import instructions
+from vmdbg.cpu import transfers
 from vmdbg.cpu.core import Cpu
 from vmdbg.engine.state import CS, RAX, RBX, RCX, RDX, RSP, SS
 from vmdbg.svm.switch import on_exit
@@ -412,14 +412,14 @@ def test_system_calls_at_full_speed(flags: int) -> None:
 def test_system_calls_come_to_python_where_somebody_looks(watched: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Breakpoints of the debug registers follow page tables at system calls."""
     seen = 0
-    original = instructions.syscall
+    original = transfers.syscall
 
     def syscall(cpu: Cpu) -> None:
         nonlocal seen
         seen += 1
         original(cpu)
 
-    monkeypatch.setattr(instructions, "syscall", syscall)
+    monkeypatch.setattr(transfers, "syscall", syscall)
     rig = syscall_rig("1: syscall; jmp 1b", "long", False, 0x202)
     rig.ram.write(0x300000, b"\x48\x0f\x07")
     if watched:

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from tests.engine.rig import CODE, DATA, Mode, Rig
+from vmdbg.cpu.reset import init, power_on
 from vmdbg.engine import repair
 from vmdbg.engine.engine import Engine
 from vmdbg.engine.state import RAX, RCX, RDX
@@ -81,9 +82,9 @@ def test_power_on_and_init(python: bool) -> None:
     r = rig("nop", python=python)
     assert r.state.xcr0 == 1
     r.state.xcr0 = 3
-    r.cpu.init_state()
+    init(r.cpu)
     assert r.state.xcr0 == 3
-    r.cpu.reset()
+    power_on(r.cpu)
     assert r.state.xcr0 == 1
 
 

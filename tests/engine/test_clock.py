@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.engine.rig import DATA, HANDLERS, Mode, P, Rig
 from vmdbg.cpu.events import DELIVERY
-from vmdbg.cpu.instructions import PORT_TICKS
+from vmdbg.cpu.ports import PORT_TICKS
 from vmdbg.machine import Event
 
 EXIT = "\noutb %al, $0xf4\nhlt"

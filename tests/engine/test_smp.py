@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.engine.assembler import assemble
-from vmdbg.cpu.instructions import PORT_TICKS
+from vmdbg.cpu.ports import PORT_TICKS
 from vmdbg.machine import QUANTUM, Config, Event, Machine
 
 TRAMPOLINE = 0x9000

@@ -15,6 +15,7 @@ from introspect.paging import Access, Fault, Nested, PagingState, Translation, t
 from introspect.registers import CR0, CR4, EFER, RFLAGS
 from introspect.sources import BytesMemory
 from tests.engine.rig import CODE, TABLES, Rig
+from vmdbg.cpu.exits import classify
 from vmdbg.engine.engine import PHYSICAL_BITS, VMEXIT
 from vmdbg.engine.runtime import Reason
 from vmdbg.engine.state import RAX, RBX
@@ -134,7 +135,7 @@ class Bench:
         before = rig.now
         stop = rig.cpu.executor.step(s, npt or rig.cpu.npt)  # type: ignore[arg-type]
         if stop.npf is not None:
-            return "NPF", *rig.cpu._classify(stop)
+            return "NPF", *classify(rig.cpu, stop)
         if stop.reason == Reason.EXIT and stop.code == VMEXIT + 0x4E:
             assert rig.now == before
             return "PF", s.error_code, rig.machine.engine.fault_address()

@@ -10,6 +10,7 @@ from introspect.vmcb import VMCB
 from tests.engine.rig import CODE, MODES
 from tests.engine.test_hostile import random_code
 from tests.svm.hypervisor import HSAVE, IOPM, MSRPM, NESTED, VMCB_PAGE, Hypervisor
+from vmdbg.cpu.reset import power_on
 from vmdbg.machine import Event
 
 FIELDS = [field for field in VMCB if field.size <= 8 and not field.name.startswith("insn")]
@@ -75,7 +76,7 @@ def run(seed: int, count: int = 1) -> set[int]:
     memory, state = h.ram.read(0, LOW), bytes(h.state.bytes)
     for number in range(count):
         if number:  # the host and a sound VMCB again, on a machine that has seen much
-            h.cpu.reset()
+            power_on(h.cpu)
             h.ram.write(0, memory)
             h.guest_write(CODE, random_code(random, 0x400))
             h.state.bytes[:] = state

@@ -15,6 +15,7 @@ from tests.engine.rig import CODE, CODE32, DATA32, TABLES, TSS2, Mode, Rig
 from tests.svm.hypervisor import GUEST, HLT, NESTED, NPF, VMCB_PAGE, VMMCALL, A, D, Event, Hypervisor, P, U, W
 from tests.svm.test_hostile import hostile
 from vmdbg.cpu.core import Notice
+from vmdbg.cpu.reset import init
 from vmdbg.engine import layout, physical
 from vmdbg.svm import tlb
 
@@ -406,7 +407,7 @@ def test_init_and_a_debugger(python: bool) -> None:
     assert len(stale(h)) == 1
     registers = slice(layout.REGS, layout.VM_VMCB)
     kept = bytes(h.state.bytes[registers])
-    h.cpu.init_state()
+    init(h.cpu)
     h.state.bytes[registers] = kept
     assert h.skip(3) == HLT
     assert h.reg(RBX) == 2

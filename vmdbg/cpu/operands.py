@@ -1,4 +1,4 @@
-"""The linear addresses an instruction accesses: what a fault or a watchpoint at RIP may be about."""
+"""What the instruction at RIP is about: its length, its operands, the linear addresses it accesses."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from capstone import x86 as cs
 from vmdbg.engine.state import CS, DS, ES, FS, GS, RSP, SS
 
 from .core import Cpu
+from .decode import Instruction, effective_address
 
 _REGISTERS = {
     getattr(cs, f"X86_REG_{prefix}{name}"): (number, bits)
@@ -30,6 +31,26 @@ _PORT_STRINGS = {
 }
 """How INS and OUTS access memory, of which capstone says nothing: 1 reads, 2 writes."""
 _STRING_TO_EDI = frozenset((cs.X86_REG_RDI, cs.X86_REG_EDI, cs.X86_REG_DI))
+_FIXED = {
+    **dict.fromkeys((0xA2, 0x30, 0x31, 0x32, 0x33, 0x06, 0x08, 0x09), 2), **dict.fromkeys((0x20, 0x21, 0x22, 0x23), 3)
+}  # fmt: skip
+"""Lengths of `0F xx`, where it takes no prefix."""
+
+
+def length(cpu: Cpu) -> int:
+    """The length of the instruction at RIP; the common system instructions without prefixes need no decoding."""
+    engine = cpu.engine
+    if engine.rt.code_size > 3:
+        code = engine.last_code
+        first = code[0]
+        if first == 0x0F:
+            second = code[1]
+            fixed = _FIXED.get(second, 0) if second != 0x01 else 3 if code[2] >= 0xC8 else 0
+            if fixed:
+                return fixed
+        elif first == 0xF4:
+            return 1
+    return cpu.instruction().length
 
 
 @cache
@@ -120,3 +141,24 @@ def accesses(cpu: Cpu) -> list[tuple[int, int, bool, bool]]:
         top = s.reg(RSP) - size if pushes else s.reg(RSP)
         found.append((stack_base + (top & stack_mask) & mask, size, not pushes, pushes))
     return found
+
+
+def moved(cpu: Cpu, insn: Instruction) -> int:
+    """The general register that a MOV to CR or DR reads."""
+    value = cpu.state.reg(insn.rm)
+    return value if cpu.bits == 64 else value & 0xFFFFFFFF
+
+
+def operand_address(cpu: Cpu, insn: Instruction, size: int) -> int:
+    regs = [cpu.state.reg(number) for number in range(16)]
+    segment, offset = effective_address(insn, regs, cpu.state.rip + insn.length, cpu.bits)
+    return cpu.segment_address(segment, offset, size)
+
+
+def operand_linear(cpu: Cpu, insn: Instruction) -> int:
+    """Linear address of a memory operand, unchecked: what INVLPG reports."""
+    regs = [cpu.state.reg(number) for number in range(16)]
+    segment, offset = effective_address(insn, regs, cpu.state.rip + insn.length, cpu.bits)
+    if cpu.bits == 64:
+        return (offset + (cpu.state.base(segment) if segment >= 4 else 0)) & 0xFFFFFFFFFFFFFFFF
+    return (offset + cpu.state.base(segment)) & 0xFFFFFFFF

@@ -300,7 +300,7 @@ static void run_once(struct runtime *rt)
     rt->budget = before - rt->executed;
 }
 
-/* SYSCALL from 64-bit code to the kernel's, as instructions.py has it; RIP is behind the instruction.  False for every
+/* SYSCALL from 64-bit code to the kernel's, as transfers.py has it; RIP is behind the instruction.  False for every
  * other: those are Python's. */
 static bool syscall64(struct runtime *rt)
 {

@@ -45,7 +45,7 @@ FEATURES = SVM_FEATURES.make(
 """What CPUID 8000_000A EDX claims."""
 ASIDS = 32768
 
-# What the engine intercepts for us whatever a hypervisor asks (see cpu/instructions.py).
+# What the engine intercepts for us whatever a hypervisor asks (see cpu/exits.py).
 _L0_CR_READ, _L0_CR_WRITE, _L0_DR = 1 << 8, 0xFFFF, 0xFFFF
 _L0_WORD3 = sum(1 << bit for bit in (14, 15, 18, 19, 21, 22, 24, 26, 28, 31))
 """RDTSC RDPMC CPUID RSM INTn INVD HLT INVLPGA MSR SHUTDOWN."""

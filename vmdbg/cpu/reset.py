@@ -1,0 +1,61 @@
+"""What power-on and INIT leave in a processor (APM2 14.1.3)."""
+
+from __future__ import annotations
+
+from vmdbg.engine.state import CS, DS, ES, FS, GDTR, GS, IDTR, LDTR, RDX, SS, TR
+from vmdbg.svm import world
+
+from .core import DR6_RESET, DR7_RESET, Cpu
+from .instructions import XCR0_X87
+
+
+def power_on(cpu: Cpu) -> None:
+    """Power-on (APM2 14.1.3); the boot code sets what differs."""
+    cpu.nmi_pending = cpu.smi_pending = cpu.init_pending = False
+    cpu.sipi_vector = None
+    init(cpu)
+    cpu.state.xcr0 = XCR0_X87
+    cpu.msrs.reset(cpu)
+    cpu.lapic.reset()
+    cpu.gif = True
+    cpu.smm, cpu.smi_pending = None, False
+
+
+def init(cpu: Cpu) -> None:
+    """The registers as INIT leaves them (APM2 14.1.3); the MSRs, FPU and cache control stay."""
+    s = cpu.state
+    cpu.guest = None
+    if cpu.switcher is not None:
+        cpu.switcher.left()
+    cpu.npt = cpu.engine.physical.host
+    for number in range(16):
+        s.set_reg(number, 0)
+    s.set_reg(RDX, 0x00830F10)
+    s.set_cr(0, 0x60000010)
+    for number in (2, 3, 4):
+        s.set_cr(number, 0)
+    s.efer = 0
+    s.rflags = 2
+    for segment in (ES, SS, DS, FS, GS):
+        s.set_segment(segment, 0, 0, 0xFFFF, 0x93)
+    s.set_segment(CS, 0xF000, 0xFFFF0000, 0xFFFF, 0x9B)
+    s.set_segment(LDTR, 0, 0, 0xFFFF, 0x82)
+    s.set_segment(TR, 0, 0, 0xFFFF, 0x8B)
+    s.set_table(GDTR, 0, 0xFFFF)
+    s.set_table(IDTR, 0, 0xFFFF)
+    s.rip = 0xFFF0
+    cpu.dr[:] = [0, 0, 0, 0, 0, 0, DR6_RESET, DR7_RESET]
+    cpu.debug.update()
+    cpu.due = cpu.debug.held = 0
+    s.nmi_blocked = False
+    s.shadow = False
+    cpu.halted = cpu.shutdown = False
+    cpu.monitored = None
+    s.refresh(0)
+    cpu.hold_pdptes()
+    cpu.guard_tasks()
+    cpu.guard_ferr()
+    world.set_intercepts(s, None)
+    if cpu.tlb is not None:
+        cpu.tlb.forget_all()
+    cpu.flush()
