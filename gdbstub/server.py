@@ -1,7 +1,7 @@
 """The socket: one client at a time, on TCP loopback or a Unix socket, in the thread of the event loop.
 
-Protocol and engine share that thread, and replies leave from `data_received`: a queue or a second thread would cost
-more than most packets do. While the machine runs, slices and input take turns.
+Protocol and engine share that thread, and replies leave from `data_received` (see `link.py`): a queue or a second thread
+would cost more than most packets do. While the machine runs, slices and input take turns.
 """
 
 import asyncio
@@ -13,6 +13,7 @@ import stat
 from collections.abc import Callable
 from typing import cast
 
+from gdbstub.link import Link
 from gdbstub.packet import frame
 from gdbstub.session import Session
 from gdbstub.target import Target
@@ -152,12 +153,14 @@ class _Client(asyncio.Protocol):
         self._server = server
         self._session: Session | None = None
         self._transport: asyncio.Transport | None = None
+        self._link: Link | None = None
         self._refused = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         stream = cast(asyncio.Transport, transport)  # a stream server makes no others
         self._transport = stream
-        self._session = self._server.connected(self, stream.write)
+        self._link = Link(stream)
+        self._session = self._server.connected(self, self._link.write)
         if self._session is None:
             log.warning("refused a second client: the first is still connected")
             stream.write(_REFUSAL)
@@ -169,6 +172,7 @@ class _Client(asyncio.Protocol):
         session = self._session
         if session is not None:
             session.receive(data)
+            self._converse(session)
             if session.running or session.detached:
                 self._server.schedule()
         elif self._transport is not None:
@@ -176,6 +180,14 @@ class _Client(asyncio.Protocol):
             packets = data.count(b"#")
             self._transport.write(_REFUSAL * (packets if self._refused else max(packets - 1, 0)))
             self._refused += packets
+
+    def _converse(self, session: Session) -> None:
+        """Go on with a client that sends its next request at once."""
+        link = self._link
+        assert link is not None
+        turn_ends = link.turn_ends()
+        while not (session.running or session.detached or session.paused) and (data := link.follow(turn_ends)):
+            session.receive(data)
 
     def pause_writing(self) -> None:
         # The client does not read its replies: make no more, and take no more requests.
@@ -194,6 +206,8 @@ class _Client(asyncio.Protocol):
             log.info("the client disconnected%s", f": {error}" if error else "")
             self._session = None
             self._server.disconnected()
+        if self._link is not None:
+            self._link.close()
 
     def abort(self) -> None:
         """Drop the connection."""
