@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple, Protocol
 
-from introspect.paging import Access, Nested, NestedTranslation, PagingState, Translation, nested_translate, translate
-from introspect.registers import CR4
+from introspect.memo import Place
+from introspect.paging import Nested, NestedTranslation, PagingState, nested_translate
 from introspect.vmcb import VMCB
 from vmdbg.cpu.control import read_tpr, write_tpr
 from vmdbg.cpu.processor import Processor
@@ -32,7 +32,6 @@ NUMBERS = {name: number for number, name in enumerate(GENERAL)} | {
 }
 SEGMENTS = {"es": ES, "cs": CS, "ss": SS, "ds": DS, "fs": FS, "gs": GS}
 FPSTT, _FPUS, _FPUC, _FPTAGS, FPREGS = (layout.FPU + at for at in (4, 8, 10, 12, 24))
-_READ = Access()
 _PAGE = 4096
 _UNPAGED = 1 << 32
 """Without paging linear addresses have 32 bits and are the physical ones."""
@@ -236,23 +235,15 @@ class SavedContext:
         return Nested.from_vmcb(self.view, self.vcpu.host_cr4, self.vcpu.host_efer, self.cpu.physical_bits)
 
 
-def _privileged(state: PagingState) -> PagingState:
-    """The same tables seen with every right that reading needs: a debugger is not stopped by SMAP."""
-    if not state.cpl and (state.rflags_ac or not state.cr4 & CR4.SMAP):
-        return state
-    return PagingState(state.cr0, state.cr3, state.cr4, state.efer, 0, True, state.maxphyaddr, state.pdptes)
-
-
-def lookup(ram: Ram, context: Context, address: int) -> Translation | None:
+def lookup(ram: Ram, context: Context, address: int) -> Place | None:
     """A linear address in a thread's own two-dimensional translation; None if it leads nowhere."""
-    found = translate(ram, _privileged(context.paging()), address, _READ, context.nested(), set_ad=False)
-    return found if isinstance(found, Translation) else None
+    return ram.memo.find(context.paging(), address, context.nested())
 
 
 def locate(ram: Ram, context: Context, address: int) -> int | None:
     """System-physical address of a linear one in RAM; None if there is none."""
     found = lookup(ram, context, address)
-    return int(found.spa) if found is not None and ram.contains(found.spa) else None
+    return found.spa if found is not None and ram.contains(found.spa) else None
 
 
 class Space(NamedTuple):
@@ -267,7 +258,7 @@ class Space(NamedTuple):
 def space(ram: Ram, context: Context, address: int) -> Space:
     """Where a linear address leads for a thread now."""
     found = lookup(ram, context, address)
-    return Space(context.paging().root, int(found.gpa) & -_PAGE if found is not None else None)
+    return Space(context.paging().root, found.gpa & -_PAGE if found is not None else None)
 
 
 def locate_gpa(ram: Ram, context: Context, gpa: int) -> int | None:
@@ -283,11 +274,11 @@ def locate_gpa(ram: Ram, context: Context, gpa: int) -> int | None:
 
 def stretches(ram: Ram, context: Context, address: int, length: int) -> Iterator[tuple[int, int]]:
     """(spa, bytes) of a linear range, as far as it leads to RAM, a mapped page of any size or more at a time."""
-    state, nested = _privileged(context.paging()), context.nested()
+    state, nested = context.paging(), context.nested()
     while length > 0:
         address &= 0xFFFFFFFFFFFFFFFF
-        found = translate(ram, state, address, _READ, nested, set_ad=False)
-        if not isinstance(found, Translation):
+        found = ram.memo.find(state, address, nested)
+        if found is None:
             return
         page = found.page_size or _UNPAGED
         size = min(length, page - (address & (page - 1)))

@@ -237,8 +237,8 @@ class Watchpoints:
                 spa = locate_gpa(ram, context, address)
             elif not elsewhere:
                 found = lookup(ram, context, address)
-                point.pages[page] = int(found.gpa) & -PAGE if found is not None else None
-                spa = int(found.spa) if found is not None and ram.contains(found.spa) else None
+                point.pages[page] = found.gpa & -PAGE if found is not None else None
+                spa = found.spa if found is not None and ram.contains(found.spa) else None
             elif (gpa := point.pages.get(page)) is not None:
                 spa = locate_gpa(ram, context, gpa + address % PAGE)
             if spa is not None:
@@ -265,7 +265,7 @@ class Watchpoints:
     def execute(self, cpu: Processor) -> tuple[Event, list[Fired]]:
         """Execute the instruction that is about to access a watched page; what came of it, and what it fired."""
         machine = self.machine
-        ram, physical = machine.ram, machine.engine.physical
+        physical = machine.engine.physical
         touched = [
             Touch(spa, size, reads, writes)
             for address, size, reads, writes in accesses(cpu) if (spa := cpu.translate_quietly(address)) is not None
@@ -281,8 +281,7 @@ class Watchpoints:
                 break
             if not any(t.spa <= stop.watched < t.spa + t.size for t in touched):
                 touched.extend(_own(cpu, stop.watched, stop.write, touched))
-            lifted[page] = ram.pages[page] & WATCH
-            physical.watch(page, WATCH, False)
+            lifted[page] = physical.lift(page)
             event = machine.step(cpu)
         for page, flags in lifted.items():
             physical.watch(page, flags, True)

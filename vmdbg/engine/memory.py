@@ -7,6 +7,7 @@ import mmap
 import struct
 from collections.abc import Callable
 
+from introspect.memo import Memo
 from introspect.sources import Unreadable, Unwritable
 
 PAGE = 4096
@@ -44,6 +45,8 @@ class Ram:
         self.buffer = sparse(self.end)
         self.view = memoryview(self.buffer)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.buffer))
+        self.memo = Memo(self)
+        """Translations through tables that lie here, for debuggers."""
         self.device = ""
         """Who writes now, if not a processor: see `dma`."""
         self.pages = memoryview(sparse(max(self.end // PAGE, PAGE)))

@@ -558,6 +558,15 @@ class Physical:
         """Whether such accesses to a page number of RAM are watched."""
         return bool(self.ram.pages[page] & (WATCH_READ | WATCH_WRITE if write else WATCH_READ))
 
+    def lift(self, page: int) -> int:
+        """Let accesses to a watched page through, until `watch` is called with the flags that this returns.
+
+        What the engine may not do now it finds out again at its next fault; it need forget nothing.
+        """
+        flags = self.ram.pages[page] & (WATCH_READ | WATCH_WRITE)
+        self.ram.pages[page] &= ~flags & 0xFF
+        return flags
+
     def watch(self, page: int, flag: int, on: bool) -> None:
         """Set or clear WATCH_WRITE or WATCH_READ for a page number."""
         pages = self.ram.pages
