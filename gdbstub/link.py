@@ -47,6 +47,13 @@ class Link:
                 return
         self._transport.write(data[sent:])
 
+    def take(self) -> bytes:
+        """What the client has sent; b"" if nothing."""
+        try:
+            return self._socket.recv(_MOST)
+        except OSError:
+            return b""
+
     def turn_ends(self) -> float:
         """When a dialogue that begins now must return to the event loop, for `follow`."""
         return time.perf_counter() + _TURN

@@ -16,7 +16,7 @@ from typing import cast
 from gdbstub.link import Link
 from gdbstub.packet import frame
 from gdbstub.session import Session
-from gdbstub.target import Target
+from gdbstub.target import Attentive, Target
 
 __all__ = ["Server", "new_event_loop"]
 
@@ -121,6 +121,11 @@ class Server:
         self._client = client
         return self._session
 
+    def watch_input(self, descriptor: int) -> None:
+        """Tell the target where the client's requests arrive, if that wants to know."""
+        if isinstance(self._target, Attentive):
+            self._target.watch_input(descriptor)
+
     def disconnected(self) -> None:
         """The client with the session is gone."""
         self._client = None
@@ -138,6 +143,8 @@ class Server:
         # A client that does not read what the machine prints stops it until it does.
         if session is not None and (session.running or session.detached) and not session.paused:
             session.slice()
+            if self._client is not None:
+                self._client.look()
             self.schedule()
 
     def _halt_detached(self) -> None:
@@ -166,6 +173,7 @@ class _Client(asyncio.Protocol):
             stream.write(_REFUSAL)
             asyncio.get_running_loop().call_later(_REFUSING_SECONDS, stream.close)
         else:
+            self._server.watch_input(self._link.fileno())
             log.info("a client connected")
 
     def data_received(self, data: bytes) -> None:
@@ -180,6 +188,11 @@ class _Client(asyncio.Protocol):
             packets = data.count(b"#")
             self._transport.write(_REFUSAL * (packets if self._refused else max(packets - 1, 0)))
             self._refused += packets
+
+    def look(self) -> None:
+        """Take what came while the machine ran."""
+        if self._link is not None and self._session is not None and (data := self._link.take()):
+            self.data_received(data)
 
     def _converse(self, session: Session) -> None:
         """Go on with a client that sends its next request at once."""
@@ -205,6 +218,7 @@ class _Client(asyncio.Protocol):
         if self._session is not None:
             log.info("the client disconnected%s", f": {error}" if error else "")
             self._session = None
+            self._server.watch_input(-1)
             self._server.disconnected()
         if self._link is not None:
             self._link.close()

@@ -36,6 +36,7 @@ class Debugger:
         self.executables = Executables()
         self.architectures: dict[int, str] = {}
         """Register descriptions chosen by hand, by pid."""
+        self._input = -1
         self._use(machine)
 
     def _use(self, machine: Machine) -> None:
@@ -45,6 +46,7 @@ class Debugger:
         self.breakpoints = Breakpoints(machine)
         self.watchpoints = Watchpoints(machine, self.breakpoints, self.who.first_context)
         self.running = Running(machine, self.who, self.breakpoints, self.watchpoints)
+        self.running.input = self._input
         self.executables.image = machine.image.debug_file
         self._descriptions: dict[int, Description] = {}
         self._blocks: dict[int, Block] = {}
@@ -168,6 +170,9 @@ class Debugger:
 
     def resume(self, actions: Mapping[ThreadId, Action]) -> None:
         self.running.resume(actions)
+
+    def watch_input(self, descriptor: int) -> None:
+        self.running.input = self._input = descriptor
 
     def run_slice(self) -> Event | None:
         return self.running.run_slice()

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 LEAST_TICKS, MOST_TICKS = 2_000, 2_000_000
 SLICE_SECONDS = 0.001
+LOOKS = 32
+"""How often in a slice the client's requests are looked for."""
 
 _REASONS = {
     BreakpointKind.SOFTWARE: Reason.SWBREAK, BreakpointKind.HARDWARE: Reason.HWBREAK,
@@ -59,6 +61,8 @@ class Running:
         self._known: set[int] = set()
         self._version = -1
         self._exit_stop: Stop | None = None
+        self.input = -1
+        """A file descriptor to look at while the machine runs; -1 for none."""
         machine.history.on_switch = self._on_switch
 
     def resume(self, actions: Mapping[ThreadId, Action]) -> None:
@@ -106,7 +110,7 @@ class Running:
             self._notice_guests()
             if event is not None:
                 self._events.append(event)
-            elif time.perf_counter() >= until:
+            elif self.machine.engine.asked or time.perf_counter() >= until:
                 return None
         event = self._events.popleft()
         if isinstance(event, Stop):
@@ -126,10 +130,12 @@ class Running:
 
     def _run(self, breakpoints: bool, watch: Processor | None = None) -> StubEvent | None:
         """Run for about `SLICE_SECONDS`: what that is in guest time, world switches and devices decide."""
+        self.machine.engine.look_at(self.input, self._ticks // LOOKS)
         started = time.perf_counter()
         event = self.machine.run(self._ticks, breakpoints=breakpoints, watch=watch)
-        factor = SLICE_SECONDS / (time.perf_counter() - started)
-        self._ticks = min(max(int(self._ticks * min(factor, 2)), LEAST_TICKS), MOST_TICKS)
+        if not self.machine.engine.asked:
+            factor = SLICE_SECONDS / (time.perf_counter() - started)
+            self._ticks = min(max(int(self._ticks * min(factor, 2)), LEAST_TICKS), MOST_TICKS)
         return self._happened(event)
 
     def _advance_step(self, stepping: Stepping) -> StubEvent | None:

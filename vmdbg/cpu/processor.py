@@ -42,7 +42,7 @@ class Outcome(IntEnum):
     WATCHED = auto()
     """An instruction is about to access a watched page at `watched` (a system-physical address)."""
     PAUSED = auto()
-    """At a boundary where `pause` was found set."""
+    """At a boundary where `pause` was found set, or where there was input for the debugger."""
 
 
 class Processor(Pending):
@@ -185,6 +185,8 @@ class Processor(Pending):
                 return Outcome.DEADLINE
             elif reason == Reason.BREAK:
                 return Outcome.BREAKPOINT
+            elif reason == Reason.ASKED:
+                return Outcome.PAUSED
             elif reason == Reason.STEPPED and not self.due:
                 return Outcome.STEPPED
         except CpuFault as fault:

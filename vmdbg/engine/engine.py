@@ -115,6 +115,8 @@ class Engine:
         arena = ctypes.addressof(ctypes.c_char.from_buffer(self.physical.arena.buffer))
         self._map(PRIVATE, PRIVATE_SIZE, arena)
         self.physical.arena.q[_MSRPM_BASE] = MSRPM_PAGES
+        self.asked = False
+        """The last run ended with ASKED."""
         self._window: list[tuple[Npt, int, int] | None] = [None] * WINDOW_PAGES
         uc.mmio_map(WINDOW, WINDOW_PAGES * PAGE, self._mmio_read, None, self._mmio_write, None)
         self.devices: Devices | None = None
@@ -165,6 +167,10 @@ class Engine:
         state.i[layout.OLD_EXCEPTION // 4] = 0xFFFFFFFF
         state.hflags |= HF_GUEST
         return state
+
+    def look_at(self, descriptor: int, ticks: int) -> None:
+        """Stop (ASKED) where a file descriptor can be read, looked at every so many ticks; a negative one for none."""
+        self.rt.input, self.rt.look = descriptor, ticks if descriptor >= 0 else 0
 
     def flush(self) -> None:
         """The next run starts with an empty TLB."""
@@ -271,6 +277,7 @@ class Engine:
             self._switcher = switcher
             rt.on_exit, rt.on_exit_user = (self.on_exit, switcher) if switcher else (None, None)
         while True:
+            self.asked = False
             budget = deadline - clock.now
             if budget <= 0:
                 return Stop(Reason.BUDGET)
@@ -347,6 +354,7 @@ class Engine:
                 f"hflags {state.hflags:#x}). Remedy: report it with the image; this is a defect of vmdbg or of Unicorn"
             )
         if reason != Reason.EXIT:
+            self.asked = reason == Reason.ASKED
             return Stop(reason)
         code = rt.intno
         if code == VMEXIT + NPF:

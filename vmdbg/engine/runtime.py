@@ -52,6 +52,8 @@ class Reason(IntEnum):
     FAILED = 9
     TABLES = 10
     """Only from `Engine`: a store to a page in `Physical.tables_written` is about to be made."""
+    ASKED = 11
+    """There is input on the descriptor of `Engine.look_at`.  The native runtime only."""
 
 
 class Branch(ctypes.Structure):
@@ -96,6 +98,8 @@ class Runtime(ctypes.Structure):
         ("saved", ctypes.c_uint32),
         ("reading", ctypes.c_uint32),
         ("mixed", ctypes.c_uint32),
+        ("look", ctypes.c_int64),
+        ("input", ctypes.c_int32),
         ("idle", ctypes.c_uint64),
         ("on_exit", ctypes.c_void_p),
         ("on_exit_user", ctypes.c_void_p),
