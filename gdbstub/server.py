@@ -175,14 +175,13 @@ class _Client(asyncio.Protocol):
         else:
             self._server.watch_input(self._link.fileno())
             log.info("a client connected")
+            self._converse(self._session)
 
     def data_received(self, data: bytes) -> None:
         session = self._session
         if session is not None:
             session.receive(data)
             self._converse(session)
-            if session.running or session.detached:
-                self._server.schedule()
         elif self._transport is not None:
             # GDB shows the reason only if it gets it as the answer to its second packet; the first has been answered.
             packets = data.count(b"#")
@@ -195,12 +194,14 @@ class _Client(asyncio.Protocol):
             self.data_received(data)
 
     def _converse(self, session: Session) -> None:
-        """Go on with a client that sends its next request at once."""
+        """Go on with a client that sends its next request at once, until it lets the machine run."""
         link = self._link
         assert link is not None
         turn_ends = link.turn_ends()
         while not (session.running or session.detached or session.paused) and (data := link.follow(turn_ends)):
             session.receive(data)
+        if session.running or session.detached:
+            self._server.schedule()
 
     def pause_writing(self) -> None:
         # The client does not read its replies: make no more, and take no more requests.

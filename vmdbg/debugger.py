@@ -90,8 +90,8 @@ class Debugger:
     def attach(self, pid: int) -> None:
         if pid != HOST:
             self.guest(pid)
-        description = self._descriptions[pid] = _description(self._architecture(pid))
-        self._blocks[pid] = Block(description)
+        self._descriptions[pid] = _description(self._architecture(pid))
+        self._blocks.pop(pid, None)
 
     def detach(self, pid: int) -> None:
         self._descriptions.pop(pid, None)
@@ -102,8 +102,10 @@ class Debugger:
     def read_registers(self, thread: ThreadId) -> bytes:
         description = self.description(thread.pid)
         context = self.context(thread)
-        block = self._blocks.get(thread.pid)
-        if block is not None and isinstance(context, LiveContext):
+        if isinstance(context, LiveContext):
+            block = self._blocks.get(thread.pid)
+            if block is None:
+                block = self._blocks[thread.pid] = Block(description)
             return block.read(context)
         return b"".join(
             ((context.read(r.name) or 0) & ((1 << r.bits) - 1)).to_bytes(r.bits // 8, "little")
