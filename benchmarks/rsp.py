@@ -109,7 +109,7 @@ def _rate(act: Callable[[], object], seconds: float, batch: int = 8) -> float:
 
 def connect(peer: Peer, seconds: float) -> float:
     peer.leave()
-    times = []
+    times: list[float] = []
     end = time.perf_counter() + seconds
     while not times or time.perf_counter() < end:
         start = time.perf_counter()
@@ -241,7 +241,7 @@ def watch(peer: Peer, seconds: float) -> float:
 
 def interrupt(peer: Peer, seconds: float) -> float:
     """From ^C to the stop reply, in a guest that has run for a while."""
-    times = []
+    times: list[float] = []
     end = time.perf_counter() + seconds
     while not times or time.perf_counter() < end:
         peer.at.send(b"vCont;c")

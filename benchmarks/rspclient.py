@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from typing import NamedTuple
 
 from gdbstub.packet import escape, expand_runs, frame
 
@@ -20,13 +19,6 @@ _OVERHEAD = 64
 """Bytes of a packet that carries data besides the data, at most."""
 
 
-class Stop(NamedTuple):
-    """A stop reply: its packet's first letter, and the keys of a T packet in order."""
-
-    letter: str
-    text: bytes
-
-
 class Client:
     """A connection with acknowledgements switched off where the stub can, and one thread of the first process in mind."""
 
@@ -36,7 +28,7 @@ class Client:
         self._buffer = b""
         self._acknowledges = True
         said = self.ask(_HELLO).decode("latin-1").split(";")
-        self.features = dict(word.split("=", 1) if "=" in word else (word[:-1], word[-1]) for word in said if word)
+        self.features = {word.rstrip("+-").partition("=")[0]: word.partition("=")[2] or word[-1] for word in said if word}
         self.packet_size = int(self.features.get("PacketSize", "400"), 16)
 
     def begin(self) -> None:

@@ -73,5 +73,6 @@ class Block:
     def read(self, context: LiveContext) -> bytes:
         raw = bytes(context.cpu.state.bytes[:_END])
         return b"".join(
-            raw[part] if type(part) is slice else part if type(part) is bytes else part(context, raw) for part in self._plan
+            raw[part] if isinstance(part, slice) else part if isinstance(part, bytes) else part(context, raw)
+            for part in self._plan
         )

@@ -47,6 +47,16 @@ class Breakpoint:
     """Executions in address spaces that it does not belong to."""
 
 
+@dataclass(slots=True, eq=False)
+class Range:
+    """Every instruction of an inferior at `start` <= linear address < `end`, in any of its address spaces."""
+
+    start: int
+    end: int
+    pid: int
+    hits: int = 0
+
+
 class Breakpoints:
     """All of them."""
 
@@ -55,15 +65,29 @@ class Breakpoints:
         self.rule = Rule.SHARED
         self._known: dict[tuple[BreakpointKind, int, int, int], Breakpoint] = {}
         self._places: dict[int, list[Breakpoint]] = {}
-        """Those that are inserted to be executed, by linear address."""
+        """Those that are inserted, by linear address."""
+        self.ranges: dict[int, Range] = {}
+        """By number; clients know nothing of them."""
+        self._next_range = 1
 
     def __iter__(self) -> Iterator[Breakpoint]:
         """Those that the client has, inserted or not."""
         return iter(self._known.values())
 
     def __bool__(self) -> bool:
-        """Whether there is any to execute."""
-        return bool(self._places)
+        """Whether there is any to stop at."""
+        return bool(self._places or self.ranges)
+
+    def add_range(self, start: int, end: int, pid: int) -> int:
+        """Its number."""
+        number = self._next_range
+        self._next_range += 1
+        self.ranges[number] = Range(start, end, pid)
+        return number
+
+    def range_at(self, address: int, pid: int) -> int | None:
+        """The number of the first range of an inferior that holds an address."""
+        return next((n for n, r in self.ranges.items() if r.pid == pid and r.start <= address < r.end), None)
 
     def insert(self, kind: BreakpointKind, address: int, length: int, pid: int, context: Context) -> None:
         """`context`: the thread in whose address space the address is meant."""
@@ -98,6 +122,7 @@ class Breakpoints:
             point = self._known.pop(key)
             if point.inserted:
                 self._take_out(point)
+        self.ranges = {number: each for number, each in self.ranges.items() if each.pid != pid}
 
     def at(self, address: int, pid: int) -> list[Breakpoint]:
         """The inferior's breakpoints at a linear address."""
@@ -128,3 +153,4 @@ class Breakpoints:
         if also is not None:
             addresses.add(also)
         self.machine.engine.arm(addresses)
+        self.machine.engine.arm_ranges({(each.start, each.end) for each in self.ranges.values()})

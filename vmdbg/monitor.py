@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gdbstub.target import BreakpointKind, TargetError, ThreadId
+from gdbstub.target import TargetError, ThreadId
 from introspect.commands import (
     Arguments,
     Command,
@@ -18,42 +17,17 @@ from introspect.commands import (
     Result,
     default_registry,
 )  # fmt: skip
-from introspect.commands.render import columns
 from introspect.exits import ExitCode, exit_name
 from introspect.paging import NestedTranslation, PagingState, nested_translate
 from introspect.rules import Processor as RuleProcessor
 from introspect.sources import Memory
-from vmdbg.breakpoints import Rule
 from vmdbg.cpu.core import Notice
 from vmdbg.history import HOST, KnownGuest
+from vmdbg.points import PointCommands, Text
 from vmdbg.svm import world
 
 if TYPE_CHECKING:
     from vmdbg.debugger import Debugger
-
-
-_KINDS = {
-    BreakpointKind.SOFTWARE: "break", BreakpointKind.HARDWARE: "hbreak", BreakpointKind.WRITE: "watch",
-    BreakpointKind.READ: "rwatch", BreakpointKind.ACCESS: "awatch",
-}  # fmt: skip
-_RULES = {
-    Rule.ANY: "in every address space (any)",
-    Rule.SHARED: "where their address is the same page (shared)",
-    Rule.OWN: "under their own page tables (own)",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """A result that is a sentence."""
-
-    words: str
-
-    def text(self) -> str:
-        return self.words
-
-    def json(self) -> object:
-        return {"text": self.words}
 
 
 class Monitor:
@@ -61,7 +35,8 @@ class Monitor:
 
     def __init__(self, debugger: Debugger) -> None:
         self.debugger = debugger
-        self._thread = ThreadId(1, 1)
+        self.thread = ThreadId(1, 1)
+        """For whose inferior a command is."""
         self.registry = default_registry()
         for command in (
             Command("stop-on", "stop-on vmexit CODE [GUEST] | vmrun-fail | shutdown | stale | nothing",
@@ -83,13 +58,7 @@ class Monitor:
             Command("symbols", "symbols PID FILE", "Offer a file with symbols to gdb when it attaches to an inferior.\n"
                     "With a 64-bit file the inferior gets 64-bit registers, whatever mode it is in at that moment.\n"
                     "  monitor symbols 2 build/guest64.elf", self._symbols),
-            Command("breakpoints", "breakpoints [any|shared|own]", "List breakpoints and watchpoints, or choose where they "
-                    "hit.\nOne belongs to the address space that was in use when gdb first put it in, at a resume: to its\n"
-                    "page tables and the page found there. Set with paging off, or before the address was mapped, it\n"
-                    "hits everywhere once and then belongs there. What hits it elsewhere passes, and is counted.\n"
-                    "  monitor breakpoints shared  also where other tables have the same page at the address (default)\n"
-                    "  monitor breakpoints own     under its own page tables only\n"
-                    "  monitor breakpoints any     in every address space of the inferior", self._breakpoints),
+            *PointCommands(self).commands(),
             Command("why", "why", "Why VMRUN failed, a guest shut down, or the processor refused something.", self._why),
             Command("time", "time", "Guest time in ticks (bytes of code executed).", self._time),
         ):  # fmt: skip
@@ -97,7 +66,7 @@ class Monitor:
 
     def run(self, line: str, write: Callable[[str], object], thread: ThreadId) -> None:
         """Carry out a line for a thread's inferior.  Raises `TargetError` with what is wrong and what to do."""
-        self._thread = thread
+        self.thread = thread
         try:
             result = self.registry.run_line(self, line or "help")
         except CommandError as error:
@@ -113,7 +82,7 @@ class Monitor:
     @property
     def _host(self) -> tuple[int, int, int, int]:
         """CR0, CR3, CR4 and EFER of the hypervisor, also while a guest runs on its CPU."""
-        index = self._thread.tid - 1 if self._thread.pid == 1 else 0
+        index = self.thread.tid - 1 if self.thread.pid == 1 else 0
         context = self.debugger.context(ThreadId(1, min(index, len(self.debugger.machine.cpus) - 1) + 1))
         cr0, cr3, cr4, efer = (context.read(name) or 0 for name in ("cr0", "cr3", "cr4", "efer"))
         return cr0, cr3, cr4, efer
@@ -133,7 +102,7 @@ class Monitor:
 
     @property
     def selected(self) -> GuestView | None:
-        guest = self.debugger.history.guests.get(self._thread.pid)
+        guest = self.debugger.history.guests.get(self.thread.pid)
         return self._view(guest) if guest is not None and not guest.gone else None
 
     def exits(self, guest: int | None, count: int) -> Sequence[ExitRecord]:
@@ -264,25 +233,6 @@ class Monitor:
             f"process {pid} has the symbols of {path}: gdb loads them when it attaches to it next (in 16-bit code use "
             "symbol-file)"
         )
-
-    def _breakpoints(self, context: Context, arguments: Arguments) -> Result:
-        breakpoints = self.debugger.breakpoints
-        chosen = arguments.choice(tuple(Rule))
-        if arguments.words:
-            raise arguments.error(arguments.words[0], "there is no such rule", "choose any, shared or own")
-        if chosen is not None:
-            breakpoints.rule = Rule(chosen)
-            return Text(f"breakpoints hit {_RULES[breakpoints.rule]}")
-        rows = [("process", "address", "kind", "page tables", "page", "hits", "passes")]
-        rows += [
-            (
-                str(point.pid), f"{point.address:#x}", _KINDS[point.kind] + (f" {point.length}" if point.kind > 1 else ""),
-                *((f"{point.home.root:#x}", f"{point.home.page:#x}") if point.home is not None else ("-", "-")),
-                str(point.hits), str(point.passes),
-            )
-            for point in breakpoints
-        ]  # fmt: skip
-        return Text("\n".join([*columns(rows), f"They hit {_RULES[breakpoints.rule]}."]))
 
     def _why(self, context: Context, arguments: Arguments) -> Result:
         arguments.done()

@@ -61,6 +61,8 @@ class Running:
         self._known: set[int] = set()
         self._version = -1
         self._exit_stop: Stop | None = None
+        self._resumed_at = 0
+        """Guest time of the last resume: a range does not stop where the client goes on from."""
         self.input = -1
         """A file descriptor to look at while the machine runs; -1 for none."""
         machine.history.on_switch = self._on_switch
@@ -74,6 +76,7 @@ class Running:
             self.breakpoints.forget_removed()
             self.watchpoints.forget_removed()
         self.breakpoints.arm()
+        self._resumed_at = self.machine.clock.now
         if self.watchpoints:
             self.watchpoints.guard()
 
@@ -226,6 +229,15 @@ class Running:
             ))  # fmt: skip
         return None
 
+    def _in_range(self, cpu: Processor) -> Stop | None:
+        """A stop, if the instruction at RIP lies in a range."""
+        thread, pc = self.inferiors.thread_on(cpu), cpu.state.linear_rip
+        number = self.breakpoints.range_at(pc, thread.pid)
+        if number is None or self.machine.clock.now == self._resumed_at or not self._acts(thread):
+            return None
+        self.breakpoints.ranges[number].hits += 1
+        return Stop(thread, text=f"[range {number} was entered at {pc:#x}]")
+
     def _pass(self, point: Breakpoint, root: int | None) -> None:
         """A breakpoint does not hit, for the address space is another; its user is told once."""
         if not point.passes:
@@ -254,7 +266,7 @@ class Running:
             stepping = self._stepping
             if stepping is not None and stepping.back == self._place(LiveContext(cpu)):
                 return None
-            return self._happened(machine.step(cpu))
+            return self._in_range(cpu) or self._happened(machine.step(cpu))
         if event == Event.WATCHED:
             return self._watched(cpu)
         if event == Event.EXIT:

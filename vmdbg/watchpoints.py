@@ -17,13 +17,14 @@ from introspect.paging import Access, walk
 from vmdbg.breakpoints import Breakpoint, Breakpoints, Rule
 from vmdbg.contexts import Context, LiveContext, locate_gpa, lookup
 from vmdbg.cpu.operands import accesses
+from vmdbg.cpu.processor import Processor
 from vmdbg.engine.physical import WATCH_READ, WATCH_WRITE
 from vmdbg.engine.state import GDTR, IDTR, LDTR, TR
 from vmdbg.history import HOST
 from vmdbg.machine import Event, Machine
 
 if TYPE_CHECKING:
-    from vmdbg.cpu.processor import Processor
+    from vmdbg.cpu.core import Cpu
 
 PAGE = 4096
 WATCH = WATCH_READ | WATCH_WRITE
@@ -201,8 +202,9 @@ class Watchpoints:
                     physical.watch(page, flags, True)
         self._guarded = wanted
 
-    def _follow(self, cpu: Processor) -> None:
+    def _follow(self, cpu: Cpu) -> None:
         """Page tables may have changed: have the watchpoints of whom the CPU runs where they lead now."""
+        assert isinstance(cpu, Processor)
         guest = cpu.guest
         self.remap(HOST if guest is None else self.machine.history.by_vmcb[guest.vmcb][0].number, LiveContext(cpu))
 

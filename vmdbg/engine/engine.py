@@ -142,6 +142,7 @@ class Engine:
         """Linear addresses to stop at."""
         self._hooks: dict[int, tuple[int, Point]] = {}
         """Handles of code hooks, armed or not, by their linear address."""
+        self._ranges: dict[tuple[int, int], tuple[int, Point]] = {}
         self._wanted: dict[object, set[int]] = {}
         self._active: CpuState | None = None
 
@@ -217,11 +218,25 @@ class Engine:
         if not missing:
             return
         for address in missing:
-            point = Point(self.binding.user, 1)
-            callback = self.binding.on_breakpoint
-            handle = add_hook(self.uc, const.UC_HOOK_CODE, callback, ctypes.addressof(point), address, address, None)
-            hooks[address] = handle, point
+            hooks[address] = self._hook(address, address)
         self.flush_code()
+
+    def arm_ranges(self, ranges: set[tuple[int, int]]) -> None:
+        """Stop before every instruction that starts within one of these (first, end), in place of those armed before."""
+        if ranges == self._ranges.keys():
+            return
+        for gone in self._ranges.keys() - ranges:
+            handle, _ = self._ranges.pop(gone)
+            uclib.uc_hook_del(self.uc._uch, ctypes.c_size_t(handle))
+        for first, end in ranges - self._ranges.keys():
+            self._ranges[first, end] = self._hook(first, end - 1)
+        self.flush_code()
+
+    def _hook(self, first: int, last: int) -> tuple[int, Point]:
+        """An armed code hook: its handle, and its state, which must stay where it is."""
+        point = Point(self.binding.user, 1)
+        callback = self.binding.on_breakpoint
+        return add_hook(self.uc, const.UC_HOOK_CODE, callback, ctypes.addressof(point), first, last, None), point
 
     def tidy(self) -> None:
         """Take disarmed breakpoints out of translated code if execution comes to them often: at each, the engine looks through
