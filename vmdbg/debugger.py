@@ -158,6 +158,11 @@ class Debugger:
         mapped = locate(self.machine.ram, self.context(thread), start) is not None
         return MemoryRegion(start, PAGE, "rwx" if mapped else "")
 
+    def memory_map(self, pid: int) -> Sequence[MemoryRegion]:
+        """Every linear address: what lies behind it is for the page tables to say, and they change."""
+        half = 1 << 63
+        return [MemoryRegion(0, half), MemoryRegion(half, half)]
+
     # Breakpoints
 
     def insert_breakpoint(self, kind: BreakpointKind, address: int, length: int, thread: ThreadId) -> None:

@@ -1,23 +1,38 @@
-"""Stock gdb from PATH, driven through its machine interface."""
+"""Stock gdb, driven through its machine interface."""
 
+import os
+import shutil
 import signal
+import sysconfig
 import time
 from collections import deque
+from pathlib import Path
 from typing import Any
 
 from pygdbmi.gdbcontroller import GdbController
 
-__all__ = ["Gdb"]
+__all__ = ["Gdb", "newest", "programs"]
 
 TIMEOUT = 60.0
+
+
+def newest() -> str | None:
+    """The gdb that PyPI carries (gdb-for-pwndbg), if it is installed beside this Python."""
+    program = Path(sysconfig.get_path("scripts")) / "gdb"
+    return str(program) if os.access(program, os.X_OK) else None
+
+
+def programs() -> list[str]:
+    """Every gdb there is: the system's, and the newest."""
+    return [program for program in dict.fromkeys((shutil.which("gdb"), newest())) if program is not None]
 
 
 class Gdb:
     """A gdb without a program; `text` is everything it has printed."""
 
-    def __init__(self) -> None:
+    def __init__(self, program: str = "gdb") -> None:
         # Without the second argument every command takes the 50 ms that `_until` asks for.
-        self.controller = GdbController(["gdb", "--nx", "--quiet", "--interpreter=mi3"], 0.0005)
+        self.controller = GdbController([program, "--nx", "--quiet", "--interpreter=mi3"], 0.0005)
         self.text = ""
         self._responses: deque[dict[str, Any]] = deque()
         self("set confirm off")
