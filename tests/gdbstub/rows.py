@@ -1,0 +1,144 @@
+"""docs/gdb.md: what debuggers may ask of the stub, packet by packet, and the tests that show it.
+
+python -m tests.gdbstub.rows > docs/gdb.md
+"""
+
+from __future__ import annotations
+
+from binascii import hexlify
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from gdbstub.example import CODE, DATA
+
+
+class Row(NamedTuple):
+    """One capability.  Each packet stands with an example that the stub of `gdbstub.example` answers, neither with nothing nor
+    with an error; an example may need others before it, separated by spaces.  A packet without a reply has ""."""
+
+    what: str
+    packets: dict[str, str]
+    """Name, as the session looks it up, to the example."""
+    tests: tuple[str, ...]
+    """`file::test`, below tests/."""
+
+
+def _hex(text: str) -> str:
+    return hexlify(text.encode()).decode()
+
+
+_C, _D = f"{CODE:x}", f"{DATA:x}"
+
+SECTIONS: dict[str, tuple[Row, ...]] = {
+    "The connection": (
+        Row("what each side can; packets of up to 128 KiB", {"qSupported": "qSupported:multiprocess+"}, (
+            "gdbstub/test_session.py::test_what_is_offered_follows_from_what_the_target_can",
+            "e2e/test_protocol.py::test_memory_in_bulk")),
+        Row("no acknowledgements", {"QStartNoAckMode": "QStartNoAckMode"}, (
+            "gdbstub/test_session.py::test_acknowledgments_and_retransmission", "e2e/test_protocol.py::test_memory_in_bulk")),
+        Row("errors in words: `E.text` for gdb 16 and later, `E01;hex` for lldb",
+            {"QEnableErrorStrings": "QEnableErrorStrings"}, (
+            "gdbstub/test_session.py::test_errors_come_in_the_richest_form_the_client_takes",
+            "e2e/test_protocol.py::test_errors_in_words")),
+        Row("all-stop and extended mode", {"!": "!", "QNonStop": "QNonStop:0", "?": "?"}, (
+            "gdbstub/test_session.py::test_threads", "gdbstub/test_session.py::test_nothing_to_attach_to")),
+    ),
+    "Inferiors and threads": (
+        Row("one process for the hypervisor and each guest", {"vAttach": "vAttach;2", "D": "D;1", "qAttached": "qAttached:1"}, (
+            "gdbstub/test_session.py::test_attach_and_detach_leave_the_others_alone",
+            "e2e/test_inferiors.py::test_guests_come_and_go")),
+        Row("run again, kill", {"vRun": "vRun;", "vKill": "vKill;1", "k": "", "R": ""}, (
+            "gdbstub/test_session.py::test_kill_run_and_restart", "e2e/test_running.py::test_kill_and_run_again")),
+        Row("threads, one for each CPU and vCPU", {
+            "H": "Hgp1.1", "T": "Tp1.1", "qC": "qC", "qfThreadInfo": "qfThreadInfo", "qsThreadInfo": "qsThreadInfo",
+            "qThreadExtraInfo": "qThreadExtraInfo,p1.1", "qXfer:threads": "qXfer:threads:read::0,1000"}, (
+            "gdbstub/test_session.py::test_threads", "e2e/test_modes.py::test_two_processors")),
+        Row("`info os processes`", {"qXfer:osdata": "qXfer:osdata:read:processes:0,1000"}, (
+            "gdbstub/test_session.py::test_osdata_lists_every_inferior", "e2e/test_protocol.py::test_lists_and_files")),
+        Row("symbols through the stub", {
+            "qXfer:exec-file": "qXfer:exec-file:read:1:0,100", "vFile:setfs": "vFile:setfs:0",
+            "vFile:open": f"vFile:open:{_hex('/example/program')},0,0",
+            "vFile:pread": f"vFile:open:{_hex('/example/program')},0,0 vFile:pread:3,10,0",
+            "vFile:fstat": f"vFile:open:{_hex('/example/program')},0,0 vFile:fstat:3",
+            "vFile:stat": f"vFile:stat:{_hex('/example/program')}", "vFile:lstat": f"vFile:lstat:{_hex('/example/program')}",
+            "vFile:close": f"vFile:open:{_hex('/example/program')},0,0 vFile:close:3"}, (
+            "gdbstub/test_session.py::test_files_are_those_the_target_offers",
+            "gdbstub/test_gdb.py::test_symbols_come_through_the_stub", "e2e/test_protocol.py::test_lists_and_files")),
+    ),
+    "Registers and memory": (
+        Row("registers, described", {
+            "qXfer:features": "qXfer:features:read:target.xml:0,1000", "g": "g", "G": "G", "p": "p10", "P": "P10=0010000000000000"}, (
+            "gdbstub/test_session.py::test_registers", "e2e/test_modes.py::test_guests_of_other_modes")),
+        Row("memory, as far as it can be read; 128 KiB at once", {
+            "m": f"m{_C},8", "x": f"x{_C},8", "M": f"M{_D},1:5a", "X": f"X{_D},1:Z"}, (
+            "gdbstub/test_session.py::test_reads_give_the_readable_prefix", "gdbstub/test_session.py::test_writes",
+            "e2e/test_protocol.py::test_memory_in_bulk", "e2e/test_protocol.py::test_the_readable_part_of_a_range")),
+        Row("`find`", {"qSearch": f"qSearch:memory:{_C};100;\x90"}, (
+            "gdbstub/test_session.py::test_search", "e2e/test_protocol.py::test_memory_in_bulk")),
+        Row("`compare-sections`", {"qCRC": f"qCRC:{_C},100"}, (
+            "gdbstub/test_session.py::test_crc_is_gdbs", "e2e/test_protocol.py::test_memory_in_bulk")),
+        Row("`info mem`: all linear addresses, since page tables change", {"qXfer:memory-map": "qXfer:memory-map:read::0,1000"}, (
+            "gdbstub/test_session.py::test_documents_fit_together_and_end", "e2e/test_protocol.py::test_lists_and_files")),
+    ),
+    "Breakpoints and watchpoints": (
+        Row("breakpoints, software and hardware alike: nothing is written to memory", {"Z": f"Z0,{_C},1", "z": f"z0,{_C},1"}, (
+            "gdbstub/test_resume.py::test_breakpoints", "e2e/test_breakpoints.py::test_before_paging_and_through_world_switches",
+            "e2e/test_processes.py::test_a_user_breakpoint_and_one_of_the_kernel")),
+        Row("watchpoints for writes, reads and both, of 1 to 4096 bytes at any address; pc behind the store",
+            {"Z": f"Z2,{_D},8"}, (
+            "e2e/test_watchpoints.py::test_each_store_stops_behind_itself",
+            "e2e/test_watchpoints.py::test_any_length_and_alignment", "e2e/test_watchpoints.py::test_it_follows_the_page_tables",
+            "e2e/test_watchpoints.py::test_the_processors_own_accesses", "e2e/test_watchpoints.py::test_thousands")),
+        Row("by guest-physical and system-physical address (`monitor watch`), with the one who did it, devices too",
+            {"qRcmd": f"qRcmd,{_hex('echo x')}"}, (
+            "e2e/test_watchpoints.py::test_other_address_spaces", "e2e/test_watchpoints.py::test_a_device_is_named")),
+        Row("ranges (`monitor break-range`: gdb sends none for x86)", {"qRcmd": f"qRcmd,{_hex('echo x')}"}, (
+            "e2e/test_watchpoints.py::test_ranges",)),
+    ),
+    "Running": (
+        Row("continue, step, step over a range, each thread by itself", {
+            "vCont?": "vCont?", "vCont": "vCont;s:p1.1;c", "c": f"Z0,{CODE + 4:x},1 c", "s": "s",
+            "C": f"Z0,{CODE + 4:x},1 C05", "S": "S05"}, (
+            "gdbstub/test_resume.py::test_actions_choose_threads", "gdbstub/test_resume.py::test_a_range_is_stepped_through",
+            "e2e/test_running.py::test_steps_over_intercepted_instructions",
+            "e2e/test_running.py::test_steps_pass_over_interrupts")),
+        Row("^C, also where it crosses a stop", {"vCtrlC": "vCtrlC"}, (
+            "gdbstub/test_resume.py::test_interrupt_right_behind_continue_is_not_lost",
+            "gdbstub/test_server.py::test_interrupts_are_seen_in_milliseconds", "e2e/test_running.py::test_interrupts")),
+    ),
+    "lldb": (
+        Row("who it talks to, threads and registers at once", {
+            "qHostInfo": "qHostInfo", "qProcessInfo": "qProcessInfo", "QThreadSuffixSupported": "QThreadSuffixSupported",
+            "QListThreadsInStopReply": "QListThreadsInStopReply", "jThreadsInfo": "jThreadsInfo",
+            "qThreadStopInfo": "qThreadStopInfop1.1"}, (
+            "gdbstub/test_session.py::test_lldb_packets", "e2e/test_lldb.py::test_lldb")),
+        Row("`memory region`", {"qMemoryRegionInfo": f"qMemoryRegionInfo:{_C}"}, ("gdbstub/test_session.py::test_lldb_packets",)),
+    ),
+}  # fmt: skip
+
+_HEAD = """# What debuggers may ask
+
+Made by `python -m tests.gdbstub.rows` from the table that `tests/gdbstub/test_rows.py` checks: every packet of the stub is here,
+each is answered, and each test exists. Tests in `gdbstub/` run on the library's example target, those in `e2e/` on machines
+with stock gdb (13 and 18) and lldb. How fast it all is stands in [performance.md](performance.md).
+"""
+
+
+def lines() -> Iterator[str]:
+    yield _HEAD
+    for section, rows in SECTIONS.items():
+        yield f"## {section}\n"
+        yield "| what | packets | tests |\n| --- | --- | --- |"
+        for row in rows:
+            packets = ", ".join(f"`{name}`" for name in row.packets)
+            tests = "<br>".join(test.replace("::test_", ": ").replace("test_", "").replace("_", " ") for test in row.tests)
+            yield f"| {row.what} | {packets} | {tests} |"
+        yield ""
+
+
+def document() -> str:
+    return "\n".join(lines())
+
+
+if __name__ == "__main__":
+    print(document(), end="")
