@@ -13,6 +13,7 @@ Each process has two pages of memory and CPUs that know six real x86 instruction
 """
 
 import asyncio
+import select
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -93,6 +94,7 @@ class Example:
         self.pending: list[Event] = []
         self.together = False  # as on CPUs that a hypervisor and its guests share: nobody can hold still alone
         self.executed = 0
+        self.input = -1  # where the client's requests arrive
         self._next = 0
         self.boot()
 
@@ -193,6 +195,8 @@ class Example:
             for thread in self.actions:
                 return self._execute(thread) or Stop(thread)
         for _ in range(_SLICE):
+            if self.input >= 0 and select.select((self.input,), (), (), 0)[0]:
+                return None
             threads = list(self._runnable())
             if not threads:
                 return None
@@ -264,6 +268,9 @@ class Example:
         return None
 
     # -- optional capabilities
+
+    def watch_input(self, descriptor: int) -> None:
+        self.input = descriptor
 
     def monitor(self, command: str, write: Callable[[str], object], thread: ThreadId) -> None:
         word, _, rest = command.partition(" ")

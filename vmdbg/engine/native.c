@@ -339,11 +339,15 @@ static void run(struct runtime *rt)
         executed += rt->executed;
         look -= rt->executed;
         if (rest && rt->reason == BUDGET) {
+            if (fresh && !rt->executed) {   /* a block that is longer than that */
+                look = INT64_MAX;
+                continue;
+            }
             if (asked(rt)) {
                 rt->reason = ASKED;
                 break;
             }
-            look = fresh && !rt->executed ? INT64_MAX : rt->look;   /* a block that is longer than that */
+            look = rt->look;
             continue;
         }
         if (!rt->on_exit)                   /* somebody looks at every stop */
