@@ -4,6 +4,7 @@ from enum import IntEnum
 
 from introspect.avic import EOI, EXIT_WRITE, IncompleteIpi, register
 from introspect.layout import Bits, bit, bits
+from introspect.smm import SMM_IO
 
 __all__ = [
     "EVENT", "EXCEPTION_BASE", "INTERCEPT_CODES", "IOIO", "NPF_INFO", "PF_ERROR", "SMI_INFO", "ExitCode", "describe_event",
@@ -224,17 +225,9 @@ class IOIO(Bits):
     meanings = {"SEG": dict(enumerate(("ES", "CS", "SS", "DS", "FS", "GS")))}  # noqa: RUF012 - ClassVar in Bits
 
 
-class SMI_INFO(Bits):
-    """EXITINFO1 of an SMI, with the I/O instruction that it followed if there was one (APM2 15.13.3)."""
+class SMI_INFO(SMM_IO):
+    """EXITINFO1 of an SMI: what SMM_IO says, where IN and VALID are called TYPE and VAL, and more (APM2 15.13.3)."""
 
-    TYPE = bit(0)
-    VAL = bit(1)
-    STR = bit(2)
-    REP = bit(3)
-    SZ8 = bit(4)
-    SZ16 = bit(5)
-    SZ32 = bit(6)
-    PORT = bits(31, 16)
     SMIRC = bit(32)
     SMISRC = bit(33)
     TF = bit(34)
@@ -280,9 +273,9 @@ def _describe_ioio(info1: int, next_rip: int) -> str:
 
 def _describe_smi(info1: int, next_rip: int) -> str:
     where = "external" if info1 & SMI_INFO.SMISRC else "internal"
-    if not info1 & SMI_INFO.VAL:
+    if not info1 & SMI_INFO.VALID:
         return where
-    verb = "IN" if info1 & SMI_INFO.TYPE else "OUT"
+    verb = "IN" if info1 & SMI_INFO.IN else "OUT"
     return f"{where}, behind {verb} port {SMI_INFO.get(info1, 'PORT'):#x}, next rIP {next_rip:#x}"
 
 

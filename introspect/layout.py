@@ -35,7 +35,10 @@ def bits(high: int, low: int) -> int:
 
 
 class Bits:
-    """Base of all bit-field tables: every public int attribute of a subclass is the mask of one field."""
+    """Base of all bit-field tables: every public int attribute of a subclass is the mask of one field.
+
+    A table that has another's fields and more is a subclass of that one.
+    """
 
     fields: ClassVar[Mapping[str, int]] = {}
     defined: ClassVar[int] = 0
@@ -46,7 +49,9 @@ class Bits:
 
     def __init_subclass__(cls) -> None:
         own = vars(cls).items()
-        cls.fields = {name: mask for name, mask in own if isinstance(mask, int) and name not in ("defined", "ones")}
+        cls.fields = {
+            **cls.fields, **{name: mask for name, mask in own if isinstance(mask, int) and name not in ("defined", "ones")}
+        }  # fmt: skip
         cls.defined = cls.ones
         for mask in cls.fields.values():
             cls.defined |= mask

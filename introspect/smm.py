@@ -10,7 +10,7 @@ SMM_SAVE_OFFSET = 0xFE00
 
 
 class SMM_IO(Bits):
-    """The I/O instruction that an SMI followed: the area's dword, and with more bits EXITINFO1 (APM2 10.2.5, 15.13.3)."""
+    """The I/O instruction that an SMI followed (APM2 10.2.5)."""
 
     IN = bit(0)
     VALID = bit(1)

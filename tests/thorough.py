@@ -3,7 +3,8 @@
 python -m tests.thorough vmcbs [COUNT [FIRST]]    hostile VMCBs (100,000)
 python -m tests.thorough walks [COUNT [FIRST]]    page walks, the engine's against `introspect`'s (1,000,000)
 
-Exit status 0 if all went well.  Five hundred seeds that take ten minutes count as a hang; what was being done is on the last line.
+Exit status 0 if all went well.  Five hundred seeds that take ten minutes count as a hang.  On a terminal the last line says which
+of them are being tried, elsewhere those at most 20 seconds before.
 """
 
 from __future__ import annotations
@@ -20,27 +21,55 @@ from tests.svm.test_hostile import run
 
 BATCH = 500
 """Seeds between two lines of progress."""
+EVERY = 20.0
+"""Seconds between two lines where the output is no terminal."""
 EACH = 10
 """VMCBs that one machine is given: to make one takes longer than to run one."""
 
 
-def batches(what: str, first: int, count: int) -> Iterator[range]:
-    """The seeds in batches; what is being done stands on the last line, should the process die of it."""
-    start = monotonic()
-    for at in range(first, first + count, BATCH):
-        faulthandler.dump_traceback_later(600, exit=True)
-        print(f"\r{what}: from seed {at}, {monotonic() - start:.0f} s", end="", flush=True)
-        yield range(at, min(at + BATCH, first + count))
-    faulthandler.cancel_dump_traceback_later()
-    print(f"\r{what}: seeds {first} to {first + count - 1} in {monotonic() - start:.0f} s")
+class Progress:
+    """How far it is: one line on a terminal, elsewhere a line now and then."""
+
+    def __init__(self, what: str, total: int) -> None:
+        self.what, self.total, self.done = what, total, 0
+        self.start = self.told = monotonic()
+
+    def batches(self, part: str, first: int, count: int) -> Iterator[range]:
+        """The seeds in batches: what is being tried is told first, since the process may die of it."""
+        for at in range(first, first + count, BATCH):
+            faulthandler.dump_traceback_later(600, exit=True)
+            seeds = range(at, min(at + BATCH, first + count))
+            self._tell(f"{part} from seed {at}")
+            yield seeds
+            self.done += len(seeds)
+        faulthandler.cancel_dump_traceback_later()
+
+    def _tell(self, doing: str) -> None:
+        now = monotonic()
+        if sys.stdout.isatty() or not self.done or now - self.told >= EVERY:
+            self.told, spent = now, now - self.start
+            left = f", about {spent / self.done * (self.total - self.done):,.0f} s left" if self.done else ""
+            share = 100 * self.done // self.total
+            self._print(f"{self.done:,} of {self.total:,} {self.what} ({share} %) in {spent:,.0f} s{left}; {doing}")
+
+    def end(self, outcomes: Counter[str], of: str) -> None:
+        """All is done: how it went."""
+        found = ", ".join(f"{name} {times:,}" for name, times in outcomes.most_common())
+        self._print(f"{self.done:,} {self.what} in {monotonic() - self.start:,.0f} s; {of}: {found}", last=True)
+
+    @staticmethod
+    def _print(line: str, *, last: bool = False) -> None:
+        terminal = sys.stdout.isatty()
+        print(f"\r\033[K{line}" if terminal else line, end="" if terminal and not last else "\n", flush=True)
 
 
 def vmcbs(count: int, first: int) -> None:
-    exits: Counter[int] = Counter()
-    for seeds in batches("VMCBs", first, count):
+    exits: Counter[str] = Counter()
+    progress = Progress("VMCBs", count)
+    for seeds in progress.batches("a machine for each ten", first, count):
         for seed in seeds[::EACH]:
-            exits.update(run(seed, EACH))
-    print("machines that saw: " + ", ".join(f"{exit_name(code)} {times}" for code, times in exits.most_common()))
+            exits.update(map(exit_name, run(seed, EACH)))
+    progress.end(exits, "machines that saw")
 
 
 def walks(count: int, first: int) -> None:
@@ -53,11 +82,12 @@ def walks(count: int, first: int) -> None:
         ),
     ]  # fmt: skip
     share = -(-count // len(kinds))
+    outcomes: Counter[str] = Counter()
+    progress = Progress("walks", share * len(kinds))
     for number, (name, walk) in enumerate(kinds):
-        outcomes: Counter[object] = Counter()
-        for seeds in batches(name, first + number * share, share):
-            outcomes += walk(seeds)
-        print(f"  {dict(outcomes)}")
+        for seeds in progress.batches(name, first + number * share, share):
+            outcomes.update({str(outcome): times for outcome, times in walk(seeds).items()})
+    progress.end(outcomes, "outcomes")
 
 
 WHAT = {"vmcbs": (vmcbs, 100_000), "walks": (walks, 1_000_000)}

@@ -68,6 +68,12 @@ class Served:
     def connect(self, gdb: Gdb) -> str:
         return gdb(f"target extended-remote 127.0.0.1:{self.port}")
 
+    def ends_as(self, gdb: Gdb, undebugged: Outcome) -> None:
+        """The machine runs to its end, and all that it leaves behind is what it leaves undebugged."""
+        assert f"exited with code 0{undebugged.status:o}" in gdb("continue")
+        gdb.close()
+        assert self.finish() == undebugged
+
     def finish(self) -> Outcome:
         """Wait for the end of the machine, whose client must be gone or about to go."""
         self.errors += self.process.communicate(timeout=60)[1]
@@ -87,3 +93,11 @@ def attach(gdb: Gdb, pid: int, symbols: Path | None = None, command: str = "file
     gdb(f"inferior {added[1]}")
     printed = gdb(f"{command} {symbols}") if symbols is not None else ""
     return printed + gdb(f"attach {pid}")
+
+
+def reach(gdb: Gdb, function: str) -> None:
+    """Continue to a function, over stops at which guests appear; no breakpoint is left."""
+    gdb(f"break {function}")
+    while f", {function} (" not in gdb("continue"):
+        pass
+    gdb("delete")

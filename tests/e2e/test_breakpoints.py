@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.served import Served, attach, run
+from tests.e2e.served import Served, attach, reach, run
 from tests.gdbstub.gdb import Gdb
 
 Serve = Callable[..., Served]
@@ -86,9 +86,7 @@ def test_watchpoints_of_a_guest(gdb: Gdb, serve: Serve, hypervisor: Path, tmp_pa
     printed = gdb("continue")
     assert "Hardware watchpoint 6" in printed, printed
     gdb("delete")
-    assert "exited with code 01" in gdb("continue")
-    gdb.close()
-    assert served.finish() == undebugged
+    served.ends_as(gdb, undebugged)
 
 
 @pytest.mark.parametrize("runtime", ["native", "python"])
@@ -97,10 +95,7 @@ def test_on_a_page_of_hot_code(gdb: Gdb, serve: Serve, image: Image, tmp_path: P
     undebugged = run(elf, tmp_path)
     served = serve(elf, "--runtime", runtime)
     served.connect(gdb)
-    gdb("break again")
-    while "Breakpoint 1, again" not in gdb("continue"):
-        pass
-    gdb("delete")
+    reach(gdb, "again")
     value = gdb.value("*(long *)&hot")
     gdb("watch *(long *)&hot")
     gdb("break *after_vmexit")
@@ -115,22 +110,17 @@ def test_on_a_page_of_hot_code(gdb: Gdb, serve: Serve, image: Image, tmp_path: P
     gdb("rwatch *(long *)&hot")
     assert "Value = " in gdb("continue")
     gdb("delete")
-    assert "exited with code 01" in gdb("continue")
-    gdb.close()
-    assert served.finish() == undebugged
+    served.ends_as(gdb, undebugged)
 
 
 def test_a_breakpoint_of_one_that_was_not_resumed_is_passed(gdb: Gdb, serve: Serve, image: Image) -> None:
     gdb("set schedule-multiple off")
     served = serve(image("vcpus"))
     served.connect(gdb)
-    gdb("break second_vcpu")
-    while "Breakpoint 1, second_vcpu" not in gdb("continue"):
-        pass
+    reach(gdb, "second_vcpu")
     attach(gdb, 2)
     gdb("inferior 1")
     increment = gdb.value("(long)&increment")
-    gdb("delete")
     gdb("break *after_vmexit")
     gdb("inferior 2")
     gdb(f"tbreak *{increment:#x} thread 2.1")
@@ -170,9 +160,7 @@ def test_string_input_and_output(gdb: Gdb, serve: Serve, image: Image, tmp_path:
     gdb("tbreak *behind")
     gdb("continue")
     assert gdb.value("$rcx") == 0
-    assert "exited with code 01" in gdb("continue")
-    gdb.close()
-    assert served.finish() == undebugged
+    served.ends_as(gdb, undebugged)
 
 
 def test_a_watched_destination_changes(gdb: Gdb, serve: Serve, image: Image, tmp_path: Path) -> None:
@@ -186,9 +174,7 @@ def test_a_watched_destination_changes(gdb: Gdb, serve: Serve, image: Image, tmp
     assert "New value = 90" in printed, printed
     assert (gdb.value("$pc"), gdb.value("$rcx")) == (gdb.value("(long)&at_ins"), 2)
     gdb("delete")
-    assert "exited with code 01" in gdb("continue")
-    gdb.close()
-    assert served.finish() == undebugged
+    served.ends_as(gdb, undebugged)
 
 
 @pytest.mark.parametrize("runtime", ["native", "python"])
@@ -215,6 +201,4 @@ def test_beside_those_of_the_software_itself(gdb: Gdb, serve: Serve, image: Imag
     for value in range(2, 5):
         assert f"New value = {value}\n" in gdb("continue")
     gdb("delete")
-    assert "exited with code 051" in gdb("continue")
-    gdb.close()
-    assert served.finish() == undebugged
+    served.ends_as(gdb, undebugged)

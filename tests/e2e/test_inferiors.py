@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.e2e.served import Served, attach, run
+from tests.e2e.served import Served, attach, reach, run
 from tests.gdbstub.gdb import Gdb
 
 Serve = Callable[..., Served]
@@ -159,10 +159,7 @@ def test_breakpoints_belong_to_one_inferior(gdb: Gdb, serve: Serve, image: Image
     elf = image("vcpus")
     served = serve(elf)
     served.connect(gdb)
-    gdb("break again")
-    while "Breakpoint 1, again" not in gdb("continue"):
-        pass
-    gdb("delete")
+    reach(gdb, "again")
     increment = gdb.value("(long)&increment")
     attach(gdb, 2)
     gdb("add-inferior")

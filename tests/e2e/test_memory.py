@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.e2e.served import Served, attach
+from tests.e2e.served import Served, attach, reach
 from tests.gdbstub.gdb import Gdb
 
 Serve = Callable[..., Served]
@@ -58,10 +58,7 @@ def test_writes_to_a_guest_that_is_not_on_the_processor(
 ) -> None:
     served = serve(image("vcpus"))
     served.connect(gdb)
-    gdb("break second_vcpu")
-    while "Breakpoint 1, second_vcpu" not in gdb("continue"):
-        pass
-    gdb("delete")
+    reach(gdb, "second_vcpu")
     symbols = {name: gdb.value(f"(long)&{name}") for name in ("guest", "increment", "at_out", "at_vmmcall", "vmcb1")}
     attach(gdb, 2)
 

@@ -50,9 +50,7 @@ def test_boot_sector_through_three_modes(gdb: Gdb, serve: Serve, examples: Path,
     assert gdb.value("$rdx") == 0x3F8
     assert "mov    $0x7c00,%esp" in gdb("x/i $pc")
     gdb("delete")
-    assert "exited with code 01" in gdb("continue")
-    gdb.close()
-    assert served.finish() == undebugged
+    served.ends_as(gdb, undebugged)
 
 
 def test_guests_of_other_modes(gdb: Gdb, serve: Serve, hypervisor: Path, tmp_path: Path) -> None:
@@ -105,9 +103,7 @@ def test_guests_of_other_modes(gdb: Gdb, serve: Serve, hypervisor: Path, tmp_pat
     assert gdb.value("*(int *)0x20000") > before
     gdb("inferior 1")
     gdb("delete")
-    assert "exited with code 01" in gdb("continue")
-    gdb.close()
-    assert served.finish() == undebugged
+    served.ends_as(gdb, undebugged)
 
 
 def test_two_processors(gdb: Gdb, serve: Serve, image: Callable[[str], Path], tmp_path: Path) -> None:
@@ -140,6 +136,4 @@ def test_two_processors(gdb: Gdb, serve: Serve, image: Callable[[str], Path], tm
     printed = gdb("continue")
     assert 'Thread 2 "CPU 1" hit Hardware watchpoint 3' in printed, printed
     gdb("delete")
-    assert "exited with code 01" in gdb("continue")
-    gdb.close()
-    assert served.finish() == undebugged
+    served.ends_as(gdb, undebugged)

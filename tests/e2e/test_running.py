@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.e2e.served import Served, attach, run
+from tests.e2e.served import Served, attach, reach, run
 from tests.gdbstub.gdb import Gdb
 from tests.gdbstub.serving import Wire
 
@@ -21,10 +21,7 @@ def test_steps_over_intercepted_instructions(gdb: Gdb, serve: Serve, image: Imag
     undebugged = run(elf, tmp_path)
     served = serve(elf)
     served.connect(gdb)
-    gdb("break again")
-    while "Breakpoint 1, again" not in gdb("continue"):
-        pass
-    gdb("delete")
+    reach(gdb, "again")
 
     # The hypervisor steps over VMRUN to behind the #VMEXIT.
     gdb("break *run_until_vmmcall")
@@ -49,9 +46,7 @@ def test_steps_over_intercepted_instructions(gdb: Gdb, serve: Serve, image: Imag
            address["at_vmmcall"], address["at_vmmcall"] + 3, address["guest"], address["increment"]]  # fmt: skip
     assert seen == lap + lap
     gdb("inferior 1")
-    assert "exited with code 01" in gdb("continue")
-    gdb.close()
-    assert served.finish() == undebugged
+    served.ends_as(gdb, undebugged)
 
 
 def test_steps_pass_over_interrupts(gdb: Gdb, serve: Serve, hypervisor: Path, tmp_path: Path) -> None:
@@ -100,9 +95,7 @@ def test_steps_pass_over_interrupts(gdb: Gdb, serve: Serve, hypervisor: Path, tm
         gdb("next")
         assert "#0  schedule" in gdb("where 1")
     gdb("delete")
-    assert "exited with code 01" in gdb("continue")
-    gdb.close()
-    assert served.finish() == undebugged
+    served.ends_as(gdb, undebugged)
 
 
 def test_stop_on_vmexit(gdb: Gdb, serve: Serve, hypervisor: Path) -> None:

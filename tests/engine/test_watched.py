@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.engine.ports import PORT, Ports
-from tests.engine.rig import DATA, STACK, Rig
+from tests.engine.rig import DATA, HANDLERS, STACK, Rig
 from tests.svm.hypervisor import GUEST, IOPM, Hypervisor
 from vmdbg.engine.physical import WATCH_READ, WATCH_WRITE
 from vmdbg.engine.state import RCX, RDI, RDX, RSI, RSP
@@ -78,3 +78,20 @@ def test_an_intercepted_input_accesses_nothing(python: bool) -> None:
     h.state.set_reg(RDI, DATA)
     h.machine.engine.physical.watch(GUEST + DATA >> 12, WATCH_READ, True)
     assert h.enter() == 0x7B
+
+
+def test_stops_before_an_iret_that_an_nmi_waits_for(python: bool) -> None:
+    """The engine executes it after it has stopped for it once: that it then stops again for the page is told."""
+    rig = Rig("nop; nop", python=python)
+    rig.handler(2, "nop; iretq")
+    rig.cpu.nmi()
+    rig.step(2)
+    rig.cpu.nmi()
+    rig.machine.engine.physical.watch((STACK - 8) >> 12, WATCH_READ, True)
+    assert rig.machine.run(1000) == Event.WATCHED
+    assert (rig.rip, rig.state.nmi_blocked) == (HANDLERS + 0x21, True)
+    assert rig.machine.run(step=True) == Event.WATCHED
+    rig.machine.engine.physical.watch((STACK - 8) >> 12, WATCH_READ, False)
+    rig.handler(2, "hlt")
+    rig.run(1000)
+    assert rig.handled == 2

@@ -29,6 +29,15 @@ def test_names_show_flags_fields_and_strays() -> None:
     assert DR7.describe(0x0002_0401) == "L0 RW0=io"
 
 
+def test_a_table_with_more_of_the_same() -> None:
+    class More(Sample):
+        last = bit(8)
+
+    assert list(More.fields) == ["flag", "kind", "wide", "last"]
+    assert More.names(0x121) == ["flag", "kind=two", "last"]
+    assert Sample.names(0x100) == ["reserved=0x100"]
+
+
 def test_get_and_make_are_inverse() -> None:
     value = Sample.make(flag=1, kind=5, wide=0xDEAD)
     assert value == 0xDEAD_0000_0051

@@ -40,7 +40,7 @@ def test_an_smi_behind_an_out(python: bool) -> None:
     h = Hypervisor("outb %al, $0xb2\nnext: nop; vmmcall", python=python)
     h.intercept(ExitCode.SMI)
     assert h.enter() == ExitCode.SMI
-    assert h["exitinfo1"] == SMI_INFO.make(SMISRC=1, VAL=1, SZ8=1, PORT=0xB2)
+    assert h["exitinfo1"] == SMI_INFO.make(SMISRC=1, VALID=1, SZ8=1, PORT=0xB2)
     assert h["rip"] == h["exitinfo2"] == h.labels["next"]
     assert "behind OUT port 0xb2" in describe_exit(h["exitcode"], h["exitinfo1"], h["exitinfo2"])
 

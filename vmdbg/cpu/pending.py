@@ -22,7 +22,6 @@ SX_INIT = 1
 """#SX's error code for a redirected INIT (APM2 8.4.3, 15.28)."""
 
 
-
 class Pending(Cpu):
     """A processor, as far as events that come from outside its instructions go."""
 

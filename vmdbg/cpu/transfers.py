@@ -1,4 +1,4 @@
-"""Control transfers that end in another place than the engine could find: software interrupts, task switches, system calls."""
+"""Control transfers that we make in the engine's place: software interrupts, task switches, system calls."""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ from unicorn.unicorn_py3.unicorn import uclib
 from introspect.paging import NestedFault
 
 from . import layout
+from .bases import mend_code_bases, mend_segment_overrides
 from .errors import EngineError
 from .memory import PAGE, Ram
 from .physical import APIC_PAGE, MSRPM_PAGES, PRIVATE, PRIVATE_SIZE, VMCB_PAGE, WINDOW, WINDOW_PAGES, Npt, Physical
@@ -98,6 +99,8 @@ class Engine:
         layout.calibrate(uc)
         withdraw_features(uc)
         withdraw_string_io()
+        mend_code_bases()
+        mend_segment_overrides()
         self.has_xsave = mend_xsave()
         """XSAVE and its like are right."""
         uc.ctl_exits_enabled(True)

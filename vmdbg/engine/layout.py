@@ -41,6 +41,8 @@ LSTAR = 4880
 CSTAR = 4888
 SFMASK = 4896
 KERNEL_GS_BASE = 4904
+CODE_BASE = 4928
+"""The engine's tsc_deadline, which nothing in it reads or writes: for us the base in CS while 64-bit code runs (see state.py)."""
 TSC_AUX = 4936
 XCR0 = 4944
 PAT = 5320

@@ -21,6 +21,10 @@ HF2_GIF, HF2_NMI, HF2_NPT = 1 << 0, 1 << 2, 1 << 6
 # The engine's segment flags are the high dword of a descriptor without the base: G D/B L AVL at 23:20, the rest at 15:8.
 ATTRIB_DB, ATTRIB_L = 1 << 10, 1 << 9
 
+CODE_BASE_KEPT = 1 << 0
+"""In CS's flags, with a base of 0: 64-bit code ignores its base (APM2 4.8.1), which CS holds all the same, and the engine would
+add.  It is kept in `layout.CODE_BASE`.  Flags of a descriptor have bits of the base there, which are 0 if that is."""
+
 _Q_REGS = layout.REGS // 8
 _Q_EIP = layout.EIP // 8
 _Q_EFLAGS = layout.EFLAGS // 8
@@ -29,6 +33,8 @@ _I_HFLAGS2 = layout.HFLAGS2 // 4
 _I_SELECTOR = layout.SEGMENTS // 4
 _Q_BASE = (layout.SEGMENTS + 8) // 8
 _I_LIMIT = (layout.SEGMENTS + 16) // 4
+_I_CS_FLAGS = (layout.SEGMENTS + 24 * CS + 20) // 4
+_Q_CODE_BASE = layout.CODE_BASE // 8
 _Q_CR = layout.CR // 8
 _Q_EFER = layout.EFER // 8
 _Q_DR = layout.DR // 8
@@ -167,7 +173,10 @@ class CpuState:
         return self.i[_I_SELECTOR + 6 * segment] & 0xFFFF
 
     def base(self, segment: int) -> int:
-        return self.q[_Q_BASE + 3 * segment]
+        base = self.q[_Q_BASE + 3 * segment]
+        if segment == CS and not base and self.i[_I_CS_FLAGS] & CODE_BASE_KEPT:
+            return self.q[_Q_CODE_BASE]
+        return base
 
     def limit(self, segment: int) -> int:
         return self.i[_I_LIMIT + 6 * segment]
@@ -269,10 +278,12 @@ class CpuState:
             flags |= HF_OSFXSR
         if cr4 & 0x200000:
             flags |= HF_SMAP
-        cs_flags = i[_I_LIMIT + 6 * CS + 1]
+        cs_flags = i[_I_CS_FLAGS]
         if efer & 0x400 and cs_flags & (1 << 21):
             flags |= HF_CS32 | HF_SS32 | HF_CS64
-            q[_Q_BASE + 3 * CS] = 0  # ignored in 64-bit mode (APM2 4.8.1), but the engine would add it
+            if q[_Q_BASE + 3 * CS]:
+                q[_Q_CODE_BASE], q[_Q_BASE + 3 * CS] = q[_Q_BASE + 3 * CS], 0
+                i[_I_CS_FLAGS] = cs_flags | CODE_BASE_KEPT
         else:
             if cs_flags & (1 << 22):
                 flags |= HF_CS32

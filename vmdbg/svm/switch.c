@@ -58,7 +58,7 @@ struct switcher {                       /* of one CPU */
 /* Offsets in a uc_context, then in a VMCB: from engine/layout.py and introspect/vmcb.py. */
 static struct {
     uint32_t regs, eip, eflags, hflags, hflags2, segments, cr, efer, pat, vm_hsave, sysenter_cs, lstar, tsc_aux, intercept,
-        nested_cr3;
+        nested_cr3, code_base;
 } at;
 static struct {
     uint32_t es, fs, gdtr, ldtr, idtr, tr, cpl, efer, controls, rsp, rax, msrs, cr2, g_pat, v_intr, int_state, exitcode,
@@ -79,6 +79,7 @@ enum { DR7_ENABLED = 0xff };
 enum { EFER_LME = 1 << 8, EFER_LMA = 1 << 10, EFER_SVME = 1 << 12 };
 enum { CR4_OSFXSR = 1 << 9, CR4_SMAP = 1 << 21 };
 enum { SEG_L = 1 << 21, SEG_DB = 1 << 22 };             /* in the engine's form */
+enum { CODE_BASE_KEPT = 1 << 0 };                       /* of state.py */
 enum { CR3_WRITE = 0x13, RDTSC = 0x6e, CPUID = 0x72, HLT = 0x78, IOIO = 0x7b, MSR = 0x7c, VMRUN = 0x80, VMLOAD = 0x82,
        VMSAVE = 0x83, SKINIT = 0x86 };
 enum { IO_IN = 1 << 0, IO_SIZE = 1 << 4, IO_A16 = 1 << 7, IO_A32 = 1 << 8, IO_A64 = 1 << 9, IO_SEGMENT = 1 << 10 };
@@ -148,6 +149,8 @@ static void store_state(struct runtime *rt, struct switcher *sw, uint8_t *to)
     uint64_t *controls = (uint64_t *)(to + in.controls);
     for (int i = ES; i <= DS; i++)
         to_vmcb((struct segment *)(to + in.es) + i, hidden + i);
+    if (!hidden[CS].base && hidden[CS].flags & CODE_BASE_KEPT)
+        ((struct segment *)(to + in.es))[CS].base = FIELD(rt, uint64_t, at.code_base);
     *(uint32_t *)(to + in.gdtr + 4) = hidden[GDTR].limit;
     Q(to, in.gdtr + 8) = hidden[GDTR].base;
     *(uint32_t *)(to + in.idtr + 4) = hidden[IDTR].limit;
@@ -204,7 +207,11 @@ static void refresh(struct runtime *rt, uint32_t cpl, bool shadow)
         flags |= HF_SMAP;
     if (efer & EFER_LMA && cs & SEG_L) {
         flags |= HF_CS32 | HF_SS32 | HF_CS64;
-        hidden[CS].base = 0;
+        if (hidden[CS].base) {
+            FIELD(rt, uint64_t, at.code_base) = hidden[CS].base;
+            hidden[CS].base = 0;
+            hidden[CS].flags = cs | CODE_BASE_KEPT;
+        }
     } else {
         if (cs & SEG_DB)
             flags |= HF_CS32;

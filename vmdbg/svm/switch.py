@@ -80,6 +80,7 @@ class State(ctypes.Structure):
 _AT = (
     layout.REGS, layout.EIP, layout.EFLAGS, layout.HFLAGS, layout.HFLAGS2, layout.SEGMENTS, layout.CR, layout.EFER, layout.PAT,
     layout.VM_HSAVE, layout.SYSENTER_CS, layout.LSTAR, layout.TSC_AUX, layout.INTERCEPT, layout.NESTED_CR3,
+    layout.CODE_BASE,
 )  # fmt: skip
 _IN = tuple(
     VMCB.offset_of(name)

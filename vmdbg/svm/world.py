@@ -18,7 +18,7 @@ from vmdbg.cpu.core import DR6_BS, RFLAGS_VM, Cpu, Notice, dr6_value, dr7_value
 from vmdbg.cpu.faults import GP, PF, CpuFault, Event, Kind, NestedPageFault
 from vmdbg.cpu.operands import accesses
 from vmdbg.engine import layout
-from vmdbg.engine.state import CS, DS, ES, GDTR, HF_CS64, IDTR, RSP, CpuState
+from vmdbg.engine.state import CODE_BASE_KEPT, CS, DS, ES, GDTR, HF_CS64, IDTR, RSP, CpuState
 from vmdbg.platform.msrs import (
     DEBUGCTL,
     DEBUGCTL_BITS,
@@ -82,8 +82,8 @@ _at = VMCB.offset_of
 _ES, _FS, _LDTR, _TR = (_at(f"{name}.selector") for name in ("es", "fs", "ldtr", "tr"))
 _GDTR, _IDTR, _CPL, _CR4, _STAR = _at("gdtr.limit"), _at("idtr.limit"), _at("cpl"), _at("cr4"), _at("star")
 _EXITCODE, _INSN_LEN, _DBGCTL = _at("exitcode"), _at("insn_len"), _at("dbgctl")
-_EFER, _RSP, _RAX, _CR2, _G_PAT, _V_INTR, _INT_STATE, _EVENTINJ, _NRIP = (
-    _at(name) // 8 for name in ("efer", "rsp", "rax", "cr2", "g_pat", "v_intr", "int_state", "eventinj", "nrip")
+_CS_BASE, _EFER, _RSP, _RAX, _CR2, _G_PAT, _V_INTR, _INT_STATE, _EVENTINJ, _NRIP = (
+    _at(name) // 8 for name in ("cs.base", "efer", "rsp", "rax", "cr2", "g_pat", "v_intr", "int_state", "eventinj", "nrip")
 )
 """Fields of 8 bytes, as indices."""
 _SAVED_FS_GS, _SAVED_LDTR, _SAVED_TR = slice(_FS, _FS + 32), slice(_LDTR, _LDTR + 16), slice(_TR, _TR + 16)
@@ -99,6 +99,7 @@ _Q_RAX, _Q_RSP, _Q_RIP, _Q_RFLAGS, _Q_EFER = (
 )
 _Q_CR0, _Q_CR2, _Q_CR3, _Q_CR4 = (layout.CR // 8 + number for number in (0, 2, 3, 4))
 _Q_PAT, _Q_HSAVE, _I_HFLAGS = layout.PAT // 8, layout.VM_HSAVE // 8, layout.HFLAGS // 4
+_I_CS_FLAGS = (layout.SEGMENTS + 24 * CS + 20) // 4
 _SYSENTER = slice(layout.SYSENTER_CS, layout.SYSENTER_CS + 32)
 _SYSCALL = slice(layout.LSTAR, layout.LSTAR + 32)
 """SYSENTER_CS SYSENTER_ESP SYSENTER_EIP STAR; LSTAR CSTAR SFMASK KERNEL_GS_BASE."""
@@ -195,6 +196,8 @@ def _store_state(cpu: Cpu, view: memoryview) -> None:
     s = cpu.state
     q, i, to = s.q, s.i, view.cast("Q")
     view[_FLAT] = _to_vmcb(bytes(s.bytes[_HIDDEN_FLAT]))
+    if i[_I_CS_FLAGS] & CODE_BASE_KEPT:
+        to[_CS_BASE] = s.base(CS)
     _TABLE.pack_into(view, _GDTR, i[_GDTR_LIMIT], q[_GDTR_BASE])
     _TABLE.pack_into(view, _IDTR, i[_IDTR_LIMIT], q[_IDTR_BASE])
     view[_CPL] = i[_I_HFLAGS] & 3
