@@ -10,12 +10,12 @@ from collections.abc import Callable
 from functools import partial
 
 from gdbstub.description import Description, Register
-from vmdbg.contexts import FPREGS, FPSTT, NUMBERS, SEGMENTS, LiveContext
+from vmdbg.contexts import NUMBERS, SEGMENTS, LiveContext
 from vmdbg.engine import layout
 
-_X87 = {f"st{number}": number for number in range(8)}
-_ZERO = ("fiseg", "fioff", "foseg", "fooff", "fop")
-"""The engine does not keep them."""
+_X87 = frozenset((
+    *(f"st{number}" for number in range(8)), "fctrl", "fstat", "ftag", "fiseg", "fioff", "foseg", "fooff", "fop",
+))  # fmt: skip
 _AT = (
     {name: layout.REGS + 8 * number for name, number in NUMBERS.items()}
     | {f"cr{number}": layout.CR + 8 * number for number in (2, 3, 4)}
@@ -25,6 +25,8 @@ _AT = (
 )
 """Offsets of what is in the context with all its bits."""
 _END = max(_AT.values()) + 16
+_FPU = slice(layout.FPU, layout.MXCSR)
+"""Where everything of the x87 is."""
 
 _Part = slice | bytes | Callable[[LiveContext, bytes], bytes]
 
@@ -33,9 +35,19 @@ def _read(name: str, size: int, context: LiveContext, raw: bytes) -> bytes:
     return ((context.read(name) or 0) & ((1 << 8 * size) - 1)).to_bytes(size, "little")
 
 
-def _x87(number: int, context: LiveContext, raw: bytes) -> bytes:
-    at = FPREGS + 16 * (raw[FPSTT] + number & 7)
-    return raw[at : at + 10]
+class _X87Part:
+    """The x87's registers, which few stops find changed."""
+
+    def __init__(self, registers: list[Register]) -> None:
+        self.registers = registers
+        self._raw = self._made = b""
+
+    def __call__(self, context: LiveContext, raw: bytes) -> bytes:
+        state = raw[_FPU]
+        if state != self._raw:
+            self._made = b"".join([_read(each.name, each.bits // 8, context, raw) for each in self.registers])
+            self._raw = state
+        return self._made
 
 
 def _parts(register: Register) -> list[_Part]:
@@ -46,8 +58,8 @@ def _parts(register: Register) -> list[_Part]:
         at = layout.SEGMENTS + 24 * SEGMENTS[name]
         return [slice(at, at + 2), bytes(size - 2)]
     if name in _X87:
-        return [partial(_x87, _X87[name])]
-    return [bytes(size)] if name in _ZERO else [partial(_read, name, size)]
+        return [_X87Part([register])]
+    return [partial(_read, name, size)]
 
 
 def _plan(registers: tuple[Register, ...]) -> tuple[_Part, ...]:
@@ -57,8 +69,8 @@ def _plan(registers: tuple[Register, ...]) -> tuple[_Part, ...]:
         last = plan[-1] if plan else None
         if isinstance(part, slice) and isinstance(last, slice) and last.stop == part.start:
             plan[-1] = slice(last.start, part.stop)
-        elif isinstance(part, bytes) and isinstance(last, bytes):
-            plan[-1] = last + part
+        elif isinstance(part, _X87Part) and isinstance(last, _X87Part):
+            last.registers += part.registers
         else:
             plan.append(part)
     return tuple(plan)

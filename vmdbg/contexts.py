@@ -31,7 +31,7 @@ NUMBERS = {name: number for number, name in enumerate(GENERAL)} | {
     "e" + name[1:]: number for number, name in enumerate(GENERAL[:8])
 }
 SEGMENTS = {"es": ES, "cs": CS, "ss": SS, "ds": DS, "fs": FS, "gs": GS}
-FPSTT, _FPUS, _FPUC, _FPTAGS, FPREGS = (layout.FPU + at for at in (4, 8, 10, 12, 24))
+_FPSTT, _FPUS, _FPUC, _FPTAGS, _FPREGS = (layout.FPU + at for at in (4, 8, 10, 12, 24))
 _PAGE = 4096
 _UNPAGED = 1 << 32
 """Without paging linear addresses have 32 bits and are the physical ones."""
@@ -60,9 +60,9 @@ def float_register(state: CpuState, name: str) -> int | None:
     if name == "mxcsr":
         return state.mxcsr
     b = state.bytes
-    top = b[FPSTT] & 7
+    top = b[_FPSTT] & 7
     if name.startswith("st"):
-        at = FPREGS + 16 * ((top + int(name[2:])) & 7)
+        at = _FPREGS + 16 * ((top + int(name[2:])) & 7)
         return int.from_bytes(b[at : at + 10], "little")
     if name == "fctrl":
         return int.from_bytes(b[_FPUC : _FPUC + 2], "little")
@@ -79,7 +79,7 @@ def write_float_register(state: CpuState, name: str, value: int) -> bool:
     elif name == "mxcsr":
         state.mxcsr = value & 0xFFFF
     elif name.startswith("st") and name[2:].isdigit():
-        at = FPREGS + 16 * (((state.bytes[FPSTT] & 7) + int(name[2:])) & 7)
+        at = _FPREGS + 16 * (((state.bytes[_FPSTT] & 7) + int(name[2:])) & 7)
         state.bytes[at : at + 10] = value.to_bytes(10, "little")
     else:
         return name in ("fctrl", "fstat", "ftag", "fiseg", "fioff", "foseg", "fooff", "fop")

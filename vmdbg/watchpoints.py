@@ -96,6 +96,8 @@ class Watchpoints:
         self._numbered: dict[int, Watchpoint] = {}
         self._next = 1
         self._active: list[Watchpoint] = []
+        self._selected = False
+        """They are others than those that pages are guarded for."""
         self._by_page: dict[int, list[Watchpoint]] = {}
         self._guarded: dict[int, int] = {}
         machine.engine.physical.on_watched = self._note
@@ -165,6 +167,7 @@ class Watchpoints:
 
     def _select(self) -> None:
         self._active = [point for point in self if point.inserted]
+        self._selected = True
         follows = any(point.space != Space.SPA for point in self._active)
         for cpu in self.machine.cpus:
             if follows != (cpu.debug.follower is not None):
@@ -175,14 +178,19 @@ class Watchpoints:
     def guard(self) -> None:
         """Have the engine stop at accesses to exactly the pages that hold watched bytes now."""
         contexts: dict[int, Context | None] = {}
+        moved = self._selected
         for point in self._active:
             if point.pid not in contexts:
                 contexts[point.pid] = self._context_of(point.pid)
-            point.pieces = list(self._pieces(point, contexts[point.pid]))
-        self._guard()
-        self.noted.clear()
+            pieces = list(self._pieces(point, contexts[point.pid]))
+            moved |= pieces != point.pieces
+            point.pieces = pieces
+        if moved or self.noted:  # else all is as it was when the machine stopped
+            self._guard()
+            self.noted.clear()
 
     def _guard(self) -> None:
+        self._selected = False
         wanted: dict[int, int] = {}
         self._by_page = {}
         for point in self._active:

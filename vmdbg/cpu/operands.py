@@ -117,13 +117,23 @@ def _decode(code: bytes, bits: int) -> _Decoded | None:
     return _Decoded(insn.size, tuple(found), 2 if pushes else 1 if pops else 0, size)
 
 
+def _code(cpu: Cpu) -> bytes:
+    """The bytes at RIP, which has been fetched from before: so its rights are not looked at again."""
+    rip = cpu.state.linear_rip
+    found = cpu.ram.memo.find(cpu.paging, rip, cpu.nested) if cpu.tlb is None and rip & 0xFFF <= 0xFF1 else None
+    spa = None if found is None else found.spa & cpu.engine.physical.a20
+    if spa is None or not cpu.ram.contains(spa, 15):
+        return cpu.fetch()
+    return bytes(cpu.ram.view[spa : spa + 15])
+
+
 def accesses(cpu: Cpu) -> list[tuple[int, int, bool, bool]]:
     """(linear address, bytes, reads, writes) of each memory access of the instruction at RIP, as far as it says so.
 
     Accesses to descriptor tables, the TSS and the like are not among them.
     """
     s, bits = cpu.state, cpu.bits
-    insn = _decode(cpu.fetch(), bits)
+    insn = _decode(_code(cpu), bits)
     if insn is None:
         return []
     found = []
