@@ -136,7 +136,8 @@ class PointCommands:
         thread = self._monitor.thread if self._monitor.thread.pid == pid else self._debugger.who.first_thread(pid)
         point = watchpoints.add(access, space, address, length, pid, self._debugger.context(thread))
         where = ", ".join(f"{spa:#x}" for spa, _ in point.pieces)
-        return Text(f"watchpoint {point.number}: {length} bytes at {space}:{address:#x}, which is spa {where}")
+        there = f", which is spa {where}" if space != Space.SPA else ""
+        return Text(f"watchpoint {point.number}: {length} bytes at {space}:{address:#x}{there}")
 
     def _range(self, context: Context, arguments: Arguments) -> Result:
         breakpoints = self._debugger.breakpoints
