@@ -6,7 +6,6 @@ moment the next request is waited for without sleeping. How well that goes decid
 """
 
 import os
-import socket
 import time
 from asyncio import Transport
 
@@ -21,26 +20,24 @@ _LONGEST_REST = 1023
 
 
 class Link:
-    """Owns a second descriptor of the transport's socket until `close`."""
+    """Owns a second descriptor of the transport's socket, which does not block, until `close`."""
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
-        found = transport.get_extra_info("socket")
-        self._socket = socket.socket(fileno=os.dup(found.fileno()))
-        self._socket.setblocking(False)
+        self._descriptor = os.dup(transport.get_extra_info("socket").fileno())
         # After a failure the next few requests are not waited for; the more failures, the more.
         self._rest = self._penalty = 0
 
     def fileno(self) -> int:
         """The descriptor: readable when the client has sent something."""
-        return self._socket.fileno()
+        return self._descriptor
 
     def write(self, data: bytes) -> None:
         """Send, at once unless older data waits."""
         sent = 0
         if not self._transport.get_write_buffer_size():
             try:
-                sent = self._socket.send(data)
+                sent = os.write(self._descriptor, data)
             except OSError:  # full, or broken: the transport deals with it
                 sent = 0
             if sent == len(data):
@@ -50,7 +47,7 @@ class Link:
     def take(self) -> bytes:
         """What the client has sent; b"" if nothing."""
         try:
-            return self._socket.recv(_MOST)
+            return os.read(self._descriptor, _MOST)
         except OSError:
             return b""
 
@@ -66,7 +63,7 @@ class Link:
         until = min(time.perf_counter() + _PATIENCE, turn_ends)
         while True:
             try:
-                data = self._socket.recv(_MOST)
+                data = os.read(self._descriptor, _MOST)
             except BlockingIOError:
                 if time.perf_counter() < until:
                     os.sched_yield()  # to a client on the same processor
@@ -82,4 +79,4 @@ class Link:
             return data
 
     def close(self) -> None:
-        self._socket.close()
+        os.close(self._descriptor)

@@ -44,6 +44,7 @@ class Server:
 
     def __init__(self, target: Target, attach: int | None = None) -> None:
         self._target = target
+        self._attentive = target if isinstance(target, Attentive) else None
         self._attach = attach
         self._servers: list[asyncio.Server] = []
         self._paths: list[str] = []
@@ -123,8 +124,8 @@ class Server:
 
     def watch_input(self, descriptor: int) -> None:
         """Tell the target where the client's requests arrive, if that wants to know."""
-        if isinstance(self._target, Attentive):
-            self._target.watch_input(descriptor)
+        if self._attentive is not None:
+            self._attentive.watch_input(descriptor)
 
     def disconnected(self) -> None:
         """The client with the session is gone."""

@@ -72,6 +72,8 @@ class Session:
         self._write = write
         self._parser = Parser(PACKET_SIZE)
         self._last = b""
+        # The acknowledgement of the request at work: it goes out with the reply, for two pieces cost twice as much.
+        self._due = b""
         self._pending_interrupt = False
         self._closed = False
         inferiors = [inferior.pid for inferior in target.inferiors()]
@@ -98,11 +100,13 @@ class Session:
             if item is None:
                 return
             if isinstance(item, bytes):
-                if self.acknowledge:
-                    self._write(b"+")
+                self._due = b"+" if self.acknowledge else b""
                 reply = self._answer(item)
                 if reply is not None:
                     self.send(reply)
+                elif self._due:
+                    self._write(self._due)
+                    self._due = b""
             elif item is Token.INTERRUPT:
                 self.interrupt()
             elif item is Token.NAK and self.acknowledge and self._last:
@@ -157,6 +161,8 @@ class Session:
         data = frame(payload)
         if self.acknowledge:
             self._last = data
+        if self._due:
+            data, self._due = self._due + data, b""
         self._write(data)
 
     def output(self, text: str) -> None:
