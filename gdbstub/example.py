@@ -15,7 +15,7 @@ Each process has two pages of memory and CPUs that know six real x86 instruction
 import asyncio
 import select
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gdbstub.description import Description, Feature, Flags, Register, x86
@@ -27,10 +27,12 @@ from gdbstub.target import (
     Event,
     Exited,
     Inferior,
+    Library,
     MemoryRegion,
     Output,
     Reason,
     Signal,
+    StepFlag,
     Stop,
     TargetError,
     Thread,
@@ -89,7 +91,10 @@ class Example:
         self.points: dict[tuple[int, int], dict[BreakpointKind, int]] = {}
         self.attached: set[int] = set()
         self.actions: Mapping[ThreadId, Action] = {}
+        self.held: set[ThreadId] | None = None  # in non-stop mode
+        self.flags = StepFlag.ENABLE | StepFlag.NOIRQ | StepFlag.NOTIMER
         self.files: dict[str, bytes] = {"/example/program": b"\x7fELF, or would be"}
+        self.relocated: list[Library] = []  # by names in `files`
         self.image = ""  # the name, in `files`, of what process 1 runs
         self.pending: list[Event] = []
         self.together = False  # as on CPUs that a hypervisor and its guests share: nobody can hold still alone
@@ -121,7 +126,7 @@ class Example:
     # -- Target: inferiors
 
     def inferiors(self) -> Sequence[Inferior]:
-        return [Inferior(pid, process.name) for pid, process in self.processes.items()]
+        return [Inferior(pid, process.name, "awake") for pid, process in self.processes.items()]
 
     def threads(self, pid: int) -> Sequence[Thread]:
         return [Thread(tid, f"cpu{tid - 1}", core=tid - 1, state="awake") for tid in self.processes[pid].cpus]
@@ -134,6 +139,8 @@ class Example:
 
     def detach(self, pid: int) -> None:
         self.attached.discard(pid)
+        if self.held is not None:
+            self.held = {thread for thread in self.held if thread.pid != pid}
 
     # -- Target: registers and memory
 
@@ -180,17 +187,41 @@ class Example:
             del self.points[pid, address]
 
     def resume(self, actions: Mapping[ThreadId, Action]) -> None:
-        self.actions = actions
+        self.actions, self.held = actions, None
 
     def halt(self) -> ThreadId:
-        self.actions = {}
+        self.actions, self.held = {}, None
         pid = next(iter(self.attached or self.processes))
         return ThreadId(pid, next(iter(self.processes[pid].cpus)))
 
+    def hold(self, threads: Collection[ThreadId]) -> None:
+        self.held = (self.held or set()).union(threads)
+
+    def go(self, actions: Mapping[ThreadId, Action]) -> None:
+        self.held = (self.held or set()).difference(actions)
+        running = {thread: action for thread, action in self.actions.items() if thread not in self.held}
+        self.actions = {**running, **actions}
+
+    def moves(self) -> bool:
+        return bool(self.pending) or any(self._runnable())
+
+    def step_flags(self) -> StepFlag:
+        return self.flags
+
+    def set_step_flags(self, flags: StepFlag) -> None:
+        if not flags & StepFlag.ENABLE:
+            raise TargetError("single steps cannot be switched off: set ENABLE (1)")
+        self.flags = flags
+
     def run_slice(self) -> Event | None:
-        if self.pending:
-            return self.pending.pop(0)
-        if self.actions and all(action.step and not action.end for action in self.actions.values()):
+        event = self.pending.pop(0) if self.pending else self._run_slice()
+        if isinstance(event, Stop) and self.held is not None:
+            self.hold([event.thread])
+        return event
+
+    def _run_slice(self) -> Event | None:
+        steps = self.actions and all(action.step and not action.end for action in self.actions.values())
+        if steps and self.held is None:
             # Stepping one thread need not be fair to the others.
             for thread in self.actions:
                 return self._execute(thread) or Stop(thread)
@@ -213,7 +244,11 @@ class Example:
         for pid, process in self.processes.items():
             for tid in process.cpus:
                 thread = ThreadId(pid, tid)
-                if thread in self.actions or self.together or pid not in self.attached:
+                if self.held is not None:
+                    runs = thread not in self.held
+                else:
+                    runs = thread in self.actions or self.together or pid not in self.attached
+                if runs:
                     yield thread, self.actions.get(thread, Action())
 
     def _pc(self, thread: ThreadId) -> int:
@@ -313,6 +348,9 @@ class Example:
 
     def exec_file(self, pid: int) -> str:
         return self.image if pid == 1 else ""
+
+    def libraries(self, pid: int) -> Sequence[Library]:
+        return self.relocated if pid == 1 else []
 
     def read_file(self, name: str) -> bytes | None:
         return self.files.get(name)

@@ -3,7 +3,7 @@
 import enum
 from zlib import adler32
 
-__all__ = ["PACKET_SIZE", "Parser", "Token", "checksum", "escape", "expand_runs", "frame", "unescape"]
+__all__ = ["PACKET_SIZE", "Parser", "Token", "checksum", "escape", "expand_runs", "frame", "notification", "unescape"]
 
 _HASH, _DOLLAR, _PLUS, _MINUS, _ETX, _BRACE, _STAR = b"#$+-\x03}*"
 
@@ -37,6 +37,11 @@ def checksum(payload: bytes) -> int:
 def frame(payload: bytes) -> bytes:
     """A packet ready to send. The payload must be escaped where it is binary."""
     return b"$%b#%02x" % (payload, checksum(payload))
+
+
+def notification(payload: bytes) -> bytes:
+    """A packet that answers none, and is not acknowledged."""
+    return b"%%%b#%02x" % (payload, checksum(payload))
 
 
 def escape(data: bytes) -> bytes:

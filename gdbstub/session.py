@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from gdbstub.commands import COMMANDS
 from gdbstub.commands.registry import thread_id
 from gdbstub.description import Description
+from gdbstub.nonstop import NonStopMode
 from gdbstub.packet import PACKET_SIZE, Parser, Token, frame
 from gdbstub.target import (
     Action,
@@ -15,6 +16,7 @@ from gdbstub.target import (
     Event,
     ExecFile,
     Exited,
+    NonStop,
     Output,
     Reason,
     Signal,
@@ -22,7 +24,9 @@ from gdbstub.target import (
     Target,
     TargetError,
     Thread,
+    ThreadEnded,
     ThreadId,
+    ThreadStarted,
 )
 
 __all__ = ["Session"]
@@ -32,7 +36,7 @@ log = logging.getLogger(__name__)
 # Console output goes in pieces that every client's buffer holds.
 _OUTPUT_PIECE = 1024
 
-_SEPARATORS = {ord("v"): (b";", b":"), ord("q"): (b":", b","), ord("Q"): (b":",), ord("j"): (b":",)}
+_SEPARATORS = {ord("v"): (b";", b":"), ord("q"): (b":", b","), ord("Q"): (b":", b"="), ord("j"): (b":",)}
 
 
 class Session:
@@ -58,6 +62,8 @@ class Session:
         self.list_threads = False
         self.error_strings = False
         self.bare_reads = False
+        self.thread_events = False
+        self.non_stop: NonStopMode | None = None
         self.files: dict[int, bytes] = {}
         self.documents: dict[bytes, bytes] = {}
         # The client awaits a stop reply; or nobody is attached any more and the machine runs on by itself.
@@ -107,8 +113,12 @@ class Session:
                 elif self._due:
                     self._write(self._due)
                     self._due = b""
+                if self.non_stop is not None:
+                    self.non_stop.settle()
             elif item is Token.INTERRUPT:
                 self.interrupt()
+                if self.non_stop is not None:
+                    self.non_stop.settle()
             elif item is Token.NAK and self.acknowledge and self._last:
                 self._write(self._last)
             elif item is Token.CORRUPT:
@@ -163,6 +173,10 @@ class Session:
             self._last = data
         if self._due:
             data, self._due = self._due + data, b""
+        self._write(data)
+
+    def send_plain(self, data: bytes) -> None:
+        """Send a notification, which is not acknowledged."""
         self._write(data)
 
     def output(self, text: str) -> None:
@@ -247,14 +261,23 @@ class Session:
         self.target.attach(pid)
         self.attached[pid] = description
         self.general = self.resolve(ThreadId(pid, 0))
+        if self.non_stop is not None:
+            self.non_stop.hold(ThreadId(pid, thread.tid) for thread in self.target.threads(pid))
+
+    def attach_copy(self, pid: int) -> None:
+        """Attach to a child that is told as a fork: to GDB it is a copy of its parent until it executes its own image."""
+        self.attach(pid)
+        if b"exec-events+" in self.features:
+            self._copies.add(pid)
 
     def detach(self, pid: int) -> None:
         """Let go of an attached inferior; with the last one, the machine runs on by itself."""
         self._remove_breakpoints(pid)
-        del self.attached[pid]
-        self._copies.discard(pid)
+        self.forget(pid)
         self.target.detach(pid)
         if not self.attached:
+            self.non_stop = None
+            self.running = False
             self.target.resume({})
             self.detached = True
 
@@ -263,6 +286,8 @@ class Session:
         self.attached.pop(pid, None)
         self._copies.discard(pid)
         self.breakpoints = {point for point in self.breakpoints if point[3] != pid}
+        if self.non_stop is not None:
+            self.non_stop.forget(pid)
         if self.stopped is not None and self.stopped.thread.pid == pid:
             self.stopped = None
 
@@ -293,19 +318,31 @@ class Session:
 
     def require_stopped(self) -> None:
         """TargetError while the client awaits a stop reply."""
-        if self.running:
+        if self.running and self.non_stop is None:
             raise TargetError("the machine is running: interrupt it first")
+
+    def set_non_stop(self, on: bool) -> None:
+        """Change between stopping one by one and all together: everything stands still then."""
+        if not on and self.non_stop is not None:
+            self.halt()
+        elif on and self.non_stop is None and isinstance(self.target, NonStop):
+            self.halt()
+            self.non_stop = NonStopMode(self, self.target)
 
     def halt(self) -> bool:
         """Stop without telling; whether the client was awaiting a stop reply."""
-        running = self.running
-        if running:
+        running = self.running and self.non_stop is None
+        if self.running or self.non_stop is not None:
             self.running = False
+            self.non_stop = None
             self.target.halt()
         return running
 
     def resume(self, actions: Mapping[ThreadId, Action]) -> None:
         """Resume, and run the first slice at once: a step has been answered when this returns."""
+        if self.non_stop is not None:
+            self.non_stop.resume(actions)
+            return
         self.stopped = None
         if self._pending_interrupt:
             self._pending_interrupt = False
@@ -320,25 +357,31 @@ class Session:
         self.slice()
 
     def _executes(self, actions: Mapping[ThreadId, Action]) -> bool:
-        """Whether a child that is resumed for the first time was told to execute its own image instead of its parent's.
+        """Whether a child that is resumed for the first time was told to execute its own image instead of its parent's."""
+        child = next((thread for thread in actions if thread.pid in self._copies), None)
+        image = self.image_of_copy(child.pid, actions) if child is not None else ""
+        if child is not None and image:
+            self._report(Stop(child), b"exec:%b;" % hexlify(image.encode()))
+        return bool(image)
+
+    def image_of_copy(self, pid: int, actions: Mapping[ThreadId, Action]) -> str:
+        """The image to execute before an inferior is resumed so; "" for one that needs not.
 
         Not while a thread steps: GDB would forget the step over the event.
         """
-        child = next((thread for thread in actions if thread.pid in self._copies), None)
-        if child is None or any(action.step for action in actions.values()):
-            return False
-        self._copies.discard(child.pid)
-        image = self.target.exec_file(child.pid) if isinstance(self.target, ExecFile) else ""
-        if image:
-            self._report(Stop(child), b"exec:%b;" % hexlify(image.encode()))
-        return bool(image)
+        if pid not in self._copies or any(action.step for action in actions.values()):
+            return ""
+        self._copies.discard(pid)
+        return self.target.exec_file(pid) if isinstance(self.target, ExecFile) else ""
 
     def interrupt(self) -> None:
         """^C: stop; or, if the machine has just stopped by itself, stop at once when it is next resumed.
 
         The client may have sent it before it saw that stop, and may resume without showing it (a condition was false).
         """
-        if self.running:
+        if self.non_stop is not None:
+            self.non_stop.interrupt()
+        elif self.running:
             try:
                 thread = self.target.halt()
             except Exception:
@@ -357,16 +400,21 @@ class Session:
             if not self.running:
                 self.detached = False
                 return
-            self.output(f"the machine failed while running: {error}\n")
-            event = Stop(self._somewhere(), Signal.ABRT)
+            event = Stop(self._somewhere(), Signal.ABRT, text=f"the machine failed while running: {error}")
+            if self.non_stop is not None:
+                self.non_stop.hold(thread for thread, _ in self.threads())
         if event is not None:
             try:
                 self._event(event)
             except Exception:
                 log.exception("%s could not be told", event)
+        if self.non_stop is not None:
+            self.non_stop.settle()
 
     def _event(self, event: Event) -> None:
-        if isinstance(event, Stop):
+        if self.non_stop is not None:
+            self.non_stop.event(event)
+        elif isinstance(event, Stop):
             if event.thread.pid in self.attached:
                 if event.text and not self.list_threads:  # lldb takes it in the stop reply
                     self.output(event.text + "\n")
@@ -381,35 +429,52 @@ class Session:
                 self.send(self.exit_reply(event))
             elif self.detached and not self.target.inferiors():
                 self.detached = False
+        elif isinstance(event, ThreadStarted):
+            if self.running and self.thread_events and event.thread.pid in self.attached:
+                self._report(Stop(event.thread), b"create:;")
+        elif isinstance(event, ThreadEnded):
+            if self.running and self.thread_events and event.thread.pid in self.attached:
+                self.running = False
+                self.send(self.thread_end_reply(event))
         elif self.running:
             self._created(event)
 
     def _created(self, event: Created) -> None:
-        """Tell of a new inferior: as of a fork where that can work, else in words.
+        """Tell of a new inferior: as of a fork where that can work, else in words."""
+        if event.parent in self.acting and self.forks(event):
+            self.attach_copy(event.thread.pid)
+            self._report(Stop(event.parent), b"fork:%b;" % self.thread_name(event.thread))
+        else:
+            self.output(self.appearance(event))
+
+    def forks(self, event: Created) -> bool:
+        """Whether a new inferior can be told as a fork.
 
         After a fork GDB takes the child's registers to be laid out like the parent's, without asking.
         """
-        parent, pid = self.attached.get(event.parent.pid), event.thread.pid
-        forks = b"fork-events+" in self.features and event.parent in self.acting
-        if parent is not None and forks and parent.alike(self.target.description(pid)):
-            self.attach(pid)
-            if b"exec-events+" in self.features:
-                self._copies.add(pid)
-            self._report(Stop(event.parent), b"fork:%b;" % self.thread_name(event.thread))
-        else:
-            names = {inferior.pid: inferior.name for inferior in self.target.inferiors()}
-            self.output(f"[process {pid} ({names.get(pid, 'gone already')}) appeared: attach {pid}]\n")
+        parent = self.attached.get(event.parent.pid)
+        wanted = b"fork-events+" in self.features
+        return parent is not None and wanted and parent.alike(self.target.description(event.thread.pid))
+
+    def appearance(self, event: Created) -> str:
+        """A new inferior, in words."""
+        names = {inferior.pid: inferior.name for inferior in self.target.inferiors()}
+        pid = event.thread.pid
+        return f"[process {pid} ({names.get(pid, 'gone already')}) appeared: attach {pid}]\n"
 
     def _report(self, stop: Stop, extra: bytes = b"") -> None:
         self.running = False
         self.stopped = stop
         self.general = stop.thread
+        self.send(self.safe_stop_reply(stop, extra))
+
+    def safe_stop_reply(self, stop: Stop, extra: bytes = b"") -> bytes:
+        """As `stop_reply`, without registers where the target fails to give them."""
         try:
-            reply = self.stop_reply(stop, extra)
+            return self.stop_reply(stop, extra)
         except Exception:
             log.exception("the stop is told without registers: the target did not give them")
-            reply = b"T%02xthread:%b;" % (stop.signal & 0xFF, self.thread_name(stop.thread))
-        self.send(reply)
+            return b"T%02xthread:%b;" % (stop.signal & 0xFF, self.thread_name(stop.thread))
 
     def _somewhere(self) -> ThreadId:
         """A thread to report when the target names none."""
@@ -423,6 +488,10 @@ class Session:
         """W or X."""
         reply = b"X%02x" % (event.signal & 0xFF) if event.signal else b"W%02x" % (event.status & 0xFF)
         return reply + b";process:%x" % event.pid if self.multiprocess else reply
+
+    def thread_end_reply(self, event: ThreadEnded) -> bytes:
+        """w."""
+        return b"w00;%b" % self.thread_name(event.thread)
 
     def stop_reply(self, stop: Stop, extra: bytes = b"") -> bytes:
         """T. The thread comes first: GDB needs it to know whose registers follow."""

@@ -8,7 +8,7 @@ Addresses are integers of 0 .. 2**64-1 as the client sends them; sizes are bytes
 """
 
 import enum
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -27,19 +27,26 @@ __all__ = [
     "Files",
     "Inferior",
     "Kill",
+    "Libraries",
+    "Library",
     "MemoryMap",
     "MemoryRegion",
     "MemoryRegions",
     "Monitor",
+    "NonStop",
     "Output",
     "Reason",
     "Run",
     "Signal",
+    "StepFlag",
+    "StepFlags",
     "Stop",
     "Target",
     "TargetError",
     "Thread",
+    "ThreadEnded",
     "ThreadId",
+    "ThreadStarted",
 ]
 
 
@@ -70,10 +77,11 @@ class ThreadId(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Inferior:
-    """A process: `name` is what `info os processes` shows (one line)."""
+    """A process: `name` and `state` are what `info os processes` shows (one line each)."""
 
     pid: int
     name: str
+    state: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,13 +174,27 @@ class Created:
 
 
 @dataclass(frozen=True, slots=True)
+class ThreadStarted:
+    """A live inferior has one more thread.  A client that asked for thread events is told; then the thread stands still."""
+
+    thread: ThreadId
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadEnded:
+    """A thread of a live inferior is gone: `threads` no longer lists it."""
+
+    thread: ThreadId
+
+
+@dataclass(frozen=True, slots=True)
 class Output:
     """Text for the client's console, sent while the machine runs on."""
 
     text: str
 
 
-Event = Stop | Exited | Created | Output
+Event = Stop | Exited | Created | ThreadStarted | ThreadEnded | Output
 
 
 class Target(Protocol):
@@ -252,6 +274,46 @@ class Attentive(Protocol):
 
 
 @runtime_checkable
+class NonStop(Protocol):
+    """Threads that stop one by one while the others run (`set non-stop on`, QNonStop).
+
+    The first `hold` begins it: then each thread of an attached inferior runs, unless it is held, and what is not attached
+    runs. A thread whose `Stop` is returned by `run_slice` is held from then on. `resume` and `halt` end it.
+    Registers and memory of threads that run are read, and memory is written, between slices; so are breakpoints put in.
+    """
+
+    def hold(self, threads: Collection[ThreadId]) -> None:
+        """These stand still from now on. They are not reported."""
+
+    def go(self, actions: Mapping[ThreadId, Action]) -> None:
+        """These threads, which are held, run from now on."""
+
+    def moves(self) -> bool:
+        """Whether anything could execute now, so that slices are worth running."""
+
+
+class StepFlag(enum.IntFlag):
+    """What a single step is, in QEMU's words (its `sstep` packets)."""
+
+    ENABLE = 1
+    NOIRQ = 2
+    """The handlers of interrupts are passed over, not stepped into."""
+    NOTIMER = 4
+    """Timers stand still while the debugger has stopped the machine."""
+
+
+@runtime_checkable
+class StepFlags(Protocol):
+    """QEMU's packets for what single steps do (qqemu.sstepbits, qqemu.sstep, Qqemu.sstep)."""
+
+    def step_flags(self) -> StepFlag:
+        """Those in force."""
+
+    def set_step_flags(self, flags: StepFlag) -> None:
+        """TargetError for a combination that is impossible."""
+
+
+@runtime_checkable
 class Monitor(Protocol):
     """`monitor` commands (qRcmd)."""
 
@@ -319,3 +381,19 @@ class Files(Protocol):
 
     def read_file(self, name: str) -> bytes | None:
         """The contents of a file the target offers under this name, else None."""
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """A file with symbols that is not where it was linked to be: its first segment is at `address`."""
+
+    name: str
+    address: int
+
+
+@runtime_checkable
+class Libraries(Protocol):
+    """Relocated symbols (qXfer:libraries): `info sharedlibrary` lists them."""
+
+    def libraries(self, pid: int) -> Sequence[Library]:
+        """Those of a process. GDB opens them by name through `Files`, as it attaches and for the command sharedlibrary."""

@@ -281,6 +281,8 @@ def _describe_smi(info1: int, next_rip: int) -> str:
 
 def _describe_npf(info1: int, gpa: int) -> str:
     what = "instruction fetch" if info1 & NPF_INFO.ID else "write" if info1 & NPF_INFO.W else "read"
+    if not info1 & NPF_INFO.U:
+        what = f"supervisor {what}"  # only GMET tells them apart
     why = "reserved bit set" if info1 & NPF_INFO.RSV else "not permitted" if info1 & NPF_INFO.P else "not present"
     where = "of a guest page table" if info1 & NPF_INFO.TABLE else "of the final address"
     if not info1 & (NPF_INFO.TABLE | NPF_INFO.FINAL):

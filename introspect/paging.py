@@ -96,8 +96,8 @@ def _format(mode: str, pse: bool, nxe: bool, maxphyaddr: int) -> _Format:
         pointers = _Level(3, 30, 3, 0, 0, pdpte_reserved(maxphyaddr), _W | _U, 0)
         upper, width, base = [pointers], 32, bits(31, 5)
     else:
-        # AMD reserves bit 8 of a PDPE that points to a table, and bits 8:7 above it.
-        upper = [_Level(3, 30, 0x1FF, _PS, high | bits(29, 13), high | ENTRY.G, 0, _A)]
+        # Bits 8:7 are reserved above the PDPEs; bit 8 of a PDPE that points to a table is ignored, as in a PDE.
+        upper = [_Level(3, 30, 0x1FF, _PS, high | bits(29, 13), high, 0, _A)]
         for number, shift in ((4, 39), (5, 48))[: 2 if mode == "5-level" else 1]:
             upper.insert(0, _Level(number, shift, 0x1FF, 0, 0, high | ENTRY.G | _PS, 0, _A))
         width, base = (57 if mode == "5-level" else 48), _ADDRESS
@@ -168,6 +168,8 @@ class Nested:
     apic: tuple[int, int] | None = None
     """With AVIC: the gpa of the APIC page, and the spa of the backing page that accesses to it reach whatever the tables
     map there. They must map it all the same (APM2 15.29.3)."""
+    gmet: bool = False
+    """Guest mode execute trap: the U bit says whose code a page may hold, that of users or of supervisors (APM2 15.25.13)."""
     format: _Format = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -176,13 +178,15 @@ class Nested:
     @classmethod
     def from_vmcb(cls, buffer: Buffer, host_cr4: int, host_efer: int, maxphyaddr: int = 48) -> "Nested | None":
         """The nested dimension that a VMCB asks for; None without nested paging."""
-        if not VMCB.read(buffer, "misc_ctl") & MISC_CTL.np_enable:
+        control = VMCB.read(buffer, "misc_ctl")
+        if not control & MISC_CTL.np_enable:
             return None
         apic = None
         if VMCB.read(buffer, "v_intr") & (V_INTR.avic_enable | V_INTR.x2avic_enable) == V_INTR.avic_enable:
             bar, backing = (VMCB.read(buffer, name) & APIC_ADDRESS for name in ("avic_apic_bar", "avic_backing_page"))
             apic = bar, backing
-        return cls(VMCB.read(buffer, "n_cr3"), host_cr4, host_efer, maxphyaddr, apic)
+        gmet = bool(control & MISC_CTL.gmet_enable)
+        return cls(VMCB.read(buffer, "n_cr3"), host_cr4, host_efer, maxphyaddr, apic, gmet)
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +239,8 @@ class Translation(NamedTuple):
     dirty: bool
     """Whether every entry a write would mark dirty now is."""
     rights: int
-    """W, U and NX of both dimensions combined, whatever the privilege, and G of the guest's page: bits of ENTRY."""
+    """W, U and NX of both dimensions combined, whatever the privilege (so without GMET), and G of the guest's page: bits of
+    ENTRY."""
 
 
 class Fault(NamedTuple):
@@ -247,13 +252,17 @@ class Fault(NamedTuple):
 
 
 class NestedTranslation(NamedTuple):
-    """A gpa that the nested tables map. `page_size` in bytes."""
+    """A gpa that the nested tables map. `page_size` in bytes.
+
+    `user` is the U bit: with GMET an executable page is so for users, or else for supervisors; without, it is set.
+    """
 
     spa: Spa
     writable: bool
     executable: bool
     page_size: int
     dirty: bool
+    user: bool = True
 
 
 class NestedFault(NamedTuple):
@@ -271,6 +280,7 @@ class Walk:
     access: Access
     mode: str
     nested_mode: str | None
+    gmet: bool
     steps: tuple[Step, ...]
     verdict: Translation | Fault
     blame: Step | None
@@ -322,7 +332,7 @@ def _descend(
             entry = pdptes[index]
         else:
             if nested is not None:
-                found = _nested(memory, nested, Gpa(entry_gpa), True, False, NPF_INFO.TABLE, pending, trace)
+                found = _nested(memory, nested, Gpa(entry_gpa), True, False, True, NPF_INFO.TABLE, pending, trace)
                 if isinstance(found, NestedFault):
                     return found
                 spa = found.spa
@@ -359,11 +369,16 @@ def _nested(
     gpa: Gpa,
     write: bool,
     execute: bool,
+    user: bool,
     where: int,
     pending: _Pending,
     trace: list[Step] | None,
 ) -> NestedTranslation | NestedFault:
-    """One gpa through the nested tables: always a user access (APM2 15.25.5); `where` is the FINAL or TABLE bit."""
+    """One gpa through the nested tables; `where` is the FINAL or TABLE bit.
+
+    It is always a user access (APM2 15.25.5), but for a fetch under GMET, which is that of the guest's CPL. Then users execute
+    pages with U only, as ever, and supervisors those without, as with SMEP; U does not concern data (APM2 15.25.13).
+    """
     form = nested.format
     # An address that the tables cannot express is in none of them.
     leaf: _Leaf | NestedFault | int = _NOT_PRESENT
@@ -371,20 +386,24 @@ def _nested(
         leaf = _descend(memory, form, nested.ncr3, gpa, pending, trace, None, None, gpa)
     if isinstance(leaf, _Leaf):
         rights, dirty = leaf.rights, leaf.dirty
-        if rights & _U and (not write or rights & _W) and not (execute and rights & _NX):
+        reachable = not execute or bool(rights & _U) == user if nested.gmet else rights & _U
+        if reachable and (not write or rights & _W) and not (execute and rights & _NX):
             if write and not dirty:
                 pending.append((leaf.spa, _D))
                 dirty = True
             spa, size = leaf.address, 1 << leaf.shift
-            if nested.apic is not None and gpa & ~0xFFF == nested.apic[0]:
-                spa, size = nested.apic[1] | gpa & 0xFFF, 0x1000
-            return NestedTranslation(Spa(spa), bool(rights & _W), not rights & _NX, size, dirty)
+            if nested.apic is not None and not (gpa ^ nested.apic[0]) & -size:
+                size = 0x1000  # what lies around the APIC page is in parts
+                if gpa & -size == nested.apic[0]:
+                    spa = nested.apic[1] | gpa & 0xFFF
+            return NestedTranslation(Spa(spa), bool(rights & _W), not rights & _NX, size, dirty, bool(rights & _U))
         cause = int(PF_ERROR.P)
     else:
         assert isinstance(leaf, int)
         cause = leaf
     fetch = execute and nested.host_efer & EFER.NXE and nested.host_cr4 & CR4.PAE
-    info = where | cause | NPF_INFO.U | (NPF_INFO.W if write else 0) | (NPF_INFO.ID if fetch else 0)
+    by_user = user or not (execute and nested.gmet)
+    info = where | cause | (NPF_INFO.U if by_user else 0) | (NPF_INFO.W if write else 0) | (NPF_INFO.ID if fetch else 0)
     return NestedFault(info, gpa)
 
 
@@ -395,12 +414,23 @@ def _commit(memory: Memory, pending: _Pending) -> None:
 
 
 def nested_translate(
-    memory: Memory, nested: Nested, gpa: int, write: bool, execute: bool, *, set_ad: bool, table: bool = False
+    memory: Memory,
+    nested: Nested,
+    gpa: int,
+    write: bool,
+    execute: bool,
+    user: bool = True,
+    *,
+    set_ad: bool,
+    table: bool = False,
 ) -> NestedTranslation | NestedFault:
-    """Translate one guest-physical address. `table`: the access is a guest page walk, not the final one."""
+    """Translate one guest-physical address. `table`: the access is a guest page walk, not the final one.
+
+    `user`: the guest is at CPL 3, which a fetch under GMET depends on.
+    """
     pending: _Pending = []
     where = NPF_INFO.TABLE if table else NPF_INFO.FINAL
-    found = _nested(memory, nested, Gpa(gpa), write, execute, where, pending, None)
+    found = _nested(memory, nested, Gpa(gpa), write, execute, user, where, pending, None)
     if set_ad and pending and isinstance(found, NestedTranslation):
         _commit(memory, pending)
     return found
@@ -466,14 +496,15 @@ def _translate(
             dirty = True
     if nested is None:
         return Translation(Spa(gpa), gpa, guest_size, guest_size, writable, executable, bool(rights & _U), dirty, rights)
-    final = _nested(memory, nested, gpa, write, execute, NPF_INFO.FINAL, pending, trace)
+    final = _nested(memory, nested, gpa, write, execute, user, NPF_INFO.FINAL, pending, trace)
     if isinstance(final, NestedFault):
         return Fault("NPF", final.exitinfo1, final.gpa)
     size = min(guest_size, final.page_size) if guest_size else final.page_size
     rights = rights & (~0 if final.writable else ~_W) | (0 if final.executable else _NX)
+    executable = executable and final.executable and not (nested.gmet and final.user != user)
     return Translation(
         final.spa, gpa, size, guest_size,
-        writable and final.writable, executable and final.executable, bool(rights & _U), dirty and final.dirty, rights,
+        writable and final.writable, executable, bool(rights & _U), dirty and final.dirty, rights,
     )  # fmt: skip
 
 
@@ -498,7 +529,8 @@ def walk(memory: Memory, state: PagingState, gva: int, access: Access, nested: N
     trace: list[Step] = []
     verdict = _translate(memory, state, gva, access, nested, [], trace)
     blame = _blame(trace, verdict, state) if isinstance(verdict, Fault) else None
-    return Walk(Gva(gva), access, state.mode, nested.format.name if nested else None, tuple(trace), verdict, blame)
+    nested_mode, gmet = (nested.format.name, nested.gmet) if nested else (None, False)
+    return Walk(Gva(gva), access, state.mode, nested_mode, gmet, tuple(trace), verdict, blame)
 
 
 def _blame(trace: list[Step], fault: Fault, state: PagingState) -> Step | None:

@@ -151,10 +151,14 @@ def _avic(s: State, cpu: Processor) -> bool:
     return s.v_intr & _X2AVIC == V_INTR.avic_enable and bool(cpu.features & SVM_FEATURES.AVIC)
 
 
-_EXCEPTIONS = frozenset(
+def _gmet(s: State, cpu: Processor) -> bool:
+    return bool(s.misc_ctl & MISC_CTL.gmet_enable and cpu.features & SVM_FEATURES.GMET)
+
+
+EXCEPTIONS = frozenset(
     code - ExitCode.EXCP_DE for code in ExitCode if code.name.startswith("EXCP_") and code.name[5:].isalpha()
 ) - {2}
-"""The vectors that are exceptions: 2 is the NMI, and the rest below 32 are reserved."""
+"""The vectors that are exceptions, which EVENTINJ may inject as such: 2 is the NMI, and the rest below 32 are reserved."""
 
 _LONG_BITS = EFER.LME | EFER.LMA
 _INJECTED_TYPES = frozenset(EVENT.meanings["type"])
@@ -168,7 +172,7 @@ def _bad_event(s: State) -> bool:
     if not s.eventinj & EVENT.v:
         return False
     kind = s.eventinj >> 8 & 7
-    return kind not in _INJECTED_TYPES or (kind == 3 and s.eventinj & 0xFF not in _EXCEPTIONS)
+    return kind not in _INJECTED_TYPES or (kind == 3 and s.eventinj & 0xFF not in EXCEPTIONS)
 
 
 @lru_cache(maxsize=64)
@@ -267,6 +271,8 @@ RULES: tuple[Rule, ...] = (
          and bool((s.avic_backing_page | s.avic_logical_table | s.avic_physical_table) >> cpu.maxphyaddr)),
     Rule("avic-np", "15.29.4.1", "AVIC is on without nested paging", "Set NP_ENABLE as well",
          ("v_intr", "misc_ctl"), lambda s, cpu, memory: _avic(s, cpu) and not _nested(s, cpu), fatal=False),
+    Rule("gmet-np", "15.25.13", "GMET is on without nested paging, whose tables it is about", "Set NP_ENABLE as well",
+         ("misc_ctl",), lambda s, cpu, memory: _gmet(s, cpu) and not _nested(s, cpu), fatal=False),
     Rule("cet-wp", "15.5.1", "CR4.CET is set while CR0.WP is clear", "Set CR0.WP or clear CR4.CET",
          ("cr4", "cr0"), lambda s, cpu, memory: bool(s.cr4 & CR4.CET) and not s.cr0 & CR0.WP),
     Rule("tlb-control", "15.16.1", "TLB_CONTROL is no command of this processor",

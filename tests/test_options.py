@@ -33,7 +33,7 @@ def test_endpoints(text: str, value: Endpoint) -> None:
 def test_symbol_files(tmp_path: Path) -> None:
     file = tmp_path / "x"
     file.touch()
-    assert [symbol_file(f"{who}={file}") for who in ("host", "guest2", "3")] == [(1, file), (2, file), (3, file)]
+    assert [symbol_file(f"{who}={file}") for who in ("host", "guest2", "3")] == [(1, file, 0), (2, file, 0), (3, file, 0)]
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,13 @@ def test_an_injected_interrupt_is_passed_over() -> None:
         assert (step.executed, step.back) == (True, NEXT)
 
 
+def test_an_injected_interrupt_is_stepped_into_if_the_user_wants_that() -> None:
+    for kind in (Kind.INTR, Kind.NMI):
+        step = stepping()
+        step.entered(THERE, kind, into_handlers=True)
+        assert (step.executed, step.back) == (True, None)
+
+
 def test_an_injected_exception_is_what_became_of_the_instruction() -> None:
     step = stepping()
     step.entered(THERE, Kind.EXCEPTION)

@@ -13,13 +13,17 @@ import time
 from pathlib import Path
 
 from vmdbg.boot.elf import is_elf, is_elf64
+from vmdbg.history import HOST
 from vmdbg.options import UsageError
 from vmdbg.run import add_machine_options, debug_file
 
 START_SECONDS = 20.0
 
-GDB_SETTINGS = ("set confirm off", "set pagination off", "set osabi none", "set schedule-multiple on")
+GDB_SETTINGS = (
+    "set confirm off", "set pagination off", "set osabi none", "set displaced-stepping off", "set schedule-multiple on",
+)  # fmt: skip
 """`osabi`: ELF files that say nothing count as GNU/Linux programs else, which gdb warns of in 16-bit code.
+`displaced-stepping`: in non-stop mode gdb would execute instructions from a place of its own choice in the guest's memory.
 `schedule-multiple`: `continue` resumes, and takes stops of, the hypervisor and all attached guests, whichever is
 selected.  Without it breakpoints of the others are passed: gdb knows no stop of an inferior that it did not resume."""
 
@@ -66,12 +70,17 @@ def gdb_command(gdb: str, where: str, symbols: Path | None, executable: bool, ar
     return [*command, "-ex", f"target extended-remote {where}", *arguments]
 
 
+def _host_symbols(options: argparse.Namespace) -> Path | None:
+    """The hypervisor's symbol file, if gdb is to load it where it was linked."""
+    return next((option.path for option in options.symbols if option.pid == HOST and not option.offset), None)
+
+
 def main(options: argparse.Namespace) -> int:
     """Run gdb to its end; returns its exit status."""
     gdb = find_gdb()
     arguments = list(options.gdb_arguments)
     if _is_address(options.image):
-        symbols = dict(options.symbols).get(1)
+        symbols = _host_symbols(options)
         where = f"127.0.0.1:{options.image}" if options.image.isdigit() else options.image
         executable = symbols is not None and is_elf64(symbols)
         return subprocess.call(gdb_command(gdb, where, symbols, executable, arguments))
@@ -84,7 +93,7 @@ def main(options: argparse.Namespace) -> int:
         )
         try:
             _wait_for(machine, socket)
-            symbols = dict(options.symbols).get(1) or debug_file(options.image)
+            symbols = _host_symbols(options) or debug_file(options.image)
             # An image that is no ELF file, a boot sector for one, may have symbols of a mode that it comes to later.
             executable = symbols is not None and is_elf64(symbols) and is_elf(Path(options.image))
             return subprocess.call(gdb_command(gdb, socket, symbols, executable, arguments))
@@ -115,8 +124,8 @@ def machine_arguments(options: argparse.Namespace) -> list[str]:
     ):  # fmt: skip
         if value is not None:
             words += [name, str(value)]
-    for pid, path in options.symbols:
-        words += ["--symbols", f"{'host' if pid == 1 else pid}={path}"]
+    for option in options.symbols:
+        words += ["--symbols", str(option)]
     if options.reboot:
         words.append("--reboot")
     return [*words, "-v"] if options.verbose else words

@@ -5,7 +5,7 @@ They are linear addresses that the engine stops at, whoever executes them; whose
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -147,10 +147,7 @@ class Breakpoints:
             if here.root is not None and here.page is not None:
                 point.home = here
 
-    def arm(self, also: int | None = None) -> None:
-        """Have the engine stop at all of them, and at one more address."""
-        addresses = set(self._places)
-        if also is not None:
-            addresses.add(also)
-        self.machine.engine.arm(addresses)
+    def arm(self, also: Iterable[int] = ()) -> None:
+        """Have the engine stop at all of them, and at further addresses."""
+        self.machine.engine.arm({*self._places, *also})
         self.machine.engine.arm_ranges({(each.start, each.end) for each in self.ranges.values()})

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple, Protocol
 
 from introspect.memo import Place
+from introspect.memtypes import Caching, Mtrrs
 from introspect.paging import Nested, NestedTranslation, PagingState, nested_translate
 from introspect.vmcb import VMCB
 from vmdbg.cpu.control import read_tpr, write_tpr
@@ -19,6 +20,7 @@ from vmdbg.engine import layout
 from vmdbg.engine.memory import Ram
 from vmdbg.engine.state import ATTRIB_DB, CS, DS, ES, FS, GS, SS, CpuState
 from vmdbg.history import Vcpu
+from vmdbg.platform.msrs import MTRR_DEF_TYPE, MTRR_FIXED, MTRR_VARIABLE
 
 GENERAL = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{n}" for n in range(8, 16)))
 """General registers in the order of their encoding."""
@@ -51,6 +53,19 @@ class Context(Protocol):
     def paging(self) -> PagingState: ...
 
     def nested(self) -> Nested | None: ...
+
+    def caching(self) -> Caching: ...
+
+
+def host_pat(cpu: Processor) -> int:
+    """The host's PAT, also while a guest with one of its own runs on its processor."""
+    return cpu.guest.host_pat if cpu.guest is not None and cpu.guest.np else cpu.state.field("pat")
+
+
+def mtrrs(cpu: Processor) -> Mtrrs:
+    values = cpu.msrs.values
+    pairs = tuple((values[number], values[number + 1]) for number in MTRR_VARIABLE)
+    return Mtrrs(values[MTRR_DEF_TYPE], tuple(values[number] for number in MTRR_FIXED), pairs)
 
 
 def float_register(state: CpuState, name: str) -> int | None:
@@ -163,6 +178,10 @@ class LiveContext:
     def nested(self) -> Nested | None:
         return self.cpu.nested
 
+    def caching(self) -> Caching:
+        cpu = self.cpu
+        return Caching(cpu.state.field("pat"), None if cpu.nested is None else host_pat(cpu), mtrrs(cpu))
+
 
 class SavedContext:
     """A thread that lives in a save area of the VMCB's layout at `view`."""
@@ -233,6 +252,11 @@ class SavedContext:
         if self.vcpu is None:
             return None
         return Nested.from_vmcb(self.view, self.vcpu.host_cr4, self.vcpu.host_efer, self.cpu.physical_bits)
+
+    def caching(self) -> Caching:
+        host = host_pat(self.cpu)
+        nested = self.nested() is not None
+        return Caching(self._get("g_pat") if nested else host, host if nested else None, mtrrs(self.cpu))
 
 
 def lookup(ram: Ram, context: Context, address: int) -> Place | None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
 from gdbstub.description import Description, x86
-from gdbstub.target import Action, BreakpointKind, Event, Inferior, MemoryRegion, TargetError, Thread, ThreadId
+from gdbstub.target import Action, BreakpointKind, Event, Inferior, Library, MemoryRegion, StepFlag, TargetError, Thread, ThreadId
 from vmdbg.block import Block
 from vmdbg.boot.elf import is_elf64
 from vmdbg.breakpoints import EXECUTE, Breakpoints
@@ -92,10 +92,12 @@ class Debugger:
             self.guest(pid)
         self._descriptions[pid] = _description(self._architecture(pid))
         self._blocks.pop(pid, None)
+        self.running.attached.add(pid)
 
     def detach(self, pid: int) -> None:
         self._descriptions.pop(pid, None)
         self._blocks.pop(pid, None)
+        self.running.let_go(pid)
 
     # Registers and memory
 
@@ -168,10 +170,17 @@ class Debugger:
     def insert_breakpoint(self, kind: BreakpointKind, address: int, length: int, thread: ThreadId) -> None:
         points = self.breakpoints if kind in EXECUTE else self.watchpoints
         points.insert(kind, address, length, thread.pid, self.context(thread))
+        self._changed()
 
     def remove_breakpoint(self, kind: BreakpointKind, address: int, length: int, pid: int) -> None:
         points = self.breakpoints if kind in EXECUTE else self.watchpoints
         points.remove(kind, address, length, pid)
+        self._changed()
+
+    def _changed(self) -> None:
+        """A breakpoint came or went: while threads run, that counts at once."""
+        if self.running.holds.active:
+            self.running.rearm()
 
     # Running
 
@@ -187,6 +196,23 @@ class Debugger:
     def halt(self) -> ThreadId:
         return self.running.halt()
 
+    def hold(self, threads: Collection[ThreadId]) -> None:
+        self.running.hold(threads)
+
+    def go(self, actions: Mapping[ThreadId, Action]) -> None:
+        self.running.go(actions)
+
+    def moves(self) -> bool:
+        return self.running.moves()
+
+    def step_flags(self) -> StepFlag:
+        return self.running.manner.flags
+
+    def set_step_flags(self, flags: StepFlag) -> None:
+        if not flags & StepFlag.ENABLE:
+            raise TargetError("single steps cannot be switched off here: set ENABLE (1), too")
+        self.running.manner.flags = flags
+
     # Monitor, run, kill, files
 
     def monitor(self, command: str, write: Callable[[str], object], thread: ThreadId) -> None:
@@ -199,10 +225,10 @@ class Debugger:
             raise TargetError(f"{program} is not the machine's image; `run` without a program starts that one again")
         self.machine.close()
         self.running.ended = True
-        rule = self.breakpoints.rule
+        rule, manner = self.breakpoints.rule, self.running.manner
         try:
             self._use(self.restart(arguments))
-            self.breakpoints.rule = rule
+            self.breakpoints.rule, self.running.manner = rule, manner
         except UsageError as error:
             raise TargetError(str(error)) from None
         return HOST
@@ -215,8 +241,13 @@ class Debugger:
         self.running.ended = True
 
     def exec_file(self, pid: int) -> str:
-        title = "hypervisor" if pid == HOST else self.threads(pid)[0].name
-        return self.executables.offer(pid, title, self.description(pid).architecture)
+        return self.executables.offer(pid, self._title(pid), self.description(pid).architecture)
+
+    def libraries(self, pid: int) -> Sequence[Library]:
+        return self.executables.libraries(pid, self._title(pid))
+
+    def _title(self, pid: int) -> str:
+        return "hypervisor" if pid == HOST else self.threads(pid)[0].name
 
     def read_file(self, name: str) -> bytes | None:
         return self.executables.read(name)

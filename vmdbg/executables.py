@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vmdbg.boot.elf import is_elf64
+from gdbstub.target import Library
+from vmdbg.boot.elf import is_elf64, linked_at
+from vmdbg.boot.image import ImageError
 from vmdbg.history import HOST
 
 WIDE = "i386:x86-64"
@@ -20,10 +22,19 @@ class Executables:
     def __init__(self) -> None:
         self.symbols: dict[int, Path] = {}
         """Files assigned to inferiors, by pid."""
+        self.offsets: dict[int, int] = {}
+        """How far from where they were linked these are, by pid."""
         self.image: Path | None = None
         """The one that came with the machine's image: the hypervisor's, if it was assigned none."""
         self._offered: dict[str, Path | None] = {}
         """What clients may read: every name that `offer` gave, since gdb opens it later again, and what is there."""
+
+    def assign(self, pid: int, path: Path, offset: int = 0) -> None:
+        """Give an inferior a symbol file, whose addresses are all `offset` further up.  ImageError if it cannot have one."""
+        if offset:
+            linked_at(path)
+        self.symbols[pid] = path
+        self.offsets[pid] = offset % (1 << 64)
 
     def of(self, pid: int) -> Path | None:
         return self.symbols.get(pid) or (self.image if pid == HOST else None)
@@ -40,10 +51,23 @@ class Executables:
 
     def _executable(self, pid: int, architecture: str) -> Path | None:
         """A symbol file that goes with the registers: gdb takes the architecture of an executable for that of the thread,
-        and refuses a description that contradicts it.  16-bit code goes with none."""
-        path = self.of(pid)
+        and refuses a description that contradicts it.  16-bit code goes with none, and a relocated file is a library."""
+        path = self.of(pid) if not self.offsets.get(pid) else None
         fits = path is not None and architecture != "i8086" and is_elf64(path) == (architecture == WIDE)
         return path if fits else None
+
+    def libraries(self, pid: int, title: str) -> list[Library]:
+        """The symbol file, if it is relocated: clients have no other way to be told where it is."""
+        path, offset = self.of(pid), self.offsets.get(pid, 0)
+        if path is None or not offset:
+            return []
+        try:
+            first = linked_at(path).segment
+        except ImageError:  # it has changed since
+            return []
+        name = f"/{title}/{path.name}"
+        self._offered[name] = path
+        return [Library(name, (first + offset) % (1 << 64))]
 
     def read(self, name: str) -> bytes | None:
         """What was offered under a name; None if nothing was, or it is no longer there."""

@@ -33,9 +33,19 @@ class Inferiors:
         """Of the CPUs, when the list was made."""
 
     def living(self) -> Sequence[Inferior]:
-        return [Inferior(HOST, "hypervisor")] + [
-            Inferior(number, guest.name) for number, guest in self.history.guests.items() if not guest.gone
-        ]
+        cpus = ", ".join(self._cpu_state(cpu) for cpu in self.machine.cpus)
+        return [Inferior(HOST, "hypervisor", cpus)] + [
+            Inferior(number, guest.name, self._guest_state(guest))
+            for number, guest in self.history.guests.items() if not guest.gone
+        ]  # fmt: skip
+
+    def _guest_state(self, guest: KnownGuest) -> str:
+        """In words, where it is and whose guest."""
+        cpus = [str(vcpu.running_on) for vcpu in guest.vcpus.values() if vcpu.running_on is not None]
+        where = f"on CPU {', '.join(cpus)}" if cpus else "in host"
+        parent = self.history.parent(guest)
+        whose = f", under guest {parent}" if parent != HOST else ""
+        return f"{where}, {guest.ring.count} exits{whose}"
 
     def alive(self, pid: int) -> bool:
         return pid == HOST or (pid in self.history.guests and not self.history.guests[pid].gone)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
+from collections.abc import Container
 from dataclasses import dataclass, field
 from enum import IntEnum, auto
 from functools import partial
@@ -186,8 +187,7 @@ class Machine:
 
     def _devices(self) -> None:
         config, clock, bus = self.config, self.clock, self.bus
-        # The mirrors of a strict TLB lead to memory only: no access to a virtual APIC could be seen.
-        features = world.FEATURES & ~SVM_FEATURES.AVIC if config.strict_tlb else world.FEATURES
+        features = world.FEATURES if self.engine.has_gmet else world.FEATURES & ~SVM_FEATURES.GMET
         self.cpuid = CpuidConfig(
             cpus=config.cpus, physical_bits=config.physical_bits, svm_features=features, asids=world.ASIDS,
             features=DEFAULT_FEATURES - NOT_EMULATED - (frozenset() if self.engine.has_xsave else XSAVE),
@@ -389,9 +389,9 @@ class Machine:
                 return stopped
 
     def run(
-        self, ticks: int = SLICE, *, breakpoints: bool = False, watch: Processor | None = None, step: bool = False
+        self, ticks: int = SLICE, *, breakpoints: bool = False, watch: Container[Processor] = (), step: bool = False
     ) -> Event:
-        """Run for up to `ticks`; with `step`, one instruction.  With `watch`, pause when that CPU gets its turn."""
+        """Run for up to `ticks`; with `step`, one instruction.  Pause when a CPU of `watch` gets its turn."""
         self.engine.tidy()
         clock = self.clock
         end = clock.now + ticks
@@ -404,7 +404,7 @@ class Machine:
                 return cpu
             if step:
                 return self.step(cpu)
-            if cpu is watch:
+            if cpu in watch:
                 return Event.PAUSED
             deadline = min(end, self._quantum_end, self._next_look)
             timer = clock.next_deadline()

@@ -18,12 +18,17 @@ from introspect.commands import (
     default_registry,
 )  # fmt: skip
 from introspect.exits import ExitCode, exit_name
+from introspect.memtypes import Caching
 from introspect.paging import NestedTranslation, PagingState, nested_translate
 from introspect.rules import Processor as RuleProcessor
 from introspect.sources import Memory
+from vmdbg.boot.image import ImageError
+from vmdbg.contexts import Context as ThreadContext
 from vmdbg.cpu.core import Notice
 from vmdbg.history import HOST, KnownGuest
-from vmdbg.points import PointCommands, Text
+from vmdbg.points import PointCommands
+from vmdbg.results import Text
+from vmdbg.running_commands import RunningCommands
 from vmdbg.svm import world
 
 if TYPE_CHECKING:
@@ -55,12 +60,14 @@ class Monitor:
                     "Needed where its mode is another one when gdb attaches than when it is debugged. gdb reads it\n"
                     "when it attaches; for process 1, `disconnect` and connect again: nothing runs meanwhile.\n"
                     "  monitor arch 2 i386:x86-64", self._arch),
-            Command("symbols", "symbols PID FILE", "Offer a file with symbols to gdb when it attaches to an inferior.\n"
+            Command("symbols", "symbols PID FILE [OFFSET]", "Offer a file with symbols to gdb when it attaches to an inferior.\n"
+                    "OFFSET is added to all its addresses: gdb then has it as a shared library.\n"
                     "With a 64-bit file the inferior gets 64-bit registers, whatever mode it is in at that moment.\n"
                     "  monitor symbols 2 build/guest64.elf", self._symbols),
             *PointCommands(self).commands(),
-            Command("why", "why", "Why VMRUN failed, a guest shut down, or the processor refused something.", self._why),
+            Command("why", "why", "Why it stopped, VMRUN failed, a guest shut down, or something was refused.", self._why),
             Command("time", "time", "Guest time in ticks (bytes of code executed).", self._time),
+            *RunningCommands(debugger).commands,
         ):  # fmt: skip
             self.registry.add(command)
 
@@ -80,11 +87,14 @@ class Monitor:
         return self.debugger.machine.ram
 
     @property
+    def _host_context(self) -> ThreadContext:
+        index = self.thread.tid - 1 if self.thread.pid == 1 else 0
+        return self.debugger.context(ThreadId(1, min(index, len(self.debugger.machine.cpus) - 1) + 1))
+
+    @property
     def _host(self) -> tuple[int, int, int, int]:
         """CR0, CR3, CR4 and EFER of the hypervisor, also while a guest runs on its CPU."""
-        index = self.thread.tid - 1 if self.thread.pid == 1 else 0
-        context = self.debugger.context(ThreadId(1, min(index, len(self.debugger.machine.cpus) - 1) + 1))
-        cr0, cr3, cr4, efer = (context.read(name) or 0 for name in ("cr0", "cr3", "cr4", "efer"))
+        cr0, cr3, cr4, efer = (self._host_context.read(name) or 0 for name in ("cr0", "cr3", "cr4", "efer"))
         return cr0, cr3, cr4, efer
 
     @property
@@ -95,6 +105,10 @@ class Monitor:
     @property
     def host_paging(self) -> PagingState:
         return PagingState(*self._host, maxphyaddr=self.debugger.machine.config.physical_bits)
+
+    @property
+    def host_caching(self) -> Caching:
+        return self._host_context.caching()
 
     @property
     def guests(self) -> Sequence[GuestView]:
@@ -120,7 +134,7 @@ class Monitor:
         parent = self.debugger.history.parent(guest)
         return GuestView(
             guest.number, guest.name, tuple(guest.vcpus), first.asid, first.root or None, context.paging(),
-            context.nested(), None if parent == HOST else parent, self._inner(guest),
+            context.nested(), None if parent == HOST else parent, self._inner(guest), context.caching(),
         )  # fmt: skip
 
     def _inner(self, guest: KnownGuest) -> int | None:
@@ -222,22 +236,27 @@ class Monitor:
 
     def _symbols(self, context: Context, arguments: Arguments) -> Result:
         words = arguments.words
-        if len(words) != 2:
-            raise arguments.error(" ".join(words) or "nothing", "symbols takes a pid and a file")
+        if len(words) not in (2, 3):
+            raise arguments.error(" ".join(words) or "nothing", "symbols takes a pid, a file, and an offset if it is relocated")
         pid, path = self._number(arguments, words[0]), Path(words[1])
+        offset = self._number(arguments, words[2]) if len(words) == 3 else 0
         if not path.is_file():
             raise arguments.error(words[1], "there is no such file", "give a path that vmdbg can read")
+        try:
+            self.debugger.executables.assign(pid, path, offset)
+        except ImageError as error:
+            raise arguments.error(words[1], str(error)) from None
         arguments.words = []
-        self.debugger.executables.symbols[pid] = path
-        return Text(
-            f"process {pid} has the symbols of {path}: gdb loads them when it attaches to it next (in 16-bit code use "
-            "symbol-file)"
-        )
+        how = "when it attaches to it next (in 16-bit code use symbol-file)"
+        if offset:
+            how = f"{offset:#x} further up when it attaches to it next, or for the command `sharedlibrary`"
+        return Text(f"process {pid} has the symbols of {path}: gdb loads them {how}")
 
     def _why(self, context: Context, arguments: Arguments) -> Result:
         arguments.done()
         machine = self.debugger.machine
-        reasons = list(self.debugger.history.notices)[-5:]
+        stop = self.debugger.running.last_stop
+        reasons = [*([stop] if stop else []), *list(self.debugger.history.notices)[-5:]]
         reasons += [f"CPU {cpu.index}: {cpu.last_fault}" for cpu in machine.cpus if cpu.last_fault]
         if machine.ended:
             reasons.append(machine.ended)

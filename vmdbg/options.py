@@ -6,7 +6,10 @@ import argparse
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+from vmdbg.boot.elf import linked_at
+from vmdbg.boot.image import ImageError
 from vmdbg.cpu.core import Notice
 
 MAX_CPUS = 64
@@ -95,13 +98,33 @@ def endpoint(text: str) -> Endpoint:
     return Endpoint(port=int(port))
 
 
-def symbol_file(text: str) -> tuple[int, Path]:
-    """ "host=FILE", "guest2=FILE" or "2=FILE": the pid and the file."""
+class SymbolOption(NamedTuple):
+    """A file with the symbols of an inferior, all of them `offset` behind where they were linked."""
+
+    pid: int
+    path: Path
+    offset: int = 0
+
+    def __str__(self) -> str:
+        who = "host" if self.pid == 1 else str(self.pid)
+        return f"{who}={self.path}" + (f"@{linked_at(self.path).code + self.offset:#x}" if self.offset else "")
+
+
+def symbol_file(text: str) -> SymbolOption:
+    """ "host=FILE", "guest2=FILE", "2=FILE" or "2=FILE@ADDRESS", where .text is, as for gdb's add-symbol-file."""
     who, separator, name = text.partition("=")
     pid = 1 if who == "host" else int(who.removeprefix("guest")) if who.removeprefix("guest").isdigit() else 0
     if not separator or pid < 1:
         raise argparse.ArgumentTypeError(f"{text!r} names no inferior; write host=FILE or guest2=FILE")
     path = Path(name)
-    if not path.is_file():
-        raise argparse.ArgumentTypeError(f"{name}: no such file; give the ELF file with the symbols of {who}")
-    return pid, path
+    if path.is_file():
+        return SymbolOption(pid, path)
+    name, _, address = name.rpartition("@")
+    path = Path(name)
+    if not name or not path.is_file():
+        missing = path if name else address
+        raise argparse.ArgumentTypeError(f"{missing}: no such file; give the ELF file with the symbols of {who}")
+    try:
+        return SymbolOption(pid, path, number(address) - linked_at(path).code)
+    except ImageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

@@ -12,6 +12,7 @@ from introspect.commands.registry import parse_number
 from introspect.commands.render import columns
 from vmdbg.breakpoints import Rule
 from vmdbg.history import HOST
+from vmdbg.results import Text
 from vmdbg.watchpoints import Space
 
 if TYPE_CHECKING:
@@ -28,19 +29,6 @@ _RULES = {
 }
 _ACCESSES = {"w": BreakpointKind.WRITE, "r": BreakpointKind.READ, "a": BreakpointKind.ACCESS, "rw": BreakpointKind.ACCESS}
 _ADDRESS = re.compile(r"(?:(?P<owner>\w+):)??(?:(?P<space>gva|gpa|spa):)?(?P<number>\w+)")
-
-
-class Text:
-    """A result that is a sentence."""
-
-    def __init__(self, words: str) -> None:
-        self.words = words
-
-    def text(self) -> str:
-        return self.words
-
-    def json(self) -> object:
-        return {"text": self.words}
 
 
 class PointCommands:

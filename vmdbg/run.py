@@ -88,8 +88,8 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
         help="strict: take VMCB clean bits at their word, so that a forgotten one is found (coherent)")
     add("--tlb", choices=("coherent", "strict"), default="coherent",
         help="strict: keep translations until they must be forgotten, so that a forgotten flush is found (coherent)")
-    add("--symbols", type=symbol_file, action="append", default=[], metavar="WHO=FILE",
-        help="symbols for gdb: host=FILE, guest2=FILE; may be repeated")  # fmt: skip
+    add("--symbols", type=symbol_file, action="append", default=[], metavar="WHO=FILE[@ADDR]",
+        help="symbols for gdb: host=FILE, guest2=FILE, or FILE@ADDR where it is relocated; may be repeated")  # fmt: skip
     add("--runtime", choices=("native", "python"), default="native", help="the engine's runtime (native, if built)")
     add("-v", "--verbose", action="store_true", help="say what the stub does, and at what guest time the run ended")
 
@@ -127,6 +127,8 @@ def build(options: argparse.Namespace, trace: TextIO | None, arguments: Sequence
         serial.close()
         raise UsageError(str(error)) from None
     machine.image = replace(machine.image, debug_file=debug_file(options.image))
+    if machine.engine.lacks:
+        log.warning("this build of Unicorn is not as that of its wheel; without: %s", ", ".join(machine.engine.lacks))
     return machine
 
 
@@ -193,7 +195,8 @@ def _run_under_stub(machine: Machine, options: argparse.Namespace, trace: TextIO
         return build(options, trace, arguments)
 
     debugger = Debugger(machine, restart)
-    debugger.executables.symbols.update(options.symbols)
+    for option in options.symbols:
+        debugger.executables.assign(*option)
     loop = new_event_loop()
     try:
         return loop.run_until_complete(_serve(debugger, options))

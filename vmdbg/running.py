@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from gdbstub.target import Action, BreakpointKind, Created, Exited, Output, Reason, Signal, Stop, ThreadId
+from gdbstub.target import (
+    Action,
+    BreakpointKind,
+    Created,
+    Exited,
+    Output,
+    Reason,
+    Signal,
+    Stop,
+    ThreadEnded,
+    ThreadId,
+    ThreadStarted,
+)  # fmt: skip
 from gdbstub.target import Event as StubEvent
-from introspect.exits import EVENT, exit_name
+from introspect.exits import EVENT, ExitCode, exit_name
 from vmdbg.breakpoints import Breakpoint, Breakpoints
 from vmdbg.contexts import Context, LiveContext, SavedContext
 from vmdbg.cpu.faults import Kind
 from vmdbg.cpu.processor import Processor
 from vmdbg.history import HOST
+from vmdbg.holds import Holds
 from vmdbg.inferiors import Inferiors
 from vmdbg.machine import Event, Machine
-from vmdbg.stepping import Place, Stepping
+from vmdbg.stepping import Manner, Place, Stepping
 from vmdbg.watchpoints import Fired, Space, Watchpoints
 
 if TYPE_CHECKING:
@@ -33,10 +46,17 @@ _REASONS = {
     BreakpointKind.SOFTWARE: Reason.SWBREAK, BreakpointKind.HARDWARE: Reason.HWBREAK,
     BreakpointKind.WRITE: Reason.WATCH, BreakpointKind.READ: Reason.RWATCH, BreakpointKind.ACCESS: Reason.AWATCH,
 }  # fmt: skip
+_INTERRUPTS = frozenset((ExitCode.INTR, ExitCode.NMI, ExitCode.SMI, ExitCode.INIT, ExitCode.VINTR))
+"""Exits that no instruction of the guest has caused."""
 
 
 class Running:
-    """One machine between two resumes: the half of a target that `resume`, `run_slice` and `halt` are."""
+    """One machine between two resumes: the half of a target that `resume`, `run_slice` and `halt` are.
+
+    Stopping together, the client resumes some threads, and everything stops with the first of them that does; the other
+    threads run where these could not go on without them, and never stop.  One by one (non-stop), each thread of an
+    attached inferior runs unless it is held.
+    """
 
     def __init__(
         self, machine: Machine, inferiors: Inferiors, breakpoints: Breakpoints, watchpoints: Watchpoints
@@ -46,69 +66,145 @@ class Running:
         self.inferiors = inferiors
         self.breakpoints = breakpoints
         self.watchpoints = watchpoints
+        self.manner = Manner()
+        self.attached: set[int] = set()
         self.stop_codes: dict[int, int | None] = {}
         """EXITCODEs to stop on next, to the guest they are for (None: any)."""
+        self.into_guest = False
+        """Stop at the first instruction of a guest behind the next VMRUN."""
+        self.wanted_guest: int | None = None
+        """The guest that is meant; None: any."""
+        self.last_stop = ""
+        """The last stop, in words."""
         self.ended = False
         """The machine is at its end, and the client has been told or needs not be."""
         self._acting: dict[ThreadId, Action] = {}
-        """The threads that the client resumed; others run where these could not go on without them, and never stop."""
+        """Stopping together: the threads that the client resumed."""
         self._resting: set[ThreadId] = set()
         """Threads of the same inferiors that it did not resume."""
-        self._stepping: Stepping | None = None
+        self._steppings: dict[ThreadId, Stepping] = {}
+        self.holds = Holds(machine, inferiors, lambda: self._steppings.keys())
         self._events: deque[StubEvent] = deque()
         self._told_of_passing = False
         self._ticks = LEAST_TICKS
-        self._known: set[int] = set()
+        self._known: dict[int, set[int]] = {}
         self._version = -1
         self._exit_stop: Stop | None = None
         self._resumed_at = 0
         """Guest time of the last resume: a range does not stop where the client goes on from."""
         self.input = -1
         """A file descriptor to look at while the machine runs; -1 for none."""
+        self._entering = False
+        """VMRUN has begun to enter the guest to stop in: it may refuse yet."""
         machine.history.on_switch = self._on_switch
 
+    # Stopping together
+
     def resume(self, actions: Mapping[ThreadId, Action]) -> None:
+        self.holds.end()
         self._acting = dict(actions)
         pids = {thread.pid for thread in actions}
         self._resting = {ThreadId(pid, t.tid) for pid in pids for t in self.inferiors.threads(pid)} - actions.keys()
-        self._stepping = next((self._step(t, action) for t, action in actions.items() if action.step), None)
-        if self._stepping is None:
+        self._steppings = {}
+        self._start(actions)
+
+    def _start(self, actions: Mapping[ThreadId, Action]) -> None:
+        for thread, action in actions.items():
+            if action.step:
+                self._steppings[thread] = Stepping(thread, action, self._place(self.inferiors.context(thread)))
+        if not self._steppings:
             self.breakpoints.forget_removed()
             self.watchpoints.forget_removed()
-        self.breakpoints.arm()
         self._resumed_at = self.machine.clock.now
+        self.rearm()
+
+    def rearm(self) -> None:
+        """Breakpoints, or what steps wait for, have changed."""
+        self._arm()
         if self.watchpoints:
             self.watchpoints.guard()
 
+    def _arm(self) -> None:
+        self.breakpoints.arm(stepping.back.pc for stepping in self._steppings.values() if stepping.back is not None)
+
+    def halt(self) -> ThreadId:
+        thread = self._reported(self.inferiors.thread_on(self.machine.cpu))
+        self.holds.end()
+        self._steppings = {}
+        self._events = deque(event for event in self._events if not isinstance(event, Stop))
+        return thread
+
+    # Stopping one by one
+
+    def hold(self, threads: Collection[ThreadId]) -> None:
+        if not self.holds.active:
+            self._acting, self._resting, self._steppings = {}, set(), {}
+            self.rearm()
+        self.holds.add(threads)
+        for thread in threads:
+            self._steppings.pop(thread, None)
+        self._events = deque(e for e in self._events if not (isinstance(e, Stop) and e.thread in self.holds))
+
+    def go(self, actions: Mapping[ThreadId, Action]) -> None:
+        self.holds.remove(actions)
+        self._start(actions)
+
+    def moves(self) -> bool:
+        """Whether anything could happen."""
+        return bool(self._events) or (not self.ended and self.holds.move())
+
+    def let_go(self, pid: int) -> None:
+        """The client has detached from an inferior, or it is gone."""
+        self.attached.discard(pid)
+        self.holds.forget(pid)
+
+    # Who stops
+
     def _acts(self, thread: ThreadId) -> bool:
-        """Whether the client expects stops of a thread: it resumed it, or the thread is new in what it resumed."""
+        """Whether the client expects stops of a thread: it runs, for the client, and is one of those chosen to stop.
+
+        Stopping together, a thread that is new in what the client resumed runs for it, too.
+        """
+        if self.manner.chosen is not None and thread.pid not in self.manner.chosen:
+            return False
+        if self.holds.active:
+            return thread.pid in self.attached and thread not in self.holds
         return thread in self._acting or (
             thread not in self._resting and any(other.pid == thread.pid for other in self._acting)
         )
 
-    def _step(self, thread: ThreadId, action: Action) -> Stepping:
-        return Stepping(thread, action, self._place(self.inferiors.context(thread)))
+    def _acting_threads(self) -> list[ThreadId]:
+        """Those that run for the client."""
+        if not self.holds.active:
+            return [thread for thread in self._acting if self.inferiors.alive(thread.pid)]
+        threads = (ThreadId(pid, thread.tid) for pid in self.attached for thread in self.inferiors.threads(pid))
+        return [thread for thread in threads if thread not in self.holds]
+
+    @property
+    def _client_waits(self) -> bool:
+        return bool(self._acting) or self.holds.active
 
     @staticmethod
     def _place(context: Context) -> Place:
         return Place(context.read("rip") or 0, context.read("rsp") or 0)
 
-    def halt(self) -> ThreadId:
-        thread = self._reported(self.inferiors.thread_on(self.machine.cpu))
-        self._stepping = None
-        self._events = deque(event for event in self._events if not isinstance(event, Stop))
-        return thread
-
     def _reported(self, thread: ThreadId) -> ThreadId:
         """The thread to tell the client of: a client that let some threads run only expects one of them to stop."""
-        acting = [t for t in self._acting if self.inferiors.alive(t.pid)]
+        acting = self._acting_threads()
         if self._acts(thread) or not acting:
             return thread
         return next((t for t in acting if t.pid == thread.pid), acting[0])
 
+    # Slices
+
     def run_slice(self) -> StubEvent | None:
         until = time.perf_counter() + SLICE_SECONDS
         while not self._events:
+            if self.holds.active:
+                self.holds.tell_cpus()
+                if not self.moves():
+                    time.sleep(SLICE_SECONDS)
+                    return None
             event = self._advance()
             self._notice_guests()
             if event is not None:
@@ -117,21 +213,37 @@ class Running:
                 return None
         event = self._events.popleft()
         if isinstance(event, Stop):
-            self._stepping = None
-            if self._acting and not self._acts(event.thread):
+            if self._client_waits and not (event.thread in self._steppings or self._acts(event.thread)):
                 return None  # of a resume that another event ended
+            self._stopped(event)
         return event
+
+    def _stopped(self, stop: Stop) -> None:
+        self.last_stop = self._in_words(stop)
+        if not self.holds.active:
+            self._steppings = {}
+        else:
+            self.holds.add([stop.thread])
+            self._steppings.pop(stop.thread, None)
+
+    def _in_words(self, stop: Stop) -> str:
+        why = stop.text.strip("[]") or {Reason.NONE: "a step or an interrupt"}.get(stop.reason, f"a {stop.reason.value}")
+        who = self.inferiors.name(stop.thread)
+        pc = self.inferiors.context(stop.thread).read("rip") or 0
+        return f"{who} stopped at {pc:#x}: {why}"
 
     def _advance(self) -> StubEvent | None:
         """Run a little; an event if something happened that the client must know."""
-        stepping = self._stepping
-        self.history.watching = bool(stepping is not None or self.stop_codes or self.watchpoints)
-        if stepping is not None and self.inferiors.alive(stepping.thread.pid):
-            return self._advance_step(stepping)
-        self._stepping = None
+        for thread in [thread for thread in self._steppings if not self.inferiors.alive(thread.pid)]:
+            del self._steppings[thread]
+        self.history.watching = bool(
+            self._steppings or self.stop_codes or self.watchpoints or self.holds or self.into_guest
+        )
+        if self._steppings:
+            return self._advance_steps()
         return self._run(bool(self.breakpoints))
 
-    def _run(self, breakpoints: bool, watch: Processor | None = None) -> StubEvent | None:
+    def _run(self, breakpoints: bool, watch: Collection[Processor] = ()) -> StubEvent | None:
         """Run for about `SLICE_SECONDS`: what that is in guest time, world switches and devices decide."""
         self.machine.engine.look_at(self.input, self._ticks // LOOKS)
         started = time.perf_counter()
@@ -141,19 +253,22 @@ class Running:
             self._ticks = min(max(int(self._ticks * min(factor, 2)), LEAST_TICKS), MOST_TICKS)
         return self._happened(event)
 
-    def _advance_step(self, stepping: Stepping) -> StubEvent | None:
-        machine, thread = self.machine, stepping.thread
+    def _advance_steps(self) -> StubEvent | None:
+        machine = self.machine
         cpu = machine.turn(machine.clock.now + self._ticks)
         if isinstance(cpu, Event):
             return self._happened(cpu)
-        if self.inferiors.thread_on(cpu) != thread:
-            return self._run_others(stepping)
+        stepping = self._steppings.get(self.inferiors.thread_on(cpu))
+        return self._run_others() if stepping is None else self._advance_step(cpu, stepping)
+
+    def _advance_step(self, cpu: Processor, stepping: Stepping) -> StubEvent | None:
+        machine, thread = self.machine, stepping.thread
         here = self._place(LiveContext(cpu))
         if stepping.back is not None:
             if here != stepping.back:
-                return self._run_others(stepping)
+                return self._run_others()
             stepping.back = None
-            self.breakpoints.arm()
+            self._arm()
         if stepping.ends_at(here.pc):
             return Stop(thread)
         if self._hit(cpu):
@@ -164,9 +279,11 @@ class Running:
         stays = self.inferiors.thread_on(cpu) == thread
         if outcome == Event.INTERRUPTED and not started:
             # A guest that left by a #VMEXIT is met again at its next VMRUN.
+            if stays and self.manner.into_handlers:
+                return Stop(thread)
             stepping.back = here if stays else None
             if stays:
-                self.breakpoints.arm(here.pc)
+                self._arm()
         elif outcome != Event.WATCHED:
             stepping.executed |= stays or thread.pid == HOST
         event = self._happened(outcome)
@@ -174,38 +291,73 @@ class Running:
             return Stop(thread)
         return event
 
-    def _run_others(self, stepping: Stepping) -> StubEvent | None:
-        """The stepping thread is not at its instruction: go on until it is, or until its CPU has its turn."""
-        breakpoints = bool(self.breakpoints) or stepping.back is not None
-        waiting = next((c for c in self.machine.cpus if self.inferiors.thread_on(c) == stepping.thread), None)
-        watch = waiting if waiting is not self.machine.cpu else None
-        return self._run(breakpoints, watch)
+    def _run_others(self) -> StubEvent | None:
+        """No stepping thread is at its instruction: go on until one is, or until a CPU of one has its turn."""
+        breakpoints = bool(self.breakpoints) or any(stepping.back is not None for stepping in self._steppings.values())
+        cpus = [cpu for cpu in self.machine.cpus if self.inferiors.thread_on(cpu) in self._steppings]
+        return self._run(breakpoints, [cpu for cpu in cpus if cpu is not self.machine.cpu])
 
     def _on_switch(self, cpu: Cpu, guest: Guest, code: int | None) -> None:
         """A world switch: pause if somebody waits for what it brings."""
         assert isinstance(cpu, Processor)
         owner, vcpu = self.history.by_vmcb[guest.vmcb]
         thread = ThreadId(owner.number, vcpu.thread)
-        stepping = self._stepping
         if code is None:
-            if self._version != self.history.version:
-                cpu.pause = True
-            if stepping is not None and stepping.thread == thread:
-                event = guest.eventinj
-                injected = Kind(EVENT.get(event, "type")) if event & EVENT.v else None
-                stepping.entered(self._place(SavedContext(cpu, guest.view, vcpu)), injected)
-                if stepping.back is not None:
-                    self.breakpoints.arm(stepping.back.pc)
-                cpu.pause = True
-            return
+            self._on_entry(cpu, guest, thread)
+        else:
+            self._on_exit(cpu, thread, code)
+
+    def _on_entry(self, cpu: Processor, guest: Guest, thread: ThreadId) -> None:
+        vcpu = self.history.by_vmcb[guest.vmcb][1]
+        if self._version != self.history.version or self.holds.stops(thread):
+            cpu.pause = True
+            cpu.hold = self.holds.of(cpu)
+        stepping = self._steppings.get(thread)
+        if stepping is not None:
+            event = guest.eventinj
+            injected = Kind(EVENT.get(event, "type")) if event & EVENT.v else None
+            here = self._place(SavedContext(cpu, guest.view, vcpu))
+            stepping.entered(here, injected, into_handlers=self.manner.into_handlers)
+            self._arm()
+            cpu.pause = True
+        if self.into_guest and self._client_waits and self.wanted_guest in (None, thread.pid):
+            self.into_guest = False
+            self._steppings.pop(ThreadId(HOST, cpu.index + 1), None)
+            number = thread.pid
+            text = "" if self._acts(thread) else (
+                f": it does not run for gdb. `attach {number}` in a new inferior, or resume it, too (schedule-multiple)"
+            )  # fmt: skip
+            self._exit_stop = Stop(self._reported(thread), text=f"[VMRUN has entered guest {number}{text}]")
+            self._entering = cpu.pause = True
+
+    def _on_exit(self, cpu: Processor, thread: ThreadId, code: int) -> None:
+        owner, host = self.history.guests[thread.pid], ThreadId(HOST, cpu.index + 1)
         if self.watchpoints:
             self.watchpoints.remap(owner.number)
-        if stepping is not None and stepping.thread == (HOST, cpu.index + 1):
+        if host in self._steppings or self.holds.stops(host):
             cpu.pause = True
-        if self._acting and code in self.stop_codes and self.stop_codes[code] in (None, owner.number):
+        if not self._client_waits:
+            return
+        if code in self.stop_codes and self.stop_codes[code] in (None, owner.number):
             del self.stop_codes[code]
-            self._exit_stop = Stop(self._reported(thread), text=f"#VMEXIT {exit_name(code)} of {owner.name}")
-            cpu.pause = True
+            self._stop_behind_exit(cpu, thread, f"#VMEXIT {exit_name(code)} of {owner.name}")
+        elif self._entering:
+            refused = f"VMRUN has not entered {owner.name}: {cpu.last_fault}"
+            left = f"VMRUN has entered {owner.name}, which left at once by #VMEXIT {exit_name(code)}"
+            self._stop_behind_exit(cpu, host, f"[{refused if code == ExitCode.INVALID else left}]")
+        elif self._follows(thread, code):
+            self._stop_behind_exit(cpu, host, f"[the step has left {owner.name} by #VMEXIT {exit_name(code)}]")
+
+    def _follows(self, thread: ThreadId, code: int) -> bool:
+        """Whether a step that leaves its guest so is to end in the hypervisor."""
+        stepping = self._steppings.get(thread)
+        wanted = code not in _INTERRUPTS or self.manner.into_handlers
+        return self.manner.follow_host and wanted and stepping is not None and stepping.back is None
+
+    def _stop_behind_exit(self, cpu: Processor, thread: ThreadId, text: str) -> None:
+        """Stop at the hypervisor's first instruction behind VMRUN."""
+        self._exit_stop = Stop(self._reported(thread), text=text)
+        cpu.pause = True
 
     def _hit(self, cpu: Processor) -> Breakpoint | None:
         """The breakpoint at the CPU's RIP that belongs to the thread it executes, and to its address space."""
@@ -221,7 +373,7 @@ class Running:
             return None
         if self._acts(thread):
             return point
-        if not self._told_of_passing:
+        if not self._told_of_passing and self.manner.chosen is None and not self.holds.active:
             self._told_of_passing = True
             self._events.append(Output(
                 f"[inferior {thread.pid} ran past its breakpoint at {pc:#x}: the debugger resumed "
@@ -253,9 +405,9 @@ class Running:
         machine = self.machine
         cpu = machine.cpu
         if self._exit_stop is not None:
-            stop, self._exit_stop = self._exit_stop, None
+            stop, self._exit_stop, self._entering = self._exit_stop, None, False
             return stop
-        if self.history.stopped_for and self._acting:
+        if self.history.stopped_for and self._client_waits:
             text, self.history.stopped_for = self.history.stopped_for, ""
             return Stop(self._reported(self.inferiors.thread_on(cpu)), text=f"[{text}]")
         if event == Event.BREAKPOINT:
@@ -263,7 +415,7 @@ class Running:
             if point is not None:
                 self.breakpoints.hit(point, LiveContext(cpu))
                 return Stop(self.inferiors.thread_on(cpu), reason=_REASONS[point.kind])
-            stepping = self._stepping
+            stepping = self._steppings.get(self.inferiors.thread_on(cpu))
             if stepping is not None and stepping.back == self._place(LiveContext(cpu)):
                 return None
             return self._in_range(cpu) or self._happened(machine.step(cpu))
@@ -293,8 +445,8 @@ class Running:
         """Execute the instruction that accesses a watched page, and see whether it touched the watched bytes."""
         thread, pc = self.inferiors.thread_on(cpu), cpu.state.linear_rip
         event, fired = self.watchpoints.execute(cpu)
-        stepping = self._stepping
-        if stepping is not None and stepping.thread == thread:
+        stepping = self._steppings.get(thread)
+        if stepping is not None:
             stepping.executed |= thread.pid == HOST or self.inferiors.thread_on(cpu) == thread
         stop = self._fired(thread, fired, pc)
         return stop or (self._happened(event) if event != Event.WATCHED else None)
@@ -302,7 +454,9 @@ class Running:
     def _fired(self, thread: ThreadId, fired: Sequence[Fired], pc: int | None) -> StubEvent | None:
         """A stop for the first watchpoint whose inferior was told to run; `thread` executed the instruction at `pc`."""
         for point, how, by in fired:
-            owners = [t for t in self._acting if t.pid == point.pid or point.space == Space.SPA]
+            owners = [
+                t for t in self._acting_threads() if (t.pid == point.pid or point.space == Space.SPA) and self._acts(t)
+            ]
             if not owners:
                 continue
             point.hits += 1
@@ -322,11 +476,19 @@ class Running:
         if self._version == self.history.version:
             return
         self._version = self.history.version
-        alive = {number for number, guest in self.history.guests.items() if not guest.gone}
-        for number in sorted(self._known - alive):
+        guests = self.history.guests.items()
+        alive = {number: {v.thread for v in guest.vcpus.values()} for number, guest in guests if not guest.gone}
+        for number in sorted(self._known.keys() - alive.keys()):
             self.breakpoints.forget(number)
             self.watchpoints.forget(number)
+            self.let_go(number)
             self._events.append(Exited(number))
-        for number in sorted(alive - self._known):
-            self._events.append(Created(self.inferiors.first_thread(number), ThreadId(HOST, self.machine.cpu.index + 1)))
+        for number, threads in sorted(alive.items()):
+            known = self._known.get(number)
+            if known is None:
+                parent = ThreadId(HOST, self.machine.cpu.index + 1)
+                self._events.append(Created(self.inferiors.first_thread(number), parent))
+                continue
+            self._events += [ThreadStarted(ThreadId(number, tid)) for tid in sorted(threads - known)]
+            self._events += [ThreadEnded(ThreadId(number, tid)) for tid in sorted(known - threads)]
         self._known = alive

@@ -1,6 +1,6 @@
 """The packets, one module a family; importing this package fills the table."""
 
-from gdbstub.commands import breakpoints, files, lldb, memory, monitor, process, query, registers, resume, transfer
+from gdbstub.commands import breakpoints, files, lldb, memory, monitor, process, qemu, query, registers, resume, transfer
 from gdbstub.commands.registry import COMMANDS
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "memory",
     "monitor",
     "process",
+    "qemu",
     "query",
     "registers",
     "resume",

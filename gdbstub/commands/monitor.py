@@ -21,6 +21,9 @@ def monitor(session: Session, arguments: bytes) -> bytes:
         line = unhexlify(arguments).decode()
     except (Error, UnicodeDecodeError):
         raise TargetError("a monitor command must be UTF-8 in hex") from None
+    if session.non_stop is not None and session.non_stop.said:
+        session.output("".join(session.non_stop.said))
+        session.non_stop.said.clear()
     try:
         session.target.monitor(line, session.output, session.current())
     except TargetError as error:

@@ -24,6 +24,9 @@ def attach(session: Session, arguments: bytes) -> bytes:
             session.detach(other)
     else:
         session.attach(pid)
+    if session.non_stop is not None:
+        session.non_stop.tell(pid)
+        return b"OK"
     session.stopped = Stop(session.current())
     return session.stop_reply(session.stopped)
 

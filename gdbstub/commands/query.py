@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from gdbstub.commands.registry import command, number, thread_id
 from gdbstub.packet import PACKET_SIZE
-from gdbstub.target import ExecFile, MemoryMap, Stop, TargetError, ThreadId
+from gdbstub.target import ExecFile, Libraries, MemoryMap, NonStop, Stop, TargetError, ThreadId
 
 if TYPE_CHECKING:
     from gdbstub.session import Session
@@ -17,6 +17,8 @@ _SUPPORTED: tuple[tuple[bytes, type | None], ...] = (
     (b"swbreak+", None),
     (b"hwbreak+", None),
     (b"vContSupported+", None),
+    (b"QNonStop+", NonStop),
+    (b"QThreadEvents+", None),
     (b"fork-events+", None),
     (b"exec-events+", ExecFile),
     (b"error-message+", None),
@@ -26,6 +28,7 @@ _SUPPORTED: tuple[tuple[bytes, type | None], ...] = (
     (b"qXfer:osdata:read+", None),
     (b"qXfer:memory-map:read+", MemoryMap),
     (b"qXfer:exec-file:read+", ExecFile),
+    (b"qXfer:libraries:read+", Libraries),
 )
 
 
@@ -53,13 +56,26 @@ def extended_mode(session: Session, arguments: bytes) -> bytes:
 
 @command("QNonStop")
 def non_stop(session: Session, arguments: bytes) -> bytes:
-    if arguments != b"0":
+    if arguments not in (b"0", b"1"):
+        raise TargetError(f"{arguments[:20]!r} is no mode: 1 for non-stop, 0 for all-stop")
+    if arguments == b"1" and not isinstance(session.target, NonStop):
         raise TargetError("non-stop mode is not offered: set non-stop off")
+    session.set_non_stop(arguments == b"1")
+    return b"OK"
+
+
+@command("QThreadEvents")
+def thread_events(session: Session, arguments: bytes) -> bytes:
+    if arguments not in (b"0", b"1"):
+        raise TargetError(f"{arguments[:20]!r} is neither 1 for thread events nor 0 for none")
+    session.thread_events = arguments == b"1"
     return b"OK"
 
 
 @command("?")
 def reason(session: Session, arguments: bytes) -> bytes:
+    if session.non_stop is not None:
+        return session.non_stop.reason()
     session.require_stopped()
     if not session.attached:
         return b"W00"

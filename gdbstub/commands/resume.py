@@ -43,10 +43,12 @@ def _action(verb: bytes) -> Action | None:
 
 
 @command("vCont")
-def vcont(session: Session, arguments: bytes) -> None:
+def vcont(session: Session, arguments: bytes) -> bytes | None:
+    """In non-stop mode there is an answer at once, threads that run are left alone, and `t` stops."""
     session.require_stopped()
     parsed = parse(arguments)
     chosen: dict[ThreadId, Action] = {}
+    stopped: list[ThreadId] = []
     decided: set[ThreadId] = set()
     for action, (pid, tid) in parsed:
         if pid == 0:
@@ -63,9 +65,21 @@ def vcont(session: Session, arguments: bytes) -> None:
                 decided.add(thread)
                 if action is not None:
                     chosen[thread] = action
+                else:
+                    stopped.append(thread)
+    if session.non_stop is not None:
+        session.non_stop.halt(stopped)
+        session.resume(chosen)
+        return b"OK"
     if not chosen:
         raise TargetError("no thread would run: attach to a process, or name a thread that exists")
     session.resume(chosen)
+    return None
+
+
+@command("vStopped")
+def told(session: Session, arguments: bytes) -> bytes:
+    return session.non_stop.told() if session.non_stop is not None else b"OK"
 
 
 @command("vCtrlC")
@@ -76,6 +90,8 @@ def interrupt(session: Session, arguments: bytes) -> None:
 
 def _classic(session: Session, action: Action, address: bytes) -> None:
     session.require_stopped()
+    if session.non_stop is not None:
+        raise TargetError("in non-stop mode threads are resumed with vCont")
     if address:
         thread = session.current()
         description = session.attached[thread.pid]

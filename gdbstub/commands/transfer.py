@@ -9,7 +9,7 @@ from xml.sax.saxutils import quoteattr
 
 from gdbstub.commands.registry import address_length, command, number
 from gdbstub.packet import PACKET_SIZE, escape
-from gdbstub.target import ExecFile, MemoryMap, TargetError
+from gdbstub.target import ExecFile, Libraries, MemoryMap, TargetError
 
 if TYPE_CHECKING:
     from gdbstub.session import Session
@@ -45,6 +45,7 @@ def osdata(session: Session, annex: str) -> bytes:
                     sorted({str(t.core) for t in session.target.threads(inferior.pid) if t.core is not None})
                 ),
                 "attached": "yes" if inferior.pid in session.attached else "no",
+                "state": inferior.state,
             }
             for inferior in session.target.inferiors()
         ]
@@ -77,12 +78,23 @@ def exec_file(session: Session, annex: str) -> bytes | None:
     return path.encode()
 
 
+def libraries(session: Session, annex: str) -> bytes | None:
+    if not isinstance(session.target, Libraries):
+        return None
+    rows = (
+        f'<library name={quoteattr(library.name)}><segment address="{library.address:#x}"/></library>'
+        for library in session.target.libraries(session.process())
+    )
+    return f'<library-list version="1.0">{"".join(rows)}</library-list>'.encode()
+
+
 _OBJECTS: dict[bytes, Callable[[Session, str], bytes | None]] = {
     b"features": features,
     b"threads": threads,
     b"osdata": osdata,
     b"memory-map": memory_map,
     b"exec-file": exec_file,
+    b"libraries": libraries,
 }
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from introspect.memtypes import Caching
 from introspect.paging import Nested, PagingState
 from introspect.rules import Processor
 from introspect.sources import Memory
@@ -40,6 +41,8 @@ class GuestView:
     """The guest whose hypervisor runs it; None under the hypervisor of the machine."""
     inner: int | None = None
     """System-physical address of the VMCB that the hypervisor in `parent` made for it, if that is known."""
+    caching: Caching | None = None
+    """What decides its memory types, if that is known."""
 
     def __str__(self) -> str:
         return f"guest {self.number} ({self.name})"
@@ -70,6 +73,10 @@ class Context(Protocol):
 
     @property
     def host_paging(self) -> PagingState: ...
+
+    @property
+    def host_caching(self) -> Caching | None:
+        """What decides the host's memory types, if that is known."""
 
     @property
     def guests(self) -> Sequence[GuestView]: ...

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from introspect.commands.registry import Arguments, Command, Context, Result
 from introspect.commands.render import columns, members, size_text
 from introspect.exits import ExitCode, describe_exit, describe_page_fault
+from introspect.memtypes import MemoryType, memory_type
 from introspect.paging import ENTRY, Access, Fault, Step, Translation, Walk, walk
+from introspect.registers import CR0
 
 __all__ = ["COMMANDS", "Walked"]
 
@@ -18,28 +20,31 @@ _ACCESSES = {
 
 @dataclass(frozen=True, slots=True)
 class Walked:
-    """A walk, and whose addresses it translates."""
+    """A walk, whose addresses it translates, and the memory type of what it leads to, if that is known."""
 
     who: str
     walk: Walk
+    memory: MemoryType | None = None
 
     def text(self) -> str:
         found = self.walk
         access = "write" if found.access.write else "execute" if found.access.execute else "read"
         mode = "paging off" if found.mode == "off" else f"{found.mode} paging"
-        over = f" over {found.nested_mode} nested paging" if found.nested_mode else ""
+        over = f" over {found.nested_mode} nested paging{' with GMET' * found.gmet}" if found.nested_mode else ""
         user = "user" if found.access.user else "supervisor"
         lines = [f"{found.gva:#x} in {self.who}, {user} {access}: {mode}{over}"]
         nested = found.nested_mode is not None
         if found.steps:
             heading = ("entry", "gpa", "at spa", "value", "flags") if nested else ("entry", "at spa", "value", "flags")
             lines += columns([heading, *(_row(step, nested, step == found.blame) for step in found.steps)], "  ")
-        return "\n".join([*lines, *_verdict(found)])
+        memory = [f"memory type: {self.memory.text()}"] if self.memory else []
+        return "\n".join([*lines, *_verdict(found), *memory])
 
     def json(self) -> object:
         steps = [{"name": step.name, "flags": step.flags.split(), **step._asdict()} for step in self.walk.steps]
         outcome = "fault" if isinstance(self.walk.verdict, Fault) else "translation"
-        return {"who": self.who, **members(self.walk), "steps": steps, "outcome": outcome}
+        return {"who": self.who, **members(self.walk), "steps": steps, "outcome": outcome,
+                "memory": self.memory and members(self.memory)}  # fmt: skip
 
 
 def _row(step: Step, nested: bool, blamed: bool) -> tuple[str, ...]:
@@ -80,7 +85,10 @@ def _rights(found: Walk) -> str:
     for step in [*inner, *(leaves[-1:] if found.nested_mode else [])]:
         combined &= step.rights | (ENTRY.U if step.nested else 0)
         denied |= step.rights & ENTRY.NX
-    words = ["read", *(["write"] if combined & ENTRY.W else []), *([] if denied else ["execute"])]
+    execute = "execute"
+    if found.gmet:
+        execute += f" as {'user' if leaves[-1].rights & ENTRY.U else 'supervisor'} only (GMET)"
+    words = ["read", *(["write"] if combined & ENTRY.W else []), *([] if denied else [execute])]
     return f"{', '.join(words)}; {'user and supervisor' if combined & ENTRY.U else 'supervisor only'}"
 
 
@@ -92,14 +100,16 @@ def _walk(context: Context, arguments: Arguments) -> Result:
     state = guest.paging if guest else context.host_paging
     access = _ACCESSES[word if len(word) == 2 else word + ("u" if state.cpl == 3 else "s")]
     found = walk(context.memory, state, gva, access, guest.nested if guest else None)
-    return Walked(str(guest) if guest else "the host", found)
+    caching = guest.caching if guest else context.host_caching
+    memory = memory_type(found, bool(state.cr0 & CR0.CD), caching) if caching else None
+    return Walked(str(guest) if guest else "the host", found, memory)
 
 
 COMMANDS = (
     Command(
         "walk",
         "walk GVA [GUEST|host] [r|w|x][u|s]",
-        "Translate a linear address: every entry of both dimensions, rights, verdict.\n\n"
+        "Translate a linear address: every entry of both dimensions, rights, verdict, memory type.\n\n"
         "Without GUEST the selected guest, or the host. The access is a read with the current privilege unless given:\n"
         "r read, w write, x execute; u as user, s as supervisor. Entries named n... belong to the nested page tables.\n"
         "Nothing in memory changes, not even accessed and dirty bits.",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.served import ROOT, Served
+from tests.e2e.served import ROOT, Served, build_image
 from tests.gdbstub.gdb import Gdb
 from vmdbg.attach import GDB_SETTINGS
 
@@ -38,12 +38,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
     def build(name: str) -> Path:
         elf = folder / f"{name}.elf"
-        if not elf.exists():
-            linker = "-Wl,-Ttext=0x100000,--build-id=none,-z,noexecstack,-z,max-page-size=4096"
-            source = ROOT / "tests/e2e/images" / f"{name}.S"
-            command = ["gcc", "-nostdlib", "-static", "-g", linker, "-o", str(elf), str(source)]
-            subprocess.run(command, check=True, capture_output=True)
-        return elf
+        return elf if elf.exists() else build_image(name, folder)
 
     return build
 

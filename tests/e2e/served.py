@@ -45,6 +45,17 @@ def run(image: Path, folder: Path, *arguments: str) -> Outcome:
     return Outcome(done.returncode, _ticks(done.stderr), serial.read_bytes(), trace.read_text())
 
 
+def build_image(name: str, folder: Path) -> Path:
+    """Compile one of tests/e2e/images."""
+    elf = folder / f"{name}.elf"
+    linker = "-Wl,-Ttext=0x100000,--build-id=none,-z,noexecstack,-z,max-page-size=4096"
+    source = ROOT / "tests/e2e/images" / f"{name}.S"
+    subprocess.run(
+        ["gcc", "-nostdlib", "-static", "-g", linker, "-o", str(elf), str(source)], check=True, capture_output=True
+    )  # fmt: skip
+    return elf
+
+
 class Served:
     """A machine that waits for gdb at its first instruction, in a process of its own."""
 

@@ -36,7 +36,8 @@ def test_reads_have_no_side_effects(gdb: Gdb, serve: Serve, hypervisor: Path, tm
     gdb("x/8i $pc")
     gdb("bt")
     gdb("info registers")
-    gdb("monitor walk 0xffffffff80109000")
+    walked = gdb("monitor walk 0xffffffff80109000")
+    assert "memory type: UC (guest PAT WB, nested PAT WB, MTRR UC, as MTRRs are off)" in walked
     gdb("monitor vmcb")
     attach(gdb, 3, hypervisor.parent / "guestpae.elf")
     image_of(gdb, tmp_path, "pae", 0xC0000000, 0x100000)

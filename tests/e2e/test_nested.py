@@ -207,3 +207,45 @@ def test_gdb_on_every_level(gdb: Gdb, serve: Callable[..., Served], matryoshka: 
     assert "there is no guest 9" in gdb("monitor guest parent 4 9")
 
     served.ends_as(gdb, undebugged)
+
+
+def test_steps_through_every_level(gdb: Gdb, serve: Callable[..., Served], matryoshka: Path, tmp_path: Path) -> None:
+    undebugged = run(matryoshka, tmp_path, "--append", "depth=2")
+    symbols = matryoshka.with_suffix(".debug")
+    served = serve(matryoshka, "--append", "depth=2")
+    served.connect(gdb)
+    gdb("break tables_create if count == 64")
+    gdb("continue")
+    gdb("delete 1")
+    gdb("monitor stop-on vmexit cpuid")
+    assert "#VMEXIT CPUID of guest 3" in gdb("continue")
+    for pid in (2, 3):
+        gdb(f"monitor symbols {pid} {symbols}")
+        attach(gdb, pid)
+
+    # The leaf's CPUID is carried out by the hypervisor in guest 2: a step runs both, and comes back.
+    assert "cpuid" in gdb("x/i $pc")
+    pc = gdb.value("$pc")
+    gdb("stepi")
+    assert "Thread 3.1" in gdb("thread")
+    assert gdb.value("$pc") == pc + 2
+
+    # Down from the leaf and up again, a world at a time.
+    gdb("tbreak put_char thread 3.1")
+    gdb("continue")
+    gdb("monitor follow host")
+    printed, pc = "", 0
+    while "[the step has left guest 3 by #VMEXIT IOIO]" not in printed:
+        pc = gdb.value("$pc")
+        printed = gdb("stepi")
+    assert "Thread 1.1" in gdb("thread")
+    gdb("monitor step-into-guest 2")
+    assert "[VMRUN has entered guest 2]" in gdb("continue")
+    assert "Thread 2.1" in gdb("thread")
+    gdb("monitor step-into-guest 3")
+    assert "[VMRUN has entered guest 3]" in gdb("continue")
+    assert "Thread 3.1" in gdb("thread")
+    assert pc < gdb.value("$pc") <= pc + 2
+    gdb("monitor follow guest")
+
+    served.ends_as(gdb, undebugged)

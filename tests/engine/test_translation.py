@@ -40,19 +40,18 @@ def address_of(mode: str) -> int:
 
 def random_entry(random: Random, target: int, leaf_here: bool, level: int, mode: str) -> int:
     entry = target
-    # Bit 8 of the upper levels, which AMD reserves and the engine ignores, stays clear.
     for flag, chance in (
         (P, 0.95),
         (W, 0.75),
         (U, 0.75),
         (A, 0.5),
         (D, 0.5),
-        (G, 0.3 if leaf_here or level < 3 else 0),
+        (G, 0.3 if leaf_here or level < 4 else 0.02),
     ):
         if random.random() < chance:
             entry |= flag
     if mode == "pae" and level == 3:
-        return entry & ~0x1E6 & ~G
+        return entry & ~0x1E6 | (1 << random.choice((1, 2, 5, 6, 7, 8)) if random.random() < 0.05 else 0)
     if mode != "legacy":
         if random.random() < 0.15:
             entry |= NX
@@ -208,7 +207,7 @@ HOST = {"legacy": (CR4.PSE, 0), "pae": (CR4.PAE, EFER.NXE), "long": (CR4.PAE, EF
 
 
 def nested_tables(rig: Rig, random: Random, host: str) -> Nested:
-    """Identity in 4 MiB; random rights for the pages of the guest's random tables and for the target."""
+    """Identity in 4 MiB; random rights for the pages of the guest's random tables and for the target, and GMET at random."""
     cr4, efer = HOST[host]
     size = 4 if host == "legacy" else 8
     count = 4096 // size
@@ -231,7 +230,10 @@ def nested_tables(rig: Rig, random: Random, host: str) -> Nested:
         if random.random() < 0.6:
             entry = random_entry(random, page << 12, True, 1, host)
             put(leaves + page * size, entry)
-    return Nested(NESTED_TABLES, cr4, efer, PHYSICAL_BITS)
+    gmet = random.random() < 0.3
+    if gmet:
+        put(leaves + (CODE >> 12) * size, CODE | every & ~U)  # of supervisors; what users execute is in the next page
+    return Nested(NESTED_TABLES, cr4, efer, PHYSICAL_BITS, gmet=gmet)
 
 
 def two_dimensions(mode: str, host: str, seeds: Iterable[int], *, python: bool = False, strict: bool = False) -> Counter[object]:
@@ -246,7 +248,7 @@ def two_dimensions(mode: str, host: str, seeds: Iterable[int], *, python: bool =
         nested = nested_tables(rig, random, host)
         kind = random.choice(("load", "store", "fetch"))
         code = CODE + 0x1000 if state.cpl == 3 else CODE
-        cpu.npt = rig.machine.engine.physical.shadow(nested.ncr3, nested.host_cr4, nested.host_efer)
+        cpu.npt = rig.machine.engine.physical.shadow(nested.ncr3, nested.host_cr4, nested.host_efer, gmet=nested.gmet)
         translate(rig.ram, state, code, Access(execute=True, user=state.cpl == 3), nested, set_ad=True)
         before = snapshot(rig)
         model = copy(before)

@@ -40,8 +40,10 @@ SECTIONS: dict[str, tuple[Row, ...]] = {
             {"QEnableErrorStrings": "QEnableErrorStrings"}, (
             "gdbstub/test_session.py::test_errors_come_in_the_richest_form_the_client_takes",
             "e2e/test_protocol.py::test_errors_in_words")),
-        Row("all-stop and extended mode", {"!": "!", "QNonStop": "QNonStop:0", "?": "?"}, (
-            "gdbstub/test_session.py::test_threads", "gdbstub/test_session.py::test_nothing_to_attach_to")),
+        Row("extended mode, and who stops: all together, or one by one (non-stop)", {
+            "!": "!", "?": "?", "QNonStop": "QNonStop:1", "vStopped": "QNonStop:1 ? vStopped"}, (
+            "gdbstub/test_nonstop.py::test_threads_are_resumed_and_stopped_one_by_one",
+            "e2e/test_nonstop.py::test_one_guest_stands_still", "e2e/test_nonstop.py::test_the_hypervisor_stands_still")),
     ),
     "Inferiors and threads": (
         Row("one process for the hypervisor and each guest", {"vAttach": "vAttach;2", "D": "D;1", "qAttached": "qAttached:1"}, (
@@ -55,6 +57,9 @@ SECTIONS: dict[str, tuple[Row, ...]] = {
             "gdbstub/test_session.py::test_threads", "e2e/test_modes.py::test_two_processors")),
         Row("`info os processes`", {"qXfer:osdata": "qXfer:osdata:read:processes:0,1000"}, (
             "gdbstub/test_session.py::test_osdata_lists_every_inferior", "e2e/test_protocol.py::test_lists_and_files")),
+        Row("threads that come and go are told", {"QThreadEvents": "QThreadEvents:1"}, (
+            "gdbstub/test_nonstop.py::test_thread_events_when_all_stop_together", "e2e/test_locking.py::test_new_threads_are_told")),
+        Row("relocated symbols", {"qXfer:libraries": "qXfer:libraries:read::0,1000"}, ("e2e/test_symbols.py::test_relocated_symbols",)),
         Row("symbols through the stub", {
             "qXfer:exec-file": "qXfer:exec-file:read:1:0,100", "vFile:setfs": "vFile:setfs:0",
             "vFile:open": f"vFile:open:{_hex('/example/program')},0,0",
@@ -102,6 +107,9 @@ SECTIONS: dict[str, tuple[Row, ...]] = {
             "gdbstub/test_resume.py::test_actions_choose_threads", "gdbstub/test_resume.py::test_a_range_is_stepped_through",
             "e2e/test_running.py::test_steps_over_intercepted_instructions",
             "e2e/test_running.py::test_steps_pass_over_interrupts")),
+        Row("QEMU's packets for what a step is", {
+            "qqemu.sstepbits": "qqemu.sstepbits", "qqemu.sstep": "qqemu.sstep", "Qqemu.sstep": "Qqemu.sstep=7"}, (
+            "gdbstub/test_nonstop.py::test_step_flags",)),
         Row("^C, also where it crosses a stop", {"vCtrlC": "vCtrlC"}, (
             "gdbstub/test_resume.py::test_interrupt_right_behind_continue_is_not_lost",
             "gdbstub/test_server.py::test_interrupts_are_seen_in_milliseconds", "e2e/test_running.py::test_interrupts")),

@@ -19,7 +19,9 @@ from introspect.commands import (
     run_line,
 )
 from introspect.commands.render import size_text
+from introspect.memtypes import Caching, Mtrrs
 from introspect.paging import PagingState
+from introspect.registers import CR0
 from introspect.rules import Processor
 from introspect.sources import BytesMemory, Memory
 from introspect.vmcb import VMCB
@@ -40,6 +42,7 @@ class World:
     selected: GuestView | None = None
     processor: Processor = Processor()  # noqa: RUF009 - frozen
     host_paging: PagingState = PagingState(1, 0, 0, 0)  # noqa: RUF009 - frozen
+    host_caching: Caching | None = None
 
     def exits(self, guest: int | None, count: int) -> Sequence[ExitRecord]:
         return [record for record in EXITS if guest in (None, record.guest)][-count:]
@@ -206,6 +209,47 @@ def test_walk_of_the_host(world: World) -> None:
             "-> spa 0x5000",
             "rights: read, write, execute; user and supervisor",
         ]
+
+
+TYPES = Caching(0x0007_0406_0007_0406, 0x0007_0406_0007_0106, Mtrrs(0xC06, (0x0606_0606_0606_0606,) * 11))
+"""A host with WC as PA1; RAM is WB."""
+
+
+def test_walk_tells_the_memory_type() -> None:
+    world = make_world()
+    guest = replace(world.guests[0], caching=TYPES)
+    world = World(world.memory, [guest], guest, host_caching=replace(TYPES, host_pat=None))
+    assert text(world, "walk 0x402123")[-1] == "memory type: WB (guest PAT WB, nested PAT WB, MTRR WB)"
+    shown = run_line(world, "walk 0x402123").json()
+    assert isinstance(shown, dict)
+    assert shown["memory"]["type"] == "WB"
+    leaf = shown["steps"][-1]["spa"]
+    world.memory.write_u64(leaf, world.memory.read_u64(leaf) | 8)
+    assert text(world, "walk 0x402123")[-1] == "memory type: WC (guest PAT WB, nested PAT WC, MTRR WB)"
+    world.memory.write_u64(0x93010, 0x5000 | P | U | 0x18)
+    assert text(world, "walk 0x402123")[-1] == "memory type: CD (guest PAT UC, nested PAT WC, MTRR WB)"
+    assert text(world, "walk 0x5000 host")[-1] == "memory type: WB (PAT WB, MTRR WB)"
+    off = replace(TYPES, host_pat=None, mtrrs=Mtrrs())
+    world = replace(world, host_caching=off, host_paging=PagingState(CR0.PE | CR0.CD, 0, 0, 0))
+    assert text(world, "walk 0x5000 host")[-1] == "memory type: UC (PAT WB, MTRR UC, as MTRRs are off, CR0.CD is set)"
+    assert "memory type" not in text(world, "walk 0x404000")[-1], "a fault has none"
+
+
+def test_walk_tells_of_gmet() -> None:
+    """Of a page with U the guest's supervisors may execute nothing."""
+    world = make_world()
+    inner = world.guests[0].nested
+    assert inner is not None
+    guest = replace(world.guests[0], nested=replace(inner, gmet=True))
+    world = World(world.memory, [guest], guest)
+    assert text(world, "walk 0x402123 r")[0].endswith("4-level paging over 4-level nested paging with GMET")
+    assert text(world, "walk 0x402123 xu")[-1] == "rights: read, write, execute as user only (GMET); user and supervisor"
+    lines = text(world, "walk 0x402123 xs")
+    assert lines[-3].endswith("<-- refuses this")
+    assert lines[-2:] == [
+        "-> #VMEXIT NPF (nested page fault): supervisor instruction fetch of the final address, gpa 0x5123, not permitted",
+        "   EXITINFO1 0x100000011, EXITINFO2 0x5123",
+    ]
 
 
 def test_walk_json(world: World) -> None:

@@ -158,7 +158,7 @@ def test_without_nxe_the_bit_is_reserved_and_fetches_are_not_told() -> None:
 @pytest.mark.parametrize(
     ("mode", "level", "bit", "reserved"),
     [
-        ("4-level", 4, 7, True), ("4-level", 4, 8, True), ("4-level", 3, 8, True), ("4-level", 2, 8, False),
+        ("4-level", 4, 7, True), ("4-level", 4, 8, True), ("4-level", 3, 8, False), ("4-level", 2, 8, False),
         ("5-level", 5, 7, True), ("4-level", 1, 8, False), ("4-level", 1, 48, True), ("4-level", 4, 51, True),
         ("4-level", 1, 52, False), ("4-level", 1, 62, False), ("PAE", 1, 52, True), ("PAE", 2, 62, True),
         ("PAE", 3, 1, True), ("PAE", 3, 2, True), ("PAE", 3, 5, True), ("PAE", 3, 63, True), ("PAE", 3, 3, False),
@@ -311,6 +311,40 @@ def test_final_nested_fault(access: Access, add: int, drop: int, info: int, leve
     assert (seen.blame.nested, seen.blame.spa) == (True, npt.entry(0x5000, level))
 
 
+@pytest.mark.parametrize("host", MODES)
+@pytest.mark.parametrize("user", [False, True])
+def test_gmet(user: bool, host: str) -> None:
+    """The U bit of the nested dimension is about code only, and either users' or supervisors' (APM2 15.25.13)."""
+    memory, tables, npt = both(host)
+    where = replace(state("4-level", tables.root), cpl=3 if user else 0)
+    inner = replace(nested(host, npt.root), gmet=True)
+    fetch, read, write = Access(execute=True, user=user), Access(user=user), Access(write=True, user=user)
+    tables.change(GVA, 1, add=U)
+    told = 0 if host == "legacy" else 0x10
+    for of_user in (True, False):
+        npt.change(0x5000, 1, **({"add": U} if of_user else {"drop": U}))
+        for access in (read, write):
+            found = translate(memory, where, GVA, access, inner, set_ad=False)
+            assert isinstance(found, Translation)
+            assert found.executable == (user == of_user)
+        found = translate(memory, where, GVA, fetch, inner, set_ad=False)
+        if user == of_user:
+            assert isinstance(found, Translation)
+        else:
+            assert found == Fault("NPF", 1 << 32 | 1 | told | (4 if user else 0), 0x5000)
+            assert found == Fault("NPF", *nested_translate(memory, inner, 0x5000, False, True, user, set_ad=False))
+            blame = walk(memory, where, GVA, fetch, inner).blame
+            assert blame is not None
+            assert (blame.nested, blame.spa) == (True, npt.entry(0x5000, 1))
+    npt.change(tables.entry(GVA, 1), 1, drop=U)
+    assert isinstance(translate(memory, where, GVA, read, inner, set_ad=False), Translation), "guest tables are data"
+    npt.change(0x5000, 1, drop=P)
+    assert translate(memory, where, GVA, fetch, inner, set_ad=False) == Fault(
+        "NPF", 1 << 32 | told | (4 if user else 0), 0x5000
+    )
+    assert translate(memory, where, GVA, write, inner, set_ad=False) == Fault("NPF", 1 << 32 | 6, 0x5000)
+
+
 def test_guest_table_reads_are_writes_to_the_nested_tables() -> None:
     memory, tables, npt = both()
     where, inner = state("4-level", tables.root), nested("4-level", npt.root)
@@ -405,6 +439,12 @@ def test_the_apic_page_of_avic_leads_to_the_backing_page() -> None:
     assert isinstance(found, NestedTranslation)
     assert (found.spa, found.page_size, found.writable) == (0x6123, 0x1000, False)
     assert isinstance(nested_translate(memory, avic, 0x5123, True, False, set_ad=False), NestedFault)
+    npt.map(0x4020_0000, 0, level=2)
+    large = replace(avic, apic=(0x4020_5000, 0x6000))
+    for gpa, spa in ((0x4020_5123, 0x6123), (0x4020_4123, 0x4123), (0x4020_6123, 0x6123)):
+        found = nested_translate(memory, large, gpa, False, False, set_ad=False)
+        assert isinstance(found, NestedTranslation)
+        assert (found.spa, found.page_size) == (spa, 0x1000), "a large page around it does not map linearly"
     avic = replace(avic, apic=(1 << 40, 0x6000))
     assert isinstance(nested_translate(memory, avic, 1 << 40, False, False, set_ad=False), NestedFault)
 

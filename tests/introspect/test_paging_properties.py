@@ -20,7 +20,7 @@ from introspect.paging import (
     translate,
     walk,
 )
-from introspect.registers import CR0, CR4
+from introspect.registers import CR0, CR4, EFER
 from introspect.sources import BytesMemory
 
 from .tables import MODES, NX, SHIFTS, A, D, G, P, Tables, U, W, nested, state
@@ -141,6 +141,24 @@ def test_a_nested_translation_is_a_user_translation(
         assert found == NestedFault(1 << 32 | plain.code, Gpa(gpa))
 
 
+@settings(max_examples=200)
+@given(memories(), st.sampled_from(MODES), ROOTS, st.integers(0, 2**52), st.booleans())
+def test_gmet_is_smep_for_fetches(memory: BytesMemory, mode: str, root: int, gpa: int, user: bool) -> None:
+    """A fetch under GMET is one by the guest's privilege with SMEP, but for the I/D bit (APM2 15.25.13)."""
+    inner = replace(nested(mode, root), gmet=True)
+    bits = {"legacy": 32, "PAE": 32, "4-level": 47, "5-level": 56}[mode]
+    gpa %= 1 << bits
+    found = nested_translate(memory, inner, gpa, False, True, user, set_ad=False)
+    smep = state(mode, root, cr4=CR4.SMEP)
+    plain = translate(memory, smep, gpa, Access(execute=True, user=user), set_ad=False)
+    if isinstance(plain, Translation):
+        assert isinstance(found, NestedTranslation)
+        assert (found.spa, found.executable, found.user) == (plain.spa, True, user)
+    else:
+        told = ~0 if smep.efer & EFER.NXE else ~0x10
+        assert found == NestedFault(1 << 32 | plain.code & told, Gpa(gpa))
+
+
 @settings(max_examples=300)
 @given(memories(), ROOTS, st.integers(0, 2**47 - 1), ACCESSES)
 def test_against_a_plain_reading_of_the_manual(memory: BytesMemory, root: int, gva: int, access: Access) -> None:
@@ -157,7 +175,6 @@ def test_against_a_plain_reading_of_the_manual(memory: BytesMemory, root: int, g
         large = bool(entry & 0x80) and level in (2, 3)
         reserved = [bit for bit in (48, 49, 50, 51) if entry >> bit & 1]
         reserved += [bit for bit in (7, 8) if level == 4 and entry >> bit & 1]
-        reserved += [8] if level == 3 and not large and entry & G else []
         reserved += [bit for bit in range(13, {3: 30, 2: 21}[level]) if entry >> bit & 1] if large else []
         if not entry & P:
             expected = code

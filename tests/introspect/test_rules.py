@@ -53,6 +53,7 @@ BROKEN: list[tuple[str, dict[str, int], Processor]] = [
     ("avic-range", {"v_intr": 1 << 31, "avic_logical_table": 1 << 48}, Processor()),
     ("avic-range", {"v_intr": 1 << 31, "avic_physical_table": 1 << 48}, Processor()),
     ("avic-np", {"v_intr": 1 << 31, "misc_ctl": 0}, Processor()),
+    ("gmet-np", {"misc_ctl": 8}, Processor()),
     ("cet-wp", {"cr4": 0x20 | CR4.CET, "cr0": 0x8000_0011}, Processor()),
     ("tlb-control", {"tlb_control": 2}, Processor()),
     ("tlb-control", {"tlb_control": 7}, Processor(features=SVM_FEATURES.defined & ~SVM_FEATURES.FlushByAsid)),

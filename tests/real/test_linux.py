@@ -163,16 +163,28 @@ def archive(name: str, data: bytes) -> bytes:
     )
 
 
-def test_debug_registers_of_a_traced_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What debug.c says on hardware."""
-    program, initrd = tmp_path / "debug", tmp_path / "initrd"
-    source = Path(__file__).parent / "debug.c"
+def with_program(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Linux, Path]:
+    """Linux with a program of this directory as /NAME, and the program."""
+    program, initrd = tmp_path / name, tmp_path / "initrd"
+    source = Path(__file__).parent / f"{name}.c"
     subprocess.run(["gcc", "-static", "-O1", "-o", program, source], check=True)
     whole = INITRD.read_bytes()
-    initrd.write_bytes(whole.ljust(-(-len(whole) // 512) * 512, b"\0") + archive("debug", program.read_bytes()))
+    initrd.write_bytes(whole.ljust(-(-len(whole) // 512) * 512, b"\0") + archive(name, program.read_bytes()))
     monkeypatch.setattr("tests.real.test_linux.INITRD", initrd)
-    linux = Linux()
+    return Linux(), program
+
+
+def test_debug_registers_of_a_traced_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What debug.c says on hardware."""
+    linux, _ = with_program("debug", tmp_path, monkeypatch)
     assert linux.say("/debug") == "5 5 1 42\n"
+    linux.machine.close()
+
+
+def test_signals_of_simd_exceptions_and_alignment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """faults.c says what it says on the processor at hand."""
+    linux, program = with_program("faults", tmp_path, monkeypatch)
+    assert linux.say("/faults") == subprocess.run([program], capture_output=True, text=True, check=True).stdout
     linux.machine.close()
 
 

@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 
 from introspect.exits import INTERCEPT_CODES, ExitCode, exit_section
-from introspect.rules import FEATURE_SECTIONS, RULES, SVM_FEATURES
+from introspect.rules import EXCEPTIONS, FEATURE_SECTIONS, RULES, SVM_FEATURES
 from vmdbg.svm import world
 
 Key = int | str
@@ -24,20 +24,20 @@ def _codes(names: str) -> list[int]:
 
 _NO_REGISTER = [*(base + n for base in (0x00, 0x10, 0x90) for n in (1, 5, 6, 7, *range(9, 16))),
                 *(base + n for base in (0x20, 0x30) for n in range(8, 16))]  # fmt: skip
-_NO_EXCEPTION = [int(code) for code in ExitCode if 0x40 <= code < 0x60 and code.name[5:].isdigit()]
+_RESERVED = [int(code) for code in ExitCode if 0x40 <= code < 0x60 and code.name[5:].isdigit()]
 
 MISSING: dict[Key, str] = {
     **dict.fromkeys(_NO_REGISTER, "no such register: #UD comes first"),
-    **dict.fromkeys(_NO_EXCEPTION, "no such exception"),
+    **dict.fromkeys(_RESERVED, "reserved: nothing raises it"),
+    0x49: "a coprocessor's of long ago: the processor has #GP for it",
     **dict.fromkeys(_codes("EXCP_NMI"), "not implemented, by APM2 15.12.3; see NMI"),
-    **dict.fromkeys(_codes("EXCP_AC"), "the engine checks no alignment"),
-    **dict.fromkeys(_codes("EXCP_XF"), "the engine raises no SIMD exceptions"),
     **dict.fromkeys(_codes("EXCP_MC"), "nothing fails here"),
-    **dict.fromkeys(_codes("EXCP_CP EXCP_HV EXCP_VC EXCP_SX"), "their features are not claimed"),
+    **dict.fromkeys(_codes("EXCP_CP"), "shadow stacks are not claimed"),
+    **dict.fromkeys(_codes("EXCP_HV EXCP_VC"), "SEV is not claimed"),
     **dict.fromkeys(_codes("BUSLOCK IDLE_HLT"), "the feature is not claimed"),
     **dict.fromkeys(_codes("VMGEXIT BUSY IDLE_REQUIRED INVALID_PMC"), "no SEV"),
     "efer-long": "this processor has long mode", "cet-wp": "CR4.CET is reserved here: cr4-mbz comes first",
-    **dict.fromkeys(("tlb-control", "avic-np"), "reported by `monitor vmrun why` only"),
+    **dict.fromkeys(("tlb-control", "avic-np", "gmet-np"), "reported by `monitor vmrun why` only"),
 }  # fmt: skip
 """What no guest program can show, and why."""
 
@@ -77,6 +77,11 @@ def _shown(key: Key, covered: dict[Key, list[str]]) -> str:
     return "; ".join(covered.get(key, ())) or f"- ({MISSING.get(key, 'not claimed')})"
 
 
+def _injection(vector: int) -> str:
+    """Whether EVENTINJ may have the vector as that of an exception."""
+    return "yes" if vector in EXCEPTIONS else "as an NMI" if vector == 2 else "VMRUN refuses it"
+
+
 def page() -> str:
     covered = tests()
     lines = [
@@ -92,6 +97,13 @@ def page() -> str:
         "## Consistency rules of VMRUN", "",
         *_table(("rule", "refused if", "section", "tests"), (
             (rule.id, rule.text, rule.section, _shown(rule.id, covered)) for rule in RULES
+        )),
+        "## Exceptions", "",
+        "What raises each of the 32 is an instruction or event of the guest, in the tests named; where there are none it is only",
+        "injected, if that. INT n comes to a handler of any vector, and is no exception to an intercept.", "",
+        *_table(("vector", "exception", "raised", "injected as an exception"), (
+            (str(code - 0x40), code.description, _shown(int(code), covered), _injection(code - 0x40))
+            for code in sorted(ExitCode) if 0x40 <= code < 0x60
         )),
         "## Exit codes and intercepts", "",
         f"Codes below {INTERCEPT_CODES:X}h are intercepts: the intercept word at offset 4 * (code / 32) of the VMCB, bit code % 32.",

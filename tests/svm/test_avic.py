@@ -27,11 +27,21 @@ VALID, RUNNING, LOGICAL_VALID = 1 << 63, 1 << 62, 1 << 31
 APIC = f"movl ${BAR:#x}, %ebx"
 
 
+@pytest.fixture(params=[False, True], ids=["coherent", "strict"], autouse=True)
+def strict(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether the TLB keeps what it may."""
+    monkeypatch.setattr(Virtual, "strict", request.param)
+    return bool(request.param)
+
+
 class Virtual(Hypervisor):
     """A guest with APIC ID 0, alone unless `others` gives the physical entries of more."""
 
+    strict = False
+    """Under a strict TLB."""
+
     def __init__(self, guest: str, *, python: bool = False, host: str = "vmrun; hlt", cpus: int = 1, others: int = 0) -> None:
-        super().__init__(f"{APIC}; {guest}", host=host, python=python, cpus=cpus)
+        super().__init__(f"{APIC}; {guest}", host=host, python=python, cpus=cpus, strict_tlb=self.strict)
         every = P | W | U
         self.ram.write_u64(NESTED + 0x1000 + 8 * 3, TABLES | every)
         self.ram.write_u64(TABLES + 8 * (BAR >> 21 & 511), TABLES + 0x1000 | every)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from introspect.rules import EXCEPTIONS
 from tests.engine.interrupts import IF, enable_apic, interrupt
 from tests.engine.rig import CODE, HANDLERS, RING0_STACK, STACK, Mode, P
 from tests.svm.covers import covers
 from tests.svm.hypervisor import HLT, HOST_CODE, INVALID, NPF, SHUTDOWN, VMMCALL, Hypervisor
 from vmdbg.cpu.events import DELIVERY
+from vmdbg.cpu.faults import WITH_ERROR_CODE
 
 INTR, NMI_EXIT, INIT_EXIT, VINTR = 0x60, 0x61, 0x63, 0x64
 V, EV = 1 << 31, 1 << 11
@@ -62,6 +64,15 @@ def test_what_cannot_be_injected(word: int, python: bool) -> None:
     assert h.enter() == INVALID
     assert "15.20" in h.cpu.last_fault
     assert h["rip"] == CODE
+
+
+@pytest.mark.parametrize("vector", sorted(EXCEPTIONS))
+def test_every_exception_can_be_injected(vector: int, python: bool) -> None:
+    """Those, too, that nothing here raises; intercepts see none of them."""
+    h = Hypervisor("nop", python=python)
+    h.intercept(*range(0x40, 0x60))
+    h.set(eventinj=event(3, vector, 8 if vector in WITH_ERROR_CODE else None), nrip=CODE)
+    assert (h.enter(), h.guest_vector) == (HLT, vector)
 
 
 def test_without_v_nothing_is_injected(python: bool) -> None:

@@ -27,6 +27,9 @@ FAULTS: dict[str, tuple[Mode, str, int, int, int]] = {
     "#PF": ("long", "it: movl %eax, 0x300000", 0x4E, 2, 0),
     "#MF": ("long", "movq %cr0, %rax; orl $0x20, %eax; movq %rax, %cr0; fninit; fldcw 1f; fld1; fldz; fdivrp\n"
             "it: fwait; hlt; 1: .word 0x37b", 0x50, 0, 0),
+    "#AC": ("long", "movq %cr0, %rax; btsq $18, %rax; movq %rax, %cr0; pushq $0x3b; pushq $0x7800; pushq $0x40002; pushq $0x33; "
+            "pushq $it; iretq\nit: movl %eax, 0x7101", 0x51, 0, 0),
+    "#XF": ("long", "ldmxcsr 1f\nit: divss %xmm0, %xmm0; hlt; 1: .long 0x1f00", 0x53, 0, 0),
 }  # fmt: skip
 """(mode, guest, exit code, EXITINFO1, whether there is an nRIP)."""
 

@@ -167,6 +167,7 @@ def test_init_is_redirected(python: bool) -> None:
     assert rig.state.cr(3) == TABLES
 
 
+@covers(ExitCode.EXCP_SX)
 @pytest.mark.parametrize("intercepted", [False, True])
 def test_a_redirected_init_is_an_exception_of_the_guest(intercepted: bool, python: bool) -> None:
     h = Hypervisor("1: jmp 1b", python=python)

@@ -37,7 +37,7 @@ def test_what_cpuid_claims(python: bool) -> None:
     rig = Rig("movl $0x8000000a, %eax; cpuid; hlt", python=python)
     rig.run()
     assert (rig.reg(0), rig.reg(3), rig.reg(2)) == (1, world.ASIDS, world.FEATURES)
-    for absent in ("SSSCheck", "GMET", "IbsVirt", "ROGPT"):
+    for absent in ("SSSCheck", "x2AVIC", "IbsVirt", "ROGPT"):
         assert not rig.reg(2) & SVM_FEATURES.fields[absent]
     rig = Rig("movl $0x8000001f, %eax; cpuid; hlt", python=python)
     rig.run()

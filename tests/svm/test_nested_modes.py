@@ -238,3 +238,38 @@ def test_pdpes_are_read_by_each_walk(python: bool) -> None:
     h.guest_write(TABLES + 0x3000, (P | W | U | PS).to_bytes(8, "little"))
     assert h.enter() == 0x4E
     assert (h["rip"], h["exitinfo2"]) == (h.labels["it"], 0x40000000)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("host", HOSTS)
+def test_reserved_bits_of_the_guests_pdpes(host: Mode, strict: bool, python: bool) -> None:
+    """15.25.10: they are not looked at when CR3 is loaded; a walk through the entry is #PF."""
+    h = Hypervisor("mov %cr3, %ebx; mov %ebx, %cr3\nit: movl 0x40000000, %eax", "pae", host_mode=host, strict_tlb=strict,
+                   python=python)  # fmt: skip
+    h.intercept(0x4E)
+    for bit in (1, 2, 5, 6, 7, 8, 40, 52, 63):
+        h.guest_write(TABLES + 0x1008, (TABLES + 0x2000 | P | 1 << bit).to_bytes(8, "little"))
+        assert h.again(rip=CODE, tlb_control=3) == 0x4E
+        assert (h["rip"], h["exitinfo1"], h["exitinfo2"]) == (h.labels["it"], PRESENT | RSV, 0x40000000), bit
+    for bit in (3, 4, 9, 10, 11):
+        h.guest_write(TABLES + 0x1008, (TABLES + 0x2000 | P | 1 << bit).to_bytes(8, "little"))
+        h.again(rip=CODE, tlb_control=3)
+        assert (h["exitcode"], h["rip"]) != (0x4E, h.labels["it"]), bit
+    h.guest_write(TABLES + 0x1008, (TABLES + 0x2000 | 1 << 8).to_bytes(8, "little"))
+    assert h.again(rip=CODE, tlb_control=3) == 0x4E
+    assert h["exitinfo1"] == 0, "not present"
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_reserved_bits_of_the_guests_upper_entries(strict: bool, python: bool) -> None:
+    """Bits 8:7 of a PML4E are reserved; bit 8 of a PDPE is not (5.3.3)."""
+    address = 1 << 39 | PAGE
+    h = Hypervisor(f"movabs {address}, %al; vmmcall", strict_tlb=strict, python=python)
+    h.intercept(0x4E)
+    for bit in (7, 8, 45):
+        h.guest_write(TABLES + 8, (TABLES + 0x1000 | P | W | U | 1 << bit).to_bytes(8, "little"))
+        assert h.again(rip=CODE, tlb_control=3) == 0x4E
+        assert (h["exitinfo1"], h["exitinfo2"]) == (PRESENT | RSV, address), bit
+    h.guest_write(TABLES + 8, (TABLES + 0x1000 | P | W | U).to_bytes(8, "little"))
+    h.guest_write(TABLES + 0x1000, (TABLES + 0x2000 | P | W | U | 1 << 8).to_bytes(8, "little"))
+    assert h.again(rip=CODE, tlb_control=3) == VMMCALL

@@ -209,7 +209,7 @@ ACCEPTED: dict[str, dict[str, int]] = {
     "an event without its valid bit": {"eventinj": 0x7FFF_FFFF},
     "caches off": {"cr0": 0xE000_0011},
     "features that the processor does not have": {
-        "misc_ctl": 0x7F & ~0x26 | 1, "misc_ctl2": 3, "v_intr": 1 << 31, "pause_filter_count": 9,
+        "misc_ctl": 0x7F & ~0x2E | 1, "misc_ctl2": 3, "v_intr": 1 << 31, "pause_filter_count": 9,
     },
     "clean bits of a new VMCB": {"vmcb_clean": 0xFFFFFFFF},
     "TLB commands": {"tlb_control": 7},

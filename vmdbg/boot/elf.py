@@ -6,6 +6,7 @@ pyelftools is for the debugger's use of files that this module has accepted; it 
 from dataclasses import dataclass
 from pathlib import Path
 from struct import Struct
+from typing import NamedTuple
 
 from vmdbg.boot.image import ImageError, Symbol
 
@@ -13,6 +14,7 @@ MAGIC = b"\x7fELF"
 ET_EXEC = 2
 PT_LOAD = 1
 SHT_SYMTAB, SHT_STRTAB = 2, 3
+SHF_EXECINSTR = 4
 STT_SECTION, STT_FILE = 3, 4
 EM_386, EM_X86_64 = 3, 62
 
@@ -76,6 +78,37 @@ def is_elf(path: Path, magic: bytes = MAGIC) -> bool:
 def is_elf64(path: Path) -> bool:
     """Whether a file can be read and says that it is 64-bit ELF."""
     return is_elf(path, MAGIC + b"\2")
+
+
+class Linked(NamedTuple):
+    """Virtual addresses that a file with symbols is linked at: of its first loaded segment, and of its first code, .text."""
+
+    segment: int
+    code: int
+
+
+def linked_at(path: Path) -> Linked:
+    """Of a file which may be position-independent.  ImageError if it cannot be read, or is no ELF file of x86."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ImageError(f"{path}: {error.strerror}; give an ELF file") from None
+    layout = LAYOUTS.get(data[4]) if data.startswith(MAGIC) and len(data) > len(MAGIC) else None
+    if layout is None:
+        raise ImageError(f"{path} is no ELF file: its symbols have no address; give an ELF file")
+    header = _unpack(layout.header, data, 16, "ELF header")
+    e_phoff, e_shoff, e_phentsize, e_phnum, e_shentsize, e_shnum = *header[4:6], *header[8:12]
+    programs = [
+        _unpack(layout.program, data, e_phoff + index * e_phentsize, f"ELF program header {index}") for index in range(e_phnum)
+    ]
+    sections = [
+        _unpack(layout.section, data, e_shoff + index * e_shentsize, f"ELF section header {index}") for index in range(e_shnum)
+    ]
+    virtual = 2 if layout.bits == 32 else 3
+    segment = next((fields[virtual] for fields in programs if fields[0] == PT_LOAD), None)
+    if segment is None:
+        raise ImageError(f"{path} has no PT_LOAD segment: its symbols have no address; link it as an executable")
+    return Linked(segment, next((fields[3] for fields in sections if fields[2] & SHF_EXECINSTR), segment))
 
 
 def parse(data: bytes) -> Elf:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from introspect.address import Gpa
@@ -78,6 +78,16 @@ class ExtInt(Protocol):
     """The interrupt controller behind LINT0."""
 
     def acknowledge(self) -> int: ...
+
+
+class Hold(IntEnum):
+    """Whether a debugger has the thread that a processor is in stand still (non-stop mode)."""
+
+    NO = 0
+    WAITS = 1
+    """In a guest: nothing is executed, and only events are taken that leave the guest."""
+    STANDS = 2
+    """In the hypervisor, or in a guest whose hypervisor is held, too: nothing is taken either."""
 
 
 class Notice(StrEnum):
@@ -160,6 +170,7 @@ class Cpu:
         """What MWAIT, while `halted`, waits for a store to."""
         self.pause = False
         """Set by whoever wants the CPU to return at the next instruction boundary, as observers of world switches do."""
+        self.hold = Hold.NO
         self.vmcb_cache: VmcbCache | None = None
         """What it remembers of VMCBs, if clean bits are to be taken at their word."""
         self.tlb: Tlb | None = None
@@ -400,6 +411,13 @@ class Cpu:
             return self.tlb.locate(address, access, set_ad=set_ad)
         found = translate(self.ram, self.paging, address, access, self.nested, set_ad=set_ad)
         return found if isinstance(found, Fault) else found.spa & self.engine.physical.a20
+
+    def guest_physical(self, address: int, access: Access) -> int | Fault:
+        """Guest-physical address of an access of the instruction at RIP; no side effects."""
+        if self.tlb is not None:
+            return self.tlb.guest_physical(address, access)
+        found = translate(self.ram, self.paging, address, access, self.nested, set_ad=False)
+        return found if isinstance(found, Fault) else found.gpa
 
     def permits(self, address: int, *, write: bool, user: bool) -> bool:
         """Whether an access would be permitted; no side effects."""

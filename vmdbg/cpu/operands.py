@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
@@ -172,3 +173,30 @@ def operand_linear(cpu: Cpu, insn: Instruction) -> int:
     if cpu.bits == 64:
         return (offset + (cpu.state.base(segment) if segment >= 4 else 0)) & 0xFFFFFFFFFFFFFFFF
     return (offset + cpu.state.base(segment)) & 0xFFFFFFFF
+
+
+def disassemble(cpu: Cpu) -> Any:
+    """The instruction at RIP, by capstone; None if it is none."""
+    return next(disassembler(cpu.bits).disasm(cpu.fetch(), cpu.state.rip, 1), None)
+
+
+def memory_operands(cpu: Cpu, insn: Any) -> Iterator[tuple[Any, int, int]]:
+    """(operand, segment, offset) of each explicit access to memory."""
+    s = cpu.state
+    for operand in insn.operands:
+        if operand.type != cs.X86_OP_MEM or insn.id in (cs.X86_INS_LEA, cs.X86_INS_NOP):
+            continue
+        memory = operand.mem
+        offset = memory.disp
+        width = {16: 16, 32: 32, 64: 64}[insn.addr_size * 8]
+        for register, scale in ((memory.base, 1), (memory.index, memory.scale)):
+            if register in (cs.X86_REG_RIP, cs.X86_REG_EIP):
+                offset += s.rip + insn.size
+            elif register in _REGISTERS:
+                number, bits = _REGISTERS[register]
+                offset += (s.reg(number) & ((1 << bits) - 1)) * scale
+        segment = _SEGMENTS.get(memory.segment)
+        if segment is None:
+            string = insn.mnemonic.split()[-1][:4] in ("stos", "scas", "movs", "cmps", "insb", "insw", "insd")
+            segment = ES if string and memory.base in _STRING_TO_EDI else SS if memory.base in _BASED_ON_STACK else 3
+        yield operand, segment, offset & ((1 << width) - 1)

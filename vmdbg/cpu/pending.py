@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from introspect.exits import ExitCode
 from introspect.vmcb import V_INTR
 from vmdbg.engine.engine import Engine
@@ -12,11 +14,13 @@ from vmdbg.platform.msrs import VM_CR, VM_CR_R_INIT
 from vmdbg.svm import world
 
 from . import smm
-from .core import RFLAGS_IF, Cpu, ExtInt, Observer
+from .core import RFLAGS_IF, Cpu, ExtInt, Hold, Observer
 from .events import DELIVERY, raise_event
 from .faults import NMI, SX, Event, Kind
 from .reset import init
 
+_V_NMI = -1
+"""Among the codes of events: a virtual NMI, which has no intercept."""
 _V_PENDING = V_INTR.v_irq | V_INTR.v_nmi
 SX_INIT = 1
 """#SX's error code for a redirected INIT (APM2 8.4.3, 15.28)."""
@@ -34,8 +38,10 @@ class Pending(Cpu):
     @property
     def runnable(self) -> bool:
         """Whether the processor has something to do now: code to execute or an event to take."""
-        if self.shutdown:
+        if self.shutdown or self.hold == Hold.STANDS:
             return False
+        if self.hold:
+            return any(self._leaves(code) for code in self._allowed())
         if self.wait_for_sipi:
             return self.sipi_vector is not None
         return not self.halted or self._wakes()
@@ -80,57 +86,80 @@ class Pending(Cpu):
             guest is not None and guest.v_intr_deliverable and bool(self.state.rflags & RFLAGS_IF) and not self.state.shadow
         )
 
-    def take_event(self) -> bool:
-        """Take the most urgent event that this instruction boundary allows (APM2 8.5, 15.21).  True if one was."""
-        if self.wait_for_sipi:
-            vector = self.sipi_vector
-            if vector is None:
-                return False
-            self.sipi_vector = None
-            self.wait_for_sipi = False
-            s = self.state
-            s.set_segment(CS, vector << 8, vector << 12, 0xFFFF, 0x9B)
-            s.rip = 0
-            s.refresh(0)
-            return True
+    def _allowed(self) -> Iterator[int]:
+        """The events that this instruction boundary allows, by the codes of their intercepts, the most urgent one first
+        (APM2 8.5, 15.21)."""
+        guest, shadow = self.guest, self.state.shadow
         if not self.gif:
-            return False
-        guest = self.guest
+            return
         if self.init_pending and self.smm is None:
-            if guest is not None and guest.intercepts(ExitCode.INIT):  # stays pending for the host (APM2 15.13.4)
-                self._exit(ExitCode.INIT)
-                return True
+            yield ExitCode.INIT
+        if self.smi_pending and self.smm is None and not shadow:
+            yield ExitCode.SMI
+        if self.nmi_pending and not self._nmi_masked and not shadow:
+            yield ExitCode.NMI
+        if self._interrupt_allowed(self._physical_if()):
+            yield ExitCode.INTR
+        if guest is not None and self._virtual_nmi_allowed():
+            yield _V_NMI
+        if guest is not None and self._virtual_allowed():
+            yield ExitCode.VINTR
+
+    def _leaves(self, code: int) -> bool:
+        """Whether an event is one that the guest is left for."""
+        guest = self.guest
+        if guest is None or code == _V_NMI or not guest.intercepts(code):
+            return False
+        return code != ExitCode.SMI or not self.msrs.smm_locked
+
+    def take_event(self) -> bool:
+        """Take the most urgent event that this instruction boundary allows.  True if one was.
+
+        Held by a debugger, the processor takes those only that lead out of what it holds: the hypervisor gets its CPU back.
+        """
+        if self.hold == Hold.STANDS:
+            return False
+        if self.wait_for_sipi:
+            return self._start_up()
+        code = next((code for code in self._allowed() if not self.hold or self._leaves(code)), None)
+        if code is None:
+            return False
+        if self._leaves(code):
+            info = smm.exit_info(self) if code == ExitCode.SMI else ()
+            self.halted = False
+            world.vmexit(self, code, *info)  # INIT stays pending for the host (APM2 15.13.4), as do the others
+        else:
+            self._take(code)
+        return True
+
+    def _start_up(self) -> bool:
+        """The start-up IPI, if it has come (APM2 16.7.1)."""
+        vector = self.sipi_vector
+        if vector is None:
+            return False
+        self.sipi_vector = None
+        self.wait_for_sipi = False
+        s = self.state
+        s.set_segment(CS, vector << 8, vector << 12, 0xFFFF, 0x9B)
+        s.rip = 0
+        s.refresh(0)
+        return True
+
+    def _take(self, code: int) -> None:
+        """Take an event that nobody intercepts."""
+        if code == ExitCode.INIT:
             self.init_pending = False
             if self.msrs.values[VM_CR] & VM_CR_R_INIT:
                 raise_event(self, Event(SX, Kind.EXCEPTION, SX_INIT, trap=True))
-                return True
+                return
             init(self)
             self.lapic.init()
             self.wait_for_sipi = self.index != 0
-            return True
-        if self.smi_pending and self.smm is None and not self.state.shadow:
-            if guest is not None and guest.intercepts(ExitCode.SMI) and not self.msrs.smm_locked:
-                info1, info2 = smm.exit_info(self)
-                self.halted = False
-                world.vmexit(self, ExitCode.SMI, info1, info2)
-                return True
+        elif code == ExitCode.SMI:
             self.smi_pending = False
             smm.enter(self)
             self.engine.clock.now += DELIVERY
-            return True
-        if self.nmi_pending and not self._nmi_masked and not self.state.shadow:
-            if guest is not None and guest.intercepts(ExitCode.NMI):
-                self._exit(ExitCode.NMI)
-                return True
-            self.nmi_pending = False
-            self.halted = False
-            self.state.nmi_blocked = True
-            raise_event(self, Event(NMI, Kind.NMI))
-            return True
-        if self._physical_pending() and not self.state.shadow and self._physical_if():
-            if guest is not None and guest.intercepts(ExitCode.INTR):
-                self._exit(ExitCode.INTR)
-                return True
+        elif code == ExitCode.INTR:
             self.halted = False
             vector = self.lapic.pending()
             if vector is not None:
@@ -139,26 +168,21 @@ class Pending(Cpu):
                 vector = self.interrupt_controller.acknowledge()
                 self.lapic.extint_taken()
             raise_event(self, Event(vector, Kind.INTR))
-            return True
-        if guest is not None and self._virtual_nmi_allowed():
-            self.halted = False
-            guest.v_intr &= ~V_INTR.v_nmi
-            self.state.nmi_blocked = True
-            raise_event(self, Event(NMI, Kind.NMI))
-            return True
-        if guest is not None and self._virtual_allowed():
-            if guest.intercepts(ExitCode.VINTR):
-                self._exit(ExitCode.VINTR)
-                return True
+        elif code == ExitCode.VINTR:
             self.halted = False
             raise_event(self, Event(world.take_virtual_interrupt(self), Kind.INTR))
-            return True
-        return False
+        else:
+            self._take_nmi(code)
 
-    def _exit(self, code: int) -> None:
-        """A #VMEXIT that interrupts the guest between instructions."""
+    def _take_nmi(self, code: int) -> None:
+        guest = self.guest
+        if code == _V_NMI and guest is not None:
+            guest.v_intr &= ~V_INTR.v_nmi
+        else:
+            self.nmi_pending = False
         self.halted = False
-        world.vmexit(self, code)
+        self.state.nmi_blocked = True
+        raise_event(self, Event(NMI, Kind.NMI))
 
     def waits_for_window(self) -> bool:
         """Something is pending that only RFLAGS.IF holds back."""

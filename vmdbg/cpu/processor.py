@@ -5,23 +5,23 @@ from __future__ import annotations
 from enum import IntEnum, auto
 
 from introspect.exits import ExitCode
-from vmdbg.engine.engine import Engine, Stop
+from vmdbg.engine.engine import VMEXIT, Engine, Stop
 from vmdbg.engine.runtime import Reason
-from vmdbg.engine.state import SS, TR
+from vmdbg.engine.state import HF_LET, SS, TR
 from vmdbg.platform.bus import Bus
 from vmdbg.platform.cpuid import CpuidConfig
 from vmdbg.svm import avic, world
 from vmdbg.svm.switch import Switcher
 from vmdbg.svm.tlb import Tlb
 
-from . import exits, smm, steps, transfers
+from . import attention, exits, smm, steps, transfers
 from .core import ExtInt, Observer
 from .debug import DebugRegisters
 from .events import raise_event
 from .faults import CpuFault, NestedPageFault, WatchedAccess
 from .pending import Pending
 
-_EXIT = int(Reason.EXIT)
+_EXIT, _UNDEFINED = int(Reason.EXIT), VMEXIT + int(ExitCode.EXCP_UD)
 
 
 class Outcome(IntEnum):
@@ -104,7 +104,7 @@ class Processor(Pending):
                 if clock.now >= deadline:
                     return Outcome.DEADLINE
                 continue
-            if self.wait_for_sipi or (self.halted and not self.stored_to(self.awaited)):
+            if self.hold or self.wait_for_sipi or (self.halted and not self.stored_to(self.awaited)):
                 return Outcome.HALTED
             self.halted = False
             if clock.now >= deadline and not step:
@@ -170,6 +170,8 @@ class Processor(Pending):
                     return Outcome.WATCHED
                 if stop.apic is not None:
                     return self._on_apic_access(stop.apic)
+                if stop.code == _UNDEFINED and attention.wanted(self):
+                    return self._attend()
                 following = exits.act(self, stop)
                 if following is not None:
                     return self._stopped(following)
@@ -198,6 +200,19 @@ class Processor(Pending):
             return Outcome.WATCHED
         steps.trap(self)
         return None
+
+    def _attend(self) -> Outcome | None:
+        """Look at the instruction at RIP, then have it executed after all."""
+        state = self.state
+        flags = attention.check(self)
+        state.hflags |= HF_LET
+        try:
+            outcome = self._stopped(steps.step(self))
+        finally:
+            state.heed()
+        if outcome != Outcome.WATCHED:
+            state.mxcsr |= flags
+        return None if outcome == Outcome.STEPPED else outcome
 
     def _on_guarded(self, stop: Stop) -> Outcome | None:
         """An access to a page with data breakpoints or, if a store, the page of a TSS: the beginning of a task switch."""
@@ -240,7 +255,7 @@ class Processor(Pending):
         if refused is not None:
             world.vmexit(self, *refused)
             return None
-        stop = self.engine.access_apic(self.state, self.npt, gpa)
+        stop = self.executor.access_apic(self.state, self.npt, gpa)
         due, outcome = guest.avic.exit, None
         # A single-step trap is delivered before the exit; one that is intercepted would be a second exit, and is not made.
         if due is None or not guest.intercepts(ExitCode.EXCP_DB):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vmdbg.engine.state import CS, DS, ES, FS, GDTR, GS, IDTR, LDTR, RDX, SS, TR
+from vmdbg.engine.state import CS, DS, ES, FS, GDTR, GS, IDTR, LDTR, MXCSR_DEFAULT, RDX, SS, TR
 from vmdbg.svm import world
 
 from .core import DR6_RESET, DR7_RESET, Cpu
@@ -14,7 +14,7 @@ def power_on(cpu: Cpu) -> None:
     cpu.nmi_pending = cpu.smi_pending = cpu.init_pending = False
     cpu.sipi_vector = None
     init(cpu)
-    cpu.state.xcr0 = XCR0_X87
+    cpu.state.xcr0, cpu.state.mxcsr = XCR0_X87, MXCSR_DEFAULT
     cpu.msrs.reset(cpu)
     cpu.lapic.reset()
     cpu.gif = True

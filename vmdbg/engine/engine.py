@@ -18,13 +18,21 @@ from unicorn.unicorn_py3.unicorn import uclib
 from introspect.paging import NestedFault
 
 from . import layout
+from .attention import call_attention
 from .bases import mend_code_bases, mend_segment_overrides
 from .errors import EngineError
 from .memory import PAGE, Ram
 from .physical import APIC_PAGE, MSRPM_PAGES, PRIVATE, PRIVATE_SIZE, VMCB_PAGE, WINDOW, WINDOW_PAGES, Npt, Physical
-from .repair import mend_nested_walker, mend_xsave, withdraw_features, withdraw_string_io
+from .repair import (
+    knows_privilege,
+    mend_nested_walker,
+    mend_reserved_bits,
+    mend_xsave,
+    withdraw_features,
+    withdraw_string_io,
+)
 from .runtime import BRANCH_RING, RING_SLOTS, Binding, Point, Reason, Runtime, add_hook
-from .state import HF_CS64, HF_GUEST, HF_LMA, CpuState
+from .state import HF_CS64, HF_GUEST, HF_LMA, MXCSR_DEFAULT, CpuState
 
 PHYSICAL_BITS = 40
 """What the engine's walker implements: CPUID claims no more (TCG_PHYS_ADDR_BITS)."""
@@ -99,6 +107,7 @@ class Engine:
         layout.calibrate(uc)
         withdraw_features(uc)
         withdraw_string_io()
+        call_attention()
         mend_code_bases()
         mend_segment_overrides()
         self.has_xsave = mend_xsave()
@@ -113,6 +122,16 @@ class Engine:
                 "Remedy: less --memory or a larger --maxphyaddr"
             )
         self.physical = Physical(ram, nx=mend_nested_walker(), bits=physical_bits)
+        self.has_gmet = self.physical.nx and knows_privilege()
+        """Nested leaves that hold code of one privilege only are enforced."""
+        self.checks_reserved = mend_reserved_bits()
+        """All reserved bits of a guest's tables are."""
+        mended = {
+            "no-execute in nested tables": self.physical.nx, "GMET": self.has_gmet, "XSAVE": self.has_xsave,
+            "reserved bits of upper page-table entries": self.checks_reserved,
+        }  # fmt: skip
+        self.lacks = [what for what, works in mended.items() if not works]
+        """In words, what a processor has and this does not, since its Unicorn is not as we know it."""
         for first, end in ram.ranges:
             self._map(first, end - first, ram.address + first)
         arena = ctypes.addressof(ctypes.c_char.from_buffer(self.physical.arena.buffer))
@@ -170,6 +189,7 @@ class Engine:
         """
         state.i[layout.OLD_EXCEPTION // 4] = 0xFFFFFFFF
         state.hflags |= HF_GUEST
+        state.mxcsr = MXCSR_DEFAULT
         return state
 
     def look_at(self, descriptor: int, ticks: int) -> None:
@@ -379,7 +399,7 @@ class Engine:
             gpa = self.physical.arena.q[_EXITINFO2]
             error_code = state.error_code
             write, fetch = bool(error_code & 2), bool(error_code & 0x10)
-            found = self.physical.fill(npt, gpa, write, fetch)
+            found = self.physical.fill(npt, gpa, write, fetch, state.cpl == 3)
             rt.mixed = self.physical.mixed
             if found == -1:
                 return Stop(Reason.TABLES) if self.physical.tables_written else None
@@ -462,7 +482,7 @@ class Engine:
                     if code & 0x10 and gpa & -PAGE in {page & -PAGE for page in opened}:
                         # It lies in the device page that it accesses: nothing sensible can be executed there.
                         return Stop(Reason.EXIT, VMEXIT + EXCEPTION + 6)
-                    found = self.physical.fill(npt, gpa, bool(code & 2), bool(code & 0x10))
+                    found = self.physical.fill(npt, gpa, bool(code & 2), bool(code & 0x10), state.cpl == 3)
                     rt.mixed = self.physical.mixed
                     if isinstance(found, NestedFault):
                         return Stop(Reason.EXIT, rt.intno, npf=found, write=bool(code & 2))

@@ -26,6 +26,12 @@ P, W, U, A, D = 1, 2, 4, 0x20, 0x40
 NX = 1 << 63
 LEAF = P | U | A | D
 """Accessed and dirty are always set: the architectural bits live in the user's tables."""
+ONLY_USER, ONLY_SUPERVISOR = 1 << 9, 1 << 10
+"""Of an executable leaf under GMET: whose code the page may hold."""
+CHECKED = 1 << 11
+"""The page holds code and is written: each store to it is checked, also where it is not executable for who stores.
+
+Bits 11:9 are software's; repair.py has the engine heed them."""
 
 PRIVATE = 0xF000000000
 """Engine-physical home of what only the engine uses; no table maps it, so no guest can name it."""
@@ -40,6 +46,9 @@ WINDOW_PAGES = 16
 
 APIC_PAGE = 1 << 52
 """In place of an spa: the virtual APIC of the guest that runs.  No table can name an address up there."""
+HOLE, APIC_HOLE = PRIVATE - PAGE, PRIVATE - 2 * PAGE
+"""Where a mirror's leaves lead that lead to no memory: those for addresses from there on, which are the engine's own, and those
+for the guest's virtual APIC."""
 
 CODE, MIXED, TABLE, WATCH_WRITE, WATCH_READ = 1, 2, 4, 8, 16
 NOTED = CODE | MIXED | TABLE | WATCH_WRITE | WATCH_READ
@@ -152,20 +161,25 @@ class Npt:
 class Mirror(Npt):
     """A page table for linear addresses, from which the engine runs in place of the guest's own: see vmdbg/svm/tlb.py.
 
-    It serves two formats: `root` is a CR3 of 4-level paging, `low` one of PAE paging.
+    It serves two formats: `root` is a CR3 of 4-level paging, `low` one of PAE paging, whose four entries lead to the same page
+    directories.
     """
 
     def __init__(self, arena: Arena) -> None:
         super().__init__(arena)
         self.low = self._page()
-        self._link()
 
-    def _link(self) -> None:
-        self.arena.q[self.root - PRIVATE >> 3] = self.low | P | W | U | A
+    def leaf(self, gpa: int) -> int:
+        known = gpa >> 21 in self.leaves
+        leaf = super().leaf(gpa)
+        if not known and gpa >> 32 == 0:
+            q, index = self.arena.q, gpa >> 30
+            pointers = q[self.root - PRIVATE >> 3] & -PAGE
+            q[(self.low - PRIVATE >> 3) + index] = q[(pointers - PRIVATE >> 3) + index] & -PAGE | P
+        return leaf
 
     def clear(self) -> None:
         self._clear(2)
-        self._link()
 
 
 class TableReader:
@@ -269,14 +283,16 @@ class Physical:
         self.on_unfit: Callable[[int], None] = lambda root: None
         """The table with this root can no longer be used as it is from one VMRUN to the next."""
 
-    def shadow(self, ncr3: int, host_cr4: int, host_efer: int, apic: tuple[int, int] | None = None) -> Shadow:
-        """The shadow of a nested table in the host's paging mode; `apic` as in `Nested`."""
-        key = (ncr3, host_cr4, host_efer, apic)
+    def shadow(
+        self, ncr3: int, host_cr4: int, host_efer: int, apic: tuple[int, int] | None = None, gmet: bool = False
+    ) -> Shadow:
+        """The shadow of a nested table in the host's paging mode; `apic` and `gmet` as in `Nested`."""
+        key = (ncr3, host_cr4, host_efer, apic, gmet)
         shadow = self.shadows.get(key)
         if shadow is None:
             if len(self.shadows) >= MOST_SHADOWS:
                 self._evict()
-            shadow = self.shadows[key] = Shadow(self.arena, Nested(ncr3, host_cr4, host_efer, self.bits, apic))
+            shadow = self.shadows[key] = Shadow(self.arena, Nested(ncr3, host_cr4, host_efer, self.bits, apic, gmet))
         elif shadow.volatile:
             shadow.volatile -= 1
             shadow.clear()
@@ -342,7 +358,7 @@ class Physical:
             entry |= W
         if self.nx and not (executable and state & (CODE | MIXED)):
             entry |= NX
-        return entry
+        return entry | CHECKED if state & MIXED else entry
 
     def _on_code(self, page: int, write: bool) -> None:
         """A fetch from a data page, or a store to a page of translated code."""
@@ -386,16 +402,16 @@ class Physical:
                 self.on_unfit(shadow.root)
         self.drop(page)
 
-    def fill(self, npt: Npt, gpa: int, write: bool, fetch: bool) -> int | NestedFault:
+    def fill(self, npt: Npt, gpa: int, write: bool, fetch: bool, user: bool) -> int | NestedFault:
         """Answer a fault of the engine's walk; see `_fill`.
 
         Without room for more tables everything mapped is forgotten, to be mapped again as it is needed.
         """
         try:
-            return self._fill(npt, gpa, write, fetch)
+            return self._fill(npt, gpa, write, fetch, user)
         except OutOfTables:
             self.make_room()
-            return self._fill(npt, gpa, write, fetch)
+            return self._fill(npt, gpa, write, fetch, user)
 
     def make_room(self) -> None:
         """Empty every table: what is needed is mapped again."""
@@ -403,19 +419,22 @@ class Physical:
             table.clear()
         self.flush()
 
-    def _fill(self, npt: Npt, gpa: int, write: bool, fetch: bool) -> int | NestedFault:
-        """Answer a fault of the engine's walk.
+    def _fill(self, npt: Npt, gpa: int, write: bool, fetch: bool, user: bool) -> int | NestedFault:
+        """Answer a fault of the engine's walk; `user`: the processor was at CPL 3.
 
         Returns -1 if a mapping was made (try again), the spa if the engine may not map it (a device, nothing, a watched
         page, or `APIC_PAGE`), or the fault that the user's nested table says.  An address beyond MAXPHYADDR is a fault, too: an
         entry of the walked tables has reserved bits.
         """
+        if self.mirrors and gpa & -PAGE == APIC_HOLE:
+            return APIC_PAGE | gpa & PAGE - 1
         if gpa >> self.bits and gpa & -PAGE != PDPTES & -PAGE:
             return NestedFault(0, Gpa(gpa))
+        only = 0
         if isinstance(npt, Shadow):
             reader = self.reader
             reader.seen.clear()
-            found = nested_translate(reader, npt.nested, gpa, write, fetch, set_ad=True)
+            found = nested_translate(reader, npt.nested, gpa, write, fetch, user, set_ad=True)
             if not reader.seen <= npt.tables:
                 self._guard(npt, reader.seen - npt.tables)
             if isinstance(found, NestedFault):
@@ -423,6 +442,8 @@ class Physical:
             if npt.nested.apic is not None and gpa & -PAGE == npt.nested.apic[0]:
                 return APIC_PAGE | gpa & PAGE - 1
             spa, writable, executable = int(found.spa), found.writable and found.dirty, found.executable
+            if npt.nested.gmet and executable:
+                only = ONLY_USER if found.user else ONLY_SUPERVISOR
         else:
             spa, writable, executable = gpa, True, True
         if spa == PDPTES & -PAGE:
@@ -435,7 +456,7 @@ class Physical:
         if not self.ram.contains(spa):
             if not fetch:
                 return spa
-            npt.set(gpa, VOID_PAGE | LEAF)
+            npt.set(gpa, VOID_PAGE | LEAF | only)
             return -1
         page = spa >> 12
         state = self.ram.pages[page]
@@ -450,7 +471,8 @@ class Physical:
         if self.watches(page, write) or self.guards_against(page, write):
             return spa
         if isinstance(npt, Shadow):
-            npt.set(gpa, self._entry(spa, writable, executable))
+            entry = self._entry(spa, writable, executable)
+            npt.set(gpa, entry and entry | only)
             npt.by_spa.setdefault(page, []).append(gpa & -PAGE)
         elif state or self.a20 != ALL_LINES or not self._fill_region(gpa):
             npt.set(gpa, self._entry(spa, True, True))

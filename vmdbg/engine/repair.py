@@ -1,4 +1,4 @@
-"""Mend four faults of Unicorn 2.1.4 in memory: the files on disk stay as they are.
+"""Mend faults of Unicorn 2.1.4 in memory: the files on disk stay as they are.
 
 RDRAND and RDSEED give the host's random numbers, which no run could repeat, and no hook or intercept stops them.  The
 CPU model that has SVM has them; `withdraw_features` clears its feature bit, so that they are #UD as CPUID says.
@@ -10,7 +10,16 @@ raise #NM; `mend_xsave` leads their test of CR4.OSXSAVE through a trampoline tha
 The nested walker dies where a guest page table lies in a no-execute page.  `get_hphys` takes a pointer to the access
 rights, NULL for an entry of a guest page table, and on a nested leaf with NX does `*prot &= ~PAGE_EXEC` without a test: a
 guest that puts a page table into a page its hypervisor maps no-execute (which is legal and common) kills the process.  The
-instructions around it occur once in the wheel; they are led through a trampoline that tests the pointer.
+instructions around it occur once in the wheel; they are led through a trampoline that tests the pointer.  It also looks at
+bits of a leaf that are software's, and free:
+
+- `ONLY_USER` and `ONLY_SUPERVISOR` say whose code the page may hold (GMET, APM2 15.25.13), for which the walker, that takes
+  every access for a user's, has no word.  Whose it is, its caller keeps in a register that it saves.
+- `CHECKED`: the page holds code and is written.  The engine checks stores for translated code only while the page is
+  executable for who stores.  An alias that is not gets an entry of the TLB that is good for one store.
+
+The walk of a guest's tables lets pass what is reserved in the upper entries: `mend_reserved_bits` puts the missing bits into the
+constants that it tests with.
 
 INS stores a zero to its destination to see whether it may, OUTS loads its source, and only then do they ask for the port.
 By the manual the port comes first: an intercepted one has touched nothing (APM2 15.10.2).  `withdraw_string_io` points
@@ -33,6 +42,7 @@ from unicorn import x86_const as x86
 
 from . import layout
 from .errors import EngineError
+from .physical import CHECKED, ONLY_SUPERVISOR, ONLY_USER
 
 SITE = re.compile(
     rb"\x48\x85\xff"  # test rdi, rdi      the leaf has NX ...
@@ -43,8 +53,40 @@ SITE = re.compile(
     rb"\x83\xe7\x02\x75",  # past: and edi, PG_RW; jne
     re.DOTALL,
 )
+_BEFORE, _BEHIND = 0x400, 0x1400
+"""Bytes before the site, and from it on, in which both walks lie."""
 _FAULT_FROM, _PAST = 15, 18
 """Offsets in the site: the end of `je fault`, and `past`."""
+
+WALK = re.compile(
+    rb"\x41\x57\x49\x89\xf7\x41\x56\x41\x55\x41\x54\x55\x53"  # push r15; mov r15, rsi; push r14, r13, r12, rbp, rbx
+    rb"\x48\x83\xec\x38"  # sub rsp, 0x38
+    rb"\xf6\x87.{4}\x40\x75",  # test byte [rdi+hflags2], NPT; jne
+    re.DOTALL,
+)
+FINAL_WALK = re.compile(
+    rb"\x48\x21\xf1\x48\x8d\x34\x11"  # and rcx, rsi; lea rsi, [rcx+rdx]
+    rb"\x4c\x89\xc9\x44\x89\xea"  # mov rcx, r9; mov edx, r13d    the rights, and what the access is
+    rb"\xe8(.{4})"  # call get_hphys
+    rb"\x4c\x89\xe6\x31\xc9\x41\x89\xd9",  # mov rsi, r12; xor ecx, ecx; mov r9d, ebx    for tlb_set_page: whose it is
+    re.DOTALL,
+)
+"""The beginning of `get_hphys`, and its only call with a pointer to the access rights."""
+_CALL_FROM, _SAVED_RBX, _USER_INDEX = 18, 0x38, 1
+"""The end of the call in `FINAL_WALK`; where rbx lies on the stack of `get_hphys`, and what it is for an access of a user."""
+
+PML4E_RESERVED = re.compile(
+    rb"\x49\xba(\x80\0\0\0\0\xff\x0f\0).{72}"  # movabs r10, 51:40 and PS
+    rb"\x48\xba(\x80\0\0\0\0\xff\x0f\x80)\x4c\x0f\x44\xd2",  # movabs rdx, the same and NX; cmove r10, rdx    without EFER.NXE
+    re.DOTALL,
+)
+PDPE_RESERVED = re.compile(
+    rb"\x49\xb9(\0\0\0\0\0\xff\xff\xff)"  # movabs r9, 63:40
+    rb"\x4c\x85\xc8\x0f\x85.{4}"  # test rax, r9; jne fault
+    rb"\x49\xb9\x06\0\0\0\0\0\0\x80",  # movabs r9, NX | U | W    rights that a PDPE of PAE grants
+    re.DOTALL,
+)
+"""What the walk of a guest's tables tests in PML4 (and PML5) entries, and in PDP entries of PAE mode."""
 
 SWITCH = re.compile(
     rb"\x48\x8d\x1d(.{4})"  # lea rbx, table        32-bit distances from itself, by opcode, | 0x100 behind 0F
@@ -153,6 +195,22 @@ def _find(pattern: re.Pattern[bytes]) -> tuple[int, re.Match[bytes]] | None:
     return found[0] if len(found) == 1 else None
 
 
+@cache
+def _nested_walker() -> tuple[int, re.Match[bytes]] | None:
+    """`SITE` as the wheel has it."""
+    return _find(SITE)
+
+
+def _find_in_walks(pattern: re.Pattern[bytes]) -> tuple[int, re.Match[bytes]] | None:
+    """The one place near the nested walker that matches: in itself, or in the walk of the guest's tables behind it."""
+    walker = _nested_walker()
+    if walker is None:
+        return None
+    first = walker[0] - _BEFORE
+    found = list(pattern.finditer(ctypes.string_at(first, _BEFORE + _BEHIND)))
+    return (first + found[0].start(), found[0]) if len(found) == 1 else None
+
+
 def _replace(address: int, data: bytes) -> bool:
     """Write into the library; False if its mapping may not be changed."""
     for first, end, rights in _mappings():
@@ -193,12 +251,47 @@ def _distance(operand: bytes) -> int:
 
 
 @cache
+def knows_privilege() -> bool:
+    """Whether the nested walker can tell whose access it walks for: it is called as it should be."""
+    walk, call = _find_in_walks(WALK), _find_in_walks(FINAL_WALK)
+    if walk is None or call is None:
+        return False
+    site, match = call
+    return site + _CALL_FROM + _distance(match[1]) == walk[0]
+
+
+def _linked(origin: int, *parts: bytes | str | tuple[bytes, str | int]) -> bytes:
+    """Code for address `origin` from pieces, names of places, and jumps: short ones to a name, near ones to an address."""
+    places, at = {}, 0
+    for part in parts:
+        if isinstance(part, str):
+            places[part] = at
+        else:
+            at += len(part) if isinstance(part, bytes) else 2 if isinstance(part[1], str) else 5
+    code = b""
+    for part in parts:
+        if isinstance(part, bytes):
+            code += part
+        elif isinstance(part, tuple):
+            opcode, target = part
+            if isinstance(target, str):
+                code += opcode + (places[target] - len(code) - 2).to_bytes(1, "little", signed=True)
+            else:
+                code += opcode + _displacement(origin + len(code) + 1, target)
+    return code
+
+
+def _test_pte(bits: int) -> bytes:
+    return b"\xa9" + bits.to_bytes(4, "little")  # test eax, bits
+
+
+@cache
 def mend_nested_walker() -> bool:
     """Install the trampoline; once a process.  False where the instructions are not found or may not be changed.
 
     Without it the engine maps no page no-execute: nothing crashes, but nested NX is not enforced and stores are slower.
     """
-    found = _find(SITE)
+    found = _nested_walker()
     if found is None:
         return False
     site, match = found
@@ -207,10 +300,21 @@ def mend_nested_walker() -> bool:
     cave = _near(site, _PAGE)
     if cave is None:
         return False
-    body = bytes.fromhex("4885ff 7912 4183fe02 0f84")  # test rdi, rdi; jns end; cmp r14d, 2; je fault
-    body += _displacement(cave + len(body), fault)
-    body += bytes.fromhex("4885c9 7403 8321fb")  # test rcx, rcx; jz end; and dword [rcx], ~PAGE_EXEC
-    body += b"\xe9" + _displacement(cave + len(body) + 1, past)  # end: jmp past
+    jump, jz, jnz, jns = b"\xeb", b"\x74", b"\x75", b"\x79"
+    has_rights, allows_execution = b"\x48\x85\xc9", b"\xf7\x01\4\0\0\0"  # test rcx, rcx; test dword [rcx], PAGE_EXEC
+    body = _linked(
+        cave,
+        b"\x48\x85\xff", (jns, "executable"),  # test rdi, rdi
+        "refuse", b"\x41\x83\xfe\x02", (jz, "fault"),  # cmp r14d, 2    a fetch
+        has_rights, (jz, "past"), b"\x83\x21\xfb", (jump, "stores"),  # and dword [rcx], ~PAGE_EXEC
+        "executable", _test_pte(ONLY_USER | ONLY_SUPERVISOR if knows_privilege() else 0), (jz, "stores"),
+        has_rights, (jz, "past"), b"\x83\x7c\x24" + bytes((_SAVED_RBX, _USER_INDEX)), (jz, "user"),  # cmp dword [rsp+...], ...
+        _test_pte(ONLY_USER), (jnz, "refuse"), (jump, "stores"),
+        "user", _test_pte(ONLY_SUPERVISOR), (jnz, "refuse"),
+        "stores", _test_pte(CHECKED), (jz, "past"),
+        has_rights, (jz, "past"), allows_execution, (jnz, "past"), b"\x83\x09\x40",  # or dword [rcx], PAGE_WRITE_INV
+        "past", (b"\xe9", past), "fault", (b"\xe9", fault),
+    )  # fmt: skip
     ctypes.memmove(cave, body, len(body))
     if _libc.mprotect(cave, _PAGE, mmap.PROT_READ | mmap.PROT_EXEC):
         return False
@@ -265,4 +369,24 @@ def mend_xsave() -> bool:
         return False
     return all(
         _replace(site, b"\xe9" + _displacement(site + 1, start)) for (site, _), start in zip(found, starts, strict=True)
+    )
+
+
+@cache
+def mend_reserved_bits() -> bool:
+    """Have the walk of a guest's tables refuse what is reserved in upper entries; once a process.
+
+    That is bit 8 of a PML4E, and bits 8:5 and 2:1 of a PDPE in PAE mode (APM2 5.2.3, 5.3.3).  False where the constants are not
+    found, or may not be changed: there such entries are walked as if the bits were clear.
+    """
+    found = [_find_in_walks(pattern) for pattern in (PML4E_RESERVED, PDPE_RESERVED)]
+    if None in found:
+        return False
+    places = [
+        (site + match.start(group) - match.start(), match[group], bits)
+        for (site, match), groups, bits in zip(filter(None, found), ((1, 2), (1,)), (0x100, 0x1E6), strict=True)
+        for group in groups
+    ]
+    return all(
+        _replace(at, (int.from_bytes(constant, "little") | bits).to_bytes(8, "little")) for at, constant, bits in places
     )

@@ -16,6 +16,8 @@ HF_INHIBIT_IRQ = 1 << 3
 HF_CS32, HF_SS32, HF_ADDSEG, HF_PE = 1 << 4, 1 << 5, 1 << 6, 1 << 7
 HF_LMA, HF_CS64 = 1 << 14, 1 << 15
 HF_SVME, HF_GUEST, HF_OSFXSR, HF_SMAP, HF_IOBPT = 1 << 20, 1 << 21, 1 << 22, 1 << 23, 1 << 24
+HF_AM, HF_XM, HF_LET = 1 << 27, 1 << 28, 1 << 29
+"""Not the engine's: CR0.AM, an unmasked exception in MXCSR, and neither to be heeded (see attention.py)."""
 HF2_GIF, HF2_NMI, HF2_NPT = 1 << 0, 1 << 2, 1 << 6
 
 # The engine's segment flags are the high dword of a descriptor without the base: G D/B L AVL at 23:20, the rest at 15:8.
@@ -39,6 +41,12 @@ _Q_CR = layout.CR // 8
 _Q_EFER = layout.EFER // 8
 _Q_DR = layout.DR // 8
 _H_CR_READ = layout.INTERCEPT_CR_READ // 2
+
+CR0_AM = 1 << 18
+MXCSR_MASKS, MXCSR_DEFAULT = 0x1F80, 0x1F80
+MXCSR_RESERVED = 0xFFFF0000
+MXCSR_ATTENTION = MXCSR_MASKS | MXCSR_RESERVED
+"""Where an MXCSR differs from the default here, its load is ours."""
 
 MSR_FIELDS = {
     "star": layout.STAR, "lstar": layout.LSTAR, "cstar": layout.CSTAR, "sfmask": layout.SFMASK,
@@ -259,6 +267,14 @@ class CpuState:
     @mxcsr.setter
     def mxcsr(self, value: int) -> None:
         self.i[layout.MXCSR // 4] = value
+        b = self.bytes
+        b[layout.SSE_ROUNDING], b[layout.SSE_FTZ], b[layout.SSE_DAZ] = value >> 13 & 3, value >> 15 & 1, value >> 6 & 1
+        self.heed()
+
+    def heed(self) -> None:
+        """Have the engine's mode flags follow MXCSR, and heed them."""
+        flags = self.i[_I_HFLAGS] & ~(HF_XM | HF_LET)
+        self.i[_I_HFLAGS] = flags if self.mxcsr & MXCSR_MASKS == MXCSR_MASKS else flags | HF_XM
 
     def refresh(self, cpl: int | None = None) -> None:
         """Derive the engine's mode flags from CR0, CR4, EFER, RFLAGS and the segments, as loading each would have.
@@ -268,8 +284,10 @@ class CpuState:
         i, q = self.i, self.q
         cr0, cr4, efer = q[_Q_CR], q[_Q_CR + 4], q[_Q_EFER]
         old = i[_I_HFLAGS]
-        flags = (old & HF_INHIBIT_IRQ) | HF_GUEST | HF_IOBPT | (old & 3 if cpl is None else cpl)
+        flags = (old & (HF_INHIBIT_IRQ | HF_XM | HF_LET)) | HF_GUEST | HF_IOBPT | (old & 3 if cpl is None else cpl)
         flags |= (cr0 & 1) << 7 | (cr0 & 0xE) << 8
+        if cr0 & CR0_AM:
+            flags |= HF_AM
         if efer & 0x400:
             flags |= HF_LMA
         if efer & 0x1000:

@@ -55,6 +55,8 @@ HWCR_SMMLOCK, HWCR_MON_MWAIT_DIS, HWCR_MON_MWAIT_USER_EN = 1 << 0, 1 << 9, 1 << 
 SMBASE_RESET = 0x30000
 SYSCFG_MTRR_FIX_DRAM_MOD_EN = 1 << 19
 VARIABLE_MTRRS = 8
+MTRR_VARIABLE = range(MTRR_PHYS_BASE0, MTRR_PHYS_BASE0 + 2 * VARIABLE_MTRRS, 2)
+"""The bases; each is followed by its mask."""
 PAT_TYPES = frozenset((0, 1, 4, 5, 6, 7))
 MTRR_TYPES = frozenset((0, 1, 4, 5, 6))
 
@@ -182,8 +184,7 @@ def msr_table(config: CpuidConfig) -> dict[int, Msr]:
         *(Msr(number, name) for number, name in FAMILY_17H.items()),
         *(Msr(number, name, access="r") for number, name in FAMILY_17H_READ_ONLY.items()),
     ]
-    for n in range(VARIABLE_MTRRS):
-        number = MTRR_PHYS_BASE0 + 2 * n
+    for n, number in enumerate(MTRR_VARIABLE):
         table.append(Msr(number, f"MTRRphysBase{n}", mbz=beyond | 0xF00, check=_mtrr_type))
         table.append(Msr(number + 1, f"MTRRphysMask{n}", mbz=beyond | 0x7FF))
     if "RDTSCP" in features or "RDPID" in features:

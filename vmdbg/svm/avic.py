@@ -34,7 +34,7 @@ from introspect.avic import (
     vectors,
 )
 from introspect.exits import ExitCode
-from introspect.paging import Access, Fault, NestedFault, Translation, translate
+from introspect.paging import Access, Fault, NestedFault
 from introspect.vmcb import AVIC_PHYSICAL, V_INTR, VMCB
 from vmdbg.cpu.faults import NestedPageFault
 from vmdbg.cpu.operands import accesses
@@ -255,11 +255,11 @@ def refused(cpu: Cpu, avic: Avic) -> Exit | None:
     Raises `NestedPageFault` where the nested tables do not let it write what it reads first.
     """
     for address, _, reads, writes in accesses(cpu):
-        found = translate(cpu.ram, cpu.paging, address, Access(writes, user=cpu.state.cpl == 3), cpu.nested, set_ad=False)
-        if isinstance(found, Translation) and found.gpa & -PAGE == avic.base:
-            exit_ = avic.refuses(found.gpa & PAGE - 1, reads, writes)
+        found = cpu.guest_physical(address, Access(writes, user=cpu.state.cpl == 3))
+        if not isinstance(found, Fault):
+            exit_ = avic.refuses(found & PAGE - 1, reads, writes) if found & -PAGE == avic.base else None
             if exit_ is not None:
                 return exit_
-        elif isinstance(found, Fault) and found.kind == "NPF" and found.address & -PAGE == avic.base:
+        elif found.kind == "NPF" and found.address & -PAGE == avic.base:
             raise NestedPageFault(NestedFault(found.code, Gpa(found.address)))
     return None

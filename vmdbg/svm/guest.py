@@ -26,7 +26,7 @@ class Guest:
     """A guest that is running, between VMRUN and #VMEXIT.  Addresses are system-physical."""
 
     __slots__ = (
-        "asid", "avic", "eventinj", "host_if", "host_nmi_blocked", "host_pat", "iopm", "last_pause", "lbr_virtual",
+        "asid", "avic", "eventinj", "gmet", "host_if", "host_nmi_blocked", "host_pat", "iopm", "last_pause", "lbr_virtual",
         "misc_ctl", "misc_ctl2", "msrpm", "n_cr3", "np", "pause_count", "pause_left", "pause_threshold", "q", "shadow",
         "tlb_control", "tsc_offset", "v_gif_enabled", "v_intr", "v_intr_masking", "v_nmi_enabled", "v_tpr", "view", "vmcb",
         "words",
@@ -48,6 +48,8 @@ class Guest:
         ) = _CONTROL(loaded, 0)  # fmt: skip
         self.np = bool(self.misc_ctl & _NP)
         """Nested paging is enabled."""
+        self.gmet = bool(self.misc_ctl & MISC_CTL.gmet_enable)
+        """Guest mode execute trap is (APM2 15.25.13)."""
         self.v_intr_masking = bool(self.v_intr & _V_INTR_MASKING)
         self.shadow = bool(int_state & _SHADOW)
         self.v_tpr = self.v_intr & 0xFF

@@ -67,12 +67,13 @@ static struct {
 
 enum { ES, CS, SS, DS, FS, GS, LDTR, TR, GDTR, IDTR };
 enum { HF_INHIBIT_IRQ = 1 << 3, HF_CS32 = 1 << 4, HF_SS32 = 1 << 5, HF_ADDSEG = 1 << 6, HF_LMA = 1 << 14, HF_CS64 = 1 << 15,
-       HF_SVME = 1 << 20, HF_GUEST = 1 << 21, HF_OSFXSR = 1 << 22, HF_SMAP = 1 << 23, HF_IOBPT = 1 << 24 };
+       HF_SVME = 1 << 20, HF_GUEST = 1 << 21, HF_OSFXSR = 1 << 22, HF_SMAP = 1 << 23, HF_IOBPT = 1 << 24,
+       HF_AM = 1 << 27, HF_XM = 1 << 28 };
 enum { HF2_GIF = 1 };
 enum { RFLAGS_TF = 1 << 8, RFLAGS_IF = 1 << 9, RFLAGS_RF = 1 << 16, RFLAGS_VM = 1 << 17 };
 #define RFLAGS_DEFINED 0x3f7fd5ull
 #define CR0_DEFINED 0xe005003full
-enum { CR0_ET = 1 << 4 };
+enum { CR0_ET = 1 << 4, CR0_AM = 1 << 18 };
 #define DR6(value) (((value) & 0xe00f) | 0xffff0ff0)
 #define DR7(value) (((value) & 0xffff23ff) | 0x400)
 enum { DR7_ENABLED = 0xff };
@@ -193,9 +194,11 @@ static void refresh(struct runtime *rt, uint32_t cpl, bool shadow)
 {
     struct hidden *hidden = HIDDEN(rt);
     uint64_t cr0 = CR(rt, 0), cr4 = CR(rt, 4), efer = FIELD(rt, uint64_t, at.efer);
-    uint32_t cs = hidden[CS].flags, flags = HF_GUEST | HF_IOBPT | cpl;
+    uint32_t cs = hidden[CS].flags, flags = HF_GUEST | HF_IOBPT | cpl | (FIELD(rt, uint32_t, at.hflags) & HF_XM);
     if (shadow)
         flags |= HF_INHIBIT_IRQ;
+    if (cr0 & CR0_AM)
+        flags |= HF_AM;
     flags |= (uint32_t)(cr0 & 1) << 7 | (uint32_t)(cr0 & 0xe) << 8;
     if (efer & EFER_LMA)
         flags |= HF_LMA;

@@ -28,6 +28,7 @@ from introspect.paging import (
     Fault,
     Nested,
     NestedFault,
+    NestedTranslation,
     PagingState,
     nested_translate,
     permits,
@@ -37,7 +38,17 @@ from introspect.registers import CR0, CR4, EFER
 from vmdbg.cpu.core import Cpu, Notice
 from vmdbg.cpu.faults import NestedPageFault
 from vmdbg.engine.engine import EXCEPTION, NPF, VMEXIT, Stop
-from vmdbg.engine.physical import LEAF, PRIVATE, Mirror, OutOfTables, Physical, TableReader
+from vmdbg.engine.physical import (
+    APIC_HOLE,
+    HOLE,
+    LEAF,
+    ONLY_SUPERVISOR,
+    ONLY_USER,
+    Mirror,
+    OutOfTables,
+    Physical,
+    TableReader,
+)
 from vmdbg.engine.runtime import Reason
 from vmdbg.engine.state import HF_SMAP, TR, CpuState
 
@@ -51,10 +62,9 @@ SIZES = (PAGE, 2 << 20, 4 << 20, 1 << 30)
 MOST_ENTRIES = 4096
 """Of one ASID, level and page size; then the oldest goes, as hardware's capacity ends some time."""
 MOST_SPACES = 64
-HOLE = PRIVATE - PAGE
-"""Where there is no memory and no device: stands for system-physical addresses from there on, which are the engine's own."""
 
 _W, _U, _G, _NX = ENTRY.W, ENTRY.U, ENTRY.G, ENTRY.NX
+_ONLY = ONLY_USER | ONLY_SUPERVISOR
 _PAGE_FAULT = VMEXIT + EXCEPTION + 14
 _LINEAR = 0xFFFFFFFFFFFF
 _CR0, _CR4, _EFER = CR0.PG | CR0.WP, CR4.PAE | CR4.PSE | CR4.PGE | CR4.SMEP | CR4.SMAP, EFER.LMA | EFER.NXE
@@ -103,7 +113,8 @@ class Entry:
     gpa: int
     spa: int
     rights: int
-    """W, U, NX and G as in `Translation.rights`, but W without the nested tables."""
+    """W, U, NX and G as in `Translation.rights`, but W without the nested tables; under GMET also whose code the page may
+    hold, as in the engine's own nested tables."""
     dirty: bool
     """A write needs no look at the tables: its dirty bits are set, and the nested tables let it."""
     span: int
@@ -119,6 +130,9 @@ class Entry:
 
     def spa_of(self, address: int) -> int:
         return self.spa + address - self.base
+
+    def gpa_of(self, address: int) -> int:
+        return self.gpa + address - self.base
 
 
 class Fresh(NamedTuple):
@@ -281,6 +295,10 @@ class Tlb:
         """As `Engine.step`."""
         return self._execute(state, npt, None)
 
+    def access_apic(self, state: CpuState, npt: Npt, gpa: int) -> Stop:
+        """As `Engine.access_apic`."""
+        return self._execute(state, npt, lambda on: self.cpu.engine.access_apic(state, on, gpa))
+
     def _execute(self, state: CpuState, npt: Npt, run: Callable[[Npt], Stop] | None) -> Stop:
         """`run` None: a step."""
         engine = self.cpu.engine
@@ -330,7 +348,10 @@ class Tlb:
             cpu.guard_tasks()
         saved = Registers(state.cr(0), state.cr(3), state.cr(4), state.efer, state.root)
         root = space.mirror.root if state.is_long else space.mirror.low
-        lent = Registers(saved.cr0 | _CR0, root, saved.cr4 | CR4.PAE, saved.efer | EFER.NXE, None)
+        gmet = space.by is not None and space.by.gmet
+        lent = Registers(
+            saved.cr0 | _CR0, root, saved.cr4 | CR4.PAE | (CR4.SMEP if gmet else 0), saved.efer | EFER.NXE, None
+        )
         lent.load(state)
         self._show(lent)
         return saved
@@ -356,10 +377,21 @@ class Tlb:
     def _map(self, space: Space, entry: Entry, rights: int, address: int, access: Access) -> None:
         cr0, cr4 = self.cpu.state.cr(0), self.cpu.state.cr(4)
         user = rights & _U if cr0 & CR0.PG else _U * access.user
-        leaf = min(entry.spa_of(address) & -PAGE, HOLE) | LEAF & ~_U | rights & (_W | _NX)
+        spa = entry.spa_of(address) & -PAGE
+        if spa >= APIC_HOLE:
+            spa = HOLE
+        if space.by is not None and space.by.apic is not None and entry.gpa_of(address) & -PAGE == space.by.apic[0]:
+            spa = APIC_HOLE
+        leaf = spa | LEAF & ~_U | rights & (_W | _NX)
         if access.write and not rights & _W:
             # A supervisor without CR0.WP: the page is writable for as long as no user comes.
             leaf, user = leaf | _W | (_NX if rights & _U and cr4 & CR4.SMEP else 0), 0
+        if rights & _ONLY:
+            # With SMEP, a page of users holds their code only; to supervisors it is lent as theirs until a user comes.
+            if access.execute and not access.user:
+                user = 0
+            if rights & _ONLY != (ONLY_USER if user else ONLY_SUPERVISOR):
+                leaf |= _NX
         leaf |= user
         page = address & _LINEAR & -PAGE
         if space.mirror.get(page) not in (0, leaf):
@@ -368,6 +400,16 @@ class Tlb:
         entry.leaves.add(page)
 
     # Looking up
+
+    def guest_physical(self, address: int, access: Access) -> int | Fault:
+        """Guest-physical address of an access of the instruction at RIP, without a mark and untold."""
+        space, address = self._space(), self._linear(address)
+        assert space is not None
+        entry = (space.linear if self._paging.format else space.nested).find(address)
+        if entry is not None and self._permits(entry, access):
+            return entry.gpa_of(address)
+        found = translate(self.physical.ram, self._paging, address, access, self.cpu.nested, set_ad=False)
+        return found if isinstance(found, Fault) else found.gpa
 
     def locate(self, address: int, access: Access, *, set_ad: bool) -> int | Fault:
         """System-physical address of an access of the processor's own.  Without `set_ad` nothing is added, or told."""
@@ -435,6 +477,8 @@ class Tlb:
     def _permits(self, entry: Entry, access: Access) -> bool:
         if access.write and not entry.dirty:
             return False
+        if access.execute and entry.rights & (ONLY_SUPERVISOR if access.user else ONLY_USER):
+            return False
         if entry.nested:
             return not (access.execute and entry.rights & _NX)
         return permits(self._paging, entry.rights, access)
@@ -466,7 +510,7 @@ class Tlb:
         if nested is not None:
             final, granted = self.nested(space, nested, found.gpa, access)
             spa, size, seen = final.spa_of(found.gpa), min(size, final.size), seen | final.tables
-            rights, dirty = rights | granted & _NX, dirty and bool(granted & _W)
+            rights, dirty = rights | granted & (_NX | _ONLY), dirty and bool(granted & _W)
         memory.commit()
         offset = address & size - 1
         entry = Entry(
@@ -486,13 +530,13 @@ class Tlb:
                 return entry, self._checked(entry, gpa, access)
             self._drop(entry)
         reader = TableReader(self.physical.ram)
-        found = nested_translate(reader, nested, gpa, access.write, access.execute, set_ad=True, table=table)
+        found = nested_translate(reader, nested, gpa, access.write, access.execute, access.user, set_ad=True, table=table)
         if isinstance(found, NestedFault):
             raise NestedPageFault(found)
         size = found.page_size
         offset = gpa & size - 1
         entry = Entry(
-            space, True, gpa - offset, size, gpa - offset, found.spa - offset, _W | _U | (0 if found.executable else _NX),
+            space, True, gpa - offset, size, gpa - offset, found.spa - offset, _W | _U | _execution(nested, found),
             found.writable and found.dirty, size, self._origin(),
         )  # fmt: skip
         self._add(entry, reader.seen)
@@ -527,7 +571,7 @@ class Tlb:
             entry.told = True
             self._tell(entry, address, access, fresh)
             return rights
-        same = rights & fresh.rights & (_W | _U) | (rights | fresh.rights) & _NX
+        same = rights & fresh.rights & (_W | _U) | (rights | fresh.rights) & (_NX | _ONLY)
         if not fresh.dirty:
             same &= ~_W
         entry.doubtful = entry.size > PAGE or same != rights & ~_G
@@ -539,17 +583,21 @@ class Tlb:
         reader = TableReader(self.physical.ram)
         if entry.nested:
             assert nested is not None
-            final = nested_translate(reader, nested, address, False, access.execute, set_ad=False)
+            final = nested_translate(reader, nested, address, False, access.execute, access.user, set_ad=False)
             self.tables.note(entry, reader.seen)
             if isinstance(final, NestedFault):
                 return Fault("NPF", final.exitinfo1, final.gpa)
-            rights = _U | (_W if final.writable else 0) | (0 if final.executable else _NX)
+            rights = _U | (_W if final.writable else 0) | _execution(nested, final)
             return Fresh(final.spa, address, rights, final.writable, final.dirty)
         found = translate(reader, self._paging, address, replace(access, write=False), nested, set_ad=False)
         self.tables.note(entry, reader.seen)
         if isinstance(found, Fault):
             return found
-        return Fresh(found.spa, found.gpa, found.rights, found.writable, found.dirty)
+        rights = found.rights
+        if nested is not None and nested.gmet:
+            final = nested_translate(reader, nested, found.gpa, False, False, set_ad=False)
+            rights |= _execution(nested, final) if isinstance(final, NestedTranslation) else _NX
+        return Fresh(found.spa, found.gpa, rights, found.writable, found.dirty)
 
     def _tell(self, entry: Entry, address: int, access: Access, fresh: Fresh | Fault) -> None:
         cpu = self.cpu
@@ -660,6 +708,13 @@ class Tlb:
         space.linear, space.nested = Held(), Held()
         space.mirror.clear()
         self.physical.flush()
+
+
+def _execution(nested: Nested, found: NestedTranslation) -> int:
+    """NX, or under GMET whose code the page may hold."""
+    if not found.executable:
+        return _NX
+    return (ONLY_USER if found.user else ONLY_SUPERVISOR) if nested.gmet else 0
 
 
 def _usable(entry: Entry) -> int:

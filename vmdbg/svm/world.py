@@ -40,7 +40,7 @@ PAGE = 4096
 
 FEATURES = SVM_FEATURES.make(
     NP=1, LBRV=1, SVML=1, NRIPS=1, TscRateMsr=1, VmcbClean=1, FlushByAsid=1, DecodeAssists=1, PauseFilter=1,
-    PauseFilterThreshold=1, AVIC=1, V_VMSAVE_VMLOAD=1, vGIF=1, VNMI=1,
+    PauseFilterThreshold=1, AVIC=1, V_VMSAVE_VMLOAD=1, vGIF=1, GMET=1, VNMI=1,
 )  # fmt: skip
 """What CPUID 8000_000A EDX claims."""
 ASIDS = 32768
@@ -312,12 +312,14 @@ def vmrun(cpu: Cpu, size: int) -> Event | None:
     s.refresh(cpl)
     s.shadow = guest.shadow
     apic = None
-    if avic.enabled(guest) and cpu.tlb is None:
+    if avic.enabled(guest):
         guest.avic = avic.Avic(cpu, guest, view)
         guest.avic.evaluate()
         apic = guest.avic.base, guest.avic.page.spa
     if guest.np:
-        cpu.npt = cpu.engine.physical.shadow(guest.n_cr3, host_cr4 & _SHADOW_CR4, host_efer & _SHADOW_EFER, apic)
+        cpu.npt = cpu.engine.physical.shadow(
+            guest.n_cr3, host_cr4 & _SHADOW_CR4, host_efer & _SHADOW_EFER, apic, guest.gmet and cpu.engine.has_gmet
+        )
         guest.host_pat, q[_Q_PAT] = q[_Q_PAT], of[_G_PAT]
     cpu.hold_pdptes()
     if cpu.tlb is not None:

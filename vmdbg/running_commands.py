@@ -1,0 +1,100 @@
+"""`monitor` commands on what runs, what stops, and what a step is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gdbstub.target import StepFlag
+from introspect.commands import Arguments, Command, Context, Result
+from introspect.commands.render import columns
+from vmdbg.history import HOST
+from vmdbg.results import Text
+
+if TYPE_CHECKING:
+    from vmdbg.debugger import Debugger
+
+
+class RunningCommands:
+    """Those of one debugger; `commands` are for its registry."""
+
+    def __init__(self, debugger: Debugger) -> None:
+        self.debugger = debugger
+        self.commands = (
+            Command("follow", "follow [guest|host]", "Choose where a step of a guest ends that leaves it.\n"
+                    "  monitor follow guest  at the guest's next instruction: the hypervisor runs meanwhile (default)\n"
+                    "  monitor follow host   at the hypervisor's first instruction behind VMRUN", self._follow),
+            Command("step-into-guest", "step-into-guest [GUEST]", "Stop at a guest's first instruction behind the next VMRUN.\n"
+                    "Once, and for what resumes the hypervisor next: `continue`, `next` or `stepi` at VMRUN itself.\n"
+                    "GUEST waits for that one. If VMRUN refuses the VMCB, that stops, too.", self._step_into_guest),
+            Command("debug", "debug [all | host | [guest] N[,N...]]", "Choose the inferiors that stop, or list them.\n"
+                    "The others run through, breakpoints, watchpoints and all; a step of theirs that is asked for is made.\n"
+                    "  monitor debug guest 2,3  only guests 2 and 3 stop\n"
+                    "  monitor debug host,2     the hypervisor, and guest 2\n"
+                    "  monitor debug all        whatever gdb resumes (default)", self._debug),
+            Command("sstep", "sstep [FLAGS]", "Choose what a single step is, as QEMU's packets do, or say what is chosen.\n"
+                    "FLAGS is a sum. 1 ENABLE: there are steps (must be set). 2 NOIRQ: over the handlers of interrupts,\n"
+                    "which run meanwhile at full speed; without it, into them. 4 NOTIMER: time stands still with the\n"
+                    "machine, which is so whether it is set or not: a step takes the time of its instruction.\n"
+                    "  monitor sstep 5  step into handlers\n  monitor sstep 7  over them (default)", self._sstep),
+        )  # fmt: skip
+
+    def _follow(self, context: Context, arguments: Arguments) -> Result:
+        manner = self.debugger.running.manner
+        chosen = arguments.choice(("guest", "host"))
+        if arguments.words:
+            raise arguments.error(arguments.words[0], "a step ends in the guest or in the host", "choose guest or host")
+        if chosen is not None:
+            manner.follow_host = chosen == "host"
+        where = "in the hypervisor, behind VMRUN" if manner.follow_host else "at the guest's next instruction"
+        return Text(f"a step that leaves a guest ends {where}")
+
+    def _step_into_guest(self, context: Context, arguments: Arguments) -> Result:
+        running = self.debugger.running
+        number = None
+        if arguments.words:
+            number = self._inferior(arguments, arguments.words.pop(0))
+            if number == HOST:
+                raise arguments.error("1", "that is the hypervisor", "name a guest, or none")
+        arguments.done()
+        running.into_guest, running.wanted_guest = True, number
+        whose = "any guest" if number is None else f"guest {number}"
+        return Text(f"the next VMRUN of {whose} stops at its first instruction: resume the hypervisor")
+
+    def _debug(self, context: Context, arguments: Arguments) -> Result:
+        manner = self.debugger.running.manner
+        words = [word for word in ",".join(arguments.words).split(",") if word not in ("", "guest")]
+        if words == ["all"]:
+            manner.chosen = None
+        elif words:
+            manner.chosen = frozenset(self._inferior(arguments, word) for word in words)
+        arguments.words = []
+        rows = [("process", "name", "attached", "stops")]
+        attached = self.debugger.running.attached
+        for inferior in self.debugger.inferiors():
+            stops = manner.chosen is None or inferior.pid in manner.chosen
+            cells = inferior.name, "yes" if inferior.pid in attached else "no", "yes" if stops else "no"
+            rows.append((str(inferior.pid), *cells))
+        return Text("\n".join(columns(rows)))
+
+    def _inferior(self, arguments: Arguments, word: str) -> int:
+        if word == "host":
+            return HOST
+        try:
+            number = int(word, 0)
+        except ValueError:
+            raise arguments.error(word, "it must be host or a number", "`guests` lists the guests") from None
+        if number != HOST:
+            self.debugger.guest(number)
+        return number
+
+    def _sstep(self, context: Context, arguments: Arguments) -> Result:
+        if arguments.words:
+            chosen = StepFlag(arguments.number("FLAGS", 0, sum(StepFlag)))
+            arguments.done()
+            if StepFlag.ENABLE not in chosen:
+                raise arguments.error(str(int(chosen)), "single steps cannot be switched off", "add 1, ENABLE")
+            self.debugger.set_step_flags(chosen)
+        flags = self.debugger.step_flags()
+        names = " ".join(f"{flag.name} {flag.value}" for flag in StepFlag if flag in flags)
+        where = "over the handlers of interrupts" if StepFlag.NOIRQ in flags else "into the handlers of interrupts"
+        return Text(f"{int(flags)} ({names}): steps go {where}")
