@@ -115,7 +115,7 @@ class Description:
             "expedited": tuple((n, offsets[n], offsets[n + 1]) for n in (numbers[name] for name in self.expedite)),
             "block_size": offsets[count],
             "block_count": count,
-            "xml": xml.encode(),
+            "xml": xml.replace("><", ">\n<").encode(),  # GDB copies it into trace files, whose lines it wants short
         }
         for name, value in derived.items():
             object.__setattr__(self, name, value)  # the dataclass is frozen

@@ -19,6 +19,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gdbstub.description import Description, Feature, Flags, Register, x86
+from gdbstub.hits import ThreadEnvironment, judge
 from gdbstub.server import Server, new_event_loop
 from gdbstub.target import (
     Action,
@@ -30,6 +31,7 @@ from gdbstub.target import (
     Library,
     MemoryRegion,
     Output,
+    Programs,
     Reason,
     Signal,
     StepFlag,
@@ -38,6 +40,7 @@ from gdbstub.target import (
     Thread,
     ThreadId,
 )
+from gdbstub.trace import Trace
 
 __all__ = ["CODE", "DATA", "LOOP", "PAGE", "Example"]
 
@@ -89,6 +92,9 @@ class Example:
         self.program = program
         self.processes: dict[int, _Process] = {}
         self.points: dict[tuple[int, int], dict[BreakpointKind, int]] = {}
+        self.programs: dict[tuple[int, int], dict[BreakpointKind, Programs]] = {}
+        self.hits: dict[tuple[int, int], int] = {}  # of breakpoints by pid and address
+        self.trace = Trace(self, lambda: self.executed)
         self.attached: set[int] = set()
         self.actions: Mapping[ThreadId, Action] = {}
         self.held: set[ThreadId] | None = None  # in non-stop mode
@@ -107,6 +113,7 @@ class Example:
         """Power on."""
         self.processes.clear()
         self.points.clear()
+        self.programs.clear()
         self.attached.clear()
         self.create(1, "hypervisor", 2, "i386:x86-64", (_SVM,))
         self.processes[1].memory[: len(self.program)] = self.program
@@ -183,6 +190,7 @@ class Example:
     def remove_breakpoint(self, kind: BreakpointKind, address: int, length: int, pid: int) -> None:
         kinds = self.points[pid, address]
         del kinds[kind]
+        self.programs.get((pid, address), {}).pop(kind, None)
         if not kinds:
             del self.points[pid, address]
 
@@ -214,7 +222,11 @@ class Example:
         self.flags = flags
 
     def run_slice(self) -> Event | None:
-        event = self.pending.pop(0) if self.pending else self._run_slice()
+        if not self.pending:
+            event = self._run_slice()
+            if event is not None:
+                self.pending.append(event)  # behind what its breakpoints have printed
+        event = self.pending.pop(0) if self.pending else None
         if isinstance(event, Stop) and self.held is not None:
             self.hold([event.thread])
         return event
@@ -261,12 +273,26 @@ class Example:
         process = self.processes[pid]
         pc_name = process.description.pc
         pc = process.get(tid, pc_name)
-        here = self.points.get((pid, pc))
-        if here:
-            if BreakpointKind.SOFTWARE in here:
-                return Stop(thread, reason=Reason.SWBREAK)
-            if BreakpointKind.HARDWARE in here:
-                return Stop(thread, reason=Reason.HWBREAK)
+        for kind, reason in ((BreakpointKind.SOFTWARE, Reason.SWBREAK), (BreakpointKind.HARDWARE, Reason.HWBREAK)):
+            if kind in self.points.get((pid, pc), ()):
+                programs = self.programs.get((pid, pc), {}).get(kind, Programs())
+                verdict = judge(programs, ThreadEnvironment(self, thread, self._print), pc)
+                self.hits[pid, pc] = self.hits.get((pid, pc), 0) + verdict.hit
+                if verdict.stops:
+                    return Stop(thread, reason=reason, text=verdict.text)
+        self.trace.reached(thread, pc)
+        event = self._carry_out(thread, process, pc)
+        if thread in self.trace.stepping and pid in self.processes:
+            self.trace.stepped(thread)
+        return event
+
+    def _print(self, text: str) -> None:
+        self.pending.append(Output(text))
+
+    def _carry_out(self, thread: ThreadId, process: _Process, pc: int) -> Event | None:
+        """The instruction at pc."""
+        pid, tid = thread
+        pc_name = process.description.pc
         self.executed += 1
         code = bytes(process.memory[pc - CODE : pc - CODE + 2]) if pc >= CODE else b""
         if code[:1] == b"\x90":
@@ -307,6 +333,18 @@ class Example:
     def watch_input(self, descriptor: int) -> None:
         self.input = descriptor
 
+    def set_programs(self, kind: BreakpointKind, address: int, length: int, pid: int, programs: Programs) -> None:
+        self.programs.setdefault((pid, address), {})[kind] = programs
+
+    def trace_owner(self, pids: Sequence[int], address: int) -> int:
+        return next((pid for pid in pids if self.read_memory(ThreadId(pid, 1), address, 1)), pids[0])
+
+    def arm_trace(self) -> None:
+        """Nothing to prepare: `_execute` asks `trace` at each instruction."""
+
+    def flush_trace(self) -> None:
+        """Nothing is collected elsewhere."""
+
     def monitor(self, command: str, write: Callable[[str], object], thread: ThreadId) -> None:
         word, _, rest = command.partition(" ")
         if word == "help":
@@ -333,6 +371,7 @@ class Example:
         self.attached.discard(pid)
         self.actions = {thread: action for thread, action in self.actions.items() if thread.pid != pid}
         self.points = {key: kinds for key, kinds in self.points.items() if key[0] != pid}
+        self.programs = {key: kinds for key, kinds in self.programs.items() if key[0] != pid}
 
     def memory_region(self, thread: ThreadId, address: int) -> MemoryRegion:
         regions = (

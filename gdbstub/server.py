@@ -118,7 +118,8 @@ class Server:
         if self._client is not None:
             return None
         self._halt_detached()
-        self._session = Session(self._target, write, self._attach)
+        kept = () if self._session is None else self._session.breakpoints
+        self._session = Session(self._target, write, self._attach, kept)
         self._client = client
         return self._session
 

@@ -2,7 +2,7 @@
 
 import logging
 from binascii import hexlify
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from gdbstub.commands import COMMANDS
 from gdbstub.commands.registry import thread_id
@@ -27,7 +27,9 @@ from gdbstub.target import (
     ThreadEnded,
     ThreadId,
     ThreadStarted,
+    Tracepoints,
 )
+from gdbstub.trace import Frame
 
 __all__ = ["Session"]
 
@@ -36,6 +38,9 @@ log = logging.getLogger(__name__)
 # Console output goes in pieces that every client's buffer holds.
 _OUTPUT_PIECE = 1024
 
+# A breakpoint: kind, address, length, pid.
+Point = tuple[BreakpointKind, int, int, int]
+
 _SEPARATORS = {ord("v"): (b";", b":"), ord("q"): (b":", b","), ord("Q"): (b":", b"="), ord("j"): (b":",)}
 
 
@@ -43,13 +48,22 @@ class Session:
     """A client's connection without its transport: bytes in through `receive`, bytes out through `write`.
 
     Whoever owns it calls `slice` for as long as `running`, and `receive` between slices. `attach` is the pid the
-    client is attached to from the start; the target's first inferior if None. Nothing raises but a `write` that does.
+    client is attached to from the start; the target's first inferior if None. `kept` are breakpoints that an earlier client
+    left behind. Nothing raises but a `write` that does.
     """
 
-    def __init__(self, target: Target, write: Callable[[bytes], object], attach: int | None = None) -> None:
+    def __init__(
+        self, target: Target, write: Callable[[bytes], object], attach: int | None = None, kept: Iterable[Point] = ()
+    ) -> None:
         self.target = target
         self.attached: dict[int, Description] = {}
-        self.breakpoints: set[tuple[BreakpointKind, int, int, int]] = set()
+        # Those that are inserted, and whether they go on without a client.
+        self.breakpoints: dict[Point, bool] = dict.fromkeys(kept, True)
+        # The trace frame that registers and memory are read from, while the client looks at one.
+        self.frame: Frame | None = None
+        self.block_read = False  # it knows how long `g` is
+        # Definitions of tracepoints or variables that it has not asked for yet.
+        self.pieces: list[bytes] = []
         # The threads that later packets mean: H g (registers, memory) and H c (c, s).
         self.general = ThreadId(0, 0)
         self.resumed = ThreadId(-1, -1)
@@ -276,6 +290,7 @@ class Session:
         self.forget(pid)
         self.target.detach(pid)
         if not self.attached:
+            self._without_client()
             self.non_stop = None
             self.running = False
             self.target.resume({})
@@ -285,22 +300,25 @@ class Session:
         """An inferior is gone, and its breakpoints with it."""
         self.attached.pop(pid, None)
         self._copies.discard(pid)
-        self.breakpoints = {point for point in self.breakpoints if point[3] != pid}
+        self.breakpoints = {point: persists for point, persists in self.breakpoints.items() if point[3] != pid}
         if self.non_stop is not None:
             self.non_stop.forget(pid)
         if self.stopped is not None and self.stopped.thread.pid == pid:
             self.stopped = None
 
     def _remove_breakpoints(self, pid: int) -> None:
-        for point in [point for point in self.breakpoints if point[3] == pid]:
-            self.breakpoints.discard(point)
+        for point in [point for point, persists in self.breakpoints.items() if point[3] == pid and not persists]:
+            del self.breakpoints[point]
             self.target.remove_breakpoint(*point)
 
     def close(self) -> None:
-        """The client is gone. Unless it has detached from everything, the machine stays stopped, as it was found."""
+        """The client is gone. The machine stays as it was found: it runs on only if the client has detached from everything,
+        or had it running with something to do without a client, a trace or commands of breakpoints."""
         self._closed = True
+        running = goes_on = False
         try:
-            self.halt()
+            running = self.halt()
+            goes_on = self._without_client()
         except Exception:
             log.exception("the machine did not halt when the client left")
         for pid in list(self.attached):
@@ -313,6 +331,19 @@ class Session:
                 self.target.detach(pid)
             except Exception:
                 log.exception("the target did not let go of process %d", pid)
+        if running and goes_on:
+            self.target.resume({})
+            self.detached = True
+
+    def _without_client(self) -> bool:
+        """End a trace that is not to go on without a client; whether anything is."""
+        target = self.target
+        traces = False
+        if isinstance(target, Tracepoints) and target.trace.running:
+            target.flush_trace()
+            traces = target.trace.leave()
+            target.arm_trace()
+        return traces or any(self.breakpoints.values())
 
     # -- running
 
@@ -340,6 +371,7 @@ class Session:
 
     def resume(self, actions: Mapping[ThreadId, Action]) -> None:
         """Resume, and run the first slice at once: a step has been answered when this returns."""
+        self.frame = None
         if self.non_stop is not None:
             self.non_stop.resume(actions)
             return
@@ -422,6 +454,8 @@ class Session:
         elif isinstance(event, Output):
             if self.running:
                 self.output(event.text)
+            elif self.detached:
+                log.info("%s", event.text.rstrip())
         elif isinstance(event, Exited):
             if event.pid in self.attached:
                 self.forget(event.pid)

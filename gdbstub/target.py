@@ -10,9 +10,13 @@ Addresses are integers of 0 .. 2**64-1 as the client sends them; sizes are bytes
 import enum
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 from gdbstub.description import Description
+
+if TYPE_CHECKING:
+    from gdbstub.agent import Program
+    from gdbstub.trace import Trace
 
 __all__ = [
     "CONTINUE",
@@ -20,6 +24,7 @@ __all__ = [
     "Action",
     "Attentive",
     "BreakpointKind",
+    "BreakpointPrograms",
     "Created",
     "Event",
     "ExecFile",
@@ -35,6 +40,7 @@ __all__ = [
     "Monitor",
     "NonStop",
     "Output",
+    "Programs",
     "Reason",
     "Run",
     "Signal",
@@ -47,6 +53,7 @@ __all__ = [
     "ThreadEnded",
     "ThreadId",
     "ThreadStarted",
+    "Tracepoints",
 ]
 
 
@@ -213,8 +220,8 @@ class Target(Protocol):
         """From now on the client is told of this inferior's stops. TargetError if that is impossible."""
 
     def detach(self, pid: int) -> None:
-        """The client lets go of a live inferior; its breakpoints have been removed. From now on it runs freely
-        whenever the machine runs."""
+        """The client lets go of a live inferior; its breakpoints have been removed, but for those with commands that are to
+        go on without it. From now on it runs freely whenever the machine runs."""
 
     def read_registers(self, thread: ThreadId) -> bytes:
         """The register block: the description's `block_size` bytes, registers in order without gaps."""
@@ -381,6 +388,48 @@ class Files(Protocol):
 
     def read_file(self, name: str) -> bytes | None:
         """The contents of a file the target offers under this name, else None."""
+
+
+@dataclass(frozen=True, slots=True)
+class Programs:
+    """What decides whether a breakpoint hits, and what it then does: agent expressions (`agent.Program`)."""
+
+    conditions: "tuple[Program, ...]" = ()
+    commands: "tuple[Program, ...]" = ()
+
+
+@runtime_checkable
+class BreakpointPrograms(Protocol):
+    """Conditions and commands of breakpoints to execute, without the client's help: `break ... if` with `set breakpoint
+    condition-evaluation target`, `dprintf` with `set dprintf-style agent`. `hits.judge` evaluates them for any target."""
+
+    def set_programs(self, kind: BreakpointKind, address: int, length: int, pid: int, programs: Programs) -> None:
+        """Give an inserted breakpoint programs, in place of those that it had; removing it removes them.
+
+        It hits if it has no condition, or one that is not zero, or one that cannot be evaluated. A hit stops the thread
+        before the instruction; with commands it does not, they are evaluated, and what they print is an `Output`. What does
+        not stop is not seen by the inferior.
+        """
+
+
+@runtime_checkable
+class Tracepoints(Protocol):
+    """Tracepoints: `trace`, `actions`, `tstart`, `tfind`. `trace.Trace` knows what to collect and keeps it; it outlives the
+    client. The target calls `Trace.reached` where a thread is about to execute at one of `Trace.armed`, and `Trace.stepped`
+    after each instruction of a thread in `Trace.stepping`; or collects in ways of its own."""
+
+    trace: "Trace"
+
+    def trace_owner(self, pids: Sequence[int], address: int) -> int:
+        """Whose a tracepoint at an address is.  GDB does not say, and defines those of all inferiors while one is selected:
+        that is the first of `pids`, the others are attached."""
+
+    def arm_trace(self) -> None:
+        """`trace.armed` may be another set now. Called while the machine is stopped, or between two slices."""
+
+    def flush_trace(self) -> None:
+        """Somebody is about to look at `trace`, or to change it and call `arm_trace`: its frames, counters and
+        variables must be there."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,10 @@ They are linear addresses that the engine stops at, whoever executes them; whose
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
-from gdbstub.target import BreakpointKind
+from gdbstub.target import BreakpointKind, Programs
 from vmdbg.contexts import Context, Space, space
 from vmdbg.machine import Machine
 
@@ -45,6 +45,10 @@ class Breakpoint:
     hits: int = 0
     passes: int = 0
     """Executions in address spaces that it does not belong to."""
+    programs: Programs = field(default_factory=Programs)
+    """Conditions and commands."""
+    text: str = ""
+    """What the user must hear when it stops a thread: why a condition could not be evaluated."""
 
 
 @dataclass(slots=True, eq=False)
@@ -63,6 +67,8 @@ class Breakpoints:
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
         self.rule = Rule.SHARED
+        self.traced: frozenset[int] = frozenset()
+        """Addresses of tracepoints."""
         self._known: dict[tuple[BreakpointKind, int, int, int], Breakpoint] = {}
         self._places: dict[int, list[Breakpoint]] = {}
         """Those that are inserted, by linear address."""
@@ -76,7 +82,7 @@ class Breakpoints:
 
     def __bool__(self) -> bool:
         """Whether there is any to stop at."""
-        return bool(self._places or self.ranges)
+        return bool(self._places or self.ranges or self.traced)
 
     def add_range(self, start: int, end: int, pid: int) -> int:
         """Its number."""
@@ -96,8 +102,14 @@ class Breakpoints:
         if point is None:
             point = self._known[key] = Breakpoint(*key)
             self.settle(point, context)
+        elif point.inserted:
+            return
         point.inserted = True
         self._places.setdefault(address, []).append(point)
+
+    def set_programs(self, kind: BreakpointKind, address: int, length: int, pid: int, programs: Programs) -> None:
+        """Conditions and commands of one that is inserted."""
+        self._known[kind, address, length, pid].programs = programs
 
     def remove(self, kind: BreakpointKind, address: int, length: int, pid: int) -> None:
         point = self._known.get((kind, address, length, pid))
@@ -149,5 +161,5 @@ class Breakpoints:
 
     def arm(self, also: Iterable[int] = ()) -> None:
         """Have the engine stop at all of them, and at further addresses."""
-        self.machine.engine.arm({*self._places, *also})
+        self.machine.engine.arm({*self._places, *self.traced, *also})
         self.machine.engine.arm_ranges({(each.start, each.end) for each in self.ranges.values()})

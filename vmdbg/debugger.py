@@ -7,7 +7,20 @@ from functools import cache
 from pathlib import Path
 
 from gdbstub.description import Description, x86
-from gdbstub.target import Action, BreakpointKind, Event, Inferior, Library, MemoryRegion, StepFlag, TargetError, Thread, ThreadId
+from gdbstub.target import (
+    Action,
+    BreakpointKind,
+    Event,
+    Inferior,
+    Library,
+    MemoryRegion,
+    Programs,
+    StepFlag,
+    TargetError,
+    Thread,
+    ThreadId,
+)  # fmt: skip
+from gdbstub.trace import Trace
 from vmdbg.block import Block
 from vmdbg.boot.elf import is_elf64
 from vmdbg.breakpoints import EXECUTE, Breakpoints
@@ -18,6 +31,7 @@ from vmdbg.inferiors import Inferiors
 from vmdbg.machine import Machine
 from vmdbg.monitor import Monitor
 from vmdbg.options import UsageError
+from vmdbg.platform.clock import TICKS_PER_SECOND
 from vmdbg.running import Running
 from vmdbg.watchpoints import Watchpoints
 
@@ -27,7 +41,8 @@ _description = cache(x86)
 
 
 class Debugger:
-    """One machine under a stub; also a `Monitor`, `Run`, `Kill`, `ExecFile`, `Files` and `MemoryRegions` target."""
+    """One machine under a stub; also a `Monitor`, `Run`, `Kill`, `ExecFile`, `Files`, `MemoryRegions`, `BreakpointPrograms` and
+    `Tracepoints` target."""
 
     def __init__(self, machine: Machine, restart: Callable[[Sequence[str]], Machine] | None = None) -> None:
         """`restart` makes the machine anew for `run`, with these words as the image's command line if there are any."""
@@ -37,6 +52,7 @@ class Debugger:
         self.architectures: dict[int, str] = {}
         """Register descriptions chosen by hand, by pid."""
         self._input = -1
+        self.trace = Trace(self, lambda: self.machine.clock.now, TICKS_PER_SECOND // 1_000_000)
         self._use(machine)
 
     def _use(self, machine: Machine) -> None:
@@ -45,7 +61,7 @@ class Debugger:
         self.who = Inferiors(machine)
         self.breakpoints = Breakpoints(machine)
         self.watchpoints = Watchpoints(machine, self.breakpoints, self.who.first_context)
-        self.running = Running(machine, self.who, self.breakpoints, self.watchpoints)
+        self.running = Running(machine, self.who, self.breakpoints, self.watchpoints, self, self.trace)
         self.running.input = self._input
         self.executables.image = machine.image.debug_file
         self._descriptions: dict[int, Description] = {}
@@ -168,11 +184,13 @@ class Debugger:
     # Breakpoints
 
     def insert_breakpoint(self, kind: BreakpointKind, address: int, length: int, thread: ThreadId) -> None:
+        self.running.agents.forget()
         points = self.breakpoints if kind in EXECUTE else self.watchpoints
         points.insert(kind, address, length, thread.pid, self.context(thread))
         self._changed()
 
     def remove_breakpoint(self, kind: BreakpointKind, address: int, length: int, pid: int) -> None:
+        self.running.agents.forget()
         points = self.breakpoints if kind in EXECUTE else self.watchpoints
         points.remove(kind, address, length, pid)
         self._changed()
@@ -181,6 +199,25 @@ class Debugger:
         """A breakpoint came or went: while threads run, that counts at once."""
         if self.running.holds.active:
             self.running.rearm()
+
+    def set_programs(self, kind: BreakpointKind, address: int, length: int, pid: int, programs: Programs) -> None:
+        self.running.agents.forget()
+        points = self.breakpoints if kind in EXECUTE else self.watchpoints
+        points.set_programs(kind, address, length, pid, programs)
+
+    def trace_owner(self, pids: Sequence[int], address: int) -> int:
+        """One whose file has something there, else one without a file, and at last one whose file has not; of equal ones the
+        first.  A hypervisor may map its guests' addresses, too."""
+        mapped = [pid for pid in pids if self.read_memory(self.who.first_thread(pid), address, 1)] or list(pids)
+        return min(mapped, key=lambda pid: {True: 0, None: 1, False: 2}[self.executables.holds(pid, address)])
+
+    def arm_trace(self) -> None:
+        self.running.agents.judge.clear()
+        self.breakpoints.traced = frozenset(address for _, address in self.trace.armed)
+        self.breakpoints.arm()
+
+    def flush_trace(self) -> None:
+        self.running.agents.judge.flush()
 
     # Running
 
@@ -223,6 +260,7 @@ class Debugger:
             raise TargetError("this machine cannot start again; start vmdbg anew")
         if program and Path(program).resolve() not in self._own_files():
             raise TargetError(f"{program} is not the machine's image; `run` without a program starts that one again")
+        self.trace.stop()
         self.machine.close()
         self.running.ended = True
         rule, manner = self.breakpoints.rule, self.running.manner

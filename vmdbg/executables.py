@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 from gdbstub.target import Library
-from vmdbg.boot.elf import is_elf64, linked_at
+from vmdbg.boot.elf import LoadSegment, is_elf64, linked_at, segments
 from vmdbg.boot.image import ImageError
 from vmdbg.history import HOST
 
@@ -14,6 +15,14 @@ WIDE = "i386:x86-64"
 _NO_CODE = b"S0030000FC\r\nS9030000FC\r\n"
 """A file of Motorola S-records without data.  Every gdb takes it for an executable: one of no architecture, which so goes
 with the registers of any mode."""
+
+
+@cache
+def _segments(path: Path) -> tuple[LoadSegment, ...]:
+    try:
+        return segments(path.read_bytes())
+    except (OSError, ImageError):
+        return ()
 
 
 class Executables:
@@ -38,6 +47,12 @@ class Executables:
 
     def of(self, pid: int) -> Path | None:
         return self.symbols.get(pid) or (self.image if pid == HOST else None)
+
+    def holds(self, pid: int, address: int) -> bool | None:
+        """Whether an inferior's file has something at a linear address; None if there is no file to tell."""
+        path = self.of(pid)
+        found = _segments(path) if path is not None else ()
+        return any(0 <= address - segment.virtual < segment.memory_size for segment in found) if found else None
 
     def offer(self, pid: int, title: str, architecture: str) -> str:
         """The inferior by name, for gdb's `info inferiors` shows no other text of ours: a guest is a folder, called as

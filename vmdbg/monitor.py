@@ -17,6 +17,7 @@ from introspect.commands import (
     Result,
     default_registry,
 )  # fmt: skip
+from introspect.commands.render import columns
 from introspect.exits import ExitCode, exit_name
 from introspect.memtypes import Caching
 from introspect.paging import NestedTranslation, PagingState, nested_translate
@@ -64,6 +65,10 @@ class Monitor:
                     "OFFSET is added to all its addresses: gdb then has it as a shared library.\n"
                     "With a 64-bit file the inferior gets 64-bit registers, whatever mode it is in at that moment.\n"
                     "  monitor symbols 2 build/guest64.elf", self._symbols),
+            Command("tracepoints", "tracepoints [NUMBER PID]", "List tracepoints, or say whose one is.\n"
+                    "gdb defines them all while one inferior is selected: they are taken for that one's, or where it has no\n"
+                    "memory at the address for one's that has.\n"
+                    "  monitor tracepoints 3 2  tracepoint 3 is one of guest 2", self._tracepoints),
             *PointCommands(self).commands(),
             Command("why", "why", "Why it stopped, VMRUN failed, a guest shut down, or something was refused.", self._why),
             Command("time", "time", "Guest time in ticks (bytes of code executed).", self._time),
@@ -251,6 +256,26 @@ class Monitor:
         if offset:
             how = f"{offset:#x} further up when it attaches to it next, or for the command `sharedlibrary`"
         return Text(f"process {pid} has the symbols of {path}: gdb loads them {how}")
+
+    def _tracepoints(self, context: Context, arguments: Arguments) -> Result:
+        debugger = self.debugger
+        debugger.flush_trace()
+        if arguments.words:
+            number, pid = arguments.number("a tracepoint's number"), arguments.number("a process")
+            arguments.done()
+            found = [point for point in debugger.trace.points.values() if point.number == number]
+            if not found or all(inferior.pid != pid for inferior in debugger.inferiors()):
+                raise TargetError(f"there is no tracepoint {number}, or no process {pid}: try tracepoints, and guests")
+            for point in found:
+                point.pid = pid
+            debugger.arm_trace()
+        rows = [("tracepoint", "process", "address", "enabled", "hits", "bytes")]
+        rows += [
+            (str(p.number), str(p.pid), f"{p.address:#x}", "yes" if p.enabled else "no", str(p.hits), str(p.usage))
+            for p in debugger.trace.points.values()
+        ]
+        state = "The trace runs." if debugger.trace.running else "No trace runs."
+        return Text("\n".join([*columns(rows), state]))
 
     def _why(self, context: Context, arguments: Arguments) -> Result:
         arguments.done()

@@ -70,6 +70,7 @@ class PointCommands:
             raise arguments.error(arguments.words[0], "there is no such rule", "choose any, shared or own")
         if chosen is not None:
             breakpoints.rule = Rule(chosen)
+            self._debugger.running.agents.forget()
             return Text(f"breakpoints hit {_RULES[breakpoints.rule]}")
         rows = [("process", "address", "kind", "page tables", "page", "hits", "passes")]
         rows += [

@@ -16,12 +16,15 @@ from gdbstub.target import (
     Reason,
     Signal,
     Stop,
+    Target,
     ThreadEnded,
     ThreadId,
     ThreadStarted,
 )  # fmt: skip
 from gdbstub.target import Event as StubEvent
+from gdbstub.trace import Trace
 from introspect.exits import EVENT, ExitCode, exit_name
+from vmdbg.agents import Agents
 from vmdbg.breakpoints import Breakpoint, Breakpoints
 from vmdbg.contexts import Context, LiveContext, SavedContext
 from vmdbg.cpu.faults import Kind
@@ -59,9 +62,12 @@ class Running:
     """
 
     def __init__(
-        self, machine: Machine, inferiors: Inferiors, breakpoints: Breakpoints, watchpoints: Watchpoints
+        self, machine: Machine, inferiors: Inferiors, breakpoints: Breakpoints, watchpoints: Watchpoints, target: Target,
+        trace: Trace,
     ) -> None:
         self.machine = machine
+        self.trace = trace
+        self.agents = Agents(target, machine, trace, lambda text: self._events.append(Output(text)))
         self.history = machine.history
         self.inferiors = inferiors
         self.breakpoints = breakpoints
@@ -120,6 +126,7 @@ class Running:
 
     def rearm(self) -> None:
         """Breakpoints, or what steps wait for, have changed."""
+        self.agents.forget()
         self._arm()
         if self.watchpoints:
             self.watchpoints.guard()
@@ -227,21 +234,33 @@ class Running:
             self._steppings.pop(stop.thread, None)
 
     def _in_words(self, stop: Stop) -> str:
+        """Who, where and why; in the hypervisor also how the last guest has left on its CPU."""
         why = stop.text.strip("[]") or {Reason.NONE: "a step or an interrupt"}.get(stop.reason, f"a {stop.reason.value}")
         who = self.inferiors.name(stop.thread)
         pc = self.inferiors.context(stop.thread).read("rip") or 0
-        return f"{who} stopped at {pc:#x}: {why}"
+        text = f"{who} stopped at {pc:#x}: {why}"
+        if stop.thread.pid == HOST:
+            last = [(guest.last_exit(stop.thread.tid - 1), guest) for guest in self.history.guests.values()]
+            record, guest = max(last, key=lambda pair: pair[0].number, default=(None, None))
+            if record is not None and guest is not None and record.number:
+                text += (
+                    f"; {guest.name} has left there last by #VMEXIT {exit_name(record.code)} at {record.rip:#x}, "
+                    f"EXITINFO1 {record.info1:#x}, EXITINFO2 {record.info2:#x}"
+                )
+        return text
 
     def _advance(self) -> StubEvent | None:
         """Run a little; an event if something happened that the client must know."""
         for thread in [thread for thread in self._steppings if not self.inferiors.alive(thread.pid)]:
             del self._steppings[thread]
+        collecting = any(thread not in self.holds for thread in self.trace.stepping)
         self.history.watching = bool(
-            self._steppings or self.stop_codes or self.watchpoints or self.holds or self.into_guest
+            self._steppings or collecting or self.stop_codes or self.watchpoints or self.holds or self.into_guest
         )
+        self.agents.judge.enabled = not (self._steppings or collecting)
         if self._steppings:
             return self._advance_steps()
-        return self._run(bool(self.breakpoints))
+        return self._advance_collecting() if collecting else self._run(bool(self.breakpoints))
 
     def _run(self, breakpoints: bool, watch: Collection[Processor] = ()) -> StubEvent | None:
         """Run for about `SLICE_SECONDS`: what that is in guest time, world switches and devices decide."""
@@ -291,6 +310,31 @@ class Running:
             return Stop(thread)
         return event
 
+    def _advance_collecting(self) -> StubEvent | None:
+        """Tracepoints collect at each step of some threads: step these, and run what else has its turn until one of them has."""
+        machine = self.machine
+        cpu = machine.turn(machine.clock.now + self._ticks)
+        if isinstance(cpu, Event):
+            return self._happened(cpu)
+        thread = self.inferiors.thread_on(cpu)
+        if thread not in self.trace.stepping or thread in self.holds:
+            waiting = [c for c in machine.cpus if c is not cpu and self.inferiors.thread_on(c) in self.trace.stepping]
+            return self._run(bool(self.breakpoints), waiting)
+        if self._hit(cpu):
+            return self._happened(Event.BREAKPOINT)
+        return self._happened(self._step_and_collect(cpu, thread))
+
+    def _step_and_collect(self, cpu: Processor, thread: ThreadId) -> Event:
+        outcome = self.machine.step(cpu)
+        self._stepped(cpu, thread, outcome)
+        return outcome
+
+    def _stepped(self, cpu: Processor, thread: ThreadId, outcome: Event) -> None:
+        """Collect if a thread that does at each step has executed an instruction; one that its hypervisor executes is none."""
+        done = outcome not in (Event.INTERRUPTED, Event.WATCHED)
+        if thread in self.trace.stepping and done and (thread.pid == HOST or self.inferiors.thread_on(cpu) == thread):
+            self.trace.stepped(thread)
+
     def _run_others(self) -> StubEvent | None:
         """No stepping thread is at its instruction: go on until one is, or until a CPU of one has its turn."""
         breakpoints = bool(self.breakpoints) or any(stepping.back is not None for stepping in self._steppings.values())
@@ -309,7 +353,7 @@ class Running:
 
     def _on_entry(self, cpu: Processor, guest: Guest, thread: ThreadId) -> None:
         vcpu = self.history.by_vmcb[guest.vmcb][1]
-        if self._version != self.history.version or self.holds.stops(thread):
+        if self._version != self.history.version or self.holds.stops(thread) or thread in self.trace.stepping:
             cpu.pause = True
             cpu.hold = self.holds.of(cpu)
         stepping = self._steppings.get(thread)
@@ -362,17 +406,22 @@ class Running:
     def _hit(self, cpu: Processor) -> Breakpoint | None:
         """The breakpoint at the CPU's RIP that belongs to the thread it executes, and to its address space."""
         thread, pc = self.inferiors.thread_on(cpu), cpu.state.linear_rip
+        self.agents.reached(cpu, thread)
         points = self.breakpoints.at(pc, thread.pid)
         if not points:
             return None
         context = LiveContext(cpu)
-        point = next((point for point in points if self.breakpoints.owns(point, context)), None)
-        if point is None:
+        own = [point for point in points if self.breakpoints.owns(point, context)]
+        if not own:
             for other in points:
                 self._pass(other, context.paging().root)
             return None
-        if self._acts(thread):
-            return point
+        acts = self._acts(thread)
+        for point in own:
+            if (acts or point.programs.commands) and self.agents.stops(cpu, thread, point) and acts:
+                return point
+        if acts or all(point.programs.commands for point in own):
+            return None
         if not self._told_of_passing and self.manner.chosen is None and not self.holds.active:
             self._told_of_passing = True
             self._events.append(Output(
@@ -381,9 +430,9 @@ class Running:
             ))  # fmt: skip
         return None
 
-    def _in_range(self, cpu: Processor) -> Stop | None:
+    def _in_range(self, cpu: Processor, thread: ThreadId) -> Stop | None:
         """A stop, if the instruction at RIP lies in a range."""
-        thread, pc = self.inferiors.thread_on(cpu), cpu.state.linear_rip
+        pc = cpu.state.linear_rip
         number = self.breakpoints.range_at(pc, thread.pid)
         if number is None or self.machine.clock.now == self._resumed_at or not self._acts(thread):
             return None
@@ -414,11 +463,18 @@ class Running:
             point = self._hit(cpu)
             if point is not None:
                 self.breakpoints.hit(point, LiveContext(cpu))
-                return Stop(self.inferiors.thread_on(cpu), reason=_REASONS[point.kind])
+                return Stop(self.inferiors.thread_on(cpu), reason=_REASONS[point.kind], text=point.text)
             stepping = self._steppings.get(self.inferiors.thread_on(cpu))
             if stepping is not None and stepping.back == self._place(LiveContext(cpu)):
                 return None
-            return self._in_range(cpu) or self._happened(machine.step(cpu))
+            thread = self.inferiors.thread_on(cpu)
+            entered = self._in_range(cpu, thread)
+            if entered is not None:
+                return entered
+            in_range = self.breakpoints.range_at(cpu.state.linear_rip, thread.pid) is not None
+            if not in_range and (self._acts(thread) or self._told_of_passing):
+                self.agents.teach(cpu, thread, self.breakpoints)
+            return self._happened(self._step_and_collect(cpu, thread))
         if event == Event.WATCHED:
             return self._watched(cpu)
         if event == Event.EXIT:
@@ -445,6 +501,7 @@ class Running:
         """Execute the instruction that accesses a watched page, and see whether it touched the watched bytes."""
         thread, pc = self.inferiors.thread_on(cpu), cpu.state.linear_rip
         event, fired = self.watchpoints.execute(cpu)
+        self._stepped(cpu, thread, event)
         stepping = self._steppings.get(thread)
         if stepping is not None:
             stepping.executed |= thread.pid == HOST or self.inferiors.thread_on(cpu) == thread

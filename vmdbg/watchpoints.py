@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
-from gdbstub.target import BreakpointKind, TargetError
+from gdbstub.target import BreakpointKind, Programs, TargetError
 from introspect.paging import Access, walk
 from vmdbg.breakpoints import Breakpoint, Breakpoints, Rule
 from vmdbg.contexts import Context, LiveContext, locate_gpa, lookup
@@ -122,6 +122,10 @@ class Watchpoints:
             point.pieces = list(self._pieces(point, context))
         point.inserted = True
         self._select()
+
+    def set_programs(self, kind: BreakpointKind, address: int, length: int, pid: int, programs: Programs) -> None:
+        """Conditions and commands of one that is inserted."""
+        self._known[kind, address, length, pid].programs = programs
 
     def remove(self, kind: BreakpointKind, address: int, length: int, pid: int) -> None:
         point = self._known.get((kind, address, length, pid))

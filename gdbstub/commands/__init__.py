@@ -1,6 +1,19 @@
 """The packets, one module a family; importing this package fills the table."""
 
-from gdbstub.commands import breakpoints, files, lldb, memory, monitor, process, qemu, query, registers, resume, transfer
+from gdbstub.commands import (
+    breakpoints,
+    files,
+    lldb,
+    memory,
+    monitor,
+    process,
+    qemu,
+    query,
+    registers,
+    resume,
+    tracepoints,
+    transfer,
+)
 from gdbstub.commands.registry import COMMANDS
 
 __all__ = [
@@ -15,5 +28,6 @@ __all__ = [
     "query",
     "registers",
     "resume",
+    "tracepoints",
     "transfer",
 ]

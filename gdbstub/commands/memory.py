@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from gdbstub.commands.registry import address_length, command
 from gdbstub.packet import PACKET_SIZE, escape
-from gdbstub.target import TargetError, ThreadId
+from gdbstub.target import TargetError, ThreadId, Tracepoints
 
 if TYPE_CHECKING:
     from gdbstub.session import Session
@@ -22,10 +22,22 @@ _LARGEST = 1 << 28
 
 def read(session: Session, thread: ThreadId, address: int, length: int) -> bytes:
     """The readable prefix. Raises TargetError if the first byte is not readable."""
-    data = session.target.read_memory(thread, address, min(length, _TOP - address))
+    length = min(length, _TOP - address)
+    if session.frame is not None:
+        data = session.frame.memory(address, length) or _unchanging(session, thread, address, length)
+    else:
+        data = session.target.read_memory(thread, address, length)
     if length and not data:
         raise TargetError(f"no memory is readable at {address:#x}")
     return data
+
+
+def _unchanging(session: Session, thread: ThreadId, address: int, length: int) -> bytes:
+    """Memory that no trace frame holds, but that the client says does not change."""
+    target = session.target
+    ranges = target.trace.read_only if isinstance(target, Tracepoints) else []
+    fits = any(start <= address and address + length <= end for start, end in ranges)
+    return target.read_memory(thread, address, length) if fits else b""
 
 
 def write(session: Session, address: int, length: int, data: bytes) -> bytes:
@@ -34,6 +46,8 @@ def write(session: Session, address: int, length: int, data: bytes) -> bytes:
         raise TargetError(f"the packet holds {len(data)} bytes for a length of {length}")
     if address + length > _TOP:
         raise TargetError(f"{length} bytes at {address:#x} reach past the end of the address space")
+    if session.frame is not None:
+        raise TargetError("a trace frame cannot be changed: leave it with tfind none")
     if data:
         session.target.write_memory(session.current(), address, data)
     return b"OK"

@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING
 
 from gdbstub.commands.registry import command, number, thread_id
 from gdbstub.packet import PACKET_SIZE
-from gdbstub.target import ExecFile, Libraries, MemoryMap, NonStop, Stop, TargetError, ThreadId
+from gdbstub.target import (
+    BreakpointPrograms,
+    ExecFile,
+    Libraries,
+    MemoryMap,
+    NonStop,
+    Stop,
+    TargetError,
+    ThreadId,
+    Tracepoints,
+)
 
 if TYPE_CHECKING:
     from gdbstub.session import Session
@@ -29,6 +39,12 @@ _SUPPORTED: tuple[tuple[bytes, type | None], ...] = (
     (b"qXfer:memory-map:read+", MemoryMap),
     (b"qXfer:exec-file:read+", ExecFile),
     (b"qXfer:libraries:read+", Libraries),
+    (b"ConditionalBreakpoints+;BreakpointCommands+", BreakpointPrograms),
+    (
+        b"TracepointSource+;ConditionalTracepoints+;TraceStateVariables+;InstallInTrace+;EnableDisableTracepoints+;tracenz+;"
+        b"DisconnectedTracing+;QTBuffer:size+;qXfer:traceframe-info:read+",
+        Tracepoints,
+    ),
 )
 
 
@@ -37,8 +53,12 @@ def supported(session: Session, arguments: bytes) -> bytes:
     session.features = frozenset(arguments.split(b";"))
     session.multiprocess = b"multiprocess+" in session.features
     # Of classes Python remembers the answer; to ask instances costs more than all the rest of a connection.
-    kind = type(session.target)
-    offered = [name for name, capability in _SUPPORTED if capability is None or issubclass(kind, capability)]
+    target, kind = session.target, type(session.target)
+    offered = [
+        name for name, capability in _SUPPORTED
+        if capability is None
+        or (isinstance(target, Tracepoints) if capability is Tracepoints else issubclass(kind, capability))  # it has a member
+    ]  # fmt: skip
     return b";".join(offered + [b"multiprocess+"] * session.multiprocess)
 
 

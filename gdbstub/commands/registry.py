@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from binascii import Error, unhexlify
 from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from gdbstub.agent import Program, parse
 from gdbstub.target import TargetError, ThreadId
 
 if TYPE_CHECKING:
     from gdbstub.session import Session
 
-__all__ = ["COMMANDS", "Handler", "address_length", "command", "number", "thread_id"]
+__all__ = ["COMMANDS", "Handler", "address_length", "command", "expression", "number", "text", "thread_id"]
 
 # Takes what follows the packet's name; gives the reply, b"" for "not supported", None for no reply (yet).
 Handler = Callable[["Session", bytes], bytes | None]
@@ -61,3 +63,26 @@ def thread_id(text: bytes) -> ThreadId:
 
 def _wild(text: bytes) -> int:
     return -1 if text == b"-1" else number(text)
+
+
+def expression(arguments: bytes) -> tuple[Program, bytes]:
+    """An agent expression, `XLENGTH,BYTES`, and what follows it. Raises TargetError."""
+    length, _, rest = arguments[1:].partition(b",")
+    if arguments[:1] != b"X":
+        raise TargetError(f"{arguments[:20]!r} is no expression: send X, its length, a comma and its bytes in hex")
+    end = 2 * number(length)
+    try:
+        code = unhexlify(rest[:end])
+    except Error:
+        raise TargetError("the bytes of an expression are not hex digits in pairs") from None
+    if len(code) != end // 2:
+        raise TargetError(f"the expression has {len(code)} bytes, not {end // 2}")
+    return parse(code), rest[end:]
+
+
+def text(digits: bytes) -> str:
+    """UTF-8 in hex. Raises TargetError."""
+    try:
+        return unhexlify(digits).decode()
+    except (Error, UnicodeDecodeError):
+        raise TargetError(f"{digits[:20]!r} is not UTF-8 in hex") from None

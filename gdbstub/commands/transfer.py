@@ -9,7 +9,7 @@ from xml.sax.saxutils import quoteattr
 
 from gdbstub.commands.registry import address_length, command, number
 from gdbstub.packet import PACKET_SIZE, escape
-from gdbstub.target import ExecFile, Libraries, MemoryMap, TargetError
+from gdbstub.target import ExecFile, Libraries, MemoryMap, TargetError, Tracepoints
 
 if TYPE_CHECKING:
     from gdbstub.session import Session
@@ -88,6 +88,18 @@ def libraries(session: Session, annex: str) -> bytes | None:
     return f'<library-list version="1.0">{"".join(rows)}</library-list>'.encode()
 
 
+def traceframe_info(session: Session, annex: str) -> bytes | None:
+    """What the trace frame that is looked at holds."""
+    if not isinstance(session.target, Tracepoints):
+        return None
+    frame = session.frame
+    if frame is None:
+        raise TargetError("no trace frame is selected: tfind selects one")
+    rows = [f'<memory start="{address:#x}" length="{len(data):#x}"/>' for address, data in frame.blocks]
+    rows += [f'<tvar id="{number}"/>' for number in frame.variables]
+    return f'<?xml version="1.0"?><traceframe-info>{"".join(rows)}</traceframe-info>'.encode()
+
+
 _OBJECTS: dict[bytes, Callable[[Session, str], bytes | None]] = {
     b"features": features,
     b"threads": threads,
@@ -95,6 +107,7 @@ _OBJECTS: dict[bytes, Callable[[Session, str], bytes | None]] = {
     b"memory-map": memory_map,
     b"exec-file": exec_file,
     b"libraries": libraries,
+    b"traceframe-info": traceframe_info,
 }
 
 

@@ -58,7 +58,9 @@ def test_steps_follow_a_vcpu_from_cpu_to_cpu(gdb: Gdb, serve: Serve, image: Imag
     assert "[the step has left guest 2 by #VMEXIT IOIO]" in printed
     assert at(gdb) == "after_vmexit"
     assert "Thread 1." in gdb("thread")
-    assert "by #VMEXIT IOIO" in gdb("monitor why")
+    why = gdb("monitor why")
+    assert "stopped at" in why
+    assert re.search(r"guest 2 has left there last by #VMEXIT IOIO at 0x[0-9a-f]+, EXITINFO1 0x[0-9a-f]+", why)
     assert "the next VMRUN of any guest" in gdb("monitor step-into-guest")
     printed = gdb("continue")
     assert "[VMRUN has entered guest 2]" in printed
@@ -176,6 +178,7 @@ def test_only_chosen_inferiors_stop(gdb: Gdb, serve: Serve, hypervisor: Path) ->
     assert re.search(r"^2 +guest 2 +yes +yes$", printed, re.MULTILINE)
     for _ in range(3):
         assert "Breakpoint 2, work" in gdb("continue")
+    assert "guest64.c:56" in gdb("until guest64.c:56")
     gdb("monitor debug host")
     for _ in range(3):
         assert "Breakpoint 1, handle_exit" in gdb("continue")

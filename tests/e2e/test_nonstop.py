@@ -80,6 +80,16 @@ def test_one_guest_stands_still(non_stop: NonStopGdb, serve: Serve, hypervisor: 
     gdb("print host_ticks = 1000000")
     assert later(lambda: gdb.value("host_ticks"), 1000000)
 
+    # A watchpoint of the guest, while all run.
+    gdb("inferior 2")
+    gdb("watch counter")
+    gdb.mi("-exec-continue --thread 2")
+    stop = gdb.stop()
+    assert (stop["reason"], stop["thread-id"]) == ("watchpoint-trigger", "2")
+    assert "(running)" in gdb("info threads 1.1")
+    gdb("delete")
+    gdb("inferior 1")
+
     # A breakpoint of the hypervisor while it runs: it stops, the guest's next step is answered all the same.
     gdb("break handle_exit")
     assert gdb.stop()["thread-id"] == "1"
@@ -103,6 +113,9 @@ def test_one_guest_stands_still(non_stop: NonStopGdb, serve: Serve, hypervisor: 
     gdb("inferior 1")
     assert later(lambda: exits(gdb, 2), last + 20)
     assert "killed" in gdb("kill")
+    gdb("break handle_exit")
+    gdb.mi("-exec-run")
+    assert gdb.stop()["reason"] == "breakpoint-hit"
 
 
 def test_the_hypervisor_stands_still(non_stop: NonStopGdb, serve: Serve, hypervisor: Path) -> None:

@@ -28,6 +28,9 @@ def _hex(text: str) -> str:
 
 
 _C, _D = f"{CODE:x}", f"{DATA:x}"
+_AT = f"{CODE + 4:x}"
+_POINT = f"QTDP:1:{CODE + 4:016x}:E:0:0"
+_FRAME = f"{_POINT} QTStart Z0,{CODE + 8:x},1 c QTFrame:0"
 
 SECTIONS: dict[str, tuple[Row, ...]] = {
     "The connection": (
@@ -99,6 +102,27 @@ SECTIONS: dict[str, tuple[Row, ...]] = {
             "e2e/test_watchpoints.py::test_other_address_spaces", "e2e/test_watchpoints.py::test_a_device_is_named")),
         Row("ranges (`monitor break-range`: gdb sends none for x86)", {"qRcmd": f"qRcmd,{_hex('echo x')}"}, (
             "e2e/test_watchpoints.py::test_ranges",)),
+    ),
+    "Agent expressions": (
+        Row("conditions and commands of breakpoints, evaluated in the stub; `dprintf-style agent`",
+            {"Z": f"Z0,{_C},1;X3,220127;cmds:0,X3,220127"}, (
+            "gdbstub/test_agent.py::test_what_gdb_sends", "e2e/test_agent.py::test_conditions", "e2e/test_agent_gdb.py::test_a_guest")),
+        Row("tracepoints: defined, enabled, told again", {
+            "QTinit": "QTinit", "QTDP": _POINT, "QTDPsrc": f"{_POINT} QTDPsrc:1:{_AT}:at:0:1:41", "QTDV": "QTDV:1:5:0:41",
+            "QTEnable": f"{_POINT} QTEnable:1:{_AT}", "QTDisable": f"{_POINT} QTDisable:1:{_AT}", "QTro": f"QTro:{_C},{_D}",
+            "qTP": f"{_POINT} qTP:1:{_AT}", "qTfP": f"{_POINT} qTfP", "qTsP": "qTsP", "qTfV": "qTfV", "qTsV": "qTsV",
+            "qTV": "QTDV:1:5:0:41 qTV:1"}, (
+            "gdbstub/test_tracepoints.py::test_definitions_are_told_again",
+            "gdbstub/test_tracepoints.py::test_expressions_strings_and_variables",
+            "gdbstub/test_tracepoints.py::test_enabled_and_disabled_while_it_runs")),
+        Row("a trace: begun, ended, kept without a client; its buffer", {
+            "QTStart": f"{_POINT} QTStart", "QTStop": "QTStop", "qTStatus": "qTStatus", "QTDisconnected": "QTDisconnected:1",
+            "QTBuffer": "QTBuffer:circular:1", "qTBuffer": "qTBuffer:0,100", "QTNotes": "QTNotes:user:41;", "QTSave": ""}, (
+            "gdbstub/test_tracepoints.py::test_the_buffer_is_bounded", "gdbstub/test_tracepoints.py::test_without_the_client",
+            "gdbstub/test_tracepoints.py::test_the_buffer_is_read_as_trace_files_have_it")),
+        Row("trace frames", {"QTFrame": _FRAME, "qXfer:traceframe-info": f"{_FRAME} qXfer:traceframe-info:read::0,1000"}, (
+            "gdbstub/test_tracepoints.py::test_frames_are_found",
+            "e2e/test_agent_gdb.py::test_tracepoints_in_hypervisor_and_guest")),
     ),
     "Running": (
         Row("continue, step, step over a range, each thread by itself", {

@@ -77,7 +77,8 @@ NAMES = words(
     "vRun; R qXfer:features:read:target.xml: qXfer:threads:read:: qXfer:osdata:read:processes: qXfer:memory-map:read::",
     "qXfer:exec-file:read: qRcmd, vFile:setfs: vFile:open: vFile:pread: vFile:fstat: vFile:close: qHostInfo",
     "qProcessInfo QThreadSuffixSupported QListThreadsInStopReply QEnableErrorStrings qThreadStopInfo jThreadsInfo",
-    "qMemoryRegionInfo:",
+    "qMemoryRegionInfo: QNonStop:1 QNonStop:1 vStopped vCont;t vCont;t: QThreadEvents:1 qqemu.sstep Qqemu.sstep=",
+    "qXfer:libraries:read::",
 )
 ATOMS = words(
     "0 1 2 3 -1 p1.1 p1.2 p2.1 p2 p-1.-1 p3.1 p0.0 p1. p.1 1000 1004 1008 2000 2ffe 10 20000 7fffffffffffffff",

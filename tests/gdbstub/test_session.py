@@ -6,7 +6,7 @@ import pytest
 from gdbstub.example import CODE, DATA, LOOP, PAGE, Example
 from gdbstub.packet import PACKET_SIZE, escape, frame
 from gdbstub.session import Session
-from gdbstub.target import Inferior, TargetError, Thread, ThreadId
+from gdbstub.target import Inferior, Library, TargetError, Thread, ThreadId
 from tests.gdbstub.client import GDB, Client
 
 
@@ -21,12 +21,15 @@ def stop(text: bytes) -> bytes:
 def test_what_is_offered_follows_from_what_the_target_can() -> None:
     class Plain(Example):
         memory_map = exec_file = monitor = run = kill = read_file = memory_region = None  # type: ignore[assignment]
+        libraries = hold = step_flags = None  # type: ignore[assignment]
 
     full, plain = Client(), Client(Plain())
     assert set(full.ask(GDB).split(b";")) - set(plain.ask(GDB).split(b";")) == {
         b"qXfer:memory-map:read+",
         b"qXfer:exec-file:read+",
         b"exec-events+",
+        b"qXfer:libraries:read+",
+        b"QNonStop+",
     }
     for packet in (
         b"qRcmd,68",
@@ -35,6 +38,10 @@ def test_what_is_offered_follows_from_what_the_target_can() -> None:
         b"vFile:setfs:0",
         b"qMemoryRegionInfo:0",
         b"qXfer:exec-file:read::0,1",
+        b"qXfer:libraries:read::0,1",
+        b"qqemu.sstepbits",
+        b"qqemu.sstep",
+        b"Qqemu.sstep=7",
     ):
         assert plain.ask(packet) == b""
     assert b"PacketSize=20000;" in full.ask(GDB)
@@ -52,7 +59,7 @@ def test_multiprocess_only_for_those_who_ask() -> None:
         b"",
         b"vMustReplyEmpty",
         b"qSymbol::",
-        b"qTStatus",
+        b"qTSTMat",
         b"Z9,0,0",
         b"vFile:unlink:00",
         b"qXfer:auxv:read::0,1",
@@ -281,6 +288,15 @@ def test_detached_from_everything_the_machine_runs_until_the_next_attach() -> No
     assert client.target.executed > before
     assert stop(client.ask(b"vAttach;1")) == b"T05thread:p1.1"
     assert not client.session.detached
+
+
+def test_relocated_symbols() -> None:
+    client = Client()
+    assert client.ask(b"qXfer:libraries:read::0,1000") == b'l<library-list version="1.0"></library-list>'
+    client.target.relocated = [Library("/example/<program>", 0x7000)]
+    assert b'<library name="/example/&lt;program&gt;"><segment address="0x7000"/></library>' in client.ask(
+        b"qXfer:libraries:read::0,1000"
+    )
 
 
 def test_osdata_lists_every_inferior() -> None:

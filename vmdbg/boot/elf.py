@@ -113,13 +113,24 @@ def linked_at(path: Path) -> Linked:
 
 def parse(data: bytes) -> Elf:
     """Headers and symbols of an x86 ELF executable.  ImageError for anything that is not one."""
+    layout, header, found = _headers(data)
+    symbols = _symbols(layout, data, header[5], header[10], header[11])
+    return Elf(layout.bits, _physical(header[3], list(found)), found, symbols)
+
+
+def segments(data: bytes) -> tuple[LoadSegment, ...]:
+    """What an x86 ELF executable loads.  ImageError for anything that is not one."""
+    return _headers(data)[2]
+
+
+def _headers(data: bytes) -> tuple[Layout, tuple[int, ...], tuple[LoadSegment, ...]]:
     if len(data) < 16:
         raise ImageError(f"ELF file is truncated: {len(data)} bytes, its identification has 16; copy it again")
     layout = LAYOUTS.get(data[4])
     if layout is None or data[5] != 1:
         raise ImageError(f"ELF class {data[4]}, data encoding {data[5]}: build for 32-bit or 64-bit little-endian x86")
     header = _unpack(layout.header, data, 16, "ELF header")
-    e_type, e_machine, _, e_entry, e_phoff, e_shoff, _, _, e_phentsize, e_phnum, e_shentsize, e_shnum, _ = header
+    e_type, e_machine, _, _, e_phoff, _, _, _, e_phentsize, e_phnum, _, _, _ = header
     if e_machine != layout.machine:
         raise ImageError(
             f"ELF machine {e_machine} in a {layout.bits}-bit file: build for i386 ({EM_386}, 32 bits) or "
@@ -129,7 +140,7 @@ def parse(data: bytes) -> Elf:
         raise ImageError(f"ELF type {e_type} is not an executable ({ET_EXEC}); link it at fixed addresses (-no-pie)")
     if e_phnum and e_phentsize != layout.program.size:
         raise ImageError(f"ELF program header size {e_phentsize} is not {layout.program.size}; link it again")
-    segments = []
+    found = []
     for index in range(e_phnum):
         fields = _unpack(layout.program, data, e_phoff + index * e_phentsize, f"ELF program header {index}")
         if layout.bits == 32:
@@ -146,9 +157,8 @@ def parse(data: bytes) -> Elf:
                 f"{name} ends at file offset {p_offset + p_filesz:#x}, the file at {len(data):#x}: truncated; "
                 "copy it again"
             )
-        segments.append(LoadSegment(name, p_offset, p_filesz, p_paddr, p_vaddr, p_memsz))
-    symbols = _symbols(layout, data, e_shoff, e_shentsize, e_shnum)
-    return Elf(layout.bits, _physical(e_entry, segments), tuple(segments), symbols)
+        found.append(LoadSegment(name, p_offset, p_filesz, p_paddr, p_vaddr, p_memsz))
+    return layout, header, tuple(found)
 
 
 def _physical(entry: int, segments: list[LoadSegment]) -> int:

@@ -130,11 +130,17 @@ class Processor(Pending):
                 switcher = self.switcher
                 assert switcher is not None
                 address = switcher.prepare(self.guest, deadline, self.tsc_offset)
-                stop = self.engine.run(self.state, self.npt, deadline, breakpoints=breakpoints, switcher=address)
+                judge = self._judge() if breakpoints else 0
+                stop = self.engine.run(
+                    self.state, self.npt, deadline, breakpoints=breakpoints, switcher=address, judge=judge
+                )
                 if switcher.has_switched():
                     self._follow(switcher)
             else:
-                stop = self.executor.run(self.state, self.npt, deadline, window=window, breakpoints=breakpoints)
+                judge = self._judge() if breakpoints else 0
+                stop = self.executor.run(
+                    self.state, self.npt, deadline, window=window, breakpoints=breakpoints, judge=judge
+                )
             outcome = self._stopped(stop)
             if outcome is not None and (step or outcome != Outcome.STEPPED):
                 return outcome
@@ -142,6 +148,10 @@ class Processor(Pending):
                 return Outcome.SHUTDOWN if self.shutdown else Outcome.STEPPED
             if clock.changes != changes:
                 return Outcome.DEADLINE
+
+    def _judge(self) -> int:
+        """What breakpoints are dealt with by in C; 0 where each is Python's."""
+        return self.engine.judge.prepare(self) if self.engine.judge is not None else 0
 
     def _switches_in_c(self) -> bool:
         """Nothing is pending: may world switches go by unseen?"""

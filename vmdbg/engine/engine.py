@@ -62,6 +62,13 @@ class HasNow(Protocol):
     changes: int
 
 
+class Judge(Protocol):
+    """Deals with breakpoints without a stop: see judge.c."""
+
+    def prepare(self, cpu: Any) -> int:
+        """What `Engine.run` is to give `on_break` for a run of a processor; 0 to stop at each breakpoint."""
+
+
 @dataclass(slots=True)
 class Stop:
     """Why `Engine.run` returned.
@@ -150,7 +157,10 @@ class Engine:
         self._asked = False, False
         self.on_exit = 0
         """A C function that may deal with exits: see runtime.h."""
+        self.judge: Judge | None = None
+        """Who knows whether breakpoints can be dealt with in C."""
         self._switcher = 0
+        self._judge = 0
         # Bytes at the last EXIT or IO, `rt.code_size` of them.
         self.last_code = memoryview((ctypes.c_char * 16).from_buffer(self.rt, Runtime.code.offset)).cast("B")
         self.physical.flush = self.flush
@@ -296,12 +306,14 @@ class Engine:
         self.clock.now += self.rt.executed
 
     def run(
-        self, state: CpuState, npt: Npt, deadline: int, *, window: bool = False, breakpoints: bool = False, switcher: int = 0
-    ) -> Stop:
+        self, state: CpuState, npt: Npt, deadline: int, *, window: bool = False, breakpoints: bool = False, switcher: int = 0,
+        judge: int = 0,
+    ) -> Stop:  # fmt: skip
         """Execute until the clock reaches `deadline` (BUDGET), or until something happens.
 
         `window`: stop where RFLAGS.IF is set, with `state.shadow` telling whether the boundary is inhibited.
-        `switcher`: what `on_exit` gets to deal with exits in C (its address); 0 to return at each.
+        `switcher`: what `on_exit` gets to deal with exits in C (its address); 0 to return at each.  `judge`: likewise, what
+        `on_break` gets to deal with breakpoints.
         """
         if state.root is not None:
             with state.rooted():
@@ -314,12 +326,17 @@ class Engine:
         if switcher != self._switcher:
             self._switcher = switcher
             rt.on_exit, rt.on_exit_user = (self.on_exit, switcher) if switcher else (None, None)
+        if judge != self._judge:
+            self._judge = judge
+            rt.on_break_user = judge or None
         while True:
             self.asked = False
             budget = deadline - clock.now
             if budget <= 0:
                 return Stop(Reason.BUDGET)
             rt.budget = budget
+            if judge:
+                rt.deadline = deadline
             self.binding.run()
             clock.now += rt.executed
             reason = rt.reason
@@ -358,7 +375,7 @@ class Engine:
 
     def _step(self, state: CpuState, npt: Npt) -> Stop:
         while True:
-            self.rt.budget = 1
+            self.rt.budget, self.rt.deadline = 1, self.clock.now + 1
             self.binding.step()
             self._account()
             if self.rt.reason == Reason.STEPPED:
@@ -465,7 +482,7 @@ class Engine:
                 self._window[index] = (npt, gpa, spa & -PAGE)
                 self.physical.open(npt, gpa, index)
                 while True:
-                    rt.budget = 1
+                    rt.budget, rt.deadline = 1, self.clock.now + 1
                     self.binding.step()
                     self._account()
                     if self._error is not None:

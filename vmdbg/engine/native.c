@@ -248,7 +248,7 @@ static void on_breakpoint(void *uc, uint64_t address, uint32_t size, void *user)
     (void)uc;
     (void)size;
     rt->idle += !point->armed;
-    if (point->armed && rt->breakpoints) {
+    if (point->armed && rt->breakpoints && !(rt->on_break_user && rt->on_break(rt, address))) {
         rt->break_address = address;
         stop(rt, BREAK);
     }

@@ -22,6 +22,8 @@ struct runtime;
 /* Called for each EXIT and IO, with the context saved.  Returns the ticks that the instruction took if it was dealt with
  * and the run goes on, or a negative number: then the stop is Python's. */
 typedef int64_t (*on_exit_fn)(struct runtime *, void *);
+/* Called at an armed address; 1 if there is no need to stop. */
+typedef uint32_t (*on_break_fn)(struct runtime *, uint64_t);
 
 /* runtime.py declares the same fields with ctypes; the size is compared when an engine is made. */
 struct runtime {
@@ -59,6 +61,9 @@ struct runtime {
     uint64_t idle;                 /* how often execution came to a disarmed breakpoint */
     on_exit_fn on_exit;            /* NULL: every stop is Python's */
     void *on_exit_user;
+    on_break_fn on_break;
+    void *on_break_user;           /* NULL: every armed breakpoint is Python's */
+    int64_t deadline;              /* guest time at which the budget is used up; kept for on_break only */
     struct branch ring[RING_SLOTS];
 };
 

@@ -103,6 +103,9 @@ class Runtime(ctypes.Structure):
         ("idle", ctypes.c_uint64),
         ("on_exit", ctypes.c_void_p),
         ("on_exit_user", ctypes.c_void_p),
+        ("on_break", ctypes.c_void_p),
+        ("on_break_user", ctypes.c_void_p),
+        ("deadline", ctypes.c_int64),
         ("ring", Branch * RING_SLOTS),
     )
 

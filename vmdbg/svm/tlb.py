@@ -285,9 +285,9 @@ class Tlb:
     # Running
 
     def run(
-        self, state: CpuState, npt: Npt, deadline: int, *, window: bool = False, breakpoints: bool = False
+        self, state: CpuState, npt: Npt, deadline: int, *, window: bool = False, breakpoints: bool = False, judge: int = 0
     ) -> Stop:
-        """As `Engine.run`; may also return with one instruction done (STEPPED)."""
+        """As `Engine.run`, but it stops at each breakpoint; may also return with one instruction done (STEPPED)."""
         engine = self.cpu.engine
         return self._execute(state, npt, lambda on: engine.run(state, on, deadline, window=window, breakpoints=breakpoints))
 
