@@ -34,6 +34,7 @@ from gdbstub.target import (
     Programs,
     Reason,
     Signal,
+    Space,
     StepFlag,
     Stop,
     TargetError,
@@ -58,8 +59,6 @@ _SVM = Feature(
     ),
     block=False,
 )
-_SLICE = 300  # instructions; about a millisecond
-
 _WATCHES = {
     BreakpointKind.WRITE: Reason.WATCH,
     BreakpointKind.READ: Reason.RWATCH,
@@ -88,33 +87,37 @@ class _Process:
 class Example:
     """Two processes from the start: 1 with two threads, which run `program`, and 2 with one."""
 
+    slice = 300  # instructions; about a millisecond
+
     def __init__(self, program: bytes = LOOP) -> None:
         self.program = program
         self.processes: dict[int, _Process] = {}
-        self.points: dict[tuple[int, int], dict[BreakpointKind, int]] = {}
-        self.programs: dict[tuple[int, int], dict[BreakpointKind, Programs]] = {}
+        self.points: dict[tuple[int, int], set[tuple[BreakpointKind, int]]] = {}
+        self.programs: dict[tuple[int, int], dict[tuple[BreakpointKind, int], Programs]] = {}
         self.hits: dict[tuple[int, int], int] = {}  # of breakpoints by pid and address
         self.trace = Trace(self, lambda: self.executed)
         self.attached: set[int] = set()
-        self.actions: Mapping[ThreadId, Action] = {}
         self.held: set[ThreadId] | None = None  # in non-stop mode
         self.flags = StepFlag.ENABLE | StepFlag.NOIRQ | StepFlag.NOTIMER
         self.files: dict[str, bytes] = {"/example/program": b"\x7fELF, or would be"}
         self.relocated: list[Library] = []  # by names in `files`
         self.image = ""  # the name, in `files`, of what process 1 runs
-        self.pending: list[Event] = []
-        self.together = False  # as on CPUs that a hypervisor and its guests share: nobody can hold still alone
+        self.chosen: dict[int, int] = {}
         self.executed = 0
         self.input = -1  # where the client's requests arrive
-        self._next = 0
         self.boot()
 
     def boot(self) -> None:
         """Power on."""
+        self.actions: Mapping[ThreadId, Action] = {}
+        self.pending: list[Event] = []
+        self.together = False  # as on CPUs that a hypervisor and its guests share: nobody can hold still alone
+        self._next = 0
         self.processes.clear()
         self.points.clear()
         self.programs.clear()
         self.attached.clear()
+        self.chosen.clear()
         self.create(1, "hypervisor", 2, "i386:x86-64", (_SVM,))
         self.processes[1].memory[: len(self.program)] = self.program
         self.create(2, "guest", 1, "i386")
@@ -146,6 +149,7 @@ class Example:
 
     def detach(self, pid: int) -> None:
         self.attached.discard(pid)
+        self.chosen.pop(pid, None)
         if self.held is not None:
             self.held = {thread for thread in self.held if thread.pid != pid}
 
@@ -185,13 +189,13 @@ class Example:
     def insert_breakpoint(self, kind: BreakpointKind, address: int, length: int, thread: ThreadId) -> None:
         if not CODE <= address < DATA + PAGE:
             raise TargetError(f"no breakpoint fits at {address:#x}: memory is {CODE:#x} .. {DATA + PAGE:#x}")
-        self.points.setdefault((thread.pid, address), {})[kind] = length
+        self.points.setdefault((thread.pid, address), set()).add((kind, length))
 
     def remove_breakpoint(self, kind: BreakpointKind, address: int, length: int, pid: int) -> None:
-        kinds = self.points[pid, address]
-        del kinds[kind]
-        self.programs.get((pid, address), {}).pop(kind, None)
-        if not kinds:
+        here = self.points[pid, address]
+        here.remove((kind, length))
+        self.programs.get((pid, address), {}).pop((kind, length), None)
+        if not here:
             del self.points[pid, address]
 
     def resume(self, actions: Mapping[ThreadId, Action]) -> None:
@@ -237,7 +241,7 @@ class Example:
             # Stepping one thread need not be fair to the others.
             for thread in self.actions:
                 return self._execute(thread) or Stop(thread)
-        for _ in range(_SLICE):
+        for _ in range(self.slice):
             if self.input >= 0 and select.select((self.input,), (), (), 0)[0]:
                 return None
             threads = list(self._runnable())
@@ -274,8 +278,8 @@ class Example:
         pc_name = process.description.pc
         pc = process.get(tid, pc_name)
         for kind, reason in ((BreakpointKind.SOFTWARE, Reason.SWBREAK), (BreakpointKind.HARDWARE, Reason.HWBREAK)):
-            if kind in self.points.get((pid, pc), ()):
-                programs = self.programs.get((pid, pc), {}).get(kind, Programs())
+            for point in sorted(point for point in self.points.get((pid, pc), ()) if point[0] == kind):
+                programs = self.programs.get((pid, pc), {}).get(point, Programs())
                 verdict = judge(programs, ThreadEnvironment(self, thread, self._print), pc)
                 self.hits[pid, pc] = self.hits.get((pid, pc), 0) + verdict.hit
                 if verdict.stops:
@@ -322,10 +326,10 @@ class Example:
         if not CODE <= address < DATA + PAGE:
             return Stop(thread, Signal.SEGV, text=f"no memory at {address:#x}")
         process.memory[address - CODE] = (process.memory[address - CODE] + 1) & 0xFF
-        for (pid, start), kinds in self.points.items():
-            for kind, reason in _WATCHES.items():
-                if pid == thread.pid and kind in kinds and start <= address < start + kinds[kind]:
-                    return Stop(thread, reason=reason, address=address)
+        for (pid, start), here in self.points.items():
+            for kind, length in here:
+                if pid == thread.pid and kind in _WATCHES and start <= address < start + length:
+                    return Stop(thread, reason=_WATCHES[kind], address=address)
         return None
 
     # -- optional capabilities
@@ -334,7 +338,7 @@ class Example:
         self.input = descriptor
 
     def set_programs(self, kind: BreakpointKind, address: int, length: int, pid: int, programs: Programs) -> None:
-        self.programs.setdefault((pid, address), {})[kind] = programs
+        self.programs.setdefault((pid, address), {})[kind, length] = programs
 
     def trace_owner(self, pids: Sequence[int], address: int) -> int:
         return next((pid for pid in pids if self.read_memory(ThreadId(pid, 1), address, 1)), pids[0])
@@ -350,9 +354,14 @@ class Example:
         if word == "help":
             write("echo TEXT  say it\nlines N  say N lines\n")
             write("say TEXT  say it when the machine next runs\ntogether  run every process with any\n")
+            write("space [NAME]  what memory packets mean: virtual or physical\n")
         elif word == "echo":
             write(rest + "\n")
-        elif word == "lines" and rest.isdecimal():
+        elif word == "space" and rest in ("", *(space.name for space in self._SPACES)):
+            names = [space.name for space in self._SPACES]
+            self.chosen[thread.pid] = names.index(rest) if rest else self.chosen_space(thread.pid)
+            write(names[self.chosen[thread.pid]] + "\n")
+        elif word == "lines" and rest.isdecimal() and len(rest) < 6:
             for number in range(int(rest)):
                 write(f"line {number}\n")
         elif word == "together":
@@ -369,8 +378,9 @@ class Example:
     def kill(self, pid: int) -> None:
         del self.processes[pid]
         self.attached.discard(pid)
+        self.chosen.pop(pid, None)
         self.actions = {thread: action for thread, action in self.actions.items() if thread.pid != pid}
-        self.points = {key: kinds for key, kinds in self.points.items() if key[0] != pid}
+        self.points = {key: here for key, here in self.points.items() if key[0] != pid}
         self.programs = {key: kinds for key, kinds in self.programs.items() if key[0] != pid}
 
     def memory_region(self, thread: ThreadId, address: int) -> MemoryRegion:
@@ -381,6 +391,33 @@ class Example:
             MemoryRegion(DATA + PAGE, (1 << 64) - DATA - PAGE, ""),
         )
         return next(region for region in regions if region.start <= address < region.start + region.length)
+
+    # Physical memory is the pages of all processes, one behind the other.
+    _SPACES = (Space("virtual"), Space("physical", physical=True))
+
+    def spaces(self, pid: int) -> Sequence[Space]:
+        return self._SPACES
+
+    def chosen_space(self, pid: int) -> int:
+        return self.chosen.get(pid, 0)
+
+    def choose_space(self, pid: int, index: int) -> None:
+        self.chosen[pid] = index
+
+    def read_space(self, thread: ThreadId, index: int, address: int, length: int) -> bytes:
+        if not index:
+            return self.read_memory(thread, address, length)
+        return b"".join(bytes(p.memory) for p in self.processes.values())[address : address + length]
+
+    def write_space(self, thread: ThreadId, index: int, address: int, data: bytes) -> None:
+        if not index:
+            self.write_memory(thread, address, data)
+            return
+        memories = [process.memory for process in self.processes.values()]
+        if address + len(data) > 2 * PAGE * len(memories):
+            raise TargetError(f"{len(data)} bytes at {address:#x} are outside physical memory: {2 * PAGE * len(memories):#x}")
+        for at, byte in enumerate(data, address):
+            memories[at // (2 * PAGE)][at % (2 * PAGE)] = byte
 
     def memory_map(self, pid: int) -> Sequence[MemoryRegion]:
         return [MemoryRegion(CODE, 2 * PAGE)]

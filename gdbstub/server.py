@@ -1,4 +1,4 @@
-"""The socket: one client at a time, on TCP loopback or a Unix socket, in the thread of the event loop.
+"""The socket: clients on TCP or a Unix socket, in the thread of the event loop.
 
 Protocol and engine share that thread, and replies leave from `data_received` (see `link.py`): a queue or a second thread
 would cost more than most packets do. While the machine runs, slices and input take turns.
@@ -10,19 +10,21 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import cast
 
 from gdbstub.link import Link
 from gdbstub.packet import frame
-from gdbstub.session import Session
+from gdbstub.recording import RecordedSession, Recorder
+from gdbstub.session import Point, Session
+from gdbstub.sharing import Share, Sharing
 from gdbstub.target import Attentive, Target
 
 __all__ = ["Server", "new_event_loop"]
 
 log = logging.getLogger(__name__)
 
-_REFUSAL = b"+" + frame(b"E.another client is connected; disconnect it first")
+_REFUSAL = b"+" + frame(b"E.another client is connected, and no process is left that nobody debugs; disconnect it first")
 _REFUSING_SECONDS = 1.0
 
 
@@ -37,30 +39,36 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
 
 
 class Server:
-    """Offers a target to clients, one after the other; a second one at the same time is refused.
+    """Offers a target to clients. Several at once share it (`gdbstub.sharing`), each with inferiors of its own.
 
-    `attach` is the pid a client starts attached to; the target's first inferior if None.
+    `attach` is the pid that a client alone starts attached to; the target's first inferior if None. Others start with the
+    first that nobody debugs, and are refused if there is none. `recorder` writes down what clients and stub say.
     """
 
-    def __init__(self, target: Target, attach: int | None = None) -> None:
+    def __init__(self, target: Target, attach: int | None = None, recorder: Recorder | None = None) -> None:
         self._target = target
         self._attentive = target if isinstance(target, Attentive) else None
         self._attach = attach
+        self.recorder = recorder
         self._servers: list[asyncio.Server] = []
         self._paths: list[str] = []
-        self._client: _Client | None = None
+        self._sharing = Sharing(target)
+        self._clients: dict[_Client, tuple[Session, Share]] = {}
         self._handle: asyncio.Handle | None = None
-        self._session: Session | None = None
+        self._kept: set[Point] = set()  # breakpoints that clients have left behind
+        # The last client's that has gone; it may have left the machine running.
+        self._gone: Session | None = None
 
-    async def listen_tcp(self, port: int = 0) -> int:
-        """Listen on 127.0.0.1 only: the protocol knows no passwords. The port, chosen by the system for 0.
+    async def listen_tcp(self, port: int = 0, host: str = "127.0.0.1") -> int:
+        """Listen on a TCP port; the port, chosen by the system for 0.
 
-        OSError if the port is taken.
+        The protocol knows no passwords: who reaches an address other than loopback's owns the target and this process.
+        OSError if the port is taken or the address is not one of this machine's.
         """
-        server = await asyncio.get_running_loop().create_server(self._accept, "127.0.0.1", port)
+        server = await asyncio.get_running_loop().create_server(self._accept, host, port)
         self._servers.append(server)
         chosen: int = server.sockets[0].getsockname()[1]
-        log.info("listening on 127.0.0.1:%d", chosen)
+        log.info("listening on %s:%d", host, chosen)
         return chosen
 
     async def listen_unix(self, path: str) -> None:
@@ -87,16 +95,19 @@ class Server:
     @property
     def has_client(self) -> bool:
         """Whether a client is connected."""
-        return self._client is not None
+        return bool(self._clients)
 
     @property
     def running(self) -> bool:
         """Whether a client, present or gone after a detach, lets the machine run in slices."""
-        session = self._session
-        return session is not None and (session.running or session.detached)
+        return any(session.running or session.detached for session in self._sessions())
+
+    def _sessions(self) -> list[Session]:
+        present = [session for session, _ in self._clients.values()]
+        return present if present or self._gone is None else [self._gone]
 
     def close(self) -> None:
-        """Stop listening, drop the client and stop the machine."""
+        """Stop listening, drop the clients and stop the machine."""
         for server in self._servers:
             server.close()
         self._servers.clear()
@@ -104,8 +115,8 @@ class Server:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
         self._paths.clear()
-        if self._client is not None:
-            self._client.abort()
+        for client in list(self._clients):
+            client.abort()
         self._halt_detached()
 
     def _accept(self) -> "_Client":
@@ -114,44 +125,66 @@ class Server:
     # -- for the client's protocol
 
     def connected(self, client: "_Client", write: Callable[[bytes], object]) -> Session | None:
-        """A session for a new client; None if there is one already."""
-        if self._client is not None:
-            return None
-        self._halt_detached()
-        kept = () if self._session is None else self._session.breakpoints
-        self._session = Session(self._target, write, self._attach, kept)
-        self._client = client
-        return self._session
+        """A session for a new client; None if there is nothing for it to debug."""
+        attach = self._attach
+        kept: Iterable[Point] = ()
+        if self._clients:
+            attach = self._sharing.free()
+            if attach is None or any(session.non_stop for session in self._sessions()):
+                return None
+        else:
+            self._halt_detached()
+            kept, self._kept = self._kept, set()
+        share = self._sharing.join()
+        target = cast(Target, share)  # what a share does not have itself it has from the target
+        session = (
+            Session(target, write, attach, kept) if self.recorder is None
+            else RecordedSession(self.recorder, target, write, attach, kept)
+        )  # fmt: skip
+        self._clients[client] = session, share
+        return session
 
-    def watch_input(self, descriptor: int) -> None:
-        """Tell the target where the client's requests arrive, if that wants to know."""
+    def watch_input(self) -> None:
+        """Tell the target where requests arrive, if that wants to know: those of the client that came last."""
         if self._attentive is not None:
-            self._attentive.watch_input(descriptor)
+            last = next(reversed(self._clients), None)
+            self._attentive.watch_input(-1 if last is None else last.descriptor)
 
-    def disconnected(self) -> None:
-        """The client with the session is gone."""
-        self._client = None
-        if self._session is not None:
-            self._session.close()
+    def disconnected(self, client: "_Client") -> None:
+        """A client with a session is gone."""
+        self._gone, share = self._clients.pop(client)
+        self._gone.close()
+        self._kept.update(self._gone.breakpoints)
+        self._sharing.leave(share)
+        self.watch_input()
+        self.schedule()
 
     def schedule(self) -> None:
-        """Have the machine run, behind whatever input is waiting."""
-        if self._handle is None:
+        """Have the machine run, behind whatever input is waiting, if it may."""
+        if self._handle is None and not self._waits():
             self._handle = asyncio.get_running_loop().call_soon(self._slice)
+
+    def _waits(self) -> bool:
+        """Whether there is nothing to run, or to tell a client.
+
+        A client that does not read what the machine prints stops it until it does.
+        """
+        if not self.running or any(session.paused for session in self._sessions()):
+            return True
+        return self._sharing.held and not any(share.events for _, share in self._clients.values())
 
     def _slice(self) -> None:
         self._handle = None
-        session = self._session
-        # A client that does not read what the machine prints stops it until it does.
-        if session is not None and (session.running or session.detached) and not session.paused:
-            session.slice()
-            if self._client is not None:
-                self._client.look()
-            self.schedule()
+        for session in self._sessions():
+            if (session.running or session.detached) and not session.paused:
+                session.slice()
+        for client in list(self._clients):
+            client.look()
+        self.schedule()
 
     def _halt_detached(self) -> None:
-        if self._session is not None and self._session.detached:
-            self._session.detached = False
+        if self._gone is not None and self._gone.detached:
+            self._gone.detached = False
             self._target.halt()
 
 
@@ -171,11 +204,11 @@ class _Client(asyncio.Protocol):
         self._link = Link(stream)
         self._session = self._server.connected(self, self._link.write)
         if self._session is None:
-            log.warning("refused a second client: the first is still connected")
+            log.warning("refused a client: others debug every process")
             stream.write(_REFUSAL)
             asyncio.get_running_loop().call_later(_REFUSING_SECONDS, stream.close)
         else:
-            self._server.watch_input(self._link.fileno())
+            self._server.watch_input()
             log.info("a client connected")
             self._converse(self._session)
 
@@ -190,6 +223,11 @@ class _Client(asyncio.Protocol):
             self._transport.write(_REFUSAL * (packets if self._refused else max(packets - 1, 0)))
             self._refused += packets
 
+    @property
+    def descriptor(self) -> int:
+        """Where its requests arrive."""
+        return -1 if self._link is None else self._link.fileno()
+
     def look(self) -> None:
         """Take what came while the machine ran."""
         if self._link is not None and self._session is not None and (data := self._link.take()):
@@ -202,8 +240,7 @@ class _Client(asyncio.Protocol):
         turn_ends = link.turn_ends()
         while not (session.running or session.detached or session.paused) and (data := link.follow(turn_ends)):
             session.receive(data)
-        if session.running or session.detached:
-            self._server.schedule()
+        self._server.schedule()
 
     def pause_writing(self) -> None:
         # The client does not read its replies: make no more, and take no more requests.
@@ -221,8 +258,7 @@ class _Client(asyncio.Protocol):
         if self._session is not None:
             log.info("the client disconnected%s", f": {error}" if error else "")
             self._session = None
-            self._server.watch_input(-1)
-            self._server.disconnected()
+            self._server.disconnected(self)
         if self._link is not None:
             self._link.close()
 

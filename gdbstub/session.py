@@ -20,6 +20,7 @@ from gdbstub.target import (
     Output,
     Reason,
     Signal,
+    Spaces,
     Stop,
     Target,
     TargetError,
@@ -41,7 +42,7 @@ _OUTPUT_PIECE = 1024
 # A breakpoint: kind, address, length, pid.
 Point = tuple[BreakpointKind, int, int, int]
 
-_SEPARATORS = {ord("v"): (b";", b":"), ord("q"): (b":", b","), ord("Q"): (b":", b"="), ord("j"): (b":",)}
+_SEPARATORS = {ord("v"): (b";", b":"), ord("q"): (b":", b","), ord("Q"): (b":", b"=", b";"), ord("j"): (b":",)}
 
 
 class Session:
@@ -80,6 +81,8 @@ class Session:
         self.non_stop: NonStopMode | None = None
         self.files: dict[int, bytes] = {}
         self.documents: dict[bytes, bytes] = {}
+        self.saved_registers: dict[int, tuple[ThreadId, bytes]] = {}
+        self.spaces = target if isinstance(target, Spaces) else None
         # The client awaits a stop reply; or nobody is attached any more and the machine runs on by itself.
         self.running = False
         self.detached = False
@@ -169,8 +172,9 @@ class Session:
                 handler = COMMANDS.get(name)
                 if handler is not None:
                     return handler(self, arguments)
-        if packet.startswith(b"qThreadStopInfo"):  # the one name that runs into its argument
-            return COMMANDS[b"qThreadStopInfo"](self, packet[15:])
+        for name in (b"qThreadStopInfo", b"qRegisterInfo"):  # the names that run into their arguments
+            if packet.startswith(name):
+                return COMMANDS[name](self, packet[len(name) :])
         return b""
 
     def stop_acknowledging(self) -> None:
@@ -284,8 +288,8 @@ class Session:
         if b"exec-events+" in self.features:
             self._copies.add(pid)
 
-    def detach(self, pid: int) -> None:
-        """Let go of an attached inferior; with the last one, the machine runs on by itself."""
+    def detach(self, pid: int, stay: bool = False) -> None:
+        """Let go of an attached inferior; with the last one, the machine runs on by itself, unless it is to `stay`."""
         self._remove_breakpoints(pid)
         self.forget(pid)
         self.target.detach(pid)
@@ -293,6 +297,7 @@ class Session:
             self._without_client()
             self.non_stop = None
             self.running = False
+        if not self.attached and not stay:
             self.target.resume({})
             self.detached = True
 
@@ -305,6 +310,7 @@ class Session:
             self.non_stop.forget(pid)
         if self.stopped is not None and self.stopped.thread.pid == pid:
             self.stopped = None
+        self.saved_registers = {key: saved for key, saved in self.saved_registers.items() if saved[0].pid != pid}
 
     def _remove_breakpoints(self, pid: int) -> None:
         for point in [point for point, persists in self.breakpoints.items() if point[3] == pid and not persists]:
@@ -366,7 +372,8 @@ class Session:
         if self.running or self.non_stop is not None:
             self.running = False
             self.non_stop = None
-            self.target.halt()
+            if self.target.inferiors():
+                self.target.halt()
         return running
 
     def resume(self, actions: Mapping[ThreadId, Action]) -> None:
@@ -475,6 +482,8 @@ class Session:
 
     def _created(self, event: Created) -> None:
         """Tell of a new inferior: as of a fork where that can work, else in words."""
+        if event.thread.pid in self.attached:
+            return  # found among the processes and attached to before this was told
         if event.parent in self.acting and self.forks(event):
             self.attach_copy(event.thread.pid)
             self._report(Stop(event.parent), b"fork:%b;" % self.thread_name(event.thread))
@@ -486,9 +495,9 @@ class Session:
 
         After a fork GDB takes the child's registers to be laid out like the parent's, without asking.
         """
-        parent = self.attached.get(event.parent.pid)
-        wanted = b"fork-events+" in self.features
-        return parent is not None and wanted and parent.alike(self.target.description(event.thread.pid))
+        parent, pid = self.attached.get(event.parent.pid), event.thread.pid
+        new = pid not in self.attached and any(inferior.pid == pid for inferior in self.target.inferiors())
+        return parent is not None and new and b"fork-events+" in self.features and parent.alike(self.target.description(pid))
 
     def appearance(self, event: Created) -> str:
         """A new inferior, in words."""
@@ -542,7 +551,7 @@ class Session:
             if thread.tid == tid and thread.core is not None:
                 parts.append(b"core:%x;" % thread.core)
         if self.list_threads:
-            parts += self._lldb_details(stop)
+            parts += self._lldb_details(stop, extra.partition(b":")[0])
         for index, _, _ in self.attached[pid].expedited:
             value = self.target.read_register(stop.thread, index)
             if value is not None:
@@ -558,10 +567,13 @@ class Session:
             return "breakpoint"
         return "trace" if stop.signal == Signal.TRAP else "signal" if stop.signal else "none"
 
-    def _lldb_details(self, stop: Stop) -> list[bytes]:
-        """What lldb asks stop replies to carry (QListThreadsInStopReply), and the reason in its words."""
+    def _lldb_details(self, stop: Stop, event: bytes) -> list[bytes]:
+        """What lldb asks stop replies to carry (QListThreadsInStopReply), and the reason in its words.
+
+        `event` is fork or exec: with another reason lldb stops at what it would pass.
+        """
         names = [self.thread_name(thread) for thread, _ in self.threads() if thread.pid == stop.thread.pid]
-        parts = [b"threads:%b;" % b",".join(names), b"reason:%b;" % self.lldb_reason(stop).encode()]
+        parts = [b"threads:%b;" % b",".join(names), b"reason:%b;" % (event or self.lldb_reason(stop).encode())]
         if stop.text:
             parts.append(b"description:%b;" % hexlify(stop.text.encode()))
         return parts

@@ -44,6 +44,8 @@ __all__ = [
     "Reason",
     "Run",
     "Signal",
+    "Space",
+    "Spaces",
     "StepFlag",
     "StepFlags",
     "Stop",
@@ -388,6 +390,45 @@ class Files(Protocol):
 
     def read_file(self, name: str) -> bytes | None:
         """The contents of a file the target offers under this name, else None."""
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """A space of addresses in which an inferior's memory may be named. `name` is one word.
+
+    thread
+        Whether an address means another byte for another thread of the inferior.
+    physical
+        Whether this is the one that QEMU's physical memory mode means.
+    """
+
+    name: str
+    thread: bool = False
+    physical: bool = False
+
+
+@runtime_checkable
+class Spaces(Protocol):
+    """Several address spaces: lldb's extension, QEMU's physical memory mode, and a monitor command of the target's.
+
+    The first space of an inferior is that of `Target.read_memory` and of breakpoints. What memory packets mean without a
+    word about it is what was chosen last since a client attached to the inferior, at first the first one.
+    """
+
+    def spaces(self, pid: int) -> Sequence[Space]:
+        """Those of a live inferior, at least one, always in this order."""
+
+    def chosen_space(self, pid: int) -> int:
+        """Index of the chosen one. Called for every memory packet: make it cheap."""
+
+    def choose_space(self, pid: int, index: int) -> None:
+        """From now on, until the client detaches or the inferior is gone."""
+
+    def read_space(self, thread: ThreadId, index: int, address: int, length: int) -> bytes:
+        """As `Target.read_memory`, in the space of this index."""
+
+    def write_space(self, thread: ThreadId, index: int, address: int, data: bytes) -> None:
+        """As `Target.write_memory`, in the space of this index."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,9 @@ GDB_SETTINGS = (
 `schedule-multiple`: `continue` resumes, and takes stops of, the hypervisor and all attached guests, whichever is
 selected.  Without it breakpoints of the others are passed: gdb knows no stop of an inferior that it did not resume."""
 
+MODULE = Path(__file__).with_name("gdbside.py")
+"""What gdb loads on its side."""
+
 DESCRIPTION = """\
 Start gdb on an image, which waits before its first instruction, or on a running stub (PORT,
 HOST:PORT or a socket's path).
@@ -39,6 +42,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add_machine_options(parser)
+    parser.add_argument(
+        "--print-module", action="version", version=str(MODULE),
+        help="print the path of the module that gives gdb commands of its own (walk, vmcb, exits ...), to `source` in any gdb",
+    )  # fmt: skip
     parser.usage = parser.format_usage().removeprefix("usage: ").rstrip() + " [-- GDB-ARGUMENT ...]"
     parser.set_defaults(run=main, gdb_arguments=[])
 
@@ -64,6 +71,7 @@ def gdb_command(gdb: str, where: str, symbols: Path | None, executable: bool, ar
     command = [gdb, "-q"]
     for setting in GDB_SETTINGS:
         command += ["-ex", setting]
+    command += ["-ex", f"source {MODULE}"]
     if symbols is not None:
         # As an executable, a file of another word size would have gdb refuse the machine's registers.
         command += ["-ex", f"{'file' if executable else 'symbol-file'} {symbols}"]

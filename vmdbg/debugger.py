@@ -24,7 +24,7 @@ from gdbstub.trace import Trace
 from vmdbg.block import Block
 from vmdbg.boot.elf import is_elf64
 from vmdbg.breakpoints import EXECUTE, Breakpoints
-from vmdbg.contexts import Context, LiveContext, locate, read_memory, write_memory
+from vmdbg.contexts import Context, LiveContext, read_memory, write_memory
 from vmdbg.executables import WIDE, Executables
 from vmdbg.history import HOST, KnownGuest
 from vmdbg.inferiors import Inferiors
@@ -32,17 +32,17 @@ from vmdbg.machine import Machine
 from vmdbg.monitor import Monitor
 from vmdbg.options import UsageError
 from vmdbg.platform.clock import TICKS_PER_SECOND
+from vmdbg.regions import region
 from vmdbg.running import Running
+from vmdbg.spaces import Spaces
 from vmdbg.watchpoints import Watchpoints
-
-PAGE = 4096
 
 _description = cache(x86)
 
 
-class Debugger:
-    """One machine under a stub; also a `Monitor`, `Run`, `Kill`, `ExecFile`, `Files`, `MemoryRegions`, `BreakpointPrograms` and
-    `Tracepoints` target."""
+class Debugger(Spaces):
+    """One machine under a stub; also a `Monitor`, `Run`, `Kill`, `ExecFile`, `Files`, `MemoryRegions`, `Spaces`,
+    `BreakpointPrograms` and `Tracepoints` target."""
 
     def __init__(self, machine: Machine, restart: Callable[[Sequence[str]], Machine] | None = None) -> None:
         """`restart` makes the machine anew for `run`, with these words as the image's command line if there are any."""
@@ -66,6 +66,7 @@ class Debugger:
         self.executables.image = machine.image.debug_file
         self._descriptions: dict[int, Description] = {}
         self._blocks: dict[int, Block] = {}
+        self.chosen_spaces = {}
 
     # Inferiors and threads
 
@@ -113,6 +114,7 @@ class Debugger:
     def detach(self, pid: int) -> None:
         self._descriptions.pop(pid, None)
         self._blocks.pop(pid, None)
+        self.chosen_spaces.pop(pid, None)
         self.running.let_go(pid)
 
     # Registers and memory
@@ -172,9 +174,7 @@ class Debugger:
             )
 
     def memory_region(self, thread: ThreadId, address: int) -> MemoryRegion:
-        start = address & ~(PAGE - 1)
-        mapped = locate(self.machine.ram, self.context(thread), start) is not None
-        return MemoryRegion(start, PAGE, "rwx" if mapped else "")
+        return region(self.machine.ram, self.context(thread), address)
 
     def memory_map(self, pid: int) -> Sequence[MemoryRegion]:
         """Every linear address: what lies behind it is for the page tables to say, and they change."""
@@ -258,7 +258,7 @@ class Debugger:
     def run(self, program: str, arguments: Sequence[str]) -> int:
         if self.restart is None:
             raise TargetError("this machine cannot start again; start vmdbg anew")
-        if program and Path(program).resolve() not in self._own_files():
+        if program and not self._is_own_file(program):
             raise TargetError(f"{program} is not the machine's image; `run` without a program starts that one again")
         self.trace.stop()
         self.machine.close()
@@ -289,6 +289,12 @@ class Debugger:
 
     def read_file(self, name: str) -> bytes | None:
         return self.executables.read(name)
+
+    def _is_own_file(self, program: str) -> bool:
+        try:
+            return Path(program).resolve() in self._own_files()
+        except (ValueError, OSError, RuntimeError):
+            return False  # no name of a file
 
     def _own_files(self) -> set[Path]:
         source, symbols = self.machine.source, self.executables.of(HOST)

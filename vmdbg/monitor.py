@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ from introspect.memtypes import Caching
 from introspect.paging import NestedTranslation, PagingState, nested_translate
 from introspect.rules import Processor as RuleProcessor
 from introspect.sources import Memory
+from vmdbg import spaces
 from vmdbg.boot.image import ImageError
 from vmdbg.contexts import Context as ThreadContext
 from vmdbg.cpu.core import Notice
@@ -34,6 +36,9 @@ from vmdbg.svm import world
 
 if TYPE_CHECKING:
     from vmdbg.debugger import Debugger
+
+
+_JSON = "--json "
 
 
 class Monitor:
@@ -65,6 +70,12 @@ class Monitor:
                     "OFFSET is added to all its addresses: gdb then has it as a shared library.\n"
                     "With a 64-bit file the inferior gets 64-bit registers, whatever mode it is in at that moment.\n"
                     "  monitor symbols 2 build/guest64.elf", self._symbols),
+            Command("space", "space [gva|gpa|spa] [PID]", "Choose the addresses that reading and writing memory means.\n"
+                    "Also for `find` and `x`; breakpoints and symbols stay at gva. For an inferior, until gdb lets go of it.\n"
+                    "gdb does not tell here which inferior is selected: name its process where there are several.\n"
+                    "  monitor space gpa 2  what guest 2 takes for physical addresses\n"
+                    "  monitor space spa    physical addresses of the machine, past all page tables\n"
+                    "  monitor space gva    linear addresses again", self._space),
             Command("tracepoints", "tracepoints [NUMBER PID]", "List tracepoints, or say whose one is.\n"
                     "gdb defines them all while one inferior is selected: they are taken for that one's, or where it has no\n"
                     "memory at the address for one's that has.\n"
@@ -79,11 +90,28 @@ class Monitor:
     def run(self, line: str, write: Callable[[str], object], thread: ThreadId) -> None:
         """Carry out a line for a thread's inferior.  Raises `TargetError` with what is wrong and what to do."""
         self.thread = thread
+        if line.startswith(_JSON):
+            write(self._json(line.removeprefix(_JSON)))
+            return
         try:
             result = self.registry.run_line(self, line or "help")
         except CommandError as error:
             raise TargetError(str(error)) from None
         write(result.text() + "\n")
+
+    def _json(self, line: str) -> str:
+        """For programs on the client's side: `PID.TID COMMAND`, since clients do not tell which thread is selected."""
+        who, _, line = line.partition(" ")
+        pid, _, tid = who.partition(".")
+        if pid.isdecimal() and tid.isdecimal() and len(who) < 20:
+            known = [(inferior.pid, thread.tid) for inferior in self.debugger.inferiors()
+                     for thread in self.debugger.threads(inferior.pid)]  # fmt: skip
+            self.thread = next((ThreadId(*one) for one in known if one == (int(pid), int(tid))), self.thread)
+        try:
+            result = self.registry.run_line(self, line or "help")
+        except (CommandError, TargetError) as error:
+            return json.dumps({"error": str(error)})
+        return json.dumps({"text": result.text(), "data": result.json()})
 
     # introspect.commands.Context
 
@@ -256,6 +284,21 @@ class Monitor:
         if offset:
             how = f"{offset:#x} further up when it attaches to it next, or for the command `sharedlibrary`"
         return Text(f"process {pid} has the symbols of {path}: gdb loads them {how}")
+
+    def _space(self, context: Context, arguments: Arguments) -> Result:
+        chosen, pid = arguments.choice(spaces.NAMES), self.thread.pid
+        if arguments.words:
+            word = arguments.words.pop(0)
+            if not chosen and not word.isdigit():
+                raise arguments.error(word, f"there is no such address space; choose of {', '.join(spaces.NAMES)}")
+            pid = self._number(arguments, word)
+            if all(inferior.pid != pid for inferior in self.debugger.inferiors()):
+                raise arguments.error(word, "there is no such process", "`info os processes` lists them")
+        arguments.done()
+        if chosen is not None:
+            self.debugger.choose_space(pid, spaces.NAMES.index(chosen))
+        kind = spaces.KINDS[self.debugger.chosen_space(pid)]
+        return Text(f"memory of process {pid} is at {kind.space.name}: {kind.words}")
 
     def _tracepoints(self, context: Context, arguments: Arguments) -> Result:
         debugger = self.debugger

@@ -17,7 +17,7 @@ MIN_PHYSICAL_BITS, MAX_PHYSICAL_BITS = 36, 40
 """MAXPHYADDR: above 40 the engine's walker takes address bits for reserved ones."""
 _SIZE = re.compile(r"(\d+)([KMGT]?)(?:i?B)?", re.IGNORECASE)
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-_LOOPBACK = ("127.0.0.1", "localhost", "::1", "")
+_LOOPBACK = ("127.0.0.1", "::1")
 
 
 class UsageError(Exception):
@@ -71,17 +71,25 @@ def notices(text: str) -> frozenset[Notice]:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where the stub listens: a TCP port on loopback, or a Unix socket."""
+    """Where the stub listens: a TCP port, or a Unix socket."""
 
     port: int = 0
     path: str | None = None
+    host: str = "127.0.0.1"
 
     def __str__(self) -> str:
-        return self.path if self.path is not None else f"127.0.0.1:{self.port}"
+        if self.path is not None:
+            return self.path
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def remote(self) -> bool:
+        """Whether others than users of this machine may reach it."""
+        return self.path is None and self.host not in _LOOPBACK
 
 
 def endpoint(text: str) -> Endpoint:
-    """ "1234", ":1234", "127.0.0.1:1234", "unix:PATH" or a path with a slash."""
+    """ "1234", ":1234", "127.0.0.1:1234", "0.0.0.0:1234", "unix:PATH" or a path with a slash."""
     if text.startswith("unix:") or "/" in text:
         path = text.removeprefix("unix:")
         if not path:
@@ -90,12 +98,8 @@ def endpoint(text: str) -> Endpoint:
     host, _, port = text.rpartition(":")
     if not port.isdigit() or int(port) > 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is no address; write PORT, 127.0.0.1:PORT or unix:PATH")
-    if host.strip("[]") not in _LOOPBACK:
-        raise argparse.ArgumentTypeError(
-            f"{host} is not loopback: the protocol has no passwords, whoever connects owns this process; "
-            "use 127.0.0.1 and tunnel with ssh -L"
-        )
-    return Endpoint(port=int(port))
+    host = host.strip("[]")
+    return Endpoint(port=int(port)) if host in ("", "localhost") else Endpoint(int(port), host=host)
 
 
 class SymbolOption(NamedTuple):

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
+from gdbstub.recording import Recorder
 from gdbstub.server import Server, new_event_loop
 from vmdbg.boot.elf import is_elf
 from vmdbg.boot.image import ImageError
@@ -61,6 +62,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--gdb", nargs="?", type=endpoint, const=Endpoint(1234), metavar="ADDR",
         help="let gdb and lldb attach: PORT, 127.0.0.1:PORT or unix:PATH (1234 if omitted)",
     )  # fmt: skip
+    parser.add_argument(
+        "--allow-remote", action="store_true",
+        help="let --gdb listen on other addresses than loopback: whoever reaches them owns this process",
+    )  # fmt: skip
+    parser.add_argument("--gdb-log", metavar="FILE", help="write down what debuggers and the stub say to each other")
     parser.add_argument("--wait", action="store_true", help="execute nothing before a debugger says so")
     parser.set_defaults(run=main)
 
@@ -95,14 +101,14 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
 
 
 @contextlib.contextmanager
-def _trace(path: str | None) -> Iterator[TextIO | None]:
+def _writing(option: str, path: str | None) -> Iterator[TextIO | None]:
     if path is None:
         yield None
         return
     try:
         file = open(path, "w", encoding="ascii")  # noqa: SIM115 - closed below
     except OSError as error:
-        raise UsageError(f"--trace-exits {path}: {error.strerror}; choose a file that can be written") from None
+        raise UsageError(f"{option} {path}: {error.strerror}; choose a file that can be written") from None
     with file:
         yield file
 
@@ -151,13 +157,18 @@ def main(options: argparse.Namespace) -> int:
     """Run the image; returns its exit status."""
     if options.wait and options.gdb is None:
         raise UsageError("--wait waits for a debugger, but none can connect; add --gdb")
+    if options.gdb is not None and options.gdb.remote and not options.allow_remote:
+        raise UsageError(
+            f"--gdb {options.gdb} is not loopback: the protocol has no passwords, whoever connects owns this process; "
+            "use 127.0.0.1 and tunnel with ssh -L, or say --allow-remote if only friends reach that address"
+        )
     logging.basicConfig(format="vmdbg: %(message)s", level=logging.INFO if options.verbose else logging.WARNING)
-    with _trace(options.trace_exits) as trace:
+    with _writing("--trace-exits", options.trace_exits) as trace, _writing("--gdb-log", options.gdb_log) as gdb_log:
         machine = build(options, trace)
         try:
             if options.gdb is None:
                 return _run_alone(machine, Limit(options.timeout))
-            return _run_under_stub(machine, options, trace)
+            return _run_under_stub(machine, options, trace, Recorder(gdb_log) if gdb_log is not None else None)
         except EngineError as error:
             print(f"vmdbg: {error}", file=sys.stderr)
             return LIMIT_REACHED
@@ -187,7 +198,9 @@ def _report(machine: Machine) -> int:
     return status
 
 
-def _run_under_stub(machine: Machine, options: argparse.Namespace, trace: TextIO | None) -> int:
+def _run_under_stub(
+    machine: Machine, options: argparse.Namespace, trace: TextIO | None, recorder: Recorder | None
+) -> int:
     def restart(arguments: Sequence[str]) -> Machine:
         if trace is not None:
             trace.seek(0)
@@ -199,21 +212,21 @@ def _run_under_stub(machine: Machine, options: argparse.Namespace, trace: TextIO
         debugger.executables.assign(*option)
     loop = new_event_loop()
     try:
-        return loop.run_until_complete(_serve(debugger, options))
+        return loop.run_until_complete(_serve(debugger, options, recorder))
     finally:
         debugger.machine.close()
         loop.close()
 
 
-async def _serve(debugger: Debugger, options: argparse.Namespace) -> int:
-    server = Server(debugger, HOST)
+async def _serve(debugger: Debugger, options: argparse.Namespace, recorder: Recorder | None) -> int:
+    server = Server(debugger, HOST, recorder)
     limit = Limit(options.timeout)
     where: Endpoint = options.gdb
     try:
         if where.path is not None:
             await server.listen_unix(where.path)
         else:
-            where = Endpoint(await server.listen_tcp(where.port))
+            where = replace(where, port=await server.listen_tcp(where.port, where.host))
     except OSError as error:
         raise UsageError(f"--gdb {where}: {error.strerror or error}; choose another port or path") from None
     stop = asyncio.Event()

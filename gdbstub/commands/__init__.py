@@ -11,6 +11,7 @@ from gdbstub.commands import (
     query,
     registers,
     resume,
+    spaces,
     tracepoints,
     transfer,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "query",
     "registers",
     "resume",
+    "spaces",
     "tracepoints",
     "transfer",
 ]

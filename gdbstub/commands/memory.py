@@ -5,7 +5,7 @@ from __future__ import annotations
 from binascii import Error, hexlify, unhexlify
 from typing import TYPE_CHECKING
 
-from gdbstub.commands.registry import address_length, command
+from gdbstub.commands.registry import address_length, command, number
 from gdbstub.packet import PACKET_SIZE, escape
 from gdbstub.target import TargetError, ThreadId, Tracepoints
 
@@ -20,13 +20,18 @@ _PIECE = 0x10000
 _LARGEST = 1 << 28
 
 
-def read(session: Session, thread: ThreadId, address: int, length: int) -> bytes:
-    """The readable prefix. Raises TargetError if the first byte is not readable."""
+def read(session: Session, thread: ThreadId, address: int, length: int, space: int | None = None) -> bytes:
+    """The readable prefix, in the chosen space or this one. Raises TargetError if the first byte is not readable."""
     length = min(length, _TOP - address)
+    spaces = session.spaces
+    if spaces is not None and space is None:
+        space = spaces.chosen_space(thread.pid)
     if session.frame is not None:
         data = session.frame.memory(address, length) or _unchanging(session, thread, address, length)
-    else:
+    elif spaces is None or not space:
         data = session.target.read_memory(thread, address, length)
+    else:
+        data = spaces.read_space(thread, space, address, length)
     if length and not data:
         raise TargetError(f"no memory is readable at {address:#x}")
     return data
@@ -49,14 +54,36 @@ def write(session: Session, address: int, length: int, data: bytes) -> bytes:
     if session.frame is not None:
         raise TargetError("a trace frame cannot be changed: leave it with tfind none")
     if data:
-        session.target.write_memory(session.current(), address, data)
+        thread, spaces = session.current(), session.spaces
+        space = spaces.chosen_space(thread.pid) if spaces is not None else 0
+        if spaces is None or not space:
+            session.target.write_memory(thread, address, data)
+        else:
+            spaces.write_space(thread, space, address, data)
     return b"OK"
+
+
+def _place(session: Session, arguments: bytes) -> tuple[int, int, ThreadId, int | None]:
+    """`ADDRESS,LENGTH`, and what lldb may put behind it: `;thread:ID;` and `;address_space:ID;`. Raises TargetError."""
+    range_, *fields = arguments.split(b";")
+    thread, space = session.current(), None
+    for key, _, value in (field.partition(b":") for field in fields):
+        if key == b"thread":
+            thread = session.thread(value)
+        elif key == b"address_space":
+            # Their numbers begin at 1: 0 is lldb's own space.
+            space = number(value) - 1
+    if space is not None:
+        known = session.spaces.spaces(thread.pid) if session.spaces is not None else ()
+        if not 0 <= space < len(known):
+            raise TargetError(f"there is no address space {space + 1}: jAddressSpacesInfo lists {len(known)}")
+    return *address_length(range_), thread, space
 
 
 @command("m")
 def read_hex(session: Session, arguments: bytes) -> bytes:
-    address, length = address_length(arguments)
-    return hexlify(read(session, session.current(), address, min(length, _LONGEST)))
+    address, length, thread, space = _place(session, arguments)
+    return hexlify(read(session, thread, address, min(length, _LONGEST), space))
 
 
 @command("x")
@@ -66,11 +93,11 @@ def read_binary(session: Session, arguments: bytes) -> bytes:
     An lldb that does not know that mark asks `x0,0` first, takes OK for a yes, and then wants bare data; GDB, which
     announces nothing of its own about `x`, never asks so.
     """
-    address, length = address_length(arguments)
+    address, length, thread, space = _place(session, arguments)
     if not length:
         session.bare_reads = True
         return b"OK"
-    data = read(session, session.current(), address, min(length, PACKET_SIZE - 1))
+    data = read(session, thread, address, min(length, PACKET_SIZE - 1), space)
     escaped = escape(data)
     if len(escaped) >= PACKET_SIZE:
         escaped = escape(data[: PACKET_SIZE // 2 - 1])

@@ -33,12 +33,20 @@ def attach(session: Session, arguments: bytes) -> bytes:
 
 @command("D")
 def detach(session: Session, arguments: bytes) -> bytes:
+    """With a 1, lldb's `process detach --keep-stopped`, the machine stays as it is."""
     session.require_stopped()
+    stay = arguments[:1] == b"1"
+    arguments = arguments[stay:]
     pids = [number(arguments[1:])] if arguments[:1] == b";" else list(session.attached)
     for pid in pids:
         if pid not in session.attached:
             raise TargetError(f"process {pid} is not attached")
-        session.detach(pid)
+        session.detach(pid, stay)
+    return b"OK"
+
+
+@command("qSupportsDetachAndStayStopped")
+def detach_and_stay_stopped(session: Session, arguments: bytes) -> bytes:
     return b"OK"
 
 

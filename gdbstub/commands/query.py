@@ -12,6 +12,7 @@ from gdbstub.target import (
     Libraries,
     MemoryMap,
     NonStop,
+    Spaces,
     Stop,
     TargetError,
     ThreadId,
@@ -39,6 +40,7 @@ _SUPPORTED: tuple[tuple[bytes, type | None], ...] = (
     (b"qXfer:memory-map:read+", MemoryMap),
     (b"qXfer:exec-file:read+", ExecFile),
     (b"qXfer:libraries:read+", Libraries),
+    (b"address-spaces+", Spaces),
     (b"ConditionalBreakpoints+;BreakpointCommands+", BreakpointPrograms),
     (
         b"TracepointSource+;ConditionalTracepoints+;TraceStateVariables+;InstallInTrace+;EnableDisableTracepoints+;tracenz+;"
@@ -52,13 +54,7 @@ _SUPPORTED: tuple[tuple[bytes, type | None], ...] = (
 def supported(session: Session, arguments: bytes) -> bytes:
     session.features = frozenset(arguments.split(b";"))
     session.multiprocess = b"multiprocess+" in session.features
-    # Of classes Python remembers the answer; to ask instances costs more than all the rest of a connection.
-    target, kind = session.target, type(session.target)
-    offered = [
-        name for name, capability in _SUPPORTED
-        if capability is None
-        or (isinstance(target, Tracepoints) if capability is Tracepoints else issubclass(kind, capability))  # it has a member
-    ]  # fmt: skip
+    offered = [name for name, capability in _SUPPORTED if capability is None or isinstance(session.target, capability)]
     return b";".join(offered + [b"multiprocess+"] * session.multiprocess)
 
 

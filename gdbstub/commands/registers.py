@@ -55,7 +55,8 @@ def write_registers(session: Session, arguments: bytes) -> bytes:
     return b"OK"
 
 
-def _known(session: Session, pid: int, text: bytes) -> int:
+def known(session: Session, pid: int, text: bytes) -> int:
+    """The number of a register that exists. Raises TargetError."""
     index, count = number(text), len(session.attached[pid].registers)
     if index >= count:
         raise TargetError(f"register {index} does not exist: there are {count}")
@@ -65,7 +66,7 @@ def _known(session: Session, pid: int, text: bytes) -> int:
 @command("p")
 def read_register(session: Session, arguments: bytes) -> bytes:
     text, thread = session.suffixed(arguments)
-    index = _known(session, thread.pid, text)
+    index = known(session, thread.pid, text)
     if session.frame is not None:
         return _collected(session, session.frame, thread, index)
     data = session.target.read_register(thread, index)
@@ -77,7 +78,7 @@ def write_register(session: Session, arguments: bytes) -> bytes:
     _unchangeable(session)
     arguments, thread = session.suffixed(arguments)
     text, _, digits = arguments.partition(b"=")
-    index = _known(session, thread.pid, text)
+    index = known(session, thread.pid, text)
     register = session.attached[thread.pid].registers[index]
     session.target.write_register(thread, index, value(digits, register.bits // 8, register.name))
     return b"OK"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.served import ROOT, Served, build_image
-from tests.gdbstub.gdb import Gdb
+from tests.gdbstub.gdb import GDBS, Gdb, newest
 from vmdbg.attach import GDB_SETTINGS
 
 
@@ -64,6 +64,19 @@ def gdb() -> Iterator[Gdb]:
     if shutil.which("gdb") is None:
         pytest.skip("gdb is not in PATH")
     one = Gdb()
+    for setting in GDB_SETTINGS:
+        one(setting)
+    yield one
+    one.close()
+
+
+@pytest.fixture(params=["system", "newest"])
+def each_gdb(request: pytest.FixtureRequest) -> Iterator[Gdb]:
+    """The system's gdb, and the one that PyPI carries."""
+    chosen = [program for program in GDBS if (program == newest()) == (request.param == "newest")]
+    if not chosen:
+        pytest.skip("gdb is not in PATH" if request.param == "system" else "gdb-for-pwndbg is not installed (make gdb, or pip)")
+    one = Gdb(chosen[0])
     for setting in GDB_SETTINGS:
         one(setting)
     yield one

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.served import Served, run
-from tests.gdbstub.gdb import programs
+from tests.gdbstub.gdb import GDBS
 from vmdbg.attach import GDB_SETTINGS
 
 Serve = Callable[..., Served]
 PROGRAMS = pytest.mark.parametrize(
-    "program", programs(), ids=lambda program: "newest" if program.startswith(sys.prefix) else "system"
+    "program", GDBS, ids=lambda program: "newest" if program.startswith(sys.prefix) else "system"
 )
 
 

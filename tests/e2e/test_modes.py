@@ -11,7 +11,8 @@ from tests.gdbstub.gdb import Gdb
 Serve = Callable[..., Served]
 
 
-def test_boot_sector_through_three_modes(gdb: Gdb, serve: Serve, examples: Path, tmp_path: Path) -> None:
+def test_boot_sector_through_three_modes(each_gdb: Gdb, serve: Serve, examples: Path, tmp_path: Path) -> None:
+    gdb = each_gdb
     sector = examples / "bootsector/build/bootsector.img"
     undebugged = run(sector, tmp_path)
     served = serve(sector)

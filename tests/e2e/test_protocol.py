@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.served import Served
-from tests.gdbstub.gdb import Gdb, newest, programs
+from tests.gdbstub.gdb import GDBS, Gdb, newest
 from vmdbg.attach import GDB_SETTINGS
 
 Serve = Callable[..., Served]
@@ -33,7 +33,7 @@ class Logged(Gdb):
 
 @pytest.fixture(params=["system", "newest"])
 def logged(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Logged]:
-    chosen = [one for one in programs() if (one == newest()) == (request.param == "newest")]
+    chosen = [one for one in GDBS if (one == newest()) == (request.param == "newest")]
     if not chosen:
         pytest.skip("there is no gdb in PATH" if request.param == "system" else "pip install gdb-for-pwndbg")
     one = Logged(chosen[0], tmp_path / "log")

@@ -1,6 +1,5 @@
 """Stock gdb, driven through its machine interface."""
 
-import os
 import shutil
 import signal
 import sysconfig
@@ -11,7 +10,7 @@ from typing import Any
 
 from pygdbmi.gdbcontroller import GdbController
 
-__all__ = ["GDBS", "Gdb", "NonStopGdb", "newest", "programs"]
+__all__ = ["GDBS", "Gdb", "NonStopGdb", "newest"]
 
 TIMEOUT = 60.0
 
@@ -21,13 +20,8 @@ GDBS = [str(path) for path in (shutil.which("gdb"), Path(sysconfig.get_path("scr
 
 def newest() -> str | None:
     """The gdb that PyPI carries (gdb-for-pwndbg), if it is installed beside this Python."""
-    program = Path(sysconfig.get_path("scripts")) / "gdb"
-    return str(program) if os.access(program, os.X_OK) else None
-
-
-def programs() -> list[str]:
-    """Every gdb there is: the system's, and the newest."""
-    return [program for program in dict.fromkeys((shutil.which("gdb"), newest())) if program is not None]
+    program = str(Path(sysconfig.get_path("scripts"), "gdb"))
+    return program if program in GDBS else None
 
 
 class Gdb:

@@ -88,6 +88,14 @@ SECTIONS: dict[str, tuple[Row, ...]] = {
         Row("`info mem`: all linear addresses, since page tables change", {"qXfer:memory-map": "qXfer:memory-map:read::0,1000"}, (
             "gdbstub/test_session.py::test_documents_fit_together_and_end", "e2e/test_protocol.py::test_lists_and_files")),
     ),
+    "Address spaces": (
+        Row("memory by linear, guest-physical and system-physical address: lldb's extension, QEMU's packets, `monitor space`", {
+            "jAddressSpacesInfo": "jAddressSpacesInfo", "qqemu.PhyMemMode": "qqemu.PhyMemMode",
+            "Qqemu.PhyMemMode": "Qqemu.PhyMemMode:1"}, (
+            "gdbstub/test_spaces.py::test_lldb_lists_them_and_reads_in_one",
+            "gdbstub/test_spaces.py::test_qemus_mode_is_for_all_memory_packets_and_not_for_breakpoints",
+            "e2e/test_spaces.py::test_three_names_of_one_byte")),
+    ),
     "Breakpoints and watchpoints": (
         Row("breakpoints, software and hardware alike: nothing is written to memory", {"Z": f"Z0,{_C},1", "z": f"z0,{_C},1"}, (
             "gdbstub/test_resume.py::test_breakpoints", "e2e/test_breakpoints.py::test_before_paging_and_through_world_switches",
@@ -142,8 +150,18 @@ SECTIONS: dict[str, tuple[Row, ...]] = {
         Row("who it talks to, threads and registers at once", {
             "qHostInfo": "qHostInfo", "qProcessInfo": "qProcessInfo", "QThreadSuffixSupported": "QThreadSuffixSupported",
             "QListThreadsInStopReply": "QListThreadsInStopReply", "jThreadsInfo": "jThreadsInfo",
-            "qThreadStopInfo": "qThreadStopInfop1.1"}, (
-            "gdbstub/test_session.py::test_lldb_packets", "e2e/test_lldb.py::test_lldb")),
+            "qThreadStopInfo": "qThreadStopInfop1.1", "jThreadExtendedInfo": 'jThreadExtendedInfo:{"thread":1}]',
+            "qStructuredDataPlugins": "qStructuredDataPlugins"}, (
+            "gdbstub/test_session.py::test_lldb_packets", "gdbstub/test_lldb_packets.py::test_extended_information_of_a_thread",
+            "e2e/test_lldb.py::test_a_session", "e2e/test_lldb.py::test_two_targets_of_one_lldb")),
+        Row("detaching that leaves the machine stopped", {"qSupportsDetachAndStayStopped": "qSupportsDetachAndStayStopped:"}, (
+            "gdbstub/test_lldb_packets.py::test_a_process_is_left_and_the_machine_stays_stopped",)),
+        Row("registers one by one; saved and restored around calls", {
+            "qRegisterInfo": "qRegisterInfo0", "QSaveRegisterState": "QSaveRegisterState",
+            "QRestoreRegisterState": "QSaveRegisterState QRestoreRegisterState:1"}, (
+            "gdbstub/test_lldb_packets.py::test_registers_one_by_one",
+            "gdbstub/test_lldb_packets.py::test_saved_registers_are_restored_once_and_for_their_thread",
+            "e2e/test_lldb.py::test_conditions_by_source_and_expressions_that_call")),
         Row("`memory region`", {"qMemoryRegionInfo": f"qMemoryRegionInfo:{_C}"}, ("gdbstub/test_session.py::test_lldb_packets",)),
     ),
 }  # fmt: skip

@@ -1,70 +1,14 @@
 """Hostile packets in any order: nothing raises, the target's contract is kept, and the client's end leaves nothing."""
 
 import logging
-from collections.abc import Mapping
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gdbstub.example import Example
 from gdbstub.packet import escape, frame
 from gdbstub.session import Session
-from gdbstub.target import Action, BreakpointKind, ThreadId
-
-
-class Strict(Example):
-    """Fails on any call that the protocols of `gdbstub.target` rule out; the session would report that."""
-
-    def _alive(self, thread: ThreadId) -> None:
-        assert thread.pid in self.attached, thread
-        assert thread.tid in self.processes[thread.pid].cpus, thread
-
-    def read_registers(self, thread: ThreadId) -> bytes:
-        self._alive(thread)
-        return super().read_registers(thread)
-
-    def write_registers(self, thread: ThreadId, block: bytes) -> None:
-        self._alive(thread)
-        assert len(block) == self.description(thread.pid).block_size
-        super().write_registers(thread, block)
-
-    def read_register(self, thread: ThreadId, number: int) -> bytes | None:
-        self._alive(thread)
-        assert 0 <= number < len(self.description(thread.pid).registers)
-        return super().read_register(thread, number)
-
-    def write_register(self, thread: ThreadId, number: int, value: bytes) -> None:
-        self._alive(thread)
-        assert len(value) == self.description(thread.pid).size(number)
-        super().write_register(thread, number, value)
-
-    def read_memory(self, thread: ThreadId, address: int, length: int) -> bytes:
-        self._alive(thread)
-        assert 0 <= address <= address + length <= 1 << 64
-        assert length <= 0x20000
-        return super().read_memory(thread, address, length)
-
-    def write_memory(self, thread: ThreadId, address: int, data: bytes) -> None:
-        self._alive(thread)
-        assert data
-        assert 0 <= address <= address + len(data) <= 1 << 64
-        super().write_memory(thread, address, data)
-
-    def insert_breakpoint(self, kind: BreakpointKind, address: int, length: int, thread: ThreadId) -> None:
-        self._alive(thread)
-        assert self.points.get((thread.pid, address), {}).get(kind) is None
-        super().insert_breakpoint(kind, address, length, thread)
-
-    def remove_breakpoint(self, kind: BreakpointKind, address: int, length: int, pid: int) -> None:
-        assert self.points[pid, address][kind] == length
-        super().remove_breakpoint(kind, address, length, pid)
-
-    def resume(self, actions: Mapping[ThreadId, Action]) -> None:
-        assert bool(actions) == bool(self.attached)
-        for thread in actions:
-            self._alive(thread)
-        super().resume(actions)
+from tests.gdbstub.strict import Strict
 
 
 def words(*lines: str) -> list[str]:

@@ -9,11 +9,11 @@ import pytest
 
 from gdbstub.example import DATA
 from gdbstub.target import ThreadId
-from tests.gdbstub.gdb import Gdb, programs
+from tests.gdbstub.gdb import GDBS, Gdb
 from tests.gdbstub.serving import Serving, serving
 
 PROGRAMS = pytest.mark.parametrize(
-    "program", programs(), ids=lambda program: "newest" if program.startswith(str(Path(sys.prefix))) else "system"
+    "program", GDBS, ids=lambda program: "newest" if program.startswith(str(Path(sys.prefix))) else "system"
 )
 BYTE = f"*(unsigned char *){DATA:#x}"
 

@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import os
 import socket
 import stat
@@ -13,6 +14,7 @@ import pytest
 
 from gdbstub.packet import frame
 from gdbstub.server import new_event_loop
+from tests.fuzz_rsp import resident
 from tests.gdbstub.serving import Serving, Wire, serving
 
 
@@ -77,15 +79,16 @@ def test_clients_come_one_after_the_other(served: Serving) -> None:
         assert not served.target.points
 
 
-def test_a_second_client_is_refused_with_a_reason(served: Serving, caplog: pytest.LogCaptureFixture) -> None:
-    with Wire(served.port) as first:
+def test_a_client_with_nothing_left_to_debug_is_refused_with_a_reason(served: Serving, caplog: pytest.LogCaptureFixture) -> None:
+    with Wire(served.port) as first, Wire(served.port) as second:
         assert first.ask(b"qC") == b"QC1"
-        with Wire(served.port) as second:
-            assert second.read() == b"E.another client is connected; disconnect it first"
+        assert second.ask(b"qC") == b"QC1"
+        with Wire(served.port) as third:
+            assert third.read().startswith(b"E.another client is connected, and no process is left")
             with pytest.raises(EOFError):
-                second.read()
+                third.read()
         assert first.ask(b"m1000,1") == b"90"
-    assert "refused a second client" in caplog.text
+    assert "refused a client" in caplog.text
 
 
 def test_a_detached_machine_runs_on_until_someone_connects(served: Serving) -> None:
@@ -105,7 +108,7 @@ def test_a_client_that_does_not_read_stops_being_served_not_the_server(served: S
         assert wire.ask(b"QStartNoAckMode") == b"OK"
         count = 1000
         wire.socket.sendall(frame(b"m1000,2000") * count)  # 16 MB of replies
-        until(lambda: served.call(lambda: served.server._session is not None and served.server._session.paused))
+        until(lambda: served.call(lambda: any(session.paused for session in served.server._sessions())))
         replies = [wire.read() for _ in range(count)]
         assert {len(reply) for reply in replies} == {0x4000}
         assert wire.ask(b"qC") == b"QC1"
@@ -138,4 +141,50 @@ def test_a_stale_unix_socket_is_replaced(served: Serving, tmp_path: Path) -> Non
     stale.close()
     asyncio.run_coroutine_threadsafe(served.server.listen_unix(path), served.loop).result(5)
     with Wire(path) as wire:
+        assert wire.ask(b"qC") == b"QC1"
+
+
+@pytest.mark.parametrize("cut", [b"$", b"$m1000", b"$m1000,8", b"$m1000,8#", b"$m1000,8#a", b"$X2000,4:}", b"$" + b"x" * 200_000])
+def test_a_client_that_is_cut_off_in_a_packet_leaves_nothing(served: Serving, cut: bytes) -> None:
+    with Wire(served.port) as wire:
+        assert wire.ask(b"Z0,1004,1") == b"OK"
+        wire.socket.sendall(cut)
+    until(lambda: not served.call(lambda: served.server.has_client))
+    assert not served.target.points
+    with Wire(served.port) as wire:
+        assert wire.ask(b"m1000,1") == b"90"
+
+
+@pytest.mark.parametrize(
+    ("piece", "megabytes"), [(b"$" + b"m" * 4095, 16), (bytes(4096), 8), (b"#" * 4096, 8), (b"+" * 4096, 2), (b"\x03" * 4096, 2)]
+)
+def test_a_flood_needs_no_memory(served: Serving, piece: bytes, megabytes: int) -> None:
+    with Wire(served.port) as wire:
+        assert wire.ask(b"qC") == b"QC1"
+        wire.socket.settimeout(60)
+        data = piece * 64
+        before = resident()
+        for _ in range(megabytes * 4):
+            wire.socket.sendall(data)
+        wire.socket.sendall(b"#00" + frame(b"qC"))
+        read = b""
+        while b"$QC1#" not in read:
+            read = read[-100:] + wire.socket.recv(1 << 16)
+        assert resident() - before < megabytes << 20
+
+
+def test_a_client_that_asks_again_and_again_without_reading_is_not_served(served: Serving) -> None:
+    """Each - asks for the last reply once more."""
+    with Wire(served.port) as wire:
+        assert wire.ask(b"m1000,2000").startswith(b"90")
+        before = resident()
+        wire.socket.setblocking(False)
+        sent = 0
+        for _ in range(1000):
+            with contextlib.suppress(BlockingIOError):
+                sent += wire.socket.send(b"-" * 65536)
+            time.sleep(0.0005)
+        assert sent < 32 << 20
+        assert resident() - before < 32 << 20
+    with Wire(served.port) as wire:
         assert wire.ask(b"qC") == b"QC1"

@@ -336,7 +336,7 @@ class Engine:
                 return Stop(Reason.BUDGET)
             rt.budget = budget
             if judge:
-                rt.deadline = deadline
+                rt.begun = clock.now
             self.binding.run()
             clock.now += rt.executed
             reason = rt.reason
@@ -375,7 +375,7 @@ class Engine:
 
     def _step(self, state: CpuState, npt: Npt) -> Stop:
         while True:
-            self.rt.budget, self.rt.deadline = 1, self.clock.now + 1
+            self.rt.budget, self.rt.begun = 1, self.clock.now
             self.binding.step()
             self._account()
             if self.rt.reason == Reason.STEPPED:
@@ -482,7 +482,7 @@ class Engine:
                 self._window[index] = (npt, gpa, spa & -PAGE)
                 self.physical.open(npt, gpa, index)
                 while True:
-                    rt.budget, rt.deadline = 1, self.clock.now + 1
+                    rt.budget, rt.begun = 1, self.clock.now
                     self.binding.step()
                     self._account()
                     if self._error is not None:

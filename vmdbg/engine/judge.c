@@ -379,7 +379,7 @@ static uint32_t judge(struct runtime *rt, uint64_t address)
     struct hit h = {.j = j, .context = j->scratch, .used = j->used, .cached = ~(uint64_t)0};
     uint64_t flags = 0, value, frames = 0, count[64];
     const struct view *v;
-    h.now = rt->deadline - (uint64_t)rt->budget - (rt->block_start + rt->block_size - address);
+    h.now = rt->begun + (uint64_t)(rt->entered - rt->budget) - (rt->block_start + rt->block_size - address);
     if (j->last_now == h.now && j->last_address == address && j->last_context == rt->context)
         return 1;
     rt->context_save(rt->uc, j->scratch);

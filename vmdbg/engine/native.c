@@ -277,7 +277,7 @@ static uint64_t unexecuted(struct runtime *rt)
 
 static void run_once(struct runtime *rt)
 {
-    int64_t before = rt->budget;
+    int64_t before = rt->entered = rt->budget;
     uint64_t rip;
     rt->special = rt->step | rt->window ? PARTICULAR : rt->mixed ? MIXED : 0;
     rt->reason = 0;
@@ -299,6 +299,7 @@ static void run_once(struct runtime *rt)
         rt->reason = FAILED;
     rt->executed = before - rt->budget - (int64_t)unexecuted(rt);
     rt->budget = before - rt->executed;
+    rt->begun += rt->executed;
 }
 
 /* SYSCALL from 64-bit code to the kernel's, as transfers.py has it; RIP is behind the instruction.  False for every
@@ -360,6 +361,7 @@ static void run(struct runtime *rt)
             break;
         executed += ticks;
         look -= ticks;
+        rt->begun += ticks;
         rt->budget -= ticks;
         if (rt->budget <= 0) {
             rt->reason = BUDGET;
@@ -390,6 +392,7 @@ static void step(struct runtime *rt)
         bool zf = FIELD(rt, uint64_t, at.eflags) & EFLAGS_ZF;
         if (!(rt->rep & 0x100) || zf == ((rt->rep & 0xff) == 0xf3)) {
             rt->executed += rt->block_size;
+            rt->begun += rt->block_size;
             rt->budget -= rt->block_size;
         }
     }

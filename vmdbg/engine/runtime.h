@@ -63,7 +63,7 @@ struct runtime {
     void *on_exit_user;
     on_break_fn on_break;
     void *on_break_user;           /* NULL: every armed breakpoint is Python's */
-    int64_t deadline;              /* guest time at which the budget is used up; kept for on_break only */
+    int64_t begun, entered;        /* guest time and budget when the engine was entered last; for on_break */
     struct branch ring[RING_SLOTS];
 };
 

@@ -105,7 +105,8 @@ class Runtime(ctypes.Structure):
         ("on_exit_user", ctypes.c_void_p),
         ("on_break", ctypes.c_void_p),
         ("on_break_user", ctypes.c_void_p),
-        ("deadline", ctypes.c_int64),
+        ("begun", ctypes.c_int64),
+        ("entered", ctypes.c_int64),
         ("ring", Branch * RING_SLOTS),
     )
 
