@@ -7,24 +7,53 @@ core feature, where QEMU's users expect them. Fields are named as the AMD64 manu
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import TypeAlias
 from xml.sax.saxutils import quoteattr
 
-__all__ = ["Description", "Feature", "Flags", "Register", "x86"]
+__all__ = ["Description", "Enum", "Feature", "Field", "Flags", "Register", "x86"]
+
+MAX_ENUM = (1 << 31) - 1
+"""GDB refuses a description with a larger value in an enum."""
+
+
+@dataclass(frozen=True, slots=True)
+class Enum:
+    """A register type whose values have names; those beyond `MAX_ENUM` are left out, and shown as numbers."""
+
+    id: str
+    size: int
+    values: Mapping[int, str]
+
+    def xml(self) -> str:
+        values = (
+            f'<evalue name={quoteattr(name)} value="{value}"/>' for value, name in self.values.items() if value <= MAX_ENUM
+        )
+        return f'<enum id={quoteattr(self.id)} size="{self.size}">{"".join(values)}</enum>'
+
+
+Field: TypeAlias = int | tuple[int, int] | tuple[int, int, Enum]
+"""A bit, or the lowest and the highest bit of a field, whose values may have names."""
 
 
 @dataclass(frozen=True, slots=True)
 class Flags:
-    """A register type of bit-fields: name -> bit, or (lowest bit, highest bit)."""
+    """A register type of bit-fields, by name.  `size` is in bytes, as that of an enum."""
 
     id: str
     size: int
-    fields: Mapping[str, int | tuple[int, int]]
+    fields: Mapping[str, Field]
+
+    @property
+    def enums(self) -> list[Enum]:
+        """The types of its fields."""
+        return [bits[2] for bits in self.fields.values() if isinstance(bits, tuple) and len(bits) == 3]
 
     def xml(self) -> str:
         out = [f'<flags id={quoteattr(self.id)} size="{self.size}">']
         for name, bits in self.fields.items():
-            start, end = bits if isinstance(bits, tuple) else (bits, bits)
-            out.append(f'<field name={quoteattr(name)} start="{start}" end="{end}"/>')
+            start, end = (bits[0], bits[1]) if isinstance(bits, tuple) else (bits, bits)
+            kind = f" type={quoteattr(bits[2].id)}" if isinstance(bits, tuple) and len(bits) == 3 else ""
+            out.append(f'<field name={quoteattr(name)} start="{start}" end="{end}"{kind}/>')
         return "".join([*out, "</flags>"])
 
 
@@ -34,7 +63,7 @@ class Register:
 
     name: str
     bits: int
-    type: str | Flags = "int"
+    type: str | Flags | Enum = "int"
     group: str = ""
 
     def xml(self) -> str:
@@ -54,8 +83,13 @@ class Feature:
     types: str = ""
 
     def xml(self) -> str:
-        flags = {kind.id: kind for register in self.registers if isinstance(kind := register.type, Flags)}
-        body = [self.types, *(kind.xml() for kind in flags.values()), *(r.xml() for r in self.registers)]
+        kinds: dict[str, Flags | Enum] = {}  # an enum before the flags that use it
+        for register in self.registers:
+            if isinstance(kind := register.type, Flags):
+                kinds |= {enum.id: enum for enum in kind.enums}
+            if not isinstance(kind, str):
+                kinds[kind.id] = kind
+        body = [self.types, *(kind.xml() for kind in kinds.values()), *(r.xml() for r in self.registers)]
         return f"<feature name={quoteattr(self.name)}>{''.join(body)}</feature>"
 
 
@@ -131,11 +165,11 @@ class Description:
 
 
 # fmt: off
-_EFLAGS: dict[str, int | tuple[int, int]] = {
+_EFLAGS: dict[str, Field] = {
     "CF": 0, "PF": 2, "AF": 4, "ZF": 6, "SF": 7, "TF": 8, "IF": 9, "DF": 10, "OF": 11, "IOPL": (12, 13), "NT": 14,
     "RF": 16, "VM": 17, "AC": 18, "VIF": 19, "VIP": 20, "ID": 21,
 }
-_MXCSR: dict[str, int | tuple[int, int]] = {
+_MXCSR: dict[str, Field] = {
     "IE": 0, "DE": 1, "ZE": 2, "OE": 3, "UE": 4, "PE": 5, "DAZ": 6, "IM": 7, "DM": 8, "ZM": 9, "OM": 10, "UM": 11,
     "PM": 12, "RC": (13, 14), "FZ": 15, "MM": 17,
 }

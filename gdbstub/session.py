@@ -455,7 +455,8 @@ class Session:
             self.non_stop.event(event)
         elif isinstance(event, Stop):
             if event.thread.pid in self.attached:
-                if event.text and not self.list_threads:  # lldb takes it in the stop reply
+                # lldb takes it in the stop reply, but shows that of exceptions only, at which its batch mode ends.
+                if event.text and (not self.list_threads or event.reason is Reason.NONE):
                     self.output(event.text + "\n")
                 self._report(event)
         elif isinstance(event, Output):

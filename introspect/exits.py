@@ -8,7 +8,7 @@ from introspect.smm import SMM_IO
 
 __all__ = [
     "EVENT", "EXCEPTION_BASE", "INTERCEPT_CODES", "IOIO", "NPF_INFO", "PF_ERROR", "SMI_INFO", "ExitCode", "describe_event",
-    "describe_exit", "describe_page_fault", "exception_name", "exit_name", "exit_section",
+    "describe_exit", "describe_page_fault", "exception_name", "exit_details", "exit_name", "exit_section",
 ]  # fmt: skip
 
 INTERCEPT_CODES = 6 * 32
@@ -304,8 +304,8 @@ def _describe_apic_access(info1: int, info2: int) -> str:
     return f"{'write' if write else 'read'} of APIC register {offset:#x}{f' ({name})' if name else ''}{vector}"
 
 
-def _details(code: int, info1: int, info2: int) -> str:
-    """The words after the name; empty where the exit information says nothing."""
+def exit_details(code: int, info1: int, info2: int) -> str:
+    """What the exit information adds to the name; empty where it says nothing."""
     if code < 0x20 and info1 & bit(63):
         return f"MOV with {_GPRS[info1 & 15]}"
     if 0x20 <= code < 0x40:
@@ -347,5 +347,5 @@ def describe_exit(code: int, info1: int, info2: int) -> str:
         head = f"undefined exit code {code:#x}"
     else:
         head = member.name if member.description == member.name else f"{member.name} ({member.description})"
-    details = _details(code, info1, info2)
+    details = exit_details(code, info1, info2)
     return f"{head}: {details}" if details else head

@@ -105,6 +105,8 @@ class Field:
     bits: type[Bits] | None = None
     group: str = ""
     clean: int | None = None
+    short: str = ""
+    """What people type instead of the name, where that is another word."""
 
 
 class UnknownField(KeyError):

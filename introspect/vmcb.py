@@ -8,9 +8,12 @@ from introspect.intercepts import word_bits
 from introspect.layout import Bits, Field, Structure, bit, bits
 from introspect.registers import ATTRIB, CR0, CR4, DBGCTL, DR6, DR7, EFER, RFLAGS
 
-__all__ = ["CLEAN", "INT_STATE", "MISC_CTL", "MISC_CTL2", "SEGMENTS", "VMCB", "VMCB_SIZE", "V_INTR"]
+__all__ = [
+    "CLEAN", "CONTROL", "EXIT_WRITES", "INT_STATE", "MISC_CTL", "MISC_CTL2", "NAMES", "SEGMENTS", "VMCB", "VMCB_SIZE", "V_INTR",
+]  # fmt: skip
 
 VMCB_SIZE = 0x1000
+SAVE_AREA = 0x400
 
 
 class V_INTR(Bits):
@@ -78,7 +81,7 @@ class AVIC_PHYSICAL(Bits):
 
 
 SEGMENTS = ("es", "cs", "ss", "ds", "fs", "gs", "gdtr", "ldtr", "idtr", "tr")
-"""The segment records in order of offset, from 0x400, 16 bytes each."""
+"""The segment records in order of offset, from `SAVE_AREA`, 16 bytes each."""
 
 _SEGMENT_CLEAN = {"es": 8, "cs": 8, "ss": 8, "ds": 8, "gdtr": 7, "idtr": 7}
 
@@ -96,7 +99,7 @@ _CONTROL = [
     Field("iopm_base_pa", 0x040, 8, None, "intercepts", 1),
     Field("msrpm_base_pa", 0x048, 8, None, "intercepts", 1),
     Field("tsc_offset", 0x050, 8, None, "control", 0),
-    Field("guest_asid", 0x058, 4, None, "control", 2),
+    Field("guest_asid", 0x058, 4, None, "control", 2, "asid"),
     Field("tlb_control", 0x05C, 1, TLB_CONTROL, "control"),
     Field("erap_control", 0x05D, 1, None, "control"),
     Field("v_intr", 0x060, 8, V_INTR, "interrupts", 3),
@@ -109,7 +112,7 @@ _CONTROL = [
     Field("avic_apic_bar", 0x098, 8, None, "avic", 11),
     Field("ghcb_gpa", 0x0A0, 8, None, "sev"),
     Field("eventinj", 0x0A8, 8, EVENT, "interrupts"),
-    Field("n_cr3", 0x0B0, 8, None, "nested paging", 4),
+    Field("n_cr3", 0x0B0, 8, None, "nested paging", 4, "ncr3"),
     Field("misc_ctl2", 0x0B8, 8, MISC_CTL2, "control", 10),
     Field("vmcb_clean", 0x0C0, 4, CLEAN, "control"),
     Field("nrip", 0x0C8, 8, None, "exit"),
@@ -127,7 +130,7 @@ _CONTROL = [
 
 def _segment(number: int, name: str) -> list[Field]:
     """One 16-byte segment record (APM2 appendix B, table B-2)."""
-    start, clean = 0x400 + 16 * number, _SEGMENT_CLEAN.get(name)
+    start, clean = SAVE_AREA + 16 * number, _SEGMENT_CLEAN.get(name)
     return [
         Field(f"{name}.selector", start, 2, None, "segments", clean),
         Field(f"{name}.attrib", start + 2, 2, ATTRIB, "segments", clean),
@@ -172,3 +175,11 @@ _SAVE = [
 ]
 
 VMCB = Structure("VMCB", VMCB_SIZE, [*_CONTROL, *_SAVE])
+
+CONTROL = tuple(field for field in VMCB if field.offset < SAVE_AREA)
+EXIT_WRITES = frozenset(
+    field.name for field in CONTROL if field.group == "exit" or field.name in ("v_intr", "int_state", "eventinj")
+)
+"""Fields of the control area that #VMEXIT writes (APM2 15.6)."""
+NAMES = {name: field for field in VMCB for name in (field.name, field.short) if name}
+"""Fields by name and by what people type instead."""

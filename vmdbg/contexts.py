@@ -29,6 +29,8 @@ _SAVED = {
     **{name: name for name in ("cr0", "cr2", "cr3", "cr4", "efer")},
 }  # fmt: skip
 """Registers that a save area has fields for, by gdb's names."""
+_SHARED = frozenset(("fs", "gs", "fs_base", "gs_base", "k_gs_base", "cr2", "cr8"))
+"""What VMRUN does not save for the host: while a guest runs the processor has it, whoever loaded it last."""
 NUMBERS = {name: number for number, name in enumerate(GENERAL)} | {
     "e" + name[1:]: number for number, name in enumerate(GENERAL[:8])
 }
@@ -147,6 +149,7 @@ class LiveContext:
         elif name in ("rip", "eip"):
             s.rip = value if s.is_code64 else (value - s.base(CS)) & 0xFFFFFFFF
             s.shadow = False
+            cpu.postponed = None  # of what it was about to do elsewhere nothing comes
         elif name == "eflags":
             s.rflags = value
             s.refresh()
@@ -212,6 +215,8 @@ class SavedContext:
             if number in self.vcpu.changed:
                 return self.vcpu.changed[number]
             return self.vcpu.registers[number]
+        if self.vcpu is None and name in _SHARED:
+            return self.cpu.lapic.cr8 if name == "cr8" else LiveContext(self.cpu).read(name)
         if name in ("rip", "eip"):
             return linear_pc(self._get("cs.base"), self._get("rip"), code64=self._code64())
         if name in _SAVED:
@@ -224,6 +229,8 @@ class SavedContext:
 
     def write(self, name: str, value: int) -> bool:
         number = NUMBERS.get(name)
+        if self.vcpu is None and name in _SHARED:
+            return value == self.read(name)
         if number is not None and number not in (0, 4):
             if self.vcpu is None or self.change is None:
                 return False

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 
-from gdbstub.description import Description, x86
+from gdbstub.description import Description
 from gdbstub.target import (
     Action,
     BreakpointKind,
@@ -24,6 +23,7 @@ from gdbstub.trace import Trace
 from vmdbg.block import Block
 from vmdbg.boot.elf import is_elf64
 from vmdbg.breakpoints import EXECUTE, Breakpoints
+from vmdbg.catchpoints import Catchpoints
 from vmdbg.contexts import Context, LiveContext, read_memory, write_memory
 from vmdbg.executables import WIDE, Executables
 from vmdbg.history import HOST, KnownGuest
@@ -33,11 +33,10 @@ from vmdbg.monitor import Monitor
 from vmdbg.options import UsageError
 from vmdbg.platform.clock import TICKS_PER_SECOND
 from vmdbg.regions import region
+from vmdbg.registers import Registers, description
 from vmdbg.running import Running
 from vmdbg.spaces import Spaces
 from vmdbg.watchpoints import Watchpoints
-
-_description = cache(x86)
 
 
 class Debugger(Spaces):
@@ -55,13 +54,16 @@ class Debugger(Spaces):
         self.trace = Trace(self, lambda: self.machine.clock.now, TICKS_PER_SECOND // 1_000_000)
         self._use(machine)
 
-    def _use(self, machine: Machine) -> None:
+    def _use(self, machine: Machine, former: Catchpoints | None = None) -> None:
+        """`former`: the catchpoints of the machine before, which stay."""
         self.machine = machine
         self.history = machine.history
         self.who = Inferiors(machine)
+        self.registers = Registers(self.who)
         self.breakpoints = Breakpoints(machine)
         self.watchpoints = Watchpoints(machine, self.breakpoints, self.who.first_context)
-        self.running = Running(machine, self.who, self.breakpoints, self.watchpoints, self, self.trace)
+        self.catchpoints = Catchpoints(self.registers, former)
+        self.running = Running(machine, self.who, self.breakpoints, self.watchpoints, self.catchpoints, self, self.trace)
         self.running.input = self._input
         self.executables.image = machine.image.debug_file
         self._descriptions: dict[int, Description] = {}
@@ -85,7 +87,7 @@ class Debugger(Spaces):
 
     def description(self, pid: int) -> Description:
         """As it was when a client attached: its register block keeps its layout through all changes of mode."""
-        return self._descriptions.get(pid) or _description(self._architecture(pid))
+        return self._descriptions.get(pid) or description(self._architecture(pid))
 
     def _architecture(self, pid: int) -> str:
         """Chosen by hand, or of the symbols, or of the mode the inferior is in.
@@ -107,7 +109,7 @@ class Debugger(Spaces):
     def attach(self, pid: int) -> None:
         if pid != HOST:
             self.guest(pid)
-        self._descriptions[pid] = _description(self._architecture(pid))
+        self._descriptions[pid] = description(self._architecture(pid))
         self._blocks.pop(pid, None)
         self.running.attached.add(pid)
 
@@ -120,47 +122,38 @@ class Debugger(Spaces):
     # Registers and memory
 
     def read_registers(self, thread: ThreadId) -> bytes:
-        description = self.description(thread.pid)
+        described = self.description(thread.pid)
         context = self.context(thread)
         if isinstance(context, LiveContext):
             block = self._blocks.get(thread.pid)
             if block is None:
-                block = self._blocks[thread.pid] = Block(description)
+                block = self._blocks[thread.pid] = Block(described)
             return block.read(context)
         return b"".join(
             ((context.read(r.name) or 0) & ((1 << r.bits) - 1)).to_bytes(r.bits // 8, "little")
-            for r in description.registers[: description.block_count]
+            for r in described.registers[: described.block_count]
         )
 
     def write_registers(self, thread: ThreadId, block: bytes) -> None:
-        description = self.description(thread.pid)
-        context = self.context(thread)
+        described = self.description(thread.pid)
         at = 0
-        for register in description.registers[: description.block_count]:
+        for register in described.registers[: described.block_count]:
             size = register.bits // 8
             value = int.from_bytes(block[at : at + size], "little")
             at += size
-            if value != (context.read(register.name) or 0) & ((1 << register.bits) - 1):
-                self._write(context, register.name, value)
+            if value != (self.registers.read(thread, register.name) or 0) & ((1 << register.bits) - 1):
+                self.registers.write(thread, register.name, value)
 
     def read_register(self, thread: ThreadId, number: int) -> bytes | None:
         register = self.description(thread.pid).registers[number]
-        value = self.context(thread).read(register.name)
+        value = self.registers.read(thread, register.name)
         if value is None:
             return None
         return (value & ((1 << register.bits) - 1)).to_bytes(register.bits // 8, "little")
 
     def write_register(self, thread: ThreadId, number: int, value: bytes) -> None:
         name = self.description(thread.pid).registers[number].name
-        self._write(self.context(thread), name, int.from_bytes(value, "little"))
-
-    @staticmethod
-    def _write(context: Context, name: str, value: int) -> None:
-        if not context.write(name, value):
-            raise TargetError(
-                f"{name} cannot be set to {value:#x} in this thread: it would need a descriptor, or is not saved; "
-                "stop where the thread executes, or let the program load it"
-            )
+        self.registers.write(thread, name, int.from_bytes(value, "little"))
 
     def read_memory(self, thread: ThreadId, address: int, length: int) -> bytes:
         return read_memory(self.machine.ram, self.context(thread), address, length)
@@ -265,7 +258,7 @@ class Debugger(Spaces):
         self.running.ended = True
         rule, manner = self.breakpoints.rule, self.running.manner
         try:
-            self._use(self.restart(arguments))
+            self._use(self.restart(arguments), self.catchpoints)
             self.breakpoints.rule, self.running.manner = rule, manner
         except UsageError as error:
             raise TargetError(str(error)) from None

@@ -70,14 +70,14 @@ class KnownGuest:
             Exit(r.number, self.number, r.cpu, r.vmcb, r.time, r.rip, r.code, r.info1, r.info2, r.intinfo) for r in kept
         ]
 
-    def last_exit(self, cpu: int | None = None) -> Record:
+    def last_exit(self, cpu: int | None = None, *, refused: bool = False) -> Record:
         """The last exit, on one CPU or any, if it is among those kept: else one of number 0.
 
-        A VMRUN that was refused is none.
+        A VMRUN that was `refused` is one only if that is asked for.
         """
         count, records = self.ring.count, self.ring.records
         kept = (records[number % KEEP] for number in range(count - 1, max(0, count - KEEP) - 1, -1))
-        return next((r for r in kept if cpu in (None, r.cpu) and r.code != ExitCode.INVALID), Record())
+        return next((r for r in kept if cpu in (None, r.cpu) and (refused or r.code != ExitCode.INVALID)), Record())
 
 
 class Exit(NamedTuple):
@@ -217,6 +217,11 @@ class History:
             children = [guest for guest in self._living() if self.parent(guest) == parent]
             newest = max(children, key=lambda guest: guest.last_exit(cpu).number, default=None)
         return parent
+
+    def last_vmcb(self, cpu: int) -> int | None:
+        """The VMCB that a CPU left last, or that VMRUN refused; None if there is none yet."""
+        last = max((guest.last_exit(cpu, refused=True) for guest in self._living()), key=lambda r: r.number, default=None)
+        return last.vmcb if last is not None and last.number else None
 
     def _living(self) -> Iterator[KnownGuest]:
         return (guest for guest in self.guests.values() if not guest.gone)

@@ -53,9 +53,10 @@ class Holds:
 
     def end(self) -> None:
         """All threads stop together again."""
-        self.active = False
-        self._threads.clear()
-        self.tell_cpus()
+        if self.active:
+            self.active = False
+            self._threads.clear()
+            self.tell_cpus()
 
     def tell_cpus(self) -> None:
         for cpu in self.machine.cpus:
@@ -65,13 +66,14 @@ class Holds:
         """What it means for a CPU now."""
         if not self.stops(self.inferiors.thread_on(cpu)):
             return Hold.NO
-        return Hold.STANDS if cpu.guest is None or self.stops(ThreadId(HOST, cpu.index + 1)) else Hold.WAITS
+        # Amid an instruction or event, where a catchpoint stops, nothing comes between.
+        stands = cpu.guest is None or cpu.postponed is not None or self.stops(ThreadId(HOST, cpu.index + 1))
+        return Hold.STANDS if stands else Hold.WAITS
 
     def stops(self, thread: ThreadId) -> bool:
         """Whether a thread stands still."""
-        return thread in self._threads and thread.pid not in self._needed
+        return thread in self._threads and thread.pid not in self._needed()
 
-    @property
     def _needed(self) -> set[int]:
         """The hypervisors of guests that step."""
         history, found = self.inferiors.history, set()

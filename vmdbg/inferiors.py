@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from gdbstub.target import Inferior, TargetError, Thread, ThreadId
@@ -67,6 +67,12 @@ class Inferiors:
             for vcpu in guest.vcpus.values()
         ]  # fmt: skip
 
+    def thread_ids(self, pid: int) -> Collection[ThreadId]:
+        """Those of `threads`, for who needs no more."""
+        if pid == HOST:
+            return [ThreadId(HOST, cpu.index + 1) for cpu in self.machine.cpus]
+        return [ThreadId(pid, vcpu.thread) for vcpu in self.guest(pid).vcpus.values()]
+
     def _cpu_state(self, cpu: Processor) -> str:
         if cpu.guest is not None:
             return f"in guest {self.history.by_vmcb[cpu.guest.vmcb][0].number}"
@@ -101,6 +107,13 @@ class Inferiors:
             raise TargetError(f"there is no CPU {thread.tid - 1}; `info threads` lists them")
         cpu = cpus[thread.tid - 1]
         return LiveContext(cpu) if cpu.guest is None else SavedContext(cpu, cpu.host_save_area(), None)
+
+    def vmcb(self, thread: ThreadId) -> int | None:
+        """Address of a guest thread's VMCB; for a CPU of the hypervisor, of the one it ran last or runs."""
+        if thread.pid != HOST:
+            return self.vcpu(thread).vmcb
+        cpu = self.machine.cpus[thread.tid - 1]
+        return cpu.guest.vmcb if cpu.guest is not None else self.history.last_vmcb(cpu.index)
 
     def thread_on(self, cpu: Cpu) -> ThreadId:
         """The thread that a CPU executes now."""

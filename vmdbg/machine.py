@@ -366,6 +366,8 @@ class Machine:
         limit = self.config.max_time
         if limit is not None:
             end = min(end, limit)
+        if self.cpu.postponed is not None and not self.cpu.hold and self.exit_status is None:
+            return self.cpu  # amid an instruction or event: nothing comes between
         while True:
             if self._reset_requested and self.config.reboot:
                 self._reset()

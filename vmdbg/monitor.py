@@ -19,17 +19,19 @@ from introspect.commands import (
     default_registry,
 )  # fmt: skip
 from introspect.commands.render import columns
-from introspect.exits import ExitCode, exit_name
+from introspect.exits import ExitCode
 from introspect.memtypes import Caching
 from introspect.paging import NestedTranslation, PagingState, nested_translate
 from introspect.rules import Processor as RuleProcessor
 from introspect.sources import Memory
 from vmdbg import spaces
 from vmdbg.boot.image import ImageError
+from vmdbg.catching import Catch
 from vmdbg.contexts import Context as ThreadContext
 from vmdbg.cpu.core import Notice
 from vmdbg.history import HOST, KnownGuest
 from vmdbg.points import PointCommands
+from vmdbg.registering import ShowRegisters
 from vmdbg.results import Text
 from vmdbg.running_commands import RunningCommands
 from vmdbg.svm import world
@@ -47,14 +49,14 @@ class Monitor:
     def __init__(self, debugger: Debugger) -> None:
         self.debugger = debugger
         self.thread = ThreadId(1, 1)
-        """For whose inferior a command is."""
+        """The one that a command means if none is named."""
         self.registry = default_registry()
         for command in (
             Command("stop-on", "stop-on vmexit CODE [GUEST] | vmrun-fail | shutdown | stale | nothing",
                     "Stop at the next #VMEXIT with this code, or at what a hypervisor does wrong.\n"
                     "vmrun-fail: VMRUN refuses a VMCB; shutdown: a guest ends so; stale: a strict mode has used\n"
                     "something that the hypervisor forgot to flush. `why` tells more.\n"
-                    "CODE is a name (npf, cpuid, vmmcall) or a number. Once; GUEST limits it to one guest.\n"
+                    "`stop-on vmexit npf 2` is `catch once vmexit npf guest 2`, see there.\n"
                     "  monitor stop-on vmexit npf\n  monitor stop-on vmexit 0x7b 2", self._stop_on),
             Command("guest", "guest name|merge|split|parent N ...", "Correct the guess which VMCBs are one guest, and whose.\n"
                     "  monitor guest name 2 linux      call guest 2 so\n"
@@ -85,6 +87,9 @@ class Monitor:
             Command("time", "time", "Guest time in ticks (bytes of code executed).", self._time),
             *RunningCommands(debugger).commands,
         ):  # fmt: skip
+            self.registry.add(command)
+        self.catch = Catch(debugger)
+        for command in (*self.catch.commands, *ShowRegisters(debugger).commands):
             self.registry.add(command)
 
     def run(self, line: str, write: Callable[[str], object], thread: ThreadId) -> None:
@@ -204,14 +209,10 @@ class Monitor:
             raise arguments.error(
                 " ".join(words) or "nothing", f"stop-on takes `vmexit` and an exit code, or one of {', '.join(Notice)}"
             )
-        code = _exit_code(arguments, words[1])
-        guest: int | None = None
         if len(words) == 3:
-            guest = self._number(arguments, words[2])
-            self.debugger.guest(guest)
-        arguments.words = []
-        self.debugger.running.stop_codes[code] = guest
-        return Text(f"will stop at the next #VMEXIT {exit_name(code)}" + (f" of guest {guest}" if guest else ""))
+            self.debugger.guest(self._number(arguments, words[2]))
+            arguments.words = [*words[:2], "guest", words[2]]
+        return self.catch.set(arguments, once=True)
 
     @staticmethod
     def _number(arguments: Arguments, word: str) -> int:
@@ -323,7 +324,7 @@ class Monitor:
     def _why(self, context: Context, arguments: Arguments) -> Result:
         arguments.done()
         machine = self.debugger.machine
-        stop = self.debugger.running.last_stop
+        stop = self.debugger.running.why()
         reasons = [*([stop] if stop else []), *list(self.debugger.history.notices)[-5:]]
         reasons += [f"CPU {cpu.index}: {cpu.last_fault}" for cpu in machine.cpus if cpu.last_fault]
         if machine.ended:
@@ -333,15 +334,4 @@ class Monitor:
     def _time(self, context: Context, arguments: Arguments) -> Result:
         arguments.done()
         return Text(f"{self.debugger.machine.clock.now} ticks")
-
-
-def _exit_code(arguments: Arguments, word: str) -> int:
-    for code in ExitCode:
-        if code.name == word.upper():
-            return int(code)
-    try:
-        return int(word, 0)
-    except ValueError:
-        remedy = "use npf, cpuid, ioio, vmmcall ... or a number"
-        raise arguments.error(word, "there is no exit code of this name", remedy) from None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gdbstub.target import (
@@ -26,6 +27,7 @@ from gdbstub.trace import Trace
 from introspect.exits import EVENT, ExitCode, exit_name
 from vmdbg.agents import Agents
 from vmdbg.breakpoints import Breakpoint, Breakpoints
+from vmdbg.catchpoints import Catchpoints
 from vmdbg.contexts import Context, LiveContext, SavedContext
 from vmdbg.cpu.faults import Kind
 from vmdbg.cpu.processor import Processor
@@ -62,9 +64,9 @@ class Running:
     """
 
     def __init__(
-        self, machine: Machine, inferiors: Inferiors, breakpoints: Breakpoints, watchpoints: Watchpoints, target: Target,
-        trace: Trace,
-    ) -> None:
+        self, machine: Machine, inferiors: Inferiors, breakpoints: Breakpoints, watchpoints: Watchpoints,
+        catchpoints: Catchpoints, target: Target, trace: Trace,
+    ) -> None:  # fmt: skip
         self.machine = machine
         self.trace = trace
         self.agents = Agents(target, machine, trace, lambda text: self._events.append(Output(text)))
@@ -72,16 +74,14 @@ class Running:
         self.inferiors = inferiors
         self.breakpoints = breakpoints
         self.watchpoints = watchpoints
+        self.catchpoints = catchpoints
         self.manner = Manner()
         self.attached: set[int] = set()
-        self.stop_codes: dict[int, int | None] = {}
-        """EXITCODEs to stop on next, to the guest they are for (None: any)."""
         self.into_guest = False
         """Stop at the first instruction of a guest behind the next VMRUN."""
         self.wanted_guest: int | None = None
         """The guest that is meant; None: any."""
-        self.last_stop = ""
-        """The last stop, in words."""
+        self.last_stop: Stop | None = None
         self.ended = False
         """The machine is at its end, and the client has been told or needs not be."""
         self._acting: dict[ThreadId, Action] = {}
@@ -110,7 +110,7 @@ class Running:
         self.holds.end()
         self._acting = dict(actions)
         pids = {thread.pid for thread in actions}
-        self._resting = {ThreadId(pid, t.tid) for pid in pids for t in self.inferiors.threads(pid)} - actions.keys()
+        self._resting = {thread for pid in pids for thread in self.inferiors.thread_ids(pid)} - actions.keys()
         self._steppings = {}
         self._start(actions)
 
@@ -184,7 +184,7 @@ class Running:
         """Those that run for the client."""
         if not self.holds.active:
             return [thread for thread in self._acting if self.inferiors.alive(thread.pid)]
-        threads = (ThreadId(pid, thread.tid) for pid in self.attached for thread in self.inferiors.threads(pid))
+        threads = (thread for pid in self.attached for thread in self.inferiors.thread_ids(pid))
         return [thread for thread in threads if thread not in self.holds]
 
     @property
@@ -226,15 +226,18 @@ class Running:
         return event
 
     def _stopped(self, stop: Stop) -> None:
-        self.last_stop = self._in_words(stop)
+        self.last_stop = stop
         if not self.holds.active:
             self._steppings = {}
         else:
             self.holds.add([stop.thread])
             self._steppings.pop(stop.thread, None)
 
-    def _in_words(self, stop: Stop) -> str:
-        """Who, where and why; in the hypervisor also how the last guest has left on its CPU."""
+    def why(self) -> str:
+        """The last stop in words: who, where and why; in the hypervisor also how the last guest has left on its CPU."""
+        stop = self.last_stop
+        if stop is None or not self.inferiors.alive(stop.thread.pid):
+            return ""
         why = stop.text.strip("[]") or {Reason.NONE: "a step or an interrupt"}.get(stop.reason, f"a {stop.reason.value}")
         who = self.inferiors.name(stop.thread)
         pc = self.inferiors.context(stop.thread).read("rip") or 0
@@ -253,9 +256,10 @@ class Running:
         """Run a little; an event if something happened that the client must know."""
         for thread in [thread for thread in self._steppings if not self.inferiors.alive(thread.pid)]:
             del self._steppings[thread]
+        self.catchpoints.live = self._client_waits
         collecting = any(thread not in self.holds for thread in self.trace.stepping)
         self.history.watching = bool(
-            self._steppings or collecting or self.stop_codes or self.watchpoints or self.holds or self.into_guest
+            self._steppings or collecting or self.watchpoints or self.holds or self.into_guest
         )
         self.agents.judge.enabled = not (self._steppings or collecting)
         if self._steppings:
@@ -382,10 +386,7 @@ class Running:
             cpu.pause = True
         if not self._client_waits:
             return
-        if code in self.stop_codes and self.stop_codes[code] in (None, owner.number):
-            del self.stop_codes[code]
-            self._stop_behind_exit(cpu, thread, f"#VMEXIT {exit_name(code)} of {owner.name}")
-        elif self._entering:
+        if self._entering:
             refused = f"VMRUN has not entered {owner.name}: {cpu.last_fault}"
             left = f"VMRUN has entered {owner.name}, which left at once by #VMEXIT {exit_name(code)}"
             self._stop_behind_exit(cpu, host, f"[{refused if code == ExitCode.INVALID else left}]")
@@ -453,9 +454,12 @@ class Running:
     def _happened(self, event: Event) -> StubEvent | None:
         machine = self.machine
         cpu = machine.cpu
+        caught = self._caught()
         if self._exit_stop is not None:
             stop, self._exit_stop, self._entering = self._exit_stop, None, False
-            return stop
+            return stop if caught is None else replace(stop, text=f"{stop.text}; {caught.text}")
+        if caught is not None:
+            return caught
         if self.history.stopped_for and self._client_waits:
             text, self.history.stopped_for = self.history.stopped_for, ""
             return Stop(self._reported(self.inferiors.thread_on(cpu)), text=f"[{text}]")
@@ -485,6 +489,11 @@ class Running:
         elif self.watchpoints.noted:
             return self._fired(self.inferiors.thread_on(cpu), self.watchpoints.due(), None)
         return None
+
+    def _caught(self) -> Stop | None:
+        """The stop of a catchpoint, if one was hit."""
+        caught = self.catchpoints.take()
+        return Stop(self._reported(caught.thread), text=caught.text) if caught is not None else None
 
     def _machine_ended(self) -> StubEvent | None:
         machine = self.machine
@@ -545,6 +554,8 @@ class Running:
             if known is None:
                 parent = ThreadId(HOST, self.machine.cpu.index + 1)
                 self._events.append(Created(self.inferiors.first_thread(number), parent))
+                if self.catchpoints.started(number) and (stop := self._caught()) is not None:
+                    self._events.append(stop)
                 continue
             self._events += [ThreadStarted(ThreadId(number, tid)) for tid in sorted(threads - known)]
             self._events += [ThreadEnded(ThreadId(number, tid)) for tid in sorted(known - threads)]

@@ -230,8 +230,8 @@ def play(gdb: Session, out: Transcript, machine: Machine) -> None:
     gdb("inferior 1", r"thread 1\.1")
     gdb("tbreak run if guest->number == 4", r"Temporary breakpoint 2 at")
     gdb("continue", r"hit Temporary breakpoint 2, run ")
-    gdb("monitor stop-on vmexit npf", r"will stop")
-    gdb("continue", r"vmexit \(\) at vmrun\.S:\d+")
+    gdb("monitor tcatch vmexit npf", r"Catchpoint 1")
+    gdb("continue", r"catchpoint 1: #VMEXIT NPF of guest 5: write of .*gpa 0x40000", r"vmexit \(\) at vmrun\.S:\d+")
     gdb("monitor guests", r"^\W+2 .*4-level over 4-level", r"^\W+3 .*PAE over 4-level", r"^\W+5 .*off over 4-level")
     say(
         "All four are there, each in another paging mode; the stray one is number 5. Attach to it: where was it, "

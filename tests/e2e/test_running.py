@@ -101,11 +101,11 @@ def test_steps_pass_over_interrupts(gdb: Gdb, serve: Serve, hypervisor: Path, tm
 def test_stop_on_vmexit(gdb: Gdb, serve: Serve, hypervisor: Path) -> None:
     served = serve(hypervisor)
     served.connect(gdb)
-    assert "will stop at the next #VMEXIT NPF" in gdb("monitor stop-on vmexit npf")
+    assert "Catchpoint 1 (once vmexit npf)" in gdb("monitor stop-on vmexit npf")
     printed = gdb("continue")
     assert "#VMEXIT NPF of guest" in printed
     assert "vmexit () at" in printed
-    assert "there is no exit code of this name" in gdb("monitor stop-on vmexit nonsense")
+    assert "nonsense: a code is a number" in gdb("monitor stop-on vmexit nonsense")
     assert "there is no guest 9" in gdb("monitor stop-on vmexit npf 9")
     attach(gdb, 3, hypervisor.parent / "guestpae.elf")
     gdb("monitor stop-on vmexit 0x81 3")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,9 +50,7 @@ def test_two_guests_and_a_run_that_does_not_notice(
     # Steps: many of one guest, some of the hypervisor.
     gdb("inferior 2")
     gdb("delete 2")
-    started = time.monotonic()
     gdb("stepi 10000")
-    assert time.monotonic() - started < 30
     assert gdb.value("$_inferior") == 2
     gdb("inferior 1")
     gdb("break handle_exit")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from enum import IntEnum, StrEnum
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from introspect.address import Gpa
 from introspect.paging import Access, Fault, Nested, NestedFault, PagingState, pdpte_reserved, translate
-from vmdbg.engine.engine import Engine
+from vmdbg.engine.engine import Engine, Stop
 from vmdbg.engine.physical import WATCH_WRITE, Npt, Shadow
 from vmdbg.engine.state import SS, TR, CpuState
 from vmdbg.platform.cpuid import MONITOR_LINE
@@ -122,6 +123,25 @@ class Observer(Protocol):
         """Addresses of the 128 bytes of general registers and of the exit ring, where C is to leave those of a VMCB."""
 
 
+class Catches(Protocol):
+    """Who waits for what a processor does (vmdbg/catchpoints.py).  Each is asked before it happens, and True postpones it."""
+
+    def instruction(self, cpu: Cpu, code: int) -> bool:
+        """The instruction that the engine stopped before, with this exit code: VMRUN, or one of MSRs or control registers."""
+
+    def port(self, cpu: Cpu, insn: Instruction, port: int, size: int) -> bool:
+        """An access that is permitted, before a hypervisor may intercept it."""
+
+    def exception(self, cpu: Cpu, event: Event) -> bool:
+        """Before a hypervisor may intercept it."""
+
+    def triple_fault(self, cpu: Cpu) -> bool:
+        """Before a hypervisor may intercept it."""
+
+    def exited(self, cpu: Cpu, guest: Guest, code: int, info1: int, info2: int) -> None:
+        """A guest has left: its VMCB says so, and the host is about to go on."""
+
+
 class Line(NamedTuple):
     """A line of memory under MONITOR: where, and what it held.  One that still holds that has not been stored to."""
 
@@ -170,6 +190,13 @@ class Cpu:
         """What MWAIT, while `halted`, waits for a store to."""
         self.pause = False
         """Set by whoever wants the CPU to return at the next instruction boundary, as observers of world switches do."""
+        self.catches: Catches | None = None
+        """Who waits for its events: None while nobody does."""
+        self.postponed: Callable[[], Stop | None] | None = None
+        """What `catches` has had wait: the CPU has paused amid an instruction or event, and goes on with this, which gives a stop
+        of the engine that followed."""
+        self.port_seen = False
+        """`catches` has seen the port access that is about to be made: a watchpoint has stopped it once more."""
         self.hold = Hold.NO
         self.vmcb_cache: VmcbCache | None = None
         """What it remembers of VMCBs, if clean bits are to be taken at their word."""

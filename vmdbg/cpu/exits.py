@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from introspect.exits import PF_ERROR, ExitCode
 from introspect.paging import NestedFault
 from introspect.registers import CR4
@@ -38,6 +40,13 @@ def act(cpu: Cpu, stop: Stop) -> Stop | None:
         code = taken_for(cpu, code)
     if EXCEPTION <= code < _END:
         return _exception(cpu, code - EXCEPTION)
+    if cpu.catches is not None and cpu.catches.instruction(cpu, code):
+        cpu.postponed = partial(_instruction, cpu, code)
+        return None
+    return _instruction(cpu, code)
+
+
+def _instruction(cpu: Cpu, code: int) -> Stop | None:
     guest = cpu.guest
     if code == _SWINT:
         vector, size, opcode = transfers.software_interrupt(cpu)
@@ -128,6 +137,14 @@ def _string_io(cpu: Cpu) -> None:
 def _io(cpu: Cpu, insn: Instruction, port: int, size: int) -> None:
     """The order is that of APM2 15.10.2: permission of the port, intercept, and only then what the access may raise."""
     ports.permitted(cpu, port, size)
+    seen, cpu.port_seen = cpu.port_seen, False
+    if cpu.catches is not None and not seen and cpu.catches.port(cpu, insn, port, size):
+        cpu.postponed = partial(_permitted_io, cpu, insn, port, size)
+    else:
+        _permitted_io(cpu, insn, port, size)
+
+
+def _permitted_io(cpu: Cpu, insn: Instruction, port: int, size: int) -> None:
     if world.io_intercepted(cpu, port, size):
         world.io_exit(cpu, insn, port, size)
     else:

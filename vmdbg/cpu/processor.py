@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import IntEnum, auto
+from functools import partial
 
 from introspect.exits import ExitCode
 from vmdbg.engine.engine import VMEXIT, Engine, Stop
@@ -22,6 +24,8 @@ from .faults import CpuFault, NestedPageFault, WatchedAccess
 from .pending import Pending
 
 _EXIT, _UNDEFINED = int(Reason.EXIT), VMEXIT + int(ExitCode.EXCP_UD)
+_POSTPONED = Stop(-1)
+"""In place of a stop of the engine: the processor goes on with what was postponed."""
 
 
 class Outcome(IntEnum):
@@ -42,7 +46,8 @@ class Outcome(IntEnum):
     WATCHED = auto()
     """An instruction is about to access a watched page at `watched` (a system-physical address)."""
     PAUSED = auto()
-    """At a boundary where `pause` was found set, or where there was input for the debugger."""
+    """At a boundary where `pause` was found set, or where there was input for the debugger; or amid an instruction or event:
+    `postponed`."""
 
 
 class Processor(Pending):
@@ -96,9 +101,18 @@ class Processor(Pending):
             if self.pause:
                 self.pause = False
                 return Outcome.PAUSED
+            if self.postponed is not None and not self.hold:
+                outcome = self._stopped(_POSTPONED)
+                if step or outcome is not None:
+                    return outcome or (Outcome.SHUTDOWN if self.shutdown else Outcome.STEPPED)
+                if clock.changes != changes:
+                    return Outcome.DEADLINE
+                continue
             quiet = self.quiet()
             if not quiet and self.take_event():
                 steps.trap(self)
+                if self.postponed is not None:
+                    return Outcome.PAUSED
                 if step:
                     return Outcome.INTERRUPTED
                 if clock.now >= deadline:
@@ -199,7 +213,11 @@ class Processor(Pending):
                 return Outcome.BREAKPOINT
             elif reason == Reason.ASKED:
                 return Outcome.PAUSED
-            elif reason == Reason.STEPPED and not self.due:
+            elif stop is _POSTPONED:
+                following = self._let_go()
+                if following is not None:
+                    return self._stopped(following)
+            elif reason == Reason.STEPPED and not self.due and self.postponed is None:
                 return Outcome.STEPPED
         except CpuFault as fault:
             raise_event(self, fault.event())
@@ -207,9 +225,15 @@ class Processor(Pending):
             world.nested_fault_exit(self, nested.fault, None)
         except WatchedAccess as access:
             self.watched = Stop(reason, stop.code, watched=access.spa, write=access.write)
+            self.port_seen = stop is _POSTPONED
             return Outcome.WATCHED
         steps.trap(self)
-        return None
+        return None if self.postponed is None else Outcome.PAUSED
+
+    def _let_go(self) -> Stop | None:
+        """Do what was postponed."""
+        action, self.postponed = self.postponed, None
+        return action() if action is not None else None
 
     def _attend(self) -> Outcome | None:
         """Look at the instruction at RIP, then have it executed after all."""
@@ -271,5 +295,12 @@ class Processor(Pending):
         if due is None or not guest.intercepts(ExitCode.EXCP_DB):
             outcome = self._stopped(stop)
         if due is not None and self.guest is guest:
-            world.vmexit(self, *due)
+            if self.postponed is not None:
+                self.postponed = partial(self._exit_behind, self.postponed, due)
+            else:
+                world.vmexit(self, *due)
         return outcome
+
+    def _exit_behind(self, action: Callable[[], Stop | None], due: tuple[int, int, int]) -> None:
+        action()
+        world.vmexit(self, *due)

@@ -50,7 +50,7 @@ def init(cpu: Cpu) -> None:
     s.nmi_blocked = False
     s.shadow = False
     cpu.halted = cpu.shutdown = False
-    cpu.monitored = None
+    cpu.monitored = cpu.postponed = None
     s.refresh(0)
     cpu.hold_pdptes()
     cpu.guard_tasks()

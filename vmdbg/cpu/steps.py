@@ -42,7 +42,7 @@ def step(cpu: Cpu) -> Stop:
 
 def trap(cpu: Cpu) -> None:
     """Raise the #DB that is due behind an instruction, if one is."""
-    if cpu.due:
+    if cpu.due and cpu.postponed is None:
         bits, cpu.due = cpu.due, 0
         if bits & DR6_BS and cpu.msrs.values[DEBUGCTL] & DEBUGCTL_BTF and not cpu.branched:
             bits &= ~DR6_BS  # it traps behind branches only (APM2 13.1.4)

@@ -73,6 +73,8 @@ class CpuState:
         self.address = address
         self.strict = False
         """Its translations are those of a strict TLB, which has intercepts of its own."""
+        self.cr_reads = 0
+        """Control registers, a bit each, whose reads stop the engine because a debugger waits for them."""
         self.root: int | None = None
         """The engine's CR3 where it is another than software's: that of PDPTEs which are kept."""
 

@@ -51,6 +51,7 @@ struct switcher {                       /* of one CPU */
     uint64_t judged_count;
     uint32_t judged_index[JUDGED];      /* qword of the VMCB */
     uint64_t judged_mask[JUDGED];
+    uint32_t watched[6];        /* exit codes that somebody waits for: Python's */
     uint8_t host_intercepts[24];
     struct entry entries[ENTRIES];
 };
@@ -501,8 +502,10 @@ static bool intercepts(const struct switcher *sw, uint32_t code)
 static int64_t exits(struct runtime *rt, void *user)
 {
     struct switcher *sw = user;
-    uint32_t code = rt->intno - VMEXIT, size;
+    uint32_t code = rt->reason == IO ? IOIO : rt->intno - VMEXIT, size;
     uint64_t spa;
+    if (code / 32 < 6 && sw->watched[code / 32] >> (code & 31) & 1)
+        return -1;
     if (rt->reason == IO)
         return sw->inside >= 0 && intercepts(sw, IOIO) ? io_exit(rt, sw) : -1;
     if (sw->inside == -1) {

@@ -73,7 +73,8 @@ class State(ctypes.Structure):
         ("v_intr", ctypes.c_uint64), ("eventinj", ctypes.c_uint64), ("host_pat", ctypes.c_uint64),
         ("inside", ctypes.c_int32), ("host_if", ctypes.c_uint32),
         ("switches", ctypes.c_uint64), ("judged_count", ctypes.c_uint64), ("judged_index", ctypes.c_uint32 * JUDGED),
-        ("judged_mask", ctypes.c_uint64 * JUDGED), ("host_intercepts", ctypes.c_uint8 * 24), ("entries", Entry * ENTRIES),
+        ("judged_mask", ctypes.c_uint64 * JUDGED), ("watched", ctypes.c_uint32 * 6), ("host_intercepts", ctypes.c_uint8 * 24),
+        ("entries", Entry * ENTRIES),
     )  # fmt: skip
 
 
@@ -186,6 +187,15 @@ class Switcher:
         state.inside = index
         state.eventinj = guest.eventinj
         state.host_if, state.host_pat = guest.host_if, guest.host_pat
+
+    def watch(self, codes: set[int], host_intercepts: bytes) -> None:
+        """Leave these exits, and of the host these instructions by their exit codes, to Python.  `host_intercepts` as above,
+        which guests may share: their entries are made anew."""
+        watched = self.state.watched
+        watched[:] = [sum(1 << code % 32 for code in codes if code // 32 == word) for word in range(len(watched))]
+        ctypes.memmove(self.state.host_intercepts, host_intercepts, len(host_intercepts))
+        for entry in self.state.entries:
+            entry.vmcb = FREE
 
     def left(self) -> None:
         """world.vmexit has left the guest."""

@@ -111,13 +111,13 @@ _SHADOW_EFER = EFER.LME | EFER.LMA | EFER.NXE
 
 
 @lru_cache(maxsize=256)
-def _intercepts(words: tuple[int, ...], strict: bool = False, v_gif: bool = False) -> bytes:
+def _intercepts(words: tuple[int, ...], strict: bool = False, v_gif: bool = False, cr_reads: int = 0) -> bytes:
     """The engine's intercept fields for a guest with these intercept words; `strict`: under a strict TLB; with `v_gif`, its
-    GIF is not the processor's."""
+    GIF is not the processor's; `cr_reads`: of these control registers, whoever asks for it."""
     word3, word4 = _L0_WORD3 | words[3] & _GUEST_WORD3, _L0_WORD4 | (_GUEST_WORD4 if v_gif else words[4] & _GUEST_WORD4)
     if words[3] & _TASK_SWITCH:
         word3 |= _LTR
-    cr_read = _L0_CR_READ | words[0] & 0xFFFF | (1 if words[3] & _FERR_FREEZE else 0)
+    cr_read = _L0_CR_READ | cr_reads | words[0] & 0xFFFF | (1 if words[3] & _FERR_FREEZE else 0)
     if strict:
         word3, cr_read = word3 | _STRICT_WORD3, cr_read | _STRICT_CR_READ
     return _INTERCEPTS.pack(
@@ -133,9 +133,15 @@ NO_GUEST = _intercepts(_NOBODY)
 def set_intercepts(state: CpuState, guest: Guest | None) -> None:
     """Tell the engine where to stop: the union of our needs and those of the guest's hypervisor."""
     if guest is None:
-        state.bytes[_INTERCEPTED] = _intercepts(_NOBODY, True) if state.strict else NO_GUEST
+        state.bytes[_INTERCEPTED] = host_intercepts(state)
     else:
-        state.bytes[_INTERCEPTED] = _intercepts(guest.words, state.strict, guest.v_gif_enabled)
+        state.bytes[_INTERCEPTED] = _intercepts(guest.words, state.strict, guest.v_gif_enabled, state.cr_reads)
+
+
+def host_intercepts(state: CpuState) -> bytes:
+    """The engine's intercept fields for the host."""
+    plain = not state.strict and not state.cr_reads
+    return NO_GUEST if plain else _intercepts(_NOBODY, state.strict, False, state.cr_reads)
 
 
 def let_through(state: CpuState, code: int) -> None:
@@ -430,6 +436,8 @@ def _leave(
         cpu.last_fault = f"#VMEXIT to a host in PAE mode: a PDPE at CR3 {q[_Q_CR3]:#x} has reserved bits set (APM2 15.6)"
     cpu.engine.physical.written(guest.vmcb, PAGE)
     cpu.flush()
+    if cpu.catches is not None:
+        cpu.catches.exited(cpu, guest, code, info1, info2)
 
 
 def vmexit(cpu: Cpu, code: int, info1: int = 0, info2: int = 0, *, intinfo: int = 0, nrip: int = 0, insn: bytes = b"") -> None:
