@@ -13,6 +13,7 @@ Each process has two pages of memory and CPUs that know six real x86 instruction
 """
 
 import asyncio
+import select
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -103,6 +104,7 @@ class Example:
         self.image = ""  # the name, in `files`, of what process 1 runs
         self.chosen: dict[int, int] = {}
         self.executed = 0
+        self.input = -1  # where the client's requests arrive
         self.boot()
 
     def boot(self) -> None:
@@ -240,6 +242,8 @@ class Example:
             for thread in self.actions:
                 return self._execute(thread) or Stop(thread)
         for _ in range(self.slice):
+            if self.input >= 0 and select.select((self.input,), (), (), 0)[0]:
+                return None
             threads = list(self._runnable())
             if not threads:
                 return None
@@ -329,6 +333,9 @@ class Example:
         return None
 
     # -- optional capabilities
+
+    def watch_input(self, descriptor: int) -> None:
+        self.input = descriptor
 
     def set_programs(self, kind: BreakpointKind, address: int, length: int, pid: int, programs: Programs) -> None:
         self.programs.setdefault((pid, address), {})[kind, length] = programs

@@ -13,6 +13,8 @@ PACKET_SIZE = 0x20000
 # The largest piece whose byte sum is below adler32's modulus: 256 * 255 < 65521.
 _PIECE = 256
 
+_UNESCAPED = [bytes((byte ^ 0x20,)) for byte in range(256)]
+
 
 class Token(enum.Enum):
     """What a parser yields besides packets."""
@@ -49,17 +51,15 @@ def escape(data: bytes) -> bytes:
 
 def unescape(data: bytes) -> bytes:
     """Undo `escape`; any byte may be escaped. An escape with nothing behind it is dropped."""
-    found = data.find(b"}")
-    if found < 0:
-        return data
-    out, start = bytearray(), 0
-    while 0 <= found < len(data) - 1:
-        out += data[start:found]
-        out.append(data[found + 1] ^ 0x20)
-        start = found + 2
-        found = data.find(b"}", start)
-    out += data[start:found] if found >= 0 else data[start:]
-    return bytes(out)
+    first, *rest = data.split(b"}")
+    out, pieces = [first], iter(rest)
+    for piece in pieces:
+        if piece:
+            out.append(_UNESCAPED[piece[0]] + piece[1:])
+        else:  # the escaped byte is the brace behind which the next piece stands
+            following = next(pieces, None)
+            out.append(b"" if following is None else b"]" + following)
+    return b"".join(out)
 
 
 def expand_runs(data: bytes) -> bytes:

@@ -1,7 +1,7 @@
 """The socket: clients on TCP or a Unix socket, in the thread of the event loop.
 
-Protocol and engine share that thread, and replies leave from `data_received`: a queue or a second thread would cost
-more than most packets do. While the machine runs, slices and input take turns.
+Protocol and engine share that thread, and replies leave from `data_received` (see `link.py`): a queue or a second thread
+would cost more than most packets do. While the machine runs, slices and input take turns.
 """
 
 import asyncio
@@ -13,11 +13,12 @@ import stat
 from collections.abc import Callable, Iterable
 from typing import cast
 
+from gdbstub.link import Link
 from gdbstub.packet import frame
 from gdbstub.recording import RecordedSession, Recorder
 from gdbstub.session import Point, Session
 from gdbstub.sharing import Share, Sharing
-from gdbstub.target import Target
+from gdbstub.target import Attentive, Target
 
 __all__ = ["Server", "new_event_loop"]
 
@@ -46,6 +47,7 @@ class Server:
 
     def __init__(self, target: Target, attach: int | None = None, recorder: Recorder | None = None) -> None:
         self._target = target
+        self._attentive = target if isinstance(target, Attentive) else None
         self._attach = attach
         self.recorder = recorder
         self._servers: list[asyncio.Server] = []
@@ -142,12 +144,19 @@ class Server:
         self._clients[client] = session, share
         return session
 
+    def watch_input(self) -> None:
+        """Tell the target where requests arrive, if that wants to know: those of the client that came last."""
+        if self._attentive is not None:
+            last = next(reversed(self._clients), None)
+            self._attentive.watch_input(-1 if last is None else last.descriptor)
+
     def disconnected(self, client: "_Client") -> None:
         """A client with a session is gone."""
         self._gone, share = self._clients.pop(client)
         self._gone.close()
         self._kept.update(self._gone.breakpoints)
         self._sharing.leave(share)
+        self.watch_input()
         self.schedule()
 
     def schedule(self) -> None:
@@ -169,6 +178,8 @@ class Server:
         for session in self._sessions():
             if (session.running or session.detached) and not session.paused:
                 session.slice()
+        for client in list(self._clients):
+            client.look()
         self.schedule()
 
     def _halt_detached(self) -> None:
@@ -184,29 +195,52 @@ class _Client(asyncio.Protocol):
         self._server = server
         self._session: Session | None = None
         self._transport: asyncio.Transport | None = None
+        self._link: Link | None = None
         self._refused = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         stream = cast(asyncio.Transport, transport)  # a stream server makes no others
         self._transport = stream
-        self._session = self._server.connected(self, stream.write)
+        self._link = Link(stream)
+        self._session = self._server.connected(self, self._link.write)
         if self._session is None:
             log.warning("refused a client: others debug every process")
             stream.write(_REFUSAL)
             asyncio.get_running_loop().call_later(_REFUSING_SECONDS, stream.close)
         else:
+            self._server.watch_input()
             log.info("a client connected")
+            self._converse(self._session)
 
     def data_received(self, data: bytes) -> None:
         session = self._session
         if session is not None:
             session.receive(data)
-            self._server.schedule()
+            self._converse(session)
         elif self._transport is not None:
             # GDB shows the reason only if it gets it as the answer to its second packet; the first has been answered.
             packets = data.count(b"#")
             self._transport.write(_REFUSAL * (packets if self._refused else max(packets - 1, 0)))
             self._refused += packets
+
+    @property
+    def descriptor(self) -> int:
+        """Where its requests arrive."""
+        return -1 if self._link is None else self._link.fileno()
+
+    def look(self) -> None:
+        """Take what came while the machine ran."""
+        if self._link is not None and self._session is not None and (data := self._link.take()):
+            self.data_received(data)
+
+    def _converse(self, session: Session) -> None:
+        """Go on with a client that sends its next request at once, until it lets the machine run."""
+        link = self._link
+        assert link is not None
+        turn_ends = link.turn_ends()
+        while not (session.running or session.detached or session.paused) and (data := link.follow(turn_ends)):
+            session.receive(data)
+        self._server.schedule()
 
     def pause_writing(self) -> None:
         # The client does not read its replies: make no more, and take no more requests.
@@ -225,6 +259,8 @@ class _Client(asyncio.Protocol):
             log.info("the client disconnected%s", f": {error}" if error else "")
             self._session = None
             self._server.disconnected(self)
+        if self._link is not None:
+            self._link.close()
 
     def abort(self) -> None:
         """Drop the connection."""

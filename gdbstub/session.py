@@ -95,6 +95,8 @@ class Session:
         self._write = write
         self._parser = Parser(PACKET_SIZE)
         self._last = b""
+        # The acknowledgement of the request at work: it goes out with the reply, for two pieces cost twice as much.
+        self._due = b""
         self._pending_interrupt = False
         self._closed = False
         inferiors = [inferior.pid for inferior in target.inferiors()]
@@ -121,11 +123,13 @@ class Session:
             if item is None:
                 return
             if isinstance(item, bytes):
-                if self.acknowledge:
-                    self._write(b"+")
+                self._due = b"+" if self.acknowledge else b""
                 reply = self._answer(item)
                 if reply is not None:
                     self.send(reply)
+                elif self._due:
+                    self._write(self._due)
+                    self._due = b""
                 if self.non_stop is not None:
                     self.non_stop.settle()
             elif item is Token.INTERRUPT:
@@ -185,6 +189,8 @@ class Session:
         data = frame(payload)
         if self.acknowledge:
             self._last = data
+        if self._due:
+            data, self._due = self._due + data, b""
         self._write(data)
 
     def send_plain(self, data: bytes) -> None:
@@ -547,9 +553,10 @@ class Session:
                 parts.append(b"core:%x;" % thread.core)
         if self.list_threads:
             parts += self._lldb_details(stop, extra.partition(b":")[0])
-        block = self.target.read_registers(stop.thread)
-        for index, start, end in self.attached[pid].expedited:
-            parts.append(b"%02x:%b;" % (index, hexlify(block[start:end])))
+        for index, _, _ in self.attached[pid].expedited:
+            value = self.target.read_register(stop.thread, index)
+            if value is not None:
+                parts.append(b"%02x:%b;" % (index, hexlify(value)))
         return b"".join(parts)
 
     @staticmethod

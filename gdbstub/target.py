@@ -22,6 +22,7 @@ __all__ = [
     "CONTINUE",
     "STEP",
     "Action",
+    "Attentive",
     "BreakpointKind",
     "BreakpointPrograms",
     "Created",
@@ -270,6 +271,15 @@ class Target(Protocol):
 
     def halt(self) -> ThreadId:
         """The client interrupts, between two slices: drop the actions, and name the thread that was executing."""
+
+
+@runtime_checkable
+class Attentive(Protocol):
+    """Stops for the client sooner than at the end of a slice."""
+
+    def watch_input(self, descriptor: int) -> None:
+        """From now on `run_slice` may return early, with None, where this file descriptor can be read: the client asks
+        for something, to stop perhaps. -1: there is no client."""
 
 
 @runtime_checkable

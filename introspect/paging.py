@@ -5,10 +5,10 @@ emulator; `walk` runs them with a trace and keeps every entry, for a person. Nei
 Page tables where there is no memory read as all ones, as an unclaimed bus does, so they mostly fault on reserved bits.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import takewhile
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, Self, TypeAlias
 
 from introspect.address import Gpa, Gva, Spa
 from introspect.avic import APIC_ADDRESS
@@ -131,6 +131,12 @@ class PagingState:
     def __post_init__(self) -> None:
         chosen = _choose(self.cr4, self.efer, self.maxphyaddr) if self.cr0 & CR0.PG else None
         object.__setattr__(self, "format", chosen)
+
+    def privileged(self) -> Self:
+        """The same tables seen with every right that reading needs, those that SMAP withholds among them."""
+        if not self.cpl and (self.rflags_ac or not self.cr4 & CR4.SMAP):
+            return self
+        return replace(self, cpl=0, rflags_ac=True)
 
     @classmethod
     def from_vmcb(cls, buffer: Buffer, maxphyaddr: int = 48) -> "PagingState":

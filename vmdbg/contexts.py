@@ -7,11 +7,12 @@ translations leave no accessed bits, devices are not read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple, Protocol
 
+from introspect.memo import Place
 from introspect.memtypes import Caching, Mtrrs
-from introspect.paging import Access, Nested, NestedTranslation, PagingState, Translation, nested_translate, translate
+from introspect.paging import Nested, NestedTranslation, PagingState, nested_translate
 from introspect.vmcb import VMCB
 from vmdbg.cpu.control import read_tpr, write_tpr
 from vmdbg.cpu.processor import Processor
@@ -35,8 +36,9 @@ NUMBERS = {name: number for number, name in enumerate(GENERAL)} | {
 }
 SEGMENTS = {"es": ES, "cs": CS, "ss": SS, "ds": DS, "fs": FS, "gs": GS}
 _FPSTT, _FPUS, _FPUC, _FPTAGS, _FPREGS = (layout.FPU + at for at in (4, 8, 10, 12, 24))
-_READ = Access()
 _PAGE = 4096
+_UNPAGED = 1 << 32
+"""Without paging linear addresses have 32 bits and are the physical ones."""
 
 
 class Context(Protocol):
@@ -106,28 +108,32 @@ def linear_pc(cs_base: int, rip: int, *, code64: bool) -> int:
     return rip if code64 else (cs_base + rip) & 0xFFFFFFFF
 
 
+_SPECIAL: Mapping[str, Callable[[Processor], int]] = {
+    "k_gs_base": lambda cpu: cpu.state.field("kernel_gs_base"),
+    "fs_base": lambda cpu: cpu.state.base(FS),
+    "gs_base": lambda cpu: cpu.state.base(GS),
+    "efer": lambda cpu: cpu.state.efer,
+    "eflags": lambda cpu: cpu.state.rflags,
+    "rip": lambda cpu: cpu.state.linear_rip,
+    "eip": lambda cpu: cpu.state.linear_rip,
+    "cr8": read_tpr,
+}
+
+
 class LiveContext:
     """A thread that is on a processor."""
 
+    __slots__ = ("cpu",)
+
     def __init__(self, cpu: Processor) -> None:
         self.cpu = cpu
-        self._special: Mapping[str, Callable[[], int]] = {
-            "k_gs_base": lambda: cpu.state.field("kernel_gs_base"),
-            "fs_base": lambda: cpu.state.base(FS),
-            "gs_base": lambda: cpu.state.base(GS),
-            "efer": lambda: cpu.state.efer,
-            "eflags": lambda: cpu.state.rflags,
-            "rip": lambda: cpu.state.linear_rip,
-            "eip": lambda: cpu.state.linear_rip,
-            "cr8": lambda: read_tpr(cpu),
-        }
 
     def read(self, name: str) -> int | None:
         s = self.cpu.state
         if name in NUMBERS:
             return s.reg(NUMBERS[name])
-        if name in self._special:
-            return self._special[name]()
+        if name in _SPECIAL:
+            return _SPECIAL[name](self.cpu)
         if name in SEGMENTS:
             return s.selector(SEGMENTS[name])
         if name == "cr0":
@@ -260,21 +266,15 @@ class SavedContext:
         return Caching(self._get("g_pat") if nested else host, host if nested else None, mtrrs(self.cpu))
 
 
-def _privileged(state: PagingState) -> PagingState:
-    """The same tables seen with every right that reading needs: a debugger is not stopped by SMAP."""
-    return PagingState(state.cr0, state.cr3, state.cr4, state.efer, 0, True, state.maxphyaddr, state.pdptes)
-
-
-def lookup(ram: Ram, context: Context, address: int) -> Translation | None:
+def lookup(ram: Ram, context: Context, address: int) -> Place | None:
     """A linear address in a thread's own two-dimensional translation; None if it leads nowhere."""
-    found = translate(ram, _privileged(context.paging()), address, _READ, context.nested(), set_ad=False)
-    return found if isinstance(found, Translation) else None
+    return ram.memo.find(context.paging(), address, context.nested())
 
 
 def locate(ram: Ram, context: Context, address: int) -> int | None:
     """System-physical address of a linear one in RAM; None if there is none."""
     found = lookup(ram, context, address)
-    return int(found.spa) if found is not None and ram.contains(found.spa) else None
+    return found.spa if found is not None and ram.contains(found.spa) else None
 
 
 class Space(NamedTuple):
@@ -289,7 +289,7 @@ class Space(NamedTuple):
 def space(ram: Ram, context: Context, address: int) -> Space:
     """Where a linear address leads for a thread now."""
     found = lookup(ram, context, address)
-    return Space(context.paging().root, int(found.gpa) & -_PAGE if found is not None else None)
+    return Space(context.paging().root, found.gpa & -_PAGE if found is not None else None)
 
 
 def locate_gpa(ram: Ram, context: Context, gpa: int) -> int | None:
@@ -303,32 +303,38 @@ def locate_gpa(ram: Ram, context: Context, gpa: int) -> int | None:
     return gpa if ram.contains(gpa) else None
 
 
+def stretches(ram: Ram, context: Context, address: int, length: int) -> Iterator[tuple[int, int]]:
+    """(spa, bytes) of a linear range, as far as it leads to RAM, a mapped page of any size or more at a time."""
+    state, nested = context.paging(), context.nested()
+    while length > 0:
+        address &= 0xFFFFFFFFFFFFFFFF
+        found = ram.memo.find(state, address, nested)
+        if found is None:
+            return
+        page = found.page_size or _UNPAGED
+        size = min(length, page - (address & (page - 1)))
+        here = ram.extent(found.spa, size)
+        if not here:
+            return
+        yield found.spa, here
+        address += here
+        length -= here
+
+
 def read_memory(ram: Ram, context: Context, address: int, length: int) -> bytes:
     """The readable prefix of a linear range."""
-    state, nested = _privileged(context.paging()), context.nested()
-    data = bytearray()
-    while length > 0:
-        size = min(length, _PAGE - (address & (_PAGE - 1)))
-        found = translate(ram, state, address & 0xFFFFFFFFFFFFFFFF, _READ, nested, set_ad=False)
-        if not isinstance(found, Translation) or not ram.contains(found.spa, size):
-            break
-        data += ram.view[found.spa : found.spa + size]
-        address += size
-        length -= size
-    return bytes(data)
+    view = ram.view
+    return b"".join([view[spa : spa + size] for spa, size in stretches(ram, context, address, length)])
 
 
 def write_memory(ram: Ram, context: Context, address: int, data: bytes) -> int | None:
     """Write all of `data`, past write protection, or nothing: then the address that is not mapped is returned."""
-    pieces = []
+    pieces = list(stretches(ram, context, address, len(data)))
+    mapped = sum(size for _, size in pieces)
+    if mapped < len(data):
+        return address + mapped & 0xFFFFFFFFFFFFFFFF
     done = 0
-    while done < len(data):
-        size = min(len(data) - done, _PAGE - ((address + done) & (_PAGE - 1)))
-        spa = locate(ram, context, (address + done) & 0xFFFFFFFFFFFFFFFF)
-        if spa is None or not ram.contains(spa, size):
-            return address + done
-        pieces.append((spa, data[done : done + size]))
+    for spa, size in pieces:
+        ram.write(spa, data[done : done + size])
         done += size
-    for spa, piece in pieces:
-        ram.write(spa, piece)
     return None

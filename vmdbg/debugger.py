@@ -20,10 +20,11 @@ from gdbstub.target import (
     ThreadId,
 )  # fmt: skip
 from gdbstub.trace import Trace
+from vmdbg.block import Block
 from vmdbg.boot.elf import is_elf64
-from vmdbg.breakpoints import Breakpoints
+from vmdbg.breakpoints import EXECUTE, Breakpoints
 from vmdbg.catchpoints import Catchpoints
-from vmdbg.contexts import Context, read_memory, write_memory
+from vmdbg.contexts import Context, LiveContext, read_memory, write_memory
 from vmdbg.executables import WIDE, Executables
 from vmdbg.history import HOST, KnownGuest
 from vmdbg.inferiors import Inferiors
@@ -35,6 +36,7 @@ from vmdbg.regions import region
 from vmdbg.registers import Registers, description
 from vmdbg.running import Running
 from vmdbg.spaces import Spaces
+from vmdbg.watchpoints import Watchpoints
 
 
 class Debugger(Spaces):
@@ -48,6 +50,7 @@ class Debugger(Spaces):
         self.executables = Executables()
         self.architectures: dict[int, str] = {}
         """Register descriptions chosen by hand, by pid."""
+        self._input = -1
         self.trace = Trace(self, lambda: self.machine.clock.now, TICKS_PER_SECOND // 1_000_000)
         self._use(machine)
 
@@ -57,11 +60,14 @@ class Debugger(Spaces):
         self.history = machine.history
         self.who = Inferiors(machine)
         self.registers = Registers(self.who)
-        self.breakpoints = Breakpoints(machine, self.who.first_context)
+        self.breakpoints = Breakpoints(machine)
+        self.watchpoints = Watchpoints(machine, self.breakpoints, self.who.first_context)
         self.catchpoints = Catchpoints(self.registers, former)
-        self.running = Running(machine, self.who, self.breakpoints, self.catchpoints, self, self.trace)
+        self.running = Running(machine, self.who, self.breakpoints, self.watchpoints, self.catchpoints, self, self.trace)
+        self.running.input = self._input
         self.executables.image = machine.image.debug_file
         self._descriptions: dict[int, Description] = {}
+        self._blocks: dict[int, Block] = {}
         self.chosen_spaces = {}
 
     # Inferiors and threads
@@ -104,10 +110,12 @@ class Debugger(Spaces):
         if pid != HOST:
             self.guest(pid)
         self._descriptions[pid] = description(self._architecture(pid))
+        self._blocks.pop(pid, None)
         self.running.attached.add(pid)
 
     def detach(self, pid: int) -> None:
         self._descriptions.pop(pid, None)
+        self._blocks.pop(pid, None)
         self.chosen_spaces.pop(pid, None)
         self.running.let_go(pid)
 
@@ -116,6 +124,11 @@ class Debugger(Spaces):
     def read_registers(self, thread: ThreadId) -> bytes:
         described = self.description(thread.pid)
         context = self.context(thread)
+        if isinstance(context, LiveContext):
+            block = self._blocks.get(thread.pid)
+            if block is None:
+                block = self._blocks[thread.pid] = Block(described)
+            return block.read(context)
         return b"".join(
             ((context.read(r.name) or 0) & ((1 << r.bits) - 1)).to_bytes(r.bits // 8, "little")
             for r in described.registers[: described.block_count]
@@ -156,16 +169,23 @@ class Debugger(Spaces):
     def memory_region(self, thread: ThreadId, address: int) -> MemoryRegion:
         return region(self.machine.ram, self.context(thread), address)
 
+    def memory_map(self, pid: int) -> Sequence[MemoryRegion]:
+        """Every linear address: what lies behind it is for the page tables to say, and they change."""
+        half = 1 << 63
+        return [MemoryRegion(0, half), MemoryRegion(half, half)]
+
     # Breakpoints
 
     def insert_breakpoint(self, kind: BreakpointKind, address: int, length: int, thread: ThreadId) -> None:
         self.running.agents.forget()
-        self.breakpoints.insert(kind, address, length, thread.pid, self.context(thread))
+        points = self.breakpoints if kind in EXECUTE else self.watchpoints
+        points.insert(kind, address, length, thread.pid, self.context(thread))
         self._changed()
 
     def remove_breakpoint(self, kind: BreakpointKind, address: int, length: int, pid: int) -> None:
         self.running.agents.forget()
-        self.breakpoints.remove(kind, address, length, pid)
+        points = self.breakpoints if kind in EXECUTE else self.watchpoints
+        points.remove(kind, address, length, pid)
         self._changed()
 
     def _changed(self) -> None:
@@ -175,7 +195,8 @@ class Debugger(Spaces):
 
     def set_programs(self, kind: BreakpointKind, address: int, length: int, pid: int, programs: Programs) -> None:
         self.running.agents.forget()
-        self.breakpoints.set_programs(kind, address, length, pid, programs)
+        points = self.breakpoints if kind in EXECUTE else self.watchpoints
+        points.set_programs(kind, address, length, pid, programs)
 
     def trace_owner(self, pids: Sequence[int], address: int) -> int:
         """One whose file has something there, else one without a file, and at last one whose file has not; of equal ones the
@@ -195,6 +216,9 @@ class Debugger(Spaces):
 
     def resume(self, actions: Mapping[ThreadId, Action]) -> None:
         self.running.resume(actions)
+
+    def watch_input(self, descriptor: int) -> None:
+        self.running.input = self._input = descriptor
 
     def run_slice(self) -> Event | None:
         return self.running.run_slice()

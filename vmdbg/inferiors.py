@@ -28,6 +28,9 @@ class Inferiors:
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
         self.history = machine.history
+        self._cpus: list[Thread] = []
+        self._states: list[str] = []
+        """Of the CPUs, when the list was made."""
 
     def living(self) -> Sequence[Inferior]:
         cpus = ", ".join(self._cpu_state(cpu) for cpu in self.machine.cpus)
@@ -49,9 +52,11 @@ class Inferiors:
 
     def threads(self, pid: int) -> Sequence[Thread]:
         if pid == HOST:
-            return [
-                Thread(cpu.index + 1, f"CPU {cpu.index}", cpu.index, self._cpu_state(cpu)) for cpu in self.machine.cpus
-            ]
+            states = [self._cpu_state(cpu) for cpu in self.machine.cpus]
+            if states != self._states:
+                self._states = states
+                self._cpus = [Thread(index + 1, f"CPU {index}", index, state) for index, state in enumerate(states)]
+            return self._cpus
         guest = self.guest(pid)
         parent = self.history.parent(guest)
         return [

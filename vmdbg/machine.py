@@ -394,6 +394,7 @@ class Machine:
         self, ticks: int = SLICE, *, breakpoints: bool = False, watch: Container[Processor] = (), step: bool = False
     ) -> Event:
         """Run for up to `ticks`; with `step`, one instruction.  Pause when a CPU of `watch` gets its turn."""
+        self.engine.tidy()
         clock = self.clock
         end = clock.now + ticks
         limit = self.config.max_time

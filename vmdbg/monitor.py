@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gdbstub.target import BreakpointKind, TargetError, ThreadId
+from gdbstub.target import TargetError, ThreadId
 from introspect.commands import (
     Arguments,
     Command,
@@ -26,11 +26,11 @@ from introspect.rules import Processor as RuleProcessor
 from introspect.sources import Memory
 from vmdbg import spaces
 from vmdbg.boot.image import ImageError
-from vmdbg.breakpoints import Rule
 from vmdbg.catching import Catch
 from vmdbg.contexts import Context as ThreadContext
 from vmdbg.cpu.core import Notice
 from vmdbg.history import HOST, KnownGuest
+from vmdbg.points import PointCommands
 from vmdbg.registering import ShowRegisters
 from vmdbg.results import Text
 from vmdbg.running_commands import RunningCommands
@@ -41,16 +41,6 @@ if TYPE_CHECKING:
 
 
 _JSON = "--json "
-
-_KINDS = {
-    BreakpointKind.SOFTWARE: "break", BreakpointKind.HARDWARE: "hbreak", BreakpointKind.WRITE: "watch",
-    BreakpointKind.READ: "rwatch", BreakpointKind.ACCESS: "awatch",
-}  # fmt: skip
-_RULES = {
-    Rule.ANY: "in every address space (any)",
-    Rule.SHARED: "where their address is the same page (shared)",
-    Rule.OWN: "under their own page tables (own)",
-}
 
 
 class Monitor:
@@ -92,13 +82,7 @@ class Monitor:
                     "gdb defines them all while one inferior is selected: they are taken for that one's, or where it has no\n"
                     "memory at the address for one's that has.\n"
                     "  monitor tracepoints 3 2  tracepoint 3 is one of guest 2", self._tracepoints),
-            Command("breakpoints", "breakpoints [any|shared|own]", "List breakpoints and watchpoints, or choose where they "
-                    "hit.\nOne belongs to the address space that was in use when gdb first put it in, at a resume: to its\n"
-                    "page tables and the page found there. Set with paging off, or before the address was mapped, it\n"
-                    "hits everywhere once and then belongs there. What hits it elsewhere passes, and is counted.\n"
-                    "  monitor breakpoints shared  also where other tables have the same page at the address (default)\n"
-                    "  monitor breakpoints own     under its own page tables only\n"
-                    "  monitor breakpoints any     in every address space of the inferior", self._breakpoints),
+            *PointCommands(self).commands(),
             Command("why", "why", "Why it stopped, VMRUN failed, a guest shut down, or something was refused.", self._why),
             Command("time", "time", "Guest time in ticks (bytes of code executed).", self._time),
             *RunningCommands(debugger).commands,
@@ -316,26 +300,6 @@ class Monitor:
             self.debugger.choose_space(pid, spaces.NAMES.index(chosen))
         kind = spaces.KINDS[self.debugger.chosen_space(pid)]
         return Text(f"memory of process {pid} is at {kind.space.name}: {kind.words}")
-
-    def _breakpoints(self, context: Context, arguments: Arguments) -> Result:
-        breakpoints = self.debugger.breakpoints
-        chosen = arguments.choice(tuple(Rule))
-        if arguments.words:
-            raise arguments.error(arguments.words[0], "there is no such rule", "choose any, shared or own")
-        if chosen is not None:
-            breakpoints.rule = Rule(chosen)
-            self.debugger.running.agents.forget()
-            return Text(f"breakpoints hit {_RULES[breakpoints.rule]}")
-        rows = [("process", "address", "kind", "page tables", "page", "hits", "passes")]
-        rows += [
-            (
-                str(point.pid), f"{point.address:#x}", _KINDS[point.kind] + (f" {point.length}" if point.kind > 1 else ""),
-                *((f"{point.home.root:#x}", f"{point.home.page:#x}") if point.home is not None else ("-", "-")),
-                str(point.hits), str(point.passes),
-            )
-            for point in breakpoints
-        ]  # fmt: skip
-        return Text("\n".join([*columns(rows), f"They hit {_RULES[breakpoints.rule]}."]))
 
     def _tracepoints(self, context: Context, arguments: Arguments) -> Result:
         debugger = self.debugger

@@ -26,7 +26,7 @@ from gdbstub.target import Event as StubEvent
 from gdbstub.trace import Trace
 from introspect.exits import EVENT, ExitCode, exit_name
 from vmdbg.agents import Agents
-from vmdbg.breakpoints import Breakpoint, Breakpoints, Watchpoint
+from vmdbg.breakpoints import Breakpoint, Breakpoints
 from vmdbg.catchpoints import Catchpoints
 from vmdbg.contexts import Context, LiveContext, SavedContext
 from vmdbg.cpu.faults import Kind
@@ -36,6 +36,7 @@ from vmdbg.holds import Holds
 from vmdbg.inferiors import Inferiors
 from vmdbg.machine import Event, Machine
 from vmdbg.stepping import Manner, Place, Stepping
+from vmdbg.watchpoints import Fired, Space, Watchpoints
 
 if TYPE_CHECKING:
     from vmdbg.cpu.core import Cpu
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 
 LEAST_TICKS, MOST_TICKS = 2_000, 2_000_000
 SLICE_SECONDS = 0.001
+LOOKS = 32
+"""How often in a slice the client's requests are looked for."""
 
 _REASONS = {
     BreakpointKind.SOFTWARE: Reason.SWBREAK, BreakpointKind.HARDWARE: Reason.HWBREAK,
@@ -61,8 +64,8 @@ class Running:
     """
 
     def __init__(
-        self, machine: Machine, inferiors: Inferiors, breakpoints: Breakpoints, catchpoints: Catchpoints, target: Target,
-        trace: Trace,
+        self, machine: Machine, inferiors: Inferiors, breakpoints: Breakpoints, watchpoints: Watchpoints,
+        catchpoints: Catchpoints, target: Target, trace: Trace,
     ) -> None:  # fmt: skip
         self.machine = machine
         self.trace = trace
@@ -70,6 +73,7 @@ class Running:
         self.history = machine.history
         self.inferiors = inferiors
         self.breakpoints = breakpoints
+        self.watchpoints = watchpoints
         self.catchpoints = catchpoints
         self.manner = Manner()
         self.attached: set[int] = set()
@@ -92,6 +96,10 @@ class Running:
         self._known: dict[int, set[int]] = {}
         self._version = -1
         self._exit_stop: Stop | None = None
+        self._resumed_at = 0
+        """Guest time of the last resume: a range does not stop where the client goes on from."""
+        self.input = -1
+        """A file descriptor to look at while the machine runs; -1 for none."""
         self._entering = False
         """VMRUN has begun to enter the guest to stop in: it may refuse yet."""
         machine.history.on_switch = self._on_switch
@@ -112,13 +120,16 @@ class Running:
                 self._steppings[thread] = Stepping(thread, action, self._place(self.inferiors.context(thread)))
         if not self._steppings:
             self.breakpoints.forget_removed()
+            self.watchpoints.forget_removed()
+        self._resumed_at = self.machine.clock.now
         self.rearm()
 
     def rearm(self) -> None:
         """Breakpoints, or what steps wait for, have changed."""
         self.agents.forget()
         self._arm()
-        self.breakpoints.guard()
+        if self.watchpoints:
+            self.watchpoints.guard()
 
     def _arm(self) -> None:
         self.breakpoints.arm(stepping.back.pc for stepping in self._steppings.values() if stepping.back is not None)
@@ -205,7 +216,7 @@ class Running:
             self._notice_guests()
             if event is not None:
                 self._events.append(event)
-            elif time.perf_counter() >= until:
+            elif self.machine.engine.asked or time.perf_counter() >= until:
                 return None
         event = self._events.popleft()
         if isinstance(event, Stop):
@@ -248,7 +259,7 @@ class Running:
         self.catchpoints.live = self._client_waits
         collecting = any(thread not in self.holds for thread in self.trace.stepping)
         self.history.watching = bool(
-            self._steppings or collecting or self.breakpoints.watchpoints or self.holds or self.into_guest
+            self._steppings or collecting or self.watchpoints or self.holds or self.into_guest
         )
         self.agents.judge.enabled = not (self._steppings or collecting)
         if self._steppings:
@@ -257,10 +268,12 @@ class Running:
 
     def _run(self, breakpoints: bool, watch: Collection[Processor] = ()) -> StubEvent | None:
         """Run for about `SLICE_SECONDS`: what that is in guest time, world switches and devices decide."""
+        self.machine.engine.look_at(self.input, self._ticks // LOOKS)
         started = time.perf_counter()
         event = self.machine.run(self._ticks, breakpoints=breakpoints, watch=watch)
-        factor = SLICE_SECONDS / (time.perf_counter() - started)
-        self._ticks = min(max(int(self._ticks * min(factor, 2)), LEAST_TICKS), MOST_TICKS)
+        if not self.machine.engine.asked:
+            factor = SLICE_SECONDS / (time.perf_counter() - started)
+            self._ticks = min(max(int(self._ticks * min(factor, 2)), LEAST_TICKS), MOST_TICKS)
         return self._happened(event)
 
     def _advance_steps(self) -> StubEvent | None:
@@ -367,8 +380,8 @@ class Running:
 
     def _on_exit(self, cpu: Processor, thread: ThreadId, code: int) -> None:
         owner, host = self.history.guests[thread.pid], ThreadId(HOST, cpu.index + 1)
-        if self.breakpoints.watchpoints:
-            self.breakpoints.remap(owner.number)
+        if self.watchpoints:
+            self.watchpoints.remap(owner.number)
         if host in self._steppings or self.holds.stops(host):
             cpu.pause = True
         if not self._client_waits:
@@ -418,6 +431,15 @@ class Running:
             ))  # fmt: skip
         return None
 
+    def _in_range(self, cpu: Processor, thread: ThreadId) -> Stop | None:
+        """A stop, if the instruction at RIP lies in a range."""
+        pc = cpu.state.linear_rip
+        number = self.breakpoints.range_at(pc, thread.pid)
+        if number is None or self.machine.clock.now == self._resumed_at or not self._acts(thread):
+            return None
+        self.breakpoints.ranges[number].hits += 1
+        return Stop(thread, text=f"[range {number} was entered at {pc:#x}]")
+
     def _pass(self, point: Breakpoint, root: int | None) -> None:
         """A breakpoint does not hit, for the address space is another; its user is told once."""
         if not point.passes:
@@ -450,7 +472,11 @@ class Running:
             if stepping is not None and stepping.back == self._place(LiveContext(cpu)):
                 return None
             thread = self.inferiors.thread_on(cpu)
-            if self._acts(thread) or self._told_of_passing:
+            entered = self._in_range(cpu, thread)
+            if entered is not None:
+                return entered
+            in_range = self.breakpoints.range_at(cpu.state.linear_rip, thread.pid) is not None
+            if not in_range and (self._acts(thread) or self._told_of_passing):
                 self.agents.teach(cpu, thread, self.breakpoints)
             return self._happened(self._step_and_collect(cpu, thread))
         if event == Event.WATCHED:
@@ -460,9 +486,8 @@ class Running:
         if event == Event.IDLE:
             time.sleep(SLICE_SECONDS)
             machine.poll_input()
-        elif self.breakpoints.stored:
-            self.breakpoints.stored = False
-            return self._fired(self.inferiors.thread_on(cpu), self.breakpoints.fired([]), "")
+        elif self.watchpoints.noted:
+            return self._fired(self.inferiors.thread_on(cpu), self.watchpoints.due(), None)
         return None
 
     def _caught(self) -> Stop | None:
@@ -484,23 +509,32 @@ class Running:
     def _watched(self, cpu: Processor) -> StubEvent | None:
         """Execute the instruction that accesses a watched page, and see whether it touched the watched bytes."""
         thread, pc = self.inferiors.thread_on(cpu), cpu.state.linear_rip
-        event, fired = self.breakpoints.execute(cpu)
+        event, fired = self.watchpoints.execute(cpu)
         self._stepped(cpu, thread, event)
         stepping = self._steppings.get(thread)
         if stepping is not None:
             stepping.executed |= thread.pid == HOST or self.inferiors.thread_on(cpu) == thread
-        stop = self._fired(thread, fired, f"by {self.inferiors.name(thread)} at {pc:#x}")
+        stop = self._fired(thread, fired, pc)
         return stop or (self._happened(event) if event != Event.WATCHED else None)
 
-    def _fired(self, thread: ThreadId, fired: Sequence[Watchpoint], text: str) -> StubEvent | None:
-        """A stop for the first watchpoint whose inferior was told to run."""
-        for point in fired:
-            owners = [t for t in self._acting_threads() if t.pid == point.pid and self._acts(t)]
-            if owners:
-                point.hits += 1
-                where = thread if thread.pid == point.pid and self._acts(thread) else owners[0]
-                text = f"[{point.address:#x} was accessed {text}]" if text and where != thread else ""
-                return Stop(where, reason=_REASONS[point.kind], address=point.address, text=text)
+    def _fired(self, thread: ThreadId, fired: Sequence[Fired], pc: int | None) -> StubEvent | None:
+        """A stop for the first watchpoint whose inferior was told to run; `thread` executed the instruction at `pc`."""
+        for point, how, by in fired:
+            owners = [
+                t for t in self._acting_threads() if (t.pid == point.pid or point.space == Space.SPA) and self._acts(t)
+            ]
+            if not owners:
+                continue
+            point.hits += 1
+            own = self._acts(thread) and (thread.pid == point.pid or point.space == Space.SPA)
+            where = thread if own else owners[0]
+            text = ""
+            if point.number or by or where != thread:
+                at = f", {self.inferiors.name(thread)} at {pc:#x}" if pc is not None else ""
+                text = f"[{point} was {how} by {by or 'an instruction'}{at}]"
+            if point.number:
+                return Stop(where, text=text)
+            return Stop(where, reason=_REASONS[point.kind], address=point.address, text=text)
         return None
 
     def _notice_guests(self) -> None:
@@ -512,6 +546,7 @@ class Running:
         alive = {number: {v.thread for v in guest.vcpus.values()} for number, guest in guests if not guest.gone}
         for number in sorted(self._known.keys() - alive.keys()):
             self.breakpoints.forget(number)
+            self.watchpoints.forget(number)
             self.let_go(number)
             self._events.append(Exited(number))
         for number, threads in sorted(alive.items()):

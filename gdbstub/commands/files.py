@@ -43,6 +43,13 @@ def _fail(errno: int) -> bytes:
     return b"F-1,%x" % errno
 
 
+def _name(digits: bytes) -> str | None:
+    try:
+        return unhexlify(digits).decode()
+    except (Error, UnicodeDecodeError):
+        return None
+
+
 @_operation("setfs")
 def set_file_system(session: Session, target: Files, arguments: bytes) -> bytes:
     return b"F0"
@@ -52,9 +59,8 @@ def set_file_system(session: Session, target: Files, arguments: bytes) -> bytes:
 def open_(session: Session, target: Files, arguments: bytes) -> bytes:
     digits, _, rest = arguments.partition(b",")
     flags, _mode = address_length(rest)
-    try:
-        name = unhexlify(digits).decode()
-    except (Error, UnicodeDecodeError):
+    name = _name(digits)
+    if name is None:
         return _fail(_EINVAL)
     if flags & _ACCESS_MODE:
         return _fail(_EACCES)
@@ -79,15 +85,28 @@ def pread(session: Session, target: Files, arguments: bytes) -> bytes:
     return b"F%x;%b" % (len(piece), escape(piece))
 
 
-@_operation("fstat")
-def fstat(session: Session, target: Files, arguments: bytes) -> bytes:
-    data = session.files.get(number(arguments))
-    if data is None:
-        return _fail(_EBADF)
+def _status(data: bytes) -> bytes:
     # struct stat of the File-I/O protocol, big endian: a regular file of mode 0400.
     head, sizes, times = (0, 0, 0o100400, 1, 0, 0, 0), (len(data), 4096, -(-len(data) // 512)), (0, 0, 0)
     packed = struct.pack(">7I3Q3I", *head, *sizes, *times)
     return b"F%x;%b" % (len(packed), escape(packed))
+
+
+@_operation("fstat")
+def fstat(session: Session, target: Files, arguments: bytes) -> bytes:
+    data = session.files.get(number(arguments))
+    return _fail(_EBADF) if data is None else _status(data)
+
+
+@_operation("stat")
+def stat(session: Session, target: Files, arguments: bytes) -> bytes:
+    """By name, as newer clients ask."""
+    name = _name(arguments)
+    data = None if name is None else target.read_file(name)
+    return _fail(_ENOENT) if data is None else _status(data)
+
+
+_OPERATIONS[b"lstat"] = stat
 
 
 @_operation("close")

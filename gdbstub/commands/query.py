@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from gdbstub.commands.registry import command, number, thread_id
@@ -15,7 +14,6 @@ from gdbstub.target import (
     NonStop,
     Spaces,
     Stop,
-    Target,
     TargetError,
     ThreadId,
     Tracepoints,
@@ -24,30 +22,30 @@ from gdbstub.target import (
 if TYPE_CHECKING:
     from gdbstub.session import Session
 
-_SUPPORTED: tuple[tuple[bytes, Callable[[Target], bool] | None], ...] = (
+_SUPPORTED: tuple[tuple[bytes, type | None], ...] = (
     (b"PacketSize=%x" % PACKET_SIZE, None),
     (b"QStartNoAckMode+", None),
     (b"swbreak+", None),
     (b"hwbreak+", None),
     (b"vContSupported+", None),
-    (b"QNonStop+", lambda target: isinstance(target, NonStop)),
+    (b"QNonStop+", NonStop),
     (b"QThreadEvents+", None),
     (b"fork-events+", None),
-    (b"exec-events+", lambda target: isinstance(target, ExecFile)),
+    (b"exec-events+", ExecFile),
     (b"error-message+", None),
     (b"binary-upload+", None),
     (b"qXfer:features:read+", None),
     (b"qXfer:threads:read+", None),
     (b"qXfer:osdata:read+", None),
-    (b"qXfer:memory-map:read+", lambda target: isinstance(target, MemoryMap)),
-    (b"qXfer:exec-file:read+", lambda target: isinstance(target, ExecFile)),
-    (b"qXfer:libraries:read+", lambda target: isinstance(target, Libraries)),
-    (b"address-spaces+", lambda target: isinstance(target, Spaces)),
-    (b"ConditionalBreakpoints+;BreakpointCommands+", lambda target: isinstance(target, BreakpointPrograms)),
+    (b"qXfer:memory-map:read+", MemoryMap),
+    (b"qXfer:exec-file:read+", ExecFile),
+    (b"qXfer:libraries:read+", Libraries),
+    (b"address-spaces+", Spaces),
+    (b"ConditionalBreakpoints+;BreakpointCommands+", BreakpointPrograms),
     (
         b"TracepointSource+;ConditionalTracepoints+;TraceStateVariables+;InstallInTrace+;EnableDisableTracepoints+;tracenz+;"
         b"DisconnectedTracing+;QTBuffer:size+;qXfer:traceframe-info:read+",
-        lambda target: isinstance(target, Tracepoints),
+        Tracepoints,
     ),
 )
 
@@ -56,7 +54,7 @@ _SUPPORTED: tuple[tuple[bytes, Callable[[Target], bool] | None], ...] = (
 def supported(session: Session, arguments: bytes) -> bytes:
     session.features = frozenset(arguments.split(b";"))
     session.multiprocess = b"multiprocess+" in session.features
-    offered = [name for name, has in _SUPPORTED if has is None or has(session.target)]
+    offered = [name for name, capability in _SUPPORTED if capability is None or isinstance(session.target, capability)]
     return b";".join(offered + [b"multiprocess+"] * session.multiprocess)
 
 

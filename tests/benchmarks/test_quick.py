@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from benchmarks import boot, engine, exits, measure, worldswitch
+from benchmarks import boot, engine, exits, measure, rsp, worldswitch
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,25 @@ def test_without_qemu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     assert any("not installed" in remark for remark in report.remarks)
     assert all("qemu/s" not in row for row in report.rows)
     assert report.where["qemu"] == "not installed"
+
+
+def test_the_stub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Against whatever peers there are, and alone."""
+    path = tmp_path / "figures.json"
+    assert measure.main("", rsp.measure, ["--quick", "--json", str(path)]) == 0
+    document = json.loads(path.read_text())
+    assert [row["request"] for row in document["rows"]] == [row.request for row in rsp.ROWS]
+    offered = {row["request"] for row in document["rows"] if row.get("vmdbg", 0) > 0}
+    assert offered >= {row.request for row in rsp.ROWS} - {"false condition in the stub", "tracepoint hit"}
+    assert {"qemu", "gdbserver"} <= document["machine"].keys()
+    assert "watchpoint hit" in capsys.readouterr().out
+    for peer in ("QEMU", "GDBSERVER"):
+        monkeypatch.setattr(rsp, peer, "no-such-peer")
+    monkeypatch.setattr(measure, "QEMU", "no-such-peer")
+    monkeypatch.setattr(rsp, "ROWS", rsp.ROWS[2:4])
+    alone = rsp.measure(True)
+    assert len(alone.remarks) == 2
+    assert all("vmdbg/best" not in row for row in alone.rows)
 
 
 def test_an_image_that_fails_is_named() -> None:

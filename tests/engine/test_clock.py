@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import socket
 from dataclasses import dataclass
 from itertools import pairwise
 from random import Random
@@ -230,6 +231,35 @@ def test_with_breakpoints(case: Case, python: bool, reference: dict[str, tuple[o
             event = rig.machine.run(step=True)
         if event == Event.EXIT:
             break
+    assert result(rig) == reference[case.name]
+
+
+@pytest.mark.parametrize("ticks", [1, 16, 40, 400])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_cut_by_input(case: Case, ticks: int, reference: dict[str, tuple[object, ...]]) -> None:
+    """A client that has something to say is heard in the middle of a run, which goes on as if nothing were."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.send(b"x")
+        rig = build(case)
+        engine, heard = rig.machine.engine, 0
+        engine.look_at(ours.fileno(), ticks)
+        while (event := rig.machine.run(1 << 20)) != Event.EXIT:
+            heard += engine.asked
+            assert not engine.asked or event == Event.PAUSED
+        assert result(rig) == reference[case.name]
+        assert heard or ticks not in (16, 40) or engine.binding.name == "python" or case.name != "loop"
+
+
+@by_case
+def test_with_a_stale_breakpoint_among_many(case: Case, python: bool, reference: dict[str, tuple[object, ...]]) -> None:
+    """Disarmed breakpoints do not stop it, and are taken out where it comes to them often."""
+    rig = build(case, python=python)
+    engine = rig.machine.engine
+    engine.arm({rig.program.origin + n for n in range(len(rig.program.code))})
+    engine.arm({0x700000 + n for n in range(1000)})
+    while (event := rig.machine.run(1000, breakpoints=True)) != Event.EXIT:
+        assert event != Event.BREAKPOINT
     assert result(rig) == reference[case.name]
 
 

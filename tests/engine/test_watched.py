@@ -8,7 +8,7 @@ from tests.engine.ports import PORT, Ports
 from tests.engine.rig import DATA, HANDLERS, STACK, Rig
 from tests.svm.hypervisor import GUEST, IOPM, Hypervisor
 from vmdbg.engine.physical import WATCH_READ, WATCH_WRITE
-from vmdbg.engine.state import RCX, RDI, RDX, RSI
+from vmdbg.engine.state import RCX, RDI, RDX, RSI, RSP
 from vmdbg.machine import Event
 
 
@@ -35,15 +35,17 @@ def test_the_processors_own_stores_are_told(flag: int, python: bool) -> None:
     """The frame of an interrupt goes to a page of plain data that is watched."""
     rig = Rig("int $0x21", python=python)
     physical = rig.machine.engine.physical
-    told: list[bool] = []
-    physical.on_watched = lambda: told.append(True)
+    told: list[tuple[int, int, bool]] = []
+    physical.on_watched = lambda spa, size, write: told.append((spa, size, write))
     rig.step()
     assert told == []
     rig.state.rip = rig.program.origin
+    rig.state.set_reg(RSP, STACK)
     physical.watch((STACK - 8) >> 12, flag, True)
     rig.step()
     assert rig.handled == 0x21
-    assert told
+    assert all(write and spa >= STACK - 40 and spa + size <= STACK for spa, size, write in told)
+    assert sum(size for _, size, _ in told) == 40
 
 
 @pytest.mark.parametrize(("text", "flag"), [("insb", WATCH_WRITE), ("rep insb", WATCH_WRITE), ("insw", WATCH_READ),

@@ -227,7 +227,7 @@ def test_a_page_that_somebody_watches_is_left_to_python() -> None:
     h = make()
     h.machine.engine.physical.watch(VMCB_PAGE >> 12, WATCH_WRITE, True)
     told: list[int] = []
-    h.machine.engine.physical.on_watched = lambda: told.append(h.now)
+    h.machine.engine.physical.on_watched = lambda spa, size, write: told.append(h.now)
     h.machine.run(2_000)
     assert told
     assert switcher(h).made == 0

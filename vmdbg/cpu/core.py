@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from dataclasses import replace
 from enum import IntEnum, StrEnum
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -475,6 +474,7 @@ class Cpu:
         for spa, length in pieces:
             if self.ram.contains(spa, length):
                 data += self.ram.view[spa : spa + length]
+                self.engine.physical.seen(spa, length, False)
             else:
                 assert self.engine.devices is not None
                 value = self.engine.devices.read_mmio(spa, length)
@@ -567,9 +567,8 @@ class Cpu:
         if self.tlb is not None:
             held = self.tlb.locate(address, _ACCESS[False, False, False, True], set_ad=False)
             return None if isinstance(held, Fault) else held
-        paging = replace(self.paging, cpl=0, rflags_ac=True)  # else SMAP refuses pages of the user
-        found = translate(self.ram, paging, address, _ACCESS[False, False, False, False], self.nested, set_ad=False)
-        return None if isinstance(found, Fault) else found.spa & self.engine.physical.a20
+        found = self.ram.memo.find(self.paging, address, self.nested)
+        return None if found is None else found.spa & self.engine.physical.a20
 
     def advance(self, length: int) -> None:
         """An instruction that we executed retires: RIP, time and the interrupt shadow move on.  0: an iteration of it."""

@@ -7,6 +7,7 @@ changed, the guard follows: at events and IRET, system calls, and whatever flush
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from introspect.exits import ExitCode
@@ -47,7 +48,7 @@ class DebugRegisters:
     def __init__(self, cpu: Cpu) -> None:
         self.cpu = cpu
         self.active = False
-        """Some are enabled."""
+        """Some are enabled, or the page tables are followed."""
         self.instructions: dict[int, int] = {}
         """Linear addresses to bits of DR6."""
         self.data: list[Range] = []
@@ -57,13 +58,19 @@ class DebugRegisters:
         self.moved = True
         """What page tables say may have changed.  Set by what the software does alone: how often the engine happens to stop
         besides must not decide whether a breakpoint is met."""
+        self.follower: Callable[[Cpu], None] | None = None
+        """Who else follows the page tables: called where they may have changed, before anything is executed."""
         self._pages: dict[int, int] = {}
+
+    def follow(self, follower: Callable[[Cpu], None] | None) -> None:
+        self.follower = follower
+        self.update()
 
     def update(self) -> None:
         cpu = self.cpu
         dr7 = cpu.dr[7]
         self.moved = True
-        if not dr7 & DR7_ENABLED and not self.active:
+        if not dr7 & DR7_ENABLED and not self.active and self.follower is None:
             return
         self.instructions, self.data, self.ports = {}, [], []
         for number in range(4):
@@ -77,7 +84,7 @@ class DebugRegisters:
                 self.data.append(Range(bit, kind, address & -size, size))
             elif cpu.state.cr(4) & CR4_DE:
                 self.ports.append(Range(bit, kind, address & -size, size))
-        self.active = bool(self.instructions or self.data or self.ports)
+        self.active = bool(self.instructions or self.data or self.ports or self.follower)
         cpu.engine.arm(set(self.instructions), self)
         if not self.active:
             self._guard({})
@@ -86,11 +93,13 @@ class DebugRegisters:
     def prepare(self) -> None:
         """Before the engine runs: follow the page tables, and have it stop where they or RFLAGS.RF may change."""
         cpu, s = self.cpu, self.cpu.state
-        if self.instructions or self.data:
+        if self.instructions or self.data or self.follower:
             world.stop_at(s, ExitCode.IRET, ExitCode.INVLPG)
         if not self.moved:
             return
         self.moved = False
+        if self.follower is not None:
+            self.follower(cpu)
         wanted = [(point.first, WATCH_WRITE if point.kind == WRITE else WATCH_WRITE | WATCH_READ) for point in self.data]
         if cpu.dr[7] & DR7_LOCAL and cpu.protected and not s.is_long:
             wanted.append((s.base(TR), WATCH_WRITE))  # a task switch of the engine begins with a store to it

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
-from typing import Any
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
 
 import capstone
 from capstone import x86 as cs
 
-from vmdbg.engine.state import CS, ES, FS, GS, RSP, SS
+from vmdbg.engine.state import CS, DS, ES, FS, GS, RSP, SS
 
 from .core import Cpu
 from .decode import Instruction, effective_address
@@ -23,7 +23,7 @@ _REGISTERS = {
     for number in range(8, 16) for suffix, bits in (("", 64), ("D", 32), ("W", 16))
 }  # fmt: skip
 _SEGMENTS = {
-    cs.X86_REG_ES: ES, cs.X86_REG_CS: CS, cs.X86_REG_SS: SS, cs.X86_REG_DS: 3, cs.X86_REG_FS: FS, cs.X86_REG_GS: GS,
+    cs.X86_REG_ES: ES, cs.X86_REG_CS: CS, cs.X86_REG_SS: SS, cs.X86_REG_DS: DS, cs.X86_REG_FS: FS, cs.X86_REG_GS: GS,
 }  # fmt: skip
 _BASED_ON_STACK = (cs.X86_REG_RSP, cs.X86_REG_ESP, cs.X86_REG_RBP, cs.X86_REG_EBP, cs.X86_REG_BP)
 _PORT_STRINGS = {
@@ -63,45 +63,94 @@ def disassembler(bits: int) -> Any:
     return engine
 
 
+class _Operand(NamedTuple):
+    """A memory operand: where it is, as sums of registers, and what is done to it."""
+
+    registers: tuple[tuple[int, int, int], ...]
+    """(number, mask, scale)"""
+    offset: int
+    from_rip: bool
+    """The offset counts from the end of the instruction."""
+    mask: int
+    """Of the address size."""
+    segment: int
+    size: int
+    reads: bool
+    writes: bool
+
+
+class _Decoded(NamedTuple):
+    length: int
+    operands: tuple[_Operand, ...]
+    stack: int
+    """How it accesses the stack: 0 not, 1 pops, 2 pushes."""
+    stack_size: int
+
+
+@lru_cache(4096)
+def _decode(code: bytes, bits: int) -> _Decoded | None:
+    insn = next(disassembler(bits).disasm(code, 0, 1), None)
+    if insn is None:
+        return None
+    found = []
+    for operand in insn.operands:
+        if operand.type != cs.X86_OP_MEM or insn.id in (cs.X86_INS_LEA, cs.X86_INS_NOP):
+            continue
+        memory = operand.mem
+        registers, from_rip = [], False
+        for register, scale in ((memory.base, 1), (memory.index, memory.scale)):
+            from_rip |= register in (cs.X86_REG_RIP, cs.X86_REG_EIP)
+            if register in _REGISTERS:
+                number, width = _REGISTERS[register]
+                registers.append((number, (1 << width) - 1, scale))
+        segment = _SEGMENTS.get(memory.segment)
+        if segment is None:
+            string = insn.mnemonic.split()[-1][:4] in ("stos", "scas", "movs", "cmps", "insb", "insw", "insd")
+            segment = ES if string and memory.base in _STRING_TO_EDI else SS if memory.base in _BASED_ON_STACK else DS
+        access = _PORT_STRINGS.get(insn.id, operand.access)
+        found.append(_Operand(
+            tuple(registers), memory.disp, from_rip, (1 << insn.addr_size * 8) - 1, segment, operand.size,
+            bool(access & 1), bool(access & 2),
+        ))  # fmt: skip
+    pushes = insn.group(cs.X86_GRP_CALL) or insn.mnemonic.startswith(("push", "enter"))
+    pops = insn.group(cs.X86_GRP_RET) or insn.mnemonic.startswith(("pop", "leave", "iret"))
+    size = 8 if bits == 64 else insn.operands[0].size if len(insn.operands) else bits // 8
+    return _Decoded(insn.size, tuple(found), 2 if pushes else 1 if pops else 0, size)
+
+
+def _code(cpu: Cpu) -> bytes:
+    """The bytes at RIP, which has been fetched from before: so its rights are not looked at again."""
+    rip = cpu.state.linear_rip
+    found = cpu.ram.memo.find(cpu.paging, rip, cpu.nested) if cpu.tlb is None and rip & 0xFFF <= 0xFF1 else None
+    spa = None if found is None else found.spa & cpu.engine.physical.a20
+    if spa is None or not cpu.ram.contains(spa, 15):
+        return cpu.fetch()
+    return bytes(cpu.ram.view[spa : spa + 15])
+
+
 def accesses(cpu: Cpu) -> list[tuple[int, int, bool, bool]]:
     """(linear address, bytes, reads, writes) of each memory access of the instruction at RIP, as far as it says so.
 
     Accesses to descriptor tables, the TSS and the like are not among them.
     """
-    s = cpu.state
-    code = cpu.fetch()
-    insn = next(disassembler(cpu.bits).disasm(code, s.rip, 1), None)
+    s, bits = cpu.state, cpu.bits
+    insn = _decode(_code(cpu), bits)
     if insn is None:
         return []
     found = []
-    mask = 0xFFFFFFFFFFFFFFFF if cpu.bits == 64 else 0xFFFFFFFF
+    mask = 0xFFFFFFFFFFFFFFFF if bits == 64 else 0xFFFFFFFF
     for operand in insn.operands:
-        if operand.type != cs.X86_OP_MEM or insn.id in (cs.X86_INS_LEA, cs.X86_INS_NOP):
-            continue
-        memory = operand.mem
-        offset = memory.disp
-        width = {16: 16, 32: 32, 64: 64}[insn.addr_size * 8]
-        for register, scale in ((memory.base, 1), (memory.index, memory.scale)):
-            if register in (cs.X86_REG_RIP, cs.X86_REG_EIP):
-                offset += s.rip + insn.size
-            elif register in _REGISTERS:
-                number, bits = _REGISTERS[register]
-                offset += (s.reg(number) & ((1 << bits) - 1)) * scale
-        segment = _SEGMENTS.get(memory.segment)
-        if segment is None:
-            string = insn.mnemonic.split()[-1][:4] in ("stos", "scas", "movs", "cmps", "insb", "insw", "insd")
-            segment = ES if string and memory.base in _STRING_TO_EDI else SS if memory.base in _BASED_ON_STACK else 3
-        base = s.base(segment) if cpu.bits != 64 or segment >= FS else 0
-        address = ((offset & ((1 << width) - 1)) + base) & mask
-        access = _PORT_STRINGS.get(insn.id, operand.access)
-        found.append((address, operand.size, bool(access & 1), bool(access & 2)))
-    stack_mask = mask if cpu.bits == 64 or s.attrib(SS) & 0x400 else 0xFFFF
-    stack_base = 0 if cpu.bits == 64 else s.base(SS)
-    size = 8 if cpu.bits == 64 else insn.operands[0].size if len(insn.operands) else cpu.bits // 8
-    if insn.group(cs.X86_GRP_CALL) or insn.mnemonic.startswith(("push", "enter")):
-        found.append(((stack_base + ((s.reg(RSP) - size) & stack_mask)) & mask, size, False, True))
-    elif insn.group(cs.X86_GRP_RET) or insn.mnemonic.startswith(("pop", "leave", "iret")):
-        found.append(((stack_base + (s.reg(RSP) & stack_mask)) & mask, size, True, False))
+        offset = operand.offset + (s.rip + insn.length if operand.from_rip else 0)
+        for number, width, scale in operand.registers:
+            offset += (s.reg(number) & width) * scale
+        base = s.base(operand.segment) if bits != 64 or operand.segment >= FS else 0
+        found.append(((offset & operand.mask) + base & mask, operand.size, operand.reads, operand.writes))
+    if insn.stack:
+        size, pushes = insn.stack_size, insn.stack == 2
+        stack_mask = mask if bits == 64 or s.attrib(SS) & 0x400 else 0xFFFF
+        stack_base = 0 if bits == 64 else s.base(SS)
+        top = s.reg(RSP) - size if pushes else s.reg(RSP)
+        found.append((stack_base + (top & stack_mask) & mask, size, not pushes, pushes))
     return found
 
 

@@ -46,7 +46,8 @@ class Outcome(IntEnum):
     WATCHED = auto()
     """An instruction is about to access a watched page at `watched` (a system-physical address)."""
     PAUSED = auto()
-    """At a boundary where `pause` was found set, or amid an instruction or event: `postponed`."""
+    """At a boundary where `pause` was found set, or where there was input for the debugger; or amid an instruction or event:
+    `postponed`."""
 
 
 class Processor(Pending):
@@ -136,7 +137,7 @@ class Processor(Pending):
                     continue
                 stop = found
             elif step or self.looks_for_branches or held:
-                if breakpoints and self.state.linear_rip in self.engine.breakpoints:
+                if breakpoints and self.state.linear_rip in self.engine.armed:
                     return Outcome.BREAKPOINT
                 stop = steps.step(self)
             elif quiet and self._switches_in_c():
@@ -210,6 +211,8 @@ class Processor(Pending):
                 return Outcome.DEADLINE
             elif reason == Reason.BREAK:
                 return Outcome.BREAKPOINT
+            elif reason == Reason.ASKED:
+                return Outcome.PAUSED
             elif stop is _POSTPONED:
                 following = self._let_go()
                 if following is not None:

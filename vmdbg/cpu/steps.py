@@ -56,7 +56,7 @@ def run_debugged(cpu: Cpu, deadline: int, window: bool, held: bool, breakpoints:
     """Run the engine, or step it, with debug registers enabled; `one`: an instruction and no more.  None to look again."""
     state, engine, debug = cpu.state, cpu.engine, cpu.debug
     debug.prepare()
-    at_hook = state.linear_rip in engine.breakpoints
+    at_hook = state.linear_rip in engine.armed
     if at_hook and breakpoints and not one:
         return Stop(Reason.BREAK)  # the debugger's come first: it steps if it has none here
     bits = debug.instruction()

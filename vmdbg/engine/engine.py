@@ -31,14 +31,14 @@ from .repair import (
     withdraw_features,
     withdraw_string_io,
 )
-from .runtime import BRANCH_RING, RING_SLOTS, Binding, Reason, Runtime, add_hook
+from .runtime import BRANCH_RING, RING_SLOTS, Binding, Point, Reason, Runtime, add_hook
 from .state import HF_CS64, HF_GUEST, HF_LMA, MXCSR_DEFAULT, CpuState
 
 PHYSICAL_BITS = 40
 """What the engine's walker implements: CPUID claims no more (TCG_PHYS_ADDR_BITS)."""
 
-MOST_STALE = 64
-"""Disarmed breakpoints that may stay installed."""
+MOST_IDLE = 100_000
+"""How often disarmed breakpoints may be looked at before they are taken out: about as long as that takes itself."""
 
 VMEXIT = 0x100
 EXCEPTION = 0x40
@@ -144,6 +144,8 @@ class Engine:
         arena = ctypes.addressof(ctypes.c_char.from_buffer(self.physical.arena.buffer))
         self._map(PRIVATE, PRIVATE_SIZE, arena)
         self.physical.arena.q[_MSRPM_BASE] = MSRPM_PAGES
+        self.asked = False
+        """The last run ended with ASKED."""
         self._window: list[tuple[Npt, int, int] | None] = [None] * WINDOW_PAGES
         uc.mmio_map(WINDOW, WINDOW_PAGES * PAGE, self._mmio_read, None, self._mmio_write, None)
         self.devices: Devices | None = None
@@ -168,9 +170,12 @@ class Engine:
         self._flat.set_cr(0, 1)
         self._flat.hflags = HF_LMA | HF_CS64
         self._flat.i[layout.HFLAGS2 // 4] = 1
-        self.breakpoints: dict[int, int] = {}
-        """Linear addresses that have a code hook, armed or not, and its handle."""
-        self._armed: dict[object, set[int]] = {}
+        self.armed: set[int] = set()
+        """Linear addresses to stop at."""
+        self._hooks: dict[int, tuple[int, Point]] = {}
+        """Handles of code hooks, armed or not, by their linear address."""
+        self._ranges: dict[tuple[int, int], tuple[int, Point]] = {}
+        self._wanted: dict[object, set[int]] = {}
         self._active: CpuState | None = None
 
     def _map(self, first: int, size: int, address: int) -> None:
@@ -196,6 +201,10 @@ class Engine:
         state.hflags |= HF_GUEST
         state.mxcsr = MXCSR_DEFAULT
         return state
+
+    def look_at(self, descriptor: int, ticks: int) -> None:
+        """Stop (ASKED) where a file descriptor can be read, looked at every so many ticks; a negative one for none."""
+        self.rt.input, self.rt.look = descriptor, ticks if descriptor >= 0 else 0
 
     def flush(self) -> None:
         """The next run starts with an empty TLB."""
@@ -226,20 +235,52 @@ class Engine:
     def arm(self, addresses: set[int], owner: object = None) -> None:
         """Stop before instructions at these linear addresses, from the next run on, whoever executes them.
 
-        They take the place of those that `owner` armed before.  It may also stop at those: the caller looks where it is.
+        They take the place of those that `owner` armed before.
         """
-        self._armed[owner] = addresses
-        addresses = set().union(*self._armed.values())
-        missing = addresses - self.breakpoints.keys()
-        stale = self.breakpoints.keys() - addresses
-        if not missing and len(stale) <= MOST_STALE:
+        self._wanted[owner] = addresses
+        armed = set().union(*self._wanted.values())
+        if armed == self.armed:
             return
-        for address in stale if len(stale) > MOST_STALE else ():
-            uclib.uc_hook_del(self.uc._uch, ctypes.c_size_t(self.breakpoints.pop(address)))
+        hooks = self._hooks
+        for address in self.armed - armed:
+            hooks[address][1].armed = 0
+        missing = armed - hooks.keys()
+        for address in armed - self.armed - missing:
+            hooks[address][1].armed = 1
+        self.armed = armed
+        if not missing:
+            return
         for address in missing:
-            self.breakpoints[address] = add_hook(
-                self.uc, const.UC_HOOK_CODE, self.binding.on_breakpoint, self.binding.user, address, address, None
-            )
+            hooks[address] = self._hook(address, address)
+        self.flush_code()
+
+    def arm_ranges(self, ranges: set[tuple[int, int]]) -> None:
+        """Stop before every instruction that starts within one of these (first, end), in place of those armed before."""
+        if ranges == self._ranges.keys():
+            return
+        for gone in self._ranges.keys() - ranges:
+            handle, _ = self._ranges.pop(gone)
+            uclib.uc_hook_del(self.uc._uch, ctypes.c_size_t(handle))
+        for first, end in ranges - self._ranges.keys():
+            self._ranges[first, end] = self._hook(first, end - 1)
+        self.flush_code()
+
+    def _hook(self, first: int, last: int) -> tuple[int, Point]:
+        """An armed code hook: its handle, and its state, which must stay where it is."""
+        point = Point(self.binding.user, 1)
+        callback = self.binding.on_breakpoint
+        return add_hook(self.uc, const.UC_HOOK_CODE, callback, ctypes.addressof(point), first, last, None), point
+
+    def tidy(self) -> None:
+        """Take disarmed breakpoints out of translated code if execution comes to them often: at each, the engine looks through
+        all of them."""
+        rt, hooks = self.rt, self._hooks
+        if rt.idle * len(hooks) < MOST_IDLE:
+            return
+        rt.idle = 0
+        gone = [hooks.pop(address) for address in hooks.keys() - self.armed]
+        for handle, _ in gone:
+            uclib.uc_hook_del(self.uc._uch, ctypes.c_size_t(handle))
         self.flush_code()
 
     def _mmio_read(self, _uc: Any, offset: int, size: int, _data: Any) -> int:
@@ -289,6 +330,7 @@ class Engine:
             self._judge = judge
             rt.on_break_user = judge or None
         while True:
+            self.asked = False
             budget = deadline - clock.now
             if budget <= 0:
                 return Stop(Reason.BUDGET)
@@ -367,6 +409,7 @@ class Engine:
                 f"hflags {state.hflags:#x}). Remedy: report it with the image; this is a defect of vmdbg or of Unicorn"
             )
         if reason != Reason.EXIT:
+            self.asked = reason == Reason.ASKED
             return Stop(reason)
         code = rt.intno
         if code == VMEXIT + NPF:

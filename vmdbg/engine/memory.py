@@ -7,6 +7,7 @@ import mmap
 import struct
 from collections.abc import Callable
 
+from introspect.memo import Memo
 from introspect.sources import Unreadable, Unwritable
 
 PAGE = 4096
@@ -44,6 +45,10 @@ class Ram:
         self.buffer = sparse(self.end)
         self.view = memoryview(self.buffer)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.buffer))
+        self.memo = Memo(self)
+        """Translations through tables that lie here, for debuggers."""
+        self.device = ""
+        """Who writes now, if not a processor: see `dma`."""
         self.pages = memoryview(sparse(max(self.end // PAGE, PAGE)))
         """One byte of state a page; see engine/physical.py."""
 
@@ -52,6 +57,10 @@ class Ram:
             if first <= spa and spa + length <= end:
                 return True
         return False
+
+    def extent(self, spa: int, length: int) -> int:
+        """How many of `length` bytes from `spa` on are RAM without a gap."""
+        return next((min(length, end - spa) for first, end in self.ranges if first <= spa < end), 0)
 
     def _check(self, spa: int, length: int) -> None:
         for first, end in self.ranges:
@@ -70,6 +79,14 @@ class Ram:
             raise Unwritable(spa)
         self.view[spa : spa + len(data)] = data
         self.written(spa, len(data))
+
+    def dma(self, device: str, spa: int, data: bytes) -> None:
+        """A device writes: debuggers can tell whose store it was.  `Unwritable` as for `write`."""
+        self.device = device
+        try:
+            self.write(spa, data)
+        finally:
+            self.device = ""
 
     def read_u32(self, spa: int, /) -> int:
         if spa + 4 > HOLE:

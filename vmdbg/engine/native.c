@@ -6,6 +6,7 @@
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
+#include <poll.h>
 #include <string.h>
 
 #include "runtime.h"
@@ -242,10 +243,12 @@ static void on_sysenter(void *uc, void *user)
 
 static void on_breakpoint(void *uc, uint64_t address, uint32_t size, void *user)
 {
-    struct runtime *rt = user;
+    const struct point *point = user;
+    struct runtime *rt = point->rt;
     (void)uc;
     (void)size;
-    if (rt->breakpoints && !(rt->on_break_user && rt->on_break(rt, address))) {
+    rt->idle += !point->armed;
+    if (point->armed && rt->breakpoints && !(rt->on_break_user && rt->on_break(rt, address))) {
         rt->break_address = address;
         stop(rt, BREAK);
     }
@@ -317,14 +320,37 @@ static bool syscall64(struct runtime *rt)
     return true;
 }
 
+/* Has the debugger's client said something? */
+static bool asked(struct runtime *rt)
+{
+    struct pollfd input = {rt->input, POLLIN, 0};
+    return poll(&input, 1, 0) > 0;
+}
+
 /* Until a stop that is Python's. */
 static void run(struct runtime *rt)
 {
-    int64_t executed = 0;
+    int64_t executed = 0, look = rt->look ? rt->look : INT64_MAX;
     for (;;) {
-        int64_t ticks = -1;
+        int64_t ticks = -1, rest = rt->budget > look ? rt->budget - look : 0;
+        bool fresh = look == rt->look;
+        rt->budget -= rest;
         run_once(rt);
+        rt->budget += rest;
         executed += rt->executed;
+        look -= rt->executed;
+        if (rest && rt->reason == BUDGET) {
+            if (fresh && !rt->executed) {   /* a block that is longer than that */
+                look = INT64_MAX;
+                continue;
+            }
+            if (asked(rt)) {
+                rt->reason = ASKED;
+                break;
+            }
+            look = rt->look;
+            continue;
+        }
         if (!rt->on_exit)                   /* somebody looks at every stop */
             break;
         if (rt->reason == SYSCALL && syscall64(rt))
@@ -334,6 +360,7 @@ static void run(struct runtime *rt)
         if (ticks < 0)
             break;
         executed += ticks;
+        look -= ticks;
         rt->begun += ticks;
         rt->budget -= ticks;
         if (rt->budget <= 0) {

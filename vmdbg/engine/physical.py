@@ -189,6 +189,8 @@ class TableReader:
         self.ram = ram
         self.seen: set[int] = set()
         self.read, self.write = ram.read, ram.write
+        self.watched: Callable[[int, int, bool], None] = lambda spa, length, write: None
+        """As `Physical.seen`."""
 
     def read_u64(self, spa: int, /) -> int:
         self.seen.add(spa >> 12)
@@ -203,6 +205,7 @@ class TableReader:
             self.ram.write_u32(spa, value)
         else:
             self.ram.view[spa : spa + 4] = value.to_bytes(4, "little")
+            self.watched(spa, 4, True)
 
     def write_u64(self, spa: int, value: int, /) -> None:
         self.write_u32(spa, value & 0xFFFFFFFF)
@@ -274,8 +277,9 @@ class Physical:
         """A mapping was taken away: the engine's TLB must forget."""
         self.invalidate: Callable[[int, int], None] = lambda spa, length: None
         """Translated code at (spa, length) is out of date."""
-        self.on_watched: Callable[[], None] = lambda: None
-        """A watched page was written behind the engine's back."""
+        self.on_watched: Callable[[int, int, bool], None] = lambda spa, length, write: None
+        """A range of a watched page was read or, if the last is true, written behind the engine's back."""
+        self.reader.watched = self.seen
         self.on_unfit: Callable[[int], None] = lambda root: None
         """The table with this root can no longer be used as it is from one VMRUN to the next."""
 
@@ -528,7 +532,8 @@ class Physical:
         for page in range(spa >> 12, (spa + max(length, 1) - 1 >> 12) + 1):
             state = self.ram.pages[page]
             if state & (WATCH_READ | WATCH_WRITE):
-                self.on_watched()
+                start = max(spa, page << 12)
+                self.on_watched(start, min(spa + length, (page + 1) << 12) - start, True)
             if state & TABLE:
                 self.on_table(page, written=True)
             if state & (CODE | MIXED) or not self.nx:
@@ -566,9 +571,23 @@ class Physical:
         """Whether such accesses to a page number are for the processor to look at."""
         return bool(self.guarded and self.guarded.get(page, 0) & (WATCH_READ | WATCH_WRITE if write else WATCH_READ))
 
+    def seen(self, spa: int, length: int, write: bool) -> None:
+        """The processor has accessed a range within a page behind the engine's back, and nobody has been told."""
+        if self.watches(spa >> 12, write):
+            self.on_watched(spa, length, write)
+
     def watches(self, page: int, write: bool) -> bool:
         """Whether such accesses to a page number of RAM are watched."""
         return bool(self.ram.pages[page] & (WATCH_READ | WATCH_WRITE if write else WATCH_READ))
+
+    def lift(self, page: int) -> int:
+        """Let accesses to a watched page through, until `watch` is called with the flags that this returns.
+
+        What the engine may not do now it finds out again at its next fault; it need forget nothing.
+        """
+        flags = self.ram.pages[page] & (WATCH_READ | WATCH_WRITE)
+        self.ram.pages[page] &= ~flags & 0xFF
+        return flags
 
     def watch(self, page: int, flag: int, on: bool) -> None:
         """Set or clear WATCH_WRITE or WATCH_READ for a page number."""

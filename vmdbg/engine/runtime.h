@@ -56,6 +56,9 @@ struct runtime {
     uint32_t saved;                /* the context is that of the stop already */
     uint32_t reading;              /* save_code is at work */
     uint32_t mixed;                /* there are pages that are both written and executed */
+    int64_t look;                  /* ticks after which to see whether there is input, 0 for never */
+    int32_t input;                 /* a descriptor */
+    uint64_t idle;                 /* how often execution came to a disarmed breakpoint */
     on_exit_fn on_exit;            /* NULL: every stop is Python's */
     void *on_exit_user;
     on_break_fn on_break;
@@ -64,7 +67,13 @@ struct runtime {
     struct branch ring[RING_SLOTS];
 };
 
-enum reason { BUDGET = 1, EXIT, IO, SYSCALL, SYSENTER, WINDOW, STEPPED, BREAK, FAILED };
+/* A breakpoint's hook: it stays in translated code while the breakpoint is disarmed. */
+struct point {
+    struct runtime *rt;
+    uint32_t armed;
+};
+
+enum reason { BUDGET = 1, EXIT, IO, SYSCALL, SYSENTER, WINDOW, STEPPED, BREAK, FAILED, TABLES, ASKED };
 enum { VMEXIT = 0x100, EXCEPTION = 0x40, NPF = 0x400 };
 
 #define FIELD(rt, type, offset) (*(type *)((char *)(rt)->context + (offset)))

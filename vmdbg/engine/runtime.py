@@ -52,6 +52,8 @@ class Reason(IntEnum):
     FAILED = 9
     TABLES = 10
     """Only from `Engine`: a store to a page in `Physical.tables_written` is about to be made."""
+    ASKED = 11
+    """There is input on the descriptor of `Engine.look_at`.  The native runtime only."""
 
 
 class Branch(ctypes.Structure):
@@ -96,6 +98,9 @@ class Runtime(ctypes.Structure):
         ("saved", ctypes.c_uint32),
         ("reading", ctypes.c_uint32),
         ("mixed", ctypes.c_uint32),
+        ("look", ctypes.c_int64),
+        ("input", ctypes.c_int32),
+        ("idle", ctypes.c_uint64),
         ("on_exit", ctypes.c_void_p),
         ("on_exit_user", ctypes.c_void_p),
         ("on_break", ctypes.c_void_p),
@@ -104,6 +109,12 @@ class Runtime(ctypes.Structure):
         ("entered", ctypes.c_int64),
         ("ring", Branch * RING_SLOTS),
     )
+
+
+class Point(ctypes.Structure):
+    """A breakpoint's hook, as the `struct point` of runtime.h: it stays in translated code while it is not `armed`."""
+
+    _fields_ = (("runtime", ctypes.c_void_p), ("armed", ctypes.c_uint32))
 
 
 _BLOCK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_void_p)

@@ -10,6 +10,7 @@ from unicorn import x86_const as x86
 from unicorn.unicorn_py3.unicorn import uclib
 
 from . import layout
+from .runtime import Point
 
 if TYPE_CHECKING:
     from .runtime import Runtime
@@ -143,8 +144,10 @@ class Twin:
     def on_sysenter(self, _uc: int, _user: int) -> None:
         self._stop(SYSENTER)
 
-    def on_breakpoint(self, _uc: int, address: int, _size: int, _user: int) -> None:
-        if self.state.breakpoints:
+    def on_breakpoint(self, _uc: int, address: int, _size: int, point: int) -> None:
+        armed = Point.from_address(point).armed
+        self.state.idle += not armed
+        if armed and self.state.breakpoints:
             self.state.break_address = address
             self._stop(BREAK)
 

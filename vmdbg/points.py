@@ -1,0 +1,152 @@
+"""`monitor` commands on what stops a run: breakpoints, ranges of them, watchpoints."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from gdbstub.target import BreakpointKind, TargetError
+from introspect.commands import Arguments, Command, Context, Result
+from introspect.commands.registry import parse_number
+from introspect.commands.render import columns
+from vmdbg.breakpoints import Rule
+from vmdbg.history import HOST
+from vmdbg.results import Text
+from vmdbg.watchpoints import Space
+
+if TYPE_CHECKING:
+    from vmdbg.monitor import Monitor
+
+_KINDS = {
+    BreakpointKind.SOFTWARE: "break", BreakpointKind.HARDWARE: "hbreak", BreakpointKind.WRITE: "watch",
+    BreakpointKind.READ: "rwatch", BreakpointKind.ACCESS: "awatch",
+}  # fmt: skip
+_RULES = {
+    Rule.ANY: "in every address space (any)",
+    Rule.SHARED: "where their address is the same page (shared)",
+    Rule.OWN: "under their own page tables (own)",
+}
+_ACCESSES = {"w": BreakpointKind.WRITE, "r": BreakpointKind.READ, "a": BreakpointKind.ACCESS, "rw": BreakpointKind.ACCESS}
+_ADDRESS = re.compile(r"(?:(?P<owner>\w+):)??(?:(?P<space>gva|gpa|spa):)?(?P<number>\w+)")
+
+
+class PointCommands:
+    """Those of one `Monitor`."""
+
+    def __init__(self, monitor: Monitor) -> None:
+        self._monitor = monitor
+        self._debugger = monitor.debugger
+
+    def commands(self) -> Iterator[Command]:
+        yield Command(
+            "breakpoints", "breakpoints [any|shared|own]", "List breakpoints and watchpoints, or choose where they "
+            "hit.\nOne belongs to the address space that was in use when gdb first put it in, at a resume: to its\n"
+            "page tables and the page found there. Set with paging off, or before the address was mapped, it\n"
+            "hits everywhere once and then belongs there. What hits it elsewhere passes, and is counted.\n"
+            "  monitor breakpoints shared  also where other tables have the same page at the address (default)\n"
+            "  monitor breakpoints own     under its own page tables only\n"
+            "  monitor breakpoints any     in every address space of the inferior", self._breakpoints,
+        )  # fmt: skip
+        yield Command(
+            "watch", "watch [[GUEST:][gva:|gpa:|spa:]ADDRESS [LENGTH] [w|r|a]] | watch delete N",
+            "Stop when memory is written (w), read (r) or either (a), and say who did it; or list, or delete.\n"
+            "ADDRESS is linear (gva, the default), guest-physical or system-physical, of the selected inferior\n"
+            "unless another is named (1 is the hypervisor). LENGTH is 1 to 4096 bytes (8). All see stores of any\n"
+            "inferior to the same memory, of the processor itself (page walks, events, VMCBs) and of devices.\n"
+            "  monitor watch spa:0x10f6000\n  monitor watch 2:gpa:0x5000 4096 a\n  monitor watch delete 1", self._watch,
+        )  # fmt: skip
+        yield Command(
+            "break-range", "break-range [[GUEST:]START END] | break-range delete N",
+            "Stop at every instruction within START <= address < END; or list, or delete.\n"
+            "  monitor break-range 0x101000 0x101200\n  monitor break-range 2:0xffffffff80100000 0xffffffff80101000",
+            self._range,
+        )  # fmt: skip
+
+    def _breakpoints(self, context: Context, arguments: Arguments) -> Result:
+        breakpoints, watchpoints = self._debugger.breakpoints, self._debugger.watchpoints
+        chosen = arguments.choice(tuple(Rule))
+        if arguments.words:
+            raise arguments.error(arguments.words[0], "there is no such rule", "choose any, shared or own")
+        if chosen is not None:
+            breakpoints.rule = Rule(chosen)
+            self._debugger.running.agents.forget()
+            return Text(f"breakpoints hit {_RULES[breakpoints.rule]}")
+        rows = [("process", "address", "kind", "page tables", "page", "hits", "passes")]
+        rows += [
+            (
+                str(point.pid), f"{point.address:#x}", _KINDS[point.kind] + (f" {point.length}" if point.kind > 1 else ""),
+                *((f"{point.home.root:#x}", f"{point.home.page:#x}") if point.home is not None else ("-", "-")),
+                str(point.hits), str(point.passes),
+            )
+            for point in (*breakpoints, *(point for point in watchpoints if not point.number))
+        ]  # fmt: skip
+        return Text("\n".join([*columns(rows), f"They hit {_RULES[breakpoints.rule]}."]))
+
+    def _address(self, arguments: Arguments, word: str) -> tuple[int, Space, int]:
+        """(pid, space, address) of `[GUEST:][SPACE:]ADDRESS`."""
+        found = _ADDRESS.fullmatch(word)
+        address = parse_number(found["number"]) if found is not None else None
+        if found is None or address is None or not 0 <= address < 1 << 64:
+            raise arguments.error(word, "this is no address", "write it as 0x1000, gpa:0x1000, 2:gva:0x1000 or spa:0x1000")
+        owner = found["owner"]
+        if owner is None:
+            pid = self._monitor.thread.pid
+        elif owner in ("host", str(HOST)):
+            pid = HOST
+        else:
+            named = [guest.number for guest in arguments.context.guests if owner in (str(guest.number), guest.name)]
+            if not named:
+                raise arguments.error(owner, "no guest has this number or name", "`monitor guests` lists them")
+            pid = named[0]
+        return pid, Space(found["space"] or "gva"), address
+
+    def _watch(self, context: Context, arguments: Arguments) -> Result:
+        watchpoints = self._debugger.watchpoints
+        if arguments.choice(("delete",)):
+            number = arguments.number("N")
+            arguments.done()
+            watchpoints.delete(number)
+            return Text(f"watchpoint {number} is deleted")
+        if not arguments.words:
+            rows = [("#", "process", "address", "bytes", "access", "now at", "hits")]
+            rows += [
+                (
+                    str(p.number), "any" if p.space == Space.SPA else str(p.pid), f"{p.space}:{p.address:#x}", str(p.length),
+                    _KINDS[p.kind], f"spa {p.pieces[0][0]:#x}" if p.pieces else "not mapped", str(p.hits),
+                )
+                for p in watchpoints if p.number
+            ]  # fmt: skip
+            return Text("\n".join(columns(rows)) if len(rows) > 1 else "no watchpoints are set; gdb's own stand in `breakpoints`")
+        pid, space, address = self._address(arguments, arguments.words.pop(0))
+        length = arguments.number("LENGTH", 1, 4096) if arguments.words and parse_number(arguments.words[0]) is not None else 8
+        access = _ACCESSES[arguments.choice(_ACCESSES) or "w"]
+        arguments.done()
+        thread = self._monitor.thread if self._monitor.thread.pid == pid else self._debugger.who.first_thread(pid)
+        point = watchpoints.add(access, space, address, length, pid, self._debugger.context(thread))
+        where = ", ".join(f"{spa:#x}" for spa, _ in point.pieces)
+        there = f", which is spa {where}" if space != Space.SPA else ""
+        return Text(f"watchpoint {point.number}: {length} bytes at {space}:{address:#x}{there}")
+
+    def _range(self, context: Context, arguments: Arguments) -> Result:
+        breakpoints = self._debugger.breakpoints
+        if arguments.choice(("delete",)):
+            number = arguments.number("N")
+            arguments.done()
+            if breakpoints.ranges.pop(number, None) is None:
+                raise TargetError(f"there is no range {number}; `monitor break-range` lists them")
+            return Text(f"range {number} is deleted")
+        if not arguments.words:
+            rows = [("#", "process", "start", "end", "hits")]
+            rows += [
+                (str(n), str(r.pid), f"{r.start:#x}", f"{r.end:#x}", str(r.hits)) for n, r in breakpoints.ranges.items()
+            ]
+            return Text("\n".join(columns(rows)) if len(rows) > 1 else "no ranges are set")
+        word = arguments.words.pop(0)
+        pid, space, start = self._address(arguments, word)
+        if space != Space.GVA:
+            raise arguments.error(word, "code is executed at linear addresses", "leave out the space")
+        end = arguments.number("END", start + 1)
+        arguments.done()
+        number = breakpoints.add_range(start, end, pid)
+        return Text(f"range {number}: stops at every instruction of process {pid} from {start:#x} to below {end:#x}")
