@@ -77,8 +77,8 @@ def _accesses(cpu: Cpu, insn: Any) -> Iterator[tuple[int, int, int, int]]:
     width = (1 << 8 * insn.addr_size) - 1
     if insn.id in _UNCHECKED or (insn.prefix[0] in (0xF2, 0xF3) and _is_string(insn) and not s.reg(RCX) & width):
         return
-    for operand, segment, offset in memory_operands(cpu, insn):
-        size = _WRONG.get(insn.id, operand.size)
+    for found, segment, offset in memory_operands(cpu, insn):
+        size = _WRONG.get(insn.id, found)
         yield segment, offset, size, _alignment(insn, size, operand_size)
     if insn.id in _MASKED:
         segment = {0x26: 0, 0x2E: 1, 0x36: 2, 0x64: 4, 0x65: 5}.get(insn.prefix[1], 3)

@@ -87,12 +87,7 @@ class _Decoded(NamedTuple):
     stack_size: int
 
 
-@lru_cache(4096)
-def _decode(code: bytes, bits: int) -> _Decoded | None:
-    insn = next(disassembler(bits).disasm(code, 0, 1), None)
-    if insn is None:
-        return None
-    found = []
+def _memory(insn: Any) -> Iterator[_Operand]:
     for operand in insn.operands:
         if operand.type != cs.X86_OP_MEM or insn.id in (cs.X86_INS_LEA, cs.X86_INS_NOP):
             continue
@@ -108,14 +103,30 @@ def _decode(code: bytes, bits: int) -> _Decoded | None:
             string = insn.mnemonic.split()[-1][:4] in ("stos", "scas", "movs", "cmps", "insb", "insw", "insd")
             segment = ES if string and memory.base in _STRING_TO_EDI else SS if memory.base in _BASED_ON_STACK else DS
         access = _PORT_STRINGS.get(insn.id, operand.access)
-        found.append(_Operand(
+        yield _Operand(
             tuple(registers), memory.disp, from_rip, (1 << insn.addr_size * 8) - 1, segment, operand.size,
             bool(access & 1), bool(access & 2),
-        ))  # fmt: skip
+        )  # fmt: skip
+
+
+def _offset(cpu: Cpu, operand: _Operand, length: int) -> int:
+    """In its segment, for the instruction of `length` bytes at RIP."""
+    s = cpu.state
+    offset = operand.offset + (s.rip + length if operand.from_rip else 0)
+    for number, width, scale in operand.registers:
+        offset += (s.reg(number) & width) * scale
+    return offset & operand.mask
+
+
+@lru_cache(4096)
+def _decode(code: bytes, bits: int) -> _Decoded | None:
+    insn = next(disassembler(bits).disasm(code, 0, 1), None)
+    if insn is None:
+        return None
     pushes = insn.group(cs.X86_GRP_CALL) or insn.mnemonic.startswith(("push", "enter"))
     pops = insn.group(cs.X86_GRP_RET) or insn.mnemonic.startswith(("pop", "leave", "iret"))
     size = 8 if bits == 64 else insn.operands[0].size if len(insn.operands) else bits // 8
-    return _Decoded(insn.size, tuple(found), 2 if pushes else 1 if pops else 0, size)
+    return _Decoded(insn.size, tuple(_memory(insn)), 2 if pushes else 1 if pops else 0, size)
 
 
 def _code(cpu: Cpu) -> bytes:
@@ -140,11 +151,8 @@ def accesses(cpu: Cpu) -> list[tuple[int, int, bool, bool]]:
     found = []
     mask = 0xFFFFFFFFFFFFFFFF if bits == 64 else 0xFFFFFFFF
     for operand in insn.operands:
-        offset = operand.offset + (s.rip + insn.length if operand.from_rip else 0)
-        for number, width, scale in operand.registers:
-            offset += (s.reg(number) & width) * scale
         base = s.base(operand.segment) if bits != 64 or operand.segment >= FS else 0
-        found.append(((offset & operand.mask) + base & mask, operand.size, operand.reads, operand.writes))
+        found.append((_offset(cpu, operand, insn.length) + base & mask, operand.size, operand.reads, operand.writes))
     if insn.stack:
         size, pushes = insn.stack_size, insn.stack == 2
         stack_mask = mask if bits == 64 or s.attrib(SS) & 0x400 else 0xFFFF
@@ -180,23 +188,7 @@ def disassemble(cpu: Cpu) -> Any:
     return next(disassembler(cpu.bits).disasm(cpu.fetch(), cpu.state.rip, 1), None)
 
 
-def memory_operands(cpu: Cpu, insn: Any) -> Iterator[tuple[Any, int, int]]:
-    """(operand, segment, offset) of each explicit access to memory."""
-    s = cpu.state
-    for operand in insn.operands:
-        if operand.type != cs.X86_OP_MEM or insn.id in (cs.X86_INS_LEA, cs.X86_INS_NOP):
-            continue
-        memory = operand.mem
-        offset = memory.disp
-        width = {16: 16, 32: 32, 64: 64}[insn.addr_size * 8]
-        for register, scale in ((memory.base, 1), (memory.index, memory.scale)):
-            if register in (cs.X86_REG_RIP, cs.X86_REG_EIP):
-                offset += s.rip + insn.size
-            elif register in _REGISTERS:
-                number, bits = _REGISTERS[register]
-                offset += (s.reg(number) & ((1 << bits) - 1)) * scale
-        segment = _SEGMENTS.get(memory.segment)
-        if segment is None:
-            string = insn.mnemonic.split()[-1][:4] in ("stos", "scas", "movs", "cmps", "insb", "insw", "insd")
-            segment = ES if string and memory.base in _STRING_TO_EDI else SS if memory.base in _BASED_ON_STACK else 3
-        yield operand, segment, offset & ((1 << width) - 1)
+def memory_operands(cpu: Cpu, insn: Any) -> Iterator[tuple[int, int, int]]:
+    """(bytes, segment, offset) of each explicit access to memory of the instruction at RIP."""
+    for operand in _memory(insn):
+        yield operand.size, operand.segment, _offset(cpu, operand, insn.size)
