@@ -23,7 +23,8 @@ from functools import cache
 from unicorn.unicorn_py3.unicorn import uclib
 
 from . import layout
-from .repair import _PAGE, SWITCH, _displacement, _find, _find_all, _libc, _near, _replace
+from .library import PAGE, displacement, find, find_all, libc, near, replace
+from .repair import SWITCH
 from .state import HF_AM, HF_LET, HF_XM, MXCSR_ATTENTION, MXCSR_DEFAULT
 
 _HFLAGS, _MXCSR = (offset - layout.REGS for offset in (layout.HFLAGS, layout.MXCSR))
@@ -76,7 +77,7 @@ def _choice(cave: int, site: int) -> bytes:
     code = bytes.fromhex("488b0424 488b00 8b4010")  # mov rax, [rsp]; mov rax, [rax]; mov eax, [rax+16]   the block's flags
     code += b"\xa9" + struct.pack("<I", HF_LET) + b"\x75" + bytes((7 + len(simd) + len(every),))  # test eax, HF_LET; jnz done
     code += b"\xa9" + struct.pack("<I", HF_XM) + b"\x74" + bytes((len(simd),)) + simd + every + done  # test eax, HF_XM; jz every
-    code += _displacement(cave + len(code), site + 7)
+    code += displacement(cave + len(code), site + 7)
     bits: int = sum(1 << opcode for opcode in _SIMD)
     return code + bits.to_bytes(64, "little")
 
@@ -85,31 +86,31 @@ def _ldmxcsr(cave: int, site: int, raises: int) -> bytes:
     """In place of the first instruction of LDMXCSR's helper, which has its state in RDI and the value in ESI."""
     stop = b"\x48\x8b\x14\x24\xbe" + struct.pack("<I", _UD) + b"\xe9"  # mov rdx, [rsp]; mov esi, UD; jmp raise_exception_ra
     code = _tests(b"\x89\xf1", len(stop) + 4) + stop
-    code += _displacement(cave + len(code), raises)
+    code += displacement(cave + len(code), raises)
     code += b"\x89\xb7" + struct.pack("<I", _MXCSR) + b"\xe9"  # mov [rdi+mxcsr], esi; jmp
-    return code + _displacement(cave + len(code), site + 6)
+    return code + displacement(cave + len(code), site + 6)
 
 
 def _restore(cave: int, site: int, match: re.Match[bytes], raises: int) -> bytes:
     """The place where FXRSTOR or XRSTOR has read its MXCSR into EAX."""
     stop = match[1] + b"\xbe" + struct.pack("<I", _UD) + b"\xe8"  # mov rdx, ...; mov esi, UD; call raise_exception_ra
     code = _tests(b"\x89\xc1", len(stop) + 4) + stop
-    code += _displacement(cave + len(code), raises)
+    code += displacement(cave + len(code), raises)
     code += match[2] + b"\xe9"  # mov [rbp+mxcsr], eax; jmp
-    return code + _displacement(cave + len(code), site + len(match[2]))
+    return code + displacement(cave + len(code), site + len(match[2]))
 
 
 @cache
 def call_attention() -> bool:
     """Install all of it, once a process; False where something is not as expected, or may not be changed: then #AC and #XF do
     not come."""
-    found, loads, ftz = _find(SWITCH), _find_all(_LOAD), _find(_FTZ)
+    found, loads, ftz = find(SWITCH), find_all(_LOAD), find(_FTZ)
     helper, raises = _symbol("helper_ldmxcsr"), _symbol("raise_exception_ra")
     store = b"\x89\xb7" + struct.pack("<I", _MXCSR)  # mov [rdi+mxcsr], esi
     if found is None or ftz is None or len(loads) != 2 or not raises or not helper or ctypes.string_at(helper, 6) != store:
         return False
     choice = found[0] + _CHOICE
-    cave = _near(choice, _PAGE)
+    cave = near(choice, PAGE)
     if cave is None:
         return False
     trampolines = [(choice, 7, _choice(cave, choice))]
@@ -119,9 +120,9 @@ def call_attention() -> bool:
     trampolines.append((helper, len(store), _ldmxcsr(cave + _SLOT * len(trampolines), helper, raises)))
     body = b"".join(code.ljust(_SLOT, b"\xcc") for _, _, code in trampolines)
     ctypes.memmove(cave, body, len(body))
-    if _libc.mprotect(cave, _PAGE, mmap.PROT_READ | mmap.PROT_EXEC) or not _replace(ftz[0] + 2, bytes((_SSE_FTZ,))):
+    if libc.mprotect(cave, PAGE, mmap.PROT_READ | mmap.PROT_EXEC) or not replace(ftz[0] + 2, bytes((_SSE_FTZ,))):
         return False
     return all(
-        _replace(site, (b"\xe9" + _displacement(site + 1, cave + _SLOT * slot)).ljust(size, b"\x90"))
+        replace(site, (b"\xe9" + displacement(site + 1, cave + _SLOT * slot)).ljust(size, b"\x90"))
         for slot, (site, size, _) in enumerate(trampolines)
     )

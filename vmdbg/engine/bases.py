@@ -14,7 +14,7 @@ from functools import cache
 from unicorn.unicorn_py3.unicorn import uclib
 
 from . import layout
-from .repair import _PAGE, _displacement, _distance, _find, _libc, _mappings, _near, _replace
+from .library import PAGE, displacement, distance, find, libc, mappings, near, replace
 from .state import CODE_BASE_KEPT, CS, DS, ES, HF_CS64, SS
 
 _CS = layout.SEGMENTS - layout.REGS + 24 * CS
@@ -42,7 +42,7 @@ def mend_code_bases() -> bool:
         if not code.startswith(first) or state is None:
             return False
         places.append((at, first, state[1]))
-    cave = _near(places[0][0], _PAGE)
+    cave = near(places[0][0], PAGE)
     if cave is None:
         return False
     body, starts = b"", []
@@ -56,12 +56,12 @@ def mend_code_bases() -> bool:
         starts.append(cave + len(body))
         body += bytes.fromhex("4885d2 74") + bytes([len(test + keep)]) + test + keep  # test rdx, rdx; jz past
         body += first + b"\xe9"  # past: what the entry began with; jmp behind it
-        body += _displacement(cave + len(body), at + len(first))
+        body += displacement(cave + len(body), at + len(first))
     ctypes.memmove(cave, body, len(body))
-    if _libc.mprotect(cave, _PAGE, mmap.PROT_READ | mmap.PROT_EXEC):
+    if libc.mprotect(cave, PAGE, mmap.PROT_READ | mmap.PROT_EXEC):
         return False
     return all(
-        _replace(at, b"\xe9" + _displacement(at + 1, start)) for (at, _, _), start in zip(places, starts, strict=True)
+        replace(at, b"\xe9" + displacement(at + 1, start)) for (at, _, _), start in zip(places, starts, strict=True)
     )
 
 
@@ -86,18 +86,18 @@ _WIDE = re.compile(rb"\x48\x8b\x04\x24\x44\x8b\x48(.)\x45\x85\xc9", re.DOTALL)
 @cache
 def mend_segment_overrides() -> bool:
     """Have 64-bit code ignore the prefixes of ES, CS, SS and DS; once a process.  False where that cannot be done."""
-    found = _find(_PREFIXES)
+    found = find(_PREFIXES)
     if found is None:
         return False
-    table = found[0] + 7 + _distance(found[1][1])
+    table = found[0] + 7 + distance(found[1][1])
     handlers = {}
     for prefix in (*_OVERRIDES, _REX):
         entry = table + 4 * (prefix - _FIRST_PREFIX)
-        if not any(first <= entry < end for first, end, _ in _mappings()):
+        if not any(first <= entry < end for first, end, _ in mappings()):
             return False
-        handlers[prefix] = table + _distance(ctypes.string_at(entry, 4))
+        handlers[prefix] = table + distance(ctypes.string_at(entry, 4))
     wide = _WIDE.match(ctypes.string_at(handlers.pop(_REX), 16))
-    cave = _near(found[0], _PAGE)
+    cave = near(found[0], PAGE)
     if wide is None or cave is None:
         return False
     body, starts = b"", {}
@@ -108,11 +108,11 @@ def mend_segment_overrides() -> bool:
         starts[prefix] = cave + len(body)
         body += code[0][:8] + b"\x83\x78" + wide[1] + b"\0\x75\x07"  # cmp dword [rax+code64], 0; jne past
         body += code[0][8:15] + b"\xe9"  # mov dword [rax+override], segment; past: jmp next
-        body += _displacement(cave + len(body), handler + code.end() + _distance(code[3] or code[4]))
+        body += displacement(cave + len(body), handler + code.end() + distance(code[3] or code[4]))
     ctypes.memmove(cave, body, len(body))
-    if _libc.mprotect(cave, _PAGE, mmap.PROT_READ | mmap.PROT_EXEC):
+    if libc.mprotect(cave, PAGE, mmap.PROT_READ | mmap.PROT_EXEC):
         return False
     return all(
-        _replace(table + 4 * (prefix - _FIRST_PREFIX), (start - table).to_bytes(4, "little", signed=True))
+        replace(table + 4 * (prefix - _FIRST_PREFIX), (start - table).to_bytes(4, "little", signed=True))
         for prefix, start in starts.items()
     )

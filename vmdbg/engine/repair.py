@@ -35,13 +35,13 @@ import re
 import struct
 from functools import cache
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 from unicorn import x86_const as x86
 
 from . import layout
 from .errors import EngineError
+from .library import PAGE, displacement, distance, find, find_all, libc, linked, mappings, near, replace
 from .physical import CHECKED, ONLY_SUPERVISOR, ONLY_USER
 
 SITE = re.compile(
@@ -100,13 +100,6 @@ _TABLE_FROM, _UNDEFINED_FROM = 7, 20
 _TABLE = struct.Struct("<464i")
 _INS, _OUTS, _INT1 = 0x6C, 0x6E, 0xF1
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
-_libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-_MAP_FIXED_NOREPLACE = 0x100000
-_PAGE = 4096
-
 _CR0, _OSXSAVE = layout.CR - layout.REGS, (layout.CR - layout.REGS + 32 + 2).to_bytes(4, "little")
 """In the engine's state: CR0, and the byte of CR4 whose bit 2 is OSXSAVE."""
 XSAVE_SITE = re.compile(
@@ -150,8 +143,8 @@ def withdraw_features(uc: Any) -> None:
 
         engine = ctypes.cast(uc._uch, ctypes.c_void_p).value or 0
         for (pointer,) in struct.iter_unpack("<Q", read(engine, 0x2000)):
-            near = read(pointer, _REACH) if 0x10000 < pointer < 1 << 47 else b""
-            for found in re.finditer(re.escape(mark), near):
+            data = read(pointer, _REACH) if 0x10000 < pointer < 1 << 47 else b""
+            for found in re.finditer(re.escape(mark), data):
                 end = pointer + found.start() + len(registers)
                 features = _FEATURES.search(read(end, 0x200)) if pointer + found.start() != copy else None
                 if features is not None:
@@ -167,38 +160,10 @@ def withdraw_features(uc: Any) -> None:
     )
 
 
-def _mappings() -> list[tuple[int, int, str]]:
-    """First address, end and rights of each mapping of the library in this process."""
-    if not os.path.exists("/proc/self/maps"):
-        return []
-    found = []
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        span, rights, *_, path = line.split(maxsplit=5)
-        if "libunicorn" in path:
-            first, end = (int(part, 16) for part in span.split("-"))
-            found.append((first, end, rights))
-    return found
-
-
-def _find_all(pattern: re.Pattern[bytes]) -> list[tuple[int, re.Match[bytes]]]:
-    """Address of each place in the library's code that matches, and the match."""
-    return [
-        (first + match.start(), match)
-        for first, end, rights in _mappings() if "x" in rights
-        for match in pattern.finditer(ctypes.string_at(first, end - first))
-    ]  # fmt: skip
-
-
-def _find(pattern: re.Pattern[bytes]) -> tuple[int, re.Match[bytes]] | None:
-    """The one place that matches."""
-    found = _find_all(pattern)
-    return found[0] if len(found) == 1 else None
-
-
 @cache
 def _nested_walker() -> tuple[int, re.Match[bytes]] | None:
     """`SITE` as the wheel has it."""
-    return _find(SITE)
+    return find(SITE)
 
 
 def _find_in_walks(pattern: re.Pattern[bytes]) -> tuple[int, re.Match[bytes]] | None:
@@ -211,45 +176,6 @@ def _find_in_walks(pattern: re.Pattern[bytes]) -> tuple[int, re.Match[bytes]] | 
     return (first + found[0].start(), found[0]) if len(found) == 1 else None
 
 
-def _replace(address: int, data: bytes) -> bool:
-    """Write into the library; False if its mapping may not be changed."""
-    for first, end, rights in _mappings():
-        if first <= address and address + len(data) <= end:
-            keep = mmap.PROT_READ | (mmap.PROT_EXEC if "x" in rights else 0)
-            page = address & -_PAGE
-            span = (address + len(data) + _PAGE - 1 & -_PAGE) - page
-            if _libc.mprotect(page, span, keep | mmap.PROT_WRITE):
-                return False
-            ctypes.memmove(address, data, len(data))
-            _libc.mprotect(page, span, keep)
-            return True
-    return False
-
-
-def _near(address: int, size: int) -> int | None:
-    """A fresh executable page within reach of a 32-bit jump."""
-    base = address & -_PAGE
-    for distance in range(1 << 24, 1 << 30, 1 << 24):
-        for place in (base + distance, base - distance):
-            got = _libc.mmap(
-                place, size, mmap.PROT_READ | mmap.PROT_WRITE,
-                mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED_NOREPLACE, -1, 0,
-            )  # fmt: skip
-            if got == place:
-                return place
-    return None
-
-
-def _displacement(at: int, target: int) -> bytes:
-    """The 32-bit operand at address `at` of a jump to `target`."""
-    return (target - at - 4).to_bytes(4, "little", signed=True)
-
-
-def _distance(operand: bytes) -> int:
-    """What such an operand says, counted from its end."""
-    return int.from_bytes(operand, "little", signed=True)
-
-
 @cache
 def knows_privilege() -> bool:
     """Whether the nested walker can tell whose access it walks for: it is called as it should be."""
@@ -257,28 +183,7 @@ def knows_privilege() -> bool:
     if walk is None or call is None:
         return False
     site, match = call
-    return site + _CALL_FROM + _distance(match[1]) == walk[0]
-
-
-def _linked(origin: int, *parts: bytes | str | tuple[bytes, str | int]) -> bytes:
-    """Code for address `origin` from pieces, names of places, and jumps: short ones to a name, near ones to an address."""
-    places, at = {}, 0
-    for part in parts:
-        if isinstance(part, str):
-            places[part] = at
-        else:
-            at += len(part) if isinstance(part, bytes) else 2 if isinstance(part[1], str) else 5
-    code = b""
-    for part in parts:
-        if isinstance(part, bytes):
-            code += part
-        elif isinstance(part, tuple):
-            opcode, target = part
-            if isinstance(target, str):
-                code += opcode + (places[target] - len(code) - 2).to_bytes(1, "little", signed=True)
-            else:
-                code += opcode + _displacement(origin + len(code) + 1, target)
-    return code
+    return site + _CALL_FROM + distance(match[1]) == walk[0]
 
 
 def _test_pte(bits: int) -> bytes:
@@ -295,14 +200,14 @@ def mend_nested_walker() -> bool:
     if found is None:
         return False
     site, match = found
-    fault = site + _FAULT_FROM + _distance(match[1])
+    fault = site + _FAULT_FROM + distance(match[1])
     past = site + _PAST
-    cave = _near(site, _PAGE)
+    cave = near(site, PAGE)
     if cave is None:
         return False
     jump, jz, jnz, jns = b"\xeb", b"\x74", b"\x75", b"\x79"
     has_rights, allows_execution = b"\x48\x85\xc9", b"\xf7\x01\4\0\0\0"  # test rcx, rcx; test dword [rcx], PAGE_EXEC
-    body = _linked(
+    body = linked(
         cave,
         b"\x48\x85\xff", (jns, "executable"),  # test rdi, rdi
         "refuse", b"\x41\x83\xfe\x02", (jz, "fault"),  # cmp r14d, 2    a fetch
@@ -316,9 +221,9 @@ def mend_nested_walker() -> bool:
         "past", (b"\xe9", past), "fault", (b"\xe9", fault),
     )  # fmt: skip
     ctypes.memmove(cave, body, len(body))
-    if _libc.mprotect(cave, _PAGE, mmap.PROT_READ | mmap.PROT_EXEC):
+    if libc.mprotect(cave, PAGE, mmap.PROT_READ | mmap.PROT_EXEC):
         return False
-    return _replace(site, b"\xe9" + _displacement(site + 1, cave))
+    return replace(site, b"\xe9" + displacement(site + 1, cave))
 
 
 @cache
@@ -328,19 +233,19 @@ def withdraw_string_io() -> bool:
     False where the table of opcodes is not found, or is not what it should be, or may not be changed: there the engine
     executes them, and stops for their port with the memory touched.
     """
-    found = _find(SWITCH)
+    found = find(SWITCH)
     if found is None:
         return False
     site, match = found
-    table = site + _TABLE_FROM + _distance(match[1])
-    undefined = site + _UNDEFINED_FROM + _distance(match[2]) - table
-    if not any(first <= table and table + _TABLE.size <= end for first, end, _ in _mappings()):
+    table = site + _TABLE_FROM + distance(match[1])
+    undefined = site + _UNDEFINED_FROM + distance(match[2]) - table
+    if not any(first <= table and table + _TABLE.size <= end for first, end, _ in mappings()):
         return False
     targets = _TABLE.unpack(ctypes.string_at(table, _TABLE.size))
     pairs = [targets[opcode : opcode + 2] for opcode in (_INS, _OUTS)]
     if targets[_INT1] != undefined or any(a != b or targets.count(a) != 2 for a, b in pairs):
         return False
-    return _replace(table + 4 * _INS, struct.pack("<4i", *[undefined] * 4))
+    return replace(table + 4 * _INS, struct.pack("<4i", *[undefined] * 4))
 
 
 @cache
@@ -349,26 +254,26 @@ def mend_xsave() -> bool:
 
     False where their tests of CR4.OSXSAVE are not found, or may not be changed: XSAVE cannot be claimed there.
     """
-    found = _find_all(XSAVE_SITE)
-    cave = _near(found[0][0], _PAGE) if len(found) == 2 else None
+    found = find_all(XSAVE_SITE)
+    cave = near(found[0][0], PAGE) if len(found) == 2 else None
     if cave is None:
         return False
     body, starts = b"", []
     for site, match in found:
         starts.append(cave + len(body))
         end = site + len(match[0])
-        undefined = end + _distance(match[1])
+        undefined = end + distance(match[1])
         body += b"\xf6\x87" + _CR0.to_bytes(4, "little") + b"\x08\x0f\x85"  # test byte [rdi+cr0], TS; jne undefined
-        body += _displacement(cave + len(body), undefined)
+        body += displacement(cave + len(body), undefined)
         body += match[0][:9]  # test byte [rdi+cr4+2], OSXSAVE; je undefined
-        body += _displacement(cave + len(body), undefined)
+        body += displacement(cave + len(body), undefined)
         body += b"\xe9"  # jmp end
-        body += _displacement(cave + len(body), end)
+        body += displacement(cave + len(body), end)
     ctypes.memmove(cave, body, len(body))
-    if _libc.mprotect(cave, _PAGE, mmap.PROT_READ | mmap.PROT_EXEC):
+    if libc.mprotect(cave, PAGE, mmap.PROT_READ | mmap.PROT_EXEC):
         return False
     return all(
-        _replace(site, b"\xe9" + _displacement(site + 1, start)) for (site, _), start in zip(found, starts, strict=True)
+        replace(site, b"\xe9" + displacement(site + 1, start)) for (site, _), start in zip(found, starts, strict=True)
     )
 
 
@@ -388,5 +293,5 @@ def mend_reserved_bits() -> bool:
         for group in groups
     ]
     return all(
-        _replace(at, (int.from_bytes(constant, "little") | bits).to_bytes(8, "little")) for at, constant, bits in places
+        replace(at, (int.from_bytes(constant, "little") | bits).to_bytes(8, "little")) for at, constant, bits in places
     )
