@@ -553,8 +553,9 @@ class Session:
                 parts.append(b"core:%x;" % thread.core)
         if self.list_threads:
             parts += self._lldb_details(stop, extra.partition(b":")[0])
+        read = self.target.read_register
         for index, _, _ in self.attached[pid].expedited:
-            value = self.target.read_register(stop.thread, index)
+            value = read(stop.thread, index)
             if value is not None:
                 parts.append(b"%02x:%b;" % (index, hexlify(value)))
         return b"".join(parts)

@@ -85,7 +85,10 @@ class Memo:
         for spa, value in entry.quads:
             if read_u64(spa) != value:
                 return False
-        return all(read_u32(spa) == value for spa, value in entry.words)
+        for spa, value in entry.words:
+            if read_u32(spa) != value:
+                return False
+        return True
 
     def _make(self, state: PagingState, gva: int, nested: Nested | None) -> _Entry:
         recorder = _Recorder(self._memory)

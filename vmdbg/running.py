@@ -36,7 +36,7 @@ from vmdbg.holds import Holds
 from vmdbg.inferiors import Inferiors
 from vmdbg.machine import Event, Machine
 from vmdbg.stepping import Manner, Place, Stepping
-from vmdbg.watchpoints import Fired, Space, Watchpoints
+from vmdbg.watchpoints import Fired, Space, Watchpoint, Watchpoints
 
 if TYPE_CHECKING:
     from vmdbg.cpu.core import Cpu
@@ -520,14 +520,13 @@ class Running:
     def _fired(self, thread: ThreadId, fired: Sequence[Fired], pc: int | None) -> StubEvent | None:
         """A stop for the first watchpoint whose inferior was told to run; `thread` executed the instruction at `pc`."""
         for point, how, by in fired:
-            owners = [
-                t for t in self._acting_threads() if (t.pid == point.pid or point.space == Space.SPA) and self._acts(t)
-            ]
-            if not owners:
+            def waits(t: ThreadId, point: Watchpoint = point) -> bool:
+                return (t.pid == point.pid or point.space == Space.SPA) and self._acts(t)
+
+            where = thread if waits(thread) else next(filter(waits, self._acting_threads()), None)
+            if where is None:
                 continue
             point.hits += 1
-            own = self._acts(thread) and (thread.pid == point.pid or point.space == Space.SPA)
-            where = thread if own else owners[0]
             text = ""
             if point.number or by or where != thread:
                 at = f", {self.inferiors.name(thread)} at {pc:#x}" if pc is not None else ""

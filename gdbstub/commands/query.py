@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from gdbstub.commands.registry import command, number, thread_id
 from gdbstub.packet import PACKET_SIZE
@@ -14,6 +15,7 @@ from gdbstub.target import (
     NonStop,
     Spaces,
     Stop,
+    Target,
     TargetError,
     ThreadId,
     Tracepoints,
@@ -49,13 +51,23 @@ _SUPPORTED: tuple[tuple[bytes, type | None], ...] = (
     ),
 )
 
+_OFFERED: WeakKeyDictionary[type[Target], bytes] = WeakKeyDictionary()
+
 
 @command("qSupported")
 def supported(session: Session, arguments: bytes) -> bytes:
     session.features = frozenset(arguments.split(b";"))
     session.multiprocess = b"multiprocess+" in session.features
-    offered = [name for name, capability in _SUPPORTED if capability is None or isinstance(session.target, capability)]
-    return b";".join(offered + [b"multiprocess+"] * session.multiprocess)
+    offered = _offered(session.target)
+    return offered + b";multiprocess+" if session.multiprocess else offered
+
+
+def _offered(target: Target) -> bytes:
+    """Targets of one class can do the same; to find out what takes longer than all else that a connection begins with."""
+    kind = type(target)
+    if kind not in _OFFERED:
+        _OFFERED[kind] = b";".join(n for n, capability in _SUPPORTED if capability is None or isinstance(target, capability))
+    return _OFFERED[kind]
 
 
 @command("QStartNoAckMode")

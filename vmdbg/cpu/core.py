@@ -353,11 +353,11 @@ class Cpu:
     @property
     def paging(self) -> PagingState:
         s = self.state
-        key = (s.cr(0), s.cr(3), s.cr(4), s.efer, s.cpl, s.rflags & RFLAGS_AC)
+        key = s.paging()
         pdptes = None if s.root is None else self._pdptes
         if (key, pdptes) != self._paging_key:
             self._paging_key = key, pdptes
-            self._paging = PagingState(*key[:5], bool(key[5]), self.physical_bits, pdptes)
+            self._paging = PagingState(*key, self.physical_bits, pdptes)
         assert self._paging is not None
         return self._paging
 
