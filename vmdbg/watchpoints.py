@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from gdbstub.target import BreakpointKind, Programs, TargetError
 from introspect.paging import Access, walk
 from vmdbg.breakpoints import Breakpoint, Breakpoints, Rule
-from vmdbg.contexts import Context, LiveContext, locate_gpa, lookup
+from vmdbg.contexts import Context, LiveContext, locate_gpa
 from vmdbg.cpu.operands import accesses
 from vmdbg.cpu.processor import Processor
 from vmdbg.engine.physical import WATCH_READ, WATCH_WRITE
@@ -246,13 +246,14 @@ class Watchpoints:
             return []
         pieces: list[tuple[int, int]] = []
         rule, home = self._breakpoints.rule, point.home
-        elsewhere = rule != Rule.ANY and home is not None and context.paging().root != home.root
+        paging = context.paging()
+        elsewhere = rule != Rule.ANY and home is not None and paging.root != home.root
         while left:
             size, page, spa = min(left, PAGE - address % PAGE), address // PAGE, None
             if point.space == Space.GPA:
                 spa = locate_gpa(ram, context, address)
             elif not elsewhere:
-                found = lookup(ram, context, address)
+                found = ram.memo.find(paging, address, context.nested())
                 point.pages[page] = found.gpa & -PAGE if found is not None else None
                 spa = found.spa if found is not None and ram.contains(found.spa) else None
             elif (gpa := point.pages.get(page)) is not None:

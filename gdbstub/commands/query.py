@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
 
 from gdbstub.commands.registry import command, number, thread_id
 from gdbstub.packet import PACKET_SIZE
@@ -15,10 +14,10 @@ from gdbstub.target import (
     NonStop,
     Spaces,
     Stop,
-    Target,
     TargetError,
     ThreadId,
     Tracepoints,
+    offers,
 )
 
 if TYPE_CHECKING:
@@ -51,23 +50,14 @@ _SUPPORTED: tuple[tuple[bytes, type | None], ...] = (
     ),
 )
 
-_OFFERED: WeakKeyDictionary[type[Target], bytes] = WeakKeyDictionary()
-
 
 @command("qSupported")
 def supported(session: Session, arguments: bytes) -> bytes:
     session.features = frozenset(arguments.split(b";"))
     session.multiprocess = b"multiprocess+" in session.features
-    offered = _offered(session.target)
-    return offered + b";multiprocess+" if session.multiprocess else offered
-
-
-def _offered(target: Target) -> bytes:
-    """Targets of one class can do the same; to find out what takes longer than all else that a connection begins with."""
-    kind = type(target)
-    if kind not in _OFFERED:
-        _OFFERED[kind] = b";".join(n for n, capability in _SUPPORTED if capability is None or isinstance(target, capability))
-    return _OFFERED[kind]
+    target = session.target
+    offered = [name for name, capability in _SUPPORTED if capability is None or offers(target, capability)]
+    return b";".join(offered + [b"multiprocess+"] * session.multiprocess)
 
 
 @command("QStartNoAckMode")
@@ -86,7 +76,7 @@ def extended_mode(session: Session, arguments: bytes) -> bytes:
 def non_stop(session: Session, arguments: bytes) -> bytes:
     if arguments not in (b"0", b"1"):
         raise TargetError(f"{arguments[:20]!r} is no mode: 1 for non-stop, 0 for all-stop")
-    if arguments == b"1" and not isinstance(session.target, NonStop):
+    if arguments == b"1" and not offers(session.target, NonStop):
         raise TargetError("non-stop mode is not offered: set non-stop off")
     session.set_non_stop(arguments == b"1")
     return b"OK"
