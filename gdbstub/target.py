@@ -1,7 +1,7 @@
 """What an emulator implements to be debugged: one required protocol and optional capabilities.
 
-The stub asks once, when a client connects, which capabilities the target has (`isinstance` against the protocols
-below), and announces exactly those. All calls come from the one thread that runs the event loop, and none while
+The stub looks once which capabilities the target's class has (the protocols below, see `offers`), and announces exactly
+those. All calls come from the one thread that runs the event loop, and none while
 `run_slice` is active. A method that cannot do what it is asked raises `TargetError`; its message reaches the user.
 
 Addresses are integers of 0 .. 2**64-1 as the client sends them; sizes are bytes; registers are little endian.
@@ -280,8 +280,8 @@ _offered: WeakKeyDictionary[type, dict[object, bool]] = WeakKeyDictionary()
 
 
 def offers(target: Target, capability: Callable[..., _Capability]) -> TypeGuard[_Capability]:
-    """Whether a target has one of the capabilities below. Those of one class have the same: each is looked for once, since
-    that takes long, and clients connect often."""
+    """Whether a target has a capability. Targets of one class have the same: `isinstance` looks at every member of a
+    protocol each time, which takes longer than most replies."""
     known = _offered.setdefault(type(target), {})
     if capability not in known:
         known[capability] = isinstance(target, cast(type, capability))

@@ -15,7 +15,7 @@ from __future__ import annotations
 import struct
 from array import array
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from introspect.address import Gpa
 from introspect.paging import Nested, NestedFault, nested_translate
@@ -266,8 +266,6 @@ class Physical:
         self.guards: dict[object, Mapping[int, int]] = {}
         """Pages that stop the engine as watched ones do, to WATCH_WRITE and WATCH_READ, by the processor's part that asks."""
         self.guarded: dict[int, int] = {}
-        self.lifted: set[int] = set()
-        """Pages whose watch is lifted: soon to be taken away again, so not mapped with all around them."""
         """All of them together."""
         self.a20 = ALL_LINES
         """What the address lines let through."""
@@ -476,7 +474,7 @@ class Physical:
             entry = self._entry(spa, writable, executable)
             npt.set(gpa, entry and entry | only)
             npt.by_spa.setdefault(page, []).append(gpa & -PAGE)
-        elif state or page in self.lifted or self.a20 != ALL_LINES or not self._fill_region(gpa):
+        elif state or self.a20 != ALL_LINES or not self._fill_region(gpa):
             npt.set(gpa, self._entry(spa, True, True))
         return -1
 
@@ -585,16 +583,18 @@ class Physical:
     def lift(self, page: int) -> int:
         """Let accesses to a watched page through, until `watch` is called with the flags that this returns.
 
-        What the engine may not do now it finds out again at its next fault; it need forget nothing.
+        What the engine may not do now it finds out again at its next fault; it need forget nothing.  The host's own accesses to
+        plain data are spared that fault.
         """
         flags = self.ram.pages[page] & (WATCH_READ | WATCH_WRITE)
         self.ram.pages[page] &= ~flags & 0xFF
-        self.lifted.add(page)
+        if not self.ram.pages[page] and page not in self.guarded and self.a20 == ALL_LINES and not self.mirrors:
+            with suppress(OutOfTables):
+                self.host.set(page << 12, self._entry(page << 12, True, True))
         return flags
 
     def watch(self, page: int, flag: int, on: bool) -> None:
         """Set or clear WATCH_WRITE or WATCH_READ for a page number."""
         pages = self.ram.pages
         pages[page] = pages[page] | flag if on else pages[page] & ~flag
-        self.lifted.discard(page)
         self.drop(page)
