@@ -9,6 +9,7 @@ from gdbstub.commands.registry import thread_id
 from gdbstub.description import Description
 from gdbstub.nonstop import NonStopMode
 from gdbstub.packet import PACKET_SIZE, Parser, Token, frame
+from gdbstub.replies import exit_reply, safe_stop_reply, thread_end_reply
 from gdbstub.target import (
     Action,
     BreakpointKind,
@@ -468,7 +469,7 @@ class Session:
             if event.pid in self.attached:
                 self.forget(event.pid)
                 self.running = False
-                self.send(self.exit_reply(event))
+                self.send(exit_reply(self, event))
             elif self.detached and not self.target.inferiors():
                 self.detached = False
         elif isinstance(event, ThreadStarted):
@@ -477,7 +478,7 @@ class Session:
         elif isinstance(event, ThreadEnded):
             if self.running and self.thread_events and event.thread.pid in self.attached:
                 self.running = False
-                self.send(self.thread_end_reply(event))
+                self.send(thread_end_reply(self, event))
         elif self.running:
             self._created(event)
 
@@ -510,15 +511,7 @@ class Session:
         self.running = False
         self.stopped = stop
         self.general = stop.thread
-        self.send(self.safe_stop_reply(stop, extra))
-
-    def safe_stop_reply(self, stop: Stop, extra: bytes = b"") -> bytes:
-        """As `stop_reply`, without registers where the target fails to give them."""
-        try:
-            return self.stop_reply(stop, extra)
-        except Exception:
-            log.exception("the stop is told without registers: the target did not give them")
-            return b"T%02xthread:%b;" % (stop.signal & 0xFF, self.thread_name(stop.thread))
+        self.send(safe_stop_reply(self, stop, extra))
 
     def _somewhere(self) -> ThreadId:
         """A thread to report when the target names none."""
@@ -528,57 +521,5 @@ class Session:
             log.exception("the target names no thread")
             return self.general
 
-    def exit_reply(self, event: Exited) -> bytes:
-        """W or X."""
-        reply = b"X%02x" % (event.signal & 0xFF) if event.signal else b"W%02x" % (event.status & 0xFF)
-        return reply + b";process:%x" % event.pid if self.multiprocess else reply
-
-    def thread_end_reply(self, event: ThreadEnded) -> bytes:
-        """w."""
-        return b"w00;%b" % self.thread_name(event.thread)
-
-    def stop_reply(self, stop: Stop, extra: bytes = b"") -> bytes:
-        """T. The thread comes first: GDB needs it to know whose registers follow."""
-        pid, tid = stop.thread
-        parts = [b"T%02xthread:%b;" % (stop.signal & 0xFF, self.thread_name(stop.thread)), extra]
-        reason = stop.reason
-        if reason in _WATCHPOINTS:
-            parts.append(b"%b:%x;" % (_WATCHPOINTS[reason], stop.address))
-        elif reason is not Reason.NONE:
-            key = reason.value.encode()
-            if key + b"+" in self.features:
-                parts.append(key + b":;")
-        for thread in self.target.threads(pid):
-            if thread.tid == tid and thread.core is not None:
-                parts.append(b"core:%x;" % thread.core)
-        if self.list_threads:
-            parts += self._lldb_details(stop, extra.partition(b":")[0])
-        for index, _, _ in self.attached[pid].expedited:
-            value = self.target.read_register(stop.thread, index)
-            if value is not None:
-                parts.append(b"%02x:%b;" % (index, hexlify(value)))
-        return b"".join(parts)
-
-    @staticmethod
-    def lldb_reason(stop: Stop) -> str:
-        """The reason in lldb's words. A watchpoint's address is in the key of its own."""
-        if stop.reason in _WATCHPOINTS:
-            return "watchpoint"
-        if stop.reason is not Reason.NONE:
-            return "breakpoint"
-        return "trace" if stop.signal == Signal.TRAP else "signal" if stop.signal else "none"
-
-    def _lldb_details(self, stop: Stop, event: bytes) -> list[bytes]:
-        """What lldb asks stop replies to carry (QListThreadsInStopReply), and the reason in its words.
-
-        `event` is fork or exec: with another reason lldb stops at what it would pass.
-        """
-        names = [self.thread_name(thread) for thread, _ in self.threads() if thread.pid == stop.thread.pid]
-        parts = [b"threads:%b;" % b",".join(names), b"reason:%b;" % (event or self.lldb_reason(stop).encode())]
-        if stop.text:
-            parts.append(b"description:%b;" % hexlify(stop.text.encode()))
-        return parts
-
 
 _PLAIN = {ord(c): "_" for c in "$#}*"}
-_WATCHPOINTS = {reason: reason.value.encode() for reason in (Reason.WATCH, Reason.RWATCH, Reason.AWATCH)}
