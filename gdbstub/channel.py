@@ -102,3 +102,31 @@ class Channel(ABC):
         self.acknowledge = self._parser.verify = False
         self._last = b""
 
+    # -- output
+
+    def send(self, payload: bytes) -> None:
+        """Send a reply; binary parts must be escaped."""
+        data = frame(payload)
+        if self.acknowledge:
+            self._last = data
+        if self._due:
+            data, self._due = self._due + data, b""
+        self._write(data)
+
+    def send_plain(self, data: bytes) -> None:
+        """Send a notification, which is not acknowledged."""
+        self._write(data)
+
+    def output(self, text: str) -> None:
+        """Show text on the client's console. Only while it awaits a stop reply or the end of a monitor command."""
+        data = text.encode()
+        for start in range(0, len(data), _OUTPUT_PIECE):
+            self.send(b"O" + hexlify(data[start : start + _OUTPUT_PIECE]))
+
+    def error(self, message: str) -> bytes:
+        """An error reply in the richest form the client takes."""
+        log.debug("error reply: %s", message)
+        if b"error-message+" in self.features:
+            # The text goes in as it is: leave nothing that frames or runs.
+            return b"E." + message.translate(_PLAIN).encode("ascii", "replace")[:512]
+        return b"E01;" + hexlify(message.encode()) if self.error_strings else b"E01"
