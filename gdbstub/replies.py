@@ -45,8 +45,9 @@ def stop_reply(session: Session, stop: Stop, extra: bytes = b"") -> bytes:
             parts.append(b"core:%x;" % thread.core)
     if session.list_threads:
         parts += _lldb_details(session, stop, extra.partition(b":")[0])
+    read = session.target.read_register
     for index, _, _ in session.attached[pid].expedited:
-        value = session.target.read_register(stop.thread, index)
+        value = read(stop.thread, index)
         if value is not None:
             parts.append(b"%02x:%b;" % (index, hexlify(value)))
     return b"".join(parts)

@@ -30,6 +30,7 @@ from gdbstub.target import (
     ThreadId,
     ThreadStarted,
     Tracepoints,
+    offers,
 )
 from gdbstub.trace import Frame
 
@@ -78,7 +79,7 @@ class Session(Channel):
         self.files: dict[int, bytes] = {}
         self.documents: dict[bytes, bytes] = {}
         self.saved_registers: dict[int, tuple[ThreadId, bytes]] = {}
-        self.spaces = target if isinstance(target, Spaces) else None
+        self.spaces = target if offers(target, Spaces) else None
         # The client awaits a stop reply; or nobody is attached any more and the machine runs on by itself.
         self.running = False
         self.detached = False
@@ -88,9 +89,8 @@ class Session(Channel):
         # Inferiors told as forks, which GDB takes for copies of their parents, executable and breakpoints included.
         self._copies: set[int] = set()
         self._pending_interrupt = False
-        inferiors = [inferior.pid for inferior in target.inferiors()]
-        if attach is None and inferiors:
-            attach = inferiors[0]
+        if attach is None:
+            attach = next((inferior.pid for inferior in target.inferiors()), None)
         if attach is not None:
             try:
                 self.attach(attach)
@@ -259,7 +259,7 @@ class Session(Channel):
         """End a trace that is not to go on without a client; whether anything is."""
         target = self.target
         traces = False
-        if isinstance(target, Tracepoints) and target.trace.running:
+        if offers(target, Tracepoints) and target.trace.running:
             target.flush_trace()
             traces = target.trace.leave()
             target.arm_trace()
@@ -276,7 +276,7 @@ class Session(Channel):
         """Change between stopping one by one and all together: everything stands still then."""
         if not on and self.non_stop is not None:
             self.halt()
-        elif on and self.non_stop is None and isinstance(self.target, NonStop):
+        elif on and self.non_stop is None and offers(self.target, NonStop):
             self.halt()
             self.non_stop = NonStopMode(self, self.target)
 
@@ -325,7 +325,7 @@ class Session(Channel):
         if pid not in self._copies or any(action.step for action in actions.values()):
             return ""
         self._copies.discard(pid)
-        return self.target.exec_file(pid) if isinstance(self.target, ExecFile) else ""
+        return self.target.exec_file(pid) if offers(self.target, ExecFile) else ""
 
     def interrupt(self) -> None:
         """^C: stop; or, if the machine has just stopped by itself, stop at once when it is next resumed.

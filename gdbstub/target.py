@@ -10,7 +10,8 @@ Addresses are integers of 0 .. 2**64-1 as the client sends them; sizes are bytes
 import enum
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeGuard, TypeVar, cast, runtime_checkable
+from weakref import WeakKeyDictionary
 
 from gdbstub.description import Description
 
@@ -56,6 +57,7 @@ __all__ = [
     "ThreadId",
     "ThreadStarted",
     "Tracepoints",
+    "offers",
 ]
 
 
@@ -271,6 +273,19 @@ class Target(Protocol):
 
     def halt(self) -> ThreadId:
         """The client interrupts, between two slices: drop the actions, and name the thread that was executing."""
+
+
+_Capability = TypeVar("_Capability")
+_offered: WeakKeyDictionary[type, dict[object, bool]] = WeakKeyDictionary()
+
+
+def offers(target: Target, capability: Callable[..., _Capability]) -> TypeGuard[_Capability]:
+    """Whether a target has one of the capabilities below. Those of one class have the same: each is looked for once, since
+    that takes long, and clients connect often."""
+    known = _offered.setdefault(type(target), {})
+    if capability not in known:
+        known[capability] = isinstance(target, cast(type, capability))
+    return known[capability]
 
 
 @runtime_checkable

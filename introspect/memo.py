@@ -85,7 +85,7 @@ class Memo:
         for spa, value in entry.quads:
             if read_u64(spa) != value:
                 return False
-        return all(read_u32(spa) == value for spa, value in entry.words)
+        return not entry.words or all(read_u32(spa) == value for spa, value in entry.words)
 
     def _make(self, state: PagingState, gva: int, nested: Nested | None) -> _Entry:
         recorder = _Recorder(self._memory)

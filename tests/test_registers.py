@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from gdbstub.description import Flags
 from gdbstub.target import CONTINUE, Stop, TargetError, ThreadId
 from introspect.exits import ExitCode
 from introspect.vmcb import VMCB
@@ -175,3 +176,14 @@ def test_every_field_of_the_control_area_has_its_register() -> None:
     assert {field.short or field.name for field in VMCB if field.offset < 0x400} == names - {"vmcb_pa", "gif"}
     assert not FEATURES[0].block
     assert not FEATURES[1].block
+
+
+def test_a_type_has_one_meaning_wherever_a_field_has_it() -> None:
+    """Fields with the same meanings share a type: RW0 to RW3 of DR7, and others that end in a digit must not by mistake."""
+    meanings: dict[str, dict[int, str]] = {}
+    for feature in FEATURES:
+        for register in feature.registers:
+            for enum in register.type.enums if isinstance(register.type, Flags) else ():
+                assert meanings.setdefault(enum.id, dict(enum.values)) == dict(enum.values)
+    assert meanings["DR7_RW"] == {0: "execute", 1: "write", 2: "io", 3: "access"}
+    assert "DR7_RW1" not in meanings

@@ -18,6 +18,11 @@ with the registers of any mode."""
 
 
 @cache
+def _resolved(path: Path) -> str:
+    return str(path.resolve())
+
+
+@cache
 def _segments(path: Path) -> tuple[LoadSegment, ...]:
     try:
         return segments(path.read_bytes())
@@ -60,7 +65,7 @@ class Executables:
         path = self._executable(pid, architecture)
         name = f"/{title}"
         if path is not None:
-            name = str(path.resolve()) if pid == HOST else f"{name}/{path.name}"
+            name = _resolved(path) if pid == HOST else f"{name}/{path.name}"
         self._offered[name] = path
         return name
 

@@ -12,7 +12,7 @@ from vmdbg.cpu.processor import Processor
 from vmdbg.inferiors import Inferiors
 from vmdbg.platform.clock import Clock
 from vmdbg.resumed import Resumed
-from vmdbg.watchpoints import Fired, Space
+from vmdbg.watchpoints import Fired, Space, Watchpoint
 
 REASONS = {
     BreakpointKind.SOFTWARE: Reason.SWBREAK, BreakpointKind.HARDWARE: Reason.HWBREAK,
@@ -88,14 +88,13 @@ class Hits:
     def fired(self, thread: ThreadId, fired: Sequence[Fired], pc: int | None) -> Stop | None:
         """A stop for the first watchpoint whose inferior was told to run; `thread` executed the instruction at `pc`."""
         for point, how, by in fired:
-            owners = [
-                t for t in self.resumed.threads() if (t.pid == point.pid or point.space == Space.SPA) and self.resumed.acts(t)
-            ]
-            if not owners:
+            def waits(t: ThreadId, point: Watchpoint = point) -> bool:
+                return (t.pid == point.pid or point.space == Space.SPA) and self.resumed.acts(t)
+
+            where = thread if waits(thread) else next(filter(waits, self.resumed.threads()), None)
+            if where is None:
                 continue
             point.hits += 1
-            own = self.resumed.acts(thread) and (thread.pid == point.pid or point.space == Space.SPA)
-            where = thread if own else owners[0]
             text = ""
             if point.number or by or where != thread:
                 at = f", {self.inferiors.name(thread)} at {pc:#x}" if pc is not None else ""

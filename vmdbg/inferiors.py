@@ -123,6 +123,8 @@ class Inferiors:
         return ThreadId(guest.number, vcpu.thread)
 
     def first_thread(self, pid: int) -> ThreadId:
+        if pid == HOST:
+            return ThreadId(HOST, 1)
         return ThreadId(pid, self.threads(pid)[0].tid)
 
     def first_context(self, pid: int) -> Context | None:

@@ -137,11 +137,14 @@ _WRITE_CR: dict[str, tuple[Callable[[Processor, int], None], Callable[[Processor
 
 def _flags(kind: type[Bits], size: int) -> Flags:
     fields: dict[str, Field] = {}
+    enums: dict[tuple[int, int], Enum] = {}  # fields with the same meanings share a type: gdb takes long over each
     for name, mask in kind.fields.items():
         low, high = (mask & -mask).bit_length() - 1, mask.bit_length() - 1
         meanings = kind.meanings.get(name)
         if meanings:
-            fields[name] = low, high, Enum(f"{kind.__name__}_{name}", 4 if high - low < 32 else 8, meanings)
+            width = 4 if high - low < 32 else 8
+            enum = Enum(f"{kind.__name__}_{name.rstrip('0123456789')}", width, meanings)
+            fields[name] = low, high, enums.setdefault((id(meanings), width), enum)
         else:
             fields[name] = (low, high) if high > low else low
     return Flags(f"{kind.__name__}_{size}", size, fields)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from gdbstub.target import BreakpointKind, Programs, TargetError
 from introspect.paging import Access, walk
 from vmdbg.breakpoints import Breakpoint, Breakpoints, Rule
-from vmdbg.contexts import Context, LiveContext, locate_gpa, lookup
+from vmdbg.contexts import Context, LiveContext, locate_gpa
 from vmdbg.cpu.operands import accesses
 from vmdbg.cpu.processor import Processor
 from vmdbg.engine.physical import WATCH_READ, WATCH_WRITE
@@ -55,7 +55,10 @@ class Watchpoint(Breakpoint):
     """Guest-physical addresses of its linear pages, as its address space had them last."""
 
     def meets(self, spa: int, size: int) -> bool:
-        return any(spa < at + length and at < spa + size for at, length in self.pieces)
+        for at, length in self.pieces:  # noqa: SIM110 - a generator costs three times as much, and this is asked often
+            if spa < at + length and at < spa + size:
+                return True
+        return False
 
     def __str__(self) -> str:
         where = f"{self.space}:{self.address:#x}"
@@ -119,7 +122,7 @@ class Watchpoints:
             _check(length)
             point = self._known[key] = Watchpoint(*key)
             self._breakpoints.settle(point, context)
-            point.pieces = list(self._pieces(point, context))
+            point.pieces = self._pieces(point, context)
         point.inserted = True
         self._select()
 
@@ -140,7 +143,7 @@ class Watchpoints:
         point = Watchpoint(kind, address, length, pid, space=space, number=self._next)
         if space == Space.GVA:
             self._breakpoints.settle(point, context)
-        point.pieces = list(self._pieces(point, context))
+        point.pieces = self._pieces(point, context)
         if not point.pieces:
             raise TargetError(f"{space}:{address:#x} leads to no memory now; `monitor walk` shows why")
         self._numbered[self._next] = point
@@ -186,7 +189,7 @@ class Watchpoints:
         for point in self._active:
             if point.pid not in contexts:
                 contexts[point.pid] = self._context_of(point.pid)
-            pieces = list(self._pieces(point, contexts[point.pid]))
+            pieces = self._pieces(point, contexts[point.pid])
             moved |= pieces != point.pieces
             point.pieces = pieces
         if moved or self.noted:  # else all is as it was when the machine stopped
@@ -227,41 +230,45 @@ class Watchpoints:
         moved = False
         for point in self._active:
             if point.pid == pid and point.space != Space.SPA:
-                pieces = list(self._pieces(point, context))
+                pieces = self._pieces(point, context)
                 moved |= pieces != point.pieces
                 point.pieces = pieces
         if moved:
             self._guard()
 
-    def _pieces(self, point: Watchpoint, context: Context | None) -> Iterator[tuple[int, int]]:
+    def _pieces(self, point: Watchpoint, context: Context | None) -> list[tuple[int, int]]:
         """Where its address space has the range: as that had it last, while `context` is in another one."""
         ram = self.machine.ram
         address, left = point.address, point.length
         if point.space == Space.SPA:
-            if (size := ram.extent(address, left)):
-                yield from _by_pages(address, size)
-            return
+            return list(_by_pages(address, ram.extent(address, left)))
         if context is None:
-            return
+            return []
+        pieces: list[tuple[int, int]] = []
         rule, home = self._breakpoints.rule, point.home
-        elsewhere = rule != Rule.ANY and home is not None and context.paging().root != home.root
+        paging = context.paging()
+        elsewhere = rule != Rule.ANY and home is not None and paging.root != home.root
         while left:
             size, page, spa = min(left, PAGE - address % PAGE), address // PAGE, None
             if point.space == Space.GPA:
                 spa = locate_gpa(ram, context, address)
             elif not elsewhere:
-                found = lookup(ram, context, address)
+                found = ram.memo.find(paging, address, context.nested())
                 point.pages[page] = found.gpa & -PAGE if found is not None else None
                 spa = found.spa if found is not None and ram.contains(found.spa) else None
             elif (gpa := point.pages.get(page)) is not None:
                 spa = locate_gpa(ram, context, gpa + address % PAGE)
             if spa is not None:
-                yield spa, size
+                pieces.append((spa, size))
             address += size
             left -= size
+        return pieces
 
     def _value(self, point: Watchpoint) -> bytes:
         view = self.machine.ram.view
+        if len(point.pieces) == 1:
+            (spa, size), = point.pieces
+            return bytes(view[spa : spa + size])
         return b"".join([view[spa : spa + size] for spa, size in point.pieces])
 
     # Who touches them
@@ -307,7 +314,11 @@ class Watchpoints:
         """Those on these pages that changed since the last look, or that `touched` accessed."""
         found: list[Fired] = []
         looked: set[int] = set()
-        for page in {*pages, *(t.spa // PAGE for t in touched), *((t.spa + t.size - 1) // PAGE for t in touched)}:
+        where = set(pages)
+        for touch in touched:
+            where.add(touch.spa // PAGE)
+            where.add((touch.spa + touch.size - 1) // PAGE)
+        for page in where:
             for point in self._by_page.get(page, ()):
                 if id(point) not in looked:
                     looked.add(id(point))
@@ -319,14 +330,19 @@ class Watchpoints:
     def _look(self, point: Watchpoint, touched: list[Touch]) -> Fired | None:
         value = self._value(point)
         changed, point.value = value != point.value, value
-        met = [t for t in touched if point.meets(t.spa, t.size)]
-        stored = next((t for t in met if t.writes), None)
-        loaded = next((t for t in met if t.reads), None)
+        met: Touch | None = None  # the first of each
+        stored: Touch | None = None
+        loaded: Touch | None = None
+        for touch in touched:
+            if point.meets(touch.spa, touch.size):
+                met = met or touch
+                stored = stored or (touch if touch.writes else None)
+                loaded = loaded or (touch if touch.reads else None)
         if point.kind != BreakpointKind.READ:
             every = point.number or point.kind == BreakpointKind.ACCESS
             if changed or (stored is not None and every):
                 how = "written" if changed else "written with what was there"
-                return Fired(point, how, stored.by if stored is not None else met[0].by if met else "")
+                return Fired(point, how, stored.by if stored is not None else met.by if met is not None else "")
         if point.kind != BreakpointKind.WRITE and loaded is not None:
             return Fired(point, "read", loaded.by)
         return None

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from gdbstub.agent import Program
 from gdbstub.commands.registry import address_length, command, expression
-from gdbstub.target import BreakpointKind, BreakpointPrograms, Programs, TargetError
+from gdbstub.target import BreakpointKind, BreakpointPrograms, Programs, TargetError, offers
 
 if TYPE_CHECKING:
     from gdbstub.session import Session
@@ -55,12 +55,12 @@ def insert(session: Session, arguments: bytes) -> bytes:
         return b""
     programs, persist = _programs(options)
     target = session.target
-    if options and not (isinstance(target, BreakpointPrograms) and point[0] in _EXECUTE):
+    if options and not (offers(target, BreakpointPrograms) and point[0] in _EXECUTE):
         raise TargetError("conditions and commands of such breakpoints are not offered: let the client evaluate them")
     if point not in session.breakpoints:
         target.insert_breakpoint(*point[:3], session.current())
         session.breakpoints[point] = False
-    if isinstance(target, BreakpointPrograms) and point[0] in _EXECUTE:
+    if offers(target, BreakpointPrograms) and point[0] in _EXECUTE:
         target.set_programs(*point, programs)
     session.breakpoints[point] = persist
     return b"OK"

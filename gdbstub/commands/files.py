@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from gdbstub.commands.registry import address_length, command, number
 from gdbstub.packet import PACKET_SIZE, escape
-from gdbstub.target import Files
+from gdbstub.target import Files, offers
 
 if TYPE_CHECKING:
     from gdbstub.session import Session
@@ -36,7 +36,7 @@ def _operation(name: str) -> Callable[[_Operation], _Operation]:
 def file(session: Session, arguments: bytes) -> bytes:
     name, _, rest = arguments.partition(b":")
     operation = _OPERATIONS.get(name)
-    return operation(session, session.target, rest) if operation and isinstance(session.target, Files) else b""
+    return operation(session, session.target, rest) if operation and offers(session.target, Files) else b""
 
 
 def _fail(errno: int) -> bytes:

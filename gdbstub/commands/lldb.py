@@ -11,7 +11,7 @@ from gdbstub.commands.registry import command, number
 from gdbstub.description import Register
 from gdbstub.packet import escape
 from gdbstub.replies import lldb_reason, stop_reply
-from gdbstub.target import MemoryRegions, Stop, TargetError, ThreadId
+from gdbstub.target import MemoryRegions, Stop, TargetError, ThreadId, offers
 
 if TYPE_CHECKING:
     from gdbstub.session import Session
@@ -84,7 +84,7 @@ def threads_info(session: Session, arguments: bytes) -> bytes:
 
 @command("qMemoryRegionInfo")
 def memory_region_info(session: Session, arguments: bytes) -> bytes:
-    if not isinstance(session.target, MemoryRegions):
+    if not offers(session.target, MemoryRegions):
         return b""
     region = session.target.memory_region(session.current(), number(arguments))
     if region.length <= 0:

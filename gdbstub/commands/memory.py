@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from gdbstub.commands.registry import address_length, command, number
 from gdbstub.packet import PACKET_SIZE, escape
-from gdbstub.target import TargetError, ThreadId, Tracepoints
+from gdbstub.target import TargetError, ThreadId, Tracepoints, offers
 
 if TYPE_CHECKING:
     from gdbstub.session import Session
@@ -40,7 +40,7 @@ def read(session: Session, thread: ThreadId, address: int, length: int, space: i
 def _unchanging(session: Session, thread: ThreadId, address: int, length: int) -> bytes:
     """Memory that no trace frame holds, but that the client says does not change."""
     target = session.target
-    ranges = target.trace.read_only if isinstance(target, Tracepoints) else []
+    ranges = target.trace.read_only if offers(target, Tracepoints) else []
     fits = any(start <= address and address + length <= end for start, end in ranges)
     return target.read_memory(thread, address, length) if fits else b""
 

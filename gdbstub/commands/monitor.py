@@ -6,7 +6,7 @@ from binascii import Error, unhexlify
 from typing import TYPE_CHECKING
 
 from gdbstub.commands.registry import command
-from gdbstub.target import Monitor, TargetError
+from gdbstub.target import Monitor, TargetError, offers
 
 if TYPE_CHECKING:
     from gdbstub.session import Session
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 @command("qRcmd")
 def monitor(session: Session, arguments: bytes) -> bytes:
     """A command's failure is shown like its output: GDB prints nothing of an error's text."""
-    if not isinstance(session.target, Monitor):
+    if not offers(session.target, Monitor):
         return b""
     try:
         line = unhexlify(arguments).decode()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from gdbstub.commands.registry import command, number
 from gdbstub.replies import exit_reply, stop_reply
-from gdbstub.target import Exited, Kill, Run, Signal, Stop, TargetError
+from gdbstub.target import Exited, Kill, Run, Signal, Stop, TargetError, offers
 
 if TYPE_CHECKING:
     from gdbstub.session import Session
@@ -53,7 +53,7 @@ def detach_and_stay_stopped(session: Session, arguments: bytes) -> bytes:
 
 @command("vKill")
 def kill(session: Session, arguments: bytes) -> bytes:
-    if not isinstance(session.target, Kill):
+    if not offers(session.target, Kill):
         return b""
     session.require_stopped()
     pid = number(arguments)
@@ -70,7 +70,7 @@ def kill_all(session: Session, arguments: bytes) -> bytes | None:
     running = session.halt()
     pids = list(session.attached)
     for pid in pids:
-        if isinstance(session.target, Kill):
+        if offers(session.target, Kill):
             session.target.kill(pid)
             session.forget(pid)
         else:
@@ -80,7 +80,7 @@ def kill_all(session: Session, arguments: bytes) -> bytes | None:
 
 @command("vRun")
 def run(session: Session, arguments: bytes) -> bytes:
-    if not isinstance(session.target, Run):
+    if not offers(session.target, Run):
         return b""
     session.require_stopped()
     try:
@@ -93,7 +93,7 @@ def run(session: Session, arguments: bytes) -> bytes:
 @command("R")
 def restart(session: Session, arguments: bytes) -> None:
     """Has no reply: the client asks `?` afterwards."""
-    if isinstance(session.target, Run):
+    if offers(session.target, Run):
         session.halt()
         _restart(session, session.target, "", [])
 

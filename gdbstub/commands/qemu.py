@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gdbstub.commands.registry import command, number
-from gdbstub.target import StepFlag, StepFlags, TargetError
+from gdbstub.target import StepFlag, StepFlags, TargetError, offers
 
 if TYPE_CHECKING:
     from gdbstub.session import Session
@@ -13,19 +13,19 @@ if TYPE_CHECKING:
 
 @command("qqemu.sstepbits")
 def bits(session: Session, arguments: bytes) -> bytes:
-    if not isinstance(session.target, StepFlags):
+    if not offers(session.target, StepFlags):
         return b""
     return ",".join(f"{flag.name}={flag.value:x}" for flag in StepFlag).encode()
 
 
 @command("qqemu.sstep")
 def flags(session: Session, arguments: bytes) -> bytes:
-    return b"0x%x" % session.target.step_flags() if isinstance(session.target, StepFlags) else b""
+    return b"0x%x" % session.target.step_flags() if offers(session.target, StepFlags) else b""
 
 
 @command("Qqemu.sstep")
 def set_flags(session: Session, arguments: bytes) -> bytes:
-    if not isinstance(session.target, StepFlags):
+    if not offers(session.target, StepFlags):
         return b""
     value = number(arguments.removeprefix(b"0x"))
     if value & ~sum(StepFlag):

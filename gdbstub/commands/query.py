@@ -18,6 +18,7 @@ from gdbstub.target import (
     TargetError,
     ThreadId,
     Tracepoints,
+    offers,
 )
 
 if TYPE_CHECKING:
@@ -55,7 +56,8 @@ _SUPPORTED: tuple[tuple[bytes, type | None], ...] = (
 def supported(session: Session, arguments: bytes) -> bytes:
     session.features = frozenset(arguments.split(b";"))
     session.multiprocess = b"multiprocess+" in session.features
-    offered = [name for name, capability in _SUPPORTED if capability is None or isinstance(session.target, capability)]
+    target = session.target
+    offered = [name for name, capability in _SUPPORTED if capability is None or offers(target, capability)]
     return b";".join(offered + [b"multiprocess+"] * session.multiprocess)
 
 
@@ -75,7 +77,7 @@ def extended_mode(session: Session, arguments: bytes) -> bytes:
 def non_stop(session: Session, arguments: bytes) -> bytes:
     if arguments not in (b"0", b"1"):
         raise TargetError(f"{arguments[:20]!r} is no mode: 1 for non-stop, 0 for all-stop")
-    if arguments == b"1" and not isinstance(session.target, NonStop):
+    if arguments == b"1" and not offers(session.target, NonStop):
         raise TargetError("non-stop mode is not offered: set non-stop off")
     session.set_non_stop(arguments == b"1")
     return b"OK"

@@ -6,7 +6,7 @@ from binascii import Error, hexlify, unhexlify
 from typing import TYPE_CHECKING
 
 from gdbstub.commands.registry import command, number
-from gdbstub.target import TargetError, ThreadId, Tracepoints
+from gdbstub.target import TargetError, ThreadId, Tracepoints, offers
 
 if TYPE_CHECKING:
     from gdbstub.session import Session
@@ -42,7 +42,7 @@ def read_registers(session: Session, arguments: bytes) -> bytes:
 def _collected(session: Session, frame: Frame, thread: ThreadId, index: int) -> bytes:
     """A register of a trace frame."""
     description, target = session.attached[thread.pid], session.target
-    value = target.trace.register(frame, description, index) if isinstance(target, Tracepoints) else None
+    value = target.trace.register(frame, description, index) if offers(target, Tracepoints) else None
     return b"xx" * description.size(index) if value is None else hexlify(value)
 
 

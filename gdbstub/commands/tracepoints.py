@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from gdbstub.commands.registry import address_length, command, expression, number, text
 from gdbstub.frames import SIZE, Frame
 from gdbstub.packet import PACKET_SIZE
-from gdbstub.target import TargetError, Tracepoints
+from gdbstub.target import TargetError, Tracepoints, offers
 from gdbstub.trace import MOST, TIMESTAMP, Action, Memory, Registers, Trace, Tracepoint, Variable
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def packet(*names: str) -> Callable[[_Handler], _Handler]:
         @wraps(handler)
         def answer(session: Session, arguments: bytes) -> bytes:
             target = session.target
-            if not isinstance(target, Tracepoints):
+            if not offers(target, Tracepoints):
                 return b""
             target.flush_trace()
             reply = handler(session, target.trace, arguments)
@@ -82,7 +82,7 @@ def _define(session: Session, trace: Trace, arguments: bytes) -> Tracepoint:
         condition, _ = expression(option)
     own = session.process()
     target = session.target
-    assert isinstance(target, Tracepoints)
+    assert offers(target, Tracepoints)
     pid = target.trace_owner([own, *(pid for pid in session.attached if pid != own)], address)
     point = Tracepoint(which, address, pid, fields[2] == b"E", steps, passes, condition)
     trace.points[which, address] = point

@@ -9,7 +9,7 @@ from xml.sax.saxutils import quoteattr
 
 from gdbstub.commands.registry import address_length, command, number
 from gdbstub.packet import PACKET_SIZE, escape
-from gdbstub.target import ExecFile, Libraries, MemoryMap, TargetError, Tracepoints
+from gdbstub.target import ExecFile, Libraries, MemoryMap, TargetError, Tracepoints, offers
 
 if TYPE_CHECKING:
     from gdbstub.session import Session
@@ -59,7 +59,7 @@ def osdata(session: Session, annex: str) -> bytes:
 
 
 def memory_map(session: Session, annex: str) -> bytes | None:
-    if not isinstance(session.target, MemoryMap):
+    if not offers(session.target, MemoryMap):
         return None
     regions = session.target.memory_map(session.process())
     rows = (f'<memory type="{r.kind}" start="{r.start:#x}" length="{r.length:#x}"/>' for r in regions if r.permissions)
@@ -67,7 +67,7 @@ def memory_map(session: Session, annex: str) -> bytes | None:
 
 
 def exec_file(session: Session, annex: str) -> bytes | None:
-    if not isinstance(session.target, ExecFile):
+    if not offers(session.target, ExecFile):
         return None
     pid = number(annex.encode()) if annex else session.process()
     if pid not in session.attached:
@@ -79,7 +79,7 @@ def exec_file(session: Session, annex: str) -> bytes | None:
 
 
 def libraries(session: Session, annex: str) -> bytes | None:
-    if not isinstance(session.target, Libraries):
+    if not offers(session.target, Libraries):
         return None
     rows = (
         f'<library name={quoteattr(library.name)}><segment address="{library.address:#x}"/></library>'
@@ -90,7 +90,7 @@ def libraries(session: Session, annex: str) -> bytes | None:
 
 def traceframe_info(session: Session, annex: str) -> bytes | None:
     """What the trace frame that is looked at holds."""
-    if not isinstance(session.target, Tracepoints):
+    if not offers(session.target, Tracepoints):
         return None
     frame = session.frame
     if frame is None:

@@ -10,7 +10,7 @@ from vmdbg.engine.engine import Engine
 from vmdbg.engine.physical import Npt, Shadow
 from vmdbg.engine.state import SS, CpuState
 
-from .bits import CR0_PE, CR0_PG, CR4_PAE, EFER_LMA, RFLAGS_AC, RFLAGS_VM, canonical
+from .bits import CR0_PE, CR0_PG, CR4_PAE, EFER_LMA, RFLAGS_VM, canonical
 from .decode import Instruction, Undecodable, decode
 from .faults import GP, PF, UD, CpuFault, NestedPageFault, WatchedAccess
 from .faults import SS as STACK_FAULT
@@ -61,11 +61,11 @@ class Accesses:
     @property
     def paging(self) -> PagingState:
         s = self.state
-        key = (s.cr(0), s.cr(3), s.cr(4), s.efer, s.cpl, s.rflags & RFLAGS_AC)
+        key = s.paging()
         pdptes = None if s.root is None else self._pdptes
         if (key, pdptes) != self._paging_key:
             self._paging_key = key, pdptes
-            self._paging = PagingState(*key[:5], bool(key[5]), self.physical_bits, pdptes)
+            self._paging = PagingState(*key, self.physical_bits, pdptes)
         assert self._paging is not None
         return self._paging
 

@@ -237,6 +237,8 @@ class Engine:
 
         They take the place of those that `owner` armed before.
         """
+        if self._wanted.get(owner) == addresses:
+            return
         self._wanted[owner] = addresses
         armed = set().union(*self._wanted.values())
         if armed == self.armed:

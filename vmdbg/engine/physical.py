@@ -266,6 +266,8 @@ class Physical:
         self.guards: dict[object, Mapping[int, int]] = {}
         """Pages that stop the engine as watched ones do, to WATCH_WRITE and WATCH_READ, by the processor's part that asks."""
         self.guarded: dict[int, int] = {}
+        self.lifted: set[int] = set()
+        """Pages whose watch is lifted: soon to be taken away again, so not mapped with all around them."""
         """All of them together."""
         self.a20 = ALL_LINES
         """What the address lines let through."""
@@ -474,7 +476,7 @@ class Physical:
             entry = self._entry(spa, writable, executable)
             npt.set(gpa, entry and entry | only)
             npt.by_spa.setdefault(page, []).append(gpa & -PAGE)
-        elif state or self.a20 != ALL_LINES or not self._fill_region(gpa):
+        elif state or page in self.lifted or self.a20 != ALL_LINES or not self._fill_region(gpa):
             npt.set(gpa, self._entry(spa, True, True))
         return -1
 
@@ -587,10 +589,12 @@ class Physical:
         """
         flags = self.ram.pages[page] & (WATCH_READ | WATCH_WRITE)
         self.ram.pages[page] &= ~flags & 0xFF
+        self.lifted.add(page)
         return flags
 
     def watch(self, page: int, flag: int, on: bool) -> None:
         """Set or clear WATCH_WRITE or WATCH_READ for a page number."""
         pages = self.ram.pages
         pages[page] = pages[page] | flag if on else pages[page] & ~flag
+        self.lifted.discard(page)
         self.drop(page)

@@ -43,6 +43,7 @@ _Q_DR = layout.DR // 8
 _H_CR_READ = layout.INTERCEPT_CR_READ // 2
 
 CR0_AM = 1 << 18
+_AC = 1 << 18
 MXCSR_MASKS, MXCSR_DEFAULT = 0x1F80, 0x1F80
 MXCSR_RESERVED = 0xFFFF0000
 MXCSR_ATTENTION = MXCSR_MASKS | MXCSR_RESERVED
@@ -134,6 +135,13 @@ class CpuState:
     @property
     def cpl(self) -> int:
         return self.i[_I_HFLAGS] & 3
+
+    def paging(self) -> tuple[int, int, int, int, int, bool]:
+        """CR0, CR3, CR4, EFER, CPL and RFLAGS.AC: what decides about translations, at once."""
+        q = self.q
+        return (
+            q[_Q_CR], q[_Q_CR + 3], q[_Q_CR + 4], q[_Q_EFER], self.i[_I_HFLAGS] & 3, bool(q[_Q_EFLAGS] & _AC)
+        )  # fmt: skip
 
     @property
     def shadow(self) -> bool:
