@@ -52,7 +52,7 @@ gdb: $(V)/ready
 	@command -v gdb >/dev/null || test -x $(V)/bin/gdb || { echo "vmdbg: no gdb here: taking the one from PyPI"; \
 	$(PIP) gdb-for-pwndbg; }
 
-$(V)/ready: pyproject.toml vmdbg/engine/native.c vmdbg/engine/runtime.h vmdbg/svm/switch.c
+$(V)/ready: pyproject.toml $(wildcard vmdbg/*/*.[ch])
 	@test -n "$(PYTHON)" || $(call fail,Python 3.11 or newer is needed; apt install python3 (of Debian 12 or Ubuntu 24.04 at least) or name one: make PYTHON=...)
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || $(call fail,$(PYTHON) cannot make a virtual environment; apt install python3-venv)
 	@echo "vmdbg: installing into $(V) with $(PYTHON) (once)"

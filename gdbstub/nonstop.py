@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from gdbstub.packet import notification
+from gdbstub.replies import exit_reply, safe_stop_reply, thread_end_reply
 from gdbstub.target import (
     CONTINUE,
     Action,
@@ -179,7 +180,7 @@ class NonStopMode:
     def _head(self) -> bytes:
         event, extra = self._queue[0]
         if isinstance(event, Exited):
-            return self.session.exit_reply(event)
+            return exit_reply(self.session, event)
         if isinstance(event, ThreadEnded):
-            return self.session.thread_end_reply(event)
-        return self.session.safe_stop_reply(event, extra)
+            return thread_end_reply(self.session, event)
+        return safe_stop_reply(self.session, event, extra)

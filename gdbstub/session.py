@@ -1,14 +1,15 @@
-"""One client: what was negotiated, what it is attached to, how packets reach their handlers, how stops are told."""
+"""One client: what was negotiated, what it is attached to, how packets reach their handlers, what becomes of events."""
 
 import logging
 from binascii import hexlify
 from collections.abc import Callable, Iterable, Mapping
 
+from gdbstub.channel import Channel
 from gdbstub.commands import COMMANDS
 from gdbstub.commands.registry import thread_id
 from gdbstub.description import Description
 from gdbstub.nonstop import NonStopMode
-from gdbstub.packet import PACKET_SIZE, Parser, Token, frame
+from gdbstub.replies import exit_reply, safe_stop_reply, thread_end_reply
 from gdbstub.target import (
     Action,
     BreakpointKind,
@@ -37,17 +38,14 @@ __all__ = ["Session"]
 
 log = logging.getLogger(__name__)
 
-# Console output goes in pieces that every client's buffer holds.
-_OUTPUT_PIECE = 1024
-
 # A breakpoint: kind, address, length, pid.
 Point = tuple[BreakpointKind, int, int, int]
 
 _SEPARATORS = {ord("v"): (b";", b":"), ord("q"): (b":", b","), ord("Q"): (b":", b"=", b";"), ord("j"): (b":",)}
 
 
-class Session:
-    """A client's connection without its transport: bytes in through `receive`, bytes out through `write`.
+class Session(Channel):
+    """A client and what it debugs.
 
     Whoever owns it calls `slice` for as long as `running`, and `receive` between slices. `attach` is the pid the
     client is attached to from the start; the target's first inferior if None. `kept` are breakpoints that an earlier client
@@ -57,6 +55,7 @@ class Session:
     def __init__(
         self, target: Target, write: Callable[[bytes], object], attach: int | None = None, kept: Iterable[Point] = ()
     ) -> None:
+        super().__init__(write)
         self.target = target
         self.attached: dict[int, Description] = {}
         # Those that are inserted, and whether they go on without a client.
@@ -70,13 +69,10 @@ class Session:
         self.general = ThreadId(0, 0)
         self.resumed = ThreadId(-1, -1)
         # What the client announced or switched on.
-        self.features: frozenset[bytes] = frozenset()
-        self.acknowledge = True
         self.extended = False
         self.multiprocess = False
         self.thread_suffix = False
         self.list_threads = False
-        self.error_strings = False
         self.bare_reads = False
         self.thread_events = False
         self.non_stop: NonStopMode | None = None
@@ -87,19 +83,12 @@ class Session:
         # The client awaits a stop reply; or nobody is attached any more and the machine runs on by itself.
         self.running = False
         self.detached = False
-        self.paused = False
         self.stopped: Stop | None = None
         # The threads of the last resume: GDB takes no event of another.
         self.acting: frozenset[ThreadId] = frozenset()
         # Inferiors told as forks, which GDB takes for copies of their parents, executable and breakpoints included.
         self._copies: set[int] = set()
-        self._write = write
-        self._parser = Parser(PACKET_SIZE)
-        self._last = b""
-        # The acknowledgement of the request at work: it goes out with the reply, for two pieces cost twice as much.
-        self._due = b""
         self._pending_interrupt = False
-        self._closed = False
         if attach is None:
             attach = next((inferior.pid for inferior in target.inferiors()), None)
         if attach is not None:
@@ -108,55 +97,9 @@ class Session:
             except Exception as error:
                 log.warning("the client starts attached to nothing: %s", error)
 
-    # -- input
+    # -- packets
 
-    def receive(self, data: bytes) -> None:
-        """Take bytes from the client, and answer at once."""
-        self._parser.feed(data)
-        self.drain()
-
-    def drain(self) -> None:
-        """Answer what has been received, until `paused` or a packet is incomplete."""
-        parser = self._parser
-        while not self.paused and not self._closed:
-            item = parser.next()
-            if item is None:
-                return
-            if isinstance(item, bytes):
-                self._due = b"+" if self.acknowledge else b""
-                reply = self._answer(item)
-                if reply is not None:
-                    self.send(reply)
-                elif self._due:
-                    self._write(self._due)
-                    self._due = b""
-                if self.non_stop is not None:
-                    self.non_stop.settle()
-            elif item is Token.INTERRUPT:
-                self.interrupt()
-                if self.non_stop is not None:
-                    self.non_stop.settle()
-            elif item is Token.NAK and self.acknowledge and self._last:
-                self._write(self._last)
-            elif item is Token.CORRUPT:
-                log.warning("a packet with a wrong checksum: asking for it again")
-                self._write(b"-")
-            elif item is Token.OVERSIZED:
-                log.warning("a packet of more than %#x bytes: dropped", PACKET_SIZE)
-                if self.acknowledge:
-                    self._write(b"+")
-                self.send(self.error(f"the packet is longer than {PACKET_SIZE:#x} bytes: heed PacketSize"))
-
-    def _answer(self, packet: bytes) -> bytes | None:
-        try:
-            return self._dispatch(packet)
-        except TargetError as error:
-            return self.error(str(error))
-        except Exception as error:  # a fault of the target must not take the client's session with it
-            log.exception("the packet %r failed", packet[:80])
-            return self.error(f"internal error, see the log: {error!r}")
-
-    def _dispatch(self, packet: bytes) -> bytes | None:
+    def dispatch(self, packet: bytes) -> bytes | None:
         handler = COMMANDS.get(packet)
         if handler is not None:
             return handler(self, b"")
@@ -177,39 +120,10 @@ class Session:
                 return COMMANDS[name](self, packet[len(name) :])
         return b""
 
-    def stop_acknowledging(self) -> None:
-        """QStartNoAckMode has been answered."""
-        self.acknowledge = self._parser.verify = False
-        self._last = b""
-
-    # -- output
-
-    def send(self, payload: bytes) -> None:
-        """Send a reply; binary parts must be escaped."""
-        data = frame(payload)
-        if self.acknowledge:
-            self._last = data
-        if self._due:
-            data, self._due = self._due + data, b""
-        self._write(data)
-
-    def send_plain(self, data: bytes) -> None:
-        """Send a notification, which is not acknowledged."""
-        self._write(data)
-
-    def output(self, text: str) -> None:
-        """Show text on the client's console. Only while it awaits a stop reply or the end of a monitor command."""
-        data = text.encode()
-        for start in range(0, len(data), _OUTPUT_PIECE):
-            self.send(b"O" + hexlify(data[start : start + _OUTPUT_PIECE]))
-
-    def error(self, message: str) -> bytes:
-        """An error reply in the richest form the client takes."""
-        log.debug("error reply: %s", message)
-        if b"error-message+" in self.features:
-            # The text goes in as it is: leave nothing that frames or runs.
-            return b"E." + message.translate(_PLAIN).encode("ascii", "replace")[:512]
-        return b"E01;" + hexlify(message.encode()) if self.error_strings else b"E01"
+    def settle(self) -> None:
+        """In non-stop mode there may be a stop to tell, or something to run."""
+        if self.non_stop is not None:
+            self.non_stop.settle()
 
     # -- threads
 
@@ -447,8 +361,7 @@ class Session:
                 self._event(event)
             except Exception:
                 log.exception("%s could not be told", event)
-        if self.non_stop is not None:
-            self.non_stop.settle()
+        self.settle()
 
     def _event(self, event: Event) -> None:
         if self.non_stop is not None:
@@ -468,7 +381,7 @@ class Session:
             if event.pid in self.attached:
                 self.forget(event.pid)
                 self.running = False
-                self.send(self.exit_reply(event))
+                self.send(exit_reply(self, event))
             elif self.detached and not self.target.inferiors():
                 self.detached = False
         elif isinstance(event, ThreadStarted):
@@ -477,7 +390,7 @@ class Session:
         elif isinstance(event, ThreadEnded):
             if self.running and self.thread_events and event.thread.pid in self.attached:
                 self.running = False
-                self.send(self.thread_end_reply(event))
+                self.send(thread_end_reply(self, event))
         elif self.running:
             self._created(event)
 
@@ -510,15 +423,7 @@ class Session:
         self.running = False
         self.stopped = stop
         self.general = stop.thread
-        self.send(self.safe_stop_reply(stop, extra))
-
-    def safe_stop_reply(self, stop: Stop, extra: bytes = b"") -> bytes:
-        """As `stop_reply`, without registers where the target fails to give them."""
-        try:
-            return self.stop_reply(stop, extra)
-        except Exception:
-            log.exception("the stop is told without registers: the target did not give them")
-            return b"T%02xthread:%b;" % (stop.signal & 0xFF, self.thread_name(stop.thread))
+        self.send(safe_stop_reply(self, stop, extra))
 
     def _somewhere(self) -> ThreadId:
         """A thread to report when the target names none."""
@@ -527,59 +432,3 @@ class Session:
         except Exception:
             log.exception("the target names no thread")
             return self.general
-
-    def exit_reply(self, event: Exited) -> bytes:
-        """W or X."""
-        reply = b"X%02x" % (event.signal & 0xFF) if event.signal else b"W%02x" % (event.status & 0xFF)
-        return reply + b";process:%x" % event.pid if self.multiprocess else reply
-
-    def thread_end_reply(self, event: ThreadEnded) -> bytes:
-        """w."""
-        return b"w00;%b" % self.thread_name(event.thread)
-
-    def stop_reply(self, stop: Stop, extra: bytes = b"") -> bytes:
-        """T. The thread comes first: GDB needs it to know whose registers follow."""
-        pid, tid = stop.thread
-        parts = [b"T%02xthread:%b;" % (stop.signal & 0xFF, self.thread_name(stop.thread)), extra]
-        reason = stop.reason
-        if reason in _WATCHPOINTS:
-            parts.append(b"%b:%x;" % (_WATCHPOINTS[reason], stop.address))
-        elif reason is not Reason.NONE:
-            key = reason.value.encode()
-            if key + b"+" in self.features:
-                parts.append(key + b":;")
-        for thread in self.target.threads(pid):
-            if thread.tid == tid and thread.core is not None:
-                parts.append(b"core:%x;" % thread.core)
-        if self.list_threads:
-            parts += self._lldb_details(stop, extra.partition(b":")[0])
-        read = self.target.read_register
-        for index, _, _ in self.attached[pid].expedited:
-            value = read(stop.thread, index)
-            if value is not None:
-                parts.append(b"%02x:%b;" % (index, hexlify(value)))
-        return b"".join(parts)
-
-    @staticmethod
-    def lldb_reason(stop: Stop) -> str:
-        """The reason in lldb's words. A watchpoint's address is in the key of its own."""
-        if stop.reason in _WATCHPOINTS:
-            return "watchpoint"
-        if stop.reason is not Reason.NONE:
-            return "breakpoint"
-        return "trace" if stop.signal == Signal.TRAP else "signal" if stop.signal else "none"
-
-    def _lldb_details(self, stop: Stop, event: bytes) -> list[bytes]:
-        """What lldb asks stop replies to carry (QListThreadsInStopReply), and the reason in its words.
-
-        `event` is fork or exec: with another reason lldb stops at what it would pass.
-        """
-        names = [self.thread_name(thread) for thread, _ in self.threads() if thread.pid == stop.thread.pid]
-        parts = [b"threads:%b;" % b",".join(names), b"reason:%b;" % (event or self.lldb_reason(stop).encode())]
-        if stop.text:
-            parts.append(b"description:%b;" % hexlify(stop.text.encode()))
-        return parts
-
-
-_PLAIN = {ord(c): "_" for c in "$#}*"}
-_WATCHPOINTS = {reason: reason.value.encode() for reason in (Reason.WATCH, Reason.RWATCH, Reason.AWATCH)}

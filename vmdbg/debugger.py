@@ -111,7 +111,7 @@ class Debugger(Spaces):
             self.guest(pid)
         self._descriptions[pid] = description(self._architecture(pid))
         self._blocks.pop(pid, None)
-        self.running.attached.add(pid)
+        self.running.resumed.attached.add(pid)
 
     def detach(self, pid: int) -> None:
         self._descriptions.pop(pid, None)
@@ -236,12 +236,12 @@ class Debugger(Spaces):
         return self.running.moves()
 
     def step_flags(self) -> StepFlag:
-        return self.running.manner.flags
+        return self.running.resumed.manner.flags
 
     def set_step_flags(self, flags: StepFlag) -> None:
         if not flags & StepFlag.ENABLE:
             raise TargetError("single steps cannot be switched off here: set ENABLE (1), too")
-        self.running.manner.flags = flags
+        self.running.resumed.manner.flags = flags
 
     # Monitor, run, kill, files
 
@@ -256,10 +256,10 @@ class Debugger(Spaces):
         self.trace.stop()
         self.machine.close()
         self.running.ended = True
-        rule, manner = self.breakpoints.rule, self.running.manner
+        rule, manner = self.breakpoints.rule, self.running.resumed.manner
         try:
             self._use(self.restart(arguments), self.catchpoints)
-            self.breakpoints.rule, self.running.manner = rule, manner
+            self.breakpoints.rule, self.running.resumed.manner = rule, manner
         except UsageError as error:
             raise TargetError(str(error)) from None
         return HOST

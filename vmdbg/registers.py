@@ -18,7 +18,7 @@ from introspect.registers import ATTRIB, DBGCTL, DR6, DR7, RFLAGS
 from introspect.vmcb import CONTROL, EXIT_WRITES, MISC_CTL, MISC_CTL2, NAMES, V_INTR, VMCB
 from vmdbg.contexts import Context, LiveContext, SavedContext
 from vmdbg.cpu import control
-from vmdbg.cpu.core import dr6_value, dr7_value
+from vmdbg.cpu.bits import dr6_value, dr7_value
 from vmdbg.cpu.faults import CpuFault
 from vmdbg.cpu.processor import Processor
 from vmdbg.engine.state import CS, DS, ES, FS, GDTR, GS, IDTR, LDTR, SS, TR, CpuState

@@ -39,7 +39,7 @@ class RunningCommands:
         )  # fmt: skip
 
     def _follow(self, context: Context, arguments: Arguments) -> Result:
-        manner = self.debugger.running.manner
+        manner = self.debugger.running.resumed.manner
         chosen = arguments.choice(("guest", "host"))
         if arguments.words:
             raise arguments.error(arguments.words[0], "a step ends in the guest or in the host", "choose guest or host")
@@ -61,7 +61,7 @@ class RunningCommands:
         return Text(f"the next VMRUN of {whose} stops at its first instruction: resume the hypervisor")
 
     def _debug(self, context: Context, arguments: Arguments) -> Result:
-        manner = self.debugger.running.manner
+        manner = self.debugger.running.resumed.manner
         words = [word for word in ",".join(arguments.words).split(",") if word not in ("", "guest")]
         if words == ["all"]:
             manner.chosen = None
@@ -69,7 +69,7 @@ class RunningCommands:
             manner.chosen = frozenset(self._inferior(arguments, word) for word in words)
         arguments.words = []
         rows = [("process", "name", "attached", "stops")]
-        attached = self.debugger.running.attached
+        attached = self.debugger.running.resumed.attached
         for inferior in self.debugger.inferiors():
             stops = manner.chosen is None or inferior.pid in manner.chosen
             cells = inferior.name, "yes" if inferior.pid in attached else "no", "yes" if stops else "no"

@@ -10,6 +10,7 @@ from gdbstub.commands.registers import known
 from gdbstub.commands.registry import command, number
 from gdbstub.description import Register
 from gdbstub.packet import escape
+from gdbstub.replies import lldb_reason, stop_reply
 from gdbstub.target import MemoryRegions, Stop, TargetError, ThreadId, offers
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def _stop(session: Session, thread: ThreadId) -> Stop:
 
 @command("qThreadStopInfo")
 def thread_stop_info(session: Session, arguments: bytes) -> bytes:
-    return session.stop_reply(_stop(session, session.thread(arguments)))
+    return stop_reply(session, _stop(session, session.thread(arguments)))
 
 
 @command("jThreadsInfo")
@@ -72,7 +73,7 @@ def threads_info(session: Session, arguments: bytes) -> bytes:
         stop = _stop(session, thread)
         block = session.target.read_registers(thread)
         row: dict[str, object] = {"tid": thread.tid, "name": details.name, "signal": int(stop.signal)}
-        row["reason"] = session.lldb_reason(stop)
+        row["reason"] = lldb_reason(stop)
         if stop.text:
             row["description"] = stop.text
         expedited = session.attached[thread.pid].expedited
@@ -114,7 +115,7 @@ def thread_extended_info(session: Session, arguments: bytes) -> bytes:
             row = {"process": pid, "thread": tid, "name": thread.name, "state": thread.state, "core": thread.core}
             stopped = session.stopped
             if stopped is not None and stopped.thread == (pid, tid):
-                row["stop"] = stopped.text or session.lldb_reason(stopped)
+                row["stop"] = stopped.text or lldb_reason(stopped)
             return escape(json.dumps(row).encode())
     raise TargetError(f"process {pid} has no thread {tid}")
 

@@ -6,6 +6,7 @@ from binascii import Error, unhexlify
 from typing import TYPE_CHECKING
 
 from gdbstub.commands.registry import command, number
+from gdbstub.replies import exit_reply, stop_reply
 from gdbstub.target import Exited, Kill, Run, Signal, Stop, TargetError, offers
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def attach(session: Session, arguments: bytes) -> bytes:
         session.non_stop.tell(pid)
         return b"OK"
     session.stopped = Stop(session.current())
-    return session.stop_reply(session.stopped)
+    return stop_reply(session, session.stopped)
 
 
 @command("D")
@@ -74,7 +75,7 @@ def kill_all(session: Session, arguments: bytes) -> bytes | None:
             session.forget(pid)
         else:
             session.detach(pid)
-    return session.exit_reply(Exited(pids[0], signal=Signal.KILL)) if running and pids else None
+    return exit_reply(session, Exited(pids[0], signal=Signal.KILL)) if running and pids else None
 
 
 @command("vRun")
@@ -107,7 +108,7 @@ def _restart(session: Session, target: Run, program: str, words: list[str]) -> b
     _forget(session)
     session.attach(pid)
     session.stopped = Stop(session.current())
-    return session.stop_reply(session.stopped)
+    return stop_reply(session, session.stopped)
 
 
 def _forget(session: Session) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from gdbstub.commands.registry import command, number, thread_id
 from gdbstub.packet import PACKET_SIZE
+from gdbstub.replies import stop_reply
 from gdbstub.target import (
     BreakpointPrograms,
     ExecFile,
@@ -97,7 +98,7 @@ def reason(session: Session, arguments: bytes) -> bytes:
     session.require_stopped()
     if not session.attached:
         return b"W00"
-    return session.stop_reply(session.stopped or Stop(session.current()))
+    return stop_reply(session, session.stopped or Stop(session.current()))
 
 
 @command("H")

@@ -25,15 +25,21 @@ STORES = (
 """Names of tests/e2e/images/watch.S: where pc is after each store to the cell.  An iteration of REP MOVSB is a store."""
 
 
+def stopped(gdb: Gdb, serve: Serve, elf: Path, place: str, *arguments: str) -> Served:
+    """Connected, and at a place."""
+    served = serve(elf, *arguments)
+    served.connect(gdb)
+    gdb(f"symbol-file {elf}")
+    gdb(f"tbreak {place}")
+    gdb("continue")
+    return served
+
+
 @pytest.mark.parametrize("runtime", ["native", "python"])
 def test_each_store_stops_behind_itself(gdb: Gdb, serve: Serve, image: Image, tmp_path: Path, runtime: str) -> None:
     elf = image("watch")
     undebugged = run(elf, tmp_path)
-    served = serve(elf, "--runtime", runtime)
-    served.connect(gdb)
-    gdb(f"symbol-file {elf}")
-    gdb("tbreak *main")
-    gdb("continue")
+    served = stopped(gdb, serve, elf, "*main", "--runtime", runtime)
     gdb("watch *(long *)&cell")
     for name in STORES:
         printed = gdb("continue")
@@ -48,12 +54,7 @@ def test_each_store_stops_behind_itself(gdb: Gdb, serve: Serve, image: Image, tm
 @pytest.mark.parametrize("length", [1, 3, 8, 100, 4096])
 def test_any_length_and_alignment(gdb: Gdb, serve: Serve, image: Image, length: int) -> None:
     """The last byte of the range is that of the first store, the first that of none."""
-    elf = image("watch")
-    served = serve(elf)
-    served.connect(gdb)
-    gdb(f"symbol-file {elf}")
-    gdb("tbreak *main")
-    gdb("continue")
+    stopped(gdb, serve, image("watch"), "*main")
     start = gdb.value("(long)&cell") - length + 1
     gdb(f"watch *(char (*)[{length}]){start:#x}")
     assert "Hardware watchpoint 2" in gdb("continue")
@@ -67,12 +68,7 @@ def test_any_length_and_alignment(gdb: Gdb, serve: Serve, image: Image, length: 
 
 def test_it_follows_the_page_tables(gdb: Gdb, serve: Serve, image: Image) -> None:
     """INVLPG moves the watched address to another page, to none, and back; what is no longer behind it is not watched."""
-    elf = image("watch")
-    served = serve(elf)
-    served.connect(gdb)
-    gdb(f"symbol-file {elf}")
-    gdb("tbreak *window")
-    gdb("continue")
+    stopped(gdb, serve, image("watch"), "*window")
     gdb("watch *(long *)0x3fe00000")
     for name, value in (("first", 1), ("second", 2)):
         printed = gdb("continue")
@@ -85,12 +81,7 @@ def test_it_follows_the_page_tables(gdb: Gdb, serve: Serve, image: Image) -> Non
 
 
 def test_the_processors_own_accesses(gdb: Gdb, serve: Serve, image: Image) -> None:
-    elf = image("watch")
-    served = serve(elf)
-    served.connect(gdb)
-    gdb(f"symbol-file {elf}")
-    gdb("tbreak *walked")
-    gdb("continue")
+    stopped(gdb, serve, image("watch"), "*walked")
     gdb("watch *((long *)&table + 1)")
     printed = gdb("continue")
     assert re.search(r"was written by the processor's walk of the page tables, for 0x3fe01000, CPU 0 of the", printed), printed

@@ -26,7 +26,7 @@ from tests.svm.hypervisor import (
     Hypervisor,
     P,
 )  # fmt: skip
-from vmdbg.cpu.core import CR4_SUPPORTED
+from vmdbg.cpu.bits import CR4_SUPPORTED
 from vmdbg.engine.state import RAX, RBX, RSP
 from vmdbg.svm import world
 

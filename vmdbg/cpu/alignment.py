@@ -13,7 +13,8 @@ from capstone import x86 as cs
 
 from vmdbg.engine.state import RBP, RCX, RDI, RSP, SS
 
-from .core import RFLAGS_AC, Cpu
+from .bits import RFLAGS_AC
+from .core import Cpu
 from .faults import AC, GP, CpuFault
 from .operands import disassemble, memory_operands
 

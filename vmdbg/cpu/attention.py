@@ -12,7 +12,8 @@ from vmdbg.engine import layout
 from vmdbg.engine.state import HF_LET, HF_XM, MXCSR_RESERVED, RAX
 
 from . import alignment, simd
-from .core import CR0_TS, Cpu
+from .bits import CR0_TS
+from .core import Cpu
 from .faults import GP, UD, XF, CpuFault
 from .floats import unmasked
 from .operands import disassemble, memory_operands

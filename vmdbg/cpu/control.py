@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from vmdbg.engine.state import CS
 
-from .core import CR0_PE, CR0_PG, Cpu, dr6_value, dr7_value
+from .bits import CR0_PE, CR0_PG, dr6_value, dr7_value
+from .core import Cpu
 from .debug import CR4_DE, DR6_BD, DR7_GD
 from .decode import Instruction
 from .faults import DB, GP, UD, CpuFault

@@ -15,7 +15,7 @@ from vmdbg.engine.physical import WATCH_READ, WATCH_WRITE
 from vmdbg.engine.state import TR
 from vmdbg.svm import world
 
-from .core import RFLAGS_RF
+from .bits import RFLAGS_RF
 from .operands import accesses
 
 if TYPE_CHECKING:

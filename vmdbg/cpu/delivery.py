@@ -10,17 +10,8 @@ from struct import pack
 from vmdbg.engine.state import CS, DS, ES, FS, GS, IDTR, RSP, SS, TR
 
 from . import tasks
-from .core import (
-    CR0_PE,
-    RFLAGS_AC,
-    RFLAGS_IF,
-    RFLAGS_NT,
-    RFLAGS_RF,
-    RFLAGS_TF,
-    RFLAGS_VM,
-    Cpu,
-    canonical,
-)  # fmt: skip
+from .bits import CR0_PE, RFLAGS_AC, RFLAGS_IF, RFLAGS_NT, RFLAGS_RF, RFLAGS_TF, RFLAGS_VM, canonical
+from .core import Cpu
 from .descriptors import (
     CONFORMING,
     DEFAULT_BIG,

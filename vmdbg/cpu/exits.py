@@ -12,7 +12,8 @@ from vmdbg.engine.state import HF_SMAP, RCX, RDX
 from vmdbg.svm import world
 
 from . import ports, transfers
-from .core import DR6_BS, Cpu
+from .bits import DR6_BS
+from .core import Cpu
 from .decode import Instruction
 from .events import raise_event
 from .faults import DB, GP, MF, PF, UD, CpuFault, Event, Kind

@@ -17,8 +17,9 @@ from vmdbg.platform.msrs import HWCR, HWCR_MON_MWAIT_DIS, HWCR_MON_MWAIT_USER_EN
 from vmdbg.svm import world
 
 from . import smm
+from .bits import CR4_OSXSAVE
 from .control import CHECK_CR, CR4_PCE, CR4_TSD, check_cr_write, check_dr, cr_access, dr_access
-from .core import CR4_OSXSAVE, Cpu, Line
+from .core import Cpu, Line
 from .events import raise_event, shut_down
 from .faults import GP, UD, CpuFault
 from .operands import length, operand_linear

@@ -6,8 +6,9 @@ from introspect.exits import ExitCode
 from introspect.registers import CR4
 from vmdbg.engine.state import SS
 
+from .bits import RFLAGS_VM
 from .control import CR0_TS, CR4_PCE
-from .core import RFLAGS_VM, Cpu
+from .core import Cpu
 from .ports import STRING_IO
 
 _PREFIXES = b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf2\xf3"

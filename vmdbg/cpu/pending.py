@@ -14,7 +14,8 @@ from vmdbg.platform.msrs import VM_CR, VM_CR_R_INIT
 from vmdbg.svm import world
 
 from . import smm
-from .core import RFLAGS_IF, Cpu, ExtInt, Hold, Observer
+from .bits import RFLAGS_IF
+from .core import Cpu, ExtInt, Hold, Observer
 from .events import DELIVERY, raise_event
 from .faults import NMI, SX, Event, Kind
 from .reset import init

@@ -5,7 +5,8 @@ from __future__ import annotations
 from vmdbg.engine.state import ES, RAX, RCX, RDI, RSI, TR
 from vmdbg.platform.clock import TICKS_PER_SECOND
 
-from .core import CR0_PE, RFLAGS_DF, RFLAGS_IOPL, RFLAGS_VM, Cpu
+from .bits import CR0_PE, RFLAGS_DF, RFLAGS_IOPL, RFLAGS_VM
+from .core import Cpu
 from .decode import Instruction
 from .faults import GP, CpuFault
 from .smm import PortAccess

@@ -5,7 +5,8 @@ from __future__ import annotations
 from vmdbg.engine.state import CS, DS, ES, FS, GDTR, GS, IDTR, LDTR, MXCSR_DEFAULT, RDX, SS, TR
 from vmdbg.svm import world
 
-from .core import DR6_RESET, DR7_RESET, Cpu
+from .bits import DR6_RESET, DR7_RESET
+from .core import Cpu
 from .instructions import XCR0_X87
 
 

@@ -13,7 +13,8 @@ from vmdbg.platform.msrs import EFER as MSR_EFER
 from vmdbg.platform.msrs import SMM_BASE
 from vmdbg.svm import world
 
-from .core import CR0_PE, CR0_PG, DR7_RESET, RFLAGS_TF, RFLAGS_VM, Cpu
+from .bits import CR0_PE, CR0_PG, DR7_RESET, RFLAGS_TF, RFLAGS_VM
+from .core import Cpu
 
 if TYPE_CHECKING:
     from vmdbg.svm.guest import Guest

@@ -6,7 +6,8 @@ from enum import IntEnum
 
 from vmdbg.engine.state import CS, DS, ES, FS, GS, LDTR, RSP, SS, TR
 
-from .core import CR0_PG, CR0_TS, DR6_BT, RFLAGS_NT, RFLAGS_RF, RFLAGS_VM, Cpu
+from .bits import CR0_PG, CR0_TS, DR6_BT, RFLAGS_NT, RFLAGS_RF, RFLAGS_VM
+from .core import Cpu
 from .descriptors import CONFORMING, PRESENT, Descriptor, fetch, load, null_selector, require
 from .faults import GP, NP, CpuFault, Event
 from .faults import SS as STACK_FAULT

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from vmdbg.engine.state import CS, RCX, RSP, SS, TR
 
+from .bits import CR0_PE, DR6_BS, RFLAGS_IF, RFLAGS_NT, RFLAGS_RF, RFLAGS_TF, RFLAGS_VM
 from .control import EFER_SCE
-from .core import CR0_PE, DR6_BS, RFLAGS_IF, RFLAGS_NT, RFLAGS_RF, RFLAGS_TF, RFLAGS_VM, Cpu
+from .core import Cpu
 from .delivery import TASK_GATE
 from .descriptors import fetch
 from .events import raise_event

@@ -10,6 +10,7 @@
 #include <Python.h>
 #include <string.h>
 
+#include "offsets.h"
 #include "runtime.h"
 #include "walk.h"
 
@@ -440,14 +441,7 @@ static PyObject *symbols(PyObject *self, PyObject *args)
 {
     Py_buffer layout;
     (void)self;
-    if (!PyArg_ParseTuple(args, "y*", &layout))
-        return NULL;
-    if (layout.len == sizeof at)
-        memcpy(&at, layout.buf, sizeof at);
-    else
-        PyErr_Format(PyExc_ValueError, "%zd bytes of offsets, not %zu", layout.len, sizeof at);
-    PyBuffer_Release(&layout);
-    if (PyErr_Occurred())
+    if (!PyArg_ParseTuple(args, "y*", &layout) || !take_offsets(&layout, &at, sizeof at))
         return NULL;
     return Py_BuildValue("{sKsK}", "judge", (unsigned long long)(uintptr_t)judge, "size", (unsigned long long)sizeof(struct judge));
 }

@@ -9,6 +9,7 @@
 #include <poll.h>
 #include <string.h>
 
+#include "offsets.h"
 #include "runtime.h"
 
 /* uc_context layout, vmdbg/engine/layout.py; Python passes them so that they stand in one place. */
@@ -451,14 +452,7 @@ static PyObject *symbols(PyObject *self, PyObject *args)
 {
     Py_buffer layout;
     (void)self;
-    if (!PyArg_ParseTuple(args, "y*", &layout))
-        return NULL;
-    if (layout.len == sizeof at)
-        memcpy(&at, layout.buf, sizeof at);
-    else
-        PyErr_Format(PyExc_ValueError, "%zd bytes of offsets, not %zu", layout.len, sizeof at);
-    PyBuffer_Release(&layout);
-    if (PyErr_Occurred())
+    if (!PyArg_ParseTuple(args, "y*", &layout) || !take_offsets(&layout, &at, sizeof at))
         return NULL;
 #define ADDRESS(f) #f, (unsigned long long)(uintptr_t)f
     return Py_BuildValue("{sKsKsKsKsKsKsKsK}", ADDRESS(on_block), ADDRESS(on_interrupt), ADDRESS(on_in), ADDRESS(on_out),

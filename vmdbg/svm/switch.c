@@ -10,6 +10,7 @@
 #include <Python.h>
 #include <string.h>
 
+#include "../engine/offsets.h"
 #include "../engine/runtime.h"
 
 enum { ENTRIES = 64, JUDGED = 64, RECORDS = 4096 };
@@ -528,18 +529,12 @@ static int64_t exits(struct runtime *rt, void *user)
 static PyObject *symbols(PyObject *self, PyObject *args)
 {
     Py_buffer context, vmcb;
+    bool taken;
     (void)self;
     if (!PyArg_ParseTuple(args, "y*y*", &context, &vmcb))
         return NULL;
-    if (context.len != sizeof at || vmcb.len != sizeof in) {
-        PyErr_Format(PyExc_ValueError, "%zd and %zd bytes of offsets, not %zu and %zu", context.len, vmcb.len, sizeof at, sizeof in);
-    } else {
-        memcpy(&at, context.buf, sizeof at);
-        memcpy(&in, vmcb.buf, sizeof in);
-    }
-    PyBuffer_Release(&context);
-    PyBuffer_Release(&vmcb);
-    if (PyErr_Occurred())
+    taken = take_offsets(&context, &at, sizeof at);
+    if (!take_offsets(&vmcb, &in, sizeof in) || !taken)
         return NULL;
     return Py_BuildValue("{sKsKsK}", "on_exit", (unsigned long long)(uintptr_t)exits, "size",
                          (unsigned long long)sizeof(struct switcher), "ring", (unsigned long long)sizeof(struct ring));

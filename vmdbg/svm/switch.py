@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from introspect.exits import EVENT
 from introspect.rules import RULES
 from introspect.vmcb import INT_STATE, V_INTR, VMCB
-from vmdbg.cpu.core import CR4_PAE, EFER_LMA
+from vmdbg.cpu.bits import CR4_PAE, EFER_LMA
 from vmdbg.engine import layout
 from vmdbg.engine.errors import EngineError
 from vmdbg.engine.physical import NOTED, Shadow

@@ -14,7 +14,8 @@ from introspect.permissions import iopm_intercepts, msrpm_intercepts
 from introspect.registers import CR0, CR4, EFER, RFLAGS
 from introspect.rules import RULES, SVM_FEATURES, Processor, Violation, first_violation
 from introspect.vmcb import INT_STATE, V_INTR, VMCB
-from vmdbg.cpu.core import DR6_BS, RFLAGS_VM, Cpu, Notice, dr6_value, dr7_value
+from vmdbg.cpu.bits import DR6_BS, RFLAGS_VM, dr6_value, dr7_value
+from vmdbg.cpu.core import Cpu, Notice
 from vmdbg.cpu.faults import GP, PF, CpuFault, Event, Kind, NestedPageFault
 from vmdbg.cpu.operands import accesses
 from vmdbg.engine import layout
