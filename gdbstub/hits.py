@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from gdbstub.agent import AgentError
-from gdbstub.target import Programs, Target, TargetError, ThreadId, Tracepoints
+from gdbstub.target import Programs, Target, TargetError, ThreadId, Tracepoints, offers
 
 __all__ = ["ThreadEnvironment", "Verdict", "judge"]
 
@@ -18,7 +18,7 @@ class ThreadEnvironment:
         self.target = target
         self.thread = thread
         self._output = output
-        self._trace = target.trace if isinstance(target, Tracepoints) else None
+        self._trace = target.trace if offers(target, Tracepoints) else None
 
     def register(self, number: int) -> int:
         registers = self.target.description(self.thread.pid).registers
