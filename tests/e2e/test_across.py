@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.e2e.served import Served, attach, run
-from tests.gdbstub.gdb import Gdb
+from tests.gdbstub.gdb import Gdb, captured
 from tests.gdbstub.serving import Wire
 from vmdbg.boot.images import BootOptions, load
 
@@ -37,7 +37,7 @@ def test_steps_follow_a_vcpu_from_cpu_to_cpu(gdb: Gdb, serve: Serve, image: Imag
         gdb("stepi")
         assert "* 2.1" in gdb("info threads 2.1")
         seen.append(at(gdb))
-        cpus.add(re.search(r"running on CPU (\d)", gdb("info threads 2.1"))[1])  # type: ignore[index]
+        cpus.add(captured(r"running on CPU (\d)", gdb("info threads 2.1")))
     lap = ["at_cpuid", "at_out", "at_out+2", "at_hlt", "at_hlt+1", "increment"]
     assert seen == lap * 3
     assert cpus == {"0", "1"}
@@ -155,7 +155,7 @@ def test_steps_into_handlers(gdb: Gdb, serve: Serve, hypervisor: Path, tmp_path:
     functions = set()
     for _ in range(600):
         gdb("stepi 25")
-        functions.add(re.search(r"#0 .*?(\w+) \(", gdb("where 1"))[1])  # type: ignore[index]
+        functions.add(captured(r"#0 .*?(\w+) \(", gdb("where 1")))
         if len(functions - {"work", "main"}):
             break
     assert functions - {"work", "main"}, functions

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,8 +37,8 @@ def program(text: str) -> Program:
 class Bench:
     """A machine under a debugger, without a client."""
 
-    def __init__(self, image: Path, kind: str, **config: object) -> None:
-        self.machine = Machine(image, Config(memory=64 << 20, python_runtime=kind == "twin", **config))  # type: ignore[arg-type]
+    def __init__(self, image: Path, kind: str, **config: Any) -> None:
+        self.machine = Machine(image, Config(memory=64 << 20, python_runtime=kind == "twin", **config))
         self.debugger = Debugger(self.machine)
         self.judge = self.debugger.running.agents.judge
         if kind == "python":

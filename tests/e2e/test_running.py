@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import random
-import re
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from tests.e2e.served import Served, attach, reach, run
-from tests.gdbstub.gdb import Gdb
+from tests.gdbstub.gdb import Gdb, captured
 from tests.gdbstub.serving import Wire
 
 Serve = Callable[..., Served]
@@ -62,13 +61,13 @@ def test_steps_pass_over_interrupts(gdb: Gdb, serve: Serve, hypervisor: Path, tm
     functions = set()
     for _ in range(400):
         gdb("next")
-        functions.add(re.search(r"#0 .*?(\w+) \(", gdb("where 1"))[1])  # type: ignore[index]
+        functions.add(captured(r"#0 .*?(\w+) \(", gdb("where 1")))
     assert functions == {"work"}
     gdb("stepi 3000")
     functions = set()
     for _ in range(100):
         gdb("stepi")
-        functions.add(re.search(r"#0 .*?(\w+) \(", gdb("where 1"))[1])  # type: ignore[index]
+        functions.add(captured(r"#0 .*?(\w+) \(", gdb("where 1")))
     assert functions <= {"work", "main"}
     for _ in range(20):
         gdb("next 200")

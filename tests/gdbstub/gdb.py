@@ -1,5 +1,6 @@
 """Stock gdb, driven through its machine interface."""
 
+import re
 import shutil
 import signal
 import sysconfig
@@ -10,7 +11,7 @@ from typing import Any
 
 from pygdbmi.gdbcontroller import GdbController
 
-__all__ = ["GDBS", "Gdb", "NonStopGdb", "newest"]
+__all__ = ["GDBS", "Gdb", "NonStopGdb", "captured", "newest"]
 
 TIMEOUT = 60.0
 
@@ -22,6 +23,13 @@ def newest() -> str | None:
     """The gdb that PyPI carries (gdb-for-pwndbg), if it is installed beside this Python."""
     program = str(Path(sysconfig.get_path("scripts"), "gdb"))
     return program if program in GDBS else None
+
+
+def captured(pattern: str, text: str) -> str:
+    """The first group of a pattern that the text must have."""
+    found = re.search(pattern, text)
+    assert found is not None, f"no {pattern!r} in {text!r}"
+    return found[1]
 
 
 class Gdb:
