@@ -42,8 +42,9 @@ from vmdbg.platform.system_ports import KeyboardController, PortA, PortB, SmiPor
 from vmdbg.platform.uart import Uart
 from vmdbg.svm import world
 from vmdbg.svm.avic import Avic
+from vmdbg.svm.held import Tables
 from vmdbg.svm.switch import Switcher, on_exit
-from vmdbg.svm.tlb import Tables, Tlb
+from vmdbg.svm.tlb import Tlb
 from vmdbg.svm.vmcbcache import VmcbCache
 
 QUANTUM = 200_000

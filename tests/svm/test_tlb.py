@@ -17,7 +17,7 @@ from tests.svm.test_hostile import hostile
 from vmdbg.cpu.core import Notice
 from vmdbg.cpu.reset import init
 from vmdbg.engine import layout, physical
-from vmdbg.svm import tlb
+from vmdbg.svm import held, tlb
 
 RBX = 3
 PAGE = 0x180000
@@ -429,7 +429,7 @@ def test_capacity(monkeypatch: pytest.MonkeyPatch, python: bool) -> None:
     """With room for next to nothing, and with memory for tables that runs out, a guest under many ASIDs runs as ever."""
     sums = []
     for entries, spaces, room in ((4096, 64, None), (3, 2, None), (4096, 64, 60), (3, 2, 40)):
-        monkeypatch.setattr(tlb, "MOST_ENTRIES", entries)
+        monkeypatch.setattr(held, "MOST_ENTRIES", entries)
         monkeypatch.setattr(tlb, "MOST_SPACES", spaces)
         h = Hypervisor(
             "1: movl $16, %ecx; 2: movl %ecx, %eax; shll $12, %eax; addl %ecx, 0x180000(%rax); addl 0x180000(%rax), %ebx; loop 2b"
