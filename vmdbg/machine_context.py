@@ -70,9 +70,7 @@ class MachineContext:
         chosen = [known[guest]] if guest in known else list(known.values()) if guest is None else []
         records = [record for one in chosen for record in one.exits]
         records.sort(key=lambda record: record.number)
-        return [
-            ExitRecord(r.number, r.guest, r.time, r.rip, r.code, r.info1, r.info2, r.intinfo) for r in records[-count:]
-        ]
+        return records[-count:]
 
     def _view(self, guest: KnownGuest) -> GuestView:
         first = next(iter(guest.vcpus.values()))

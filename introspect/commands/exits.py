@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from introspect.commands.registry import Arguments, Command, Context, ExitRecord, Result
 from introspect.commands.render import columns, members
-from introspect.exits import EVENT, describe_event, describe_exit, exit_name
+from introspect.exitlog import what
+from introspect.exits import exit_name
 
 __all__ = ["COMMANDS"]
 
@@ -18,13 +19,11 @@ class Exits:
             return "No #VMEXIT is recorded."
         rows = [("#", "time", "guest", "rIP", "exit")]
         for record in self.records:
-            during = f" (while delivering {describe_event(record.intinfo)})" if record.intinfo & EVENT.v else ""
-            what = describe_exit(record.code, record.info1, record.info2) + during
-            rows.append((str(record.number), str(record.time), str(record.guest), f"{record.rip:#x}", what))
+            rows.append((str(record.number), str(record.time), str(record.guest), f"{record.rip:#x}", what(record)))
         return "\n".join(columns(rows))
 
     def json(self) -> object:
-        return [{**members(record), "name": exit_name(record.code)} for record in self.records]
+        return [{**members(record), "insn": record.insn.hex(" "), "name": exit_name(record.code)} for record in self.records]
 
 
 def _exits(context: Context, arguments: Arguments) -> Result:
