@@ -168,8 +168,11 @@ class _Left(NamedTuple):
 
 
 HOST = 1
-_NEAR = 1 << 16
-"""Bytes around an address of the host's that are taken for the same stack or structure."""
+_NEAR, _LOW = 1 << 12, 1 << 16
+"""Bytes around an address of the host's that are taken for the same stack or structure; numbers too small to be addresses."""
+_KEPT = frozenset(("debug registers", "x87", "SSE"))
+"""What nobody but the guest has reason to change, but for the exits of `_DR_WRITES`."""
+_DR_WRITES = range(0x30, 0x40)
 _RESULTS = {
     int(ExitCode.CPUID): ("rbx", "rcx", "rdx"), int(ExitCode.MSR): ("rdx",), int(ExitCode.RDTSC): ("rdx",),
     int(ExitCode.RDPMC): ("rdx",), int(ExitCode.RDTSCP): ("rcx", "rdx"), int(ExitCode.XSETBV): ("xcr0",),
@@ -180,11 +183,12 @@ _RESULTS = {
 class LeakLog:
     """Told of world switches; keeps the first evidence of each leak."""
 
-    def __init__(self, ran: Iterable[int] = ()) -> None:
-        """`ran`: VMCBs whose guests have run before, unseen: what they had then is not known."""
+    def __init__(self, ran: Iterable[int] = (), hosts: Mapping[int, Mapping[str, int]] | None = None) -> None:
+        """`ran`: VMCBs whose guests have run before, unseen: what they had then is not known.  `hosts`: by CPU, what those hold
+        that are in the host."""
         self.switches = 0
         self._ran = set(ran)
-        self._by_cpu: dict[int, _Left] = {}
+        self._by_cpu = {cpu: _Left(HOST, 0, 0, dict(values)) for cpu, values in (hosts or {}).items()}
         self._by_vmcb: dict[int, _Left] = {}
         self._found: dict[tuple[str, int, int], Leak] = {}
 
@@ -217,26 +221,28 @@ class LeakLog:
                     continue
                 if item.field and value == _field(contents, name):
                     continue
-                source = self._source(kind, name, value, guest, last, private, item)
+                source = self._source(kind, name, value, guest, last, own, private)
                 if source is not None:
                     left = (one for one in (last, *self._by_vmcb.values()) if one is not None and one.guest == source)
                     number = next((one.number for one in left if one.values.get(name) == value), 0)
                     self._note(kind, item, guest, source, Evidence(name, value, mine, time, number))
 
     def _source(
-        self, kind: str, name: str, value: int, guest: int, last: _Left | None, private: tuple[int, ...], item: Item
+        self, kind: str, name: str, value: int, guest: int, last: _Left | None, own: _Left | None, private: tuple[int, ...]
     ) -> int | None:
         """Whose value it is, if that can be told."""
         if last is not None and last.values.get(name) == value:
             return last.guest if last.guest != guest else None
         if kind == "general registers":
             # The host may put anything there for the guest, but not addresses of its own.
-            return HOST if any(abs(value - address) < _NEAR for address in private) else None
+            return HOST if value >= _LOW and any(abs(value - address) < _NEAR for address in private) else None
         for left in self._by_vmcb.values():
-            if left.guest != guest and left.values.get(name) == value and value not in item.usual:
+            if left.guest != guest and left.values.get(name) == value:
                 return left.guest
-        # It is what the host has there, then: VMLOAD would have replaced it.  Others the host may have set for this guest.
-        return HOST if item.field or last is None else None
+        if ITEMS[kind].field:
+            return HOST  # VMLOAD would have replaced it
+        lost = own is not None and kind in _KEPT and own.code not in _DR_WRITES
+        return HOST if lost else None
 
     def _note(self, kind: str, item: Item, guest: int, source: int, evidence: Evidence) -> None:
         known = self._found.get((kind, guest, source))

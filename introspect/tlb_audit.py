@@ -100,7 +100,7 @@ class Audit:
 
 def audit(memory: Memory, held: Iterable[Held], budget: int = BUDGET) -> Audit:
     """Compare held translations with the tables in memory.  Nothing is written, not even an accessed bit."""
-    checked, found = 0, []
+    checked, found = 0, list[Stale]()
     for one in held:
         if budget <= 0 or len(found) >= MOST_FINDINGS:
             return Audit(checked, tuple(found), False)

@@ -6,7 +6,7 @@ import ctypes
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Protocol, TextIO
 
 from introspect.exitlog import ExitRecord
 from introspect.exits import ExitCode
@@ -80,6 +80,14 @@ class KnownGuest:
         return next((r for r in kept if cpu in (None, r.cpu) and (refused or r.code != ExitCode.INVALID)), Record())
 
 
+class Witness(Protocol):
+    """Who looks at each world switch (vmdbg/leakwatch.py)."""
+
+    def enters(self, cpu: Cpu, guest: Guest) -> None: ...
+
+    def leaves(self, cpu: Cpu, guest: Guest, number: int, code: int) -> None: ...
+
+
 class History:
     """Told of every VMRUN and #VMEXIT; finds out which guest they belong to.
 
@@ -103,6 +111,7 @@ class History:
         """Why the machine is to stop, until somebody has taken note."""
         self.unused: Callable[[int], None] = lambda vmcb: None
         """Called when a VMCB changes hands, or when its next VMRUN is a special one."""
+        self.witness: Witness | None = None
         self.trace: TextIO | None = None
         self.version = 0
         """Changes when a guest appears, goes, or is regrouped."""
@@ -113,7 +122,7 @@ class History:
     @property
     def attentive(self) -> bool:
         """Whether each world switch must come here at once."""
-        return self.watching or self.trace is not None
+        return self.watching or self.trace is not None or self.witness is not None
 
     def notice(self, cpu: Cpu, what: Notice, guest: Guest | None, text: str) -> None:
         """Note it, in the trace too; pause if it is one to stop for."""
@@ -162,6 +171,8 @@ class History:
         images = self.by_vmcb[guest.vmcb][0].images
         if images is not None:
             images.add(guest.vmcb, cpu.crossing.entered, 0, cpu.crossing.host_rip, guest.view)
+        if self.witness is not None:
+            self.witness.enters(cpu, guest)
         if self.on_switch is not None:
             self.on_switch(cpu, guest, None)
 
@@ -302,6 +313,8 @@ class History:
             crossing.entered, 0, q[_Q_RAX], q[_Q_RCX], code_bytes, form(len(code_bytes), cpu.bits),
         )  # fmt: skip
         crossing.leave(owner.ring.add(record), number)
+        if self.witness is not None:
+            self.witness.leaves(cpu, guest, number, code)
         if self.trace is not None:
             self.trace.write(_told(owner.number, record).line() + "\n")
 
