@@ -15,8 +15,9 @@ from vmdbg.monitor import Monitor
 AGAIN = "run `python -m tests.reference`"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def commands() -> Iterator[Monitor]:
+    """At the moment of the reference, or behind the examples."""
     if not reference.IMAGE.exists():
         pytest.skip("the demo hypervisor is not built: no gcc and ld for x86-64")
     with reference.monitor() as monitor:
