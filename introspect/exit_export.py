@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields
 from itertools import count
 
-from introspect.commands.render import members
 from introspect.exitlog import ExitRecord, Symbolize, what
 from introspect.exits import ExitCode, exit_name
 
@@ -20,7 +20,8 @@ def as_object(record: ExitRecord, symbolize: Symbolize = lambda owner, address: 
     """One exit as a JSON-able object.  Numbers are numbers, in 64-bit arithmetic; the instruction is hexadecimal text."""
     own = HOST if record.code == ExitCode.INVALID else record.guest
     return {
-        **members(record), "insn": record.insn.hex(" "), "name": exit_name(record.code), "what": what(record),
+        **{field.name: getattr(record, field.name) for field in fields(record)}, "insn": record.insn.hex(" "),
+        "name": exit_name(record.code), "what": what(record),
         "in_guest": record.in_guest, "in_host": record.in_host, "symbol": symbolize(own, record.rip),
         "host_symbol": symbolize(HOST, record.host_rip),
     }  # fmt: skip

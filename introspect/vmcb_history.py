@@ -42,9 +42,9 @@ EXIT_STORES = EXIT_WRITES | {
 class By(StrEnum):
     """Who changed a field."""
 
-    HARDWARE = "hardware at #VMEXIT"
-    SOFTWARE = "software before VMRUN"
-    VMSAVE = "VMSAVE, or a store, before VMRUN"
+    HARDWARE = "hardware"
+    SOFTWARE = "software"
+    VMSAVE = "VMSAVE, or a store"
     INTRUDER = "a store while the guest ran"
 
 

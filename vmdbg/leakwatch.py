@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from introspect.leaks import GENERAL, ITEMS, LeakLog
@@ -50,9 +51,10 @@ def unswitched(cpu: Cpu) -> dict[str, int]:
 class LeakWatch:
     """While it is a machine's, world switches are Python's."""
 
-    def __init__(self, history: History) -> None:
+    def __init__(self, history: History, hosts: Mapping[int, Mapping[str, int]]) -> None:
+        """`hosts`: what the CPUs hold that are in the host."""
         self.history = history
-        self.log = LeakLog(history.by_vmcb)
+        self.log = LeakLog(history.by_vmcb, hosts)
 
     def enters(self, cpu: Cpu, guest: Guest) -> None:
         """VMRUN has judged nothing yet: the registers are still the host's."""
