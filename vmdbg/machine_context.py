@@ -29,6 +29,9 @@ _NAMES = {
 }  # fmt: skip
 """gdb's names of registers, by those of the VMCB's fields."""
 
+_LOADERS = ("the boot area", "the multiboot information", "the initrd")
+"""Parts of an image that its kernel only reads, once."""
+
 
 def _rip(context: Context) -> int:
     """gdb's is linear."""
@@ -69,7 +72,11 @@ class MachineContext:
     @property
     def host(self) -> HostView:
         paging = PagingState(*self._host, maxphyaddr=self.debugger.machine.config.physical_bits)
-        return HostView(paging=paging, caching=self._host_context.caching())
+        image = tuple(
+            (segment.address, segment.end) for segment in self.debugger.machine.image.segments if segment.name not in _LOADERS
+        )
+        saves = tuple(cpu.state.field("vm_hsave") & ~0xFFF for cpu in self.debugger.machine.cpus)
+        return HostView(paging=paging, caching=self._host_context.caching(), image=image, saves=saves)
 
     @property
     def guests(self) -> Sequence[GuestView]:

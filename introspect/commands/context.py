@@ -50,6 +50,10 @@ class HostView(Inferior):
 
     number: int = HOST_NUMBER
     name: str = "the host"
+    image: tuple[tuple[int, int], ...] = ()
+    """Where its image lies in system-physical memory, (start, end) of each part, if that is known."""
+    saves: tuple[int, ...] = ()
+    """VM_HSAVE_PA of each processor, 0 if it has none, if that is known."""
 
     def __str__(self) -> str:
         return self.name
