@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from introspect.exitlog import ExitRecord
 from introspect.expression import Names, Scope
 from introspect.memtypes import Caching
 from introspect.paging import Nested, PagingState
@@ -76,20 +77,6 @@ class GuestView(Inferior):
 
     def __str__(self) -> str:
         return f"guest {self.number} ({self.name})"
-
-
-@dataclass(frozen=True, slots=True)
-class ExitRecord:
-    """One #VMEXIT. `time` counts guest instructions or nanoseconds, as the provider defines."""
-
-    number: int
-    guest: int
-    time: int
-    rip: int
-    code: int
-    info1: int
-    info2: int
-    intinfo: int = 0
 
 
 class Context(Protocol):
