@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from introspect.commands import Arguments, Command, CommandError, Context, Result
-from introspect.commands.registry import parse_number
+from introspect.commands import Arguments, Command, CommandError, Context, Result, worded
+from introspect.commands.parameters import parse_number
 from introspect.commands.render import columns
 from introspect.exits import EXCEPTION_BASE, ExitCode
 from introspect.expression import ExpressionError, parse
@@ -34,10 +34,10 @@ tcatch, deletes it when it stops. Ranges are FIRST-LAST. What `if` can ask for:
   guest cpu time cpl                      whose it is, and when
   u32[$rsp + 8], u8[gpa:0x1000], u64[host:counter]    memory
   && || ! == < + << & ...                 as in C, in unsigned 64 bits
-  monitor catch vmexit npf if gpa >= 0xfee00000 && gpa < 0xfee01000
-  monitor catch msr w 0xc0000080 guest 2
-  monitor catch ignore 2 100       pass over the next 100 hits of number 2
-  monitor catch disable 2          or enable, delete; `delete all`"""
+  catch vmexit npf if gpa >= 0xfee00000 && gpa < 0xfee01000
+  catch msr w 0xc0000080 guest 2
+  catch ignore 2 100       pass over the next 100 hits of number 2
+  catch disable 2          or enable, delete; `delete all`"""
 SYNOPSIS = "catch [once] WHAT [guest N] [if EXPR] | delete N|all | enable|disable N | ignore N COUNT"
 
 
@@ -83,8 +83,10 @@ class Catch:
     @property
     def commands(self) -> tuple[Command, ...]:
         return (
-            Command("catch", SYNOPSIS, _HELP, self._run),
-            Command("tcatch", "tcatch WHAT [guest N] [if EXPR]", "The same as catch once.", self._once),
+            worded("catch", SYNOPSIS, _HELP, self._run,
+                   examples=("catch vmexit npf if gpa >= 0xfee00000", "catch delete all")),
+            worded("tcatch", "tcatch WHAT [guest N] [if EXPR]", "The same as catch once.", self._once,
+                   examples=("tcatch msr w 0xc0000080 guest 2", "tcatch triple-fault")),
         )
 
     def _run(self, context: Context, arguments: Arguments) -> Result:

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
-from introspect.commands.registry import Arguments, Command, Context, ExitRecord, Result
+from introspect.commands.context import Context, ExitRecord, Result
+from introspect.commands.parameters import Guest, Number, Parameter
+from introspect.commands.registry import Arguments, Command
 from introspect.commands.render import columns, members
 from introspect.exits import EVENT, describe_event, describe_exit, exit_name
 
@@ -27,19 +29,18 @@ class Exits:
         return [{**members(record), "name": exit_name(record.code)} for record in self.records]
 
 
+_GUEST = Parameter("GUEST", Guest(), optional=True, option="--guest")
+_COUNT = Parameter("N", Number(1, 1 << 20), optional=True, option="--last", default=20, help="how many, the last ones (20)")
+
+
 def _exits(context: Context, arguments: Arguments) -> Result:
-    guest = arguments.named_guest()
-    count = arguments.number("N", 1, 1 << 20) if arguments.words else 20
-    arguments.done()
-    return Exits(tuple(context.exits(guest.number if guest else None, count)))
+    guest = arguments.get(_GUEST)
+    return Exits(tuple(context.exits(guest.number if guest else None, arguments[_COUNT])))
 
 
 COMMANDS = (
     Command(
-        "exits",
-        "exits [GUEST] [N]",
-        "Show the last N (20) #VMEXITs of one guest or of all, oldest first.\n\n"
-        "A first number that is the number of a guest names that guest.",
-        _exits,
+        "exits", _exits, "Show the last #VMEXITs of one guest or of all, oldest first.", (_GUEST, _COUNT),
+        "A first number that is the number of a guest names that guest.", ("exits 2 5", "exits --last 3"),
     ),
-)
+)  # fmt: skip

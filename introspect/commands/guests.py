@@ -1,10 +1,12 @@
 """`guests`: who runs on this machine."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from introspect.commands.registry import Arguments, Command, Context, GuestView, Result
+from introspect.commands.context import Context, GuestView, Result
+from introspect.commands.registry import Arguments, Command
 from introspect.commands.render import columns, jsonable
+from introspect.exits import exit_name
 
 __all__ = ["COMMANDS"]
 
@@ -13,19 +15,23 @@ __all__ = ["COMMANDS"]
 class Guests:
     guests: tuple[GuestView, ...]
     selected: int | None
+    last: Mapping[int, str]
+    """What the last exit of each was, for those that are known to have left."""
 
     def text(self) -> str:
         if not self.guests:
             return "No guest has been entered by VMRUN yet."
-        rows = [("", "guest", "name", "asid", "nCR3", "paging", "VMCB")]
+        rows = [("", "guest", "name", "state", "asid", "nCR3", "paging", "last exit", "VMCB")]
         rows += [
             (
                 "*" if guest.number == self.selected else "",
                 "  " * depth + str(guest.number),
                 guest.name,
+                guest.state or "-",
                 str(guest.asid),
                 "-" if guest.ncr3 is None else f"{guest.ncr3:#x}",
                 guest.paging.mode + (f" over {guest.nested.format.name}" if guest.nested else ""),
+                self.last.get(guest.number, "-"),
                 " ".join(f"{spa:#x}" for spa in guest.vmcbs),
             )
             for depth, guest in self._tree(None)
@@ -45,12 +51,16 @@ class Guests:
 
 
 def _guests(context: Context, arguments: Arguments) -> Result:
-    arguments.done()
     selected = context.selected
-    return Guests(tuple(context.guests), selected.number if selected else None)
+    guests = tuple(context.guests)
+    last = {guest.number: exit_name(record.code) for guest in guests for record in context.exits(guest.number, 1)}
+    return Guests(guests, selected.number if selected else None, last)
 
 
 COMMANDS = (
-    Command("guests", "guests", "List the guests: ASID, nCR3, paging mode, VMCBs. * marks the selected one.\n"
-            "A guest that is run by another guest's hypervisor stands indented below that one.", _guests),
-)
+    Command(
+        "guests", _guests, "List the guests as a tree: state, ASID, nCR3, paging mode, last exit, VMCBs.",
+        details="* marks the selected one. A guest that is run by another guest's hypervisor stands indented below that one.",
+        examples=("guests", "guests --json"),
+    ),
+)  # fmt: skip
