@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from introspect.sources.files import FileMemory, Segment, flatten
+from introspect.sources.memory import Memory
 from introspect.sources.notes import Annotations
 
 __all__ = ["Dump", "assemble"]
@@ -12,15 +13,15 @@ __all__ = ["Dump", "assemble"]
 
 @dataclass(frozen=True, slots=True)
 class Dump:
-    """Physical memory from a file, with what else the file knows."""
+    """Physical memory from elsewhere, with what else is known there."""
 
-    path: Path
+    name: str
     format: str
-    """"raw", "ELF core" or "LiME"."""
-    memory: FileMemory
+    """"raw", "ELF core", "LiME" or "stub"."""
+    memory: Memory
     annotations: Annotations = field(default=Annotations())  # noqa: RUF009 - frozen
     remarks: tuple[str, ...] = ()
-    """What is odd about the file, and where knowledge ends."""
+    """What is odd about it, and where knowledge ends."""
 
 
 def assemble(
@@ -41,4 +42,4 @@ def assemble(
             f"the file was cut off: {total:#x} bytes of memory are missing, from {missing[0][0]:#x} on; copy or dump it again"
         )
     known = annotations or Annotations()
-    return Dump(path, kind, memory, known, (*said, *known.remarks))
+    return Dump(str(path), kind, memory, known, (*said, *known.remarks))
