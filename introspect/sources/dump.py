@@ -1,7 +1,7 @@
 """What a dump is, whatever its format."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from introspect.sources.files import FileMemory, Segment, flatten
@@ -19,7 +19,7 @@ class Dump:
     format: str
     """"raw", "ELF core", "LiME" or "stub"."""
     memory: Memory
-    annotations: Annotations = field(default=Annotations())  # noqa: RUF009 - frozen
+    annotations: Annotations = Annotations()  # noqa: RUF009 - frozen
     remarks: tuple[str, ...] = ()
     """What is odd about it, and where knowledge ends."""
 

@@ -29,7 +29,7 @@ class _Class(NamedTuple):
     """e_type, e_machine, e_phoff, e_shoff, e_phentsize, e_phnum."""
     program: struct.Struct
     fields: tuple[str, ...]
-    count: struct.Struct
+    first_section: struct.Struct
     """sh_info, which holds the count of program headers from 65535 on."""
 
 
@@ -59,8 +59,8 @@ def open_core(path: Path) -> Dump:
         kind, machine, table, sections, entry_size, count = form.header.unpack_from(start)
         if kind != ET_CORE:
             raise SourceError(f"{path}: an ELF file of type {kind}, not a core ({ET_CORE}); `vmdbg run` boots executables")
-        if count == PN_XNUM and sections + form.count.size <= size:
-            (count,) = form.count.unpack(_pread(file, sections, form.count.size))
+        if count == PN_XNUM and sections + form.first_section.size <= size:
+            (count,) = form.first_section.unpack(_pread(file, sections, form.first_section.size))
         if entry_size < form.program.size or table + count * entry_size > size:
             raise SourceError(f"{path}: {count} program headers at {table:#x} do not fit the file; dump it again")
         if count > MAX_HEADERS:

@@ -6,7 +6,7 @@ them only; what is not there is not known.
 
 import json
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -15,8 +15,8 @@ from introspect.registers import CR0, CR4, EFER
 from introspect.vmcb import NAMES
 
 __all__ = [
-    "GENERAL", "NT_PRSTATUS", "OWN", "Annotations", "GuestNote", "Note", "Registers", "complete", "iterate_notes", "known_register",
-    "make_note", "make_prstatus", "make_qemu", "read_notes",
+    "GENERAL", "NT_PRSTATUS", "OWN", "Annotations", "GuestNote", "Note", "Registers", "complete", "guessed_efer", "iterate_notes",
+    "known_register", "make_note", "make_own", "make_prstatus", "make_qemu", "read_notes",
 ]  # fmt: skip
 
 Registers = dict[str, int]
@@ -190,8 +190,9 @@ def _own(contents: bytes) -> Annotations:
         )
         for guest in value.get("guests", ())[:4096]
     )  # fmt: skip
-    optional = {name: None if value.get(name) is None else _number(value[name]) for name in ("of", "maxphyaddr", "features")}
-    return Annotations(tuple(map(_registers, value["cpus"][:4096])), guests, **optional)
+    optional = (value.get(name) for name in ("of", "maxphyaddr", "features"))
+    of, maxphyaddr, features = (None if one is None else _number(one) for one in optional)
+    return Annotations(tuple(map(_registers, value["cpus"][:4096])), guests, of, maxphyaddr, features)
 
 
 def _number(value: object) -> int:
@@ -231,7 +232,8 @@ def make_qemu(registers: Mapping[str, int]) -> bytes:
     for name in _QEMU_SEGMENTS:
         attrib = registers.get(f"{name}.attrib", 0)
         flags = (attrib & 0xFF) << 8 | (attrib & 0xF00) << 12
-        values += [registers.get(f"{name}.selector", 0), registers.get(f"{name}.limit", 0), flags, 0, registers.get(f"{name}.base", 0)]
+        selector, limit, base = (registers.get(f"{name}.{part}", 0) for part in ("selector", "limit", "base"))
+        values += [selector, limit, flags, 0, base]
     values += [registers.get(name, 0) if name else 0 for name in _QEMU_TAIL]
     contents = _QEMU.pack(*values) + struct.pack("<Q", registers.get("kernel_gs_base", 0))
     return make_note(b"QEMU", QEMU_TYPE, contents)
@@ -245,10 +247,3 @@ def complete(registers: Mapping[str, int]) -> Registers:
         found.setdefault("cr4", CR4.PAE)
         found.setdefault("efer", guessed_efer(found, long_mode="cs.attrib" not in found))
     return found
-
-
-def describe(cpus: Sequence[Registers]) -> str:
-    """In words, for who opens a core."""
-    if not cpus:
-        return "no registers"
-    return f"registers of {len(cpus)} processor{'s' * (len(cpus) != 1)}"

@@ -22,7 +22,7 @@ _PROBES = 1 << 15
 """Steps of a mebibyte, where the stub does not say where memory is."""
 
 _FLAT = re.compile(r"^\s*([0-9a-f]{16})-([0-9a-f]{16}) \(prio -?\d+, (\w+)\)", re.MULTILINE)
-_SEGMENT = re.compile(r"^(ES|CS|SS|DS|FS|GS|LDT|TR)\s*=\s*([0-9a-f]{4}) ([0-9a-f]{8,16}) ([0-9a-f]{8}) ([0-9a-f]{8})", re.MULTILINE)
+_SEGMENT = re.compile(r"^([C-GS]S|LDT|TR)\s*=\s*([0-9a-f]{4}) ([0-9a-f]{8,16}) ([0-9a-f]{8}) ([0-9a-f]{8})", re.MULTILINE)
 _TABLE = re.compile(r"^([GI])DT\s*=\s*([0-9a-f]{8,16}) ([0-9a-f]{8})", re.MULTILINE)
 _PLAIN = re.compile(r"\b([RE](?:[A-D]X|[SD]I|[SB]P|IP|FL)|R(?:8|9|1[0-5])|CR[0234]|DR[0-367]|EFER) ?=([0-9a-f]{1,16})\b")
 _CPU = re.compile(r"^CPU#(\d+)", re.MULTILINE)
