@@ -11,19 +11,18 @@ from introspect.paging import Nested, PagingState
 from introspect.registers import RFLAGS
 from introspect.rules import Processor
 from introspect.scan import Found, Scan
-from introspect.scan import scan as search
 from introspect.scope import ContextNames, ContextScope
 from introspect.sources import Dump, Memory, Unreadable
 from introspect.sources.notes import GuestNote, Registers, complete
 from introspect.symbols import Symbols
-from introspect.vmcb import SEGMENTS, VMCB, VMCB_SIZE
+from introspect.vmcb import VMCB, VMCB_SIZE
 
 __all__ = ["DumpContext"]
 
 FIRST_GUEST = 2
 MAXPHYADDR = 48
 """Where nothing says how many bits the processor has."""
-_STATE = tuple(field.name for field in VMCB if field.group in ("segments", "state", "msrs")) + ("g_pat", "dbgctl")
+_STATE = (*(field.name for field in VMCB if field.group in ("segments", "state", "msrs")), "g_pat", "dbgctl")
 _PAGING = ("cr0", "cr3", "cr4", "efer")
 _TABLES = ("cr3", "gdtr.base", "idtr.base")
 
@@ -119,12 +118,13 @@ class DumpContext:
         """The guest that commands mean if they name none; None for the host. CommandError if there is no such."""
         if number is not None and all(known.number != number for known in self._known):
             numbers = ", ".join(str(known.number) for known in self._known)
-            raise CommandError(str(number), "no guest has this number", f"there are {numbers}" if numbers else "`guests --scan` finds some")
+            remedy = f"there are {numbers}" if numbers else "`guests --scan` looks for some"
+            raise CommandError(str(number), "no guest has this number", remedy)
         self._selected = number
 
     def exits(self, guest: int | None, count: int) -> Sequence[ExitRecord]:
         """A dump has each guest's last exit, in its VMCB."""
-        records = []
+        records: list[ExitRecord] = []
         for known in self._known:
             contents = self._vmcb(known.vmcbs[0]) if guest in (None, known.number) and known.vmcbs else None
             if contents is None or known.on_cpu is not None:
@@ -178,12 +178,6 @@ class DumpContext:
         self._sort_out()
         return self._view(known)
 
-    def scan(self) -> Scan:
-        """Search memory for VMCBs; what is found become guests."""
-        result = search(self.memory, self.processor, self._goes_on("looking for VMCBs"))
-        self.attach(result)
-        return result
-
     def attach(self, result: Scan) -> None:
         """Make guests of what a search has found: VMCBs with the same nested root are one guest's."""
         self._saved = [one for one in result.found if one.kind == "HSAVE" and one.inside is None]
@@ -227,7 +221,7 @@ class DumpContext:
     def _sort_out(self) -> None:
         """A processor that was in a guest when the dump was made has that one's registers, not the host's.
 
-        It shows in the page and descriptor tables, unless a host save area has the same. Our own dumps say whose registers are whose.
+        It shows in the page and descriptor tables, unless a host save area has the same. Our own dumps say whose they are.
         """
         if self.dump.annotations.guests:
             return
@@ -244,12 +238,6 @@ class DumpContext:
     def _same_tables(self, cpu: Registers, spa: int) -> bool:
         contents = self._vmcb(spa)
         return contents is not None and all(cpu[name] == VMCB.read(contents, name) for name in _TABLES)
-
-    def _goes_on(self, what: str) -> Callable[[float], bool]:
-        def told(part: float) -> bool:
-            return self._told is None or self._told(part, what)
-
-        return told
 
     def _add(self, name: str, vmcbs: tuple[int, ...]) -> _Known:
         number = max((known.number for known in self._known), default=FIRST_GUEST - 1) + 1

@@ -1,4 +1,4 @@
-"""The second pass of a search: what speaks for a page that has the form of a VMCB or of a host's saved state, and what against."""
+"""The second pass of a search: what speaks for a page that has the form of a VMCB or a host's saved state, and what against."""
 
 from __future__ import annotations
 
