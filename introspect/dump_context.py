@@ -250,7 +250,7 @@ class DumpContext:
         known = self._add(note.name, vmcbs)
         if note.number >= FIRST_GUEST and all(other.number != note.number for other in self._known[:-1]):
             known.number = note.number
-        known.parent = note.parent
+        known.parent, known.inner = note.parent, note.inner
         known.registers = {index: registers for index, registers in enumerate(note.registers) if registers}
 
     # Views

@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from functools import cached_property
 
 from introspect.paging import Nested, NestedTranslation, nested_translate
-from introspect.sources import Memory, Unreadable, Unwritable
+from introspect.runs import Spans, column, covered, overlaps
+from introspect.sources import Memory, Unreadable, Unwritable, memory_ranges
 from introspect.tables import list_nested
 
 __all__ = ["GuestMemory"]
 
 PAGE = 0x1000
 _KEPT = 1 << 16
+_MOST_RANGES = 1 << 22
 
 
 class GuestMemory:
@@ -40,15 +42,13 @@ class GuestMemory:
 
     @cached_property
     def ranges(self) -> Sequence[tuple[int, int]]:
-        """(first, end) of what the nested tables map to memory."""
+        """(first, end) of what the nested tables map to memory, and not to devices."""
         runs = list_nested(self.memory, self.nested).runs
-        merged: list[tuple[int, int]] = []
-        for start, length, _, _ in runs.rows():
-            if merged and merged[-1][1] == start:
-                merged[-1] = (merged[-1][0], start + length)
-            else:
-                merged.append((start, start + length))
-        return merged
+        known = memory_ranges(self.memory)
+        spans = Spans(column(*(first for first, _ in known)), column(*(end for _, end in known)))
+        mine, _, start, end, _ = overlaps(runs.target, runs.target + runs.length, spans, _MOST_RANGES)
+        first = runs.start[mine] + (start - runs.target[mine])
+        return list(covered(first, first + (end - start)).rows())
 
     def read(self, gpa: int, length: int, /) -> bytes:
         parts = bytearray()

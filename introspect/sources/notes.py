@@ -65,6 +65,8 @@ class GuestNote:
     parent: int | None = None
     registers: tuple[Registers, ...] = ()
     """Of each virtual processor; empty where the VMCB has all that is known."""
+    inner: int | None = None
+    """The VMCB that the hypervisor in `parent` made for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +189,7 @@ def _own(contents: bytes) -> Annotations:
         GuestNote(
             int(guest["number"]), str(guest["name"])[:64], tuple(map(_number, guest["vmcbs"]))[:4096],
             None if guest.get("parent") is None else int(guest["parent"]), tuple(map(_registers, guest.get("registers", ()))),
+            None if guest.get("inner") is None else _number(guest["inner"]),
         )
         for guest in value.get("guests", ())[:4096]
     )  # fmt: skip
@@ -208,7 +211,8 @@ def _registers(values: Mapping[str, object]) -> Registers:
 def make_own(annotations: Annotations) -> bytes:
     """Our note, whole."""
     guests = [
-        {"number": guest.number, "name": guest.name, "vmcbs": guest.vmcbs, "parent": guest.parent, "registers": guest.registers}
+        {"number": guest.number, "name": guest.name, "vmcbs": guest.vmcbs, "parent": guest.parent, "inner": guest.inner,
+         "registers": guest.registers}
         for guest in annotations.guests
     ]
     value = {"version": 1, "cpus": annotations.cpus, "guests": guests, "of": annotations.of, "maxphyaddr": annotations.maxphyaddr,
