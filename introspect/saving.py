@@ -98,9 +98,10 @@ def save_core(
 
     information = find_vmcoreinfo(memory, translated, lambda part: progress(part / 4))
     threads = threads_of(context, owner.number)
+    # By QEMU's note drgn takes it for a kernel's dump, which without VMCOREINFO it refuses.
     notes = b"".join([
         *(make_prstatus(_linear_rip(registers), number) for number, registers in enumerate(threads, 1)),
-        *(make_qemu(registers) for registers in threads),
+        *(make_qemu(registers) for registers in threads if information),
         make_vmcoreinfo(information) if information else b"",
         make_own(_annotations(context, guest, threads)),
     ])  # fmt: skip

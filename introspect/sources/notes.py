@@ -15,14 +15,16 @@ from introspect.registers import CR0, CR4, EFER
 from introspect.vmcb import NAMES
 
 __all__ = [
-    "GENERAL", "NT_PRSTATUS", "OWN", "Annotations", "GuestNote", "Note", "Registers", "complete", "guessed_efer", "iterate_notes",
+    "GENERAL", "NT_PRSTATUS", "OWN", "OWN_TYPE", "Annotations", "GuestNote", "Note", "Registers", "complete", "guessed_efer", "iterate_notes",
     "known_register", "make_note", "make_own", "make_prstatus", "make_qemu", "read_notes",
 ]  # fmt: skip
 
 Registers = dict[str, int]
 
 GENERAL = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp", *(f"r{n}" for n in range(8, 16)))
-NT_PRSTATUS, NT_FPREGSET, QEMU_TYPE, OWN_TYPE = 1, 2, 0, 1
+NT_PRSTATUS, QEMU_TYPE = 1, 0
+OWN_TYPE = int.from_bytes(b"VDBG", "big")
+"""Readers that look at the type alone must not take it for another."""
 OWN = b"VMDBG"
 MAX_NOTES = 65536
 """Bound of the work on a hostile file."""

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from introspect.sources import SourceError, Unreadable, Unwritable, data_ranges, open_core, open_dump, open_lime, open_raw
-from introspect.sources.notes import Annotations, GuestNote, make_note, make_own, make_prstatus, make_qemu
+from introspect.sources.notes import OWN_TYPE, Annotations, GuestNote, make_note, make_own, make_prstatus, make_qemu
 
 from .files import elf32_core, elf_core, lime
 
@@ -181,7 +181,7 @@ def test_our_own_note(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("contents", [b"{", b"[]", b'{"cpus":5}', b'{"cpus":[{"rip":"x"}]}', b'{"cpus":[],"guests":[{}]}', b"[" * 5000])
 def test_damaged_notes_are_left_out(tmp_path: Path, contents: bytes) -> None:
-    notes = make_note(b"VMDBG", 1, contents) + make_note(b"CORE", 1, b"short") + make_note(b"QEMU", 0, b"")
+    notes = make_note(b"VMDBG", OWN_TYPE, contents) + make_note(b"CORE", 1, b"short") + make_note(b"QEMU", 0, b"")
     dump = open_core(written(tmp_path, elf_core(LOADS, notes)))
     assert len(dump.remarks) == 3
     assert dump.annotations.cpus == ()
