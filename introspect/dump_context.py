@@ -75,6 +75,7 @@ class DumpContext:
         if dump.annotations.of is None:
             for note in dump.annotations.guests:
                 self._add_noted(note)
+            self._check_parents()
         for spa in vmcbs:
             self.add_vmcb(spa)
 
@@ -252,6 +253,17 @@ class DumpContext:
             known.number = note.number
         known.parent, known.inner = note.parent, note.inner
         known.registers = {index: registers for index, registers in enumerate(note.registers) if registers}
+
+    def _check_parents(self) -> None:
+        """A note may be damaged: each guest has the host below it at last."""
+        known = {known.number: known for known in self._known}
+        for one in self._known:
+            seen, at = {one.number}, one.parent
+            while at is not None and at in known and at not in seen:
+                seen.add(at)
+                at = known[at].parent
+            if at is not None:
+                one.parent = one.inner = None
 
     # Views
 

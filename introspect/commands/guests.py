@@ -7,7 +7,7 @@ from introspect.commands.context import Context, GuestView, Result
 from introspect.commands.parameters import Flag, Parameter
 from introspect.commands.registry import Arguments, Command
 from introspect.commands.render import columns, jsonable
-from introspect.commands.scan import scan_guests
+from introspect.commands.scan import Attaching, scan_guests
 from introspect.exits import exit_name
 
 __all__ = ["COMMANDS"]
@@ -19,10 +19,12 @@ class Guests:
     selected: int | None
     last: Mapping[int, str]
     """What the last exit of each was, for those that are known to have left."""
+    complete: bool = True
+    """Whether there are no others: a live machine sees each VMRUN, in a dump a search may find more."""
 
     def text(self) -> str:
         if not self.guests:
-            return "No guest has been entered by VMRUN yet."
+            return "No guest has been entered by VMRUN yet." if self.complete else "No guest is known; `guests --scan` looks for some."
         rows = [("", "guest", "name", "state", "asid", "nCR3", "paging", "last exit", "VMCB")]
         rows += [
             (
@@ -62,7 +64,7 @@ def _guests(context: Context, arguments: Arguments) -> Result:
     selected = context.selected
     guests = tuple(context.guests)
     last = {guest.number: exit_name(record.code) for guest in guests for record in context.exits(guest.number, 1)}
-    return Guests(guests, selected.number if selected else None, last)
+    return Guests(guests, selected.number if selected else None, last, not isinstance(context, Attaching))
 
 
 COMMANDS = (
