@@ -114,7 +114,13 @@ class MachineContext:
         return self.debugger.who.first_thread(number)
 
     def registers(self, number: int) -> Mapping[str, int]:
-        thread, registers = self.thread_of(number), self.debugger.registers
+        return self._registers(self.thread_of(number))
+
+    def threads(self, number: int) -> Sequence[Mapping[str, int]]:
+        return [self._registers(ThreadId(number, thread.tid)) for thread in self.debugger.threads(number)]
+
+    def _registers(self, thread: ThreadId) -> Mapping[str, int]:
+        registers = self.debugger.registers
         context = self.debugger.context(thread)
         found = {name: context.read(name) for name in (*GENERAL, "cr0", "cr2", "cr3", "cr4", "cr8", "efer")}
         found |= {name: registers.read(thread, gdb_name) for name, gdb_name in _NAMES.items()}

@@ -11,6 +11,7 @@ from introspect.commands import (
     vmcb,
     walk,
 )
+from introspect.commands import avic, exits, files, guests, permissions, vmcb, walk
 from introspect.commands.context import (
     HOST_NUMBER,
     Cancelled,
@@ -63,6 +64,7 @@ def default_registry() -> Registry:
         avic,
         leaks,
     )  # fmt: skip
+    modules = (guests, walk, vmcb, exits, permissions, avic, files)
     registry = Registry(command for module in modules for command in module.COMMANDS)
     registry.add(help_command(registry))
     return registry
