@@ -32,6 +32,9 @@ _NAMES = {
 }  # fmt: skip
 """gdb's names of registers, by those of the VMCB's fields."""
 
+_LOADERS = ("the boot area", "the multiboot information", "the initrd")
+"""Parts of an image that its kernel only reads, once."""
+
 
 def _rip(context: Context) -> int:
     """gdb's is linear."""
@@ -82,7 +85,11 @@ class MachineContext:
     @property
     def host(self) -> HostView:
         paging = PagingState(*self._host, maxphyaddr=self.debugger.machine.config.physical_bits)
-        return HostView(paging=paging, caching=self._host_context.caching())
+        image = tuple(
+            (segment.address, segment.end) for segment in self.debugger.machine.image.segments if segment.name not in _LOADERS
+        )
+        saves = tuple(cpu.state.field("vm_hsave") & ~0xFFF for cpu in self.debugger.machine.cpus)
+        return HostView(paging=paging, caching=self._host_context.caching(), image=image, saves=saves)
 
     @property
     def guests(self) -> Sequence[GuestView]:
@@ -107,7 +114,13 @@ class MachineContext:
         return self.debugger.who.first_thread(number)
 
     def registers(self, number: int) -> Mapping[str, int]:
-        thread, registers = self.thread_of(number), self.debugger.registers
+        return self._registers(self.thread_of(number))
+
+    def threads(self, number: int) -> Sequence[Mapping[str, int]]:
+        return [self._registers(ThreadId(number, thread.tid)) for thread in self.debugger.threads(number)]
+
+    def _registers(self, thread: ThreadId) -> Mapping[str, int]:
+        registers = self.debugger.registers
         context = self.debugger.context(thread)
         found = {name: context.read(name) for name in (*GENERAL, "cr0", "cr2", "cr3", "cr4", "cr8", "efer")}
         found |= {name: registers.read(thread, gdb_name) for name, gdb_name in _NAMES.items()}
