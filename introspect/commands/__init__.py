@@ -3,6 +3,7 @@
 from introspect.commands import (
     avic,
     exits,
+    files,
     guests,
     leaks,
     mappers,
@@ -11,7 +12,6 @@ from introspect.commands import (
     vmcb,
     walk,
 )
-from introspect.commands import avic, exits, files, guests, permissions, vmcb, walk
 from introspect.commands.context import (
     HOST_NUMBER,
     Cancelled,
@@ -63,8 +63,8 @@ def default_registry() -> Registry:
         permissions,
         avic,
         leaks,
+        files,
     )  # fmt: skip
-    modules = (guests, walk, vmcb, exits, permissions, avic, files)
     registry = Registry(command for module in modules for command in module.COMMANDS)
     registry.add(help_command(registry))
     return registry
