@@ -14,7 +14,7 @@ class Told(History):
 
     def exit(self, guest: KnownGuest, code: ExitCode, cpu: int = 0) -> None:
         self.total.value += 1
-        guest.ring.add(Record(self.total.value, cpu, code=code))
+        guest.ring.add(*Record(self.total.value, cpu, code=code))
 
     def first_run(self, cpu: int = 0) -> KnownGuest:
         guest = self._new_guest(self._behalf(cpu))
