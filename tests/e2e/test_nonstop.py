@@ -67,7 +67,7 @@ def test_one_guest_stands_still(non_stop: NonStopGdb, serve: Serve, hypervisor: 
     assert since
     assert set(since) == {"INTR"}  # how its hypervisor gets the CPU back
     assert "* 2.1" in gdb("info threads")
-    assert "(running)" in gdb("info threads 1.1")
+    assert gdb("info threads 1.1").rstrip().endswith("(running)")
     assert gdb.value("$pc") == pc
 
     # Writes, also to what runs: the hypervisor's variable.
@@ -86,7 +86,7 @@ def test_one_guest_stands_still(non_stop: NonStopGdb, serve: Serve, hypervisor: 
     gdb.mi("-exec-continue --thread 2")
     stop = gdb.stop()
     assert (stop["reason"], stop["thread-id"]) == ("watchpoint-trigger", "2")
-    assert "(running)" in gdb("info threads 1.1")
+    assert gdb("info threads 1.1").rstrip().endswith("(running)")
     gdb("delete")
     gdb("inferior 1")
 
