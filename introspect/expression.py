@@ -6,8 +6,9 @@ Operators and precedence are C's.  All values are unsigned 64-bit numbers: what 
     $rax & 0xff, u32[$rsp + 8], u8[gpa:0x1000]   `$` means a register; u8 u16 u32 u64 read memory
     host:counter, u64[2:gva:0xffff8000]          of another: the hypervisor's symbol, guest 2's memory
 
-An address is `owner:space:offset`.  The owner is `host` or a guest's number; names in the offset are then its own.  The
-space is gva (linear, through the owner's tables), gpa, spa or iova.  Both may be left out.  A symbol's value is its address.
+An address is `owner:space:offset`.  The owner is `host`, a guest's number, or a device as 00:03.0; names in the offset are
+then its own.  The space is gva (linear, through the owner's tables), gpa, spa or iova.  Both may be left out.  A symbol's
+value is its address.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ MAX_LENGTH = 4096
 MAX_DEPTH = 32
 """How deep parentheses, brackets and the parts of ?: may lie in each other."""
 HOST = "host"
-"""The owner that is the hypervisor; others are named by the digits of their number."""
+"""The owner that is the hypervisor; guests are named by the digits of their number, PCI devices as 00:03.0."""
 
 _MASK = (1 << 64) - 1
 
@@ -164,13 +165,13 @@ def parse_address(text: str, names: Names | None = None) -> Address:
 
 class _Token(NamedTuple):
     kind: str
-    """number, name, or operator; end."""
+    """number, name, device, or operator; end."""
     text: str
     at: int
 
 
 _TOKENS = re.compile(
-    r"(?P<number>[0-9][0-9A-Za-z_]*)|(?P<name>\$?[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z0-9_]+)*)"
+    r"(?P<device>(?:[0-9a-fA-F]{4}:)?[0-9a-fA-F]{2}:[01][0-9a-fA-F]\.[0-7](?=:))|(?P<number>[0-9][0-9A-Za-z_]*)|(?P<name>\$?[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z0-9_]+)*)"
     r"|(?P<operator><<|>>|<=|>=|==|!=|&&|\|\||[-+*/%&|^~!<>?:()\[\]])"
 )
 _SPACES = re.compile(r"\s*")
@@ -328,9 +329,9 @@ class _Parser:
                 value = self.condition()
             self._expect(")", "close the parenthesis")
             return value
-        if token.kind not in ("number", "name"):
+        if token.kind not in ("number", "name", "device"):
             raise self._error(token, "a value is missing before this", "write a number, a name, u32[...] or (...)")
-        if (token.text == HOST or not self._in_middle) and (owner := self._owner_here()) is not None:
+        if (token.text == HOST or token.kind == "device" or not self._in_middle) and (owner := self._owner_here()) is not None:
             return self._foreign(owner)
         self._next += 1
         if token.kind == "number":
@@ -343,10 +344,11 @@ class _Parser:
     def _owner_here(self) -> str | None:
         """The owner, if one and its colon come next: taken."""
         token, colon = self._tokens[self._next : self._next + 2] if self._token.kind != "end" else (self._token,) * 2
-        if colon.text != ":" or not (token.text == HOST or (token.kind == "number" and token.text.isdecimal())):
+        named = token.text == HOST or token.kind == "device" or (token.kind == "number" and token.text.isdecimal())
+        if colon.text != ":" or not named:
             return None
         self._next += 2
-        return token.text if token.text == HOST else str(_number(token))
+        return str(_number(token)) if token.kind == "number" else token.text
 
     def _foreign(self, owner: str) -> _Value:
         """A name of another owner, behind its colon."""

@@ -16,9 +16,6 @@ import pytest
 
 from vmdbg.attach import MODULE
 from vmdbg.cli import parser
-from vmdbg.debugger import Debugger
-from vmdbg.machine import Machine
-from vmdbg.monitor import Monitor
 
 TOP = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((TOP / "pyproject.toml").read_text(encoding="utf-8"))
@@ -69,19 +66,6 @@ def test_gdb_takes_the_machine_options_of_run() -> None:
     run, gdb = options("run"), options("gdb")
     assert run.keys() - gdb.keys() == {"--gdb [ADDR]", "--allow-remote", "--gdb-log FILE", "--wait"}
     assert gdb.keys() - run.keys() == {"--print-module"}
-
-
-def test_readme_lists_the_monitor_commands() -> None:
-    machine = Machine(b"\xf4".ljust(510, b"\0") + b"\x55\xaa")
-    try:
-        said: list[str] = []
-        debugger = Debugger(machine)
-        assert isinstance(debugger.monitor_commands, Monitor)
-        debugger.monitor("help", said.append, debugger.halt())
-    finally:
-        machine.close()
-    rows = [re.split(r" {2,}", line, maxsplit=1) for line in "".join(said).splitlines()]
-    assert [[row[0].strip("`"), row[1]] for row in table("Monitor commands")] == [row for row in rows if len(row) == 2]
 
 
 @pytest.mark.parametrize("page", ["README.md", *sorted(str(page.relative_to(TOP)) for page in (TOP / "docs").glob("*.md"))])

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from introspect.commands import Arguments, Command, CommandError, Context, Result
-from introspect.commands.registry import parse_number
+from introspect.commands import Arguments, Command, CommandError, Context, Result, worded
+from introspect.commands.parameters import parse_number
 from introspect.commands.render import columns
 from introspect.exits import EXCEPTION_BASE, ExitCode
 from introspect.expression import ExpressionError, parse
+from introspect.vmcb import NAMES
 from vmdbg.catchpoints import RULES, Catchpoint, Sort
 from vmdbg.history import HOST
 from vmdbg.scopes import MachineNames
@@ -27,6 +29,7 @@ _HELP = """Stop at an event of the processor, or list such catchpoints with thei
   cr [N] [r|w]         a read or write of a control register
   guest-start          a guest runs for the first time
   triple-fault         of a guest or of the hypervisor
+  vmcb FIELD           a field of a VMCB has another value than at the last world switch; old and value are numbers of it
 Behind these: `guest N` for one guest only (1: the hypervisor), `if EXPR` for what must hold then. `once` before them, or
 tcatch, deletes it when it stops. Ranges are FIRST-LAST. What `if` can ask for:
   rax, $exitcode, vmcb.cs.base            registers, VMCB fields
@@ -34,10 +37,10 @@ tcatch, deletes it when it stops. Ranges are FIRST-LAST. What `if` can ask for:
   guest cpu time cpl                      whose it is, and when
   u32[$rsp + 8], u8[gpa:0x1000], u64[host:counter]    memory
   && || ! == < + << & ...                 as in C, in unsigned 64 bits
-  monitor catch vmexit npf if gpa >= 0xfee00000 && gpa < 0xfee01000
-  monitor catch msr w 0xc0000080 guest 2
-  monitor catch ignore 2 100       pass over the next 100 hits of number 2
-  monitor catch disable 2          or enable, delete; `delete all`"""
+  catch vmexit npf if gpa >= 0xfee00000 && gpa < 0xfee01000
+  catch msr w 0xc0000080 guest 2
+  catch ignore 2 100       pass over the next 100 hits of number 2
+  catch disable 2          or enable, delete; `delete all`"""
 SYNOPSIS = "catch [once] WHAT [guest N] [if EXPR] | delete N|all | enable|disable N | ignore N COUNT"
 
 
@@ -83,8 +86,10 @@ class Catch:
     @property
     def commands(self) -> tuple[Command, ...]:
         return (
-            Command("catch", SYNOPSIS, _HELP, self._run),
-            Command("tcatch", "tcatch WHAT [guest N] [if EXPR]", "The same as catch once.", self._once),
+            worded("catch", SYNOPSIS, _HELP, self._run,
+                   examples=("catch vmexit npf if gpa >= 0xfee00000", "catch delete all")),
+            worded("tcatch", "tcatch WHAT [guest N] [if EXPR]", "The same as catch once.", self._once,
+                   examples=("tcatch msr w 0xc0000080 guest 2", "tcatch triple-fault")),
         )
 
     def _run(self, context: Context, arguments: Arguments) -> Result:
@@ -133,10 +138,14 @@ class Catch:
                 point.guest = arguments.number("guest", HOST)
             elif RULES[sort].accesses and (access := arguments.choice(("r", "w", "rw"))):
                 point.write = None if access == "rw" else access == "w"
+            elif sort == Sort.VMCB and not point.field:
+                point.field = self._vmcb_field(arguments)
             elif point.first is None and RULES[sort].subject:
                 point.first, point.last = self._subject(arguments, sort)
             else:
                 raise arguments.error(arguments.words[0], f"not understood behind {sort}", "a condition begins with the word if")
+        if sort == Sort.VMCB and not point.field:
+            raise arguments.error("vmcb", "it must be said which field", "write catch vmcb rip; `vmcb` shows the names")
         if end < len(words):
             names = MachineNames(self.debugger.executables, RULES[sort].facts, point.guest or HOST)
             try:
@@ -145,8 +154,19 @@ class Catch:
                 raise CommandError(f"{error.value} (column {error.position + 1} behind if)", error.rule, error.remedy) from None
         catchpoints = self.debugger.catchpoints
         point.number = catchpoints.new_number()
+        if point.field:
+            catchpoints.watch_field(point)
         catchpoints.add(point)
         return Set(point)
+
+    def _vmcb_field(self, arguments: Arguments) -> str:
+        word = arguments.words.pop(0)
+        name = word.removeprefix("vmcb.").lower()
+        if name not in NAMES:
+            near = difflib.get_close_matches(name, NAMES, n=3)
+            remedy = f"did you mean {', '.join(near)}?" if near else "`vmcb` shows the names"
+            raise arguments.error(word, "a VMCB has no such field", remedy)
+        return NAMES[name].name
 
     def _subject(self, arguments: Arguments, sort: Sort) -> tuple[int | None, int | None]:
         word = arguments.words.pop(0)

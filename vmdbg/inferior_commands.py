@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from introspect.commands import Arguments, Command, Context, Result
+from introspect.commands import Arguments, Context, Result, worded
 from vmdbg import spaces
 from vmdbg.boot.image import ImageError
 from vmdbg.history import HOST
@@ -30,26 +30,31 @@ class InferiorCommands:
         self.monitor = monitor
         self.debugger = monitor.debugger
         self.commands = (
-            Command("guest", "guest name|merge|split|parent N ...", "Correct the guess which VMCBs are one guest, and whose.\n"
-                    "  monitor guest name 2 linux      call guest 2 so\n"
-                    "  monitor guest merge 2 3         VMCBs of guest 3 are vCPUs of guest 2\n"
-                    "  monitor guest split 2 0x801000  this VMCB is a guest of its own\n"
-                    "  monitor guest parent 3 2        guest 2 is a hypervisor, and guest 3 its guest (1: nobody's but ours)",
-                    self._guest),
-            Command("arch", "arch PID i386:x86-64|i386|i8086", "Choose the registers of an inferior.\n"
+            worded("guest", "guest name|merge|split|parent N ...", "Correct the guess which VMCBs are one guest, and whose.\n"
+                    "  guest name 2 linux      call guest 2 so\n"
+                    "  guest merge 2 3         VMCBs of guest 3 are vCPUs of guest 2\n"
+                    "  guest split 2 0x801000  this VMCB is a guest of its own\n"
+                    "  guest parent 3 2        guest 2 is a hypervisor, and guest 3 its guest (1: nobody's but ours)",
+                    self._guest,
+                   examples=("guest name 2 linux", "guest name 2 'guest 2'")),
+            worded("arch", "arch PID i386:x86-64|i386|i8086", "Choose the registers of an inferior.\n"
                     "Needed where its mode is another one when gdb attaches than when it is debugged. gdb reads it\n"
                     "when it attaches; for process 1, `disconnect` and connect again: nothing runs meanwhile.\n"
-                    "  monitor arch 2 i386:x86-64", self._arch),
-            Command("symbols", "symbols PID FILE [OFFSET]", "Offer a file with symbols to gdb when it attaches to an inferior.\n"
+                    "  arch 2 i386:x86-64", self._arch,
+                   examples=("arch 2 i386:x86-64", "arch 2 i386")),
+            worded("symbols", "symbols PID FILE [OFFSET]", "Offer a file with symbols to gdb when it attaches to an inferior.\n"
                     "OFFSET is added to all its addresses: gdb then has it as a shared library.\n"
                     "With a 64-bit file the inferior gets 64-bit registers, whatever mode it is in at that moment.\n"
-                    "  monitor symbols 2 build/guest64.elf", self._symbols),
-            Command("space", "space [gva|gpa|spa] [PID]", "Choose the addresses that reading and writing memory means.\n"
+                    "  symbols 2 build/guest64.elf", self._symbols,
+                   examples=("symbols 4 examples/hypervisor/build/guestreal.elf",
+                             "symbols 3 examples/hypervisor/build/guestpae.elf")),
+            worded("space", "space [gva|gpa|spa] [PID]", "Choose the addresses that reading and writing memory means.\n"
                     "Also for `find` and `x`; breakpoints and symbols stay at gva. For an inferior, until gdb lets go of it.\n"
                     "gdb does not tell here which inferior is selected: name its process where there are several.\n"
-                    "  monitor space gpa 2  what guest 2 takes for physical addresses\n"
-                    "  monitor space spa    physical addresses of the machine, past all page tables\n"
-                    "  monitor space gva    linear addresses again", self._space),
+                    "  space gpa 2  what guest 2 takes for physical addresses\n"
+                    "  space spa    physical addresses of the machine, past all page tables\n"
+                    "  space gva    linear addresses again", self._space,
+                   examples=("space gpa 2", "space gva 2")),
         )  # fmt: skip
 
     def _guest(self, context: Context, arguments: Arguments) -> Result:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from gdbstub.target import TargetError, ThreadId
-from introspect.commands import Arguments, Command, CommandError, Context, Result, default_registry
+from introspect.commands import Arguments, CommandError, Context, Result, default_registry, worded
+from introspect.commands.registry import error_json
 from introspect.commands.render import columns
 from vmdbg.catching import Catch
 from vmdbg.cpu.core import Notice
@@ -17,12 +18,13 @@ from vmdbg.points import PointCommands
 from vmdbg.registering import ShowRegisters
 from vmdbg.results import Text
 from vmdbg.running_commands import RunningCommands
+from vmdbg.switch_commands import SwitchCommands
 
 if TYPE_CHECKING:
     from vmdbg.debugger import Debugger
 
 
-_JSON = "--json "
+_JSON, _COMPLETE = "--json ", "--complete "
 
 
 class Monitor(MachineContext):
@@ -32,40 +34,47 @@ class Monitor(MachineContext):
         super().__init__(debugger)
         self.registry = default_registry()
         for command in (
-            Command("stop-on", "stop-on vmexit CODE [GUEST] | vmrun-fail | shutdown | stale | nothing",
+            worded("stop-on", "stop-on vmexit CODE [GUEST] | vmrun-fail | shutdown | stale | nothing",
                     "Stop at the next #VMEXIT with this code, or at what a hypervisor does wrong.\n"
                     "vmrun-fail: VMRUN refuses a VMCB; shutdown: a guest ends so; stale: a strict mode has used\n"
                     "something that the hypervisor forgot to flush. `why` tells more.\n"
                     "`stop-on vmexit npf 2` is `catch once vmexit npf guest 2`, see there.\n"
-                    "  monitor stop-on vmexit npf\n  monitor stop-on vmexit 0x7b 2", self._stop_on),
+                    "  stop-on vmexit npf\n  stop-on vmexit 0x7b 2", self._stop_on,
+                   examples=("stop-on vmrun-fail", "stop-on nothing")),
             *InferiorCommands(self).commands,
-            Command("tracepoints", "tracepoints [NUMBER PID]", "List tracepoints, or say whose one is.\n"
+            worded("tracepoints", "tracepoints [NUMBER PID]", "List tracepoints, or say whose one is.\n"
                     "gdb defines them all while one inferior is selected: they are taken for that one's, or where it has no\n"
                     "memory at the address for one's that has.\n"
-                    "  monitor tracepoints 3 2  tracepoint 3 is one of guest 2", self._tracepoints),
+                    "  tracepoints 3 2  tracepoint 3 is one of guest 2", self._tracepoints,
+                   examples=("tracepoints", "tracepoints --json")),
             *PointCommands(self).commands(),
-            Command("why", "why", "Why it stopped, VMRUN failed, a guest shut down, or something was refused.", self._why),
-            Command("time", "time", "Guest time in ticks (bytes of code executed).", self._time),
+            worded("why", "why", "Why it stopped, VMRUN failed, a guest shut down, or something was refused.", self._why,
+                   examples=("why", "why --json")),
+            worded("time", "time", "Guest time in ticks (bytes of code executed).", self._time,
+                   examples=("time", "time --json")),
             *RunningCommands(debugger).commands,
         ):  # fmt: skip
             self.registry.add(command)
         self.catch = Catch(debugger)
-        for command in (*self.catch.commands, *ShowRegisters(debugger).commands):
+        for command in (*self.catch.commands, *ShowRegisters(debugger).commands, *SwitchCommands(self).commands):
             self.registry.add(command)
 
     def run(self, line: str, write: Callable[[str], object], thread: ThreadId) -> None:
         """Carry out a line for a thread's inferior.  Raises `TargetError` with what is wrong and what to do."""
         self.thread = thread
-        if line.startswith(_JSON):
-            write(self._json(line.removeprefix(_JSON)))
+        if line.startswith((_JSON, _COMPLETE)):
+            asked = self._json if line.startswith(_JSON) else self._complete
+            write(asked(self._select(line.partition(" ")[2])))
             return
         try:
-            result = self.registry.run_line(self, line or "help")
+            text, _ = self.registry.answer(self, line or "help")
         except CommandError as error:
-            raise TargetError(str(error)) from None
-        write(result.text() + "\n")
+            if not self.registry.wants_json(line):
+                raise TargetError(str(error)) from None
+            text = error_json(error)
+        write(text + "\n")
 
-    def _json(self, line: str) -> str:
+    def _select(self, line: str) -> str:
         """For programs on the client's side: `PID.TID COMMAND`, since clients do not tell which thread is selected."""
         who, _, line = line.partition(" ")
         pid, _, tid = who.partition(".")
@@ -73,11 +82,20 @@ class Monitor(MachineContext):
             known = [(inferior.pid, thread.tid) for inferior in self.debugger.inferiors()
                      for thread in self.debugger.threads(inferior.pid)]  # fmt: skip
             self.thread = next((ThreadId(*one) for one in known if one == (int(pid), int(tid))), self.thread)
+        return line
+
+    def _json(self, line: str) -> str:
         try:
             result = self.registry.run_line(self, line or "help")
         except (CommandError, TargetError) as error:
             return json.dumps({"error": str(error)})
         return json.dumps({"text": result.text(), "data": result.json()})
+
+    def _complete(self, line: str) -> str:
+        """What the last word of a line may become."""
+        prefix = line[self.registry.complete(self, line).start :]
+        words = [one.text for one in self.registry.complete(self, line).candidates if one.text.startswith(prefix)]
+        return json.dumps(words)
 
     # Commands of the machine
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from gdbstub.target import BreakpointKind, TargetError
-from introspect.commands import Arguments, Command, Context, Result
-from introspect.commands.registry import parse_number
+from introspect.commands import Arguments, Command, Context, Result, worded
+from introspect.commands.parameters import AddressWord, parse_number
 from introspect.commands.render import columns
+from introspect.expression import Space as AnySpace
 from vmdbg.breakpoints import Rule
-from vmdbg.history import HOST
 from vmdbg.results import Text
 from vmdbg.watchpoints import Space
 
@@ -28,7 +27,6 @@ _RULES = {
     Rule.OWN: "under their own page tables (own)",
 }
 _ACCESSES = {"w": BreakpointKind.WRITE, "r": BreakpointKind.READ, "a": BreakpointKind.ACCESS, "rw": BreakpointKind.ACCESS}
-_ADDRESS = re.compile(r"(?:(?P<owner>\w+):)??(?:(?P<space>gva|gpa|spa):)?(?P<number>\w+)")
 
 
 class PointCommands:
@@ -39,28 +37,31 @@ class PointCommands:
         self._debugger = monitor.debugger
 
     def commands(self) -> Iterator[Command]:
-        yield Command(
+        yield worded(
             "breakpoints", "breakpoints [any|shared|own]", "List breakpoints and watchpoints, or choose where they "
             "hit.\nOne belongs to the address space that was in use when gdb first put it in, at a resume: to its\n"
             "page tables and the page found there. Set with paging off, or before the address was mapped, it\n"
             "hits everywhere once and then belongs there. What hits it elsewhere passes, and is counted.\n"
-            "  monitor breakpoints shared  also where other tables have the same page at the address (default)\n"
-            "  monitor breakpoints own     under its own page tables only\n"
-            "  monitor breakpoints any     in every address space of the inferior", self._breakpoints,
+            "  breakpoints shared  also where other tables have the same page at the address (default)\n"
+            "  breakpoints own     under its own page tables only\n"
+            "  breakpoints any     in every address space of the inferior", self._breakpoints,
+            examples=("breakpoints", "breakpoints shared"),
         )  # fmt: skip
-        yield Command(
+        yield worded(
             "watch", "watch [[GUEST:][gva:|gpa:|spa:]ADDRESS [LENGTH] [w|r|a]] | watch delete N",
             "Stop when memory is written (w), read (r) or either (a), and say who did it; or list, or delete.\n"
             "ADDRESS is linear (gva, the default), guest-physical or system-physical, of the selected inferior\n"
             "unless another is named (1 is the hypervisor). LENGTH is 1 to 4096 bytes (8). All see stores of any\n"
             "inferior to the same memory, of the processor itself (page walks, events, VMCBs) and of devices.\n"
-            "  monitor watch spa:0x10f6000\n  monitor watch 2:gpa:0x5000 4096 a\n  monitor watch delete 1", self._watch,
+            "  watch spa:0x10f6000\n  watch 2:gpa:0x5000 4096 a\n  watch delete 1", self._watch,
+            examples=("watch 2:counter 8 w", "watch delete 1"),
         )  # fmt: skip
-        yield Command(
+        yield worded(
             "break-range", "break-range [[GUEST:]START END] | break-range delete N",
             "Stop at every instruction within START <= address < END; or list, or delete.\n"
-            "  monitor break-range 0x101000 0x101200\n  monitor break-range 2:0xffffffff80100000 0xffffffff80101000",
+            "  break-range 0x101000 0x101200\n  break-range 2:0xffffffff80100000 0xffffffff80101000",
             self._range,
+            examples=("break-range host:handle_exit host:handle_exit+0x10", "break-range delete 1"),
         )  # fmt: skip
 
     def _breakpoints(self, context: Context, arguments: Arguments) -> Result:
@@ -85,21 +86,12 @@ class PointCommands:
 
     def _address(self, arguments: Arguments, word: str) -> tuple[int, Space, int]:
         """(pid, space, address) of `[GUEST:][SPACE:]ADDRESS`."""
-        found = _ADDRESS.fullmatch(word)
-        address = parse_number(found["number"]) if found is not None else None
-        if found is None or address is None or not 0 <= address < 1 << 64:
-            raise arguments.error(word, "this is no address", "write it as 0x1000, gpa:0x1000, 2:gva:0x1000 or spa:0x1000")
-        owner = found["owner"]
-        if owner is None:
-            pid = self._monitor.thread.pid
-        elif owner in ("host", str(HOST)):
-            pid = HOST
-        else:
-            named = [guest.number for guest in arguments.context.guests if owner in (str(guest.number), guest.name)]
-            if not named:
-                raise arguments.error(owner, "no guest has this number or name", "`monitor guests` lists them")
-            pid = named[0]
-        return pid, Space(found["space"] or "gva"), address
+        context, pid = self._monitor, self._monitor.thread.pid
+        owner = next((guest for guest in context.guests if guest.number == pid), context.host)
+        where = AddressWord(word, AnySpace.GVA).locate(context, owner)
+        if str(where.space) not in [str(space) for space in Space]:
+            raise arguments.error(word, f"there are no points in the space {where.space}", f"choose {', '.join(Space)}")
+        return where.owner.number, Space(where.space), where.offset
 
     def _watch(self, context: Context, arguments: Arguments) -> Result:
         watchpoints = self._debugger.watchpoints
@@ -146,7 +138,13 @@ class PointCommands:
         pid, space, start = self._address(arguments, word)
         if space != Space.GVA:
             raise arguments.error(word, "code is executed at linear addresses", "leave out the space")
-        end = arguments.number("END", start + 1)
+        if not arguments.words:
+            raise arguments.error("END", "missing", "give the address behind the last one")
+        owner, _, end = self._address(arguments, arguments.words.pop(0))
         arguments.done()
+        if ":" not in word:  # then the end says whose they are
+            pid = owner
+        if end <= start:
+            raise arguments.error(f"{end:#x}", f"the end must be behind {start:#x}", "the range ends before END")
         number = breakpoints.add_range(start, end, pid)
         return Text(f"range {number}: stops at every instruction of process {pid} from {start:#x} to below {end:#x}")

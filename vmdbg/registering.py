@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from gdbstub.description import Enum, Flags, Register
 from gdbstub.target import ThreadId
-from introspect.commands import Arguments, Command, Context, Result
+from introspect.commands import Arguments, Command, Context, Result, worded
 from introspect.commands.render import columns
 from vmdbg.history import HOST
 from vmdbg.registers import SVM_GROUP, SYSTEM_GROUP, description
@@ -63,16 +63,18 @@ class ShowRegisters:
     @property
     def commands(self) -> tuple[Command, ...]:
         return (
-            Command("registers", "registers [GROUP] [GUEST|host]", "Show the registers of a group: general, system or svm.\n"
+            worded("registers", "registers [GROUP] [GUEST|host]", "Show the registers of a group: general, system or svm.\n"
                     "system: control, segment and debug registers, MSRs (if none is named); svm: the control area of the VMCB\n"
                     "as it is in memory, and GIF; of the hypervisor, the VMCB that its CPU ran last.\n"
                     "gdb has them all as $exitcode, $asid, $star ...; lldb shows them by group (register read --all).\n"
-                    "  monitor registers svm 2", self._show),
+                    "  registers svm 2", self._show,
+                   examples=("registers svm 2", "registers general host")),
         )  # fmt: skip
 
     def _show(self, context: Context, arguments: Arguments) -> Result:
         group = arguments.choice(_GROUPS) or SYSTEM_GROUP
-        guest = arguments.space()
+        host = arguments.choice(("host",))
+        guest = None if host else arguments.named_guest() or context.selected
         arguments.done()
         debugger = self.debugger
         pid = HOST if guest is None else guest.number

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gdbstub.target import StepFlag
-from introspect.commands import Arguments, Command, Context, Result
+from introspect.commands import Arguments, Context, Result, worded
 from introspect.commands.render import columns
 from vmdbg.history import HOST
 from vmdbg.results import Text
@@ -20,22 +20,26 @@ class RunningCommands:
     def __init__(self, debugger: Debugger) -> None:
         self.debugger = debugger
         self.commands = (
-            Command("follow", "follow [guest|host]", "Choose where a step of a guest ends that leaves it.\n"
-                    "  monitor follow guest  at the guest's next instruction: the hypervisor runs meanwhile (default)\n"
-                    "  monitor follow host   at the hypervisor's first instruction behind VMRUN", self._follow),
-            Command("step-into-guest", "step-into-guest [GUEST]", "Stop at a guest's first instruction behind the next VMRUN.\n"
+            worded("follow", "follow [guest|host]", "Choose where a step of a guest ends that leaves it.\n"
+                    "  follow guest  at the guest's next instruction: the hypervisor runs meanwhile (default)\n"
+                    "  follow host   at the hypervisor's first instruction behind VMRUN", self._follow,
+                   examples=("follow host", "follow guest")),
+            worded("step-into-guest", "step-into-guest [GUEST]", "Stop at a guest's first instruction behind the next VMRUN.\n"
                     "Once, and for what resumes the hypervisor next: `continue`, `next` or `stepi` at VMRUN itself.\n"
-                    "GUEST waits for that one. If VMRUN refuses the VMCB, that stops, too.", self._step_into_guest),
-            Command("debug", "debug [all | host | [guest] N[,N...]]", "Choose the inferiors that stop, or list them.\n"
+                    "GUEST waits for that one. If VMRUN refuses the VMCB, that stops, too.", self._step_into_guest,
+                   examples=("step-into-guest", "step-into-guest 2")),
+            worded("debug", "debug [all | host | [guest] N[,N...]]", "Choose the inferiors that stop, or list them.\n"
                     "The others run through, breakpoints, watchpoints and all; a step of theirs that is asked for is made.\n"
-                    "  monitor debug guest 2,3  only guests 2 and 3 stop\n"
-                    "  monitor debug host,2     the hypervisor, and guest 2\n"
-                    "  monitor debug all        whatever gdb resumes (default)", self._debug),
-            Command("sstep", "sstep [FLAGS]", "Choose what a single step is, as QEMU's packets do, or say what is chosen.\n"
+                    "  debug guest 2,3  only guests 2 and 3 stop\n"
+                    "  debug host,2     the hypervisor, and guest 2\n"
+                    "  debug all        whatever gdb resumes (default)", self._debug,
+                   examples=("debug guest 2,3", "debug all")),
+            worded("sstep", "sstep [FLAGS]", "Choose what a single step is, as QEMU's packets do, or say what is chosen.\n"
                     "FLAGS is a sum. 1 ENABLE: there are steps (must be set). 2 NOIRQ: over the handlers of interrupts,\n"
                     "which run meanwhile at full speed; without it, into them. 4 NOTIMER: time stands still with the\n"
                     "machine, which is so whether it is set or not: a step takes the time of its instruction.\n"
-                    "  monitor sstep 5  step into handlers\n  monitor sstep 7  over them (default)", self._sstep),
+                    "  sstep 5  step into handlers\n  sstep 7  over them (default)", self._sstep,
+                   examples=("sstep", "sstep 7")),
         )  # fmt: skip
 
     def _follow(self, context: Context, arguments: Arguments) -> Result:

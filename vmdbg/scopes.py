@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
-from pathlib import Path
 
 from gdbstub.target import TargetError, ThreadId
 from introspect.expression import HOST as HOST_OWNER
 from introspect.expression import Space
+from introspect.symbols import Symbols
 from introspect.vmcb import NAMES, VMCB
-from vmdbg.boot.elf import parse as parse_elf
-from vmdbg.boot.image import ImageError
 from vmdbg.contexts import locate_gpa, read_memory
 from vmdbg.executables import Executables
 from vmdbg.history import HOST
@@ -27,14 +24,6 @@ _REGISTERS = frozenset(
 )
 
 
-@lru_cache(maxsize=16)
-def _symbols(path: Path, modified: int) -> Mapping[str, int]:
-    try:
-        return {symbol.name: symbol.address for symbol in parse_elf(path.read_bytes()).symbols}
-    except (ImageError, OSError):
-        return {}
-
-
 class MachineNames:
     """What expressions may name: facts of one kind of event, registers, VMCB fields, symbols."""
 
@@ -48,13 +37,11 @@ class MachineNames:
         return name in self.facts or name in _REGISTERS or (name.startswith(_VMCB) and name[len(_VMCB) :] in NAMES)
 
     def constant(self, name: str, owner: str | None) -> int | None:
+        if owner is not None and owner != HOST_OWNER and not owner.isdecimal():
+            return None
         pid = self.pid if owner is None else HOST if owner == HOST_OWNER else int(owner)
         path = self.executables.of(pid)
-        try:
-            linked = _symbols(path, path.stat().st_mtime_ns).get(name) if path is not None else None
-        except OSError:
-            linked = None
-        return linked + self.executables.offsets.get(pid, 0) if linked is not None else None
+        return None if path is None else Symbols.load(path, self.executables.offsets.get(pid, 0)).address(name)
 
     def known(self) -> Iterable[str]:
         return [*self.facts, *_REGISTERS, *(_VMCB + name for name in NAMES)]
@@ -121,6 +108,8 @@ class ThreadScope:
 
     def of(self, owner: str) -> ThreadScope | None:
         """The hypervisor's CPU that the thread is on, or a guest's vCPU there, or else the first."""
+        if owner != HOST_OWNER and not owner.isdecimal():
+            return None
         pid = HOST if owner == HOST_OWNER else int(owner)
         if not self._who.alive(pid):
             return None

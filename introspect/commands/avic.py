@@ -16,9 +16,10 @@ from introspect.avic import (
     logical_name,
     vectors,
 )
-from introspect.commands.registry import Arguments, Command, Context, Result
+from introspect.commands.context import Context, Result
+from introspect.commands.registry import Arguments, Command
 from introspect.commands.render import columns, jsonable
-from introspect.commands.vmcb import find_vmcb
+from introspect.commands.which import WHICH, find_vmcb
 from introspect.layout import Buffer
 from introspect.sources import Memory, Unreadable
 from introspect.vmcb import AVIC_PHYSICAL, V_INTR, VMCB
@@ -185,11 +186,9 @@ def _avic(context: Context, arguments: Arguments) -> Result:
 
 COMMANDS = (
     Command(
-        "avic",
-        "avic [GUEST|PA]",
-        "Show a virtual APIC: its registers, what is requested and in service, and AVIC's two tables.\n\n"
+        "avic", _avic, "Show a virtual APIC: its registers, what is requested and in service, and AVIC's two tables.", (WHICH,),
         "PA is the address of a VMCB: a guest with several has one APIC for each, and `guests` lists them. Registers that\n"
         "are zero are left out.",
-        _avic,
+        ("avic 2", "avic 2 --json"),
     ),
-)
+)  # fmt: skip

@@ -1,10 +1,14 @@
 """`guests`: who runs on this machine."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from introspect.commands.registry import Arguments, Command, Context, GuestView, Result
+from introspect.commands.context import Context, GuestView, Result
+from introspect.commands.parameters import Flag, Parameter
+from introspect.commands.registry import Arguments, Command
 from introspect.commands.render import columns, jsonable
+from introspect.commands.scan import Attaching, scan_guests
+from introspect.exits import exit_name
 
 __all__ = ["COMMANDS"]
 
@@ -13,19 +17,25 @@ __all__ = ["COMMANDS"]
 class Guests:
     guests: tuple[GuestView, ...]
     selected: int | None
+    last: Mapping[int, str]
+    """What the last exit of each was, for those that are known to have left."""
+    complete: bool = True
+    """Whether there are no others: a live machine sees each VMRUN, in a dump a search may find more."""
 
     def text(self) -> str:
         if not self.guests:
-            return "No guest has been entered by VMRUN yet."
-        rows = [("", "guest", "name", "asid", "nCR3", "paging", "VMCB")]
+            return "No guest has been entered by VMRUN yet." if self.complete else "No guest is known; `guests --scan` looks for some."
+        rows = [("", "guest", "name", "state", "asid", "nCR3", "paging", "last exit", "VMCB")]
         rows += [
             (
                 "*" if guest.number == self.selected else "",
                 "  " * depth + str(guest.number),
                 guest.name,
+                guest.state or "-",
                 str(guest.asid),
                 "-" if guest.ncr3 is None else f"{guest.ncr3:#x}",
                 guest.paging.mode + (f" over {guest.nested.format.name}" if guest.nested else ""),
+                self.last.get(guest.number, "-"),
                 " ".join(f"{spa:#x}" for spa in guest.vmcbs),
             )
             for depth, guest in self._tree(None)
@@ -44,13 +54,27 @@ class Guests:
         return jsonable(self)
 
 
+_SCAN = Parameter("SCAN", Flag(), optional=True, option="--scan", default=False, help="search memory for VMCBs, without symbols")
+_EXPLAIN = Parameter("EXPLAIN", Flag(), optional=True, option="--explain", default=False, help="say what each score is made of")
+
+
 def _guests(context: Context, arguments: Arguments) -> Result:
-    arguments.done()
+    if arguments[_SCAN]:
+        return scan_guests(context, arguments[_EXPLAIN])
     selected = context.selected
-    return Guests(tuple(context.guests), selected.number if selected else None)
+    guests = tuple(context.guests)
+    last = {guest.number: exit_name(record.code) for guest in guests for record in context.exits(guest.number, 1)}
+    return Guests(guests, selected.number if selected else None, last, not isinstance(context, Attaching))
 
 
 COMMANDS = (
-    Command("guests", "guests", "List the guests: ASID, nCR3, paging mode, VMCBs. * marks the selected one.\n"
-            "A guest that is run by another guest's hypervisor stands indented below that one.", _guests),
-)
+    Command(
+        "guests", _guests, "List the guests as a tree: state, ASID, nCR3, paging mode, last exit, VMCBs.",
+        (_SCAN, _EXPLAIN),
+        "* marks the selected one. A guest that is run by another guest's hypervisor stands indented below that one.\n"
+        "--scan searches all memory for VMCBs and host save areas; in a dump, what it finds become guests. A score is out of\n"
+        "100: what speaks against a page is listed, with --explain also what speaks for it. \"made in\" a guest is what that\n"
+        "one's own hypervisor made, \"for\" the guest that runs in its place.",
+        ("guests", "guests --scan"),
+    ),
+)  # fmt: skip

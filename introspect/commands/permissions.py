@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
-from introspect.commands.registry import Arguments, Command, Context, Result
+from introspect.commands.context import Context, Result
+from introspect.commands.registry import Arguments, Command
 from introspect.commands.render import columns, jsonable
-from introspect.commands.vmcb import find_vmcb
+from introspect.commands.which import WHICH, find_vmcb
 from introspect.exits import ExitCode
 from introspect.intercepts import intercepted, words_of
 from introspect.permissions import MsrRange, iopm_ranges, msrpm_ranges
@@ -71,6 +72,12 @@ def _msrpm(context: Context, arguments: Arguments) -> Result:
 
 
 COMMANDS = (
-    Command("iopm", "iopm [GUEST|PA]", "List the ports that a guest's I/O permission map intercepts.", _iopm),
-    Command("msrpm", "msrpm [GUEST|PA]", "List the MSRs that a guest's MSR permission map intercepts.", _msrpm),
-)
+    Command(
+        "iopm", _iopm, "List the ports that a guest's I/O permission map intercepts.", (WHICH,),
+        examples=("iopm 2", "iopm 3 --json"),
+    ),
+    Command(
+        "msrpm", _msrpm, "List the MSRs that a guest's MSR permission map intercepts.", (WHICH,),
+        examples=("msrpm 2", "msrpm 3 --json"),
+    ),
+)  # fmt: skip

@@ -1,112 +1,170 @@
-"""The command registry: what a command is, what it may ask for, how a line becomes a result.
+"""The command registry: what a command is, what it may be given, how a line becomes a result.
 
 A command typed in the console, sent as gdb's `monitor`, called from Python or run on a dump is the same entry.
 """
 
 import difflib
+import json
+import re
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import cache
+from importlib import resources
+from typing import Any, NamedTuple, TypeVar, cast
 
-from introspect.memtypes import Caching
-from introspect.paging import Nested, PagingState
-from introspect.rules import Processor
-from introspect.sources import Memory
+from introspect.commands.context import CommandError, Context, GuestView, HostView, Result
+from introspect.commands.parameters import Candidate, Flag, Misfit, Parameter, Rest, find_guest, known_guests, parse_number
 
-__all__ = ["Arguments", "Command", "CommandError", "Context", "ExitRecord", "GuestView", "Registry", "Result"]
+__all__ = [
+    "SCHEMA", "Arguments", "Command", "Completion", "Registry", "as_json", "error_json", "example_outputs", "worded",
+]  # fmt: skip
 
-
-class CommandError(Exception):
-    """A command that cannot be carried out: the offending value, the rule it breaks, and what to do instead."""
-
-    def __init__(self, value: str, rule: str, remedy: str) -> None:
-        super().__init__(f"{value}: {rule}; {remedy}")
-        self.value, self.rule, self.remedy = value, rule, remedy
+T = TypeVar("T")
+SCHEMA = 1
+"""Version of what `--json` gives: it changes when a name or a type in it does, not when something is added."""
+_JSON = "--json"
 
 
 @dataclass(frozen=True, slots=True)
-class GuestView:
-    """One guest as the commands see it. `vmcbs`: system-physical addresses, one for each virtual processor."""
+class Command:
+    """An entry of the registry. `name` may be two words."""
 
-    number: int
     name: str
-    vmcbs: tuple[int, ...]
-    asid: int
-    ncr3: int | None
-    """None without nested paging."""
-    paging: PagingState
-    nested: Nested | None
-    parent: int | None = None
-    """The guest whose hypervisor runs it; None under the hypervisor of the machine."""
-    inner: int | None = None
-    """System-physical address of the VMCB that the hypervisor in `parent` made for it, if that is known."""
-    caching: Caching | None = None
-    """What decides its memory types, if that is known."""
-
-    def __str__(self) -> str:
-        return f"guest {self.number} ({self.name})"
-
-
-@dataclass(frozen=True, slots=True)
-class ExitRecord:
-    """One #VMEXIT. `time` counts guest instructions or nanoseconds, as the provider defines."""
-
-    number: int
-    guest: int
-    time: int
-    rip: int
-    code: int
-    info1: int
-    info2: int
-    intinfo: int = 0
-
-
-class Context(Protocol):
-    """What a machine, a dump or a remote stub offers to the commands."""
+    run: "Callable[[Context, Arguments], Result]"
+    summary: str
+    """One line: what it shows or does."""
+    parameters: tuple[Parameter[Any], ...] = ()
+    details: str = ""
+    examples: tuple[str, ...] = ()
+    """Lines to try; what they gave in a real run is kept beside, see `example_outputs`."""
+    usage: str = ""
+    """The synopsis of a command with a grammar of its own."""
 
     @property
-    def memory(self) -> Memory: ...
+    def synopsis(self) -> str:
+        return self.usage or " ".join([self.name, *(parameter.synopsis for parameter in self.parameters)])
 
     @property
-    def processor(self) -> Processor: ...
+    def options(self) -> dict[str, Parameter[Any]]:
+        return {parameter.option: parameter for parameter in self.parameters if parameter.option}
 
     @property
-    def host_paging(self) -> PagingState: ...
+    def positional(self) -> list[Parameter[Any]]:
+        return [p for p in self.parameters if not p.only_option and not isinstance(p.kind, Flag)]
 
     @property
-    def host_caching(self) -> Caching | None:
-        """What decides the host's memory types, if that is known."""
-
-    @property
-    def guests(self) -> Sequence[GuestView]: ...
-
-    @property
-    def selected(self) -> GuestView | None:
-        """The guest that a command means if none is named; None while the host is selected."""
-
-    def exits(self, guest: int | None, count: int) -> Sequence[ExitRecord]:
-        """The last `count` exits of one guest, or of all, oldest first."""
+    def own_grammar(self) -> bool:
+        """Whether it reads its words itself, those that look like options too."""
+        return any(isinstance(parameter.kind, Rest) for parameter in self.parameters)
 
 
-class Result(Protocol):
-    """What a command found out."""
+def worded(
+    name: str, usage: str, help: str, run: "Callable[[Context, Arguments], Result]",
+    candidates: Callable[[Context, Sequence[str]], Iterable[Candidate]] | None = None, examples: tuple[str, ...] = (),
+) -> Command:  # fmt: skip
+    """A command that takes its words one by one.  `help`: the summary in its first line, then details.
 
-    def text(self) -> str:
-        """Aligned plain text without a final newline."""
+    Without `candidates` completion offers the words of the usage, and guests.
+    """
+    summary, _, details = help.partition("\n")
+    literal = [Candidate(word) for word in dict.fromkeys(re.findall(r"[a-z][a-z0-9-]+", usage.removeprefix(name)))]
 
-    def json(self) -> object:
-        """The same as JSON-able values; numbers stay numbers."""
+    def offered(context: Context, words: Sequence[str]) -> Iterable[Candidate]:
+        return [*literal, *(Candidate(str(guest.number), guest.name) for guest in context.guests)]
+
+    rest = Parameter("WORDS", Rest("words of its own", candidates or offered), optional=True)
+    return Command(name, run, summary, (rest,), details, examples, usage)
 
 
 class Arguments:
-    """The words after a command's name, taken one by one; every error shows the synopsis."""
+    """What a command was given: `arguments[PARAMETER]` is the value, or the parameter's default.
 
-    def __init__(self, context: Context, synopsis: str, words: Sequence[str]) -> None:
-        self.context, self.synopsis, self.words = context, synopsis, list(words)
+    A command with a grammar of its own takes `words` one by one; every error shows the synopsis.
+    """
+
+    def __init__(self, context: Context, command: Command, words: Sequence[str]) -> None:
+        """CommandError for words that do not fit the command's parameters."""
+        self.context, self.command = context, command
+        self.words = list(words)
+        self._values: dict[Parameter[Any], Any] = {}
+        if not command.own_grammar:
+            self._parse()
+
+    def __getitem__(self, parameter: Parameter[T]) -> T:
+        """The value of one that is required, or has a default."""
+        value: Any = self._values.get(parameter, parameter.default)
+        return cast(T, value)
+
+    def get(self, parameter: Parameter[T]) -> T | None:
+        """The value of an optional one; its default, or None, if it was left out."""
+        return self._values.get(parameter, parameter.default)
+
+    def given(self, parameter: Parameter[Any]) -> bool:
+        return parameter in self._values
 
     def error(self, value: str, rule: str, remedy: str = "") -> CommandError:
-        return CommandError(value, rule, f"{remedy}{'; ' if remedy else ''}usage: {self.synopsis}")
+        return CommandError(value, rule, f"{remedy}{'; ' if remedy else ''}usage: {self.command.synopsis}")
+
+    def _parse(self) -> None:
+        words = self._take_options()
+        skipped: list[tuple[Parameter[Any], Misfit]] = []
+        for parameter in self.command.positional:
+            if parameter in self._values or not words:
+                continue
+            try:
+                self._values[parameter] = parameter.kind.take(self.context, words)
+            except Misfit as misfit:
+                if not parameter.optional:
+                    raise self._misfit(words[0], parameter, misfit) from None
+                skipped.append((parameter, misfit))
+        for parameter in self.command.positional:
+            if parameter not in self._values and not parameter.optional:
+                raise self.error(parameter.name, "missing", f"give {parameter.kind.noun}")
+        if words:
+            if len(skipped) == 1:
+                raise self._misfit(words[0], *skipped[0])
+            reasons = " and ".join(f"no {parameter.name} ({misfit.rule})" for parameter, misfit in skipped)
+            raise self.error(words[0], f"it is {reasons}" if reasons else "not understood here", known_guests(self.context))
+        self.words = []
+
+    def _misfit(self, word: str, parameter: Parameter[Any], misfit: Misfit) -> CommandError:
+        return self.error(word or "''", f"{parameter.name}: {misfit.rule}", misfit.remedy)
+
+    def _take_options(self) -> list[str]:
+        """Read the options; the words that are none."""
+        options, words = self.command.options, list(self.words)
+        left: list[str] = []
+        while words:
+            word = words.pop(0)
+            if word == "--":
+                return [*left, *words]
+            if not word.startswith("--"):
+                left.append(word)
+                continue
+            name, equals, value = word.partition("=")
+            parameter = options.get(name)
+            if parameter is None:
+                near = difflib.get_close_matches(name, options, n=1) or list(options)
+                known = f"it takes {', '.join(near)}" if near else "it takes none"
+                raise self.error(name, f"`{self.command.name}` has no such option", known)
+            if isinstance(parameter.kind, Flag):
+                if equals:
+                    raise self.error(word, f"{name} takes no value")
+                self._values[parameter] = True
+                continue
+            if equals:
+                words.insert(0, value)
+            if not words:
+                raise self.error(name, f"{parameter.name} is missing behind it", f"give {parameter.kind.noun}")
+            taken = [words.pop(0)]
+            try:
+                self._values[parameter] = parameter.kind.take(self.context, taken)
+            except Misfit as misfit:
+                raise self._misfit(value or taken[0], parameter, misfit) from None
+        return left
+
+    # For commands with a grammar of their own
 
     def peek(self) -> str | None:
         return self.words[0] if self.words else None
@@ -129,56 +187,40 @@ class Arguments:
 
     def named_guest(self) -> GuestView | None:
         """The next word as the number or name of a guest, if it is one."""
-        word = self.peek()
-        for guest in self.context.guests if word is not None else ():
-            if word in (str(guest.number), guest.name):
-                self.words.pop(0)
-                return guest
-        return None
-
-    def guest(self) -> GuestView:
-        """The guest the next word names, or the selected one."""
-        guest = self.named_guest()
-        if guest is None and self.words:
-            raise self.error(self.words[0], "no guest has this number or name", self._known())
-        return guest or self.selected_guest()
-
-    def space(self) -> GuestView | None:
-        """The guest the next word names; None for the word "host"; without either what is selected."""
-        return None if self.choice(("host",)) else self.named_guest() or self.context.selected
+        guest = find_guest(self.context, self.words[0]) if self.words else None
+        if guest is not None:
+            self.words.pop(0)
+        return guest
 
     def selected_guest(self) -> GuestView:
+        """The guest that is meant if none is named."""
         if self.context.selected is None:
-            raise self.error("GUEST", "missing, and no guest is selected", self._known())
+            raise self.error("GUEST", "missing, and no guest is selected", known_guests(self.context))
         return self.context.selected
 
-    def _known(self) -> str:
-        known = ", ".join(f"{guest.number} ({guest.name})" for guest in self.context.guests)
-        return f"the guests are {known}" if known else "no guest has been entered by VMRUN yet"
+    def guest_or_selected(self, parameter: Parameter[GuestView]) -> GuestView:
+        return self.get(parameter) or self.selected_guest()
+
+    def owner_or_selected(self, parameter: Parameter[GuestView | HostView]) -> GuestView | HostView:
+        return self.get(parameter) or self.context.selected or self.context.host
 
     def done(self) -> None:
         """Refuse what is left."""
         if self.words:
-            raise self.error(self.words[0], "not understood here", self._known())
+            raise self.error(self.words[0], "not understood here", known_guests(self.context))
 
 
-def parse_number(word: str) -> int | None:
-    """A number in C notation (underscores allowed), or None."""
-    try:
-        return int(word, 0)
-    except ValueError:
-        return None
+class Completion(NamedTuple):
+    """What the last word of a line may become; it begins at `start`."""
+
+    start: int
+    candidates: list[Candidate]
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
-    """An entry of the registry. `name` may be two words; `synopsis` is the name with its arguments."""
-
-    name: str
-    synopsis: str
-    help: str
-    """First line: what it shows. Then, after a blank line, details."""
-    run: Callable[[Context, Arguments], Result]
+class _Call(NamedTuple):
+    command: Command
+    words: list[str]
+    json: bool
 
 
 class Registry:
@@ -211,11 +253,146 @@ class Registry:
         near = difflib.get_close_matches(words[0], self.commands, n=2, cutoff=0.5)
         raise CommandError(words[0], "no such command", f"try {' or '.join([*near, 'help'])}")
 
-    def run_line(self, context: Context, line: str) -> Result:
-        """Parse and run one line; `CommandError` for anything wrong with it. An empty line is `help`."""
+    def _read(self, line: str) -> _Call:
         try:
             words = shlex.split(line)
         except ValueError as error:
             raise CommandError(line, str(error).lower(), "close the quotation") from error
+        as_json = _JSON in words
+        words = [word for word in words if word != _JSON]
         command, rest = self.find(words or ["help"])
-        return command.run(context, Arguments(context, command.synopsis, rest))
+        return _Call(command, list(rest), as_json)
+
+    def run_line(self, context: Context, line: str) -> Result:
+        """Parse and run one line; `CommandError` for anything wrong with it. An empty line is `help`."""
+        call = self._read(line)
+        return call.command.run(context, Arguments(context, call.command, call.words))
+
+    def answer(self, context: Context, line: str) -> tuple[str, Result]:
+        """What one line gives, as text, or with `--json` in it as that; and the result itself. CommandError as `run_line`."""
+        call = self._read(line)
+        result = call.command.run(context, Arguments(context, call.command, call.words))
+        return (as_json(call.command.name, result) if call.json else result.text()), result
+
+    def wants_json(self, line: str) -> bool:
+        return _JSON in line.split()
+
+    def call(self, context: Context, name: str, *values: object, **options: object) -> Result:
+        """A command from Python: `call(context, "walk", "2:tick", access="w")`. CommandError as for the same line."""
+        command = self.commands.get(name.replace("_", " ")) or self.commands.get(name.replace("_", "-"))
+        if command is None:
+            command, _ = self.find([name])
+        words = [str(value) for value in values]
+        for key, value in options.items():
+            if value is not None and value is not False:
+                words += [f"--{key.replace('_', '-')}", *([] if value is True else [str(value)])]
+        return command.run(context, Arguments(context, command, words))
+
+    # Completion
+
+    def complete(self, context: Context, line: str) -> Completion:
+        """What may stand where the line ends. Never raises for a line that is wrong."""
+        start = len(line) - len(_last_word(line))
+        prefix = line[start:]
+        try:
+            before = shlex.split(line[:start])
+        except ValueError:
+            before = line[:start].split()
+        return Completion(start, list(_distinct(self._candidates(context, before, prefix))))
+
+    def _candidates(self, context: Context, before: list[str], prefix: str) -> Iterator[Candidate]:
+        if not before:
+            for name, command in self.commands.items():
+                yield Candidate(name.split()[0], command.summary)
+            return
+        if len(before) == 1:
+            for name, command in self.commands.items():
+                if name.startswith(before[0] + " "):
+                    yield Candidate(name.split()[1], command.summary)
+        try:
+            command, rest = self.find(before)
+        except CommandError:
+            return
+        yield from _parameter_candidates(context, command, list(rest), prefix)
+
+
+def _parameter_candidates(context: Context, command: Command, words: list[str], prefix: str) -> Iterator[Candidate]:
+    if command.own_grammar:
+        for parameter in command.parameters:
+            if isinstance(parameter.kind, Rest):
+                yield from parameter.kind.candidates(context, words)
+        return
+    options = command.options
+    if words and words[-1] in options and not isinstance(options[words[-1]].kind, Flag):
+        yield from options[words[-1]].kind.complete(context, prefix)
+        return
+    if prefix.startswith("--"):
+        name, equals, value = prefix.partition("=")
+        if equals and name in options:
+            for candidate in options[name].kind.complete(context, value):
+                yield Candidate(f"{name}={candidate.text}", candidate.meaning)
+            return
+        for option, parameter in options.items():
+            if option not in words:
+                yield Candidate(option, parameter.help or parameter.kind.noun)
+        yield Candidate(_JSON, "the result as JSON")
+        return
+    left = _without_options(command, words)
+    for parameter in command.positional:
+        if left:
+            try:
+                parameter.kind.take(context, left)
+            except (Misfit, CommandError):
+                if not parameter.optional:
+                    return
+            continue
+        yield from parameter.kind.complete(context, prefix)
+        if not parameter.optional:
+            return
+
+
+def _without_options(command: Command, words: list[str]) -> list[str]:
+    left, options, skip = [], command.options, False
+    for word in words:
+        if skip:
+            skip = False
+        elif word.startswith("--"):
+            skip = word in options and not isinstance(options[word].kind, Flag)
+        else:
+            left.append(word)
+    return left
+
+
+def _distinct(candidates: Iterable[Candidate]) -> Iterator[Candidate]:
+    seen = set()
+    for candidate in candidates:
+        if candidate.text not in seen:
+            seen.add(candidate.text)
+            yield candidate
+
+
+def _last_word(line: str) -> str:
+    found = re.search(r"\S*$", line)
+    return found[0] if found else ""
+
+
+def as_json(name: str, result: Result) -> str:
+    """One line of JSON: the command's name, the version of the schema, the result."""
+    return json.dumps({"command": name, "schema": SCHEMA, "result": result.json()})
+
+
+def error_json(error: CommandError) -> str:
+    """The same of a command that could not be carried out."""
+    return json.dumps({"schema": SCHEMA, "error": {"value": error.value, "rule": error.rule, "remedy": error.remedy}})
+
+
+@cache
+def example_outputs() -> Mapping[str, str]:
+    """What the examples of all commands gave in a run of the demo hypervisor, by line."""
+    try:
+        text = resources.files("introspect.commands").joinpath("examples.json").read_text(encoding="utf-8")
+        outputs: dict[str, str] = json.loads(text)
+    except (OSError, ValueError):
+        return {}
+    return outputs
+

@@ -3,17 +3,18 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from introspect.commands.registry import Arguments, Command, CommandError, Context, GuestView, Result, parse_number
+from introspect.commands.context import Context, Result
+from introspect.commands.registry import Arguments, Command
 from introspect.commands.render import columns, jsonable
+from introspect.commands.which import INNER, WHICH, find_vmcb
 from introspect.exits import describe_event, describe_exit, exit_name
 from introspect.intercepts import list_intercepts
 from introspect.layout import Field
 from introspect.registers import CR0, CR4, EFER, describe_segment, memory_types
 from introspect.rules import RULES, Rule, Violation, violations
-from introspect.sources import Unreadable
-from introspect.vmcb import SEGMENTS, VMCB, VMCB_SIZE
+from introspect.vmcb import SEGMENTS, VMCB
 
-__all__ = ["COMMANDS", "FieldView", "VmcbView", "find_vmcb"]
+__all__ = ["COMMANDS", "FieldView", "VmcbView"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,48 +119,8 @@ def _violation_json(violation: Violation) -> dict[str, object]:
     return {**_rule_json(violation.rule), "values": violation.values}
 
 
-def find_vmcb(context: Context, arguments: Arguments, *, inner: bool = False) -> tuple[int, str, bytes]:
-    """Address, owner and contents of the VMCB that the arguments mean: a guest's, or one anywhere in memory.
-
-    `inner`: this word behind a guest means the VMCB that the guest's own hypervisor made for it.
-    """
-    guest = arguments.named_guest()
-    word = arguments.peek()
-    if guest is None and word is not None:
-        if parse_number(word) is None:
-            arguments.guest()
-        spa = arguments.number("PA")
-    else:
-        guest = guest or arguments.selected_guest()
-        if not guest.vmcbs:
-            raise CommandError(str(guest), "it has no VMCB", "name a guest that VMRUN has entered")
-        spa = guest.vmcbs[0]
-        if inner and arguments.choice(("inner",)):
-            spa = _inner(guest)
-    arguments.done()
-    owners = [view for view in context.guests if spa in view.vmcbs]
-    if spa & VMCB_SIZE - 1:
-        raise CommandError(f"{spa:#x}", "a VMCB is aligned to 4 KiB", "clear the low 12 bits, or name a guest")
-    try:
-        contents = context.memory.read(spa, VMCB_SIZE)
-    except Unreadable as error:
-        rule = f"no memory at {error.address:#x}"
-        raise CommandError(f"{spa:#x}", rule, "name a guest, or an address in RAM") from error
-    return spa, str(owners[0]) if owners else "no guest's so far", contents
-
-
-def _inner(guest: GuestView) -> int:
-    if guest.parent is None:
-        rule = "the hypervisor of this machine runs it, not that of another guest"
-        raise CommandError(str(guest), rule, "leave `inner` out, or put it right with `guest parent`")
-    if guest.inner is None:
-        rule = f"which VMCB guest {guest.parent} has for it is known from rAX at that one's VMRUN, until it runs again"
-        raise CommandError(str(guest), rule, "stop where this guest executes, or at its next #VMEXIT: `stop-on`")
-    return guest.inner
-
-
 def _vmcb(context: Context, arguments: Arguments) -> Result:
-    spa, owner, contents = find_vmcb(context, arguments, inner=True)
+    spa, owner, contents = find_vmcb(context, arguments)
     values = VMCB.decode(contents)
     broken = tuple(violations(contents, context.processor, context.memory))
     blamed = {name: violation.rule.text for violation in broken for name in violation.values}
@@ -244,26 +205,23 @@ class Rules:
 
 
 def _rules(context: Context, arguments: Arguments) -> Result:
-    arguments.done()
     return Rules(RULES)
 
 
 COMMANDS = (
     Command(
-        "vmcb",
-        "vmcb [GUEST [inner]|PA]",
-        "Decode every field of a VMCB, with flags by name and oddities marked by !.\n\n"
+        "vmcb", _vmcb, "Decode every field of a VMCB, with flags by name and oddities marked by !.", (WHICH, INNER),
         "PA is a system-physical address; a number that is a guest's names the guest. With `inner`, the VMCB that the\n"
         "hypervisor within another guest made for it: what the processor runs is made of that one and its own.",
-        _vmcb,
+        ("vmcb 2", "vmcb 0x800000"),
     ),
-    Command("intercepts", "intercepts [GUEST|PA]", "List what a guest's VMCB intercepts.", _intercepts),
-    Command("rules", "rules", "List the consistency rules of VMRUN.", _rules),
     Command(
-        "vmrun why",
-        "vmrun why [GUEST|PA]",
-        "Say why VMRUN refuses a VMCB: every rule it breaks, the value, and the remedy.\n\n"
-        "The rules are applied to the VMCB as it is in memory now.",
-        _why,
+        "intercepts", _intercepts, "List what a guest's VMCB intercepts.", (WHICH,),
+        examples=("intercepts 2", "intercepts 5 --json"),
     ),
-)
+    Command("rules", _rules, "List the consistency rules of VMRUN.", examples=("rules", "rules --json")),
+    Command(
+        "vmrun why", _why, "Say why VMRUN refuses a VMCB: every rule it breaks, the value, and the remedy.", (WHICH,),
+        "The rules are applied to the VMCB as it is in memory now.", ("vmrun why 2", "vmrun why 0x1000"),
+    ),
+)  # fmt: skip

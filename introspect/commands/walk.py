@@ -2,12 +2,18 @@
 
 from dataclasses import dataclass
 
-from introspect.commands.registry import Arguments, Command, Context, Result
+from introspect.address import Gva
+from introspect.commands.context import CommandError, Context, GuestView, HostView, Result
+from introspect.commands.parameters import Address, Choice, Number, Owner, Parameter, Physical
+from introspect.commands.registry import Arguments, Command
 from introspect.commands.render import columns, members, size_text
+from introspect.commands.which import read_vmcb
 from introspect.exits import ExitCode, describe_exit, describe_page_fault
+from introspect.expression import Space
 from introspect.memtypes import MemoryType, memory_type
-from introspect.paging import ENTRY, Access, Fault, Step, Translation, Walk, walk
+from introspect.paging import ENTRY, Access, Fault, Nested, PagingState, Step, Translation, Walk, walk
 from introspect.registers import CR0
+from introspect.vmcb import VMCB
 
 __all__ = ["COMMANDS", "Walked"]
 
@@ -92,27 +98,52 @@ def _rights(found: Walk) -> str:
     return f"{', '.join(words)}; {'user and supervisor' if combined & ENTRY.U else 'supervisor only'}"
 
 
+_WHERE = Parameter("GVA", Address())
+_OWNER = Parameter("GUEST|host", Owner(), optional=True, option="--guest",
+                   help="whose address it is, if it does not say so itself")  # fmt: skip
+_ACCESS = Parameter("ACCESS", Choice(("r", "w", "x", *_ACCESSES)), optional=True, option="--access",
+                    help="read, write or execute (r); ru ... xs say as whom, too")  # fmt: skip
+_CPL = Parameter("CPL", Number(0, 3), option="--cpl", only_option=True, help="the privilege of the access; else the current one")
+_VMCB = Parameter("PA", Physical(), option="--vmcb", only_option=True, help="a VMCB anywhere in memory, whose guest is meant")
+
+
+def _owner(context: Context, arguments: Arguments) -> GuestView | HostView | None:
+    word = arguments.get(_VMCB)
+    if word is None:
+        return arguments.get(_OWNER)
+    spa, contents = read_vmcb(context, word.locate(context, context.host))
+    known = next((guest for guest in context.guests if spa in guest.vmcbs), None)
+    host, processor = context.host.paging, context.processor
+    nested = Nested.from_vmcb(contents, host.cr4, host.efer, processor.maxphyaddr)
+    return GuestView(
+        number=known.number if known else 0, name=f"VMCB at {spa:#x}", nested=nested,
+        paging=PagingState.from_vmcb(contents, processor.maxphyaddr), vmcbs=(spa,),
+        asid=VMCB.read(contents, "guest_asid"), ncr3=nested.ncr3 if nested else None,
+    )  # fmt: skip
+
+
 def _walk(context: Context, arguments: Arguments) -> Result:
-    gva = arguments.number("GVA")
-    guest = arguments.space()
-    word = arguments.choice(("r", "w", "x", *_ACCESSES)) or "r"
-    arguments.done()
-    state = guest.paging if guest else context.host_paging
-    access = _ACCESSES[word if len(word) == 2 else word + ("u" if state.cpl == 3 else "s")]
-    found = walk(context.memory, state, gva, access, guest.nested if guest else None)
-    caching = guest.caching if guest else context.host_caching
-    memory = memory_type(found, bool(state.cr0 & CR0.CD), caching) if caching else None
-    return Walked(str(guest) if guest else "the host", found, memory)
+    named = _owner(context, arguments)
+    where = arguments[_WHERE].locate(context, named)
+    owner = named if named is not None and where.owner.number == named.number else where.owner
+    if where.space != Space.GVA:
+        raise CommandError(str(where), "page tables translate linear addresses", "leave out the space, or write gva")
+    state, word, cpl = owner.paging, arguments.get(_ACCESS) or "r", arguments.get(_CPL)
+    if cpl is None:
+        cpl = state.cpl
+    access = _ACCESSES[word if len(word) == 2 else word + ("u" if cpl == 3 else "s")]
+    found = walk(context.memory, state, Gva(where.offset), access, owner.nested)
+    memory = memory_type(found, bool(state.cr0 & CR0.CD), owner.caching) if owner.caching else None
+    return Walked(str(owner), found, memory)
 
 
 COMMANDS = (
     Command(
-        "walk",
-        "walk GVA [GUEST|host] [r|w|x][u|s]",
-        "Translate a linear address: every entry of both dimensions, rights, verdict, memory type.\n\n"
+        "walk", _walk, "Translate a linear address: every entry of both dimensions, rights, verdict, memory type.",
+        (_WHERE, _OWNER, _ACCESS, _CPL, _VMCB),
         "Without GUEST the selected guest, or the host. The access is a read with the current privilege unless given:\n"
         "r read, w write, x execute; u as user, s as supervisor. Entries named n... belong to the nested page tables.\n"
         "Nothing in memory changes, not even accessed and dirty bits.",
-        _walk,
+        ("walk 2:counter", "walk 0x40000 --guest 5 --access w"),
     ),
-)
+)  # fmt: skip

@@ -1,8 +1,7 @@
 """Every command on a small world: one guest whose VMCB, tables and maps lie in bytes."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -22,30 +21,17 @@ from introspect.commands.render import size_text
 from introspect.memtypes import Caching, Mtrrs
 from introspect.paging import PagingState
 from introspect.registers import CR0
-from introspect.rules import Processor
-from introspect.sources import BytesMemory, Memory
+from introspect.sources import BytesMemory
 from introspect.vmcb import VMCB
 
 from .tables import LONG, PAGED, P, Tables, U, nested
+from .world import HOST, World
 
 EXITS = [
     ExitRecord(1, 1, 100, 0x40_2000, 0x72, 0, 0),
     ExitRecord(2, 1, 200, 0x40_2010, 0x400, 1 << 32 | 6, 0xFEE0_0000, 0x8000_0B0E),
     ExitRecord(3, 2, 300, 0, 2**64 - 1, 0, 0),
 ]
-
-
-@dataclass
-class World:
-    memory: Memory
-    guests: Sequence[GuestView]
-    selected: GuestView | None = None
-    processor: Processor = Processor()  # noqa: RUF009 - frozen
-    host_paging: PagingState = PagingState(1, 0, 0, 0)  # noqa: RUF009 - frozen
-    host_caching: Caching | None = None
-
-    def exits(self, guest: int | None, count: int) -> Sequence[ExitRecord]:
-        return [record for record in EXITS if guest in (None, record.guest)][-count:]
 
 
 def make_world() -> World:
@@ -71,8 +57,10 @@ def make_world() -> World:
     memory.write(0x2000 + 0x60 // 8, b"\x01")
     memory.write(0x6000, b"\x07")
     paging = PagingState.from_vmcb(memory.read(0x1000, 0x1000))
-    guest = GuestView(1, "linux", (0x1000, 0x8000), 7, npt.root, paging, nested("4-level", npt.root))
-    return World(memory, [guest], guest)
+    guest = GuestView(
+        number=1, name="linux", vmcbs=(0x1000, 0x8000), asid=7, ncr3=npt.root, paging=paging, nested=nested("4-level", npt.root)
+    )
+    return World(memory, [guest], guest, ring=EXITS)
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +81,8 @@ def text(world: World, line: str) -> list[str]:
 
 def test_guests(world: World) -> None:
     assert text(world, "guests") == [
-        "   guest  name   asid  nCR3      paging                VMCB",
-        "*  1      linux  7     0x100000  4-level over 4-level  0x1000 0x8000",
+        "   guest  name   state  asid  nCR3      paging                last exit  VMCB",
+        "*  1      linux  -      7     0x100000  4-level over 4-level  NPF        0x1000 0x8000",
     ]
     assert text(World(world.memory, []), "guests") == ["No guest has been entered by VMRUN yet."]
 
@@ -218,7 +206,7 @@ TYPES = Caching(0x0007_0406_0007_0406, 0x0007_0406_0007_0106, Mtrrs(0xC06, (0x06
 def test_walk_tells_the_memory_type() -> None:
     world = make_world()
     guest = replace(world.guests[0], caching=TYPES)
-    world = World(world.memory, [guest], guest, host_caching=replace(TYPES, host_pat=None))
+    world = World(world.memory, [guest], guest, host=replace(HOST, caching=replace(TYPES, host_pat=None)))
     assert text(world, "walk 0x402123")[-1] == "memory type: WB (guest PAT WB, nested PAT WB, MTRR WB)"
     shown = run_line(world, "walk 0x402123").json()
     assert isinstance(shown, dict)
@@ -230,7 +218,7 @@ def test_walk_tells_the_memory_type() -> None:
     assert text(world, "walk 0x402123")[-1] == "memory type: CD (guest PAT UC, nested PAT WC, MTRR WB)"
     assert text(world, "walk 0x5000 host")[-1] == "memory type: WB (PAT WB, MTRR WB)"
     off = replace(TYPES, host_pat=None, mtrrs=Mtrrs())
-    world = replace(world, host_caching=off, host_paging=PagingState(CR0.PE | CR0.CD, 0, 0, 0))
+    world = replace(world, host=replace(HOST, caching=off, paging=PagingState(CR0.PE | CR0.CD, 0, 0, 0)))
     assert text(world, "walk 0x5000 host")[-1] == "memory type: UC (PAT WB, MTRR UC, as MTRRs are off, CR0.CD is set)"
     assert "memory type" not in text(world, "walk 0x404000")[-1], "a fault has none"
 
@@ -345,8 +333,8 @@ def test_rules_and_why(world: World) -> None:
 
 
 def test_help_lists_every_command_and_explains_one(world: World) -> None:
-    assert len(text(world, "help")) == len(default_registry().commands) == len(text(world, ""))
-    assert text(world, "help walk")[0] == "walk GVA [GUEST|host] [r|w|x][u|s]"
+    assert len(text(world, "help")) - 2 == len(default_registry().commands) == len(text(world, "")) - 2
+    assert text(world, "help walk")[0] == "walk GVA [GUEST|host] [ACCESS] [--cpl CPL] [--vmcb PA]"
     assert text(world, "help vmrun why")[0] == "vmrun why [GUEST|PA]"
 
 
@@ -356,19 +344,31 @@ def test_names_may_be_shortened(world: World) -> None:
     assert text(world, "vmr 0x3000") == text(world, "vmrun why 0x3000")
 
 
+USAGE = "usage: walk GVA [GUEST|host] [ACCESS] [--cpl CPL] [--vmcb PA]"
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         ("exit5", "exit5: no such command; try exits or help"),
         ("i", "i: more than one command begins so; choose from intercepts, iopm"),
-        ("walk", "GVA: missing; usage: walk GVA [GUEST|host] [r|w|x][u|s]"),
-        ("exits x", "x: N must be a number; write it as 4096 or 0x1000; usage: exits [GUEST] [N]"),
-        ("walk -1", "-1: GVA must be within 0x0 and 0xffffffffffffffff; usage: walk GVA [GUEST|host] [r|w|x][u|s]"),
-        ("walk 0 9", "9: not understood here; the guests are 1 (linux); usage: walk GVA [GUEST|host] [r|w|x][u|s]"),
-        ("exits 0", "0: N must be within 0x1 and 0x100000; usage: exits [GUEST] [N]"),
+        ("walk", "GVA: missing; give an address; usage: walk GVA [GUEST|host] [ACCESS] [--cpl CPL] [--vmcb PA]"),
+        ("exits x", "x: it is no GUEST (no guest has this number or name) and no N (it must be a number); the guests are 1 (linux); "
+         "usage: exits [GUEST] [N]"),
+        ("walk frob", "frob (column 1 of frob): there is no such name; registers, facts, vmcb.FIELD, exit codes and symbols have names"),
+        ("walk 2:0x10", "2: no guest has this number; the guests are 1 (linux)"),
+        ("walk 00:03.0:iova:0x10", "00:03.0: no guest has this number; the guests are 1 (linux)"),
+        ("walk gpa:0x10", "host:gpa:0x10: page tables translate linear addresses; leave out the space, or write gva"),
+        ("walk 0 --acces w", f"--acces: `walk` has no such option; it takes --access; {USAGE}"),
+        ("walk 0 --cpl", f"--cpl: CPL is missing behind it; give a number; {USAGE}"),
+        ("walk 0 --cpl=4", f"4: CPL: it must be within 0x0 and 0x3; {USAGE}"),
+        ("walk 0 --vmcb 0x9000000000", "0x9000000000: no memory at 0x9000000000; name a guest, or an address in RAM"),
+        ("walk 0 1 9", f"9: ACCESS: it must be one of r, w, x, ru, rs, wu, ws, xu, xs; {USAGE}"),
+        ("exits 1 0", "0: N: it must be within 0x1 and 0x100000; usage: exits [GUEST] [N]"),
         ("vmcb 0x1008", "0x1008: a VMCB is aligned to 4 KiB; clear the low 12 bits, or name a guest"),
         ("vmcb 0x140000", "0x140000: no memory at 0x140000; name a guest, or an address in RAM"),
-        ("vmcb bsd", "bsd: no guest has this number or name; the guests are 1 (linux); usage: vmcb [GUEST [inner]|PA]"),
+        ("vmcb bsd", "bsd: it is no GUEST|PA (no guest has this name) and no inner (it must be one of inner); "
+         "the guests are 1 (linux); usage: vmcb [GUEST|PA] [inner]"),
         ("walk 'a", "walk 'a: no closing quotation; close the quotation"),
     ],
 )
@@ -395,15 +395,14 @@ def test_a_machine_can_add_commands(world: World) -> None:
             return None
 
     def ping(context: object, arguments: Arguments) -> Result:
-        arguments.done()
         return Pong()
 
     registry = default_registry()
-    registry.add(Command("ping", "ping", "Answer.", ping))
+    registry.add(Command("ping", ping, "Answer."))
     assert registry.run_line(world, "ping").text() == "pong"
     assert "ping" in registry.run_line(world, "help").text()
     with pytest.raises(ValueError, match="already a command 'ping'"):
-        registry.add(Command("ping", "ping", "Answer.", ping))
+        registry.add(Command("ping", ping, "Answer."))
 
 
 WORLD = make_world()

@@ -1,0 +1,132 @@
+"""The command reference, made from the registry: `python -m tests.reference` writes docs/commands.md, the table in the README and
+the outputs that `help` shows (introspect/commands/examples.json), all from one run of the demo hypervisor.
+
+A run depends on its image alone, so tests/test_reference.py can compare: where the compiler makes the same image, to the letter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import chdir, closing, contextmanager
+from pathlib import Path
+
+from introspect.commands import Command
+from introspect.commands.registry import example_outputs
+from vmdbg.debugger import Debugger
+from vmdbg.history import HOST
+from vmdbg.machine import Machine
+from vmdbg.monitor import Monitor
+from vmdbg.run import debug_file
+
+TOP = Path(__file__).resolve().parents[1]
+BUILD = TOP / "examples/hypervisor/build"
+IMAGE = BUILD / "hypervisor.elf"
+TIME = 7_600_000
+"""Guest time at which the examples look: all five guests have run, and the one that strays has done so."""
+GUESTS = {2: "guest64", 5: "gueststray"}
+OUTPUTS = TOP / "introspect/commands/examples.json"
+PAGE = TOP / "docs/commands.md"
+README = TOP / "README.md"
+HEAD = "| command | what it does |"
+LINES, WIDTH = 24, 150
+"""As much of an output as `help` and the page show."""
+
+
+def build_id() -> str:
+    """Which image it is."""
+    return hashlib.sha256(IMAGE.read_bytes()).hexdigest()
+
+
+@contextmanager
+def monitor() -> Iterator[Monitor]:
+    """The demo, stopped in the hypervisor. Examples that write files do so in a directory of their own."""
+    machine = Machine(IMAGE)
+    with tempfile.TemporaryDirectory() as directory, chdir(directory), closing(machine):
+        Path("examples").symlink_to(TOP / "examples")
+        debugger = Debugger(machine)
+        debugger.executables.image = debug_file(str(IMAGE))
+        for number, name in GUESTS.items():
+            debugger.executables.assign(number, BUILD / f"{name}.elf")
+        while machine.clock.now < TIME:
+            machine.run(TIME - machine.clock.now)
+        commands = debugger.monitor_commands
+        commands.thread = debugger.who.first_thread(HOST)
+        yield commands
+
+
+def shortened(text: str) -> str:
+    """The beginning of an output."""
+    lines = [line if len(line) <= WIDTH else line[: WIDTH - 4] + " ..." for line in text.split("\n")]
+    return "\n".join(lines if len(lines) <= LINES else [*lines[: LINES - 1], f"... ({len(lines) - LINES + 1} more lines)"])
+
+
+def outputs(commands: Monitor) -> dict[str, str]:
+    """What each example gives."""
+    found = {"image": build_id()}
+    for command in commands.registry.commands.values():
+        for line in command.examples:
+            found[line] = shortened(commands.registry.answer(commands, line)[0]) if not line.startswith("help") else ""
+    return {line: text for line, text in found.items() if text}
+
+
+def table(commands: Monitor) -> str:
+    """The README's."""
+    rows = [
+        f"| `{command.synopsis.replace('|', chr(92) + '|')}` | {command.summary.replace('|', chr(92) + '|')} |"
+        for command in commands.registry.commands.values()
+    ]
+    return "\n".join([HEAD, "| --- | --- |", *rows])
+
+
+def readme(commands: Monitor) -> str:
+    """The README with the table as it should be."""
+    text = README.read_text(encoding="utf-8")
+    start = text.index(HEAD)
+    end = text.index("\n\n", start)
+    return text[:start] + table(commands) + text[end:]
+
+
+def page(commands: Monitor, shown: dict[str, str]) -> str:
+    """docs/commands.md."""
+    parts = [
+        "# Commands\n\nMade by `python -m tests.reference` from the registry that gdb's `monitor`, the console, `vmdbg inspect` and Python "
+        "share. The\noutputs are from one run of the demo hypervisor (`examples/hypervisor`), where guest 2 has the symbols of guest64.elf. "
+        "`--json` in\nany line gives its result as JSON: `{\"command\": ..., \"schema\": 1, \"result\": ...}`.\n\n"
+        "An address is `owner:space:expression`, the first two optional: `0x1000`, `2:gva:0xffff8000`, `2:gpa:0x1000`, "
+        "`spa:0xfee00000`,\n`host:main`, `2:tick+0x10`. The owner is `host` or a guest's number, else who is selected; the space gva, "
+        "gpa, spa or iova.\n"
+    ]
+    parts += [_section(command, shown) for command in commands.registry.commands.values()]
+    return "\n".join(parts)
+
+
+def _section(command: Command, shown: dict[str, str]) -> str:
+    lines = [f"## {command.name}", "", f"    {command.synopsis}", "", command.summary]
+    if command.details:
+        lines += ["", "```text", command.details, "```"]
+    if not command.usage and command.parameters:
+        lines += ["", "| | |", "| --- | --- |"]
+        lines += [f"| `{p.title.replace('|', chr(92) + '|')}` | {p.help or p.kind.noun} |" for p in command.parameters]
+    examples = [line for line in command.examples if line in shown]
+    if examples:
+        lines += ["", "```text"]
+        for line in examples:
+            lines += [f"> {line}", shown[line]]
+        lines.append("```")
+    return "\n".join([*lines, ""])
+
+
+def main() -> None:
+    with monitor() as commands:
+        shown = outputs(commands)
+        OUTPUTS.write_text(json.dumps(shown, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        example_outputs.cache_clear()
+        PAGE.write_text(page(commands, shown), encoding="utf-8")
+        README.write_text(readme(commands), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

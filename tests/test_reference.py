@@ -1,0 +1,67 @@
+"""The command reference says what the commands say, and each example works."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from introspect.commands import CommandError
+from introspect.commands.registry import example_outputs
+from tests import reference
+from vmdbg.monitor import Monitor
+
+AGAIN = "run `python -m tests.reference`"
+
+
+@pytest.fixture
+def commands() -> Iterator[Monitor]:
+    """At the moment of the reference, or behind the examples."""
+    if not reference.IMAGE.exists():
+        pytest.skip("the demo hypervisor is not built: no gcc and ld for x86-64")
+    with reference.monitor() as monitor:
+        yield monitor
+
+
+def test_every_command_has_two_examples(commands: Monitor) -> None:
+    lacking = [command.name for command in commands.registry.commands.values() if len(command.examples) < 2]
+    assert not lacking
+
+
+def test_examples_are_from_a_real_run(commands: Monitor) -> None:
+    """On another compiler's image their outputs are others, but each works."""
+    shown = reference.outputs(commands)
+    known = dict(example_outputs())
+    assert shown.keys() == known.keys(), AGAIN
+    if shown["image"] == known["image"]:
+        assert shown == known, AGAIN
+        assert reference.PAGE.read_text(encoding="utf-8") == reference.page(commands, shown), AGAIN
+
+
+def test_the_readme_lists_every_command(commands: Monitor) -> None:
+    assert reference.README.read_text(encoding="utf-8") == reference.readme(commands), AGAIN
+
+
+def test_results_are_json(commands: Monitor) -> None:
+    for command in commands.registry.commands.values():
+        for line in command.examples:
+            answer = json.loads(commands.registry.answer(commands, f"{line} --json")[0])
+            assert answer["schema"] == 1
+            assert answer["command"] in (command.name, "help")
+
+
+def test_every_beginning_of_every_example_can_be_completed(commands: Monitor) -> None:
+    for command in commands.registry.commands.values():
+        for line in command.examples:
+            for end in range(len(line) + 1):
+                commands.registry.complete(commands, line[:end])
+
+
+@pytest.mark.parametrize("line", ["walk", "vmcb 99", "exits x y", "frob"])
+def test_errors_as_json(commands: Monitor, line: str) -> None:
+    with pytest.raises(CommandError):
+        commands.registry.answer(commands, line)
+    said: list[str] = []
+    commands.run(f"{line} --json", said.append, commands.thread)
+    assert set(json.loads("".join(said))["error"]) == {"value", "rule", "remedy"}
