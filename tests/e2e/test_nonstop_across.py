@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.served import Served
+from tests.e2e.served import Served, exits_of
 from tests.e2e.test_nested import matryoshka
 from tests.gdbstub.gdb import GDBS, NonStopGdb, captured
 
@@ -27,10 +27,6 @@ def gdb(request: pytest.FixtureRequest) -> Iterator[NonStopGdb]:
 
 def running(gdb: NonStopGdb, thread: str) -> bool:
     return gdb(f"info threads {thread}").rstrip().endswith("(running)")
-
-
-def exits(gdb: NonStopGdb, guest: int) -> int:
-    return int(gdb(f"monitor exits {guest} 1").splitlines()[-1].split()[0])
 
 
 def later(found: Callable[[], bool], seconds: float = 20) -> bool:
@@ -88,13 +84,13 @@ def test_guests_under_a_hypervisor_in_a_guest(gdb: NonStopGdb, serve: Serve, mat
     assert gdb.stop()["thread-id"] == "2"
     go(gdb, 3)
     assert later(lambda: "in guest 2" in gdb("info threads 1.1"))
-    before = exits(gdb, 3)
+    before = exits_of(gdb, 3)
     gdb("thread 2.1")
     gdb("maintenance flush register-cache")
     where = gdb.value("$pc")
     assert later(lambda: True, 0.2)
     gdb("maintenance flush register-cache")
-    assert (gdb.value("$pc"), exits(gdb, 3)) == (where, before)
+    assert (gdb.value("$pc"), exits_of(gdb, 3)) == (where, before)
     assert not running(gdb, "2.1")
     assert running(gdb, "1.1")
     assert running(gdb, "3.1")
