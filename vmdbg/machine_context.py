@@ -24,10 +24,13 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "rflags": "eflags", "kernel_gs_base": "k_gs_base", "fs.base": "fs_base", "gs.base": "gs_base",
+    "gif": "gif", "vmcb_pa": "vmcb_pa",
     **{f"{name}.selector": name for name in ("es", "cs", "ss", "ds", "fs", "gs")},
     **{register.field or register.name: register.name for register in SYSTEM.values()},
 }  # fmt: skip
 """gdb's names of registers, by those of the VMCB's fields."""
+_REMEMBERED = 16
+"""Threads whose registers are kept at a resume at most."""
 
 
 def _rip(context: Context) -> int:
@@ -45,6 +48,9 @@ class MachineContext:
         self.debugger = debugger
         self.thread = ThreadId(1, 1)
         """The one that a command means if none is named."""
+        self._before: dict[ThreadId, Mapping[str, int]] = {}
+        """Registers at the last resume, of the threads that somebody has asked about."""
+        self._asked: set[ThreadId] = set()
 
     @property
     def memory(self) -> Memory:
@@ -96,13 +102,29 @@ class MachineContext:
         return self.debugger.who.first_thread(number)
 
     def registers(self, number: int) -> Mapping[str, int]:
-        thread, registers = self.thread_of(number), self.debugger.registers
+        return self._registers(self.thread_of(number))
+
+    def _registers(self, thread: ThreadId) -> Mapping[str, int]:
+        registers = self.debugger.registers
         context = self.debugger.context(thread)
         found = {name: context.read(name) for name in (*GENERAL, "cr0", "cr2", "cr3", "cr4", "cr8", "efer")}
         found |= {name: registers.read(thread, gdb_name) for name, gdb_name in _NAMES.items()}
         found["rip"] = _rip(context)
         found["cpl"] = context.paging().cpl
         return {name: value for name, value in found.items() if value is not None}
+
+    def registers_before(self, number: int) -> Mapping[str, int] | None:
+        """Those that the thread had when something was resumed last; None until `registers` has been asked for once."""
+        thread = self.thread_of(number)
+        if not self._asked:
+            self.debugger.running.on_resume = self._remember
+        self._asked.add(thread)
+        return self._before.get(thread)
+
+    def _remember(self) -> None:
+        alive = [thread for thread in self._asked if self.debugger.who.alive(thread.pid)]
+        self._asked = set(alive[-_REMEMBERED:])
+        self._before = {thread: self._registers(thread) for thread in self._asked}
 
     def symbols(self, number: int) -> Symbols | None:
         executables = self.debugger.executables

@@ -15,7 +15,6 @@ from vmdbg.cpu.core import Notice
 from vmdbg.inferior_commands import InferiorCommands, as_number
 from vmdbg.machine_context import MachineContext
 from vmdbg.points import PointCommands
-from vmdbg.registering import ShowRegisters
 from vmdbg.results import Text
 from vmdbg.running_commands import RunningCommands
 
@@ -55,7 +54,7 @@ class Monitor(MachineContext):
         ):  # fmt: skip
             self.registry.add(command)
         self.catch = Catch(debugger)
-        for command in (*self.catch.commands, *ShowRegisters(debugger).commands):
+        for command in self.catch.commands:
             self.registry.add(command)
 
     def run(self, line: str, write: Callable[[str], object], thread: ThreadId) -> None:
