@@ -14,6 +14,7 @@ from vmdbg.catching import Catch
 from vmdbg.cpu.core import Notice
 from vmdbg.inferior_commands import InferiorCommands, as_number
 from vmdbg.machine_context import MachineContext
+from vmdbg.platform_commands import PlatformCommands
 from vmdbg.points import PointCommands
 from vmdbg.results import Text
 from vmdbg.running_commands import RunningCommands
@@ -54,7 +55,7 @@ class Monitor(MachineContext):
         ):  # fmt: skip
             self.registry.add(command)
         self.catch = Catch(debugger)
-        for command in self.catch.commands:
+        for command in (*self.catch.commands, *PlatformCommands(debugger).commands):
             self.registry.add(command)
 
     def run(self, line: str, write: Callable[[str], object], thread: ThreadId) -> None:

@@ -1,6 +1,20 @@
 """The commands: each is one entry of a registry, with typed results that render as text and as JSON."""
 
-from introspect.commands import avic, backtrace, disassemble, examine, exits, guests, permissions, registers, vmcb, walk
+from introspect.commands import (
+    avic,
+    backtrace,
+    cpuid,
+    descriptors,
+    disassemble,
+    examine,
+    exits,
+    guests,
+    msr,
+    permissions,
+    registers,
+    vmcb,
+    walk,
+)  # fmt: skip
 from introspect.commands.context import (
     HOST_NUMBER,
     Cancelled,
@@ -42,7 +56,9 @@ __all__ = [
 
 def default_registry() -> Registry:
     """A registry of all commands of this package, to which a machine may add its own."""
-    modules = (guests, registers, examine, disassemble, backtrace, walk, vmcb, exits, permissions, avic)
+    modules = (
+        guests, registers, descriptors, msr, cpuid, examine, disassemble, backtrace, walk, vmcb, exits, permissions, avic,
+    )  # fmt: skip
     registry = Registry(command for module in modules for command in module.COMMANDS)
     registry.add(help_command(registry))
     return registry

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from introspect.commands.context import CommandError, Context, GuestView, Result
+from introspect.commands.context import CommandError, Context, Result
 from introspect.commands.parameters import Address, AddressWord, Located, Misfit, Number, Parameter
 from introspect.commands.registry import Arguments, Command
 from introspect.commands.render import columns, members
@@ -12,8 +12,7 @@ from introspect.exits import ExitCode, exit_name
 from introspect.expression import Space
 from introspect.intercepts import intercepted, words_of
 from introspect.permissions import iopm_intercepts, msrpm_intercepts
-from introspect.sources import Unreadable
-from introspect.vmcb import VMCB, VMCB_SIZE
+from introspect.vmcb import VMCB
 
 __all__ = ["COMMANDS"]
 
@@ -60,13 +59,7 @@ class _Intercepts:
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
-        self._vmcb = b""
-        if isinstance(subject.owner, GuestView):
-            spa = subject.registers.get("vmcb_pa", next(iter(subject.owner.vmcbs), None))
-            try:
-                self._vmcb = subject.context.memory.read(spa, VMCB_SIZE) if spa is not None else b""
-            except Unreadable:
-                self._vmcb = b""
+        self._vmcb = subject.vmcb
 
     def exit(self, one: Instruction, current: bool) -> str:
         """Only of the current instruction is known which port or MSR it accesses, if it does not say so itself."""

@@ -13,6 +13,7 @@ from introspect.expression import Space
 from introspect.scope import locate_space, read_space
 from introspect.sources import Unreadable
 from introspect.symbols import Symbols
+from introspect.vmcb import VMCB_SIZE
 
 __all__ = ["OWNER", "MapRange", "Mapped", "Remembers", "Subject", "find_subject", "unreadable"]
 
@@ -64,6 +65,17 @@ class Subject:
     @cached_property
     def mode(self) -> Mode:
         return execution_mode(self.registers)
+
+    @cached_property
+    def vmcb(self) -> bytes:
+        """A guest's VMCB, the one of its thread that is meant; empty for the hypervisor, and where there is none."""
+        if not isinstance(self.owner, GuestView):
+            return b""
+        spa = self.context.registers(self.owner.number).get("vmcb_pa", next(iter(self.owner.vmcbs), None))
+        try:
+            return self.context.memory.read(spa, VMCB_SIZE) if spa is not None else b""
+        except Unreadable:
+            return b""
 
     @cached_property
     def symbols(self) -> Symbols | None:
