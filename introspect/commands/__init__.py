@@ -12,6 +12,8 @@ from introspect.commands import (
     msr,
     permissions,
     registers,
+    search,
+    symbols,
     vmcb,
     walk,
 )  # fmt: skip
@@ -57,7 +59,8 @@ __all__ = [
 def default_registry() -> Registry:
     """A registry of all commands of this package, to which a machine may add its own."""
     modules = (
-        guests, registers, descriptors, msr, cpuid, examine, disassemble, backtrace, walk, vmcb, exits, permissions, avic,
+        guests, registers, descriptors, msr, cpuid, examine, disassemble, backtrace, symbols, search, walk, vmcb, exits,
+        permissions, avic,
     )  # fmt: skip
     registry = Registry(command for module in modules for command in module.COMMANDS)
     registry.add(help_command(registry))

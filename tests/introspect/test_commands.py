@@ -350,7 +350,7 @@ USAGE = "usage: walk GVA [GUEST|host] [ACCESS] [--cpl CPL] [--vmcb PA]"
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("exit5", "exit5: no such command; try exits or help"),
+        ("avicc", "avicc: no such command; try avic or help"),
         ("i", "i: more than one command begins so; choose from idt, intercepts, iopm"),
         ("walk", "GVA: missing; give an address; usage: walk GVA [GUEST|host] [ACCESS] [--cpl CPL] [--vmcb PA]"),
         ("exits x", "x: it is no GUEST (no guest has this number or name) and no N (it must be a number); the guests are 1 (linux); "
