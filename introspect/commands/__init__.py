@@ -8,15 +8,19 @@ from introspect.commands import (
     disassemble,
     examine,
     exits,
+    files,
     guests,
+    leaks,
+    mappers,
     msr,
     permissions,
     registers,
     search,
     symbols,
+    tables,
     vmcb,
     walk,
-)  # fmt: skip
+)
 from introspect.commands.context import (
     HOST_NUMBER,
     Cancelled,
@@ -59,9 +63,26 @@ __all__ = [
 def default_registry() -> Registry:
     """A registry of all commands of this package, to which a machine may add its own."""
     modules = (
-        guests, registers, descriptors, msr, cpuid, examine, disassemble, backtrace, symbols, search, walk, vmcb, exits,
-        permissions, avic,
-    )  # fmt: skip
+        guests,
+        registers,
+        descriptors,
+        msr,
+        cpuid,
+        examine,
+        disassemble,
+        backtrace,
+        symbols,
+        search,
+        walk,
+        tables,
+        mappers,
+        vmcb,
+        exits,
+        permissions,
+        avic,
+        leaks,
+        files,
+    )
     registry = Registry(command for module in modules for command in module.COMMANDS)
     registry.add(help_command(registry))
     return registry
