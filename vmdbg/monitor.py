@@ -92,7 +92,12 @@ class Monitor(MachineContext):
         return json.dumps({"text": result.text(), "data": result.json()})
 
     def _complete(self, line: str) -> str:
-        """What the last word of a line may become."""
+        """What the last word of a line may become. It may be quoted as JSON: clients cut spaces at its end."""
+        if line.startswith('"'):
+            try:
+                line = str(json.loads(line))
+            except ValueError:
+                return json.dumps([])
         prefix = line[self.registry.complete(self, line).start :]
         words = [one.text for one in self.registry.complete(self, line).candidates if one.text.startswith(prefix)]
         return json.dumps(words)
