@@ -330,7 +330,7 @@ def test_help_lists_every_command_and_explains_one(world: World) -> None:
 
 
 def test_names_may_be_shortened(world: World) -> None:
-    assert text(world, "g") == text(world, "guests")
+    assert text(world, "gu") == text(world, "guests")
     assert text(world, "vmrun") == text(world, "vmrun w") == text(world, "vmrun why")
     assert text(world, "vmr 0x3000") == text(world, "vmrun why 0x3000")
 
@@ -341,8 +341,8 @@ USAGE = "usage: walk GVA [GUEST|host] [ACCESS] [--cpl CPL] [--vmcb PA]"
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("exit5", "exit5: no such command; try exits or help"),
-        ("i", "i: more than one command begins so; choose from intercepts, iopm"),
+        ("avicc", "avicc: no such command; try avic or help"),
+        ("i", "i: more than one command begins so; choose from idt, intercepts, iopm"),
         ("walk", "GVA: missing; give an address; usage: walk GVA [GUEST|host] [ACCESS] [--cpl CPL] [--vmcb PA]"),
         ("exits x", "x: it is no GUEST (no guest has this number or name) and no N (it must be a number); the guests are 1 (linux); "
          f"usage: {EXITS_USAGE}"),
