@@ -15,8 +15,8 @@ from introspect.registers import CR0, CR4, EFER
 from introspect.vmcb import NAMES
 
 __all__ = [
-    "GENERAL", "NT_PRSTATUS", "OWN", "OWN_TYPE", "Annotations", "GuestNote", "Note", "Registers", "complete", "guessed_efer", "iterate_notes",
-    "known_register", "make_note", "make_own", "make_prstatus", "make_qemu", "read_notes",
+    "GENERAL", "NT_PRSTATUS", "OWN", "OWN_TYPE", "Annotations", "GuestNote", "Note", "Registers", "complete", "guessed_efer",
+    "iterate_notes", "known_register", "make_note", "make_own", "make_prstatus", "make_qemu", "read_notes",
 ]  # fmt: skip
 
 Registers = dict[str, int]
