@@ -47,6 +47,9 @@ class Spans(NamedTuple):
     start: U64
     end: U64
 
+    def take(self, which: Mask) -> Spans:
+        return Spans(self.start[which], self.end[which])
+
     def rows(self) -> Iterator[tuple[int, int]]:
         return zip(self.start.tolist(), self.end.tolist(), strict=True)
 

@@ -45,6 +45,7 @@ def monitor() -> Iterator[Monitor]:
     """The demo, stopped in the hypervisor. Examples that write files do so in a directory of their own."""
     machine = Machine(IMAGE)
     with tempfile.TemporaryDirectory() as directory, chdir(directory), closing(machine):
+        Path("examples").symlink_to(TOP / "examples")
         debugger = Debugger(machine)
         debugger.executables.image = debug_file(str(IMAGE))
         for number, name in GUESTS.items():

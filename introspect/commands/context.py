@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from introspect.exitlog import ExitRecord
 from introspect.expression import Names, Scope
 from introspect.memtypes import Caching
 from introspect.paging import Nested, PagingState
@@ -50,6 +51,10 @@ class HostView(Inferior):
 
     number: int = HOST_NUMBER
     name: str = "the host"
+    image: tuple[tuple[int, int], ...] = ()
+    """Where its image lies in system-physical memory, (start, end) of each part, if that is known."""
+    saves: tuple[int, ...] = ()
+    """VM_HSAVE_PA of each processor, 0 if it has none, if that is known."""
 
     def __str__(self) -> str:
         return self.name
@@ -72,20 +77,6 @@ class GuestView(Inferior):
 
     def __str__(self) -> str:
         return f"guest {self.number} ({self.name})"
-
-
-@dataclass(frozen=True, slots=True)
-class ExitRecord:
-    """One #VMEXIT. `time` counts guest instructions or nanoseconds, as the provider defines."""
-
-    number: int
-    guest: int
-    time: int
-    rip: int
-    code: int
-    info1: int
-    info2: int
-    intinfo: int = 0
 
 
 class Context(Protocol):
