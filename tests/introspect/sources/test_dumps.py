@@ -185,7 +185,7 @@ def test_registers_of_linux_and_qemu(tmp_path: Path) -> None:
 
 def test_our_own_note(tmp_path: Path) -> None:
     ours = Annotations(
-        ({"cr3": 5, "star": 7},), (GuestNote(2, "linux", (0x1000, 0x2000), None, ({"rcx": 1}, {})),), 2, 40, 3
+        ({"cr3": 5, "star": 7},), (GuestNote(2, "linux", (0x1000, 0x2000), None, ({"rcx": 1}, {})),), 2, 40, 3, ((1, 5),)
     )
     found = open_core(written(tmp_path, elf_core(LOADS, make_own(ours)))).annotations
     assert found == ours
