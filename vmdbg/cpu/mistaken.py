@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from introspect.decode import STRING_IO
 from introspect.exits import ExitCode
 from introspect.registers import CR4
 from vmdbg.engine.state import SS
@@ -9,7 +10,6 @@ from vmdbg.engine.state import SS
 from .bits import RFLAGS_VM
 from .control import CR0_TS, CR4_PCE
 from .core import Cpu
-from .ports import STRING_IO
 
 _PREFIXES = b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf2\xf3"
 """All but LOCK, which makes an undefined instruction of those that `_undefined` looks for."""
