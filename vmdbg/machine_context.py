@@ -8,16 +8,21 @@ from typing import TYPE_CHECKING
 from gdbstub.target import ThreadId
 from introspect.commands import ExitRecord, GuestView, HostView
 from introspect.exits import ExitCode
+from introspect.instructions import OPTIONAL
 from introspect.paging import NestedTranslation, PagingState, nested_translate
+from introspect.processor_state import ProcessorState
 from introspect.rules import Processor as RuleProcessor
 from introspect.sources import Memory
 from introspect.symbols import Symbols
 from introspect.vmcb import VMCB
 from vmdbg.contexts import GENERAL, Context, LiveContext, SavedContext
+from vmdbg.cpu.processor import Processor
 from vmdbg.history import HOST, KnownGuest
+from vmdbg.machine import Machine
+from vmdbg.platform.msrs import COUNTERS, EFER
+from vmdbg.processor_view import hidden_registers, processor_state
 from vmdbg.registers import SYSTEM
 from vmdbg.scopes import MachineNames, ThreadScope
-from vmdbg.svm import world
 
 if TYPE_CHECKING:
     from vmdbg.debugger import Debugger
@@ -36,6 +41,15 @@ def _rip(context: Context) -> int:
         return VMCB.read(context.view, "rip")
     assert isinstance(context, LiveContext)
     return context.cpu.state.rip
+
+
+def known_processor(machine: Machine, cr0: int, cr4: int, efer: int) -> RuleProcessor:
+    """A machine's processor, whose hypervisor has these registers."""
+    cpu, cpuid = machine.cpus[0], machine.cpuid
+    return RuleProcessor(
+        cpuid.physical_bits, cpuid.svm_features, cr0, cr4, efer, cr4_valid=cpu.cr4_valid,
+        efer_valid=cpu.msrs.table[EFER].writable, absent=OPTIONAL - cpuid.features, counters=COUNTERS,
+    )  # fmt: skip
 
 
 class MachineContext:
@@ -64,7 +78,7 @@ class MachineContext:
     @property
     def processor(self) -> RuleProcessor:
         cr0, _, cr4, efer = self._host
-        return RuleProcessor(self.debugger.machine.config.physical_bits, world.FEATURES, cr0, cr4, efer)
+        return known_processor(self.debugger.machine, cr0, cr4, efer)
 
     @property
     def host(self) -> HostView:
@@ -96,13 +110,40 @@ class MachineContext:
         return self.debugger.who.first_thread(number)
 
     def registers(self, number: int) -> Mapping[str, int]:
-        thread, registers = self.thread_of(number), self.debugger.registers
+        return self._registers(self.thread_of(number))
+
+    def _registers(self, thread: ThreadId) -> dict[str, int]:
+        registers = self.debugger.registers
         context = self.debugger.context(thread)
         found = {name: context.read(name) for name in (*GENERAL, "cr0", "cr2", "cr3", "cr4", "cr8", "efer")}
         found |= {name: registers.read(thread, gdb_name) for name, gdb_name in _NAMES.items()}
         found["rip"] = _rip(context)
         found["cpl"] = context.paging().cpl
         return {name: value for name, value in found.items() if value is not None}
+
+    def _cpu_of(self, vmcb: int | None) -> Processor:
+        """The CPU that the guest of a VMCB is on or was on last; the hypervisor's that is meant."""
+        cpus = self.debugger.machine.cpus
+        if vmcb is None:
+            index = self.thread.tid - 1 if self.thread.pid == HOST else 0
+            return cpus[min(index, len(cpus) - 1)]
+        for cpu in cpus:
+            if cpu.guest is not None and cpu.guest.vmcb == vmcb:
+                return cpu
+        return next((cpu for cpu in cpus if self.debugger.history.last_vmcb(cpu.index) == vmcb), cpus[0])
+
+    def processor_state(self, vmcb: int | None) -> ProcessorState:
+        """Implements `introspect.commands.live.Live`."""
+        return processor_state(self._cpu_of(vmcb), self.debugger.machine.pic)
+
+    def vmcb_registers(self, vmcb: int) -> Mapping[str, int] | None:
+        """Likewise."""
+        known = self.debugger.history.by_vmcb.get(vmcb)
+        if known is None or known[0].gone:
+            return None
+        guest, vcpu = known
+        found = self._registers(ThreadId(guest.number, vcpu.thread))
+        return {**found, **hidden_registers(self._cpu_of(vmcb), in_guest=vcpu.running_on is not None)}
 
     def symbols(self, number: int) -> Symbols | None:
         executables = self.debugger.executables

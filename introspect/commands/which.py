@@ -1,7 +1,7 @@
 """Which VMCB a command is about: a guest's, or one anywhere in memory."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from introspect.commands.context import CommandError, Context, GuestView
 from introspect.commands.parameters import AddressWord, Candidate, Choice, Guest, Located, Misfit, Parameter, Physical, find_guest
@@ -11,7 +11,7 @@ from introspect.scope import locate_space
 from introspect.sources import Unreadable
 from introspect.vmcb import VMCB_SIZE
 
-__all__ = ["INNER", "WHICH", "find_vmcb", "read_vmcb"]
+__all__ = ["INNER", "WHICH", "WHICH_OPTION", "find_vmcb", "read_vmcb"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class _Which:
 
 WHICH = Parameter("GUEST|PA", _Which(), optional=True, option="--guest",
                   help="whose VMCB, or where it is; else the selected guest's")  # fmt: skip
+WHICH_OPTION = replace(WHICH, only_option=True)
+"""The same for commands whose words are something else."""
 INNER = Parameter("inner", Choice(("inner",)), optional=True, help="the VMCB that the guest's own hypervisor made for it")
 
 
@@ -53,9 +55,11 @@ def read_vmcb(context: Context, where: Located) -> tuple[int, bytes]:
         raise CommandError(f"{spa:#x}", f"no memory at {error.address:#x}", "name a guest, or an address in RAM") from error
 
 
-def find_vmcb(context: Context, arguments: Arguments) -> tuple[int, str, bytes]:
-    """Address, owner and contents of the VMCB that `WHICH`, and `INNER` where the command has that, mean."""
-    which = arguments.get(WHICH) or arguments.selected_guest()
+def find_vmcb(
+    context: Context, arguments: Arguments, parameter: Parameter[GuestView | AddressWord] = WHICH
+) -> tuple[int, str, bytes]:
+    """Address, owner and contents of the VMCB that `WHICH` or such a parameter, and `INNER` where the command has that, mean."""
+    which = arguments.get(parameter) or arguments.selected_guest()
     inner = arguments.given(INNER)
     if isinstance(which, GuestView):
         if not which.vmcbs:
