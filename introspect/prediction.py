@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from introspect.exits import EXCEPTION_BASE, exception_name, exit_name, exit_section
-from introspect.instructions import Check
+from introspect.interception import Check
 from introspect.intercepts import intercepted, words_of
 from introspect.layout import Buffer
 from introspect.rules import Processor

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from introspect.decode import STRING_IO, Undecodable, decode
 from introspect.exits import EXCEPTION_BASE, ExitCode, exception_name, port_info
-from introspect.instructions import BP, EFER_VALUE, OF, PORT, UD, Form, control_register, form_of, port_of, port_size, written
+from introspect.interception import BP, EFER_VALUE, OF, PORT, UD, Form, control_register, form_of, port_of, port_size, written
 from introspect.layout import bit
 from introspect.permissions import iopm_bits, msrpm_bit
 from introspect.prediction import Exit, Looked, Outcome, Prediction, Situation, Trail

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from gdbstub.target import ThreadId
 from introspect.commands import ExitRecord, GuestView, HostView
 from introspect.exits import ExitCode
-from introspect.instructions import OPTIONAL
+from introspect.interception import OPTIONAL
+from introspect.leaks import Leak
 from introspect.paging import NestedTranslation, PagingState, nested_translate
 from introspect.processor_state import ProcessorState
 from introspect.rules import Processor as RuleProcessor
@@ -18,7 +19,9 @@ from introspect.vmcb import VMCB
 from vmdbg.contexts import GENERAL, Context, LiveContext, SavedContext
 from vmdbg.cpu.processor import Processor
 from vmdbg.history import HOST, KnownGuest
+from vmdbg.leakwatch import LeakWatch
 from vmdbg.machine import Machine
+from vmdbg.platform.clock import TICKS_PER_SECOND
 from vmdbg.platform.msrs import COUNTERS, EFER
 from vmdbg.processor_view import hidden_registers, processor_state
 from vmdbg.registers import SYSTEM
@@ -33,6 +36,9 @@ _NAMES = {
     **{register.field or register.name: register.name for register in SYSTEM.values()},
 }  # fmt: skip
 """gdb's names of registers, by those of the VMCB's fields."""
+
+_LOADERS = ("the boot area", "the multiboot information", "the initrd")
+"""Parts of an image that its kernel only reads, once."""
 
 
 def _rip(context: Context) -> int:
@@ -61,6 +67,16 @@ class MachineContext:
         """The one that a command means if none is named."""
 
     @property
+    def ticks_per_second(self) -> int:
+        """Of the times in `exits`."""
+        return TICKS_PER_SECOND
+
+    def leaks(self) -> tuple[Leak, ...] | None:
+        """What `leak record` has seen; None while it is off."""
+        witness = self.debugger.history.witness
+        return witness.log.leaks if isinstance(witness, LeakWatch) else None
+
+    @property
     def memory(self) -> Memory:
         return self.debugger.machine.ram
 
@@ -83,7 +99,11 @@ class MachineContext:
     @property
     def host(self) -> HostView:
         paging = PagingState(*self._host, maxphyaddr=self.debugger.machine.config.physical_bits)
-        return HostView(paging=paging, caching=self._host_context.caching())
+        image = tuple(
+            (segment.address, segment.end) for segment in self.debugger.machine.image.segments if segment.name not in _LOADERS
+        )
+        saves = tuple(cpu.state.field("vm_hsave") & ~0xFFF for cpu in self.debugger.machine.cpus)
+        return HostView(paging=paging, caching=self._host_context.caching(), image=image, saves=saves)
 
     @property
     def guests(self) -> Sequence[GuestView]:
@@ -99,9 +119,7 @@ class MachineContext:
         chosen = [known[guest]] if guest in known else list(known.values()) if guest is None else []
         records = [record for one in chosen for record in one.exits]
         records.sort(key=lambda record: record.number)
-        return [
-            ExitRecord(r.number, r.guest, r.time, r.rip, r.code, r.info1, r.info2, r.intinfo) for r in records[-count:]
-        ]
+        return records[-count:]
 
     def thread_of(self, number: int) -> ThreadId:
         """The selected thread if it is one of this inferior, else that one's first.  TargetError if there is none."""
@@ -112,7 +130,10 @@ class MachineContext:
     def registers(self, number: int) -> Mapping[str, int]:
         return self._registers(self.thread_of(number))
 
-    def _registers(self, thread: ThreadId) -> dict[str, int]:
+    def threads(self, number: int) -> Sequence[Mapping[str, int]]:
+        return [self._registers(ThreadId(number, thread.tid)) for thread in self.debugger.threads(number)]
+
+    def _registers(self, thread: ThreadId) -> Mapping[str, int]:
         registers = self.debugger.registers
         context = self.debugger.context(thread)
         found = {name: context.read(name) for name in (*GENERAL, "cr0", "cr2", "cr3", "cr4", "cr8", "efer")}
@@ -136,14 +157,10 @@ class MachineContext:
         """Implements `introspect.commands.live.Live`."""
         return processor_state(self._cpu_of(vmcb), self.debugger.machine.pic)
 
-    def vmcb_registers(self, vmcb: int) -> Mapping[str, int] | None:
+    def hidden_registers(self, vmcb: int) -> Mapping[str, int]:
         """Likewise."""
-        known = self.debugger.history.by_vmcb.get(vmcb)
-        if known is None or known[0].gone:
-            return None
-        guest, vcpu = known
-        found = self._registers(ThreadId(guest.number, vcpu.thread))
-        return {**found, **hidden_registers(self._cpu_of(vmcb), in_guest=vcpu.running_on is not None)}
+        cpu = self._cpu_of(vmcb)
+        return hidden_registers(cpu, in_guest=cpu.guest is not None and cpu.guest.vmcb == vmcb)
 
     def symbols(self, number: int) -> Symbols | None:
         executables = self.debugger.executables

@@ -1,6 +1,19 @@
 """The commands: each is one entry of a registry, with typed results that render as text and as JSON."""
 
-from introspect.commands import avic, exits, guests, permissions, vmcb, walk, why_no_irq, would_exit
+from introspect.commands import (
+    avic,
+    exits,
+    files,
+    guests,
+    leaks,
+    mappers,
+    permissions,
+    tables,
+    vmcb,
+    walk,
+    why_no_irq,
+    would_exit,
+)
 from introspect.commands.context import (
     HOST_NUMBER,
     Cancelled,
@@ -42,7 +55,20 @@ __all__ = [
 
 def default_registry() -> Registry:
     """A registry of all commands of this package, to which a machine may add its own."""
-    modules = (guests, walk, vmcb, exits, permissions, avic, would_exit, why_no_irq)
+    modules = (
+        guests,
+        walk,
+        tables,
+        mappers,
+        vmcb,
+        exits,
+        permissions,
+        avic,
+        leaks,
+        would_exit,
+        why_no_irq,
+        files,
+    )  # fmt: skip
     registry = Registry(command for module in modules for command in module.COMMANDS)
     registry.add(help_command(registry))
     return registry

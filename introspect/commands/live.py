@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
-from introspect.commands.context import Context
+from introspect.commands.context import Context, threads_of
 from introspect.processor_state import ProcessorState
 from introspect.vmcb import VMCB
 
@@ -17,8 +17,8 @@ class Live(Protocol):
     def processor_state(self, vmcb: int | None) -> ProcessorState | None:
         """Of the processor that the guest of a VMCB is on, or was on last; with None, of the hypervisor's that is meant."""
 
-    def vmcb_registers(self, vmcb: int) -> Mapping[str, int] | None:
-        """Those of the guest of a VMCB, by the names of `introspect.subject.Subject`; None for one that VMRUN never entered."""
+    def hidden_registers(self, vmcb: int) -> Mapping[str, int]:
+        """What decides about a guest's instructions besides the registers: see `introspect.subject.Subject`."""
 
 
 def processor_state(context: Context, vmcb: int | None) -> ProcessorState | None:
@@ -32,8 +32,10 @@ def on_processor(state: ProcessorState | None, vmcb: int) -> bool:
 
 def vmcb_registers(context: Context, vmcb: int, contents: bytes) -> Mapping[str, int]:
     """What is known of a guest's registers: its save area, and what the context knows better or besides."""
-    known: Mapping[str, int] | None = context.vmcb_registers(vmcb) if isinstance(context, Live) else None
-    if known is None:
-        owner = next((guest for guest in context.guests if guest.vmcbs == (vmcb,)), None)
-        known = context.registers(owner.number) if owner is not None else {}
+    known: dict[str, int] = {}
+    owner = next((guest for guest in context.guests if vmcb in guest.vmcbs), None)
+    if owner is not None:
+        threads, index = threads_of(context, owner.number), owner.vmcbs.index(vmcb)
+        known.update(threads[index] if index < len(threads) else {})
+        known.update(context.hidden_registers(vmcb) if isinstance(context, Live) else {})
     return {**VMCB.decode(contents), **known}

@@ -12,7 +12,7 @@ from introspect.commands.render import columns, jsonable
 from introspect.commands.which import WHICH_OPTION, find_vmcb
 from introspect.decode import Undecodable, decode
 from introspect.exits import exception_name, exit_details
-from introspect.instructions import MNEMONICS
+from introspect.interception import MNEMONICS
 from introspect.paging import Nested, PagingState
 from introspect.prediction import Exit, Outcome, Prediction, Situation
 from introspect.registers import CR0, RFLAGS
