@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 HOST = 1
 """The hypervisor's number, as gdb numbers inferiors: the guests' begin behind it."""
 VMCB_SIZE = 4096
+MANY, FEW_EXITS, FEW_TRIPS = 64, 256, 2
+"""Guests behind so many ever were have shorter memories: a hypervisor may make as many as it likes."""
 _Q_RAX, _Q_RCX = layout.REGS // 8, layout.REGS // 8 + 1
 
 
@@ -144,8 +146,9 @@ class History:
     def keep_images(self, trips: int) -> None:
         """Keep each VMCB as it is at VMRUN and #VMEXIT, for the last so many of each guest; 0: no more."""
         self.trips = trips
-        for guest in self.guests.values():
-            guest.images = Images(trips) if trips and not guest.gone else None
+        for place, guest in enumerate(self.guests.values()):
+            kept = trips if place < MANY else min(trips, FEW_TRIPS)
+            guest.images = Images(kept) if kept and not guest.gone else None
         for vmcb in self.by_vmcb:
             self.unused(vmcb)
 
@@ -192,8 +195,10 @@ class History:
         self.adopt(next(sharing, None) or self._new_guest(self._behalf(cpu.index)), vcpu)
 
     def _new_guest(self, parent: int) -> KnownGuest:
-        images = Images(self.trips) if self.trips else None
-        guest = KnownGuest(self._next, f"guest {self._next}", Ring(self.capacity), images, parent=parent)
+        many = len(self.guests) >= MANY
+        exits, trips = (min(self.capacity, FEW_EXITS), min(self.trips, FEW_TRIPS)) if many else (self.capacity, self.trips)
+        images = Images(trips) if trips else None
+        guest = KnownGuest(self._next, f"guest {self._next}", Ring(exits), images, parent=parent)
         self.guests[self._next] = guest
         self._next += 1
         return guest
