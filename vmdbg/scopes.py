@@ -36,7 +36,9 @@ class MachineNames:
         self.pid = pid
 
     def variable(self, name: str) -> bool:
-        return name in self.facts or name in _REGISTERS or name in _SHORT or (name.startswith(_VMCB) and name[len(_VMCB) :] in NAMES)
+        if name.startswith(_VMCB):
+            return name[len(_VMCB) :] in NAMES
+        return name in self.facts or name in _REGISTERS or name in _SHORT
 
     def constant(self, name: str, owner: str | None) -> int | None:
         if owner is not None and owner != HOST_OWNER and not owner.isdecimal():
