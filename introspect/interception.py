@@ -17,8 +17,8 @@ from introspect.subject import NestedRefusal, Raised, Refused, Subject, prefixes
 from introspect.vmcb import MISC_CTL, MISC_CTL2
 
 __all__ = [
-    "BP", "EFER_VALUE", "MNEMONICS", "OF", "OPTIONAL", "PORT", "UD", "Check", "Form", "control_register", "form_of", "port_of",
-    "port_size", "written",
+    "BP", "EFER_VALUE", "MNEMONICS", "OF", "OPTIONAL", "PORT", "UD", "VIRTUAL_IOPL", "Check", "Form", "control_register",
+    "form_of", "port_of", "port_size", "written",
 ]  # fmt: skip
 
 DB, BP, OF, UD, NM, SS, GP, PF, AC = 1, 3, 4, 6, 7, 12, 13, 14, 17
@@ -236,6 +236,17 @@ def _port_value(g: Subject) -> str:
 
 
 PORT = Check("IOPL or the TSS's map permits the port", "12.2.5", _port_value, partial(_refusable, _port_refused), GP)
+
+
+def _below_iopl(g: Subject) -> bool:
+    flags = g.need("rflags")
+    return bool(g.need("cr0") & CR0.PE and flags & RFLAGS.VM and not g.need("cr4") & CR4.VME and RFLAGS.get(flags, "IOPL") < 3)
+
+
+VIRTUAL_IOPL = _check(
+    "IOPL is 3 in virtual-8086 mode", "APM3 PUSHF", lambda g: f"IOPL {RFLAGS.get(g.need('rflags'), 'IOPL')}", _below_iopl, _GP0
+)
+"""Behind the intercepts of PUSHF, POPF, IRET and INT."""
 
 
 # Forms
