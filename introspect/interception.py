@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 from introspect.decode import STRING_IO
 from introspect.exits import ExitCode
+from introspect.msrs import HWCR
 from introspect.paging import Access, Fault, PagingState, translate
 from introspect.registers import ATTRIB, CR0, CR4, DR7, EFER, RFLAGS
-from introspect.subject import NestedRefusal, Raised, Refused, Subject, prefixes
+from introspect.subject import NestedRefusal, Raised, Refused, Subject
 from introspect.vmcb import MISC_CTL, MISC_CTL2
 
 __all__ = [
@@ -90,11 +91,8 @@ def _claimed(feature: str) -> Check:
     )  # fmt: skip
 
 
-_HWCR_OFF, _HWCR_USER = 1 << 9, 1 << 10
-
-
 def _no_monitor(g: Subject) -> bool:
-    return bool(g.cpl and not g.need("hwcr") & _HWCR_USER) or bool(g.registers.get("hwcr", 0) & _HWCR_OFF)
+    return bool(g.cpl and not g.need("hwcr") & HWCR.MonMwaitUserEn) or bool(g.registers.get("hwcr", 0) & HWCR.MonMwaitDis)
 
 
 MONITOR_ALLOWED = _check(
@@ -364,7 +362,7 @@ def control_register(g: Subject) -> int:
 
 def form_of(g: Subject) -> Form | None:
     """What an instruction is to intercepts; None for one that no intercept of instructions concerns."""
-    insn, code = g.insn, g.code[prefixes(g.code, g.bits) :]
+    insn = g.insn
     opcode, reg = insn.opcode, insn.modrm >> 3 & 7
     if opcode in (0x0F20, 0x0F22):
         return _mov_cr(g, opcode == 0x0F22)
@@ -376,7 +374,7 @@ def form_of(g: Subject) -> Form | None:
         return _SYSTEM_TABLES.get(reg) if insn.memory or reg in (4, 6) else _BY_MODRM.get(insn.modrm)
     if opcode == 0x0F00:
         return _TASK_TABLES.get(reg)
-    if code[:3] == b"\x0f\x38\x82":
+    if opcode == 0x0F3882:
         return _INVPCID
     if opcode == 0x90:
         return _PAUSE if insn.rep == 0xF3 else None

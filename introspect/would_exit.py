@@ -57,8 +57,11 @@ def instruction(situation: Situation, code: bytes, subject: str = "") -> Predict
     except NestedRefusal as nested:
         trail.looked.append(Looked("nested paging", "15.25.6", "an access of the instruction is refused", "#VMEXIT"))
         return trail.exits(Exit(ExitCode.NPF, nested.info1, nested.info2, 0))
-    trail.notes.append("no intercept of instructions concerns it: only exceptions and nested page faults of its own can exit")
-    return refused_access(trail, g) or trail.ends(Outcome.STAYS, may=frozenset(range(32)))
+    refused = refused_access(trail, g)
+    if refused is not None:
+        return refused
+    trail.notes.append("no intercept of instructions concerns it: only exceptions of its own can exit")
+    return trail.ends(Outcome.STAYS, may=frozenset(range(32)))
 
 
 def _predict(trail: Trail, g: Subject, form: Form) -> Prediction:
@@ -153,7 +156,7 @@ def _cr0(trail: Trail, g: Subject, form: Form) -> Exit | None:
     selected = Exit(ExitCode.CR0_SEL_WRITE, info1, 0, _nrip(g))
     if move:
         try:
-            changed = (g.need("cr0") ^ (g.moved & CR0.defined | CR0.ET)) & ~(CR0.TS | CR0.MP)
+            changed = ((g.need("cr0") | CR0.ET) ^ (g.moved & CR0.defined | CR0.ET)) & ~(CR0.TS | CR0.MP)
         except Unknown as unknown:
             trail.doubts.append((unknown.what, None))
             trail.looked.append(Looked("bits other than TS and MP change", "15.9", f"{unknown.what} is not known", "? no exit"))

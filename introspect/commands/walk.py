@@ -113,8 +113,8 @@ def _owner(context: Context, arguments: Arguments) -> GuestView | HostView | Non
         return arguments.get(_OWNER)
     spa, contents = read_vmcb(context, word.locate(context, context.host))
     known = next((guest for guest in context.guests if spa in guest.vmcbs), None)
-    host, processor = context.host.paging, context.processor
-    nested = Nested.from_vmcb(contents, host.cr4, host.efer, processor.maxphyaddr)
+    processor = context.processor
+    nested = Nested.from_vmcb(contents, processor.host_cr4, processor.host_efer, processor.maxphyaddr)
     return GuestView(
         number=known.number if known else 0, name=f"VMCB at {spa:#x}", nested=nested,
         paging=PagingState.from_vmcb(contents, processor.maxphyaddr), vmcbs=(spa,),
