@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 __all__ = [
     "EMPTY", "U64", "ByTarget", "Indices", "Mask", "Runs", "Spans", "column", "covered", "gaps", "inside", "joined", "merged",
-    "overlaps",
+    "merged_alike", "overlaps",
 ]  # fmt: skip
 
 U64: TypeAlias = npt.NDArray[Any]
@@ -89,6 +89,27 @@ def merged(runs: Runs, apart: int = 0) -> Runs:
     if len(first) == len(start):
         return runs
     return Runs(start[first], np.add.reduceat(length, first), target[first], attributes[first])
+
+
+def merged_alike(runs: Runs, apart: int, scattered: int, differing: int = 0) -> Runs:
+    """Neighbours with the same attributes made one wherever they lead, but never across `apart`, unless it is 0.
+
+    Those that do not lead on linearly, in the result or before, have the attribute `scattered`. Attributes in `differing` may
+    differ, and the result has them all.
+    """
+    starts, lengths, targets, attributes = runs
+    if len(starts) < 2:
+        return runs
+    step = starts[1:] - starts[:-1]
+    deciding = ~(scattered | differing) % (1 << 64)
+    fresh = np.append(True, (step != lengths[:-1]) | ((attributes[1:] ^ attributes[:-1]) & deciding != 0))
+    if apart:
+        fresh |= starts == apart
+    first = np.flatnonzero(fresh)
+    straight = np.append(False, targets[1:] - targets[:-1] == step) | fresh
+    attributes = np.bitwise_or.reduceat(attributes, first)
+    attributes |= ~np.logical_and.reduceat(straight, first) * np.uint64(scattered)
+    return Runs(starts[first], np.add.reduceat(lengths, first), targets[first], attributes)
 
 
 def covered(start: U64, end: U64) -> Spans:

@@ -3,7 +3,7 @@
 import mmap
 import struct
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -74,6 +74,10 @@ class BytesMemory:
                 raise ValueError(f"the regions at {base:#x} and {following:#x} overlap; give each byte one home")
         self.regions = tuple(pairs)
         self._bases = [base for base, _ in pairs]
+
+    def buffers(self) -> Sequence[tuple[int, memoryview]]:
+        """(base, contents) of all there is: for who looks at so much of it that reads would take most of the time."""
+        return self.regions
 
     def _find(self, spa: int) -> tuple[int, memoryview] | None:
         """Offset and buffer of one address."""

@@ -209,7 +209,8 @@ def _space(
 
 def _pt(context: Context, arguments: Arguments) -> Result:
     who = arguments.owner_or_selected(_OWNER)
-    listing = list_space(context.memory, who.paging, who.nested, progress=going_on(context, "page tables"))
+    goes_on, targets = going_on(context, "page tables"), arguments.given(_LINEAR)
+    listing = list_space(context.memory, who.paging, who.nested, targets=targets, progress=goes_on)
     return _space(context, arguments, who, "linear", listing, who.nested is not None and who.nested.gmet)
 
 
@@ -217,8 +218,9 @@ def _npt(context: Context, arguments: Arguments) -> Result:
     guest = arguments.guest_or_selected(_GUEST)
     if guest.nested is None:
         raise CommandError(str(guest), "it runs without nested paging", f"its page tables: pt {guest.number}")
-    listing = list_nested(context.memory, guest.nested, progress=going_on(context, "nested page tables"))
     file = arguments.get(_MAP)
+    goes_on, targets = going_on(context, "nested page tables"), arguments.given(_LINEAR) or file is not None
+    listing = list_nested(context.memory, guest.nested, targets=targets, progress=goes_on)
     if file is None:
         return _space(context, arguments, guest, "guest-physical", listing, guest.nested.gmet)
     title = f"Guest-physical memory of {guest}"
