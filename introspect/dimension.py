@@ -7,7 +7,7 @@ there is a limit on entries looked at and on stretches kept, and what lies beyon
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -34,7 +34,7 @@ from introspect.runs import (
 from introspect.sources import Memory
 from introspect.table_pages import TablePages
 
-__all__ = ["NOWHERE", "SCATTERED", "SIZES", "Dimension", "Limits", "Problem", "Progress"]
+__all__ = ["NOWHERE", "NO_TABLES", "SCATTERED", "SIZES", "Dimension", "Limits", "Problem", "Progress", "TableRows"]
 
 Progress: TypeAlias = Callable[[float], bool]
 """Told now and then which share of the addresses is done; says whether to go on."""
@@ -80,6 +80,18 @@ class Problem(NamedTuple):
     """System-physical address of the entry; for a table its address as the entry above has it."""
     value: int
     """Of the entry; for a table as `where`."""
+
+
+class TableRows(NamedTuple):
+    """Page tables, as columns."""
+
+    level: U64
+    spa: U64
+    address: U64
+    """The first that each translates."""
+
+
+NO_TABLES = TableRows(column(), column(), column())
 
 
 class _Rows(NamedTuple):
@@ -160,6 +172,7 @@ class Dimension:
         self._parts: list[Runs] = []
         self._entries_left, self._runs_left = self.limits.entries, self.limits.runs
         self._cancelled = False
+        self._table_rows: TableRows | None = None
         self._undone: list[Spans] = []
         self._pages: TablePages | None = TablePages(self.memory, self.form.entry_size)
 
@@ -394,11 +407,13 @@ class Dimension:
                     kept.rows[place] = rows.take(stay)
                     kept.spa[place], kept.contents[place] = kept.spa[place][stay], kept.contents[place][stay]
 
-    def table_pages(self) -> Iterator[tuple[int, U64, U64]]:
-        """Of each level: its number, the system-physical addresses of its tables, and the addresses they begin to translate.
-
-        Only with `keep`.
-        """
-        for level, kept in zip(self.form.levels, self._kept, strict=True):
-            if kept.spa:
-                yield level.number, np.concatenate(kept.spa), np.concatenate([rows.address for rows in kept.rows])
+    def table_rows(self) -> TableRows:
+        """The tables that were visited, from the root down. Only with `keep`."""
+        if self._table_rows is None:
+            parts = [
+                (np.full(len(spa), level.number, np.uint64), spa, rows.address)
+                for level, kept in zip(self.form.levels, self._kept, strict=True)
+                for rows, spa in zip(kept.rows, kept.spa, strict=True)
+            ]
+            self._table_rows = TableRows(*(np.concatenate(one) for one in zip(*parts, strict=True))) if parts else NO_TABLES
+        return self._table_rows

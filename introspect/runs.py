@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
-    "EMPTY", "U64", "ByTarget", "Indices", "Mask", "Runs", "Spans", "column", "covered", "gaps", "inside", "joined", "merged",
-    "merged_alike", "overlaps",
+    "EMPTY", "U64", "Indices", "Mask", "Runs", "Spans", "column", "covered", "gaps", "inside", "joined", "leading_to",
+    "merged", "merged_alike", "overlaps",
 ]  # fmt: skip
 
 U64: TypeAlias = npt.NDArray[Any]
@@ -163,18 +163,10 @@ def overlaps(start: U64, end: U64, spans: Spans, limit: int) -> tuple[Indices, I
     return mine, theirs, np.maximum(start[mine], spans.start[theirs]), np.minimum(end[mine], spans.end[theirs]), done
 
 
-class ByTarget:
-    """Runs to be asked by target: which of them lead to an address."""
+def leading_to(runs: Runs, target: int, limit: int) -> list[tuple[int, int, int, int]]:
+    """The runs that lead to an address, as rows, the first `limit` of them.
 
-    def __init__(self, runs: Runs) -> None:
-        order = np.argsort(runs.target, kind="stable")
-        self.runs = runs.take(order)
-        self._furthest = np.maximum.accumulate(self.runs.target + self.runs.length) if len(order) else column()
-
-    def find(self, first: int, end: int, limit: int) -> list[tuple[int, int, int, int]]:
-        """Those that lead to any of the addresses first..end (not included), the first `limit` by target."""
-        low = int(np.searchsorted(self._furthest, np.uint64(first), "right"))
-        high = int(np.searchsorted(self.runs.target, np.uint64(end), "left"))
-        near = self.runs.take(slice(low, high))
-        which = np.flatnonzero(near.target + near.length > first)[:limit]
-        return list(near.take(which).rows())
+    All are looked at: to sort them by target takes as long as a hundred such questions, and they change.
+    """
+    which = np.flatnonzero(np.uint64(target) - runs.target < runs.length)[:limit]  # those beyond it wrap around
+    return list(runs.take(which).rows())

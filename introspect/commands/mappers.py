@@ -137,7 +137,7 @@ def _who_maps(context: Context, arguments: Arguments) -> Result:
         raise CommandError(str(where), "it is not mapped", "`walk` shows why; name a system-physical address")
     found = reverse_map(context, "page tables")
     limit = arguments[_LIMIT]
-    mappings = tuple(found.mappings(spa, spa + 1, limit))
+    mappings = tuple(found.mappings(spa, limit))
     symbols = tuple(_symbol(context, one) for one in mappings)
     return WhoMaps(spa, tuple(found.owners(spa)), mappings, symbols, limit, _incomplete(found))
 
