@@ -52,7 +52,7 @@ _MARKS = ENTRY.A | ENTRY.D
 _UNMARKED = ~_MARKS & NOWHERE
 _ADDRESS = bits(51, 12)
 _PAT_LARGE = 1 << 12
-_BATCH = 256
+_BATCH = 512
 """Tables read at once: their entries and what is made of them fit a cache."""
 _PROBLEMS = 256
 
@@ -174,6 +174,7 @@ class Dimension:
         self._cancelled = False
         self._table_rows: TableRows | None = None
         self._undone: list[Spans] = []
+        self._scratch: U64 = np.empty((0, 0), np.uint64)
         self._pages: TablePages | None = TablePages(self.memory, self.form.entry_size)
 
     def _finish(self) -> None:
@@ -184,7 +185,7 @@ class Dimension:
             covered(np.concatenate([one.start for one in undone]), np.concatenate([one.end for one in undone]))
             if undone else Spans(column(), column())
         )  # fmt: skip
-        self._parts, self._undone, self._pages = [], [], None
+        self._parts, self._undone, self._pages, self._scratch = [], [], None, self._scratch[:0]
 
     # Walking
 
@@ -226,7 +227,10 @@ class Dimension:
             kept.contents.append(contents & _UNMARKED)
         if depth == len(self.form.levels) - 1:
             uneven = self._even_tables(level, part, contents)
-            part, spa, contents = part.take(uneven), spa[uneven], contents[uneven]
+            if not uneven.any():
+                return
+            if not uneven.all():
+                part, spa, contents = part.take(uneven), spa[uneven], contents[uneven]
         flat = contents.ravel()
         present = np.flatnonzero(flat & ENTRY.P)
         row = present >> level.mask.bit_count()
@@ -266,15 +270,19 @@ class Dimension:
 
         Without `targets` they need not follow each other. What is alike shows in the bits that differ between "or" and "and".
         """
-        steps = np.arange(level.mask + 1, dtype=np.uint64) << level.shift
-        differ = _ALIKE | _ADDRESS | level.leaf_reserved
-        even = _varying(contents - steps) & differ == 0
+        first = contents[:, 0]
+        even = (contents[:, 1] & _ADDRESS) - (first & _ADDRESS) == 1 << level.shift  # only these are worth a longer look
+        if even.any():
+            count = len(contents)
+            if self._scratch.shape[1:] != contents.shape[1:] or len(self._scratch) < count:
+                self._scratch = np.empty_like(contents)
+            steps = np.arange(level.mask + 1, dtype=np.uint64) << level.shift
+            flat = np.subtract(contents, steps, out=self._scratch[:count])
+            even &= _varying(flat) & (_ALIKE | _ADDRESS | level.leaf_reserved) == 0
         scattered = np.zeros(len(even), np.bool_)
         if not self.targets and not even.all():
-            rest = np.flatnonzero(~even)
-            alike = _varying(contents[rest]) & (_ALIKE | level.leaf_reserved) == 0
-            scattered[rest[alike]] = True
-        first = contents[:, 0]
+            alike = _varying(contents) & (_ALIKE | level.leaf_reserved) == 0
+            scattered = alike & ~even
         last = (first & _ADDRESS) + (level.mask << level.shift)
         even &= last & (level.leaf_reserved | 1 << 52) == 0
         good: Mask = (even | scattered) & (first & (ENTRY.P | level.leaf_reserved) == ENTRY.P)

@@ -38,7 +38,11 @@ class TablePages:
             low, high = int(spa.min()), int(spa.max())
             region = bisect_right(self._bases, low) - 1
             if region >= 0 and high - self._bases[region] < len(self._pages[region]) * _PAGE and not int(spa[0]) & _PAGE - 1:
-                found = self._pages[region][(spa - self._bases[region]) >> 12]
+                pages, first = self._pages[region], (low - self._bases[region]) >> 12
+                if high - low == (len(spa) - 1) * _PAGE and int(spa[0]) == low and bool((spa[1:] > spa[:-1]).all()):
+                    found = pages[first : first + len(spa)]  # one behind the other: as they are
+                else:
+                    found = pages[(spa - self._bases[region]) >> 12]
                 return found.astype(np.uint64, copy=False), []
         size = count * self._entry
         read, parts, absent = self._memory.read, [], []

@@ -16,7 +16,7 @@ from introspect.paging import ENTRY, Format, Nested, NestedTranslation, PagingSt
 from introspect.runs import EMPTY, U64, Runs, Spans, column, gaps, inside, joined, merged, merged_alike, overlaps
 from introspect.sources import Memory
 
-__all__ = ["AddressSpace", "Listing", "Mapped", "NestedSpace", "Range", "canonical", "list_nested", "list_space"]
+__all__ = ["AddressSpace", "Listing", "Mapped", "NestedSpace", "Range", "as_ranges", "canonical", "list_nested", "list_space"]
 
 _WU = ENTRY.W | ENTRY.U
 _NESTED_SHIFT = 32
@@ -154,12 +154,20 @@ class Listing:
 
     def ranges(self, *, linear: bool = False) -> Iterator[Range]:
         """Neighbours with the same rights and memory type as one; with `linear` only where they map on linearly, too."""
-        runs = self.runs
-        if not linear:
-            half = 1 << self.width - 1 if self.width > 32 else 0
-            runs = merged_alike(runs, half, SCATTERED, SIZES | SIZES << _NESTED_SHIFT)
-        columns = (runs.start, runs.end, runs.target, runs.attributes & SCATTERED == 0, runs.attributes)
-        return map(Range, *(one.tolist() for one in columns))
+        return as_ranges(self.table(linear=linear))
+
+    def table(self, *, linear: bool = False) -> Runs:
+        """The same as columns, for who wants to count them or some of them: see `as_ranges`."""
+        if linear:
+            return self.runs
+        half = 1 << self.width - 1 if self.width > 32 else 0
+        return merged_alike(self.runs, half, SCATTERED, SIZES | SIZES << _NESTED_SHIFT)
+
+
+def as_ranges(runs: Runs) -> Iterator[Range]:
+    """Rows of `Listing.table`."""
+    columns = (runs.start, runs.end, runs.target, runs.attributes & SCATTERED == 0, runs.attributes)
+    return map(Range, *(one.tolist() for one in columns))
 
 
 class NestedSpace:
@@ -193,7 +201,8 @@ class NestedSpace:
         if self.nested.apic is not None:
             runs = _with_apic(runs, *self.nested.apic)
         self.runs = runs
-        self.reachable = runs if self.nested.gmet else runs.take(runs.attributes & ENTRY.U != 0)
+        user = runs.attributes & ENTRY.U != 0
+        self.reachable = runs if self.nested.gmet or bool(user.all()) else runs.take(user)
         """Without U nobody has access (APM2 15.25.5), unless that bit is GMET's."""
         self.spans = Spans(self.reachable.start, self.reachable.end)
 

@@ -15,7 +15,7 @@ from introspect.dimension import Problem
 from introspect.memtypes import COMBINED_PAT, Caching
 from introspect.paging import ENTRY
 from introspect.registers import memory_types
-from introspect.tables import Listing, Range, list_nested, list_space
+from introspect.tables import Listing, Range, as_ranges, list_nested, list_space
 
 __all__ = ["COMMANDS", "Space", "going_on", "rights_text"]
 
@@ -196,15 +196,12 @@ _MAP = Parameter("FILE", File(), option="--map", only_option=True,
 def _space(
     context: Context, arguments: Arguments, who: GuestView | HostView, kind: str, listing: Listing, gmet: bool
 ) -> Space:
-    limit = arguments[_LIMIT]
-    ranges: list[Range] = []
-    left_out = 0
-    for one in listing.ranges(linear=arguments.given(_LINEAR)):
-        if limit and len(ranges) >= limit:
-            left_out += 1
-        else:
-            ranges.append(one)
-    return Space(str(who), kind, listing, tuple(ranges), left_out, who.caching, gmet)
+    table = listing.table(linear=arguments.given(_LINEAR))
+    count = len(table.start)
+    limit = arguments[_LIMIT] or count
+    return Space(
+        str(who), kind, listing, tuple(as_ranges(table.take(slice(0, limit)))), max(0, count - limit), who.caching, gmet
+    )  # fmt: skip
 
 
 def _pt(context: Context, arguments: Arguments) -> Result:
@@ -228,7 +225,7 @@ def _npt(context: Context, arguments: Arguments) -> Result:
         Path(file).write_text(picture(listing, title, html=file.lower().endswith((".html", ".htm"))), encoding="utf-8")
     except OSError as error:
         raise CommandError(file, f"it cannot be written: {error.strerror}", "name a file in a directory that is yours") from None
-    return Written(file, title, sum(1 for _ in listing.ranges()))
+    return Written(file, title, len(listing.table().start))
 
 
 COMMANDS = (

@@ -297,7 +297,7 @@ def test_a_terabyte_of_small_pages_is_bounded() -> None:
         memory.write_u64(0x2000 + 8 * index, 0x3000 | P | W | U)
         memory.write_u64(0x3000 + 8 * index, index << 12 | P | W | U)
     listing = list_space(memory, state("4-level", 0), limits=SMALL)
-    assert len(listing.runs.start) <= SMALL.runs + 256 * 512
+    assert len(listing.runs.start) <= SMALL.runs + 512 * 512
     assert listing.unknown.end.tolist() == [1 << 48]
 
 
