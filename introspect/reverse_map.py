@@ -187,6 +187,8 @@ class ReverseMap:
         self._known: dict[tuple[object, ...], SpaceMapper] = {}
         self.walked = 0
         """Spaces that were made or had changed at the last `update`."""
+        self.host_known = True
+        """Whether the host's registers were: a dump may have none, and then its CR0 is 0."""
 
     def update(
         self,
@@ -201,7 +203,9 @@ class ReverseMap:
         """
         before, self._known = self._known, {}
         self.mappers, self.walked = [], 0
-        self._add("the host", host.number, "", host.paging, None, before, host=True)
+        self.host_known = host.paging.cr0 != 0
+        if self.host_known:
+            self._add(str(host), host.number, "", host.paging, None, before, host=True)
         for index, guest in enumerate(guests):
             if progress is not None and not progress(index / len(guests)):
                 return False

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
-    "EMPTY", "U64", "Indices", "Mask", "Runs", "Spans", "column", "covered", "gaps", "inside", "joined", "leading_to",
+    "EMPTY", "U64", "ByTarget", "Indices", "Mask", "Runs", "Spans", "column", "covered", "gaps", "inside", "joined", "leading_to",
     "merged", "merged_alike", "overlaps",
 ]  # fmt: skip
 
@@ -166,7 +166,24 @@ def overlaps(start: U64, end: U64, spans: Spans, limit: int) -> tuple[Indices, I
 def leading_to(runs: Runs, target: int, limit: int) -> list[tuple[int, int, int, int]]:
     """The runs that lead to an address, as rows, the first `limit` of them.
 
-    All are looked at: to sort them by target takes as long as a hundred such questions, and they change.
+    All are looked at. To sort them (`ByTarget`) takes as long as a hundred such questions.
     """
     which = np.flatnonzero(np.uint64(target) - runs.target < runs.length)[:limit]  # those beyond it wrap around
     return list(runs.take(which).rows())
+
+
+class ByTarget:
+    """Runs to be asked by target again and again: which of them lead to some addresses."""
+
+    def __init__(self, runs: Runs) -> None:
+        order = np.argsort(runs.target, kind="stable")
+        self.runs = runs.take(order)
+        self._furthest = np.maximum.accumulate(self.runs.target + self.runs.length) if len(order) else column()
+
+    def find(self, first: int, end: int, limit: int) -> list[tuple[int, int, int, int]]:
+        """Those that lead to any of the addresses first..end (not included), as rows, the first `limit` by target."""
+        low = int(np.searchsorted(self._furthest, np.uint64(first), "right"))
+        high = int(np.searchsorted(self.runs.target, np.uint64(end), "left"))
+        near = self.runs.take(slice(low, high))
+        which = np.flatnonzero(near.target + near.length > first)[:limit]
+        return list(near.take(which).rows())

@@ -1,6 +1,28 @@
 """The commands: each is one entry of a registry, with typed results that render as text and as JSON."""
 
-from introspect.commands import avic, exits, guests, mappers, permissions, tables, vmcb, walk
+from introspect.commands import (
+    avic,
+    backtrace,
+    cpuid,
+    descriptors,
+    disassemble,
+    examine,
+    exits,
+    files,
+    guests,
+    leaks,
+    mappers,
+    msr,
+    permissions,
+    registers,
+    search,
+    symbols,
+    tables,
+    vmcb,
+    walk,
+    why_no_irq,
+    would_exit,
+)
 from introspect.commands.context import (
     HOST_NUMBER,
     Cancelled,
@@ -42,7 +64,29 @@ __all__ = [
 
 def default_registry() -> Registry:
     """A registry of all commands of this package, to which a machine may add its own."""
-    modules = (guests, walk, tables, mappers, vmcb, exits, permissions, avic)
+    modules = (
+        guests,
+        registers,
+        descriptors,
+        msr,
+        cpuid,
+        examine,
+        disassemble,
+        backtrace,
+        symbols,
+        search,
+        walk,
+        tables,
+        mappers,
+        vmcb,
+        exits,
+        permissions,
+        avic,
+        leaks,
+        would_exit,
+        why_no_irq,
+        files,
+    )
     registry = Registry(command for module in modules for command in module.COMMANDS)
     registry.add(help_command(registry))
     return registry

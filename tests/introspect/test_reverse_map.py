@@ -14,7 +14,7 @@ from introspect.dimension import Dimension, Limits, TableRows
 from introspect.expression import Space
 from introspect.paging import Nested, PagingState
 from introspect.reverse_map import ReverseMap, reverse_map_of
-from introspect.runs import Runs, column, leading_to
+from introspect.runs import ByTarget, Runs, column, leading_to
 from introspect.sources import BytesMemory
 from introspect.symbols import Symbol, Symbols
 
@@ -214,7 +214,7 @@ def test_a_loop_in_a_guests_tables_is_told() -> None:
         fleet.memory.write_u64(root + 8 * index, 0xC000 | P | W | U)
     found = reverse_map_of(fleet.memory)
     found.limits = Limits(1 << 20, 1 << 14)
-    assert "? the tables of guest 2 (g2) describe too much" in text(fleet, "who-maps 0")
+    assert "? the tables of guest 2 (g2) are not known, or describe too much" in text(fleet, "who-maps 0")
 
 
 @settings(max_examples=60, deadline=None)
@@ -246,3 +246,6 @@ def test_leading_to() -> None:
     assert [row[3] for row in leading_to(runs, 0x9000, 9)] == [3]
     assert not leading_to(runs, 0x8000, 9)
     assert not leading_to(runs, 0xA000, 9)
+    assert [row[3] for row in ByTarget(runs).find(0x2800, 0x2801, 9)] == [1, 2]
+    assert [row[3] for row in ByTarget(runs).find(0x7000, 0x9001, 9)] == [1, 3]
+    assert not ByTarget(runs).find(0x8000, 0x9000, 9)
