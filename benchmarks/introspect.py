@@ -2,7 +2,8 @@
 
 The guest of the first rows has 4 GiB in pages of 4 KiB, and all three are given the same tables: this project's machine and QEMU
 have run an image that loads CR3 with them, Volatility reads a raw image of that memory. QEMU is asked over its monitor's socket;
-what this project answers is the whole text of its command. Rows without figures of peers are what they do not offer.
+what this project answers is the whole text of its command. Rows without figures of peers are what they do not offer. What the
+exit ring costs `benchmarks.exitring` measures.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -124,10 +126,11 @@ class Subject:
 
     def listing(self, line: str, targets: bool, rounds: int) -> dict[str, Any]:
         """One row: the listing of all pages, or with `targets` of all that map linearly, with where they lead."""
-        peers: dict[str, Callable[[], float]] = {"vmdbg": lambda: seconds(partial(self.ours, line))}
+        peers: dict[str, Callable[[], float]] = {"vmdbg": lambda: each(partial(self.ours, line), 10)}
         if self.qemu is not None:
-            for name in ("info tlb",) if targets else ("info mem", "info tlb"):
-                peers[name] = partial(seconds, partial(self.ask, name))
+            if not targets:
+                peers["info mem"] = partial(each, partial(self.ask, "info mem"), 10)
+            peers["info tlb"] = partial(seconds, partial(self.ask, "info tlb"))
         if self.volatility is not None:
             peers["volatility"] = lambda: seconds(self.everything)
         return row(
@@ -146,21 +149,22 @@ class Subject:
 
     def walks(self, times: int, rounds: int) -> list[dict[str, Any]]:
         """Single walks on the live machine."""
-        gva, ram = (self.pages << 11) + 0x678, self.machine.ram
         memory = self.machine.ram
+        # Never the same address twice in a row, nor soon: Volatility remembers a thousand.
+        places = cycle((np.random.default_rng(3).integers(0, self.pages, 8192) << 12 | 0x678).tolist())
         peers: dict[str, Callable[[], float]] = {
-            "vmdbg": lambda: each(lambda: translate(memory, LONG, gva, Access(), set_ad=False), times)
+            "vmdbg": lambda: each(lambda: translate(memory, LONG, next(places), Access(), set_ad=False), times)
         }
         if self.qemu is not None:
-            peers["gva2gpa"] = lambda: each(lambda: self.ask(f"gva2gpa {gva:#x}"), max(1, times // 20))
+            peers["gva2gpa"] = lambda: each(lambda: self.ask(f"gva2gpa {next(places):#x}"), max(1, times // 20))
         if self.volatility is not None:
-            peers["volatility"] = lambda: each(lambda: self.volatility.translate(gva), times)
+            peers["volatility"] = lambda: each(lambda: self.volatility.translate(next(places)), times)
         rows = [row("a translation", "us", Times(peers, rounds), 1e6)]
         more: dict[str, Callable[[], object]] = {
-            "a walk with all entries": lambda: walk(memory, LONG, gva, Access()),
-            "the same, asked as `walk`, with its text": lambda: self.ours(f"walk {gva:#x} host"),
+            "a walk with all entries": lambda: walk(memory, LONG, next(places), Access()),
+            "the same, asked as `walk`, with its text": lambda: self.ours(f"walk {next(places):#x} host"),
         }
-        ram.write(NESTED, tables_of(MEMORY >> 12, NESTED, frames_of(MEMORY >> 12, False)))
+        memory.write(NESTED, tables_of(MEMORY >> 12, NESTED, frames_of(MEMORY >> 12, False)))
         nested = Nested(NESTED, LONG.cr4, LONG.efer)
         more["a translation in two dimensions"] = lambda: translate(memory, LONG, 0x1234, Access(), nested, set_ad=False)
         more["a walk with all entries of two dimensions"] = lambda: walk(memory, LONG, 0x1234, Access(), nested)
