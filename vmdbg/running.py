@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -79,6 +79,8 @@ class Running:
         """Stop at the first instruction of a guest behind the next VMRUN."""
         self.wanted_guest: int | None = None
         """The guest that is meant; None: any."""
+        self.on_resume: Callable[[], None] = lambda: None
+        """Called before the client's threads go on."""
         self.last_stop: Stop | None = None
         self.ended = False
         """The machine is at its end, and the client has been told or needs not be."""
@@ -107,6 +109,7 @@ class Running:
         self._start(actions)
 
     def _start(self, actions: Mapping[ThreadId, Action]) -> None:
+        self.on_resume()
         for thread, action in actions.items():
             if action.step:
                 self._steppings[thread] = Stepping(thread, action, self._place(self.inferiors.context(thread)))
