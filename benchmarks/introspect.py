@@ -124,7 +124,7 @@ class Subject:
         """Volatility's listing."""
         found = sum(row[1] for row in self.volatility.mapping(0, self.pages << 12, ignore_errors=True))
         if found != self.pages << 12:
-            raise BenchmarkError(f"Volatility lists {found:#x} bytes of {self.pages << 12:#x}; its version may read tables differently")
+            raise BenchmarkError(f"Volatility lists {found:#x} bytes of {self.pages << 12:#x}; is it another version?")
 
     def listing(self, line: str, targets: bool, rounds: int) -> dict[str, Any]:
         """One row: the listing of all pages, or with `targets` of all that map linearly, with where they lead."""

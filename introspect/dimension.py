@@ -211,8 +211,10 @@ class Dimension:
                 spa = self.locate(spa)
                 refused = spa == NOWHERE
                 if refused.any():
-                    for index in np.flatnonzero(refused)[:_PROBLEMS].tolist():
+                    which = np.flatnonzero(refused)
+                    for index in which[:_PROBLEMS].tolist():
                         self._table_problem("refused", part, index, level)
+                    self.problems_left_out += max(0, len(which) - _PROBLEMS)
                     part, spa = part.take(~refused), spa[~refused]
             if len(spa):
                 self._read_and_go_on(depth, part, spa)
