@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from introspect.audit import audit_isolation
 from introspect.commands import GuestView, HostView
 from introspect.paging import Access, Nested, PagingState, Translation, translate, walk
 from introspect.registers import CR0, CR4, EFER
@@ -238,6 +239,9 @@ class Fleet:
         at = root + 0x6000 + 8 * (GUEST_PAGES - 5)
         self.memory.write_u64(at, self.memory.read_u64(at) ^ 2)
 
+    def audit(self) -> None:
+        audit_isolation(self.found, {guest.number: None for guest in self.guests})
+
     def ask(self) -> None:
         if not self.found.mappings(self.somewhere, 16):
             raise BenchmarkError("nobody maps a page that is mapped; report this")
@@ -256,7 +260,7 @@ def who_maps(count: int, rounds: int) -> list[dict[str, Any]]:
         fleet.change()
         return seconds(fleet.update)
 
-    peers |= {"changed": changed, "asked": lambda: seconds(fleet.ask)}
+    peers |= {"changed": changed, "asked": lambda: seconds(fleet.ask), "audit": lambda: seconds(fleet.audit)}
     times = Times(peers, rounds)
     return [
         {"what": f"reverse map {words}: made", "unit": "ms", "vmdbg": 1e3 * first},
@@ -264,6 +268,7 @@ def who_maps(count: int, rounds: int) -> list[dict[str, Any]]:
         {"what": "brought up to date, nothing changed", "unit": "ms", "vmdbg": 1e3 * times.median("again")},
         {"what": "brought up to date, an entry changed", "unit": "ms", "vmdbg": 1e3 * times.median("changed")},
         {"what": "who-maps, on a map that is up to date", "unit": "ms", "vmdbg": 1e3 * times.median("asked")},
+        {"what": "audit isolation of all of them", "unit": "ms", "vmdbg": 1e3 * times.median("audit")},
     ]
 
 

@@ -14,7 +14,9 @@ import numpy as np
 
 from introspect.avic import APIC_ADDRESS
 from introspect.dimension import NO_TABLES, Dimension, Limits, Progress, TableRows
+from introspect.exits import ExitCode
 from introspect.expression import Space
+from introspect.intercepts import intercepted, words_of
 from introspect.paging import Nested, PagingState
 from introspect.permissions import IOPM_SIZE, MSRPM_SIZE
 from introspect.runs import Runs, leading_to
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
 __all__ = ["Area", "Mapper", "Mapping", "Owner", "ReverseMap", "SpaceMapper", "reverse_map_of"]
 
 _PAGE = 0x1000
+_MAPS_OF_VMCB = (
+    ("IOPM", "iopm_base_pa", IOPM_SIZE, ExitCode.IOIO), ("MSRPM", "msrpm_base_pa", MSRPM_SIZE, ExitCode.MSR),
+)  # fmt: skip
 _MOST = 4
 """As many addresses as are told of one owner."""
 _KINDS = {Space.GPA: "nested ", Space.GVA: "shadow ", Space.IOVA: "I/O "}
@@ -366,9 +371,10 @@ def _areas(memory: Memory, host: HostView, guests: Sequence[GuestView]) -> Itera
                 vmcb = memory.read(spa, VMCB_SIZE)
             except Unreadable:
                 continue
-            for kind, name, size in (("IOPM", "iopm_base_pa", IOPM_SIZE), ("MSRPM", "msrpm_base_pa", MSRPM_SIZE)):
-                base = VMCB.read(vmcb, name) & -_PAGE & APIC_ADDRESS
-                yield Area(kind, who, number, base, base + size)
+            for kind, name, size, code in _MAPS_OF_VMCB:
+                if intercepted(words_of(vmcb), code):  # else nobody looks at it, and the field may say anything
+                    base = VMCB.read(vmcb, name) & APIC_ADDRESS
+                    yield Area(kind, who, number, base, base + size)
             if VMCB.read(vmcb, "v_intr") & V_INTR.avic_enable:
                 yield from _avic_areas(vmcb, who, number)
 
