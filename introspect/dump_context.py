@@ -8,7 +8,7 @@ from pathlib import Path
 
 from introspect.commands.context import Cancelled, CommandError, ExitRecord, GuestView, HostView
 from introspect.paging import Nested, PagingState
-from introspect.registers import RFLAGS
+from introspect.registers import CR0, RFLAGS
 from introspect.rules import Processor
 from introspect.scan import Found, Scan
 from introspect.scope import ContextNames, ContextScope
@@ -65,6 +65,7 @@ class DumpContext:
         cpus = [dict(cpu) for cpu in dump.annotations.cpus]
         if registers:
             cpus[:1] = [{**(cpus[0] if cpus else {}), **registers}]
+        self._given = bool(registers)
         self._cpus = [complete(cpu) for cpu in cpus]
         self._host: Registers = self._cpus[0] if self._cpus else {}
         self.host_from = "the dump's registers" if self._cpus else ""
@@ -146,7 +147,8 @@ class DumpContext:
     def threads(self, number: int) -> Sequence[Mapping[str, int]]:
         """Registers of each processor of an inferior."""
         if number == self.host.number:
-            return [dict(cpu) for cpu in self._cpus] or [dict(self._host)]
+            guests = {known.on_cpu for known in self._known}
+            return [dict(self._host if index in guests else cpu) for index, cpu in enumerate(self._cpus)] or [dict(self._host)]
         known = next((known for known in self._known if known.number == number), None)
         if known is None:
             return []
@@ -198,8 +200,6 @@ class DumpContext:
                 known.vmcbs = (*known.vmcbs, *(spa for spa in vmcbs if spa not in known.vmcbs))
         self._relate(result)
         self._sort_out()
-        if not self._host:
-            self._take_host()
 
     def _relate(self, result: Scan) -> None:
         relations = result.relations
@@ -213,29 +213,33 @@ class DumpContext:
             if parent is not None and parent is not known:
                 known.parent, known.inner = parent.number, made
 
-    def _take_host(self) -> None:
-        """The host's registers from its save area, where VMRUN left them."""
-        contents = self._vmcb(self._saved[0].spa) if self._saved else None
-        if contents is not None:
-            self._host = {name: VMCB.read(contents, name) for name in _STATE}
-            self.host_from = f"the host save area at {self._saved[0].spa:#x}"
-
     def _sort_out(self) -> None:
         """A processor that was in a guest when the dump was made has that one's registers, not the host's.
 
         It shows in the page and descriptor tables, unless a host save area has the same. Our own dumps say whose they are.
         """
-        if self.dump.annotations.guests:
-            return
         for index, cpu in enumerate(self._cpus):
+            if self.dump.annotations.guests or (self._given and not index):
+                continue
             if any(name not in cpu for name in _TABLES) or any(self._same_tables(cpu, saved.spa) for saved in self._saved):
                 continue
             for known in self._known:
                 for vcpu, spa in enumerate(known.vmcbs):
                     if known.on_cpu is None and self._same_tables(cpu, spa):
                         known.registers[vcpu], known.on_cpu = cpu, index
-        if self._cpus and all(any(known.on_cpu == index for known in self._known) for index in range(len(self._cpus))):
-            self._host, self.host_from = {}, ""
+        self._choose_host()
+
+    def _choose_host(self) -> None:
+        """Of the processors that are in no guest the first that has paging on; else a host save area; else any of them."""
+        own = [cpu for index, cpu in enumerate(self._cpus) if all(known.on_cpu != index for known in self._known)]
+        paged = next((cpu for cpu in own if cpu.get("cr0", 0) & CR0.PG), None)
+        contents = self._vmcb(self._saved[0].spa) if self._saved and paged is None else None
+        if contents is not None:
+            self._host = {name: VMCB.read(contents, name) for name in _STATE}
+            self.host_from = f"the host save area at {self._saved[0].spa:#x}"
+        else:
+            self._host = paged or (own[0] if own else {})
+            self.host_from = "the dump's registers" if self._host else ""
 
     def _same_tables(self, cpu: Registers, spa: int) -> bool:
         contents = self._vmcb(spa)

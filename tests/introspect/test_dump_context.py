@@ -114,6 +114,16 @@ def test_a_processor_that_was_in_a_guest(tmp_path: Path) -> None:
     assert "-" in said(dump, "guests").splitlines()[1]  # no last exit
 
 
+def test_a_processor_that_is_idle_is_not_the_host(tmp_path: Path) -> None:
+    """One that has never been started says nothing of the hypervisor, where another is in a guest."""
+    dump = context(tmp_path, core(IN_A, {"cr0": 0x10, "cr3": 0, "gdtr.base": 0, "idtr.base": 0}))
+    said(dump, "guests --scan")
+    assert dump.host_from == f"the host save area at {HSAVE:#x}"
+    dump = context(tmp_path, core(IN_A, CPU))
+    said(dump, "guests --scan")
+    assert (dump.host_from, dump.registers(1)["rip"]) == ("the dump's registers", CODE)
+
+
 def test_what_our_own_core_notes(tmp_path: Path) -> None:
     notes = make_own(Annotations(
         (CPU, {**CPU, "rip": 5}),
