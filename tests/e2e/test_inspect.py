@@ -18,6 +18,7 @@ import pytest
 
 from introspect.commands import run_line
 from introspect.dump_context import DumpContext
+from introspect.expression import Space
 from introspect.scan import scan
 from introspect.sources import open_dump
 from introspect.vmcb import VMCB
@@ -235,7 +236,7 @@ def test_gdb_opens_each_guest(demo: Monitor, hypervisor: Path, tmp_path: Path, n
         assert gdb.value("(unsigned long) $rip") % (1 << 64) == base + registers["rip"]
         assert gdb.value("(unsigned long) $rsp") % (1 << 64) == registers["rsp"]
         scope = demo.scope(number)
-        code = int.from_bytes(scope.read("gva", base + registers["rip"], 8), "little")  # type: ignore[arg-type]
+        code = int.from_bytes(scope.read(Space.GVA, base + registers["rip"], 8), "little")
         assert gdb.value("*(unsigned long *) $rip") % (1 << 64) == code
         if number == 2:
             gdb(f"file {hypervisor.with_name(file)}")
