@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from introspect.paging import Access, Fault, Nested, NestedTranslation, PagingState, Step, nested_translate, walk
 from introspect.sources import Memory, Unreadable
+from introspect.sources.memory import Sparse, memory_ranges
 
 __all__ = [
     "MAX_PATTERN", "Pattern", "Piece", "hex_pattern", "linear_pieces", "nested_pieces", "pattern", "physical_pieces", "scan",
@@ -57,24 +58,50 @@ def hex_pattern(text: str) -> Pattern | None:
     return Pattern(re.compile(b"".join(parts), re.DOTALL), len(parts))
 
 
-def physical_pieces(memory: Memory, first: int, end: int) -> Iterator[Piece]:
-    """System-physical addresses: stretches with memory, and holes as far as they are known or found by probing."""
-    at, probes = first, 0
+def physical_pieces(memory: Memory, first: int, end: int, zeros: int | None = None) -> Iterator[Piece]:
+    """System-physical addresses: stretches with memory, and holes as far as they are known or found by probing.
+
+    `zeros`: stretches known to be nothing but zeros are passed over like holes, but for so many bytes beside what is not.
+    """
+    at = first
+    for start, stop in _stretches(memory, first, end, zeros):
+        if start > at:
+            yield Piece(at, start - at, None)
+        yield from _probed(memory, max(start, at), stop)
+        at = max(stop, at)
+    if at < end:
+        yield Piece(at, end - at, None)
+
+
+def _stretches(memory: Memory, first: int, end: int, zeros: int | None) -> Iterator[tuple[int, int]]:
+    """Where memory may be, within first..end, ascending."""
+    for start, stop in memory_ranges(memory):
+        start, stop = max(start, first), min(stop, end)
+        if start >= stop:
+            continue
+        if zeros is None or not isinstance(memory, Sparse):
+            yield start, stop
+            continue
+        for begin, behind in memory.data(start, stop):
+            yield max(begin - zeros, start), min(behind + zeros, stop)
+
+
+def _probed(memory: Memory, at: int, end: int) -> Iterator[Piece]:
+    probes = 0
     while at < end:
         size = min(_CHUNK - at % _CHUNK, end - at)
         try:
             memory.read(at, 1)
         except Unreadable:
             probes += 1
-            step = min(_PAGE - at % _PAGE, end - at)
             if probes > _PROBES:
                 yield Piece(at, end - at, None)
                 return
-            yield Piece(at, step, None)
-            at += step
-            continue
-        probes = 0
-        yield Piece(at, size, at)
+            size = min(_PAGE - at % _PAGE, end - at)
+            yield Piece(at, size, None)
+        else:
+            probes = 0
+            yield Piece(at, size, at)
         at += size
 
 

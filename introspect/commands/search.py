@@ -157,7 +157,7 @@ def _range(context: Context, arguments: Arguments) -> tuple[Located, int]:
     return where, min(end, 1 << 64)
 
 
-def _pieces(context: Context, where: Located, end: int) -> Iterator[Piece]:
+def _pieces(context: Context, where: Located, end: int, wanted: Pattern) -> Iterator[Piece]:
     memory, owner = context.memory, where.owner
     if where.space == Space.GVA:
         return linear_pieces(memory, owner.paging, owner.nested, where.offset, end)
@@ -165,7 +165,8 @@ def _pieces(context: Context, where: Located, end: int) -> Iterator[Piece]:
         return nested_pieces(memory, owner.nested, where.offset, end)
     if where.space == Space.IOVA:
         raise CommandError(str(where), "a device's addresses cannot be searched: no IOMMU is known here", "use gpa or spa")
-    return physical_pieces(memory, where.offset, end)
+    zeros = None if wanted.regex.fullmatch(bytes(wanted.size)) else wanted.size
+    return physical_pieces(memory, where.offset, end, zeros)
 
 
 def _search(context: Context, arguments: Arguments) -> Result:
@@ -177,7 +178,7 @@ def _search(context: Context, arguments: Arguments) -> Result:
 
     def counted() -> Iterator[Piece]:
         nonlocal bytes_read, holes, used
-        for piece in islice(_pieces(context, where, end), _MAX_PIECES):
+        for piece in islice(_pieces(context, where, end, wanted), _MAX_PIECES):
             used = piece.address + piece.size
             if piece.spa is None:
                 holes += piece.size
