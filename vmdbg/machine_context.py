@@ -9,24 +9,28 @@ from gdbstub.target import ThreadId
 from introspect.commands import ExitRecord, GuestView, HostView
 from introspect.commands.subject import MapRange
 from introspect.exits import ExitCode
+from introspect.interception import OPTIONAL
 from introspect.leaks import Leak
 from introspect.msrs import MSRS
 from introspect.paging import NestedTranslation, PagingState, nested_translate
+from introspect.processor_state import ProcessorState
 from introspect.registers import CR4
 from introspect.rules import Processor as RuleProcessor
 from introspect.sources import Memory
 from introspect.symbols import Symbols
 from introspect.vmcb import VMCB
 from vmdbg.contexts import GENERAL, Context, LiveContext, SavedContext
+from vmdbg.cpu.processor import Processor
 from vmdbg.history import HOST, KnownGuest
 from vmdbg.leakwatch import LeakWatch
+from vmdbg.machine import Machine
 from vmdbg.platform.clock import TICKS_PER_SECOND
 from vmdbg.platform.cpuid import Dynamic, cpuid
-from vmdbg.platform.msrs import TSC, TSC_RATIO
+from vmdbg.platform.msrs import COUNTERS, EFER, TSC, TSC_RATIO
 from vmdbg.platform_commands import physical_map
+from vmdbg.processor_view import hidden_registers, processor_state
 from vmdbg.registers import SYSTEM
 from vmdbg.scopes import MachineNames, ThreadScope
-from vmdbg.svm import world
 
 if TYPE_CHECKING:
     from vmdbg.debugger import Debugger
@@ -52,6 +56,15 @@ def _rip(context: Context) -> int:
         return VMCB.read(context.view, "rip")
     assert isinstance(context, LiveContext)
     return context.cpu.state.rip
+
+
+def known_processor(machine: Machine, cr0: int, cr4: int, efer: int) -> RuleProcessor:
+    """A machine's processor, whose hypervisor has these registers."""
+    cpu, cpuid = machine.cpus[0], machine.cpuid
+    return RuleProcessor(
+        cpuid.physical_bits, cpuid.svm_features, cr0, cr4, efer, cr4_valid=cpu.cr4_valid,
+        efer_valid=cpu.msrs.table[EFER].writable, absent=OPTIONAL - cpuid.features, counters=COUNTERS,
+    )  # fmt: skip
 
 
 class MachineContext:
@@ -93,7 +106,7 @@ class MachineContext:
     @property
     def processor(self) -> RuleProcessor:
         cr0, _, cr4, efer = self._host
-        return RuleProcessor(self.debugger.machine.config.physical_bits, world.FEATURES, cr0, cr4, efer)
+        return known_processor(self.debugger.machine, cr0, cr4, efer)
 
     @property
     def host(self) -> HostView:
@@ -189,6 +202,26 @@ class MachineContext:
         dynamic = Dynamic(bool((context.read("cr4") or 0) & CR4.OSXSAVE), cpu.lapic.enabled)
         found = cpuid(self.debugger.machine.cpuid, cpu.index, leaf, subleaf, dynamic)
         return found.eax, found.ebx, found.ecx, found.edx
+
+    def _cpu_of(self, vmcb: int | None) -> Processor:
+        """The CPU that the guest of a VMCB is on or was on last; the hypervisor's that is meant."""
+        cpus = self.debugger.machine.cpus
+        if vmcb is None:
+            index = self.thread.tid - 1 if self.thread.pid == HOST else 0
+            return cpus[min(index, len(cpus) - 1)]
+        for cpu in cpus:
+            if cpu.guest is not None and cpu.guest.vmcb == vmcb:
+                return cpu
+        return next((cpu for cpu in cpus if self.debugger.history.last_vmcb(cpu.index) == vmcb), cpus[0])
+
+    def processor_state(self, vmcb: int | None) -> ProcessorState:
+        """Implements `introspect.commands.live.Live`."""
+        return processor_state(self._cpu_of(vmcb), self.debugger.machine.pic)
+
+    def hidden_registers(self, vmcb: int) -> Mapping[str, int]:
+        """Likewise."""
+        cpu = self._cpu_of(vmcb)
+        return hidden_registers(cpu, in_guest=cpu.guest is not None and cpu.guest.vmcb == vmcb)
 
     def symbols(self, number: int) -> Symbols | None:
         executables = self.debugger.executables

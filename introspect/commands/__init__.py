@@ -20,6 +20,8 @@ from introspect.commands import (
     tables,
     vmcb,
     walk,
+    why_no_irq,
+    would_exit,
 )
 from introspect.commands.context import (
     HOST_NUMBER,
@@ -81,6 +83,8 @@ def default_registry() -> Registry:
         permissions,
         avic,
         leaks,
+        would_exit,
+        why_no_irq,
         files,
     )
     registry = Registry(command for module in modules for command in module.COMMANDS)

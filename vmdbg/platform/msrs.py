@@ -23,6 +23,8 @@ MTRR_FIXED = (0x250, 0x258, 0x259, *range(0x268, 0x270))
 EFER, STAR, LSTAR, CSTAR, SFMASK = 0xC0000080, 0xC0000081, 0xC0000082, 0xC0000083, 0xC0000084
 FS_BASE, GS_BASE, KERNEL_GS_BASE, TSC_AUX, TSC_RATIO = 0xC0000100, 0xC0000101, 0xC0000102, 0xC0000103, 0xC0000104
 PERF_CTL0, PERF_CTR0 = 0xC0010000, 0xC0010004
+COUNTERS = 4
+"""Performance counters: this many of each of the two."""
 SYSCFG, HWCR, IORR_BASE0, TOP_MEM, TOP_MEM2 = 0xC0010010, 0xC0010015, 0xC0010016, 0xC001001A, 0xC001001D
 INT_PENDING, DE_CFG = 0xC0010055, 0xC0011029
 SMM_BASE, SMM_ADDR, SMM_MASK = 0xC0010111, 0xC0010112, 0xC0010113
@@ -162,8 +164,8 @@ def msr_table(config: CpuidConfig) -> dict[int, Msr]:
         Msr(FS_BASE, field="fs.base", check=_canonical),
         Msr(GS_BASE, field="gs.base", check=_canonical),
         Msr(KERNEL_GS_BASE, field="kernel_gs_base", check=_canonical),
-        *(Msr(PERF_CTL0 + n) for n in range(4)),
-        *(Msr(PERF_CTR0 + n, writable=(1 << 48) - 1) for n in range(4)),
+        *(Msr(PERF_CTL0 + n) for n in range(COUNTERS)),
+        *(Msr(PERF_CTR0 + n, writable=(1 << 48) - 1) for n in range(COUNTERS)),
         Msr(SYSCFG, writable=0x7C0000),
         Msr(HWCR, reset=1 << 24, writable=LOW32 & ~(1 << 24), check=_hwcr),  # TscFreqSel: at the P0 rate
         *(Msr(IORR_BASE0 + 2 * n, mbz=beyond | 0xFE7, writable=ALL) for n in range(2)),

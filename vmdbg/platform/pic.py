@@ -67,6 +67,16 @@ class Chip:
     def _level_triggered(self) -> int:
         return 0xFF if self._level else self.elcr
 
+    @property
+    def order(self) -> tuple[int, ...]:
+        """The lines by priority, the highest first."""
+        return tuple((self._lowest + rank) & 7 for rank in range(1, 9))
+
+    @property
+    def blocking(self) -> int:
+        """The lines whose service holds those back that come behind them: all in service, but for special mask mode."""
+        return self.isr & ~self.imr if self._special_mask else self.isr
+
     def pending(self, slave_lines: int) -> int | None:
         """The line that INTR is for; `slave_lines` have an 8259 behind them and may nest over themselves (SFNM)."""
         requests = self.irr & ~self.imr
