@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from introspect.commands.context import CommandError, Context, Result
+from introspect.commands.inferior_state import OWNER, InferiorState
 from introspect.commands.parameters import (
     Address,
     AddressWord,
@@ -19,7 +20,6 @@ from introspect.commands.parameters import (
 from introspect.commands.parameters import ExpressionWord as Value
 from introspect.commands.registry import Arguments, Command
 from introspect.commands.render import columns, members, size_text
-from introspect.commands.subject import OWNER, Subject
 from introspect.expression import Space
 from introspect.search import (
     MAX_PATTERN,
@@ -50,7 +50,7 @@ class What:
 
     text: str
 
-    def compile(self, context: Context, subject: Subject) -> Pattern:
+    def compile(self, context: Context, subject: InferiorState) -> Pattern:
         """CommandError for an expression that has no value."""
         kind, colon, rest = self.text.partition(":")
         if colon and kind in _SIZES:
@@ -171,7 +171,7 @@ def _pieces(context: Context, where: Located, end: int, wanted: Pattern) -> Iter
 
 def _search(context: Context, arguments: Arguments) -> Result:
     where, end = _range(context, arguments)
-    subject = Subject(context, where.owner)
+    subject = InferiorState(context, where.owner)
     wanted = arguments[_WHAT].compile(context, subject)
     total, bytes_read, holes = end - where.offset, 0, 0
     used = 0
