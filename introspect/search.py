@@ -13,6 +13,8 @@ __all__ = [
 ]  # fmt: skip
 
 MAX_PATTERN = 4096
+MAX_WILD = 256
+"""Bytes of a pattern with wildcards."""
 _CHUNK = 1 << 20
 _PAGE = 4096
 _PROBES = 1 << 16
@@ -24,6 +26,10 @@ class Pattern(NamedTuple):
 
     regex: "re.Pattern[bytes]"
     size: int
+    literal: bytes
+    """The longest part of it without wildcards, which is what memory is searched for."""
+    at: int
+    """Where that part begins."""
 
 
 class Piece(NamedTuple):
@@ -36,26 +42,33 @@ class Piece(NamedTuple):
 
 def pattern(data: bytes) -> Pattern:
     """Just these bytes."""
-    return Pattern(re.compile(re.escape(data), re.DOTALL), len(data))
+    return Pattern(re.compile(re.escape(data), re.DOTALL), len(data), data, 0)
 
 
 def hex_pattern(text: str) -> Pattern | None:
     """Pairs of hexadecimal digits, `?` for any digit, spaces between them as you like; None if it is none."""
     digits = "".join(text.split())
-    if not digits or len(digits) % 2 or not all(one in "0123456789abcdefABCDEF?" for one in digits):
+    if not 0 < len(digits) <= 2 * MAX_WILD or len(digits) % 2 or not all(one in "0123456789abcdefABCDEF?" for one in digits):
         return None
-    parts = []
+    parts: list[bytes] = []
+    runs: list[bytearray] = [bytearray()]
+    starts = [0]
     for at in range(0, len(digits), 2):
         high, low = digits[at], digits[at + 1]
         if "?" not in high + low:
             parts.append(re.escape(bytes([int(high + low, 16)])))
-        elif high == low == "?":
+            runs[-1].append(int(high + low, 16))
+            continue
+        runs.append(bytearray())
+        starts.append(at // 2 + 1)
+        if high == low == "?":
             parts.append(b".")
         else:
             highs = range(16) if high == "?" else [int(high, 16)]
             lows = range(16) if low == "?" else [int(low, 16)]
             parts.append(b"[" + b"".join(b"\\x%02x" % (h << 4 | one) for h in highs for one in lows) + b"]")
-    return Pattern(re.compile(b"".join(parts), re.DOTALL), len(parts))
+    best = max(range(len(runs)), key=lambda n: len(runs[n]))
+    return Pattern(re.compile(b"".join(parts), re.DOTALL), len(parts), bytes(runs[best]), starts[best])
 
 
 def physical_pieces(memory: Memory, first: int, end: int, zeros: int | None = None) -> Iterator[Piece]:
@@ -195,11 +208,12 @@ def scan(
 
 
 def _matches(window: bytes, base: int, wanted: Pattern, align: int) -> Iterator[int]:
-    at = 0
+    at = wanted.at
     while True:
-        found = wanted.regex.search(window, at)
-        if found is None:
+        found = window.find(wanted.literal, at)
+        if found < 0:
             return
-        at = found.start() + 1
-        if not (base + found.start()) % align:
-            yield base + found.start()
+        at = found + 1
+        start = found - wanted.at
+        if not (base + start) % align and wanted.regex.match(window, start) is not None:
+            yield base + start
