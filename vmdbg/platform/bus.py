@@ -4,7 +4,7 @@ from bisect import bisect_right
 from collections import Counter
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 
 class PortDevice(Protocol):
@@ -23,20 +23,27 @@ class MmioDevice(Protocol):
     def write_mmio(self, offset: int, size: int, value: int) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class _Ports:
-    first: int
-    last: int
-    device: PortDevice
-    width: int
+T_co = TypeVar("T_co", covariant=True)
 
 
 @dataclass(frozen=True, slots=True)
-class _Mmio:
+class Claim(Generic[T_co]):
+    """Ports or addresses first..last are a device's; it takes at most `width` bytes in a piece."""
+
     first: int
     last: int
-    device: MmioDevice
+    device: T_co
     width: int
+
+
+class Device(PortDevice, MmioDevice, Protocol):
+    """What answers in either space."""
+
+
+class Decoder(Protocol):
+    """Devices that software moves about: asked for what no fixed device claims."""
+
+    def claim(self, address: int, io: bool) -> Claim[Device] | None: ...
 
 
 class Bus:
@@ -49,8 +56,9 @@ class Bus:
     UNCLAIMED_KEYS = 1024
 
     def __init__(self) -> None:
-        self._ports: dict[int, _Ports] = {}
-        self._mmio: list[_Mmio] = []
+        self._ports: dict[int, Claim[PortDevice]] = {}
+        self._mmio: list[Claim[MmioDevice]] = []
+        self.decoder: Decoder | None = None
         self.unclaimed: Counter[tuple[str, int]] = Counter()
 
     def add_ports(self, first: int, last: int, device: PortDevice, width: int = 1) -> None:
@@ -60,7 +68,7 @@ class Bus:
         for port in range(first, last + 1):
             if port in self._ports:
                 raise ValueError(f"port {port:#x} already belongs to {type(self._ports[port].device).__name__}")
-        claim = _Ports(first, last, device, width)
+        claim = Claim(first, last, device, width)
         self._ports.update(dict.fromkeys(range(first, last + 1), claim))
 
     def add_mmio(self, first: int, last: int, device: MmioDevice, width: int = 8) -> None:
@@ -73,7 +81,7 @@ class Bus:
                     f"addresses {first:#x}..{last:#x} overlap {other.first:#x}..{other.last:#x} of "
                     f"{type(other.device).__name__}"
                 )
-        self._mmio.append(_Mmio(first, last, device, width))
+        self._mmio.append(Claim(first, last, device, width))
         self._mmio.sort(key=attrgetter("first"))
 
     def remove_mmio(self, first: int) -> None:
@@ -120,20 +128,24 @@ class Bus:
                 piece = value >> 8 * done & ((1 << 8 * step) - 1)
                 claim.device.write_mmio(address + done - claim.first, step, piece)
 
-    def _find_mmio(self, address: int) -> _Mmio | None:
+    def _find_mmio(self, address: int) -> Claim[MmioDevice] | None:
         index = bisect_right(self._mmio, address, key=attrgetter("first")) - 1
         if index >= 0 and address <= self._mmio[index].last:
             return self._mmio[index]
-        return None
+        return None if self.decoder is None else self.decoder.claim(address, False)
 
-    def _port_pieces(self, port: int, size: int) -> list[tuple[int, int, _Ports | None]]:
+    def _find_port(self, port: int) -> Claim[PortDevice] | None:
         claim = self._ports.get(port)
+        return claim if claim is not None or self.decoder is None else self.decoder.claim(port, True)
+
+    def _port_pieces(self, port: int, size: int) -> list[tuple[int, int, Claim[PortDevice] | None]]:
+        claim = self._find_port(port)
         if claim and size <= claim.width and port + size - 1 <= claim.last:
             return [(0, size, claim)]
-        pieces: list[tuple[int, int, _Ports | None]] = []
+        pieces: list[tuple[int, int, Claim[PortDevice] | None]] = []
         done = 0
         while done < size:
-            claim = self._ports.get(port + done)
+            claim = self._find_port(port + done)
             step = _step(size - done, claim.width, claim.last - port - done + 1) if claim else 1
             pieces.append((done, step, claim))
             done += step
@@ -141,11 +153,11 @@ class Bus:
             self._count(("port", port))
         return pieces
 
-    def _mmio_pieces(self, address: int, size: int) -> list[tuple[int, int, _Mmio | None]]:
+    def _mmio_pieces(self, address: int, size: int) -> list[tuple[int, int, Claim[MmioDevice] | None]]:
         claim = self._find_mmio(address)
         if claim and size <= claim.width and address + size - 1 <= claim.last:
             return [(0, size, claim)]
-        pieces: list[tuple[int, int, _Mmio | None]] = []
+        pieces: list[tuple[int, int, Claim[MmioDevice] | None]] = []
         done = 0
         while done < size:
             claim = self._find_mmio(address + done)
