@@ -113,6 +113,8 @@ def add_devices(root: RootComplex, clock: Clock, specs: Sequence[DeviceSpec]) ->
             raise DeviceError(f"id={spec.id} is another bridge's already; choose another")
         function = KINDS[spec.kind].make(clock, spec)
         devfn = _free_slot(bus, spec) if spec.slot is None else spec.slot
+        if isinstance(function, Bridge) and function.express and bus.bridge is not None:
+            raise DeviceError(f"a root port is on the root bus, not on {spec.bus!r}; leave bus= out, or choose a pci-bridge")
         if bus.bridge is not None and bus.bridge.express and devfn >> 3:
             raise DeviceError(
                 f"device {spec.kind} is to be at {devfn >> 3:02x}.{devfn & 7} below the root port {spec.bus!r}, which has "

@@ -14,8 +14,8 @@ from vmdbg.platform.pci.function import Bar, Function
 
 IDENTIFICATION = 0x010000ED
 BUFFER, BUFFER_SIZE = 0x40000, 4096
-DMA_TICKS = TICKS_PER_SECOND // 10_000
-"""Guest time that a transfer takes: 100 us."""
+DMA_TICKS = TICKS_PER_SECOND // 200_000
+"""Guest time that a transfer takes: 5 us, so that who polls need not do it long."""
 FACTORIAL_TICKS = TICKS_PER_SECOND // 100_000
 START, TO_MEMORY, RAISE = 1, 2, 4
 """Bits of the DMA command."""

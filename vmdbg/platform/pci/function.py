@@ -141,11 +141,10 @@ class Function:
             return
 
     def signal(self, vector: int = 0) -> None:
-        """Send the message of a vector, if software has turned on MSI or MSI-X."""
-        for capability in self._message_interrupts():
-            if capability.enabled:
-                capability.signal(vector)
-                return
+        """Send the message of a vector, if software has turned on MSI or MSI-X; of both, MSI-X."""
+        enabled = [capability for capability in self._message_interrupts() if capability.enabled]
+        if enabled:
+            max(enabled, key=lambda capability: capability.id).signal(vector)
 
     def set_intx(self, level: bool) -> None:
         """Drive the interrupt pin; no signal leaves while messages are on or the command register forbids it."""
@@ -168,6 +167,16 @@ class Function:
     @property
     def on_root_bus(self) -> bool:
         return self.bus is None or self.bus.bridge is None
+
+    @property
+    def _on_express(self) -> bool:
+        """No bridge to conventional PCI is on the way."""
+        bus = self.attached
+        while bus.bridge is not None:
+            if not bus.bridge.express:
+                return False
+            bus = bus.bridge.attached
+        return True
 
     @property
     def address(self) -> RequesterId:
@@ -207,7 +216,7 @@ class Function:
 
     def _chain(self) -> None:
         at, link = FIRST_CAPABILITY, self.header.offset_of("capabilities")
-        self.capabilities = list(self.make_capabilities())
+        self.capabilities = [one for one in self.make_capabilities() if self._on_express or not isinstance(one, Express)]
         for capability in self.capabilities:
             assert at + capability.size <= CONVENTIONAL
             self.config.define_at(link, 1, Rule(at))
