@@ -31,14 +31,16 @@ from vmdbg.options import (
     cpus,
     device,
     endpoint,
+    exit_ring,
     notices,
     number,
     physical_bits,
     size,
     symbol_file,
 )
-from vmdbg.platform.pci.catalogue import KINDS, DeviceError
+from vmdbg.platform.pci.catalogue import DeviceError
 from vmdbg.platform.serial import SerialError, open_serial
+from vmdbg.svm.ring import DEFAULT_EXITS
 
 IDLE_SECONDS = 0.005
 RUNNING_SECONDS = 0.001
@@ -85,13 +87,15 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     add("--initrd", action="append", default=[], metavar="FILE", help="an initrd, or a multiboot module; may be repeated")
     add("--serial", default="stdio", metavar="WHERE", help="serial port: stdio, file:PATH, null, tcp:PORT (stdio)")
     add("--device", type=device, action="append", default=[], metavar="KIND[,KEY=VALUE...]",
-        help=f"a device on PCI: {', '.join(KINDS)}; slot=DD.F, bus=ID and more, see docs/devices.md; may be repeated")
+        help="a device on PCI, such as edu,slot=03.0 (docs/devices.md lists them); may be repeated")  # fmt: skip
     add("--flat", type=number, metavar="ADDR", help="load the image as it is at this physical address")
     add("--mode", choices=("real", "protected", "long"), help="mode a flat image starts in, or a Linux kernel's entry point")
     add("--max-time", type=number, metavar="TICKS", help="end with status 124 at this guest time")
     add("--reboot", action="store_true", help="start over at a reset or triple fault; else they end the run")
     add("--timeout", type=float, metavar="S", help="end with status 124 after S seconds of wall time")
     add("--trace-exits", metavar="FILE", help="write one line for each #VMEXIT")
+    add("--exit-ring", type=exit_ring, default=DEFAULT_EXITS, metavar="N",
+        help=f"#VMEXITs to remember of each guest, for `monitor exits` ({DEFAULT_EXITS})")  # fmt: skip
     add("--stop-on", type=notices, default=frozenset(), metavar="WHAT",
         help="stop, with the reason in words, for any of vmrun-fail,shutdown,stale: alone the run ends with status 124")
     add("--vmcb-cache", choices=("coherent", "strict"), default="coherent",
@@ -129,7 +133,7 @@ def build(options: argparse.Namespace, trace: TextIO | None, arguments: Sequence
         serial=serial, python_runtime=options.runtime == "python", trace=trace, max_time=options.max_time,
         stop_on=options.stop_on, vmcb_cache=options.vmcb_cache == "strict",
         strict_tlb=options.tlb == "strict", reboot=options.reboot,
-        physical_bits=options.maxphyaddr, devices=tuple(options.device),
+        physical_bits=options.maxphyaddr, exit_ring=options.exit_ring, devices=tuple(options.device),
     )  # fmt: skip
     try:
         machine = Machine(options.image, config)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.real.test_linux import INITRD, KERNEL, Linux, archive
+from vmdbg.platform.pci.function import Function
 
 pytestmark = pytest.mark.skipif(not KERNEL.exists() or not INITRD.exists(), reason="no Linux image; run tests/real/fetch")
 
@@ -81,7 +82,7 @@ def test_interrupts_are_routed_as_the_pins_are(linux: Linux) -> None:
 
 @pytest.mark.parametrize("address", ["00:03.0", "01:00.0", "02:07.0"])
 def test_dma_driven_from_user_space(linux: Linux, address: str) -> None:
-    function = next(one for one in linux.machine.chipset.root.functions if str(one.address) == address)
+    function: Function | None = next(one for one in linux.machine.chipset.root.functions if str(one.address) == address)
     linux.say(f"echo 1 > {SYS}:{address}/enable")
     assert linux.say(f"/edu {SYS}:{address}/resource0") == f"010000ed {~0x12345678 & 0xFFFFFFFF:08x} \n", "not a master yet"
     while function is not None:
