@@ -130,4 +130,4 @@ def _annotations(context: Context, guest: GuestView | None, threads: Sequence[Ma
         for view in views
     )  # fmt: skip
     of = None if guest is None else guest.number
-    return Annotations(cpus, guests, of, processor.maxphyaddr, processor.features)
+    return Annotations(cpus, guests, of, processor.maxphyaddr, processor.features, context.host.image if guest is None else ())

@@ -14,19 +14,19 @@ from introspect.vmcb import NAMES, VMCB, VMCB_SIZE
 if TYPE_CHECKING:
     from introspect.commands.context import Context, Inferior
 
-__all__ = ["ContextNames", "ContextScope", "locate_space", "read_space"]
+__all__ = ["GENERAL", "ContextNames", "ContextScope", "locate_space", "read_space"]
 
 _VMCB = "vmcb."
 _PAGE = 4096
-_GENERAL = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{n}" for n in range(8, 16)))
+GENERAL = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{n}" for n in range(8, 16)))
 _ALIASES = {
     "eflags": "rflags", "pc": "rip", "sp": "rsp", "fs_base": "fs.base", "gs_base": "gs.base", "k_gs_base": "kernel_gs_base",
-    "pat": "g_pat", "debugctl": "dbgctl", **{f"e{name[1:]}": name for name in (*_GENERAL[:8], "rip")},
+    "pat": "g_pat", "debugctl": "dbgctl", **{f"e{name[1:]}": name for name in (*GENERAL[:8], "rip")},
     **{name: f"{name}.selector" for name in ("es", "cs", "ss", "ds", "fs", "gs", "ldtr", "tr")},
 }  # fmt: skip
 """Registers by the names that gdb has for them."""
 _KNOWN = frozenset((
-    *_GENERAL, *_ALIASES, *(field.name for field in VMCB if field.group not in ("control",)), *(f"dr{n}" for n in range(4)),
+    *GENERAL, *_ALIASES, *(field.name for field in VMCB if field.group not in ("control",)), *(f"dr{n}" for n in range(4)),
     "xcr0",
 ))  # fmt: skip
 

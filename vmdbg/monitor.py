@@ -14,8 +14,8 @@ from vmdbg.catching import Catch
 from vmdbg.cpu.core import Notice
 from vmdbg.inferior_commands import InferiorCommands, as_number
 from vmdbg.machine_context import MachineContext
+from vmdbg.platform_commands import PlatformCommands
 from vmdbg.points import PointCommands
-from vmdbg.registering import ShowRegisters
 from vmdbg.results import Text
 from vmdbg.running_commands import RunningCommands
 from vmdbg.switch_commands import SwitchCommands
@@ -56,7 +56,7 @@ class Monitor(MachineContext):
         ):  # fmt: skip
             self.registry.add(command)
         self.catch = Catch(debugger)
-        for command in (*self.catch.commands, *ShowRegisters(debugger).commands, *SwitchCommands(self).commands):
+        for command in (*self.catch.commands, *PlatformCommands(debugger).commands, *SwitchCommands(self).commands):
             self.registry.add(command)
 
     def run(self, line: str, write: Callable[[str], object], thread: ThreadId) -> None:
@@ -92,7 +92,12 @@ class Monitor(MachineContext):
         return json.dumps({"text": result.text(), "data": result.json()})
 
     def _complete(self, line: str) -> str:
-        """What the last word of a line may become."""
+        """What the last word of a line may become. It may be quoted as JSON: clients cut spaces at its end."""
+        if line.startswith('"'):
+            try:
+                line = str(json.loads(line))
+            except ValueError:
+                return json.dumps([])
         prefix = line[self.registry.complete(self, line).start :]
         words = [one.text for one in self.registry.complete(self, line).candidates if one.text.startswith(prefix)]
         return json.dumps(words)

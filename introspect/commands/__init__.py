@@ -2,15 +2,26 @@
 
 from introspect.commands import (
     avic,
+    backtrace,
+    cpuid,
+    descriptors,
+    disassemble,
+    examine,
     exits,
     files,
     guests,
     leaks,
     mappers,
+    msr,
     permissions,
+    registers,
+    search,
+    symbols,
     tables,
     vmcb,
     walk,
+    why_no_irq,
+    would_exit,
 )
 from introspect.commands.context import (
     HOST_NUMBER,
@@ -55,6 +66,15 @@ def default_registry() -> Registry:
     """A registry of all commands of this package, to which a machine may add its own."""
     modules = (
         guests,
+        registers,
+        descriptors,
+        msr,
+        cpuid,
+        examine,
+        disassemble,
+        backtrace,
+        symbols,
+        search,
         walk,
         tables,
         mappers,
@@ -63,8 +83,10 @@ def default_registry() -> Registry:
         permissions,
         avic,
         leaks,
+        would_exit,
+        why_no_irq,
         files,
-    )  # fmt: skip
+    )
     registry = Registry(command for module in modules for command in module.COMMANDS)
     registry.add(help_command(registry))
     return registry

@@ -63,7 +63,7 @@ def test_devices_with_their_bars(linux: Linux) -> None:
     assert {(f"{at}/device", "11e8") for at in ("00:03.0", "01:00.0", "02:07.0")} < cells
     assert ("00:04.0/class", "060400") in cells
     for function in linux.machine.chipset.root.functions:
-        if function.name == "edu":
+        if function.kind == "edu":
             first = int(linux.say(f"head -n 1 {SYS}:{function.address}/resource").split()[0], 16)
             assert first == function.header_field("bar0")
 

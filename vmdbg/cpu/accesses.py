@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from introspect.address import Gpa
+from introspect.decode import Instruction, Undecodable, decode
 from introspect.paging import Access, Fault, Nested, NestedFault, PagingState, pdpte_reserved, translate
 from vmdbg.engine.engine import Engine
 from vmdbg.engine.physical import Npt, Shadow
 from vmdbg.engine.state import SS, CpuState
 
 from .bits import CR0_PE, CR0_PG, CR4_PAE, EFER_LMA, RFLAGS_VM, canonical
-from .decode import Instruction, Undecodable, decode
 from .faults import GP, PF, UD, CpuFault, NestedPageFault, WatchedAccess
 from .faults import SS as STACK_FAULT
 

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import capstone
 from capstone import x86 as cs
 
+from introspect.decode import Instruction, effective_address
 from vmdbg.engine.state import CS, DS, ES, FS, GS, RSP, SS
 
 from .core import Cpu
-from .decode import Instruction, effective_address
 
 _REGISTERS = {
     getattr(cs, f"X86_REG_{prefix}{name}"): (number, bits)

@@ -2,9 +2,10 @@
 
 from bisect import bisect_right
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 
 class PortDevice(Protocol):
@@ -24,10 +25,30 @@ class MmioDevice(Protocol):
 
 
 T_co = TypeVar("T_co", covariant=True)
+State = Mapping[str, int | str]
+
+
+@runtime_checkable
+class Inspectable(Protocol):
+    """A device that shows itself to people.  `name` is a short word for it, `title` what it is."""
+
+    name: str
+    title: str
+
+    def state(self) -> State:
+        """What it holds now.  Nothing changes: no register is read as software would read it."""
+
+
+class Claim(NamedTuple):
+    """Ports or addresses first..last and what answers there."""
+
+    first: int
+    last: int
+    device: object
 
 
 @dataclass(frozen=True, slots=True)
-class Claim(Generic[T_co]):
+class Route(Generic[T_co]):
     """Ports or addresses first..last are a device's; it takes at most `width` bytes in a piece."""
 
     first: int
@@ -36,14 +57,17 @@ class Claim(Generic[T_co]):
     width: int
 
 
-class Device(PortDevice, MmioDevice, Protocol):
+class AnyDevice(PortDevice, MmioDevice, Protocol):
     """What answers in either space."""
 
 
 class Decoder(Protocol):
     """Devices that software moves about: asked for what no fixed device claims."""
 
-    def claim(self, address: int, io: bool) -> Claim[Device] | None: ...
+    def route(self, address: int, io: bool) -> Route[AnyDevice] | None: ...
+
+    def claims(self, io: bool) -> Sequence[Claim]:
+        """Where they are now, ascending."""
 
 
 class Bus:
@@ -56,8 +80,8 @@ class Bus:
     UNCLAIMED_KEYS = 1024
 
     def __init__(self) -> None:
-        self._ports: dict[int, Claim[PortDevice]] = {}
-        self._mmio: list[Claim[MmioDevice]] = []
+        self._ports: dict[int, Route[PortDevice]] = {}
+        self._mmio: list[Route[MmioDevice]] = []
         self.decoder: Decoder | None = None
         self.unclaimed: Counter[tuple[str, int]] = Counter()
 
@@ -68,7 +92,7 @@ class Bus:
         for port in range(first, last + 1):
             if port in self._ports:
                 raise ValueError(f"port {port:#x} already belongs to {type(self._ports[port].device).__name__}")
-        claim = Claim(first, last, device, width)
+        claim = Route(first, last, device, width)
         self._ports.update(dict.fromkeys(range(first, last + 1), claim))
 
     def add_mmio(self, first: int, last: int, device: MmioDevice, width: int = 8) -> None:
@@ -81,7 +105,7 @@ class Bus:
                     f"addresses {first:#x}..{last:#x} overlap {other.first:#x}..{other.last:#x} of "
                     f"{type(other.device).__name__}"
                 )
-        self._mmio.append(Claim(first, last, device, width))
+        self._mmio.append(Route(first, last, device, width))
         self._mmio.sort(key=attrgetter("first"))
 
     def remove_mmio(self, first: int) -> None:
@@ -95,6 +119,20 @@ class Bus:
     def mmio_ranges(self) -> list[tuple[int, int]]:
         """All (first, last) address pairs that belong to devices, ascending."""
         return [(claim.first, claim.last) for claim in self._mmio]
+
+    def mmio_claims(self) -> list[Claim]:
+        """All address ranges with their devices, ascending."""
+        fixed = [Claim(claim.first, claim.last, claim.device) for claim in self._mmio]
+        return sorted([*fixed, *self._moved(False)], key=attrgetter("first"))
+
+    def port_claims(self) -> list[Claim]:
+        """All port ranges with their devices, ascending."""
+        claims = {claim.first: claim for claim in self._ports.values()}
+        fixed = [Claim(claim.first, claim.last, claim.device) for claim in claims.values()]
+        return sorted([*fixed, *self._moved(True)], key=attrgetter("first"))
+
+    def _moved(self, io: bool) -> Sequence[Claim]:
+        return () if self.decoder is None else self.decoder.claims(io)
 
     def read_port(self, port: int, size: int) -> int:
         claim = self._ports.get(port)
@@ -128,21 +166,21 @@ class Bus:
                 piece = value >> 8 * done & ((1 << 8 * step) - 1)
                 claim.device.write_mmio(address + done - claim.first, step, piece)
 
-    def _find_mmio(self, address: int) -> Claim[MmioDevice] | None:
+    def _find_mmio(self, address: int) -> Route[MmioDevice] | None:
         index = bisect_right(self._mmio, address, key=attrgetter("first")) - 1
         if index >= 0 and address <= self._mmio[index].last:
             return self._mmio[index]
-        return None if self.decoder is None else self.decoder.claim(address, False)
+        return None if self.decoder is None else self.decoder.route(address, False)
 
-    def _find_port(self, port: int) -> Claim[PortDevice] | None:
+    def _find_port(self, port: int) -> Route[PortDevice] | None:
         claim = self._ports.get(port)
-        return claim if claim is not None or self.decoder is None else self.decoder.claim(port, True)
+        return claim if claim is not None or self.decoder is None else self.decoder.route(port, True)
 
-    def _port_pieces(self, port: int, size: int) -> list[tuple[int, int, Claim[PortDevice] | None]]:
+    def _port_pieces(self, port: int, size: int) -> list[tuple[int, int, Route[PortDevice] | None]]:
         claim = self._find_port(port)
         if claim and size <= claim.width and port + size - 1 <= claim.last:
             return [(0, size, claim)]
-        pieces: list[tuple[int, int, Claim[PortDevice] | None]] = []
+        pieces: list[tuple[int, int, Route[PortDevice] | None]] = []
         done = 0
         while done < size:
             claim = self._find_port(port + done)
@@ -153,11 +191,11 @@ class Bus:
             self._count(("port", port))
         return pieces
 
-    def _mmio_pieces(self, address: int, size: int) -> list[tuple[int, int, Claim[MmioDevice] | None]]:
+    def _mmio_pieces(self, address: int, size: int) -> list[tuple[int, int, Route[MmioDevice] | None]]:
         claim = self._find_mmio(address)
         if claim and size <= claim.width and address + size - 1 <= claim.last:
             return [(0, size, claim)]
-        pieces: list[tuple[int, int, Claim[MmioDevice] | None]] = []
+        pieces: list[tuple[int, int, Route[MmioDevice] | None]] = []
         done = 0
         while done < size:
             claim = self._find_mmio(address + done)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from introspect.layout import Bits, bit, bits
 from vmdbg.platform.apicbus import ApicBus, DeliveryMode
+from vmdbg.platform.bus import State
 from vmdbg.platform.pic import CASCADE, Pic
 
 IOAPIC_BASE = 0xFEC00000
@@ -48,6 +49,15 @@ class IoApic:
         """The levels of the pins are the devices'."""
         self.id = self._selected = 0
         self.table = [REDIRECTION.MASK] * PINS
+
+    name, title = "ioapic", "I/O APIC"
+
+    def state(self) -> State:
+        entries = {
+            f"pin {pin}": REDIRECTION.describe(entry) + " (asks)" * (self.pins >> pin & 1)
+            for pin, entry in enumerate(self.table) if entry != REDIRECTION.MASK or self.pins >> pin & 1
+        }  # fmt: skip
+        return {"id": self.id, "selected": self._selected, "pins": self.pins, **entries}
 
     def set_pin(self, pin: int, level: bool) -> None:
         rising = level and not self.pins >> pin & 1

@@ -56,7 +56,7 @@ class Board:
         self.root.bus.add(function, devfn)
 
     def function(self, name: str, index: int = 0) -> Function:
-        return [function for function in self.root.functions if function.name == name][index]
+        return [function for function in self.root.functions if function.kind == name][index]
 
     # Software
 

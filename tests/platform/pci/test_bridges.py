@@ -17,15 +17,15 @@ TREE = (
 
 def test_firmware_numbers_buses_depth_first() -> None:
     board = Board(*TREE)
-    found = [f"{function.name} {function.address}" for function in board.root.functions]
+    found = [f"{function.kind} {function.address}" for function in board.root.functions]
     assert found == [
-        "host bridge 00:00.0", "bridge 00:02.0", "edu 01:00.0", "edu 01:00.1", "pci-bridge 00:03.0", "edu 02:05.0",
+        "host-bridge 00:00.0", "bridge 00:02.0", "edu 01:00.0", "edu 01:00.1", "pci-bridge 00:03.0", "edu 02:05.0",
         "pci-bridge 02:06.0", "edu 03:01.0",
     ]  # fmt: skip
     assert board.read("00:03.0", 0x18) & 0xFFFFFF == 0x030200
     for function in board.root.functions:
         assert board.root.find(function.address) is function
-        if function.name == "edu":
+        if function.kind == "edu":
             assert board.bus.read_mmio(function.header_field("bar0"), 4) == 0x010000ED, "through every window"
 
 
@@ -56,7 +56,7 @@ def test_windows_clip() -> None:
 def test_who_sends_behind_conventional_pci() -> None:
     """A root port passes IDs on; a bridge to conventional PCI sends under its own."""
     board = Board(*TREE)
-    assert [str(function.requester) for function in board.root.functions if function.name == "edu"] == [
+    assert [str(function.requester) for function in board.root.functions if function.kind == "edu"] == [
         "01:00.0", "01:00.1", "00:03.0", "00:03.0",
     ]  # fmt: skip
 
@@ -87,7 +87,7 @@ def test_a_reset_of_the_bus_resets_what_is_behind_it() -> None:
 @pytest.mark.parametrize(
     ("devices", "error"),
     [
-        (["edu,slot=00.0"], "host bridge is at 00.0 already"), (["edu,slot=03.0", "edu,slot=03.0"], "edu is at 03.0 already"),
+        (["edu,slot=00.0"], "host-bridge is at 00.0 already"), (["edu,slot=03.0", "edu,slot=03.0"], "edu is at 03.0 already"),
         (["edu,bus=x"], "put --device bridge,id=x before it"), (["bridge,id=x", "bridge,id=x"], "choose another"),
         (["bridge,id=x", "edu,bus=x,slot=01.0"], "below the root port"), (["edu"] * 40, "no free slot"),
         (["bridge,id=x", "bridge,bus=x"], "on the root bus"), (["edu"] * 201, "too many"), (["frob"], "choose from edu"),

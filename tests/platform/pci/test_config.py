@@ -21,7 +21,7 @@ EDU = "00:03.0"
 class Sample(Function):
     """BARs of all kinds, whose reads say which BAR and offset it was."""
 
-    name = "sample"
+    kind = title = "sample"
     vendor_id, device_id, class_code, revision = 0x1234, 0x5678, 0x088000, 3
     bars = (
         Bar(0, 0x1000), Bar(1, 0x20, io=True), Bar(2, 1 << 20, wide=True, prefetchable=True, width=8), Bar(4, 1 << 34, wide=True),

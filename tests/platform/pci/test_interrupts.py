@@ -21,7 +21,7 @@ FIXED = DeliveryMode.FIXED
 class Several(Function):
     """Eight vectors, of MSI and MSI-X."""
 
-    name = "several"
+    kind = title = "several"
     vendor_id, device_id, class_code = 0x1234, 1, 0x088000
     bars = (Bar(0, 0x1000), Bar(1, 0x1000, width=8))
     interrupt_pin = 2

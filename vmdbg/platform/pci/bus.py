@@ -40,7 +40,7 @@ class PciBus:
     def add(self, function: Function, devfn: int) -> None:
         """ValueError if the place is taken, or there is none."""
         if devfn in self.functions:
-            raise ValueError(f"{self.functions[devfn].name} is at {devfn >> 3:02x}.{devfn & 7} already; choose another slot")
+            raise ValueError(f"{self.functions[devfn].kind} is at {devfn >> 3:02x}.{devfn & 7} already; choose another slot")
         function.attach(self, devfn)
         self.functions[devfn] = function
         self.functions = dict(sorted(self.functions.items()))
@@ -87,7 +87,7 @@ class PciBus:
 class Bridge(Function):
     """A root port of PCI Express: one device below it, or functions of one.  `PciBridge` leads to conventional PCI."""
 
-    name = "bridge"
+    kind, title = "bridge", "a root port of PCI Express"
     vendor_id, device_id, class_code = 0x1B36, 0x000C, 0x060400
     header, header_type = HEADER1, 1
     interrupt_pin = 1
@@ -148,7 +148,7 @@ class Bridge(Function):
 class PciBridge(Bridge):
     """A bridge to a conventional PCI bus of 32 slots, whose devices' transactions come from the bridge itself."""
 
-    name = "pci-bridge"
+    kind, title = "pci-bridge", "a bridge to conventional PCI"
     device_id = 0x0001
     interrupt_pin = 0
     express = False

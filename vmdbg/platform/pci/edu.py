@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from math import factorial
 
+from vmdbg.platform.bus import State
 from vmdbg.platform.clock import TICKS_PER_SECOND, Clock
 from vmdbg.platform.pci.capability import Capability, Express, Msi, Power
 from vmdbg.platform.pci.dma import DmaError
@@ -53,7 +54,7 @@ class EduOptions:
 
 
 class Edu(Function):
-    name = "edu"
+    kind, title = "edu", "a device to try drivers and DMA on"
     vendor_id, device_id, class_code, revision = 0x1234, 0x11E8, 0x00FF00, 0x10
     subsystem = (0x1AF4, 0x1100)
     bars = (Bar(0, 1 << 20, width=8),)
@@ -77,6 +78,10 @@ class Edu(Function):
         self.wide = dict.fromkeys(
             (Register.DMA_SOURCE, Register.DMA_DESTINATION, Register.DMA_COUNT, Register.DMA_COMMAND), 0
         )
+
+    def state(self) -> State:
+        registers = {register.name.lower(): value for register, value in self.wide.items()}
+        return {"status": self.status, "interrupt_status": self.interrupts, "factorial": self.factorial, **registers}
 
     def read_bar(self, bar: int, offset: int, size: int) -> int:
         if BUFFER <= offset < BUFFER + BUFFER_SIZE:

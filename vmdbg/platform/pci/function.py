@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeVar
 
 from introspect.layout import Structure
 from introspect.pci import COMMAND, HEADER0, STATUS, RequesterId
+from vmdbg.platform.bus import State
 from vmdbg.platform.clock import Clock, Timer
 from vmdbg.platform.pci.capability import Capability, Express, MessageInterrupts, MsiX, Power
 from vmdbg.platform.pci.config import CONVENTIONAL, ConfigSpace, Rule
@@ -74,8 +75,10 @@ class Function:
     What it does to memory it does from a timer of the clock, never amid an instruction's access to it: `later`.
     """
 
-    name: ClassVar[str]
+    kind: ClassVar[str]
     """As `--device` names it."""
+    title: ClassVar[str]
+    """What it is, in words."""
     vendor_id: ClassVar[int]
     device_id: ClassVar[int]
     class_code: ClassVar[int]
@@ -112,6 +115,15 @@ class Function:
 
     def device_reset(self) -> None:
         """All state but configuration space, as after power-on."""
+
+    def state(self) -> State:
+        """For people: nothing changes."""
+        return {}
+
+    @property
+    def name(self) -> str:
+        """A short word that no other function has."""
+        return f"{self.kind}-{self.address}"
 
     # What it may do
 
@@ -161,7 +173,7 @@ class Function:
 
     @property
     def attached(self) -> PciBus:
-        assert self.bus is not None, f"{self.name} is on no bus"
+        assert self.bus is not None, f"{self.kind} is on no bus"
         return self.bus
 
     @property

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import attrgetter
 from typing import NamedTuple
 
 from introspect.pci import RequesterId
-from vmdbg.platform.bus import Claim
+from vmdbg.platform.bus import Claim, Route, State
 from vmdbg.platform.clock import Clock
 from vmdbg.platform.debugexit import ResetControl
 from vmdbg.platform.pci.bus import Bridge, PciBus
@@ -31,7 +32,7 @@ PORTS = (0xC000, 0xFFFF)
 class HostBridge(Function):
     """The root complex as software finds it on its own bus."""
 
-    name = "host bridge"
+    kind, title = "host-bridge", "the root complex on its own bus"
     vendor_id, device_id, class_code = 0x1B36, 0x0008, 0x060000
 
 
@@ -77,7 +78,7 @@ class RootComplex:
 
     def name_of(self, requester: RequesterId) -> str:
         function = self.find(requester)
-        return f"{function.name} {requester}" if function is not None else str(requester)
+        return f"{function.kind} {requester}" if function is not None else str(requester)
 
     def buses(self) -> list[PciBus]:
         return [self.bus, *(function.secondary for function in self.functions if isinstance(function, Bridge))]
@@ -119,13 +120,24 @@ class RootComplex:
             self._decoded = list(self.bus.regions())
         return self._decoded
 
-    def claim(self, address: int, io: bool) -> Claim[Window] | None:
+    def route(self, address: int, io: bool) -> Route[Window] | None:
         """Who answers at an address that is no fixed device's; of several the first on the bus."""
         for region in self.regions():
             if region.first <= address <= region.last and region.io == io:
                 window = Window(region.function, region.bar, region.first - region.base, region.first)
-                return Claim(region.first, region.last, window, region.bar.width)
+                return Route(region.first, region.last, window, region.bar.width)
         return None
+
+    def claims(self, io: bool) -> list[Claim]:
+        found = [Claim(region.first, region.last, region.function) for region in self.regions() if region.io == io]
+        return sorted(found, key=attrgetter("first"))
+
+    # For people
+
+    name, title = "mmconfig", "configuration space of PCI, 4 KiB a function"
+
+    def state(self) -> State:
+        return {"functions": len(self.functions), "buses": len(self.buses())}
 
     # Interrupt lines
 
@@ -146,6 +158,11 @@ class ConfigPorts:
     def __init__(self, root: RootComplex, reset_control: ResetControl) -> None:
         self.root, self.reset_control = root, reset_control
         self.address = 0
+
+    name, title = "pci-config", "configuration mechanism 1 of PCI, and the reset control register"
+
+    def state(self) -> State:
+        return {"address": self.address, **self.reset_control.state()}
 
     def reset(self) -> None:
         self.address = 0

@@ -1,6 +1,4 @@
-"""Just enough decoding: length, opcode and operands of the instructions the processor layer meets."""
-
-from __future__ import annotations
+"""Just enough decoding: length, opcode and operands of the instructions that a processor may stop before."""
 
 from functools import lru_cache
 from typing import NamedTuple
@@ -8,6 +6,8 @@ from typing import NamedTuple
 _SEGMENTS = {0x26: 0, 0x2E: 1, 0x36: 2, 0x3E: 3, 0x64: 4, 0x65: 5}
 ES, CS, SS, DS, FS, GS = range(6)
 TWO_BYTE = 0x0F00
+STRING_IO = frozenset((0x6C, 0x6D, 0x6E, 0x6F))
+"""Opcodes of INS and OUTS."""
 
 
 class Instruction(NamedTuple):

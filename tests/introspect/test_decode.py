@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from vmdbg.cpu.decode import Undecodable, decode
+from introspect.decode import Undecodable, decode
 from vmdbg.cpu.operands import disassembler
 
 # Opcode bytes; `m` stands for a ModRM byte with what follows it, `r` for one that names registers.
