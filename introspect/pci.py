@@ -213,9 +213,9 @@ class Bar:
     """64 bits: it takes two registers."""
     prefetchable: bool = False
 
-    def __str__(self) -> str:
-        words = "I/O ports" if self.kind == "io" else f"memory{', 64 bit' * self.wide}{', prefetchable' * self.prefetchable}"
-        return f"{self.address:#x} {words}"
+    @property
+    def words(self) -> str:
+        return "I/O ports" if self.kind == "io" else f"memory{', 64 bit' * self.wide}{', prefetchable' * self.prefetchable}"
 
 
 def bars(config: Buffer) -> list[Bar]:
