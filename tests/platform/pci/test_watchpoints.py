@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from gdbstub.target import CONTINUE, BreakpointKind, Output, Stop, ThreadId
-from introspect.expression import Space
 from tests.platform.pci.programs import PciRig
 from vmdbg.debugger import Debugger
+from vmdbg.watchpoints import Space
 
 
 def test_dma_to_a_watched_address_names_the_device() -> None:

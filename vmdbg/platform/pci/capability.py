@@ -56,7 +56,13 @@ class Capability:
         self.function.config.put(self.offset + field.offset, field.size, value)
 
     def written(self) -> None:
-        """Software has written to configuration space."""
+        """Software has written to its registers."""
+
+    def written_at(self, offset: int, size: int) -> None:
+        """The same, told where: `offset` counts from its own."""
+
+    def reading(self, offset: int, size: int) -> None:
+        """Software is about to read there.  Debuggers do not come this way."""
 
     def reset(self) -> None:
         """The registers are as after reset; what is kept besides follows."""

@@ -12,6 +12,7 @@ from vmdbg.platform.pci.bus import Bridge, PciBridge, PciBus
 from vmdbg.platform.pci.edu import Edu, EduOptions
 from vmdbg.platform.pci.function import Function
 from vmdbg.platform.pci.root import RootComplex
+from vmdbg.platform.virtio.rng import Rng
 
 TAKEN_SLOTS = (0x00, 0x14, 0x18)
 """Of the root bus: the host bridge, the requester ID of the I/O APIC, a processor's northbridge."""
@@ -93,6 +94,9 @@ KINDS: dict[str, Kind] = {
     "edu": Kind(
         _edu, "a device to try drivers and DMA on, as QEMU's edu",
         {"dma-mask": "address bits of its DMA (28)", "express": "on, or off for no PCI Express capability (on)"},
+    ),
+    "virtio-rng": Kind(
+        lambda clock, spec: Rng(clock, spec.number("seed", 0, 0, (1 << 64) - 1)), "random bytes", {"seed": "of the sequence (0)"}
     ),
     "bridge": Kind(lambda clock, spec: Bridge(clock), "a root port of PCI Express: `bus=ID` puts a device behind it"),
     "pci-bridge": Kind(lambda clock, spec: PciBridge(clock), "a bridge to a conventional PCI bus of 32 slots"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeVar
 
@@ -163,9 +163,8 @@ class Function:
         self._intx = level
         self._update_intx()
 
-    def later(self, ticks: int, callback: object) -> None:
+    def later(self, ticks: int, callback: Callable[[], None]) -> None:
         """Call back after guest time, unless the function is reset before."""
-        assert callable(callback)
         self._timers = [timer for timer in self._timers if timer.active]
         self._timers.append(self.clock.at(self.clock.now + max(ticks, 1), callback))
 
@@ -253,21 +252,26 @@ class Function:
         return self.capability(Express) is not None
 
     def read_config(self, offset: int, size: int) -> int:
-        """All ones beyond the space that it has; debuggers may ask, too."""
+        """Zeros beyond the space that it has."""
         if offset + size > CONVENTIONAL and not self.extended:
             return 0
+        for capability in self._touched(offset, size):
+            capability.reading(offset - capability.offset, size)
         return self.config.get(offset, size)
 
     def write_config(self, offset: int, size: int, value: int) -> None:
         if offset + size > CONVENTIONAL and not self.extended:
             return
         self.config.write(offset, size, value)
-        for capability in self.capabilities:
-            if offset < capability.offset + capability.size and capability.offset < offset + size:
-                capability.written()
+        for capability in self._touched(offset, size):
+            capability.written()
+            capability.written_at(offset - capability.offset, size)
         self.config_written(offset, size)
         self.attached.root.changed()
         self._update_intx()
+
+    def _touched(self, offset: int, size: int) -> list[Capability]:
+        return [one for one in self.capabilities if offset < one.offset + one.size and one.offset < offset + size]
 
     def config_written(self, offset: int, size: int) -> None:
         """For devices with registers of their own there."""
@@ -285,9 +289,7 @@ class Function:
 
     def reset(self) -> None:
         """Power-on, a reset of its bus, or its own."""
-        for timer in self._timers:
-            timer.cancel()
-        self._timers = []
+        self._cancel()
         self.config.reset()
         for capability in self.capabilities:
             capability.reset()
@@ -296,6 +298,12 @@ class Function:
         self._update_intx()
         if self.bus is not None:
             self.bus.root.changed()
+
+    def _cancel(self) -> None:
+        """Nothing that `later` was asked for happens."""
+        for timer in self._timers:
+            timer.cancel()
+        self._timers = []
 
     def function_level_reset(self) -> None:
         """PCI Express 6.6.2: as a reset of the function alone."""
