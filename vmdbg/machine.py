@@ -440,19 +440,20 @@ class Machine:
 
     @property
     def waits_forever(self) -> bool:
-        """With no timer running either, only the serial port could bring an end to the waiting: and it is silent."""
-        return isinstance(self.config.serial, NullSerial | FileSerial)
+        """With no timer running either, only input could bring an end to the waiting: and there is none."""
+        return isinstance(self.config.serial, NullSerial | FileSerial) and not self.chipset.hears
 
     def poll_input(self) -> bool:
         """Take what came in on the serial port since the last time; the only way outside input enters."""
         data = self.config.serial.receive()
         if data:
             self.uart.receive(data)
-        return bool(data)
+        return self.chipset.poll_input() or bool(data)
 
     def close(self) -> None:
         """Free the engine and close the serial port."""
         self.config.serial.close()
+        self.chipset.close()
         self.engine.close()
 
     def _look(self) -> None:

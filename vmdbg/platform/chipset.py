@@ -94,6 +94,20 @@ class Chipset:
         """Write the ACPI tables to memory."""
         self.ram.write(acpi.BASE, acpi.build(acpi.Board(apic_ids, self.high_memory), extra))
 
+    def poll_input(self) -> bool:
+        """Let devices take what came in from outside."""
+        took = [function.poll() for function in self.root.functions]  # each of them
+        return any(took)
+
+    @property
+    def hears(self) -> bool:
+        """Whether input may come in, some time."""
+        return any(function.hears for function in self.root.functions)
+
+    def close(self) -> None:
+        for function in self.root.functions:
+            function.close()
+
     def _pic_output(self, level: bool) -> None:
         """To the local APIC's LINT0, and to pin 0 of the I/O APIC."""
         self.ioapic.set_pin(0, level)

@@ -12,6 +12,10 @@ from vmdbg.platform.pci.bus import Bridge, PciBridge, PciBus
 from vmdbg.platform.pci.edu import Edu, EduOptions
 from vmdbg.platform.pci.function import Function
 from vmdbg.platform.pci.root import RootComplex
+from vmdbg.platform.serial import SerialError, open_serial
+from vmdbg.platform.virtio.blk import Blk
+from vmdbg.platform.virtio.console import Console
+from vmdbg.platform.virtio.disk import DiskError, open_disk
 from vmdbg.platform.virtio.rng import Rng
 
 TAKEN_SLOTS = (0x00, 0x14, 0x18)
@@ -90,10 +94,38 @@ def _edu(clock: Clock, spec: DeviceSpec) -> Function:
     return Edu(clock, EduOptions(spec.number("dma-mask", 28, 12, 64), spec.flag("express", True)))
 
 
+def _blk(clock: Clock, spec: DeviceSpec) -> Function:
+    path, write, read_only = spec.options.get("file"), spec.flag("write", False), spec.flag("readonly", False)
+    if path is None:
+        raise DeviceError("device virtio-blk has no image; write virtio-blk,file=disk.img")
+    if write and read_only:
+        raise DeviceError("write=on and readonly=on of device virtio-blk exclude each other; choose one")
+    try:
+        disk = open_disk(path, write=write)
+    except DiskError as error:
+        raise DeviceError(f"device virtio-blk: {error}") from None
+    return Blk(clock, disk, read_only=read_only, serial=spec.options.get("serial", "vmdbg"))
+
+
+def _console(clock: Clock, spec: DeviceSpec) -> Function:
+    try:
+        return Console(clock, open_serial(spec.options.get("chardev", "null")))
+    except SerialError as error:
+        raise DeviceError(f"device virtio-console: {error}") from None
+
+
 KINDS: dict[str, Kind] = {
     "edu": Kind(
         _edu, "a device to try drivers and DMA on, as QEMU's edu",
         {"dma-mask": "address bits of its DMA (28)", "express": "on, or off for no PCI Express capability (on)"},
+    ),
+    "virtio-blk": Kind(
+        _blk, "a disk",
+        {"file": "the image, raw or qcow2", "write": "on: the file itself is written; else writes stay in memory (off)",
+         "readonly": "on: the guest cannot write at all (off)", "serial": "its serial number (vmdbg)"},
+    ),
+    "virtio-console": Kind(
+        _console, "a serial line", {"chardev": "where it leads: null, file:PATH, tcp:PORT, stdio (null)"}
     ),
     "virtio-rng": Kind(
         lambda clock, spec: Rng(clock, spec.number("seed", 0, 0, (1 << 64) - 1)), "random bytes", {"seed": "of the sequence (0)"}

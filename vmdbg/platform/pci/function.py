@@ -116,6 +116,18 @@ class Function:
     def device_reset(self) -> None:
         """All state but configuration space, as after power-on."""
 
+    def poll(self) -> bool:
+        """Take input from outside the machine; whether there was some."""
+        return False
+
+    @property
+    def hears(self) -> bool:
+        """Whether `poll` may find something, some time."""
+        return False
+
+    def close(self) -> None:
+        """The machine is no longer needed."""
+
     def state(self) -> State:
         """For people: nothing changes."""
         return {}
