@@ -16,6 +16,8 @@ from vmdbg.platform.serial import SerialError, open_serial
 from vmdbg.platform.virtio.blk import Blk
 from vmdbg.platform.virtio.console import Console
 from vmdbg.platform.virtio.disk import DiskError, open_disk
+from vmdbg.platform.virtio.net import Net
+from vmdbg.platform.virtio.pcap import PcapError, PcapWriter, read_pcap
 from vmdbg.platform.virtio.rng import Rng
 
 TAKEN_SLOTS = (0x00, 0x14, 0x18)
@@ -114,6 +116,23 @@ def _console(clock: Clock, spec: DeviceSpec) -> Function:
         raise DeviceError(f"device virtio-console: {error}") from None
 
 
+def _net(clock: Clock, spec: DeviceSpec) -> Function:
+    text = spec.options.get("mac", "52:54:00:12:34:56")
+    try:
+        mac = bytes.fromhex(text.replace(":", ""))
+    except ValueError:
+        mac = b""
+    if len(mac) != 6 or mac[0] & 1:
+        raise DeviceError(f"mac={text} of device virtio-net is no address of one card; write mac=52:54:00:12:34:56")
+    capture, replay = spec.options.get("pcap"), spec.options.get("replay")
+    try:
+        frames = tuple(read_pcap(replay)) if replay is not None else ()
+        writer = PcapWriter(capture) if capture is not None else None
+    except PcapError as error:
+        raise DeviceError(f"device virtio-net: {error}") from None
+    return Net(clock, mac, peer=spec.flag("peer", True), capture=writer, replay=frames)
+
+
 KINDS: dict[str, Kind] = {
     "edu": Kind(
         _edu, "a device to try drivers and DMA on, as QEMU's edu",
@@ -126,6 +145,11 @@ KINDS: dict[str, Kind] = {
     ),
     "virtio-console": Kind(
         _console, "a serial line", {"chardev": "where it leads: null, file:PATH, tcp:PORT, stdio (null)"}
+    ),
+    "virtio-net": Kind(
+        _net, "a network card, whose only peer 10.0.2.2 answers ARP, ping and UDP echo",
+        {"mac": "its address (52:54:00:12:34:56)", "peer": "off: nobody answers (on)",
+         "pcap": "a file to write all frames to", "replay": "a pcap file whose frames arrive"},
     ),
     "virtio-rng": Kind(
         lambda clock, spec: Rng(clock, spec.number("seed", 0, 0, (1 << 64) - 1)), "random bytes", {"seed": "of the sequence (0)"}
