@@ -11,14 +11,15 @@ from typing import NamedTuple
 
 from introspect.decode import STRING_IO
 from introspect.exits import ExitCode
+from introspect.msrs import HWCR
 from introspect.paging import Access, Fault, PagingState, translate
 from introspect.registers import ATTRIB, CR0, CR4, DR7, EFER, RFLAGS
-from introspect.subject import NestedRefusal, Raised, Refused, Subject, prefixes
+from introspect.subject import NestedRefusal, Raised, Refused, Subject
 from introspect.vmcb import MISC_CTL, MISC_CTL2
 
 __all__ = [
-    "BP", "EFER_VALUE", "MNEMONICS", "OF", "OPTIONAL", "PORT", "UD", "Check", "Form", "control_register", "form_of", "port_of",
-    "port_size", "written",
+    "BP", "EFER_VALUE", "MNEMONICS", "OF", "OPTIONAL", "PORT", "UD", "VIRTUAL_IOPL", "Check", "Form", "control_register",
+    "form_of", "port_of", "port_size", "written",
 ]  # fmt: skip
 
 DB, BP, OF, UD, NM, SS, GP, PF, AC = 1, 3, 4, 6, 7, 12, 13, 14, 17
@@ -90,11 +91,8 @@ def _claimed(feature: str) -> Check:
     )  # fmt: skip
 
 
-_HWCR_OFF, _HWCR_USER = 1 << 9, 1 << 10
-
-
 def _no_monitor(g: Subject) -> bool:
-    return bool(g.cpl and not g.need("hwcr") & _HWCR_USER) or bool(g.registers.get("hwcr", 0) & _HWCR_OFF)
+    return bool(g.cpl and not g.need("hwcr") & HWCR.MonMwaitUserEn) or bool(g.registers.get("hwcr", 0) & HWCR.MonMwaitDis)
 
 
 MONITOR_ALLOWED = _check(
@@ -238,6 +236,17 @@ def _port_value(g: Subject) -> str:
 PORT = Check("IOPL or the TSS's map permits the port", "12.2.5", _port_value, partial(_refusable, _port_refused), GP)
 
 
+def _below_iopl(g: Subject) -> bool:
+    flags = g.need("rflags")
+    return bool(g.need("cr0") & CR0.PE and flags & RFLAGS.VM and not g.need("cr4") & CR4.VME and RFLAGS.get(flags, "IOPL") < 3)
+
+
+VIRTUAL_IOPL = _check(
+    "IOPL is 3 in virtual-8086 mode", "APM3 PUSHF", lambda g: f"IOPL {RFLAGS.get(g.need('rflags'), 'IOPL')}", _below_iopl, _GP0
+)
+"""Behind the intercepts of PUSHF, POPF, IRET and INT."""
+
+
 # Forms
 
 
@@ -353,7 +362,7 @@ def control_register(g: Subject) -> int:
 
 def form_of(g: Subject) -> Form | None:
     """What an instruction is to intercepts; None for one that no intercept of instructions concerns."""
-    insn, code = g.insn, g.code[prefixes(g.code, g.bits) :]
+    insn = g.insn
     opcode, reg = insn.opcode, insn.modrm >> 3 & 7
     if opcode in (0x0F20, 0x0F22):
         return _mov_cr(g, opcode == 0x0F22)
@@ -365,7 +374,7 @@ def form_of(g: Subject) -> Form | None:
         return _SYSTEM_TABLES.get(reg) if insn.memory or reg in (4, 6) else _BY_MODRM.get(insn.modrm)
     if opcode == 0x0F00:
         return _TASK_TABLES.get(reg)
-    if code[:3] == b"\x0f\x38\x82":
+    if opcode == 0x0F3882:
         return _INVPCID
     if opcode == 0x90:
         return _PAUSE if insn.rep == 0xF3 else None

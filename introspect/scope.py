@@ -6,6 +6,7 @@ What only a live machine knows (facts of an event, threads) it adds itself.
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from introspect.execution import linear_pc
 from introspect.expression import HOST, Space
 from introspect.paging import Access, NestedTranslation, Translation, nested_translate, translate
 from introspect.sources import Memory, Unreadable
@@ -68,6 +69,8 @@ class ContextScope:
         if name.startswith(_VMCB):
             return self._field(NAMES[name[len(_VMCB) :]].name)
         registers: Mapping[str, int] = self.context.registers(self.number)
+        if _ALIASES.get(name, name) == "rip":
+            return linear_pc(registers)  # as gdb has it, and as addresses are; the offset is vmcb.rip
         return registers.get(_ALIASES.get(name, name))
 
     def _field(self, name: str) -> int | None:

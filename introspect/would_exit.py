@@ -9,8 +9,22 @@ from dataclasses import dataclass
 
 from introspect.decode import STRING_IO, Undecodable, decode
 from introspect.exits import EXCEPTION_BASE, ExitCode, exception_name, port_info
-from introspect.interception import BP, EFER_VALUE, OF, PORT, UD, Form, control_register, form_of, port_of, port_size, written
+from introspect.interception import (
+    BP,
+    EFER_VALUE,
+    OF,
+    PORT,
+    UD,
+    VIRTUAL_IOPL,
+    Form,
+    control_register,
+    form_of,
+    port_of,
+    port_size,
+    written,
+)
 from introspect.layout import bit
+from introspect.memory_faults import refused_access, refused_fetch
 from introspect.permissions import iopm_bits, msrpm_bit
 from introspect.prediction import Exit, Looked, Outcome, Prediction, Situation, Trail
 from introspect.registers import CR0, EFER, RFLAGS
@@ -34,14 +48,20 @@ def instruction(situation: Situation, code: bytes, subject: str = "") -> Predict
     g = Subject(situation.vmcb, situation.memory, situation.registers, situation.processor, insn, bytes(code[: insn.length]))
     form = form_of(g)
     trail = Trail(situation, subject or (form.name if form else bytes(code[: insn.length]).hex(" ")))
-    if form is None:
-        trail.notes.append("no intercept of instructions concerns it: only exceptions and nested page faults of its own can exit")
-        return trail.ends(Outcome.STAYS, may=frozenset(range(32)))
     try:
-        return _predict(trail, g, form)
-    except NestedRefusal as refused:
+        refused = refused_fetch(trail, g)
+        if refused is not None:
+            return refused
+        if form is not None:
+            return _predict(trail, g, form)
+    except NestedRefusal as nested:
         trail.looked.append(Looked("nested paging", "15.25.6", "an access of the instruction is refused", "#VMEXIT"))
-        return trail.exits(Exit(ExitCode.NPF, refused.info1, refused.info2, 0))
+        return trail.exits(Exit(ExitCode.NPF, nested.info1, nested.info2, 0))
+    refused = refused_access(trail, g)
+    if refused is not None:
+        return refused
+    trail.notes.append("no intercept of instructions concerns it: only exceptions of its own can exit")
+    return trail.ends(Outcome.STAYS, may=frozenset(range(32)))
 
 
 def _predict(trail: Trail, g: Subject, form: Form) -> Prediction:
@@ -54,6 +74,10 @@ def _predict(trail: Trail, g: Subject, form: Form) -> Prediction:
     found = _SPECIAL[form.special](trail, g, form) if form.special else _plain(trail, g, form)
     if found is not None:
         return trail.exits(found)
+    if form.code in _BY_IOPL and g.need("rflags") & RFLAGS.VM:
+        raised = trail.look(VIRTUAL_IOPL, g)
+        if raised is not None:
+            return trail.raises(raised)
     if form.special == "into" and not g.need("rflags") & RFLAGS.OF:
         trail.looked.append(Looked("RFLAGS.OF", "APM3 INTO", "0", ""))
         return trail.ends(Outcome.STAYS)
@@ -68,7 +92,11 @@ def _predict(trail: Trail, g: Subject, form: Form) -> Prediction:
         if raised is not None:
             return trail.raises(raised)
     trap = _trap(trail, g)
-    return trail.exits(trap) if trap is not None else trail.ends(Outcome.STAYS, may=form.may)
+    if trap is not None:
+        return trail.exits(trap)
+    if form.special in _ELSEWHERE:
+        return trail.ends(Outcome.STAYS, may=form.may)
+    return refused_access(trail, g) or trail.ends(Outcome.STAYS, may=form.may)
 
 
 def _repeats(trail: Trail, g: Subject) -> bool:
@@ -128,7 +156,7 @@ def _cr0(trail: Trail, g: Subject, form: Form) -> Exit | None:
     selected = Exit(ExitCode.CR0_SEL_WRITE, info1, 0, _nrip(g))
     if move:
         try:
-            changed = (g.need("cr0") ^ (g.moved & CR0.defined | CR0.ET)) & ~(CR0.TS | CR0.MP)
+            changed = ((g.need("cr0") | CR0.ET) ^ (g.moved & CR0.defined | CR0.ET)) & ~(CR0.TS | CR0.MP)
         except Unknown as unknown:
             trail.doubts.append((unknown.what, None))
             trail.looked.append(Looked("bits other than TS and MP change", "15.9", f"{unknown.what} is not known", "? no exit"))
@@ -265,6 +293,9 @@ _SPECIAL: Mapping[str, Callable[[Trail, Subject, Form], Exit | None]] = {
 }  # fmt: skip
 
 _EFER = 0xC0000080
+_BY_IOPL = (ExitCode.PUSHF, ExitCode.POPF, ExitCode.IRET, ExitCode.SWINT)
+_ELSEWHERE = ("int", "icebp", "into", "rsm", "invlpg")
+"""What they access is not said by an operand, or is no memory."""
 
 
 def _trap(trail: Trail, g: Subject) -> Exit | None:

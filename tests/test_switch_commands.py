@@ -112,6 +112,24 @@ def test_native_and_python_tell_the_same() -> None:
     assert told[0] == told[1]
 
 
+def test_every_runtime_remembers_the_same() -> None:
+    """Every field of every exit, and the VMCBs: of switches in C, in Python, and with the Python runtime."""
+    if not DEMO.exists():
+        pytest.skip("the examples are not built (make examples)")
+    remembered = []
+    config = replace(DEMO_CONFIG, max_time=20_000_000)
+    for one in (config, replace(config, native_switch=False), replace(config, python_runtime=True)):
+        machine = Machine(DEMO, one)
+        while machine.exit_status is None:
+            machine.run()
+        guests = machine.history.guests.values()
+        remembered.append([(guest.exits, list(guest.images.images()) if guest.images is not None else []) for guest in guests])
+        machine.close()
+    assert remembered[0] == remembered[1]
+    assert remembered[0] == remembered[2]
+    assert sum(len(exits) for exits, _ in remembered[0]) > 200
+
+
 def test_how_many_are_kept() -> None:
     h = Hypervisor(VMMCALLS, host=host_that("nop", 10))
     debugger = Debugger(h.machine)

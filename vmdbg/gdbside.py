@@ -41,8 +41,8 @@ def _ask(line: str) -> dict[str, Any]:
 
 
 def _plain(printed: str) -> str:
-    """What the stub printed. Under its machine interface gdb 18 gives it quoted, a record for each piece."""
-    if not printed.startswith('@"'):
+    """What the stub, or gdb itself, printed. Under its machine interface gdb 18 gives it quoted, a record for each piece."""
+    if printed[:2] not in ('@"', '~"'):
         return printed
     return "".join(record[2:-1].encode("ascii").decode("unicode_escape") for record in printed.splitlines())
 
@@ -260,7 +260,7 @@ def _taken(name: str) -> bool:
     ours: set[str] = gdb.__dict__.setdefault("_vmdbg_commands", set())
     if name in ours:
         return False
-    if name in gdb.execute(f"complete {name}", to_string=True).split("\n"):
+    if name in _plain(gdb.execute(f"complete {name}", to_string=True)).split("\n"):
         return True
     ours.add(name)
     return False

@@ -35,16 +35,18 @@ def _escaped(byte: int) -> str:
 
 
 def _float(value: int, size: int) -> str:
-    """As short as tells it from its neighbours."""
-    if size == 8:
-        return f"{struct.unpack('<d', value.to_bytes(8, 'little'))[0]:.17g}"
-    return f"{struct.unpack('<f', value.to_bytes(4, 'little'))[0]:.9g}"
+    """As short as tells it from its neighbours; what is no number with its bits."""
+    code, digits, fraction = ("<d", 17, 52) if size == 8 else ("<f", 9, 23)
+    (number,) = struct.unpack(code, value.to_bytes(size, "little"))
+    if number != number:
+        return f"{'-' * (value >> 8 * size - 1)}nan({value & (1 << fraction) - 1:#x})"
+    return f"{number:.{digits}g}"
 
 
 _WRITTEN: dict[str, Callable[[int, int], str]] = {
     "x": lambda value, size: f"{value:#0{2 * size + 2}x}",
     "z": lambda value, size: f"{value:#0{2 * size + 2}x}",
-    "o": lambda value, size: f"0{value:0{-(-8 * size // 3)}o}",
+    "o": lambda value, size: f"0{value:o}" if value else "0",
     "t": lambda value, size: f"{value:0{8 * size}b}",
     "d": lambda value, size: str(_signed(value, size)),
     "u": lambda value, size: str(value),
@@ -268,7 +270,7 @@ def _print(context: Context, arguments: Arguments) -> Result:
 
 def _printed(subject: Subject, letter: str, value: int) -> str:
     """As print does: without the zeros that x has."""
-    plain = {"": hex, "x": hex, "o": lambda v: f"0{v:o}" if v else "0", "t": lambda v: f"{v:b}", "a": subject.named}
+    plain = {"": hex, "x": hex, "t": lambda v: f"{v:b}", "a": subject.named}
     return plain[letter](value) if letter in plain else _WRITTEN[letter](value, 8)
 
 

@@ -4,14 +4,15 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from introspect import msrs
 from introspect.commands.context import CommandError, Context, GuestView, Result
 from introspect.commands.live import vmcb_registers
 from introspect.commands.parameters import Address, AddressWord, Candidate, Misfit, Number, Parameter, parse_number
 from introspect.commands.registry import Arguments, Command
 from introspect.commands.render import columns, jsonable
 from introspect.commands.which import WHICH_OPTION, find_vmcb
-from introspect.decode import Undecodable, decode
 from introspect.exits import exception_name, exit_details
+from introspect.instruction import instruction as disassembled
 from introspect.interception import MNEMONICS
 from introspect.paging import Nested, PagingState
 from introspect.prediction import Exit, Outcome, Prediction, Situation
@@ -125,10 +126,17 @@ def _access(words: list[str]) -> bool:
 
 
 def _msr(words: list[str]) -> _Question:
+    """By number or name."""
+    if words and parse_number(words[0]) is None:
+        known = msrs.find(words[0])
+        if known is None:
+            raise Misfit("no MSR has this name", f"try {', '.join(msrs.near(words[0])) or 'its number'}")
+        words[0] = str(known.number)
     number, write = _number(words, "an MSR", 0xFFFFFFFF), _access(words)
+    name = msrs.msr_name(number)
+    subject = f"{'WRMSR' if write else 'RDMSR'} of {f'{name} ({number:#x})' if name else f'{number:#x}'}"
     unknown = {"rax": None, "rdx": None}
-    return _hypothetical(lambda bits: b"\x0f\x30" if write else b"\x0f\x32", f"{'WRMSR' if write else 'RDMSR'} of {number:#x}",
-                         rcx=number, **unknown)  # fmt: skip
+    return _hypothetical(lambda bits: b"\x0f\x30" if write else b"\x0f\x32", subject, rcx=number, **unknown)
 
 
 def _port(words: list[str]) -> _Question:
@@ -187,7 +195,7 @@ _KINDS: Mapping[str, Callable[[list[str]], _Question]] = {
     "exception": _exception, "int": _interrupt,
 }  # fmt: skip
 _MEANINGS = {
-    "msr": "MSR N r|w", "port": "port P [1|2|4] [in|out]", "cr": "control register N r|w [VALUE]",
+    "msr": "MSR N|NAME r|w", "port": "port P [1|2|4] [in|out]", "cr": "control register N r|w [VALUE]",
     "dr": "debug register N r|w [VALUE]", "exception": "exception by vector or name", "int": "INT VECTOR",
     "at": "the instruction at an address",
 }  # fmt: skip
@@ -272,10 +280,10 @@ def _would_exit(context: Context, arguments: Arguments) -> Result:
         registers["cpl"] = cpl
     question, processor = arguments.get(_WHAT), context.processor
     if question is None or isinstance(question, _At):
-        host = context.host.paging
         guest = GuestView(
             number=next((view.number for view in context.guests if spa in view.vmcbs), 0), name=f"VMCB at {spa:#x}", vmcbs=(spa,),
-            asid=0, ncr3=None, nested=Nested.from_vmcb(contents, host.cr4, host.efer, processor.maxphyaddr),
+            asid=0, ncr3=None,
+            nested=Nested.from_vmcb(contents, processor.host_cr4, processor.host_efer, processor.maxphyaddr),
             paging=PagingState(
                 registers["cr0"], registers["cr3"], registers["cr4"], registers["efer"], maxphyaddr=processor.maxphyaddr
             ),
@@ -292,14 +300,10 @@ def _would_exit(context: Context, arguments: Arguments) -> Result:
 
 
 def _subject(code: bytes, situation: Situation) -> str:
-    """The instruction at an address in words: what the table calls it, its bytes, where it is."""
-    try:
-        size = decode(code, mode_bits(situation.registers)).length
-    except Undecodable:
-        return ""
-    found = instruction(situation, code).subject
-    shown = code[:size].hex(" ")
-    return f"{found if found != shown else 'the instruction'} ({shown}) at rIP {situation.registers['rip']:#x}"
+    """The instruction at rIP in words; its bytes if they are none that the disassembler knows."""
+    rip = situation.registers["rip"]
+    found = disassembled(code, rip, mode_bits(situation.registers))
+    return f"{found[0]} at rIP {rip:#x}" if found is not None else ""
 
 
 COMMANDS = (
@@ -310,7 +314,7 @@ COMMANDS = (
         "  cpuid, rdmsr, invlpg, vmmcall ...   an instruction by its name, with the registers as they are\n"
         "  0f a2                               an instruction by its bytes, in the guest's mode\n"
         "  at ADDRESS                          the instruction there; `at` may be left out\n"
-        "  msr N r|w                           RDMSR or WRMSR\n"
+        "  msr N|NAME r|w                      RDMSR or WRMSR\n"
         "  port P [1|2|4] [in|out]             IN or OUT of so many bytes (1)\n"
         "  cr N r|w [VALUE], dr N r|w [VALUE]  MOV of a control or debug register\n"
         "  int VECTOR                          INT\n"
@@ -319,6 +323,6 @@ COMMANDS = (
         "The processor looks at these things in this order, until one decides (table 15-7): exceptions that come before the\n"
         "intercept, its bit, and the bit of the permission map. EXITINFO1 and 2 are what the exit would say. What decides but\n"
         "is not known, as a general register in a dump, is named.",
-        ("would-exit cpuid --guest 2", "would-exit msr 0xc0000080 w --guest 2"),
+        ("would-exit cpuid --guest 2", "would-exit msr efer w --guest 2"),
     ),
 )  # fmt: skip

@@ -159,19 +159,35 @@ def test_walk_shows_both_dimensions(world: World) -> None:
     assert lines[1] == "  entry     gpa      at spa    value               flags"
     assert lines[2] == "    nPML4E  0x10000  0x100000  0x0000000000101007  P W U"
     assert lines[6] == "  PML4E     0x10000  0x90000   0x0000000000011007  P W U"
-    assert len(lines) == 2 + 24 + 2
-    assert lines[-2] == "-> gpa 0x5123 -> spa 0x85123, in a 4 KiB page"
-    assert lines[-1] == "rights: read, write, execute; user and supervisor"
-    assert text(world, "walk 0x403000")[-1] == "rights: read, execute; user and supervisor"
+    assert len(lines) == 2 + 24 + 3
+    assert lines[-3:] == [
+        "-> gpa 0x5123 -> spa 0x85123, in a 4 KiB page",
+        "rights: read, write, execute; user and supervisor",
+        f"value: 0x0, bytes {' '.join(['00'] * 16)}",
+    ]
+    assert text(world, "walk 0x403000")[-2] == "rights: read, execute; user and supervisor"
+
+
+def test_walk_tells_what_is_there() -> None:
+    world = make_world()
+    world.memory.write(0x85FF8, bytes(range(8)))
+    assert text(world, "walk 0x402ff8")[-1] == "value: 0x706050403020100, bytes 00 01 02 03 04 05 06 07"
+    shown = run_line(world, "walk 0x402ffc").json()
+    assert isinstance(shown, dict)
+    assert (shown["data"], shown["reason"], shown["intercepted"]) == ("04050607", "", True)
+    lost = replace(world.guests[0], paging=PagingState(0, 0, 0, 0), nested=None)
+    assert text(World(world.memory, [lost], lost), "walk 0x80000000")[-1] == "value: no memory there, but a device or nothing"
 
 
 def test_walk_names_the_entry_to_blame(world: World) -> None:
     lines = text(world, "walk 0x403000 1 wu")
-    assert lines[-2:] == [
+    assert lines[-4:] == [
         "  PTE       0x13018  0x93018   0x0000000000006005  P U  <-- refuses this",
         "-> #PF, error code 0x7 (user write, not permitted), CR2 0x403000",
+        "   to blame: PTE at spa 0x93018: W is 0",
+        "   which is intercepted: #VMEXIT EXCP_PF",
     ]
-    assert text(world, "walk 0x404000 x")[-2].endswith("<-- not present")
+    assert text(world, "walk 0x404000 x")[-4].endswith("<-- not present")
     assert text(world, "walk 0x800000000000 linux r")[-1] == "-> #GP or #SS: the address is not canonical"
 
 
@@ -180,9 +196,10 @@ def test_walk_tells_the_exit_of_a_nested_fault() -> None:
     guest = replace(world.guests[0], paging=PagingState(0, 0, 0, 0))
     lines = text(World(world.memory, [guest], guest), "walk 0xfee00000 w")
     assert lines[0].endswith("paging off over 4-level nested paging")
-    assert lines[-2:] == [
+    assert lines[-3:] == [
         "-> #VMEXIT NPF (nested page fault): write of the final address, gpa 0xfee00000, not present",
         "   EXITINFO1 0x100000006, EXITINFO2 0xfee00000",
+        "   to blame: nested PDPE at spa 0x101018: P is 0",
     ]
 
 
@@ -201,6 +218,7 @@ def test_walk_of_the_host(world: World) -> None:
             "0x5000 in the host, supervisor read: paging off",
             "-> spa 0x5000",
             "rights: read, write, execute; user and supervisor",
+            f"value: 0x0, bytes {' '.join(['00'] * 16)}",
         ]
 
 
@@ -236,13 +254,14 @@ def test_walk_tells_of_gmet() -> None:
     guest = replace(world.guests[0], nested=replace(inner, gmet=True))
     world = World(world.memory, [guest], guest)
     assert text(world, "walk 0x402123 r")[0].endswith("4-level paging over 4-level nested paging with GMET")
-    assert text(world, "walk 0x402123 xu")[-1] == "rights: read, write, execute as user only (GMET); user and supervisor"
+    assert text(world, "walk 0x402123 xu")[-2] == "rights: read, write, execute as user only (GMET); user and supervisor"
     lines = text(world, "walk 0x402123 xs")
-    assert lines[-3].endswith("<-- refuses this")
-    assert lines[-2:] == [
+    assert lines[-4].endswith("<-- refuses this")
+    assert lines[-3:-1] == [
         "-> #VMEXIT NPF (nested page fault): supervisor instruction fetch of the final address, gpa 0x5123, not permitted",
         "   EXITINFO1 0x100000011, EXITINFO2 0x5123",
     ]
+    assert lines[-1].endswith(": U is 1: with GMET the code is users'")
 
 
 def test_walk_json(world: World) -> None:

@@ -77,7 +77,7 @@ ranges = st.lists(st.integers(0, 64), min_size=2, max_size=8, unique=True).map(l
     (low * PAGE, high * PAGE) for low, high in zip(sorted(cuts)[::2], sorted(cuts)[1::2], strict=False)])  # fmt: skip
 
 
-@settings(max_examples=80)
+@settings(max_examples=80, deadline=None)
 @given(mapped, ranges, st.integers(0, 2**32))
 def test_every_address_leads_to_its_bytes(tmp_path_factory: pytest.TempPathFactory, chosen: list[tuple[int, int]], parts: list[tuple[int, int]], seed: int) -> None:
     at, table = 0x1000, []

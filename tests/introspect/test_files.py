@@ -116,3 +116,11 @@ def test_a_dump_cannot_be_changed(world: World, tmp_path: Path) -> None:
     (tmp_path / "page").write_bytes(b"x")
     with pytest.raises(CommandError, match="dumps and ROM are read-only"):
         said(DumpContext(open_dump(tmp_path / "core")), f"load {tmp_path}/page spa:0")
+
+
+def test_nested_tables_in_circles_fill_no_disk(world: World, tmp_path: Path) -> None:
+    for entry in range(16):
+        world.memory.write_u64(0x20000 + 8 * entry, 0x20007)
+    with pytest.raises(CommandError, match="they lead in circles"):
+        said(world, f"save core {tmp_path}/core --guest 2")
+    assert list(tmp_path.iterdir()) == []

@@ -204,7 +204,7 @@ LIME = lime([(0x1000, b"a" * 30), (0x1010, b"b" * 30), (0x9000, b"c" * 9)])
 
 
 @pytest.mark.parametrize("whole", [CORE, elf32_core([(4096, b"low.")], make_prstatus(STATE, 1)), LIME], ids=["core", "core32", "lime"])
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_damaged_dumps_never_escape(tmp_path: Path, whole: bytes, data: st.DataObject) -> None:
     places = st.integers(0, 199) | st.integers(0, len(whole) - 1)
