@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from gdbstub.target import ThreadId
 from introspect.commands import ExitRecord, GuestView, HostView
-from introspect.commands.subject import MapRange
+from introspect.commands.inferior_state import MapRange
 from introspect.exits import ExitCode
 from introspect.interception import OPTIONAL
 from introspect.leaks import Leak
