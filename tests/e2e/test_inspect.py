@@ -132,6 +132,35 @@ def test_a_core_answers_as_the_machine_did(demo: Monitor, core: Path) -> None:
     ]  # fmt: skip
 
 
+JUDGEMENTS = (
+    *(f"would-exit {what} --guest {number}" for number in (2, 3, 4, 5) for what in (
+        "", "cpuid", "msr efer w", "msr 0x10 r", "port 0x3f8", "port 0x60 4 out", "cr 0 w 0x80000011", "cr 3 r", "exception pf",
+        "vmmcall", "hlt --cpl 3", "0f 01 d8", "nmi",
+    )),
+    *(f"vmrun why {number}" for number in (2, 3, 4, 5)), "vmrun why 0x1000",
+    *(f"walk 0x40000 {number} {access}" for number in (2, 3, 4, 5) for access in ("r", "w", "xu")),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("line", JUDGEMENTS)
+def test_judgements_are_the_same_on_a_core(demo: Monitor, core: Path, line: str) -> None:
+    """But for memory types, which a core does not tell."""
+    dump = DumpContext(open_dump(core))
+    live = [one for one in run_line(demo, line).text().split("\n") if not one.startswith("memory type")]
+    assert run_line(dump, line).text().split("\n") == live
+
+
+def test_interrupts_of_a_core(demo: Monitor, core: Path) -> None:
+    """What a guest's VMCB decides is the same; of the processor a core knows nothing."""
+    dump = DumpContext(open_dump(core))
+    for number in (2, 3, 4, 5):
+        live, dead = (run_line(where, f"why-no-irq --guest {number}").json() for where in (demo, dump))
+        assert isinstance(live, dict)
+        assert isinstance(dead, dict)
+        assert dead["routes"][0] == live["routes"][0]
+        assert dead["routes"][1]["links"][0]["passes"] is None
+
+
 def test_the_command_line(core: Path, raw: Path, tmp_path: Path) -> None:
     done = vmdbg("inspect", str(core), "guests")
     assert (done.returncode, done.stderr) == (0, "")
