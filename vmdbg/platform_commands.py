@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from introspect.commands import Arguments, Command, CommandError, Context, Result
+from introspect.commands.inferior_state import MapRange
 from introspect.commands.parameters import Candidate, Number, Parameter, Text
 from introspect.commands.render import columns, members, size_text
-from introspect.commands.subject import MapRange
 from vmdbg.platform.bus import Inspectable, State
 from vmdbg.platform.lapic_state import lapic_state
 

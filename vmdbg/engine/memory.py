@@ -49,7 +49,7 @@ class Ram:
         self.buffer = sparse(self.end)
         self.view = memoryview(self.buffer)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.buffer))
-        self.memo = Memo(self)
+        self.memo = Memo(self, self.view.cast("Q"))
         """Translations through tables that lie here, for debuggers."""
         self.device = ""
         """Who writes now, if not a processor: see `dma`."""
