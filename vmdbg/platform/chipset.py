@@ -90,9 +90,9 @@ class Chipset:
             for irq in PIC_IRQS:
                 self.pic.set_level_triggered(irq)
 
-    def leave_tables(self, apic_ids: Sequence[int], extra: Sequence[bytes] = ()) -> None:
+    def leave_tables(self, apic_ids: Sequence[int], extra: Sequence[bytes] = (), *, tpm: bool = False) -> None:
         """Write the ACPI tables to memory."""
-        self.ram.write(acpi.BASE, acpi.build(acpi.Board(apic_ids, self.high_memory), extra))
+        self.ram.write(acpi.BASE, acpi.build(acpi.Board(apic_ids, self.high_memory, tpm), extra))
 
     def poll_input(self) -> bool:
         """Let devices take what came in from outside."""
