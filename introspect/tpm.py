@@ -78,7 +78,8 @@ TIS = Structure(
     "TPM interface", LOCALITY,
     (Field("access", 0x00, 1, TPM_ACCESS), Field("int_enable", 0x08, 4), Field("int_vector", 0x0C, 1),
      Field("int_status", 0x10, 4), Field("intf_capability", 0x14, 4, TPM_INTF), Field("sts", 0x18, 4, TPM_STS),
-     Field("hash_end", 0x20, 4), Field("data_fifo", 0x24, 4), Field("hash_start", 0x28, 4), Field("interface_id", 0x30, 4), Field("xdata_fifo", 0x80, 4),
+     Field("hash_end", 0x20, 4), Field("data_fifo", 0x24, 4), Field("hash_start", 0x28, 4),
+     Field("interface_id", 0x30, 4), Field("xdata_fifo", 0x80, 4),
      Field("did_vid", 0xF00, 4), Field("rid", 0xF04, 1)),
 )  # fmt: skip
 """Of each locality.  HASH_START, HASH_DATA (the DATA_FIFO) and HASH_END are taken at locality 4 alone, from the processor."""
