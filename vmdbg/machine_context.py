@@ -45,6 +45,19 @@ class MachineContext:
         self.debugger = debugger
         self.thread = ThreadId(1, 1)
         """The one that a command means if none is named."""
+        self._seen: dict[int, tuple[int, Mapping[str, int], Mapping[str, int]]] = {}
+        """Registers of inferiors, when somebody looked last: at what time, what they were, and at an earlier time."""
+
+    @property
+    def now(self) -> int:
+        return self.debugger.machine.clock.now
+
+    def before(self, number: int) -> Mapping[str, int]:
+        now, (time, last, earlier) = self.now, self._seen.get(number, (-1, {}, {}))
+        if time != now:
+            earlier = last
+            self._seen[number] = now, self.registers(number), earlier
+        return earlier
 
     @property
     def memory(self) -> Memory:

@@ -1,0 +1,339 @@
+"""`context` and `where`: an inferior at a glance, and in one line. What the console shows at each stop and below its prompt."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+from introspect.code import Instruction, bits_of, instructions
+from introspect.commands.context import Context, ExitRecord, GuestView, HostView, Result
+from introspect.commands.parameters import Choice, Number, Owner, Parameter
+from introspect.commands.registry import Arguments, Command
+from introspect.commands.render import columns, jsonable
+from introspect.exits import EVENT, describe_event, describe_exit, exit_name
+from introspect.expression import Space
+from introspect.registers import CR0, CR4, EFER, RFLAGS
+from introspect.scope import read_space
+from introspect.sources import Unreadable
+from introspect.vmcb import VMCB, VMCB_SIZE
+
+__all__ = ["COMMANDS", "SECTIONS", "Moment", "Situation", "Where", "linear", "situation", "where"]
+
+SECTIONS = ("regs", "code", "stack", "vmcb", "exit")
+_MEANINGS = ("registers, changed ones marked by *", "instructions around the current one", "the words on top of the stack",
+             "what stands out in the guest's VMCB", "the last #VMEXITs")  # fmt: skip
+GENERAL = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", *(f"r{n}" for n in range(8, 16)))
+_SEGMENTS = ("cs", "ss", "ds", "es", "fs", "gs")
+_BEFORE, _LINES, _WORDS, _EXITS = 3, 9, 8, 3
+_MASK = (1 << 64) - 1
+_CELL = 25
+_SPOKEN = ("guest_asid", "n_cr3", "v_intr", "int_state", "eventinj", "exitintinfo", "tlb_control", "vmcb_clean")
+"""Fields of a VMCB that say what is going on, where they are not 0."""
+
+
+@runtime_checkable
+class Moment(Protocol):
+    """A context of something that runs: it knows the time, and how registers were when they were looked at before."""
+
+    @property
+    def now(self) -> int:
+        """Guest time in ticks."""
+
+    def before(self, number: int) -> Mapping[str, int]:
+        """Registers of an inferior at the moment of the last look but this; empty if there was none."""
+
+
+def linear(registers: Mapping[str, int], segment: str, offset: str) -> int | None:
+    """The linear address of rip in cs, or rsp in ss; None where the registers are not known."""
+    value = registers.get(offset)
+    if value is None or bits_of(registers) == 64:
+        return value
+    wide = registers.get(f"{segment}.attrib", 0) & 0x400
+    return (registers.get(f"{segment}.base", 0) + (value if wide else value & 0xFFFF)) & 0xFFFFFFFF
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """An inferior in one line. What is not known is None, or empty."""
+
+    number: int
+    name: str
+    mode: str
+    """16-bit, 32-bit, 64-bit, real mode ..., and how it pages."""
+    cpl: int | None
+    asid: int | None
+    cr3: int | None
+    ncr3: int | None
+    pc: int | None
+    """Linear."""
+    symbol: str
+    last_exit: str
+    time: int | None
+
+    def text(self) -> str:
+        parts = [self.name, self.mode]
+        parts += [f"CPL {self.cpl}"] if self.cpl is not None else []
+        parts += [f"ASID {self.asid}"] if self.asid is not None else []
+        parts += [f"CR3 {self.cr3:#x}"] if self.cr3 is not None else []
+        parts += [f"nCR3 {self.ncr3:#x}"] if self.ncr3 is not None else []
+        parts += [f"RIP {self.pc:#x}" + (f" <{self.symbol}>" if self.symbol else "")] if self.pc is not None else []
+        parts += [f"last exit {self.last_exit}"] if self.last_exit else []
+        parts += [f"{self.time} ticks"] if self.time is not None else []
+        return ", ".join(parts)
+
+    def json(self) -> object:
+        return jsonable(self)
+
+
+def where(context: Context, owner: GuestView | HostView) -> Where:
+    registers = context.registers(owner.number)
+    pc, symbols = linear(registers, "cs", "rip"), context.symbols(owner.number)
+    guest = owner if isinstance(owner, GuestView) else None
+    exits = context.exits(guest.number if guest else None, 1)
+    paged = owner.paging.mode if owner.paging.cr0 & CR0.PG else "no paging"
+    mode = f"{bits_of(registers)}-bit, {paged}" if registers else paged
+    if registers and not registers.get("cr0", 0) & CR0.PE:
+        mode = "real mode"
+    elif registers.get("rflags", 0) & RFLAGS.VM and bits_of(registers) == 16:
+        mode = f"virtual 8086 mode, {paged}"
+    return Where(
+        owner.number, str(owner), mode + (f" over {owner.nested.format.name} nested" if owner.nested else ""),
+        registers.get("cpl", owner.paging.cpl if registers else None), guest.asid if guest else None,
+        owner.paging.cr3 if owner.paging.cr0 & CR0.PG else None, guest.ncr3 if guest else None,
+        pc, symbols.name(pc) if symbols is not None and pc is not None else "",
+        exit_name(exits[-1].code) if exits else "", context.now if isinstance(context, Moment) else None,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """One on the stack."""
+
+    address: int
+    value: int
+    symbol: str
+
+
+@dataclass(frozen=True, slots=True)
+class Highlights:
+    """What stands out in a VMCB: the exit in words, and fields that are not 0."""
+
+    spa: int
+    exit: str
+    fields: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What was asked for of an inferior; sections that were not asked for are empty."""
+
+    where: Where
+    sections: tuple[str, ...]
+    registers: Mapping[str, int]
+    changed: tuple[str, ...]
+    code: tuple[Instruction, ...]
+    stack: tuple[Word, ...]
+    word: int
+    """Bytes of a word on the stack."""
+    vmcb: Highlights | None
+    exits: tuple[ExitRecord, ...]
+    width: int = field(default=100, repr=False)
+    symbol: Callable[[int], str] = field(default=lambda address: "", repr=False)
+
+    def lines(self, section: str) -> list[str]:
+        """One section, without its title."""
+        return {"regs": self._registers, "code": self._code, "stack": self._stack, "vmcb": self._vmcb, "exit": self._exits}[section]()
+
+    def title(self, section: str) -> str:
+        w = self.where
+        return {
+            "regs": f"registers of {w.name}, {w.mode}" + (f", CPL {w.cpl}" if w.cpl is not None else ""),
+            "code": "code" + (f" at {w.symbol}" if w.symbol else ""), "stack": "stack",
+            "vmcb": f"VMCB at {self.vmcb.spa:#x}" if self.vmcb else "VMCB", "exit": "last exits",
+        }[section]  # fmt: skip
+
+    def text(self) -> str:
+        lines: list[str] = []
+        for section in self.sections:
+            shown = self.lines(section)
+            if shown:
+                lines += [f"-- {self.title(section)} ".ljust(self.width, "-"), *shown]
+        return "\n".join(lines) or f"Nothing of {self.where.name} is known here."
+
+    def json(self) -> object:
+        return jsonable(self)
+
+    def _registers(self) -> list[str]:
+        if not self.registers:
+            return []
+        bits = bits_of(self.registers)
+        names = [name for name in GENERAL if name in self.registers and (bits == 64 or not name[1:].isdigit())]
+        wide = {name: name if bits == 64 else "e" + name[1:] for name in names}
+        cells = [f"{'*' if name in self.changed else ' '}{wide[name]:4}{self.registers[name] & (1 << max(bits, 32)) - 1:#x}" for name in names]
+        across = max(1, self.width // _CELL)
+        rows = [cells[at : at + across] for at in range(0, len(cells), across)]
+        lines = ["".join(cell.ljust(_CELL) for cell in row).rstrip() for row in rows]
+        return lines + self._special()
+
+    def _special(self) -> list[str]:
+        def mark(name: str) -> str:
+            return "*" if name in self.changed else " "
+
+        r, lines = self.registers, []
+        if "rip" in r:
+            symbol = f" <{self.where.symbol}>" if self.where.symbol else ""
+            flags = f"   {mark('rflags')}flags {r['rflags']:#x} [{RFLAGS.describe(r['rflags'])}]" if "rflags" in r else ""
+            lines.append(f"{mark('rip')}rip {r['rip']:#x}{symbol}{flags}")
+        selectors = [f"{mark(f'{name}.selector')}{name} {r[f'{name}.selector']:#x}" for name in _SEGMENTS if f"{name}.selector" in r]
+        bases = [f"{mark(f'{name}.base')}{name}.base {r[f'{name}.base']:#x}" for name in ("fs", "gs") if r.get(f"{name}.base")]
+        lines.append("  ".join([*selectors, *bases]))
+        tables = {"cr0": CR0, "cr4": CR4, "efer": EFER}
+        control = [f"{mark(n)}{n} {r[n]:#x}" + (f" [{tables[n].describe(r[n])}]" if n in tables and r[n] else "")
+                   for n in ("cr0", "cr2", "cr3", "cr4", "efer") if n in r and (n != "cr2" or r[n])]  # fmt: skip
+        line = ""
+        for part in control:
+            if line and len(line) + len(part) + 2 > self.width:
+                lines.append(line)
+                line = ""
+            line += ("  " if line else "") + part
+        return [each for each in [*lines, line] if each.strip()]
+
+    def _code(self) -> list[str]:
+        rows = []
+        for one in self.code:
+            name = self.symbol(one.address)
+            rows.append(("=>" if one.address == self.where.pc else "  ", f"{one.address:#x}", f"<{name}>" if name else "", self._noted(one)))
+        return columns(rows)
+
+    def _noted(self, one: Instruction) -> str:
+        target = self.symbol(one.target) if one.target is not None else ""
+        return one.text + (f"  <{target}>" if target else "")
+
+    def _stack(self) -> list[str]:
+        rows = []
+        for one in self.stack:
+            rows.append((f"{one.address:#x}", f"{one.value:#0{2 + 2 * self.word}x}", f"<{one.symbol}>" if one.symbol else ""))
+        return columns(rows)
+
+    def _vmcb(self) -> list[str]:
+        if self.vmcb is None:
+            return []
+        said = {"v_intr": VMCB["v_intr"].bits, "int_state": VMCB["int_state"].bits}
+        parts = []
+        for name, value in self.vmcb.fields.items():
+            if name in ("eventinj", "exitintinfo"):
+                parts.append(f"{name} {describe_event(value)}")
+            else:
+                flags = said[name].describe(value) if name in said and said[name] is not None else ""  # type: ignore[union-attr]
+                parts.append(f"{name} {value:#x}" + (f" [{flags}]" if flags else ""))
+        lines, line = [self.vmcb.exit], ""
+        for part in parts:
+            if line and len(line) + len(part) + 2 > self.width:
+                lines.append(line)
+                line = ""
+            line += ("  " if line else "") + part
+        return [each for each in [*lines, line] if each]
+
+    def _exits(self) -> list[str]:
+        rows = []
+        for record in self.exits:
+            during = f" (while delivering {describe_event(record.intinfo)})" if record.intinfo & EVENT.v else ""
+            rows.append((str(record.time), f"guest {record.guest}", f"{record.rip:#x}", describe_exit(record.code, record.info1, record.info2) + during))
+        return columns(rows)
+
+
+def situation(context: Context, owner: GuestView | HostView, sections: tuple[str, ...] = SECTIONS, width: int = 100) -> Situation:
+    """An inferior now."""
+    registers, symbols = dict(context.registers(owner.number)), context.symbols(owner.number)
+    before = context.before(owner.number) if isinstance(context, Moment) and registers else {}
+    changed = tuple(name for name, value in registers.items() if name in before and before[name] != value)
+    here, word = where(context, owner), 8 if bits_of(registers) == 64 else 4 if bits_of(registers) == 32 else 2
+
+    def symbol(address: int) -> str:
+        return symbols.name(address) if symbols is not None else ""
+
+    def read(address: int, size: int) -> bytes:
+        return read_space(context.memory, owner, Space.GVA, address, size)
+
+    stack = linear(registers, "ss", "rsp")
+    guest = owner if isinstance(owner, GuestView) else _last_guest(context)
+    return Situation(
+        where=here, sections=sections, registers=registers, changed=changed,
+        code=tuple(_around(read, here.pc, bits_of(registers), symbol)) if "code" in sections and here.pc is not None else (),
+        stack=tuple(_words(read, stack, word, symbol)) if "stack" in sections and stack is not None else (), word=word,
+        vmcb=_highlights(context, guest) if "vmcb" in sections and guest is not None else None,
+        exits=tuple(context.exits(owner.number if isinstance(owner, GuestView) else None, _EXITS)) if "exit" in sections else (),
+        width=width, symbol=symbol,
+    )  # fmt: skip
+
+
+def _last_guest(context: Context) -> GuestView | None:
+    """The one that has left last."""
+    last = context.exits(None, 1)
+    return next((guest for guest in context.guests if last and guest.number == last[-1].guest), None)
+
+
+def _around(read: Callable[[int, int], bytes], pc: int, bits: int, symbol: Callable[[int], str]) -> Iterator[Instruction]:
+    """A few before, where a symbol says where they begin, and those that follow."""
+    name, _, offset = symbol(pc).partition("+")
+    behind = int(offset, 16) if offset else 0
+    before: list[Instruction] = []
+    if name and 0 < behind <= 4096:
+        decoded = list(instructions(read(pc - behind, behind), pc - behind, bits))
+        if decoded and decoded[-1].address + decoded[-1].length == pc:
+            before = decoded[-_BEFORE:]
+    yield from before
+    left = _LINES - len(before)
+    yield from instructions(read(pc, 16 * left), pc, bits, left)
+
+
+def _words(read: Callable[[int, int], bytes], top: int, size: int, symbol: Callable[[int], str]) -> Iterator[Word]:
+    data = read(top, _WORDS * size)
+    for at in range(0, len(data) - size + 1, size):
+        value = int.from_bytes(data[at : at + size], "little")
+        yield Word(top + at & _MASK, value, symbol(value))
+
+
+def _highlights(context: Context, guest: GuestView) -> Highlights | None:
+    if not guest.vmcbs:
+        return None
+    spa = guest.vmcbs[0]
+    try:
+        contents = context.memory.read(spa, VMCB_SIZE)
+    except Unreadable:
+        return None
+    values = {name: VMCB.read(contents, name) for name in (*_SPOKEN, "exitcode", "exitinfo1", "exitinfo2")}
+    code, info1, info2 = (values.pop(name) for name in ("exitcode", "exitinfo1", "exitinfo2"))
+    said = f"#VMEXIT {describe_exit(code, info1, info2)}"
+    return Highlights(spa, said, {name: value for name, value in values.items() if value})
+
+
+_OWNER = Parameter("GUEST|host", Owner(), optional=True, option="--guest", help="whose; else the selected one's")
+_SECTIONS = tuple(
+    Parameter("SECTION", Choice(SECTIONS, _MEANINGS), optional=True, help="of regs, code, stack, vmcb, exit; else all of them")
+    for _ in SECTIONS
+)
+_WIDTH = Parameter("COLUMNS", Number(40, 1000), option="--width", only_option=True, default=100, help="of the screen (100)")
+
+
+def _context(context: Context, arguments: Arguments) -> Result:
+    owner = arguments.owner_or_selected(_OWNER)
+    chosen = tuple(name for parameter in _SECTIONS if (name := arguments.get(parameter)))
+    return situation(context, owner, tuple(dict.fromkeys(chosen)) or SECTIONS, arguments[_WIDTH])
+
+
+def _where(context: Context, arguments: Arguments) -> Result:
+    return where(context, arguments.owner_or_selected(_OWNER))
+
+
+COMMANDS = (
+    Command(
+        "context", _context, "Show an inferior at a glance: registers, code, stack, VMCB, last exits.", (_OWNER, *_SECTIONS, _WIDTH),
+        "Of a hypervisor the VMCB and the exits are those of the guest that left last. Registers that have changed since\n"
+        "they were shown at an earlier time are marked by *.",
+        ("context 2", "context host code stack"), "context [GUEST|host] [regs|code|stack|vmcb|exit ...] [--width COLUMNS]",
+    ),
+    Command(
+        "where", _where, "Say in one line where an inferior is: mode, CPL, ASID, CR3, nCR3, RIP, last exit.", (_OWNER,),
+        "", ("where 2", "where host"),
+    ),
+)  # fmt: skip
