@@ -56,6 +56,8 @@ class Server:
         self._clients: dict[_Client, tuple[Session, Share]] = {}
         self._handle: asyncio.Handle | None = None
         self._kept: set[Point] = set()  # breakpoints that clients have left behind
+        # Called before a client is served.
+        self.arriving: Callable[[], object] = lambda: None
         # The last client's that has gone; it may have left the machine running.
         self._gone: Session | None = None
 
@@ -117,7 +119,7 @@ class Server:
         self._paths.clear()
         for client in list(self._clients):
             client.abort()
-        self._halt_detached()
+        self.stop_detached()
 
     def _accept(self) -> "_Client":
         return _Client(self)
@@ -126,6 +128,7 @@ class Server:
 
     def connected(self, client: "_Client", write: Callable[[bytes], object]) -> Session | None:
         """A session for a new client; None if there is nothing for it to debug."""
+        self.arriving()
         attach = self._attach
         kept: Iterable[Point] = ()
         if self._clients:
@@ -133,7 +136,7 @@ class Server:
             if attach is None or any(session.non_stop for session in self._sessions()):
                 return None
         else:
-            self._halt_detached()
+            self.stop_detached()
             kept, self._kept = self._kept, set()
         share = self._sharing.join()
         target = cast(Target, share)  # what a share does not have itself it has from the target
@@ -182,7 +185,8 @@ class Server:
             client.look()
         self.schedule()
 
-    def _halt_detached(self) -> None:
+    def stop_detached(self) -> None:
+        """Stop a machine that the last client has left running."""
         if self._gone is not None and self._gone.detached:
             self._gone.detached = False
             self._target.halt()

@@ -11,6 +11,7 @@ from introspect.commands.registry import Arguments, Command
 from introspect.commands.render import columns, jsonable
 from introspect.exits import EVENT, describe_event, describe_exit, exit_name
 from introspect.expression import Space
+from introspect.layout import Bits
 from introspect.registers import CR0, CR4, EFER, RFLAGS
 from introspect.scope import read_space
 from introspect.sources import Unreadable
@@ -19,11 +20,18 @@ from introspect.vmcb import VMCB, VMCB_SIZE
 __all__ = ["COMMANDS", "SECTIONS", "Moment", "Situation", "Where", "linear", "situation", "where"]
 
 SECTIONS = ("regs", "code", "stack", "vmcb", "exit")
-_MEANINGS = ("registers, changed ones marked by *", "instructions around the current one", "the words on top of the stack",
-             "what stands out in the guest's VMCB", "the last #VMEXITs")  # fmt: skip
+_MEANINGS = (
+    "registers, changed ones marked by *",
+    "instructions around the current one",
+    "the words on top of the stack",
+    "what stands out in the guest's VMCB",
+    "the last #VMEXITs",
+)
 GENERAL = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", *(f"r{n}" for n in range(8, 16)))
 _SEGMENTS = ("cs", "ss", "ds", "es", "fs", "gs")
-_BEFORE, _LINES, _WORDS, _EXITS = 3, 9, 8, 3
+_SECTIONS_HELP = "of regs, code, stack, vmcb, exit; else all of them"
+_ROWS = {"code": 9, "stack": 8, "exit": 3}
+"""Lines of a section, unless the caller has a place of another size for it."""
 _MASK = (1 << 64) - 1
 _CELL = 25
 _SPOKEN = ("guest_asid", "n_cr3", "v_intr", "int_state", "eventinj", "exitintinfo", "tlb_control", "vmcb_clean")
@@ -58,7 +66,9 @@ class Where:
     number: int
     name: str
     mode: str
-    """16-bit, 32-bit, 64-bit, real mode ..., and how it pages."""
+    """16-bit, 32-bit, 64-bit, real mode, virtual 8086 mode; empty where that is not known."""
+    paging: str
+    """How it pages, and over what."""
     cpl: int | None
     asid: int | None
     cr3: int | None
@@ -70,7 +80,7 @@ class Where:
     time: int | None
 
     def text(self) -> str:
-        parts = [self.name, self.mode]
+        parts = [self.name, self.mode, self.paging] if self.mode else [self.name, self.paging]
         parts += [f"CPL {self.cpl}"] if self.cpl is not None else []
         parts += [f"ASID {self.asid}"] if self.asid is not None else []
         parts += [f"CR3 {self.cr3:#x}"] if self.cr3 is not None else []
@@ -90,18 +100,26 @@ def where(context: Context, owner: GuestView | HostView) -> Where:
     guest = owner if isinstance(owner, GuestView) else None
     exits = context.exits(guest.number if guest else None, 1)
     paged = owner.paging.mode if owner.paging.cr0 & CR0.PG else "no paging"
-    mode = f"{bits_of(registers)}-bit, {paged}" if registers else paged
+    mode = f"{bits_of(registers)}-bit" if registers else ""
     if registers and not registers.get("cr0", 0) & CR0.PE:
         mode = "real mode"
     elif registers.get("rflags", 0) & RFLAGS.VM and bits_of(registers) == 16:
-        mode = f"virtual 8086 mode, {paged}"
+        mode = "virtual 8086 mode"
+    named = guest is not None and guest.name != f"guest {guest.number}"
     return Where(
-        owner.number, str(owner), mode + (f" over {owner.nested.format.name} nested" if owner.nested else ""),
-        registers.get("cpl", owner.paging.cpl if registers else None), guest.asid if guest else None,
-        owner.paging.cr3 if owner.paging.cr0 & CR0.PG else None, guest.ncr3 if guest else None,
-        pc, symbols.name(pc) if symbols is not None and pc is not None else "",
-        exit_name(exits[-1].code) if exits else "", context.now if isinstance(context, Moment) else None,
-    )  # fmt: skip
+        owner.number,
+        str(owner) if guest is None or named else guest.name,
+        mode,
+        paged + (f" over {owner.nested.format.name}" if owner.nested else ""),
+        registers.get("cpl", owner.paging.cpl if registers else None),
+        guest.asid if guest else None,
+        owner.paging.cr3 if owner.paging.cr0 & CR0.PG else None,
+        guest.ncr3 if guest else None,
+        pc,
+        symbols.name(pc) if symbols is not None and pc is not None else "",
+        exit_name(exits[-1].code) if exits else "",
+        context.now if isinstance(context, Moment) else None,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,15 +159,18 @@ class Situation:
 
     def lines(self, section: str) -> list[str]:
         """One section, without its title."""
-        return {"regs": self._registers, "code": self._code, "stack": self._stack, "vmcb": self._vmcb, "exit": self._exits}[section]()
+        makers = {"regs": self._registers, "code": self._code, "stack": self._stack, "vmcb": self._vmcb, "exit": self._exits}
+        return [line if len(line) <= self.width else line[: self.width - 3] + "..." for line in makers[section]()]
 
     def title(self, section: str) -> str:
         w = self.where
         return {
-            "regs": f"registers of {w.name}, {w.mode}" + (f", CPL {w.cpl}" if w.cpl is not None else ""),
-            "code": "code" + (f" at {w.symbol}" if w.symbol else ""), "stack": "stack",
-            "vmcb": f"VMCB at {self.vmcb.spa:#x}" if self.vmcb else "VMCB", "exit": "last exits",
-        }[section]  # fmt: skip
+            "regs": f"{w.name}: {w.mode}, {w.paging}" + (f", CPL {w.cpl}" if w.cpl is not None else ""),
+            "code": "code" + (f" at {w.symbol}" if w.symbol else ""),
+            "stack": "stack",
+            "vmcb": f"VMCB at {self.vmcb.spa:#x}" if self.vmcb else "VMCB",
+            "exit": "last exits",
+        }[section]
 
     def text(self) -> str:
         lines: list[str] = []
@@ -168,8 +189,9 @@ class Situation:
         bits = bits_of(self.registers)
         names = [name for name in GENERAL if name in self.registers and (bits == 64 or not name[1:].isdigit())]
         wide = {name: name if bits == 64 else "e" + name[1:] for name in names}
-        cells = [f"{'*' if name in self.changed else ' '}{wide[name]:4}{self.registers[name] & (1 << max(bits, 32)) - 1:#x}" for name in names]
-        across = max(1, self.width // _CELL)
+        mask = (1 << max(bits, 32)) - 1
+        cells = [f"{'*' if name in self.changed else ' '}{wide[name]:4}{self.registers[name] & mask:#x}" for name in names]
+        across = next(count for count in (8, 4, 2, 1) if count * _CELL <= max(self.width, _CELL))
         rows = [cells[at : at + across] for at in range(0, len(cells), across)]
         lines = ["".join(cell.ljust(_CELL) for cell in row).rstrip() for row in rows]
         return lines + self._special()
@@ -181,14 +203,19 @@ class Situation:
         r, lines = self.registers, []
         if "rip" in r:
             symbol = f" <{self.where.symbol}>" if self.where.symbol else ""
-            flags = f"   {mark('rflags')}flags {r['rflags']:#x} [{RFLAGS.describe(r['rflags'])}]" if "rflags" in r else ""
-            lines.append(f"{mark('rip')}rip {r['rip']:#x}{symbol}{flags}")
-        selectors = [f"{mark(f'{name}.selector')}{name} {r[f'{name}.selector']:#x}" for name in _SEGMENTS if f"{name}.selector" in r]
-        bases = [f"{mark(f'{name}.base')}{name}.base {r[f'{name}.base']:#x}" for name in ("fs", "gs") if r.get(f"{name}.base")]
+            flags = f"  {mark('rflags')}flags {r['rflags']:#x}{_set(RFLAGS, r['rflags'])}" if "rflags" in r else ""
+            line = f"{mark('rip')}rip {r['rip']:#x}{symbol}"
+            lines += [line + flags] if len(line + flags) <= self.width else [line, flags[2:]]
+        present = [(name, f"{name}.selector") for name in _SEGMENTS if f"{name}.selector" in r]
+        selectors = [f"{mark(field)}{name} {r[field]:#x}" for name, field in present]
+        bases = [f"{mark(name)}{name} {r[name]:#x}" for name in ("fs.base", "gs.base") if r.get(name)]
         lines.append("  ".join([*selectors, *bases]))
         tables = {"cr0": CR0, "cr4": CR4, "efer": EFER}
-        control = [f"{mark(n)}{n} {r[n]:#x}" + (f" [{tables[n].describe(r[n])}]" if n in tables and r[n] else "")
-                   for n in ("cr0", "cr2", "cr3", "cr4", "efer") if n in r and (n != "cr2" or r[n])]  # fmt: skip
+        control = [
+            f"{mark(n)}{n} {r[n]:#x}" + (_set(tables[n], r[n]) if n in tables else "")
+            for n in ("cr0", "cr2", "cr3", "cr4", "efer")
+            if n in r and (n != "cr2" or r[n])
+        ]
         line = ""
         for part in control:
             if line and len(line) + len(part) + 2 > self.width:
@@ -201,7 +228,8 @@ class Situation:
         rows = []
         for one in self.code:
             name = self.symbol(one.address)
-            rows.append(("=>" if one.address == self.where.pc else "  ", f"{one.address:#x}", f"<{name}>" if name else "", self._noted(one)))
+            mark = "=>" if one.address == self.where.pc else "  "
+            rows.append((mark, f"{one.address:#x}", f"<{name}>" if name else "", self._noted(one)))
         return columns(rows)
 
     def _noted(self, one: Instruction) -> str:
@@ -217,14 +245,13 @@ class Situation:
     def _vmcb(self) -> list[str]:
         if self.vmcb is None:
             return []
-        said = {"v_intr": VMCB["v_intr"].bits, "int_state": VMCB["int_state"].bits}
         parts = []
         for name, value in self.vmcb.fields.items():
             if name in ("eventinj", "exitintinfo"):
                 parts.append(f"{name} {describe_event(value)}")
             else:
-                flags = said[name].describe(value) if name in said and said[name] is not None else ""  # type: ignore[union-attr]
-                parts.append(f"{name} {value:#x}" + (f" [{flags}]" if flags else ""))
+                table = VMCB[name].bits if name in ("v_intr", "int_state") else None
+                parts.append(f"{name} {value:#x}" + (_set(table, value) if table is not None else ""))
         lines, line = [self.vmcb.exit], ""
         for part in parts:
             if line and len(line) + len(part) + 2 > self.width:
@@ -237,12 +264,17 @@ class Situation:
         rows = []
         for record in self.exits:
             during = f" (while delivering {describe_event(record.intinfo)})" if record.intinfo & EVENT.v else ""
-            rows.append((str(record.time), f"guest {record.guest}", f"{record.rip:#x}", describe_exit(record.code, record.info1, record.info2) + during))
+            what = describe_exit(record.code, record.info1, record.info2) + during
+            whose = (f"guest {record.guest}",) if len({each.guest for each in self.exits}) > 1 else ()
+            rows.append((str(record.time), *whose, f"{record.rip:#x}", what))
         return columns(rows)
 
 
-def situation(context: Context, owner: GuestView | HostView, sections: tuple[str, ...] = SECTIONS, width: int = 100) -> Situation:
-    """An inferior now."""
+def situation(
+    context: Context, owner: GuestView | HostView, sections: tuple[str, ...] = SECTIONS, width: int = 100, rows: int | None = None
+) -> Situation:
+    """An inferior now. `rows`: how many lines of code, stack and exits, if not the usual ones."""
+    lines = {section: rows or usual for section, usual in _ROWS.items()}
     registers, symbols = dict(context.registers(owner.number)), context.symbols(owner.number)
     before = context.before(owner.number) if isinstance(context, Moment) and registers else {}
     changed = tuple(name for name, value in registers.items() if name in before and before[name] != value)
@@ -257,13 +289,28 @@ def situation(context: Context, owner: GuestView | HostView, sections: tuple[str
     stack = linear(registers, "ss", "rsp")
     guest = owner if isinstance(owner, GuestView) else _last_guest(context)
     return Situation(
-        where=here, sections=sections, registers=registers, changed=changed,
-        code=tuple(_around(read, here.pc, bits_of(registers), symbol)) if "code" in sections and here.pc is not None else (),
-        stack=tuple(_words(read, stack, word, symbol)) if "stack" in sections and stack is not None else (), word=word,
+        where=here,
+        sections=sections,
+        registers=registers,
+        changed=changed,
+        code=tuple(_around(read, here.pc, bits_of(registers), symbol, lines["code"]))
+        if "code" in sections and here.pc is not None
+        else (),
+        stack=tuple(_words(read, stack, word, symbol, lines["stack"])) if "stack" in sections and stack is not None else (),
+        word=word,
         vmcb=_highlights(context, guest) if "vmcb" in sections and guest is not None else None,
-        exits=tuple(context.exits(owner.number if isinstance(owner, GuestView) else None, _EXITS)) if "exit" in sections else (),
-        width=width, symbol=symbol,
-    )  # fmt: skip
+        exits=tuple(context.exits(owner.number if isinstance(owner, GuestView) else None, lines["exit"]))
+        if "exit" in sections
+        else (),
+        width=width,
+        symbol=symbol,
+    )
+
+
+def _set(table: type[Bits], value: int) -> str:
+    """ " [PE PG]"; empty where nothing is set."""
+    words = table.describe(value)
+    return f" [{words}]" if words else ""
 
 
 def _last_guest(context: Context) -> GuestView | None:
@@ -272,7 +319,9 @@ def _last_guest(context: Context) -> GuestView | None:
     return next((guest for guest in context.guests if last and guest.number == last[-1].guest), None)
 
 
-def _around(read: Callable[[int, int], bytes], pc: int, bits: int, symbol: Callable[[int], str]) -> Iterator[Instruction]:
+def _around(
+    read: Callable[[int, int], bytes], pc: int, bits: int, symbol: Callable[[int], str], count: int
+) -> Iterator[Instruction]:
     """A few before, where a symbol says where they begin, and those that follow."""
     name, _, offset = symbol(pc).partition("+")
     behind = int(offset, 16) if offset else 0
@@ -280,14 +329,14 @@ def _around(read: Callable[[int, int], bytes], pc: int, bits: int, symbol: Calla
     if name and 0 < behind <= 4096:
         decoded = list(instructions(read(pc - behind, behind), pc - behind, bits))
         if decoded and decoded[-1].address + decoded[-1].length == pc:
-            before = decoded[-_BEFORE:]
+            before = decoded[-(count // 3) :]
     yield from before
-    left = _LINES - len(before)
+    left = count - len(before)
     yield from instructions(read(pc, 16 * left), pc, bits, left)
 
 
-def _words(read: Callable[[int, int], bytes], top: int, size: int, symbol: Callable[[int], str]) -> Iterator[Word]:
-    data = read(top, _WORDS * size)
+def _words(read: Callable[[int, int], bytes], top: int, size: int, symbol: Callable[[int], str], count: int) -> Iterator[Word]:
+    data = read(top, count * size)
     for at in range(0, len(data) - size + 1, size):
         value = int.from_bytes(data[at : at + size], "little")
         yield Word(top + at & _MASK, value, symbol(value))
@@ -308,17 +357,15 @@ def _highlights(context: Context, guest: GuestView) -> Highlights | None:
 
 
 _OWNER = Parameter("GUEST|host", Owner(), optional=True, option="--guest", help="whose; else the selected one's")
-_SECTIONS = tuple(
-    Parameter("SECTION", Choice(SECTIONS, _MEANINGS), optional=True, help="of regs, code, stack, vmcb, exit; else all of them")
-    for _ in SECTIONS
-)
-_WIDTH = Parameter("COLUMNS", Number(40, 1000), option="--width", only_option=True, default=100, help="of the screen (100)")
+_SECTIONS = tuple(Parameter("SECTION", Choice(SECTIONS, _MEANINGS), optional=True, help=_SECTIONS_HELP) for _ in SECTIONS)
+_WIDTH = Parameter("COLUMNS", Number(30, 1000), option="--width", only_option=True, default=100, help="of the screen (100)")
+_LINES = Parameter("ROWS", Number(1, 1000), option="--rows", only_option=True, help="lines of code, of the stack, and of exits")
 
 
 def _context(context: Context, arguments: Arguments) -> Result:
     owner = arguments.owner_or_selected(_OWNER)
     chosen = tuple(name for parameter in _SECTIONS if (name := arguments.get(parameter)))
-    return situation(context, owner, tuple(dict.fromkeys(chosen)) or SECTIONS, arguments[_WIDTH])
+    return situation(context, owner, tuple(dict.fromkeys(chosen)) or SECTIONS, arguments[_WIDTH], arguments.get(_LINES))
 
 
 def _where(context: Context, arguments: Arguments) -> Result:
@@ -327,13 +374,21 @@ def _where(context: Context, arguments: Arguments) -> Result:
 
 COMMANDS = (
     Command(
-        "context", _context, "Show an inferior at a glance: registers, code, stack, VMCB, last exits.", (_OWNER, *_SECTIONS, _WIDTH),
+        "context",
+        _context,
+        "Show an inferior at a glance: registers, code, stack, VMCB, last exits.",
+        (_OWNER, *_SECTIONS, _WIDTH, _LINES),
         "Of a hypervisor the VMCB and the exits are those of the guest that left last. Registers that have changed since\n"
         "they were shown at an earlier time are marked by *.",
-        ("context 2", "context host code stack"), "context [GUEST|host] [regs|code|stack|vmcb|exit ...] [--width COLUMNS]",
+        ("context 2", "context host code stack"),
+        "context [GUEST|host] [regs|code|stack|vmcb|exit ...] [--width COLUMNS] [--rows ROWS]",
     ),
     Command(
-        "where", _where, "Say in one line where an inferior is: mode, CPL, ASID, CR3, nCR3, RIP, last exit.", (_OWNER,),
-        "", ("where 2", "where host"),
+        "where",
+        _where,
+        "Say in one line where an inferior is: mode, CPL, ASID, CR3, nCR3, RIP, last exit.",
+        (_OWNER,),
+        "",
+        ("where 2", "where host"),
     ),
-)  # fmt: skip
+)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
 from prompt_toolkit.formatted_text import StyleAndTextTuples
 
 from introspect.commands import Command
-from introspect.commands.parameters import Candidate, Flag
+from introspect.commands.parameters import Candidate, Flag, Parameter
 
 if TYPE_CHECKING:
     from vmdbg.console.shell import Shell
@@ -29,9 +30,9 @@ def fuzzy(prefix: str, candidates: Iterable[Candidate]) -> list[tuple[Candidate,
     Best is what begins with it, then what has it in one piece, then what has its letters closest together.
     """
     if not prefix:
-        return [(candidate, ()) for candidate in candidates][:MOST]
+        return [(candidate, ()) for candidate in islice(candidates, MOST)]
     pattern = re.compile("(?=(" + ".*?".join(map(re.escape, prefix)) + "))", re.IGNORECASE)
-    found = []
+    found: list[tuple[tuple[bool, int, int, int], Candidate, tuple[int, ...]]] = []
     for order, candidate in enumerate(candidates):
         best = min(((len(hit[1]), hit.start()) for hit in pattern.finditer(candidate.text)), default=None)
         if best is not None:
@@ -82,7 +83,12 @@ class ConsoleCompleter(Completer):
         self.shell.user.refresh()
         at = text.rfind("|")
         if at > 0 and text[at - 1].isspace() and " " not in text[at + 1 :].strip():
-            return len(text) - len(text[at + 1 :].lstrip()), [Candidate(name, path) for name in _PROGRAMS if (path := shutil.which(name))]
+            return len(text) - len(text[at + 1 :].lstrip()), [
+                Candidate(name, path) for name in _PROGRAMS if (path := shutil.which(name))
+            ]
+        if " if " in text:  # an expression: names of the inferior's
+            start = len(text) - len(text.rsplit(None, 1)[-1]) if not text[-1].isspace() else len(text)
+            return start, list(shell.source.addresses(text[start:]))
         if text.lstrip().startswith("py ") or text.lstrip().startswith("!"):
             return self._python(text) if text.lstrip().startswith("py ") else (len(text), [])
         expanded = shell.expanded(text)
@@ -92,7 +98,10 @@ class ConsoleCompleter(Completer):
         start = found.start - moved if expanded is not text else found.start
         candidates = found.candidates
         if not text[:start].strip():
-            candidates = [*candidates, *(Candidate(name, f"= {words}") for name, words in shell.aliases.items() if " " not in name)]
+            candidates = [
+                *candidates,
+                *(Candidate(name, f"= {words}") for name, words in shell.aliases.items() if " " not in name),
+            ]
         return max(start, 0), candidates
 
     def _python(self, text: str) -> tuple[int, list[Candidate]]:
@@ -121,7 +130,7 @@ def signature(command: Command, words: list[str]) -> StyleAndTextTuples:
     return [*hint, ("class:hint", "   "), ("class:hint-help", said)]
 
 
-def _current(command: Command, words: list[str]) -> object | None:
+def _current(command: Command, words: list[str]) -> Parameter[Any] | None:
     """The parameter that the last of the words behind the name is for. `words` has "" for one that is about to begin."""
     if not words:
         return None

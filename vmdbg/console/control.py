@@ -161,7 +161,9 @@ class Control:
 
     def _check(self, what: str) -> None:
         if self.driver.holder:
-            raise CommandError(what, f"{self.driver.holder} holds the machine", "use its commands, or disconnect it; reading works")
+            raise CommandError(
+                what, f"{self.driver.holder} holds the machine", "use its commands, or disconnect it; reading works"
+            )
         if self.running:
             raise CommandError(what, "it runs already", "^C, or `interrupt`, stops it")
         if self.driver.ended:
@@ -251,7 +253,7 @@ class Control:
                 self._step(thread)
                 return
         self._over = None
-        self.driver.resume({thread: CONTINUE for thread in self._threads()})
+        self.driver.resume(dict.fromkeys(self._threads(), CONTINUE))
 
     def interrupt(self) -> Iterator[Report]:
         """^C."""
@@ -286,7 +288,7 @@ class Control:
                     self._insert(point)
                     yield Report(f"[breakpoint {point.number}: {point.text} is {point.address:#x}]")
         if self._over is None and self._goal.kind == "continue":
-            self.driver.resume({one: CONTINUE for one in self._threads()})
+            self.driver.resume(dict.fromkeys(self._threads(), CONTINUE))
 
     def _gone(self, event: Exited) -> Iterator[Report]:
         if event.pid != HOST:
@@ -327,10 +329,14 @@ class Control:
         if stop.reason in (Reason.SWBREAK, Reason.HWBREAK):
             yield from self._hit(stop)
             return
-        yield self._stop(stop, stop.text.strip("[]\n") or {Reason.NONE: "stopped"}.get(stop.reason, f"{stop.reason.value}point at {stop.address:#x}"))
+        yield self._stop(
+            stop,
+            stop.text.strip("[]\n")
+            or {Reason.NONE: "stopped"}.get(stop.reason, f"{stop.reason.value}point at {stop.address:#x}"),
+        )
 
     def _resume_all(self) -> None:
-        self.driver.resume({thread: CONTINUE for thread in self._threads()})
+        self.driver.resume(dict.fromkeys(self._threads(), CONTINUE))
 
     def _made_step(self, stop: Stop) -> Iterator[Report]:
         self._left -= 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from gdbstub.target import Action, BreakpointKind, Event, Inferior, Thread, ThreadId
@@ -65,6 +65,8 @@ class LocalDriver:
     def __init__(self, debugger: Debugger) -> None:
         self.debugger = debugger
         self.holder = ""
+        self.take_over: Callable[[], object] = lambda: None
+        """Stop what a client that has gone left running."""
 
     def inferiors(self) -> Sequence[Inferior]:
         return self.debugger.inferiors()
@@ -76,6 +78,7 @@ class LocalDriver:
         """All of them stop for who resumes them."""
 
     def resume(self, actions: Mapping[ThreadId, Action]) -> None:
+        self.take_over()
         self.debugger.resume(actions)
 
     def run_slice(self) -> Event | None:

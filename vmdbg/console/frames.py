@@ -29,15 +29,14 @@ def return_address(source: Source, thread: ThreadId) -> int | None:
     if pc is None or stack is None or frame is None:
         return None
     size = bits // 8
-    symbols = source.context.symbols(thread.pid)
-    found = symbols.at(pc) if symbols is not None else None
-    behind = found[1] if found is not None else None
+    begin = source.function(thread.pid, pc)
+    behind = pc - begin if begin is not None else None
     here = next(instructions(driver.read(thread, pc, 15), pc, bits, 1), None)
     places = [frame + size]
     if here is not None and (here.text.split()[0] in ("ret", "retf", "iretq") or behind == 0):
         places.insert(0, stack)
-    elif behind is not None and here is not None and found is not None:
-        first = next(instructions(driver.read(thread, found[0].address, 15), found[0].address, bits, 1), None)
+    elif begin is not None and here is not None:
+        first = next(instructions(driver.read(thread, begin, 15), begin, bits, 1), None)
         if first is not None and first.text.startswith("push") and behind == first.length:
             places.insert(0, stack + size)
     for place in places:

@@ -25,9 +25,14 @@ class Output(Protocol):
     """`kind` is one of `paint.PALETTE`, "" for a command's text."""
 
     interactive: bool
+    pager: bool
 
     @property
     def width(self) -> int: ...
+
+    @property
+    def height(self) -> int | None:
+        """Lines of the screen; None where there is none."""
 
     def show(self, text: str, kind: str = "") -> None: ...
 
@@ -42,7 +47,8 @@ class PlainOutput:
     """Scripts: results on standard output, errors on standard error."""
 
     interactive = False
-    width = 100
+    pager = False
+    width, height = 100, None
 
     def __init__(self, out: TextIO | None = None, err: TextIO | None = None) -> None:
         self._out, self._err = out or sys.stdout, err or sys.stderr
@@ -81,13 +87,17 @@ class TerminalOutput:
 
     def __init__(self, out: TextIO | None = None) -> None:
         self._out = out or sys.stdout
-        self.colour = paint.may_colour(self._out)
+        self.may_colour = self.colour = paint.may_colour(self._out)
         self.pager = True
         self._progress = False
 
     @property
     def width(self) -> int:
         return max(40, shutil.get_terminal_size((100, 30)).columns - 1)
+
+    @property
+    def height(self) -> int:
+        return shutil.get_terminal_size((100, 30)).lines
 
     def painted(self, text: str, kind: str = "") -> str:
         if not self.colour:
@@ -97,7 +107,7 @@ class TerminalOutput:
     def show(self, text: str, kind: str = "") -> None:
         text = "\n".join(map(clean, text.split("\n")))
         painted = self.painted(text, kind)
-        if not kind and self.pager and text.count("\n") + 3 > shutil.get_terminal_size((100, 30)).lines and self._page(painted):
+        if not kind and self.pager and text.count("\n") + 3 > self.height and self._page(painted):
             return
         self.write(painted + "\n")
 

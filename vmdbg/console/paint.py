@@ -41,8 +41,9 @@ _TOKENS = re.compile(
     r"|(?P<good>^(?:-> .*))"
     r"|(?P<symbol><[A-Za-z_.$][^<> ]*>)"
     r"|(?P<event>\#(?:VMEXIT [A-Z0-9_]+|VMEXIT|[A-Z]{2})\b|\b(?:NPF|VMMCALL|IOIO|CPUID|HLT|INTR|VINTR|SHUTDOWN|INVALID|MSR)\b)"
-    r"|(?P<flags>\[[A-Za-z0-9_=. -]+\])"
-    r"|(?P<register>(?<![\w.*])(?:r[a-ds][xip]|r[sb]p|r\d{1,2}|e[a-ds][xip]|e[sb]p|rip|flags|[c-gs]s|[fg]s\.base|cr[02348]|efer|n_cr3|guest_asid|v_intr|eventinj|exitintinfo|int_state|tlb_control|vmcb_clean)(?= +0x))"
+    r"|(?P<flags>\[(?:[A-Z]|v_)[A-Za-z0-9_=. -]*\])"
+    r"|(?P<register>(?<![\w.*])(?:r[a-ds][xip]|r[sb]p|r\d{1,2}|e[a-ds][xip]|e[sb]p|rip|flags|[c-gs]s|[fg]s\.base|cr[02348]|efer"
+    r"|n_cr3|guest_asid|v_intr|eventinj|exitintinfo|int_state|tlb_control|vmcb_clean)(?= +0x))"
 )
 _HEADING = re.compile(r"^ *(?:#|[a-z][\w-]*)(?:  +[A-Za-z#][\w# -]*?)+ *$")
 
@@ -75,12 +76,22 @@ def _line(line: str, top: bool) -> Iterator[tuple[str, str]]:
         yield "address", line[code.start("at") : code.end("at")]
         yield "symbol", line[code.end("at") : code.start("op")]
         yield "mnemonic", code["op"]
-        yield from _tokens(code["rest"], "current" if code["arrow"] == "=>" else "")
+        yield from _operands(code["rest"], "current" if code["arrow"] == "=>" else "")
         return
     if top and _HEADING.match(line):
         yield "heading", line
         return
     yield from _tokens(line, "")
+
+
+def _operands(text: str, rest: str) -> Iterator[tuple[str, str]]:
+    """Of an instruction: only the symbols stand out."""
+    at = 0
+    for found in re.finditer(r"<[^<>]+>", text):
+        yield rest, text[at : found.start()]
+        yield "symbol", found[0]
+        at = found.end()
+    yield rest, text[at:]
 
 
 def _tokens(line: str, rest: str) -> Iterator[tuple[str, str]]:

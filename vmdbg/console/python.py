@@ -78,7 +78,9 @@ class Python:
         self.refresh()
         for name, value in self.space.items():
             if not name.startswith("__"):
-                command = self.shell.registry.commands.get(name.replace("_", " ")) or self.shell.registry.commands.get(name.rstrip("_"))
+                command = self.shell.registry.commands.get(name.replace("_", " ")) or self.shell.registry.commands.get(
+                    name.rstrip("_")
+                )
                 yield Candidate(name, command.summary if command is not None and name in self._own else type(value).__name__)
 
     def run(self, text: str) -> int:
@@ -107,7 +109,7 @@ class Python:
         printed, value = io.StringIO(), None
         try:
             with contextlib.redirect_stdout(printed):
-                value = eval(code, self.space) if shows else exec(code, self.space)
+                value = eval(code, self.space)
                 if shows and value is not None:
                     self.last = value
                     print(shown(value))

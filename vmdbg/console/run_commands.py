@@ -2,32 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gdbstub.target import TargetError, ThreadId
 from introspect.commands import HOST_NUMBER, Arguments, Command, CommandError, Context, Result
-from introspect.commands.parameters import Address, AddressWord, Candidate, Number, Owner, Parameter, Rest
+from introspect.commands.parameters import Candidate, Misfit, Number, Parameter
 from introspect.commands.render import columns
 from introspect.commands.situation import linear
-from introspect.expression import ExpressionError, Space, parse
 from vmdbg.console.control import Control, Goal, Point
 from vmdbg.console.frames import return_address
 from vmdbg.results import Text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from vmdbg.console.source import Source
 
 __all__ = ["RunCommands"]
 
+
+@dataclass(frozen=True)
+class _Condition:
+    """The word `if`, and all the words that are left."""
+
+    noun: str = "if, and an expression"
+
+    def take(self, context: Context, words: list[str]) -> str:
+        if words[0] != "if" or len(words) == 1:
+            raise Misfit("a condition is the word if and an expression")
+        text = " ".join(words[1:])
+        words.clear()
+        return text
+
+    def complete(self, context: Context, prefix: str) -> Iterable[Candidate]:
+        yield Candidate("if", "a condition follows")
+
+
 _TICKS = Parameter("TICKS", Number(1), optional=True, help="ticks to run at most; without, until something stops it")
 _COUNT = Parameter("N", Number(1, 1 << 20), optional=True, default=1, help="how many (1)")
-_WHERE = Parameter("ADDRESS", Address())
+_IF = Parameter("if EXPR", _Condition(), optional=True, help="an expression that must not be 0 then")
 _NUMBER = Parameter("N", Number(1, noun="a breakpoint's number"), optional=True)
-_WHO = Parameter("N", Owner(), optional=True, help="the host (1), or a guest's number or name")
 _THREAD = Parameter("N", Number(1), optional=True, help="of the selected inferior")
 
 
@@ -44,14 +58,65 @@ class Points:
         for p in self.points:
             how = " ".join([*(["once"] if p.once else []), *([] if p.enabled else ["disabled"])])
             where = "waits for it" if p.address is None else f"{p.address:#x}"
-            rows.append((str(p.number), str(p.pid), where, str(p.hits), how, p.text + (f" if {p.condition}" if p.condition else "")))
+            rows.append(
+                (str(p.number), str(p.pid), where, str(p.hits), how, p.text + (f" if {p.condition}" if p.condition else ""))
+            )
         return "\n".join(columns(rows))
 
     def json(self) -> object:
         return [
-            {"number": p.number, "inferior": p.pid, "address": p.address, "hits": p.hits, "once": p.once, "enabled": p.enabled,
-             "what": p.text, "condition": p.condition} for p in self.points
-        ]  # fmt: skip
+            {
+                "number": p.number,
+                "inferior": p.pid,
+                "address": p.address,
+                "hits": p.hits,
+                "once": p.once,
+                "enabled": p.enabled,
+                "what": p.text,
+                "condition": p.condition,
+            }
+            for p in self.points
+        ]
+
+
+@dataclass(frozen=True, eq=False)
+class _Where:
+    """An address, which the source reads."""
+
+    source: Source
+    noun: str = "an address"
+
+    def take(self, context: Context, words: list[str]) -> str:
+        return words.pop(0)
+
+    def complete(self, context: Context, prefix: str) -> Iterable[Candidate]:
+        return self.source.addresses(prefix)
+
+
+@dataclass(frozen=True, eq=False)
+class _Who:
+    """The host or a guest, as the driver has them."""
+
+    control: Control
+    noun: str = "host, or a guest's number or name"
+
+    def take(self, context: Context, words: list[str]) -> int:
+        known = self.control.driver.inferiors()
+        word = words[0]
+        found = next(
+            (one.pid for one in known if word in (str(one.pid), one.name) or (word == "host" and one.pid == HOST_NUMBER)), None
+        )
+        if found is None:
+            said = ", ".join(f"{one.pid} ({one.name})" for one in known)
+            raise Misfit("there is no such inferior", f"there are {said}" if said else "the machine has ended")
+        words.pop(0)
+        return found
+
+    def complete(self, context: Context, prefix: str) -> Iterable[Candidate]:
+        yield Candidate("host", "the hypervisor")
+        for one in self.control.driver.inferiors():
+            if one.pid != HOST_NUMBER:
+                yield Candidate(str(one.pid), one.name)
 
 
 class RunCommands:
@@ -60,49 +125,101 @@ class RunCommands:
     def __init__(self, source: Source, control: Control) -> None:
         self.source, self.control = source, control
         control.resolve = self._resolve
+        self._where = Parameter("ADDRESS", _Where(source))
+        self._who = Parameter("N", _Who(control), optional=True, help="the host (1), or a guest's number or name")
 
     def commands(self) -> Iterator[Command]:
-        yield Command("continue", self._continue, "Run until something stops it, or for some ticks of guest time.", (_TICKS,),
-                      "^C stops it. While it runs, everything that only reads can be asked.", ("continue", "continue 1000000"))  # fmt: skip
-        yield Command("step", self._step, "Execute one instruction of the selected thread, or N, into calls.", (_COUNT,),
-                      "`follow`, `sstep` and `step-into-guest` say what a step is where a guest leaves, or an interrupt comes.",
-                      ("step", "step 10"))  # fmt: skip
-        yield Command("next", self._next, "The same, over calls and repeated string instructions.", (_COUNT,), "", ("next", "next 5"))
-        yield Command("finish", self._finish, "Run until the selected thread returns from its function.", (), "", ("finish", "finish --json"))
-        yield Command("until", self._until, "Run until an inferior gets to an address.", (_WHERE,), "", ("until handle_exit", "until 2:work"))
+        yield Command(
+            "continue",
+            self._continue,
+            "Run until something stops it, or for some ticks of guest time.",
+            (_TICKS,),
+            "^C stops it. While it runs, everything that only reads can be asked.",
+            ("continue", "continue 1000000"),
+        )
+        yield Command(
+            "step",
+            self._step,
+            "Execute one instruction of the selected thread, or N, into calls.",
+            (_COUNT,),
+            "`follow`, `sstep` and `step-into-guest` say what a step is where a guest leaves, or an interrupt comes.",
+            ("step", "step 10"),
+        )
+        yield Command(
+            "next", self._next, "The same, over calls and repeated string instructions.", (_COUNT,), "", ("next", "next 5")
+        )
+        yield Command(
+            "finish",
+            self._finish,
+            "Run until the selected thread returns from its function.",
+            (),
+            "",
+            ("finish", "finish --json"),
+        )
+        yield Command(
+            "until",
+            self._until,
+            "Run until an inferior gets to an address.",
+            (self._where,),
+            "",
+            ("until handle_exit", "until 2:work"),
+        )
         yield self._breaking("break", "Stop at an address.")
         yield self._breaking("tbreak", "Stop at an address, once.")
         yield Command("points", self._list, "List the breakpoints of the console.", (), "", ("points", "points --json"))
-        yield Command("delete", self._delete, "Delete a breakpoint, or all.", (_NUMBER,), "Watchpoints and catchpoints are deleted by "
-                      "`watch delete N` and `catch delete N`.", ("delete 1", "delete"))  # fmt: skip
-        yield Command("enable", self._enable, "Let a disabled breakpoint stop again, or all.", (_NUMBER,), "", ("enable 1", "enable"))
+        yield Command(
+            "delete",
+            self._delete,
+            "Delete a breakpoint, or all.",
+            (_NUMBER,),
+            "Watchpoints and catchpoints are deleted by `watch delete N` and `catch delete N`.",
+            ("delete 1", "delete"),
+        )
+        yield Command(
+            "enable", self._enable, "Let a disabled breakpoint stop again, or all.", (_NUMBER,), "", ("enable 1", "enable")
+        )
         yield Command("disable", self._disable, "Let a breakpoint, or all, pass.", (_NUMBER,), "", ("disable 1", "disable"))
-        yield Command("interrupt", self._interrupt, "Stop the machine where it is, as ^C does.", (), "", ("interrupt", "interrupt --json"))
-        yield Command("inferior", self._inferior, "Choose whose the commands are, or list who there is.", (_WHO,),
-                      "Breakpoints choose the one that stops.", ("inferior 2", "inferior"))  # fmt: skip
-        yield Command("thread", self._thread, "Choose a CPU or vCPU of the selected inferior, or list them.", (_THREAD,), "",
-                      ("thread 1", "thread"))  # fmt: skip
-        yield Command("restart", self._restart, "Start the machine over, and stop before its first instruction.", (),
-                      "Breakpoints stay; those of guests wait for these to appear.", ("restart", "restart --json"))  # fmt: skip
+        yield Command(
+            "interrupt", self._interrupt, "Stop the machine where it is, as ^C does.", (), "", ("interrupt", "interrupt --json")
+        )
+        yield Command(
+            "inferior",
+            self._inferior,
+            "Choose whose the commands are, or list who there is.",
+            (self._who,),
+            "Breakpoints choose the one that stops.",
+            ("inferior 2", "inferior"),
+        )
+        yield Command(
+            "thread",
+            self._thread,
+            "Choose a CPU or vCPU of the selected inferior, or list them.",
+            (_THREAD,),
+            "",
+            ("thread 1", "thread"),
+        )
+        yield Command(
+            "restart",
+            self._restart,
+            "Start the machine over, and stop before its first instruction.",
+            (),
+            "Breakpoints stay; those of guests wait for these to appear.",
+            ("restart", "restart --json"),
+        )
 
     def _breaking(self, name: str, summary: str) -> Command:
-        def offered(context: Context, words: Sequence[str]) -> Iterator[Candidate]:
-            if not words:
-                yield from Address().complete(context, "")
-            elif len(words) == 1:
-                yield Candidate("if", "a condition follows")
-
-        words = Parameter("ADDRESS", Rest("an address, and perhaps `if` and an expression", offered))
-
         def run(context: Context, arguments: Arguments) -> Result:
             return self._break(context, arguments, once=name == "tbreak")
 
         return Command(
-            name, run, summary, (words,),
+            name,
+            run,
+            summary,
+            (self._where, _IF),
             "Of the selected inferior unless the address names another: host:main, 2:work. One of a guest that is not there yet\n"
             "waits for it. With `if`, only where the expression is not 0 then (see `help catch` for what it can ask for).",
-            (f"{name} handle_exit", f"{name} 2:work if counter == 3"), f"{name} ADDRESS [if EXPR]",
-        )  # fmt: skip
+            (f"{name} handle_exit", f"{name} 2:work if rdi > 3"),
+        )
 
     # Running
 
@@ -122,16 +239,19 @@ class RunCommands:
         control, thread = self.control, self.control.selected
         frame = return_address(self.source, thread)
         if frame is None:
-            raise CommandError("finish", "where this function returns to cannot be seen from its frame", "set a breakpoint, or `until ADDRESS`")
+            raise CommandError(
+                "finish", "where this function returns to cannot be seen from its frame", "set a breakpoint, or `until ADDRESS`"
+            )
         above = linear(control.driver.registers(thread), "ss", "rsp")
         control.reach(Point(0, thread.pid, frame, "", once=True, above=above, thread=thread), "finish")
         return Text(f"runs until it returns to {frame:#x}")
 
     def _until(self, context: Context, arguments: Arguments) -> Result:
-        pid, address = self._place(context, arguments[_WHERE])
+        text = arguments[self._where]
+        pid, address = self._place(text)
         if address is None:
-            raise CommandError(arguments[_WHERE].text, f"there is no guest {pid} yet", "`tbreak` waits for it")
-        self.control.reach(Point(0, pid, address, arguments[_WHERE].text, once=True), "until")
+            raise CommandError(text, f"there is no guest {pid} yet", "`tbreak` waits for it")
+        self.control.reach(Point(0, pid, address, text, once=True), "until")
         return Text("")
 
     def _interrupt(self, context: Context, arguments: Arguments) -> Result:
@@ -148,29 +268,22 @@ class RunCommands:
 
     # Breakpoints
 
-    def _place(self, context: Context, word: AddressWord) -> tuple[int, int | None]:
+    def _place(self, text: str) -> tuple[int, int | None]:
         """(inferior, linear address); the address is None where the inferior is not there yet."""
-        owner, colon, _ = word.text.partition(":")
-        if colon and owner.isdecimal() and int(owner) != HOST_NUMBER and all(g.number != int(owner) for g in context.guests):
+        owner, colon, _ = text.partition(":")
+        living = [inferior.pid for inferior in self.control.driver.inferiors()]
+        if colon and owner.isdecimal() and int(owner) != HOST_NUMBER and int(owner) not in living:
             return int(owner), None
-        where = word.locate(context)
-        if where.space != Space.GVA:
-            raise CommandError(word.text, "code is executed at linear addresses", "leave out the space, or write gva")
-        return where.owner.number, where.offset
+        number, space, offset = self.source.locate(text)
+        if space != "gva":
+            raise CommandError(text, "code is executed at linear addresses", "leave out the space, or write gva")
+        return number, offset
 
     def _break(self, context: Context, arguments: Arguments, *, once: bool) -> Result:
-        words, arguments.words = arguments.words, []
-        at = words.index("if") if "if" in words else len(words)
-        where, condition = " ".join(words[:at]), " ".join(words[at + 1 :])
-        if not where or (at < len(words) and not condition):
-            raise arguments.error(" ".join(words) or "nothing", "an address is wanted, and an expression behind `if`")
-        word = AddressWord(where, Space.GVA)
-        pid, address = self._place(context, word)
-        if condition:
-            try:
-                parse(condition, context.names(pid))
-            except ExpressionError as error:
-                raise CommandError(f"{error.value} (column {error.position + 1} behind if)", error.rule, error.remedy) from None
+        where, condition = arguments[self._where], arguments.get(_IF) or ""
+        pid, address = self._place(where)
+        if condition and address is not None:
+            self.source.check(condition, pid)
         point = Point(self.control.numbered(), pid, address, where, condition, once)
         self.control.points[point.number] = point
         try:
@@ -181,20 +294,21 @@ class RunCommands:
         who = "the host" if pid == HOST_NUMBER else f"guest {pid}"
         if address is None:
             return Text(f"{point.words()} waits for guest {pid}")
-        symbols = context.symbols(pid)
-        name = symbols.name(address) if symbols is not None else ""
+        name = self.source.symbol(pid, address)
         return Text(f"{point.words()} at {address:#x}{f' <{name}>' if name else ''} of {who}")
 
     def _resolve(self, point: Point) -> None:
         try:
-            _, point.address = self._place(self.source.context, AddressWord(point.text, Space.GVA))
+            _, point.address = self._place(point.text)
         except CommandError:
             point.address = None
 
     def _known(self, arguments: Arguments) -> list[Point]:
         number, points = arguments.get(_NUMBER), self.control.points
         if number is not None and number not in points:
-            raise arguments.error(str(number), "there is no such breakpoint", f"there are {', '.join(map(str, points)) or 'none'}")
+            raise arguments.error(
+                str(number), "there is no such breakpoint", f"there are {', '.join(map(str, points)) or 'none'}"
+            )
         return list(points.values()) if number is None else [points[number]]
 
     def _list(self, context: Context, arguments: Arguments) -> Result:
@@ -217,12 +331,9 @@ class RunCommands:
     # Whose
 
     def _inferior(self, context: Context, arguments: Arguments) -> Result:
-        driver, owner = self.control.driver, arguments.get(_WHO)
-        if owner is not None:
-            thread = ThreadId(owner.number, driver.threads(owner.number)[0].tid)
-            if owner.number == self.control.selected.pid:
-                thread = self.control.selected
-            self.source.select(thread)
+        driver, pid = self.control.driver, arguments.get(self._who)
+        if pid is not None and pid != self.control.selected.pid:
+            self.source.select(ThreadId(pid, driver.threads(pid)[0].tid))
         rows = [("", "inferior", "name", "state")]
         for one in driver.inferiors():
             rows.append(("*" if one.pid == self.control.selected.pid else "", str(one.pid), one.name, one.state))

@@ -39,8 +39,11 @@ class Settings:
         values = CHOICES[name][0]
         wrong = next((word for word in words if word not in values), None)
         if wrong is not None or not words or (name != "context" and len(words) > 1):
-            raise CommandError(wrong or " ".join([name, *words]), f"{name} takes {'some' if name == 'context' else 'one'} of {', '.join(values)}",
-                               f"write set {name} {values[0]}")  # fmt: skip
+            raise CommandError(
+                wrong or " ".join([name, *words]),
+                f"{name} takes {'some' if name == 'context' else 'one'} of {', '.join(values)}",
+                f"write set {name} {values[0]}",
+            )
         if name == "context":
             self.context = () if "off" in words else SECTIONS if "on" in words else tuple(dict.fromkeys(words))
         elif name == "keys":

@@ -1,4 +1,4 @@
-"""A line becomes a command's text, where it was asked for. Knows no keys and no screen: the prompt, scripts and `tui` share it."""
+"""A line becomes a command's text, where it was asked for. Prompt, scripts and `tui` share it: it knows no keys and no screen."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import os
 import shlex
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from gdbstub.target import TargetError
 from introspect.commands import Cancelled, Command, CommandError, Result, exit_status
 from introspect.commands.parameters import Expression
-from introspect.commands.registry import as_json, error_json
+from introspect.commands.registry import error_json
 from vmdbg.console.control import Report
 from vmdbg.console.language import Line, split
 from vmdbg.console.output import Output
@@ -21,7 +21,7 @@ from vmdbg.console.progress import Progress
 from vmdbg.console.python import Python
 from vmdbg.console.settings import Settings
 from vmdbg.console.shell_commands import ShellCommands
-from vmdbg.console.source import Source
+from vmdbg.console.source import Pane, Source
 from vmdbg.console.user_commands import UserCommands
 from vmdbg.results import Text
 
@@ -42,6 +42,27 @@ AT_ONCE = 0.2
 _ERROR, _CANCELLED = 1, 130
 
 
+def fitted(panes: Mapping[str, Pane], height: int | None) -> dict[str, Pane]:
+    """Those with something in them, shortened where they are more than a screen: the stack first, then the exits."""
+    found = {name: (title, list(lines)) for name, (title, lines) in panes.items() if lines}
+    if height is None:
+        return found
+    over = sum(len(lines) + 1 for _, lines in found.values()) - max(height - 6, 10)
+    for name, least, end in (("stack", 3, True), ("exit", 1, False), ("stack", 0, True), ("exit", 0, False)):
+        if over > 0 and name in found:
+            lines = found[name][1]
+            cut = min(over, len(lines) - least)
+            over -= cut
+            if end:
+                del lines[len(lines) - cut :]
+            else:
+                del lines[:cut]
+            if not lines:
+                over -= 1
+                del found[name]
+    return found
+
+
 class Quit(Exception):
     """The user wants to leave."""
 
@@ -58,7 +79,9 @@ class Shell:
         self.aliases = dict(ALIASES)
         self.status = 0
         self.last: Result | None = None
-        self.progress = Progress(output.progress)
+        self.progress = Progress(lambda line: self.output.progress(line))
+        self.wants_screen = False
+        """The full screen was asked for, or is to be left."""
         self._depth = 0
         source.on_progress(self.progress)
         self.registry = source.registry
@@ -103,7 +126,9 @@ class Shell:
         if self.settings.traceback:
             self.output.show(traceback.format_exc().rstrip(), "error")
         else:
-            self.output.show(f"{type(error).__name__}: {error}; this is a mistake of vmdbg's: `set traceback on` shows where", "error")
+            self.output.show(
+                f"{type(error).__name__}: {error}; this is a mistake of vmdbg's: `set traceback on` shows where", "error"
+            )
 
     def expanded(self, text: str) -> str:
         """With the alias that it begins with in its place, once."""
@@ -204,9 +229,7 @@ class Shell:
             return
         with contextlib.suppress(TargetError):
             self.source.select(report.thread)
-        if report.text and not report.ended:
-            self.output.show(report.text, "note")
-        elif report.text:
+        if (report.text and not report.ended) or report.text:
             self.output.show(report.text, "note")
         self.view()
 
@@ -216,18 +239,20 @@ class Shell:
             if not self.settings.context:
                 where = self.source.where()
                 at = f"{where.pc:#x}{f' <{where.symbol}>' if where.symbol else ''}" if where.pc is not None else "nowhere"
-                self.output.show(f"{where.name} at {at}, {where.mode}" + (f", CPL {where.cpl}" if where.cpl is not None else ""))
+                self.output.show(
+                    f"{where.name} at {at}, {where.mode or where.paging}"
+                    + (f", CPL {where.cpl}" if where.cpl is not None else "")
+                )
                 return
             panes = self.source.panes(self.settings.context, self.output.width)
-            lines: list[str] = []
-            for title, content in panes.values():
-                if content:
-                    lines += [f"── {title} ".ljust(self.output.width, "─"), *content]
-            pager, self.output.pager = getattr(self.output, "pager", False), False  # type: ignore[attr-defined]
+            lines = []
+            for title, content in fitted(panes, self.output.height).values():
+                lines += [f"── {title} ".ljust(self.output.width, "─"), *content]
+            pager, self.output.pager = self.output.pager, False
             try:
                 self.output.show("\n".join(lines))
             finally:
-                self.output.pager = pager  # type: ignore[attr-defined]
+                self.output.pager = pager
         except (CommandError, TargetError) as error:
             self.output.show(str(error), "error")
 

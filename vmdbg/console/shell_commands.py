@@ -46,28 +46,87 @@ class ShellCommands:
         self.shell = shell
 
     def commands(self) -> Iterator[Command]:
-        yield worded("set", "set [NAME VALUE ...]", "Choose how the console behaves, or list what is chosen.\n" + "\n".join(
-            f"  {name:9} {meaning}" for name, (_, meaning) in CHOICES.items()), self._set, self._settings,
-            ("set context regs code", "set keys vi"))  # fmt: skip
-        yield worded("alias", "alias [NAME [COMMAND]]", "Give a command, or the beginning of one, a name; or list such names.\n"
-                     "What follows the name in a line is added.", self._alias, self._names, ("alias pg walk --access w", "alias"))  # fmt: skip
+        yield worded(
+            "set",
+            "set [NAME VALUE ...]",
+            "Choose how the console behaves, or list what is chosen.\n"
+            + "\n".join(f"  {name:9} {meaning}" for name, (_, meaning) in CHOICES.items()),
+            self._set,
+            self._settings,
+            ("set context regs code", "set keys vi"),
+        )
+        yield worded(
+            "alias",
+            "alias [NAME [COMMAND]]",
+            "Give a command, or the beginning of one, a name; or list such names.\nWhat follows the name in a line is added.",
+            self._alias,
+            self._names,
+            ("alias pg walk --access w", "alias"),
+        )
         yield worded("unalias", "unalias NAME", "Take such a name back.", self._unalias, self._names, ("unalias pg", "unalias w"))
-        yield Command("source", self._source, "Carry out the commands of a file, or the Python of one that ends in .py.", (_FILE,),
-                      "Errors are shown; the rest is carried out.", ("source setup.vmdbg", "source census.py"))  # fmt: skip
-        yield Command("edit", self._edit, "Edit a file of commands in $EDITOR.", (_OPTIONAL_FILE, _RUN),
-                      "Without a FILE a new one, which is carried out afterwards. ^X^E edits the line that is being typed.",
-                      ("edit setup.vmdbg --run", "edit"))  # fmt: skip
-        yield worded("py", "py PYTHON", "Evaluate, or execute, Python.\n"
-                     "Every command is a function: walk('2:counter', access='w') gives its result, with .text() and .json().\n"
-                     "`vm` has them all, also those that Python has another word for: vm.help('walk'), vm.continue_(1000).\n"
-                     "`_` is the last result, `context` what commands run on (introspect.commands.Context).\n"
-                     "The whole line is Python's: quote nothing, pipe nothing.", self._unreachable, lambda context, words: self.shell.python.names(),
-                     ("py len(exits().json())", "py [g['number'] for g in guests().json()['guests']]"))  # fmt: skip
-        yield worded("shell", "shell [COMMAND]", "Run a command of the system's shell, or that shell itself; ! does the same.", self._unreachable,
-                     lambda context, words: (), ("shell date", "!ls"))  # fmt: skip
-        yield worded("echo", "echo WORDS", "Show these words.", self._echo, lambda context, words: (), ("echo hello", "echo 'two  spaces'"))
-        yield worded("quit", "quit", "Leave. A machine of this process ends; one behind a stub does not.", self._quit, lambda context, words: (),
-                     ("quit", "quit"))  # fmt: skip
+        yield Command(
+            "source",
+            self._source,
+            "Carry out the commands of a file, or the Python of one that ends in .py.",
+            (_FILE,),
+            "Errors are shown; the rest is carried out.",
+            ("source setup.vmdbg", "source census.py"),
+        )
+        yield Command(
+            "edit",
+            self._edit,
+            "Edit a file of commands in $EDITOR.",
+            (_OPTIONAL_FILE, _RUN),
+            "Without a FILE a new one, which is carried out afterwards. ^X^E edits the line that is being typed.",
+            ("edit setup.vmdbg --run", "edit"),
+        )
+        yield worded(
+            "py",
+            "py PYTHON",
+            "Evaluate, or execute, Python.\n"
+            "Every command is a function: walk('2:counter', access='w') gives its result, with .text() and .json().\n"
+            "`vm` has them all, also those that Python has another word for: vm.help('walk'), vm.continue_(1000).\n"
+            "`_` is the last result, `context` what commands run on (introspect.commands.Context).\n"
+            "The whole line is Python's: quote nothing, pipe nothing.",
+            self._unreachable,
+            lambda context, words: self.shell.python.names(),
+            ("py len(exits().json())", "py [g['number'] for g in guests().json()['guests']]"),
+        )
+        yield worded(
+            "shell",
+            "shell [COMMAND]",
+            "Run a command of the system's shell, or that shell itself; ! does the same.",
+            self._unreachable,
+            lambda context, words: (),
+            ("shell date", "!ls"),
+        )
+        yield worded(
+            "echo", "echo WORDS", "Show these words.", self._echo, lambda context, words: (), ("echo hello", "echo 'two  spaces'")
+        )
+        yield Command(
+            "tui",
+            self._tui,
+            "Fill the screen with panes: code, registers, stack, VMCB, exits, console. Again: leave it.",
+            (),
+            "PgUp and PgDn, or the mouse wheel, scroll the console; F12 leaves.",
+            ("tui", "tui --json"),
+        )
+        yield worded(
+            "send",
+            "send TEXT",
+            "Send a line to the guest's serial port.",
+            self._send,
+            lambda context, words: (),
+            ("send ls -l", "send 'x  y'"),
+        )
+        yield worded(
+            "quit",
+            "quit",
+            "Leave. A machine of this process ends; one behind a stub does not.",
+            self._quit,
+            lambda context, words: (),
+            ("quit", "quit"),
+        )
 
     def _settings(self, context: Context, words: Sequence[str]) -> Iterator[Candidate]:
         if not words:
@@ -136,6 +195,20 @@ class ShellCommands:
         words, arguments.words = arguments.words, []
         return Text(" ".join(words))
 
+    def _tui(self, context: Context, arguments: Arguments) -> Result:
+        if not self.shell.output.interactive:
+            raise CommandError("tui", "there is no terminal to fill", "start vmdbg console on one")
+        self.shell.wants_screen = True
+        return Text("")
+
+    def _send(self, context: Context, arguments: Arguments) -> Result:
+        words, arguments.words = arguments.words, []
+        send = getattr(self.shell.source, "send", None)
+        if send is None:
+            raise CommandError("send", "the serial port is not the console's", "start without --serial, on an image")
+        send((" ".join(words) + "\n").encode())
+        return Text("")
+
     def _quit(self, context: Context, arguments: Arguments) -> Result:
         from vmdbg.console.shell import Quit
 
@@ -157,5 +230,3 @@ class _Done:
 
     def json(self) -> object:
         return {"status": self.exit_status}
-
-

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
-from gdbstub.target import TargetError, ThreadId
+from gdbstub.target import ThreadId
 from introspect.commands import CommandError, Context, GuestView, HostView, Registry
+from introspect.commands.parameters import Address, AddressWord, Candidate
 from introspect.commands.situation import Situation, Where, situation, where
-from introspect.expression import ExpressionError, parse
+from introspect.expression import ExpressionError, Space, parse_address
 from vmdbg.console.control import Control, Point, Report
 from vmdbg.console.driver import LocalDriver
 from vmdbg.console.run_commands import RunCommands
@@ -30,9 +31,11 @@ class Source(Protocol):
 
     name: str
     registry: Registry
-    control: Control | None
     reports: deque[Report]
     """What is to be told, besides what `Control.advance` yields."""
+
+    @property
+    def control(self) -> Control | None: ...
 
     @property
     def context(self) -> Context: ...
@@ -41,8 +44,23 @@ class Source(Protocol):
 
     def where(self) -> Where: ...
 
-    def panes(self, sections: tuple[str, ...], width: int) -> Mapping[str, Pane]:
+    def panes(self, sections: tuple[str, ...], width: int, rows: int | None = None) -> Mapping[str, Pane]:
         """Sections of `context`, of who is selected."""
+
+    def locate(self, text: str) -> tuple[int, str, int]:
+        """(inferior, space, offset) of an address, or of an expression with its value as the offset.  CommandError."""
+
+    def check(self, expression: str, number: int) -> None:
+        """CommandError for one that makes no sense about an inferior."""
+
+    def symbol(self, number: int, address: int) -> str:
+        """The name of a linear address; empty if it has none."""
+
+    def function(self, number: int, address: int) -> int | None:
+        """Where the function begins that an address lies in."""
+
+    def addresses(self, prefix: str) -> Iterable[Candidate]:
+        """How the beginning of an address may go on."""
 
     def on_progress(self, report: Progress) -> None:
         """Have long commands report here."""
@@ -58,26 +76,50 @@ class ContextSource:
     """Any context of introspect that stands still: a dump."""
 
     def __init__(self, name: str, context: Context, registry: Registry) -> None:
-        self.name, self.context, self.registry = name, context, registry
-        self.control: Control | None = None
+        self.name, self.registry = name, registry
+        self.context: Any = context
+        self.control = None
         self.reports: deque[Report] = deque()
 
     @property
     def _owner(self) -> GuestView | HostView:
-        return self.context.selected or self.context.host
+        owner: GuestView | HostView = self.context.selected or self.context.host
+        return owner
 
     def select(self, thread: ThreadId) -> None:
         guest = next((guest for guest in self.context.guests if guest.number == thread.pid), None)
-        self.context.selected = guest  # type: ignore[misc] - a dump's may be chosen
+        self.context.selected = guest
 
     def where(self) -> Where:
         return where(self.context, self._owner)
 
-    def panes(self, sections: tuple[str, ...], width: int) -> Mapping[str, Pane]:
-        return panes_of(situation(self.context, self._owner, sections, width))
+    def panes(self, sections: tuple[str, ...], width: int, rows: int | None = None) -> Mapping[str, Pane]:
+        return panes_of(situation(self.context, self._owner, sections, width, rows))
+
+    def locate(self, text: str) -> tuple[int, str, int]:
+        where = AddressWord(text, Space.GVA).locate(self.context, self._owner)
+        return where.owner.number, str(where.space), where.offset
+
+    def check(self, expression: str, number: int) -> None:
+        try:
+            parse_address(expression, self.context.names(number))
+        except ExpressionError as error:
+            raise CommandError(f"{error.value} (column {error.position + 1} behind if)", error.rule, error.remedy) from None
+
+    def symbol(self, number: int, address: int) -> str:
+        symbols = self.context.symbols(number)
+        return symbols.name(address) if symbols is not None else ""
+
+    def function(self, number: int, address: int) -> int | None:
+        symbols = self.context.symbols(number)
+        found = symbols.at(address) if symbols is not None else None
+        return found[0].address if found is not None else None
+
+    def addresses(self, prefix: str) -> Iterable[Candidate]:
+        return Address().complete(self.context, prefix)
 
     def on_progress(self, report: Progress) -> None:
-        self.context.progress = report  # type: ignore[method-assign]
+        self.context.progress = report
 
     def close(self) -> None:
         pass
@@ -102,35 +144,56 @@ class LiveSource:
         self.context = LiveContext(debugger)
         self.registry = self.context.registry
         self.driver = LocalDriver(debugger)
-        self.control: Control | None = Control(self.driver, self._holds)
+        self.control = Control(self.driver, self._holds)
         self.reports: deque[Report] = deque()
+        self.send: Callable[[bytes], object] | None = None
+        """To the guest's serial port, where that is the console's."""
         for command in RunCommands(self, self.control).commands():
             self.registry.add(command)
 
     def _holds(self, point: Point, thread: ThreadId) -> bool:
-        before, self.context.thread = self.context.thread, thread
+        before = self.control.selected
+        self.select(thread)
         try:
-            return bool(parse(point.condition, self.context.names(thread.pid))(self.context.scope(thread.pid)))
-        except (ExpressionError, TargetError) as error:
-            raise CommandError(point.condition, str(error), "`delete` it, or correct it") from None
+            return bool(self.locate(point.condition)[2])
         finally:
-            self.context.thread = before
+            self.select(before)
 
     def select(self, thread: ThreadId) -> None:
-        assert self.control is not None
         self.control.selected = self.context.thread = thread
 
     @property
     def _owner(self) -> GuestView | HostView:
-        assert self.control is not None
         self.context.thread = self.control.selected
         return self.context.selected or self.context.host
 
     def where(self) -> Where:
         return where(self.context, self._owner)
 
-    def panes(self, sections: tuple[str, ...], width: int) -> Mapping[str, Pane]:
-        return panes_of(situation(self.context, self._owner, sections, width))
+    def panes(self, sections: tuple[str, ...], width: int, rows: int | None = None) -> Mapping[str, Pane]:
+        return panes_of(situation(self.context, self._owner, sections, width, rows))
+
+    def locate(self, text: str) -> tuple[int, str, int]:
+        where = AddressWord(text, Space.GVA).locate(self.context, self._owner)
+        return where.owner.number, str(where.space), where.offset
+
+    def check(self, expression: str, number: int) -> None:
+        try:
+            parse_address(expression, self.context.names(number))
+        except ExpressionError as error:
+            raise CommandError(f"{error.value} (column {error.position + 1} behind if)", error.rule, error.remedy) from None
+
+    def symbol(self, number: int, address: int) -> str:
+        symbols = self.context.symbols(number)
+        return symbols.name(address) if symbols is not None else ""
+
+    def function(self, number: int, address: int) -> int | None:
+        symbols = self.context.symbols(number)
+        found = symbols.at(address) if symbols is not None else None
+        return found[0].address if found is not None else None
+
+    def addresses(self, prefix: str) -> Iterable[Candidate]:
+        return Address().complete(self.context, prefix)
 
     def on_progress(self, report: Progress) -> None:
         self.context.report = report

@@ -1,10 +1,10 @@
 """Commands of the user's own, from files of Python that are read again when they change.
 
-    from vmdbg.console import command
+from vmdbg.console import command
 
-    @command("npfs", "Count the nested page faults of a guest.")
-    def npfs(vm, guest: int = 2):
-        return sum(one["name"] == "NPF" for one in vm.exits(guest, 4096).json())
+@command("npfs", "Count the nested page faults of a guest.")
+def npfs(vm, guest: int = 2):
+    return sum(one["name"] == "NPF" for one in vm.exits(guest, 4096).json())
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from introspect.commands import Arguments, Command, Context, Result
-from introspect.commands.parameters import Address, Flag, Guest, Number, Parameter, Text as Word
+from introspect.commands.parameters import Address, Flag, Guest, Number, Parameter
+from introspect.commands.parameters import Text as Word
 from vmdbg.console.python import Api, shown
 from vmdbg.results import Text
 
@@ -52,7 +53,9 @@ def made(shell: Shell, name: str, summary: str, function: Callable[..., object])
         values = []
         for parameter in parameters:
             value: Any = arguments.get(parameter)
-            values.append(getattr(value, "text", value) if isinstance(parameter.kind, Address) else getattr(value, "number", value))
+            values.append(
+                getattr(value, "text", value) if isinstance(parameter.kind, Address) else getattr(value, "number", value)
+            )
         found = function(Api(shell), *values)
         if hasattr(found, "text") and hasattr(found, "json"):
             result: Result = found
