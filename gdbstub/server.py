@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 _REFUSAL = b"+" + frame(b"E.another client is connected, and no process is left that nobody debugs; disconnect it first")
 _REFUSING_SECONDS = 1.0
+_OBSERVE = frame(b"QObserve")
+"""From a client that was refused: it will only ask `monitor` commands."""
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
@@ -126,12 +128,15 @@ class Server:
 
     # -- for the client's protocol
 
-    def connected(self, client: "_Client", write: Callable[[bytes], object]) -> Session | None:
-        """A session for a new client; None if there is nothing for it to debug."""
-        self.arriving()
+    def connected(self, client: "_Client", write: Callable[[bytes], object], *, observes: bool = False) -> Session | None:
+        """A session for a new client; None if there is nothing for it to debug. One that only `observes` needs nothing."""
         attach = self._attach
         kept: Iterable[Point] = ()
-        if self._clients:
+        if not observes:
+            self.arriving()
+        if observes:
+            attach = 0
+        elif self._clients:
             attach = self._sharing.free()
             if attach is None or any(session.non_stop for session in self._sessions()):
                 return None
@@ -210,7 +215,7 @@ class _Client(asyncio.Protocol):
         if self._session is None:
             log.warning("refused a client: others debug every process")
             stream.write(_REFUSAL)
-            asyncio.get_running_loop().call_later(_REFUSING_SECONDS, stream.close)
+            asyncio.get_running_loop().call_later(_REFUSING_SECONDS, self._leave)
         else:
             self._server.watch_input()
             log.info("a client connected")
@@ -221,6 +226,10 @@ class _Client(asyncio.Protocol):
         if session is not None:
             session.receive(data)
             self._converse(session)
+        elif _OBSERVE in data and self._link is not None:
+            # It does not want to debug: it has questions.
+            self._session = self._server.connected(self, self._link.write, observes=True)
+            self._link.write(b"+" + frame(b"OK"))
         elif self._transport is not None:
             # GDB shows the reason only if it gets it as the answer to its second packet; the first has been answered.
             packets = data.count(b"#")
@@ -245,6 +254,11 @@ class _Client(asyncio.Protocol):
         while not (session.running or session.detached or session.paused) and (data := link.follow(turn_ends)):
             session.receive(data)
         self._server.schedule()
+
+    def _leave(self) -> None:
+        """A refused client has heard why."""
+        if self._session is None and self._transport is not None:
+            self._transport.close()
 
     def pause_writing(self) -> None:
         # The client does not read its replies: make no more, and take no more requests.

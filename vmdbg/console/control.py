@@ -160,6 +160,7 @@ class Control:
         return linear(self.driver.registers(thread), "cs", "rip")
 
     def _check(self, what: str) -> None:
+        self.driver.claim()
         if self.driver.holder:
             raise CommandError(
                 what, f"{self.driver.holder} holds the machine", "use its commands, or disconnect it; reading works"
@@ -262,7 +263,8 @@ class Control:
 
     def _halt(self) -> ThreadId:
         self.running = False
-        return self.driver.halt()
+        thread = self.driver.halt()
+        return thread if thread in self._threads() else self._first(HOST)
 
     def advance(self) -> Iterator[Report]:
         """Run for a slice, if it runs."""
@@ -270,7 +272,8 @@ class Control:
             return
         event = self.driver.run_slice()
         if isinstance(event, Output):
-            yield Report(event.text.rstrip("\n"))
+            if not self.driver.ended:
+                yield Report(event.text.rstrip("\n"))
         elif isinstance(event, Created):
             yield from self._appeared(event.thread)
         elif isinstance(event, Exited):

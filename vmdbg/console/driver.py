@@ -22,7 +22,10 @@ class Driver(Protocol):
     def threads(self, pid: int) -> Sequence[Thread]: ...
 
     def adopt(self, pid: int) -> None:
-        """An inferior has appeared: its stops are wanted, too."""
+        """An inferior has appeared: its stops are wanted, too. The machine may stand still until `resume` or `go_on`."""
+
+    def go_on(self) -> None:
+        """With the same actions."""
 
     def resume(self, actions: Mapping[ThreadId, Action]) -> None: ...
 
@@ -45,6 +48,9 @@ class Driver(Protocol):
 
     def restart(self) -> ThreadId:
         """Start over; the thread to select.  TargetError where that is impossible."""
+
+    def claim(self) -> None:
+        """Something is to run: take the machine, if nobody else holds it any more."""
 
     @property
     def now(self) -> int:
@@ -77,6 +83,9 @@ class LocalDriver:
     def adopt(self, pid: int) -> None:
         """All of them stop for who resumes them."""
 
+    def go_on(self) -> None:
+        """It has not been stopped."""
+
     def resume(self, actions: Mapping[ThreadId, Action]) -> None:
         self.take_over()
         self.debugger.resume(actions)
@@ -86,6 +95,9 @@ class LocalDriver:
 
     def halt(self) -> ThreadId:
         return self.debugger.halt()
+
+    def claim(self) -> None:
+        """Whoever comes and goes is seen at once."""
 
     def stop_at(self, time: int | None) -> None:
         self.debugger.running.deadline = time
