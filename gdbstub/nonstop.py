@@ -37,10 +37,11 @@ _KEPT_LINES = 100
 
 
 class _Told(NamedTuple):
-    """What is to be told; `extra` goes into a stop reply."""
+    """What is to be told; `extra` goes into a stop reply, and `registers` says whether some go."""
 
     event: Stop | Exited | ThreadEnded
     extra: bytes = b""
+    registers: bool = True
 
     @property
     def pid(self) -> int:
@@ -60,14 +61,16 @@ class NonStopMode:
         self._queue: deque[_Told] = deque()
         self._telling = False
         self._alone = False
+        self._withheld = 0  # packets to answer before the next notification
         self.hold(thread for thread, _ in session.threads())
 
     # -- packets
 
     def reason(self) -> bytes:
-        """`?`: all threads that stand still, the first one here and the others as stops of their own.
+        """`?`: all threads that stand still, the first one here and the others as stops of their own, later.
 
-        GDB 13 aborts if it finds a second one while it connects.
+        While it connects GDB looks for more once, behind the OK of vStopped, and (13 to 18) aborts if it finds a second stop.
+        Its next packet says that it is past that.
         """
         ended = [told for told in self._queue if isinstance(told.event, Exited)]
         self._queue = deque([*ended, *map(_Told, self.held.values())])
@@ -79,7 +82,8 @@ class NonStopMode:
         if self._telling and self._queue:
             self._queue.popleft()
         self._telling = bool(self._queue) and not self._alone
-        self._alone = False
+        if self._alone:
+            self._alone, self._withheld = False, 2  # this packet and the next
         return self._head() if self._telling else b"OK"
 
     def resume(self, actions: Mapping[ThreadId, Action]) -> None:
@@ -115,10 +119,13 @@ class NonStopMode:
             self.stop(Stop(thread, signal))
 
     def tell(self, pid: int) -> None:
-        """The client has attached to an inferior: tell of its threads, which stand still since."""
+        """The client has attached to an inferior: tell of its threads, which stand still since.
+
+        GDB would take their registers for those of its own default architecture: it reads the description later.
+        """
         for thread, stop in self.held.items():
             if thread.pid == pid:
-                self._queue.append(_Told(stop))
+                self._queue.append(_Told(stop, registers=False))
 
     def interrupt(self) -> None:
         """^C: one of the threads that run stops, the selected one if it does."""
@@ -170,17 +177,22 @@ class NonStopMode:
         sent = self._telling and bool(self._queue)
         self._queue = deque(told for n, told in enumerate(self._queue) if told.pid != pid or (sent and n == 0))
 
+    def answered(self) -> None:
+        """A packet was."""
+        if self._withheld:
+            self._withheld -= 1
+
     def settle(self) -> None:
         """Behind each packet and slice: tell of the first stop, and see whether there is something to run."""
-        if self._queue and not self._telling:
+        if self._queue and not self._telling and not self._withheld:
             self._telling = True
             self.session.send_plain(notification(b"Stop:" + self._head()))
         self.session.running = self.target.moves()
 
     def _head(self) -> bytes:
-        event, extra = self._queue[0]
+        event, extra, registers = self._queue[0]
         if isinstance(event, Exited):
             return exit_reply(self.session, event)
         if isinstance(event, ThreadEnded):
             return thread_end_reply(self.session, event)
-        return safe_stop_reply(self.session, event, extra)
+        return safe_stop_reply(self.session, event, extra, registers)

@@ -29,8 +29,8 @@ def thread_end_reply(session: Session, event: ThreadEnded) -> bytes:
     return b"w00;%b" % session.thread_name(event.thread)
 
 
-def stop_reply(session: Session, stop: Stop, extra: bytes = b"") -> bytes:
-    """T. The thread comes first: GDB needs it to know whose registers follow."""
+def stop_reply(session: Session, stop: Stop, extra: bytes = b"", registers: bool = True) -> bytes:
+    """T. The thread comes first: GDB needs it to know whose registers follow, where it is told any."""
     pid, tid = stop.thread
     parts = [b"T%02xthread:%b;" % (stop.signal & 0xFF, session.thread_name(stop.thread)), extra]
     reason = stop.reason
@@ -46,17 +46,17 @@ def stop_reply(session: Session, stop: Stop, extra: bytes = b"") -> bytes:
     if session.list_threads:
         parts += _lldb_details(session, stop, extra.partition(b":")[0])
     read = session.target.read_register
-    for index, _, _ in session.attached[pid].expedited:
+    for index, _, _ in session.attached[pid].expedited if registers else ():
         value = read(stop.thread, index)
         if value is not None:
             parts.append(b"%02x:%b;" % (index, hexlify(value)))
     return b"".join(parts)
 
 
-def safe_stop_reply(session: Session, stop: Stop, extra: bytes = b"") -> bytes:
+def safe_stop_reply(session: Session, stop: Stop, extra: bytes = b"", registers: bool = True) -> bytes:
     """As `stop_reply`, without registers where the target fails to give them."""
     try:
-        return stop_reply(session, stop, extra)
+        return stop_reply(session, stop, extra, registers)
     except Exception:
         log.exception("the stop is told without registers: the target did not give them")
         return b"T%02xthread:%b;" % (stop.signal & 0xFF, session.thread_name(stop.thread))

@@ -76,6 +76,7 @@ class Session(Channel):
         self.bare_reads = False
         self.thread_events = False
         self.non_stop: NonStopMode | None = None
+        self._one_by_one = False  # also where nothing is attached, and the mode has nothing to do
         self.files: dict[int, bytes] = {}
         self.documents: dict[bytes, bytes] = {}
         self.saved_registers: dict[int, tuple[ThreadId, bytes]] = {}
@@ -123,6 +124,7 @@ class Session(Channel):
     def settle(self) -> None:
         """In non-stop mode there may be a stop to tell, or something to run."""
         if self.non_stop is not None:
+            self.non_stop.answered()
             self.non_stop.settle()
 
     # -- threads
@@ -203,6 +205,8 @@ class Session(Channel):
         self.general = self.resolve(ThreadId(pid, 0))
         if self.non_stop is not None:
             self.non_stop.hold(ThreadId(pid, thread.tid) for thread in self.target.threads(pid))
+        elif self._one_by_one and offers(self.target, NonStop):
+            self.non_stop = NonStopMode(self, self.target)
 
     def attach_copy(self, pid: int) -> None:
         """Attach to a child that is told as a fork: to GDB it is a copy of its parent until it executes its own image."""
@@ -282,6 +286,7 @@ class Session(Channel):
 
     def set_non_stop(self, on: bool) -> None:
         """Change between stopping one by one and all together: everything stands still then."""
+        self._one_by_one = on
         if not on and self.non_stop is not None:
             self.halt()
         elif on and self.non_stop is None and offers(self.target, NonStop):
@@ -369,7 +374,8 @@ class Session(Channel):
                 self._event(event)
             except Exception:
                 log.exception("%s could not be told", event)
-        self.settle()
+        if self.non_stop is not None:
+            self.non_stop.settle()
 
     def _event(self, event: Event) -> None:
         if self.non_stop is not None:

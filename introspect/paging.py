@@ -19,8 +19,8 @@ from introspect.sources import Memory, Unreadable
 from introspect.vmcb import MISC_CTL, V_INTR, VMCB
 
 __all__ = [
-    "ENTRY", "Access", "Fault", "Nested", "NestedFault", "NestedTranslation", "PagingState", "Step", "Translation",
-    "Walk", "nested_translate", "pdpte_reserved", "permits", "translate", "walk",
+    "ENTRY", "Access", "Fault", "Format", "Level", "Nested", "NestedFault", "NestedTranslation", "PagingState", "Step",
+    "Translation", "Walk", "nested_translate", "pdpte_reserved", "permits", "translate", "walk",
 ]  # fmt: skip
 
 
@@ -44,7 +44,7 @@ _ADDRESS = bits(51, 12)
 _NAMES = {5: "PML5E", 4: "PML4E", 3: "PDPE", 2: "PDE", 1: "PTE"}
 
 
-class _Level(NamedTuple):
+class Level(NamedTuple):
     """How to read the entries of one level."""
 
     number: int
@@ -60,12 +60,12 @@ class _Level(NamedTuple):
     accessed: int
 
 
-class _Format(NamedTuple):
+class Format(NamedTuple):
     """One paging mode of one processor."""
 
     name: str
     entry_size: int
-    levels: tuple[_Level, ...]
+    levels: tuple[Level, ...]
     width: int
     """Bits of an address that the tables translate."""
     base: int
@@ -83,29 +83,29 @@ def _beyond(maxphyaddr: int) -> int:
 
 
 @cache
-def _format(mode: str, pse: bool, nxe: bool, maxphyaddr: int) -> _Format:
+def _format(mode: str, pse: bool, nxe: bool, maxphyaddr: int) -> Format:
     """The format of "legacy", "PAE", "4-level" or "5-level" paging (APM2 figures 5-9 to 5-28)."""
     if mode == "legacy":
         # A 4 MiB page holds address bits 39:32 in bits 20:13 (PSE-36); bit 21 and unimplemented ones are reserved.
         high = bit(21) | (bits(20, max(13, maxphyaddr - 19)) if maxphyaddr < 40 else 0)
-        directory = _Level(2, 22, 0x3FF, _PS if pse else 0, high, 0, 0, _A)
-        return _Format(mode, 4, (directory, _Level(1, 12, 0x3FF, _P, 0, 0, 0, _A)), 32, bits(31, 12))
+        directory = Level(2, 22, 0x3FF, _PS if pse else 0, high, 0, 0, _A)
+        return Format(mode, 4, (directory, Level(1, 12, 0x3FF, _P, 0, 0, 0, _A)), 32, bits(31, 12))
     high = _beyond(maxphyaddr) | (0 if nxe else _NX)
     if mode == "PAE":
         high |= bits(62, 52)
-        pointers = _Level(3, 30, 3, 0, 0, pdpte_reserved(maxphyaddr), _W | _U, 0)
+        pointers = Level(3, 30, 3, 0, 0, pdpte_reserved(maxphyaddr), _W | _U, 0)
         upper, width, base = [pointers], 32, bits(31, 5)
     else:
         # Bits 8:7 are reserved above the PDPEs; bit 8 of a PDPE that points to a table is ignored, as in a PDE.
-        upper = [_Level(3, 30, 0x1FF, _PS, high | bits(29, 13), high, 0, _A)]
+        upper = [Level(3, 30, 0x1FF, _PS, high | bits(29, 13), high, 0, _A)]
         for number, shift in ((4, 39), (5, 48))[: 2 if mode == "5-level" else 1]:
-            upper.insert(0, _Level(number, shift, 0x1FF, 0, 0, high | ENTRY.G | _PS, 0, _A))
+            upper.insert(0, Level(number, shift, 0x1FF, 0, 0, high | ENTRY.G | _PS, 0, _A))
         width, base = (57 if mode == "5-level" else 48), _ADDRESS
-    lower = [_Level(2, 21, 0x1FF, _PS, high | bits(20, 13), high, 0, _A), _Level(1, 12, 0x1FF, _P, high, 0, 0, _A)]
-    return _Format(mode, 8, (*upper, *lower), width, base)
+    lower = [Level(2, 21, 0x1FF, _PS, high | bits(20, 13), high, 0, _A), Level(1, 12, 0x1FF, _P, high, 0, 0, _A)]
+    return Format(mode, 8, (*upper, *lower), width, base)
 
 
-def _choose(cr4: int, efer: int, maxphyaddr: int) -> _Format:
+def _choose(cr4: int, efer: int, maxphyaddr: int) -> Format:
     mode = ("5-level" if cr4 & CR4.LA57 else "4-level") if efer & (EFER.LMA | EFER.LME) else "PAE" if cr4 & CR4.PAE else "legacy"
     return _format(mode, bool(cr4 & CR4.PSE), bool(efer & EFER.NXE), min(max(maxphyaddr, 32), 52))
 
@@ -126,7 +126,7 @@ class PagingState:
     rflags_ac: bool = False
     maxphyaddr: int = 48
     pdptes: tuple[int, ...] | None = None
-    format: _Format | None = field(init=False, repr=False, compare=False)
+    format: Format | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         chosen = _choose(self.cr4, self.efer, self.maxphyaddr) if self.cr0 & CR0.PG else None
@@ -170,7 +170,7 @@ class Nested:
     map there. They must map it all the same (APM2 15.29.3)."""
     gmet: bool = False
     """Guest mode execute trap: the U bit says whose code a page may hold, that of users or of supervisors (APM2 15.25.13)."""
-    format: _Format = field(init=False, repr=False, compare=False)
+    format: Format = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "format", _choose(self.host_cr4, self.host_efer, self.maxphyaddr))
@@ -306,7 +306,7 @@ _NOT_PRESENT, _RESERVED = 0, PF_ERROR.P | PF_ERROR.RSV
 
 def _descend(
     memory: Memory,
-    form: _Format,
+    form: Format,
     root: int,
     address: int,
     pending: _Pending,

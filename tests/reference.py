@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import chdir, closing, contextmanager
 from pathlib import Path
 
 from introspect.commands import Command
@@ -41,9 +42,10 @@ def build_id() -> str:
 
 @contextmanager
 def monitor() -> Iterator[Monitor]:
-    """The demo, stopped in the hypervisor."""
+    """The demo, stopped in the hypervisor. Examples that write files do so in a directory of their own."""
     machine = Machine(IMAGE)
-    try:
+    with tempfile.TemporaryDirectory() as directory, chdir(directory), closing(machine):
+        Path("examples").symlink_to(TOP / "examples")
         debugger = Debugger(machine)
         debugger.executables.image = debug_file(str(IMAGE))
         for number, name in GUESTS.items():
@@ -53,8 +55,6 @@ def monitor() -> Iterator[Monitor]:
         commands = debugger.monitor_commands
         commands.thread = debugger.who.first_thread(HOST)
         yield commands
-    finally:
-        machine.close()
 
 
 def shortened(text: str) -> str:

@@ -6,7 +6,7 @@ import pytest
 
 from introspect.exits import ExitCode
 from vmdbg.history import HOST, History, KnownGuest, Vcpu
-from vmdbg.svm.switch import KEEP, Record
+from vmdbg.svm.ring import Record
 
 
 class Told(History):
@@ -14,8 +14,7 @@ class Told(History):
 
     def exit(self, guest: KnownGuest, code: ExitCode, cpu: int = 0) -> None:
         self.total.value += 1
-        guest.ring.records[guest.ring.count % KEEP] = Record(self.total.value, cpu, 0, 0, 0, code)
-        guest.ring.count += 1
+        guest.ring.add(Record(self.total.value, cpu, code=code))
 
     def first_run(self, cpu: int = 0) -> KnownGuest:
         guest = self._new_guest(self._behalf(cpu))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from introspect.commands.parameters import parse_number
 from introspect.commands.render import columns
 from introspect.exits import EXCEPTION_BASE, ExitCode
 from introspect.expression import ExpressionError, parse
+from introspect.vmcb import NAMES
 from vmdbg.catchpoints import RULES, Catchpoint, Sort
 from vmdbg.history import HOST
 from vmdbg.scopes import MachineNames
@@ -27,6 +29,7 @@ _HELP = """Stop at an event of the processor, or list such catchpoints with thei
   cr [N] [r|w]         a read or write of a control register
   guest-start          a guest runs for the first time
   triple-fault         of a guest or of the hypervisor
+  vmcb FIELD           a field of a VMCB has another value than at the last world switch; old and value are numbers of it
 Behind these: `guest N` for one guest only (1: the hypervisor), `if EXPR` for what must hold then. `once` before them, or
 tcatch, deletes it when it stops. Ranges are FIRST-LAST. What `if` can ask for:
   rax, $exitcode, vmcb.cs.base            registers, VMCB fields
@@ -135,10 +138,14 @@ class Catch:
                 point.guest = arguments.number("guest", HOST)
             elif RULES[sort].accesses and (access := arguments.choice(("r", "w", "rw"))):
                 point.write = None if access == "rw" else access == "w"
+            elif sort == Sort.VMCB and not point.field:
+                point.field = self._vmcb_field(arguments)
             elif point.first is None and RULES[sort].subject:
                 point.first, point.last = self._subject(arguments, sort)
             else:
                 raise arguments.error(arguments.words[0], f"not understood behind {sort}", "a condition begins with the word if")
+        if sort == Sort.VMCB and not point.field:
+            raise arguments.error("vmcb", "it must be said which field", "write catch vmcb rip; `vmcb` shows the names")
         if end < len(words):
             names = MachineNames(self.debugger.executables, RULES[sort].facts, point.guest or HOST)
             try:
@@ -147,8 +154,19 @@ class Catch:
                 raise CommandError(f"{error.value} (column {error.position + 1} behind if)", error.rule, error.remedy) from None
         catchpoints = self.debugger.catchpoints
         point.number = catchpoints.new_number()
+        if point.field:
+            catchpoints.watch_field(point)
         catchpoints.add(point)
         return Set(point)
+
+    def _vmcb_field(self, arguments: Arguments) -> str:
+        word = arguments.words.pop(0)
+        name = word.removeprefix("vmcb.").lower()
+        if name not in NAMES:
+            near = difflib.get_close_matches(name, NAMES, n=3)
+            remedy = f"did you mean {', '.join(near)}?" if near else "`vmcb` shows the names"
+            raise arguments.error(word, "a VMCB has no such field", remedy)
+        return NAMES[name].name
 
     def _subject(self, arguments: Arguments, sort: Sort) -> tuple[int | None, int | None]:
         word = arguments.words.pop(0)

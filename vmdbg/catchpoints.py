@@ -7,13 +7,24 @@ none, the processor asks nobody and world switches are made in C.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from enum import StrEnum
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from gdbstub.target import ThreadId
-from introspect.exits import EVENT, ExitCode, describe_event, describe_page_fault, exception_name, exit_details, exit_name
+from introspect.exits import (
+    EVENT,
+    INTERCEPT_CODES,
+    ExitCode,
+    describe_event,
+    describe_page_fault,
+    exception_name,
+    exit_details,
+    exit_name,
+)
 from introspect.expression import Expression, ExpressionError
 from introspect.facts import EXIT_FACTS, event_facts, exit_facts
 from introspect.vmcb import VMCB
@@ -48,6 +59,7 @@ class Sort(StrEnum):
     INJECT = "inject"
     GUEST_START = "guest-start"
     TRIPLE_FAULT = "triple-fault"
+    VMCB = "vmcb"
 
 
 class Rule(NamedTuple):
@@ -71,6 +83,7 @@ RULES = {
     Sort.INJECT: Rule("vector", 255, "14 or pf", facts=frozenset(("vector", "type", "error", "vmcb_pa"))),
     Sort.GUEST_START: Rule(facts=frozenset(("vmcb_pa",))),
     Sort.TRIPLE_FAULT: Rule(),
+    Sort.VMCB: Rule(facts=frozenset(("old", "value", "vmcb_pa"))),
 }
 
 Facts = Mapping[str, int | None]
@@ -92,12 +105,16 @@ class Catchpoint:
     hits: int = 0
     ignore: int = 0
     """How many hits are still to be passed over."""
+    field: str = ""
+    """Of a VMCB: what is watched."""
+    seen: dict[int, int] = dataclass_field(default_factory=dict)
+    """Its value at the last world switch, by VMCB."""
 
     @property
     def text(self) -> str:
         """As one would type it, without the word catch."""
         words: list[str] = ["once"] if self.once else []
-        words.append(self.sort)
+        words += [self.sort, *([self.field] if self.field else [])]
         if self.first is not None and self.last is not None:
             first, last = (str(n) if RULES[self.sort].limit < 32 else f"{n:#x}" for n in (self.first, self.last))
             one = exit_name(self.first).lower() if self.sort == Sort.VMEXIT else first
@@ -132,6 +149,8 @@ class Catchpoint:
                 return set(range(first, last + 1))
             case Sort.VMRUN:
                 return {ExitCode.VMRUN}
+            case Sort.VMCB:
+                return set(range(INTERCEPT_CODES))
             case Sort.IO:
                 return {ExitCode.IOIO}
             case Sort.MSR:
@@ -168,6 +187,8 @@ class Catchpoints:
         self.points: dict[int, Catchpoint] = former.points if former is not None else {}
         self.live = False
         """Somebody waits for stops."""
+        for point in self.points.values():
+            point.seen.clear()
         self._next: int = former._next if former is not None else 1
         self._caught: Caught | None = None
         self._waiting: dict[Sort, list[Catchpoint]] = {}
@@ -216,10 +237,12 @@ class Catchpoints:
 
     # What happens
 
-    def _happens(self, sort: Sort, thread: ThreadId, facts: Facts, text: Callable[[], str]) -> bool:
-        """Whether one of them stops for it."""
+    def _happens(
+        self, sort: Sort, thread: ThreadId, facts: Facts, text: Callable[[], str], among: Sequence[Catchpoint] | None = None
+    ) -> bool:
+        """Whether one of them stops for it, of all of this sort or `among` some."""
         found = []
-        for point in [p for p in self._waiting[sort] if p.selects(facts)] if self.live else ():
+        for point in [p for p in among or self._waiting[sort] if p.selects(facts)] if self.live else ():
             trouble = ""
             try:
                 if point.condition is not None and not point.condition.holds(ThreadScope(self.registers, thread, facts)):
@@ -245,11 +268,39 @@ class Catchpoints:
     def _by(self, thread: ThreadId) -> str:
         return f"by {self.registers.who.name(thread)}"
 
+    def watch_field(self, point: Catchpoint) -> None:
+        """What a field is now in each VMCB counts as seen."""
+        for vmcb in self.machine.history.by_vmcb:
+            point.seen[vmcb] = self._field(vmcb, point.field)
+
+    def _field(self, vmcb: int, name: str) -> int:
+        return VMCB.read(self.machine.ram.view[vmcb : vmcb + VMCB.size], name)
+
+    def _changed(self, vmcb: int, number: int | None, thread: ThreadId, by: Callable[[], str]) -> bool:
+        """Whether somebody waits for a field that is another than at the last world switch."""
+        caught = False
+        for point in list(self._waiting[Sort.VMCB]):
+            value = self._field(vmcb, point.field)
+            old = point.seen.get(vmcb, value)
+            point.seen[vmcb] = value
+            if old != value:
+                facts: Facts = {"guest": number, "vmcb_pa": vmcb, "old": old, "value": value}
+                words = " to ".join(VMCB.describe(point.field, one) for one in (old, value))
+                caught |= self._happens(
+                    Sort.VMCB, thread, facts, partial("{} of the VMCB at {:#x} changed from {}, by {}".format,
+                                                      point.field, vmcb, words, by()), [point],
+                )  # fmt: skip
+        return caught
+
     def exited(self, cpu: Cpu, guest: Guest, code: int, info1: int, info2: int) -> None:
-        if not self._waiting[Sort.VMEXIT]:
-            return
         owner, vcpu = self.machine.history.by_vmcb[guest.vmcb]
         thread = ThreadId(owner.number, vcpu.thread)
+        if self._waiting[Sort.VMCB] and self._changed(
+            guest.vmcb, owner.number, thread, lambda: f"the processor at #VMEXIT {exit_name(code)} of {owner.name}"
+        ):
+            cpu.pause = True
+        if not self._waiting[Sort.VMEXIT]:
+            return
         facts: dict[str, int | None] = dict.fromkeys(RULES[Sort.VMEXIT].facts)
         facts |= exit_facts(code, info1, info2) | {"guest": owner.number, "cpu": cpu.index, "vmcb_pa": guest.vmcb}
 
@@ -291,6 +342,9 @@ class Catchpoints:
         thread = self._thread(cpu)
         facts: dict[str, int | None] = {"guest": known[0].number if known is not None else None, "vmcb_pa": vmcb}
         caught = self._happens(Sort.VMRUN, thread, facts, lambda: f"VMRUN of the VMCB at {vmcb:#x}{name}")
+        if self._waiting[Sort.VMCB] and ram.contains(vmcb, VMCB.size):
+            by = f"software before the VMRUN at {cpu.state.linear_rip:#x}{name}"
+            caught |= self._changed(vmcb, facts["guest"], thread, lambda: by)
         if self._waiting[Sort.INJECT] and ram.contains(vmcb, VMCB.size):
             event = VMCB.read(ram.view[vmcb : vmcb + VMCB.size], "eventinj")
             if event & EVENT.v:

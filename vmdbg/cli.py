@@ -1,4 +1,4 @@
-"""The command line: `vmdbg run` boots an image, `vmdbg gdb` attaches gdb to one, `vmdbg console` a prompt."""
+"""The command line: `vmdbg run` boots an image, `console` is a prompt on one, `gdb` attaches gdb, `inspect` reads a dump."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn
 
-from vmdbg import attach, run
+from vmdbg import attach, inspect, run
 from vmdbg.console import start
 from vmdbg.options import UsageError
 
@@ -40,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_parser(commands)
     attach.add_parser(commands)
     start.add_parser(commands)
+    inspect.add_parser(commands)
     return top
 
 

@@ -6,14 +6,16 @@ import ctypes
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Protocol, TextIO
 
-from introspect.exits import ExitCode, exit_name
+from introspect.exitlog import ExitRecord
+from introspect.exits import ExitCode
 from introspect.intercepts import intercepted, words_of
 from introspect.vmcb import VMCB
 from vmdbg.cpu.core import Notice
 from vmdbg.engine import layout
-from vmdbg.svm.switch import KEEP, Record, Ring
+from vmdbg.svm.images import DEFAULT_TRIPS, Images
+from vmdbg.svm.ring import BITS, DEFAULT_EXITS, Record, Ring, form, is_instruction
 
 if TYPE_CHECKING:
     from vmdbg.cpu.core import Cpu
@@ -22,7 +24,8 @@ if TYPE_CHECKING:
 
 HOST = 1
 """The hypervisor's number, as gdb numbers inferiors: the guests' begin behind it."""
-VMCB_SIZE = 4096
+VMCB_SIZE = PAGE = 4096
+_Q_RAX, _Q_RCX = layout.REGS // 8, layout.REGS // 8 + 1
 
 
 @dataclass(slots=True)
@@ -51,8 +54,10 @@ class KnownGuest:
 
     number: int
     name: str
+    ring: Ring
+    images: Images | None = None
+    """What its VMCBs were at the last world switches, if that is kept."""
     vcpus: dict[int, Vcpu] = field(default_factory=dict)
-    ring: Ring = field(default_factory=Ring)
     threads: int = 0
     """vCPUs there ever were: their numbers are not used again."""
     gone: bool = False
@@ -62,44 +67,25 @@ class KnownGuest:
     """How many exits it had had when `look` found that none of its VMCBs could be run."""
 
     @property
-    def exits(self) -> list[Exit]:
-        """The last `KEEP` exits, oldest first."""
-        count, records = self.ring.count, self.ring.records
-        kept = (records[number % KEEP] for number in range(max(0, count - KEEP), count))
-        return [
-            Exit(r.number, self.number, r.cpu, r.vmcb, r.time, r.rip, r.code, r.info1, r.info2, r.intinfo) for r in kept
-        ]
+    def exits(self) -> list[ExitRecord]:
+        """Those that the ring keeps, oldest first."""
+        return [_told(self.number, record) for record in self.ring.records()]
 
     def last_exit(self, cpu: int | None = None, *, refused: bool = False) -> Record:
         """The last exit, on one CPU or any, if it is among those kept: else one of number 0.
 
         A VMRUN that was `refused` is one only if that is asked for.
         """
-        count, records = self.ring.count, self.ring.records
-        kept = (records[number % KEEP] for number in range(count - 1, max(0, count - KEEP) - 1, -1))
+        kept = self.ring.latest()
         return next((r for r in kept if cpu in (None, r.cpu) and (refused or r.code != ExitCode.INVALID)), Record())
 
 
-class Exit(NamedTuple):
-    """One #VMEXIT; `number` counts all exits of the machine."""
+class Witness(Protocol):
+    """Who looks at each world switch (vmdbg/leakwatch.py)."""
 
-    number: int
-    guest: int
-    cpu: int
-    vmcb: int
-    time: int
-    rip: int
-    code: int
-    info1: int
-    info2: int
-    intinfo: int
+    def enters(self, cpu: Cpu, guest: Guest) -> None: ...
 
-    def line(self) -> str:
-        """The line of `--trace-exits`: one exit, the same in every run."""
-        return (
-            f"{self.number} t={self.time} cpu={self.cpu} guest={self.guest} vmcb={self.vmcb:#x} {exit_name(self.code)} "
-            f"rip={self.rip:#x} info1={self.info1:#x} info2={self.info2:#x} intinfo={self.intinfo:#x}"
-        )
+    def leaves(self, cpu: Cpu, guest: Guest, number: int, code: int) -> None: ...
 
 
 class History:
@@ -109,7 +95,9 @@ class History:
     another root is a page used anew: a new guest.  A guest none of whose VMCBs could be run for a while is gone.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, exits: int = DEFAULT_EXITS, trips: int = DEFAULT_TRIPS) -> None:
+        """`exits`: how many are remembered of each guest; `trips`: of how many VMRUNs and their #VMEXITs the VMCB is kept."""
+        self.capacity, self.trips = exits, trips
         self.guests: dict[int, KnownGuest] = {}
         self.by_vmcb: dict[int, tuple[KnownGuest, Vcpu]] = {}
         self.total = ctypes.c_uint64()
@@ -123,6 +111,7 @@ class History:
         """Why the machine is to stop, until somebody has taken note."""
         self.unused: Callable[[int], None] = lambda vmcb: None
         """Called when a VMCB changes hands, or when its next VMRUN is a special one."""
+        self.witness: Witness | None = None
         self.trace: TextIO | None = None
         self.version = 0
         """Changes when a guest appears, goes, or is regrouped."""
@@ -133,7 +122,7 @@ class History:
     @property
     def attentive(self) -> bool:
         """Whether each world switch must come here at once."""
-        return self.watching or self.trace is not None
+        return self.watching or self.trace is not None or self.witness is not None
 
     def notice(self, cpu: Cpu, what: Notice, guest: Guest | None, text: str) -> None:
         """Note it, in the trace too; pause if it is one to stop for."""
@@ -146,10 +135,19 @@ class History:
             self.stopped_for = text
             cpu.pause = True
 
-    def memory_of(self, vmcb: int) -> tuple[int, int]:
-        """Addresses of a VMCB's general registers and of its guest's exit ring."""
+    def memory_of(self, vmcb: int) -> tuple[int, int, int | None]:
+        """Addresses of a VMCB's general registers, of its guest's exit ring, and of its images if they are kept."""
         owner, vcpu = self.by_vmcb[vmcb]
-        return ctypes.addressof(vcpu.registers), ctypes.addressof(owner.ring)
+        images = owner.images.address if owner.images is not None else None
+        return ctypes.addressof(vcpu.registers), owner.ring.address, images
+
+    def keep_images(self, trips: int) -> None:
+        """Keep each VMCB as it is at VMRUN and #VMEXIT, for the last so many of each guest; 0: no more."""
+        self.trips = trips
+        for guest in self.guests.values():
+            guest.images = Images(trips) if trips and not guest.gone else None
+        for vmcb in self.by_vmcb:
+            self.unused(vmcb)
 
     def switched(self, cpu: Cpu, before: Guest | None, now: Guest | None) -> None:
         """What `vmrun` and `vmexit` would have noted of switches that they did not see."""
@@ -170,6 +168,11 @@ class History:
             for number, value in vcpu.changed.items():
                 cpu.state.set_reg(number, value)
             vcpu.changed.clear()
+        images = self.by_vmcb[guest.vmcb][0].images
+        if images is not None:
+            images.add(guest.vmcb, cpu.crossing.entered, 0, cpu.crossing.host_rip, guest.view)
+        if self.witness is not None:
+            self.witness.enters(cpu, guest)
         if self.on_switch is not None:
             self.on_switch(cpu, guest, None)
 
@@ -189,7 +192,8 @@ class History:
         self.adopt(next(sharing, None) or self._new_guest(self._behalf(cpu.index)), vcpu)
 
     def _new_guest(self, parent: int) -> KnownGuest:
-        guest = KnownGuest(self._next, f"guest {self._next}", parent=parent)
+        images = Images(self.trips) if self.trips else None
+        guest = KnownGuest(self._next, f"guest {self._next}", Ring(self.capacity), images, parent=parent)
         self.guests[self._next] = guest
         self._next += 1
         return guest
@@ -302,12 +306,37 @@ class History:
         vcpu.running_on = None
         ctypes.memmove(vcpu.registers, cpu.state.address + layout.REGS, 128)
         self.total.value = number = self.total.value + 1
-        ring, now = owner.ring, cpu.engine.clock.now
-        ring.records[ring.count % KEEP] = Record(number, cpu.index, guest.vmcb, now, rip, code, info1, info2, intinfo)
-        ring.count += 1
+        crossing, q = cpu.crossing, cpu.state.q
+        code_bytes = _instruction(cpu, code, intinfo)
+        record = Record(
+            number, cpu.index, guest.vmcb, cpu.engine.clock.now, rip, code, info1, info2, intinfo, crossing.host_rip,
+            crossing.entered, 0, q[_Q_RAX], q[_Q_RCX], code_bytes, form(len(code_bytes), cpu.bits),
+        )  # fmt: skip
+        crossing.leave(owner.ring.add(record), number)
+        if self.witness is not None:
+            self.witness.leaves(cpu, guest, number, code)
         if self.trace is not None:
-            record = Exit(number, owner.number, cpu.index, guest.vmcb, now, rip, code, info1, info2, intinfo)
-            self.trace.write(record.line() + "\n")
+            self.trace.write(_told(owner.number, record).line() + "\n")
+
+    def left(self, cpu: Cpu, guest: Guest, rip: int) -> None:
+        images = self.by_vmcb[guest.vmcb][0].images
+        if images is not None:
+            images.add(guest.vmcb, cpu.engine.clock.now, cpu.crossing.last_number, rip, guest.view)
+
+
+def _instruction(cpu: Cpu, code: int, intinfo: int) -> bytes:
+    """The bytes at RIP, as far as their page goes, if the exit comes before that instruction."""
+    if not is_instruction(code) or intinfo:
+        return b""
+    return (cpu.engine.code() or cpu.fetch())[: PAGE - cpu.state.linear_rip % PAGE]
+
+
+def _told(guest: int, r: Record) -> ExitRecord:
+    length = r.form & 15
+    return ExitRecord(
+        r.number, guest, r.time, r.rip, r.code, r.info1, r.info2, r.intinfo, r.cpu, r.vmcb, r.host_rip, r.entered, r.resumed,
+        r.rax, r.rcx, r.insn[:length], BITS[r.form >> 4] if length else 0,
+    )  # fmt: skip
 
 
 def _fit(ram: Ram, vmcb: int) -> bool:

@@ -43,6 +43,8 @@ from vmdbg.platform.uart import Uart
 from vmdbg.svm import world
 from vmdbg.svm.avic import Avic
 from vmdbg.svm.held import Tables
+from vmdbg.svm.images import DEFAULT_TRIPS
+from vmdbg.svm.ring import DEFAULT_EXITS
 from vmdbg.svm.switch import Switcher, on_exit
 from vmdbg.svm.tlb import Tlb
 from vmdbg.svm.vmcbcache import VmcbCache
@@ -102,6 +104,10 @@ class Config:
     """What `run` stops for (PAUSED, with `history.stopped_for`)."""
     physical_bits: int = PHYSICAL_BITS
     """MAXPHYADDR: 36 to what the engine can."""
+    exit_ring: int = DEFAULT_EXITS
+    """#VMEXITs that are remembered of each guest.  With 0, guests of guests cannot be told apart."""
+    vmcb_images: int = DEFAULT_TRIPS
+    """VMRUNs of each guest, with their #VMEXITs, of which the VMCB is kept."""
     trace: TextIO | None = None
     max_time: int | None = None
     """The machine ends at this tick, with LIMIT_REACHED."""
@@ -153,7 +159,7 @@ class Machine:
         self.bus = Bus()
         self.engine.devices = self
         self.engine.physical.pinned = lambda: {_root(cpu) for cpu in self.cpus}
-        self.history = History()
+        self.history = History(config.exit_ring, config.vmcb_images)
         self.history.trace = config.trace
         self.history.stop_on = config.stop_on
         self.exit_status: int | None = None

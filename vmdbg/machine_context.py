@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from gdbstub.target import ThreadId
 from introspect.commands import ExitRecord, GuestView, HostView
 from introspect.exits import ExitCode
+from introspect.leaks import Leak
 from introspect.paging import NestedTranslation, PagingState, nested_translate
 from introspect.rules import Processor as RuleProcessor
 from introspect.sources import Memory
@@ -15,6 +16,8 @@ from introspect.symbols import Symbols
 from introspect.vmcb import VMCB
 from vmdbg.contexts import GENERAL, Context, LiveContext, SavedContext
 from vmdbg.history import HOST, KnownGuest
+from vmdbg.leakwatch import LeakWatch
+from vmdbg.platform.clock import TICKS_PER_SECOND
 from vmdbg.registers import SYSTEM
 from vmdbg.scopes import MachineNames, ThreadScope
 from vmdbg.svm import world
@@ -28,6 +31,9 @@ _NAMES = {
     **{register.field or register.name: register.name for register in SYSTEM.values()},
 }  # fmt: skip
 """gdb's names of registers, by those of the VMCB's fields."""
+
+_LOADERS = ("the boot area", "the multiboot information", "the initrd")
+"""Parts of an image that its kernel only reads, once."""
 
 
 def _rip(context: Context) -> int:
@@ -60,6 +66,16 @@ class MachineContext:
         return earlier
 
     @property
+    def ticks_per_second(self) -> int:
+        """Of the times in `exits`."""
+        return TICKS_PER_SECOND
+
+    def leaks(self) -> tuple[Leak, ...] | None:
+        """What `leak record` has seen; None while it is off."""
+        witness = self.debugger.history.witness
+        return witness.log.leaks if isinstance(witness, LeakWatch) else None
+
+    @property
     def memory(self) -> Memory:
         return self.debugger.machine.ram
 
@@ -82,7 +98,11 @@ class MachineContext:
     @property
     def host(self) -> HostView:
         paging = PagingState(*self._host, maxphyaddr=self.debugger.machine.config.physical_bits)
-        return HostView(paging=paging, caching=self._host_context.caching())
+        image = tuple(
+            (segment.address, segment.end) for segment in self.debugger.machine.image.segments if segment.name not in _LOADERS
+        )
+        saves = tuple(cpu.state.field("vm_hsave") & ~0xFFF for cpu in self.debugger.machine.cpus)
+        return HostView(paging=paging, caching=self._host_context.caching(), image=image, saves=saves)
 
     @property
     def guests(self) -> Sequence[GuestView]:
@@ -98,9 +118,7 @@ class MachineContext:
         chosen = [known[guest]] if guest in known else list(known.values()) if guest is None else []
         records = [record for one in chosen for record in one.exits]
         records.sort(key=lambda record: record.number)
-        return [
-            ExitRecord(r.number, r.guest, r.time, r.rip, r.code, r.info1, r.info2, r.intinfo) for r in records[-count:]
-        ]
+        return records[-count:]
 
     def thread_of(self, number: int) -> ThreadId:
         """The selected thread if it is one of this inferior, else that one's first.  TargetError if there is none."""
@@ -109,7 +127,13 @@ class MachineContext:
         return self.debugger.who.first_thread(number)
 
     def registers(self, number: int) -> Mapping[str, int]:
-        thread, registers = self.thread_of(number), self.debugger.registers
+        return self._registers(self.thread_of(number))
+
+    def threads(self, number: int) -> Sequence[Mapping[str, int]]:
+        return [self._registers(ThreadId(number, thread.tid)) for thread in self.debugger.threads(number)]
+
+    def _registers(self, thread: ThreadId) -> Mapping[str, int]:
+        registers = self.debugger.registers
         context = self.debugger.context(thread)
         found = {name: context.read(name) for name in (*GENERAL, "cr0", "cr2", "cr3", "cr4", "cr8", "efer")}
         found |= {name: registers.read(thread, gdb_name) for name, gdb_name in _NAMES.items()}

@@ -20,6 +20,7 @@ from vmdbg.points import PointCommands
 from vmdbg.registering import ShowRegisters
 from vmdbg.results import Text
 from vmdbg.running_commands import RunningCommands
+from vmdbg.switch_commands import SwitchCommands
 
 if TYPE_CHECKING:
     from vmdbg.debugger import Debugger
@@ -60,7 +61,7 @@ class Monitor(MachineContext):
         ):  # fmt: skip
             self.registry.add(command)
         self.catch = Catch(debugger)
-        for command in (*self.catch.commands, *ShowRegisters(debugger).commands):
+        for command in (*self.catch.commands, *ShowRegisters(debugger).commands, *SwitchCommands(self).commands):
             self.registry.add(command)
 
     def run(self, line: str, write: Callable[[str], object], thread: ThreadId) -> None:

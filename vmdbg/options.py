@@ -11,6 +11,7 @@ from typing import NamedTuple
 from vmdbg.boot.elf import linked_at
 from vmdbg.boot.image import ImageError
 from vmdbg.cpu.core import Notice
+from vmdbg.svm.ring import MOST_EXITS
 
 MAX_CPUS = 64
 MIN_PHYSICAL_BITS, MAX_PHYSICAL_BITS = 36, 40
@@ -46,6 +47,12 @@ def physical_bits(text: str) -> int:
         raise argparse.ArgumentTypeError(
             f"{text!r} physical address bits are not possible; choose {MIN_PHYSICAL_BITS} to {MAX_PHYSICAL_BITS}"
         )
+    return int(text)
+
+
+def exit_ring(text: str) -> int:
+    if not text.isdigit() or not 1 <= int(text) <= MOST_EXITS:
+        raise argparse.ArgumentTypeError(f"{text!r} exits cannot be remembered; choose 1 to {MOST_EXITS}")
     return int(text)
 
 

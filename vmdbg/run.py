@@ -30,6 +30,7 @@ from vmdbg.options import (
     UsageError,
     cpus,
     endpoint,
+    exit_ring,
     notices,
     number,
     physical_bits,
@@ -37,6 +38,7 @@ from vmdbg.options import (
     symbol_file,
 )
 from vmdbg.platform.serial import Serial, SerialError, open_serial
+from vmdbg.svm.ring import DEFAULT_EXITS
 
 IDLE_SECONDS = 0.005
 RUNNING_SECONDS = 0.001
@@ -94,6 +96,8 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     add("--reboot", action="store_true", help="start over at a reset or triple fault; else they end the run")
     add("--timeout", type=float, metavar="S", help="end with status 124 after S seconds of wall time")
     add("--trace-exits", metavar="FILE", help="write one line for each #VMEXIT")
+    add("--exit-ring", type=exit_ring, default=DEFAULT_EXITS, metavar="N",
+        help=f"#VMEXITs to remember of each guest, for `monitor exits` ({DEFAULT_EXITS})")  # fmt: skip
     add("--stop-on", type=notices, default=frozenset(), metavar="WHAT",
         help="stop, with the reason in words, for any of vmrun-fail,shutdown,stale: alone the run ends with status 124")
     add("--vmcb-cache", choices=("coherent", "strict"), default="coherent",
@@ -133,7 +137,7 @@ def build(
         serial=serial, python_runtime=options.runtime == "python", trace=trace, max_time=options.max_time,
         stop_on=options.stop_on, vmcb_cache=options.vmcb_cache == "strict",
         strict_tlb=options.tlb == "strict", reboot=options.reboot,
-        physical_bits=options.maxphyaddr,
+        physical_bits=options.maxphyaddr, exit_ring=options.exit_ring,
     )  # fmt: skip
     try:
         machine = Machine(options.image, config)

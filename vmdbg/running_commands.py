@@ -80,7 +80,8 @@ class RunningCommands:
                 raise arguments.error(str(time), f"it is {now} already", "name a later time")
             running.deadline = time
         arguments.done()
-        return Text("no time to stop at is set" if running.deadline is None else f"stops at {running.deadline} ticks at the latest")
+        at = running.deadline
+        return Text("no time to stop at is set" if at is None else f"stops at {at} ticks at the latest")
 
     def _debug(self, context: Context, arguments: Arguments) -> Result:
         manner = self.debugger.running.resumed.manner

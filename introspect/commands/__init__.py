@@ -1,6 +1,18 @@
 """The commands: each is one entry of a registry, with typed results that render as text and as JSON."""
 
-from introspect.commands import avic, exits, guests, permissions, situation, vmcb, walk
+from introspect.commands import (
+    avic,
+    exits,
+    files,
+    guests,
+    leaks,
+    mappers,
+    permissions,
+    situation,
+    tables,
+    vmcb,
+    walk,
+)
 from introspect.commands.context import (
     HOST_NUMBER,
     Cancelled,
@@ -42,7 +54,19 @@ __all__ = [
 
 def default_registry() -> Registry:
     """A registry of all commands of this package, to which a machine may add its own."""
-    modules = (guests, walk, vmcb, exits, permissions, avic, situation)
+    modules = (
+        guests,
+        situation,
+        walk,
+        tables,
+        mappers,
+        vmcb,
+        exits,
+        permissions,
+        avic,
+        leaks,
+        files,
+    )  # fmt: skip
     registry = Registry(command for module in modules for command in module.COMMANDS)
     registry.add(help_command(registry))
     return registry

@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+from introspect.exitlog import ExitRecord
 from introspect.expression import Names, Scope
 from introspect.memtypes import Caching
 from introspect.paging import Nested, PagingState
@@ -13,7 +14,7 @@ from introspect.symbols import Symbols
 
 __all__ = [
     "HOST_NUMBER", "Cancelled", "CommandError", "Context", "ExitRecord", "GuestView", "HostView", "Inferior", "Result",
-    "exit_status",
+    "Threaded", "exit_status", "threads_of",
 ]  # fmt: skip
 
 HOST_NUMBER = 1
@@ -50,6 +51,10 @@ class HostView(Inferior):
 
     number: int = HOST_NUMBER
     name: str = "the host"
+    image: tuple[tuple[int, int], ...] = ()
+    """Where its image lies in system-physical memory, (start, end) of each part, if that is known."""
+    saves: tuple[int, ...] = ()
+    """VM_HSAVE_PA of each processor, 0 if it has none, if that is known."""
 
     def __str__(self) -> str:
         return self.name
@@ -72,20 +77,6 @@ class GuestView(Inferior):
 
     def __str__(self) -> str:
         return f"guest {self.number} ({self.name})"
-
-
-@dataclass(frozen=True, slots=True)
-class ExitRecord:
-    """One #VMEXIT. `time` counts guest instructions or nanoseconds, as the provider defines."""
-
-    number: int
-    guest: int
-    time: int
-    rip: int
-    code: int
-    info1: int
-    info2: int
-    intinfo: int = 0
 
 
 class Context(Protocol):
@@ -125,6 +116,18 @@ class Context(Protocol):
 
     def progress(self, part: float, what: str) -> None:
         """Called now and then by what may take long: the part that is done, 0 to 1.  Raises `Cancelled`."""
+
+
+@runtime_checkable
+class Threaded(Protocol):
+    """A context that knows the registers of each processor of an inferior."""
+
+    def threads(self, number: int, /) -> Sequence[Mapping[str, int]]: ...
+
+
+def threads_of(context: Context, number: int) -> Sequence[Mapping[str, int]]:
+    """Registers of the processors of an inferior, by the names that `Context.registers` has; of those that are known."""
+    return context.threads(number) if isinstance(context, Threaded) else [context.registers(number)]
 
 
 class Result(Protocol):

@@ -4,8 +4,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from introspect.commands.context import Context, GuestView, Result
+from introspect.commands.parameters import Flag, Parameter
 from introspect.commands.registry import Arguments, Command
 from introspect.commands.render import columns, jsonable
+from introspect.commands.scan import Attaching, scan_guests
 from introspect.exits import exit_name
 
 __all__ = ["COMMANDS"]
@@ -17,10 +19,12 @@ class Guests:
     selected: int | None
     last: Mapping[int, str]
     """What the last exit of each was, for those that are known to have left."""
+    complete: bool = True
+    """Whether there are no others: a live machine sees each VMRUN, in a dump a search may find more."""
 
     def text(self) -> str:
         if not self.guests:
-            return "No guest has been entered by VMRUN yet."
+            return "No guest has been entered by VMRUN yet." if self.complete else "No guest is known; `guests --scan` looks for some."
         rows = [("", "guest", "name", "state", "asid", "nCR3", "paging", "last exit", "VMCB")]
         rows += [
             (
@@ -50,17 +54,27 @@ class Guests:
         return jsonable(self)
 
 
+_SCAN = Parameter("SCAN", Flag(), optional=True, option="--scan", default=False, help="search memory for VMCBs, without symbols")
+_EXPLAIN = Parameter("EXPLAIN", Flag(), optional=True, option="--explain", default=False, help="say what each score is made of")
+
+
 def _guests(context: Context, arguments: Arguments) -> Result:
+    if arguments[_SCAN]:
+        return scan_guests(context, arguments[_EXPLAIN])
     selected = context.selected
     guests = tuple(context.guests)
     last = {guest.number: exit_name(record.code) for guest in guests for record in context.exits(guest.number, 1)}
-    return Guests(guests, selected.number if selected else None, last)
+    return Guests(guests, selected.number if selected else None, last, not isinstance(context, Attaching))
 
 
 COMMANDS = (
     Command(
         "guests", _guests, "List the guests as a tree: state, ASID, nCR3, paging mode, last exit, VMCBs.",
-        details="* marks the selected one. A guest that is run by another guest's hypervisor stands indented below that one.",
-        examples=("guests", "guests --json"),
+        (_SCAN, _EXPLAIN),
+        "* marks the selected one. A guest that is run by another guest's hypervisor stands indented below that one.\n"
+        "--scan searches all memory for VMCBs and host save areas; in a dump, what it finds become guests. A score is out of\n"
+        "100: what speaks against a page is listed, with --explain also what speaks for it. \"made in\" a guest is what that\n"
+        "one's own hypervisor made, \"for\" the guest that runs in its place.",
+        ("guests", "guests --scan"),
     ),
 )  # fmt: skip

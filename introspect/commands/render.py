@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-__all__ = ["columns", "jsonable", "members", "size_text"]
+__all__ = ["amount_text", "columns", "jsonable", "members", "size_text"]
 
 
 def columns(rows: Iterable[Sequence[str]], indent: str = "") -> list[str]:
@@ -46,3 +46,15 @@ def size_text(size: int) -> str:
         if size and not size & (1 << shift) - 1:
             return f"{size >> shift} {unit}"
     return f"{size} bytes"
+
+
+def amount_text(size: int) -> str:
+    """A size that need not be a power of two: "12 KiB", "2052 KiB", "1.5 TiB". Less than a KiB is in bytes."""
+    if size < 1 << 10:
+        return f"{size} bytes"
+    for unit, shift in (("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if not size & (1 << shift) - 1:
+            return f"{size >> shift} {unit}"
+        if size >> shift >= 100 and shift > 10:
+            return f"{size / (1 << shift):.1f} {unit}"
+    return f"{size / 1024:.1f} KiB"

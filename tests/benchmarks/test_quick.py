@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from benchmarks import boot, engine, exits, measure, rsp, worldswitch
+from benchmarks import boot, engine, exitring, exits, measure, rsp, worldswitch
 
 
 @pytest.mark.parametrize(
@@ -17,6 +17,7 @@ from benchmarks import boot, engine, exits, measure, rsp, worldswitch
         (engine, 3, {"native/bare", "guest/bare", "python/bare"}),
         (worldswitch, 4, {"native/s", "python/s"}),
         (exits, len(exits.HOST) + len(exits.GUESTS), {"native us", "python us"}),
+        (exitring, 4, {"all/s", "ring/s", "none/s", "ring/none", "all/none"}),
     ],
     ids=lambda value: value.__name__ if isinstance(value, ModuleType) else "",
 )

@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import pytest
 
+from introspect.exitlog import ExitRecord
 from introspect.rules import SVM_FEATURES
 from tests.e2e.served import ROOT, Served, attach, run
 from tests.gdbstub.gdb import Gdb
-from vmdbg.history import Exit
 from vmdbg.machine import Config, Machine
 from vmdbg.platform.serial import BufferSerial
 from vmdbg.svm import world
@@ -64,7 +64,7 @@ class Finished(NamedTuple):
     ticks: int
     serial: str
     exits: int
-    last: list[list[Exit]]
+    last: list[list[ExitRecord]]
     """The last ones of each guest."""
     notices: list[str]
 

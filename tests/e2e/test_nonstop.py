@@ -150,12 +150,8 @@ def test_the_hypervisor_stands_still(non_stop: NonStopGdb, serve: Serve, hypervi
     assert later(lambda: exits(gdb, 2), last + 10)
 
 
-@pytest.mark.parametrize("non_stop", GDBS[:1], indirect=True)
 def test_processors_one_by_one(non_stop: NonStopGdb, serve: Serve, image: Image) -> None:
-    """Two CPUs, one of them stopped; a vCPU that both would run.
-
-    Not with gdb 18: half of the time it dies of an assertion of its own while it connects to several threads that stand still.
-    """
+    """Two CPUs, one of them stopped; a vCPU that both would run."""
     gdb = non_stop
     elf = image("smp")
     served = serve(elf, "--cpus", "2")

@@ -20,7 +20,9 @@ class NonStopClient(Client):
         super().__init__()
         assert self.ask(b"QNonStop:1") == b"OK"
         assert self.ask(b"?").startswith(b"T00thread:p1.1;")
-        assert self.send(b"vStopped")[0] == b"OK"
+        assert self.ask(b"vStopped") == b"OK"
+        assert self.notified() == []  # gdb must not find a second one yet
+        assert self.ask(b"qC") == b"QCp1.1"
         assert self.told() == [b"T00thread:p1.2;"]
 
     @property
@@ -145,10 +147,19 @@ def test_attach_detach_kill_and_exit() -> None:
     assert client.ask(b"?") == b"OK"
 
 
-def test_detaching_from_everything_ends_the_mode() -> None:
+def test_the_mode_is_the_clients_until_it_ends_it() -> None:
     client = NonStopClient()
     assert client.ask(b"D") == b"OK"
     assert (client.session.detached, client.session.non_stop, client.target.held) == (True, None, None)
+    assert client.ask(b"vAttach;1") == b"OK"
+    assert client.held == {(1, 1), (1, 2)}
+    assert client.told() == [b"T00thread:p1.1;", b"T00thread:p1.2;"]
+    client.send(b"k")
+    assert client.ask(b"vAttach;2") == b"OK"
+    client.told()
+    client.ask(b"QNonStop:0")
+    client.ask(b"D")
+    assert client.ask(b"vAttach;2").startswith(b"T05thread:p2.1;")
 
 
 def test_changing_modes() -> None:
@@ -212,7 +223,7 @@ def test_step_flags() -> None:
     assert client.ask(b"Qqemu.sstep=2").startswith(b"E.single steps cannot be switched off")
 
 
-@pytest.fixture(params=GDBS[:1], ids=lambda path: path.replace("/", "_"))  # gdb 18 may die while it connects to several threads
+@pytest.fixture(params=GDBS, ids=lambda path: path.replace("/", "_"))
 def gdb(request: pytest.FixtureRequest) -> Iterator[NonStopGdb]:
     one = NonStopGdb(request.param)
     yield one
@@ -250,3 +261,14 @@ def test_gdb(gdb: NonStopGdb, served: Serving) -> None:
     gdb.mi("-exec-continue --thread 1")
     gdb("detach")
     assert served.call(lambda: served.server.running)
+
+
+def test_gdb_attaches_to_several_threads(gdb: NonStopGdb, served: Serving) -> None:
+    gdb.connect(served.port, stops=2)
+    gdb("detach")
+    gdb.mi("-target-attach 1")
+    gdb.stop()
+    assert gdb("thread apply all print $rdi").count(f"= {DATA}") == 2
+    gdb("disconnect")
+    gdb.connect(served.port, stops=2)
+    assert "(running)" not in gdb("info threads")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from io import StringIO
 from random import Random
 from typing import Any
@@ -14,11 +13,12 @@ from hypothesis import strategies as st
 from introspect.vmcb import VMCB
 from tests.engine.rig import MODES, Mode
 from tests.engine.test_hostile import random_code
-from tests.svm.hypervisor import HLT, HSAVE, IOPM, MSRPM, VMCB_PAGE, VMMCALL, Hypervisor
+from tests.svm.hypervisor import HLT, HOST_CODE, HSAVE, IOPM, MSRPM, VMCB_PAGE, VMMCALL, Hypervisor
 from vmdbg.engine import layout
 from vmdbg.engine.physical import WATCH_WRITE
 from vmdbg.machine import Machine
 from vmdbg.svm import switch
+from vmdbg.svm.ring import DEFAULT_EXITS, RECORD_SIZE
 from vmdbg.svm.switch import Switcher
 
 pytestmark = pytest.mark.skipif(not switch.on_exit(), reason="the native world switch is not built (it needs a C compiler)")
@@ -67,7 +67,9 @@ def everything(h: Hypervisor) -> dict[str, Any]:
             getattr(cpu.guest, name) for name in cpu.guest.__slots__ if name not in ("q", "view", "shadow")
         ],
         "now": h.now, "halted": cpu.halted,
-        "exits": [record.line() for guest in h.machine.history.guests.values() for record in guest.exits],
+        "exits": [record for guest in h.machine.history.guests.values() for record in guest.exits],
+        "images": [list(guest.images.images()) for guest in h.machine.history.guests.values() if guest.images is not None],
+        "crossing": (cpu.crossing.host_rip, cpu.crossing.entered, cpu.crossing.last_number),
         "vcpus": [
             (vcpu.running_on, list(vcpu.registers)) for guest in h.machine.history.guests.values()
             for vcpu in guest.vcpus.values()
@@ -276,19 +278,108 @@ def test_a_trace_sees_every_switch() -> None:
     assert switcher(h).made == 0
 
 
-def test_the_ring_keeps_the_last() -> None:
-    h = looping("1: cpuid; jmp 1b", rounds=5000)()
+@pytest.mark.parametrize("kept", [1, 7, DEFAULT_EXITS])
+@pytest.mark.parametrize("python", [False, True])
+def test_the_ring_keeps_the_last(kept: int, python: bool) -> None:
+    make = looping("1: cpuid; jmp 1b", rounds=5000)
+    h = in_python(make) if python else make()
+    h.machine.history.capacity = kept
     h.intercept(CPUID)
     h.run(2_000_000)
     (guest,) = h.machine.history.guests.values()
     exits = guest.exits
-    assert [record.number for record in exits] == list(range(5001 - switch.KEEP, 5001))
+    assert [record.number for record in exits] == list(range(5001 - kept, 5001))
     assert {record.code for record in exits} == {CPUID}
+
+
+def test_no_ring() -> None:
+    """Nothing is kept, and all else is as with one."""
+
+    def make() -> Hypervisor:
+        h: Hypervisor = looping("1: incl %esi; cpuid; vmmcall; jmp 1b", rounds=40)()
+        h.machine.history.capacity = 0
+        return h
+
+    plain, native, h = both(make, lambda h: h.run(20_000))
+    assert plain == native
+    assert plain["exits"] == []
+    assert h.machine.history.total.value == 40
+    assert switcher(h).made > 60
+
+
+def test_what_is_remembered_of_an_exit() -> None:
+    """Time in the guest and in the host, whose VMRUN it was, the registers, and the instruction up to the end of its page."""
+    make = looping("movl $0x1234, %ecx; movl $0xabc, %eax; 1: addl $3, %eax; cpuid; addl $5, %eax; hlt; jmp 1b", rounds=4)
+    plain, native, h = both(make, lambda h: h.run(20_000))
+    assert plain == native
+    first, second, third, last = plain["exits"]
+    assert (first.rax, first.rcx & 0xFFFF, first.bits, first.insn[:2]) == (0xABF, 0x1234, 64, b"\x0f\xa2")
+    assert (second.code, second.insn[:1]) == (HLT, b"\xf4")
+    assert len({record.host_rip for record in plain["exits"]}) == 1
+    assert h.ram.read(first.host_rip, 3) == b"\x0f\x01\xd8"
+    assert first.in_guest == 5 + 5 + 3
+    assert second.in_guest == 3
+    assert [record.in_host for record in (first, second, third)] == [second.entered - first.time] * 3
+    assert last.in_host is None
+    assert (second.entered, third.entered) == (first.resumed, second.resumed)
+
+
+def test_an_instruction_at_the_end_of_its_page() -> None:
+    make = looping(".org 0xffb; nop; nop; cpuid; hlt; jmp .", rounds=2)
+
+    def at_the_end() -> Hypervisor:
+        h: Hypervisor = make()
+        h.set(rip=h["rip"] + 0xFFB)
+        return h
+
+    plain, native, _ = both(at_the_end, lambda h: h.run(20_000))
+    assert plain == native
+    assert [record.insn for record in plain["exits"]] == [b"\x0f\xa2\xf4", b"\xf4"]
+
+
+@pytest.mark.parametrize("trips", [0, 1, 5, 40])
+def test_vmcbs_at_world_switches(trips: int) -> None:
+    """The last few are kept, as they were in memory at VMRUN and behind #VMEXIT."""
+
+    def make() -> Hypervisor:
+        h: Hypervisor = looping("1: incl %esi; cpuid; vmmcall; jmp 1b", rounds=12)()
+        h.machine.history.trips = trips
+        return h
+
+    plain, native, _ = both(make, lambda h: h.run(20_000))
+    assert plain == native
+    images = [image for kept in plain["images"] for image in kept]
+    assert len(images) == min(2 * trips, 24)
+    assert [image.number for image in images] == [n for trip in range(1, 13) for n in (0, trip)][24 - len(images) :]
+
+
+def test_an_image_is_the_vmcb() -> None:
+    h = Hypervisor("incl %esi; vmmcall")
+    before = bytes(h.view)
+    h.enter()
+    (guest,) = h.machine.history.guests.values()
+    assert guest.images is not None
+    entry, left = guest.images.images()
+    for image, whole in ((entry, before), (left, bytes(h.view))):
+        assert image.contents == whole[:0x148] + bytes(0x400 - 0x148) + whole[0x400 : len(image.contents)]
+    assert (entry.vmcb, entry.rip, left.number, left.rip) == (VMCB_PAGE, HOST_CODE, 1, h["rip"])
+
+
+def test_images_are_turned_off_and_on() -> None:
+    def run(h: Hypervisor) -> None:
+        for trips in (3, 0, 2):
+            h.machine.history.keep_images(trips)
+            h.machine.run(300)
+
+    plain, native, h = both(looping("1: incl %esi; cpuid; vmmcall; jmp 1b", rounds=1000), run)
+    assert plain == native
+    assert len(plain["images"][0]) == 4
+    assert switcher(h).made > 20
 
 
 def test_sizes_match() -> None:
     assert switch.on_exit()
-    assert ctypes.sizeof(switch.Ring) == 8 + 72 * switch.KEEP
+    assert RECORD_SIZE == 128
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])

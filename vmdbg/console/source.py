@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from gdbstub.target import ThreadId
-from introspect.commands import CommandError, Context, GuestView, HostView, Registry
-from introspect.commands.parameters import Address, AddressWord, Candidate
+from introspect.commands import HOST_NUMBER, Arguments, Command, CommandError, Context, GuestView, HostView, Registry, Result
+from introspect.commands.parameters import Address, AddressWord, Candidate, Owner, Parameter
 from introspect.commands.situation import Situation, Where, situation, where
+from introspect.dump_context import DumpContext
 from introspect.expression import ExpressionError, Space, parse_address
 from vmdbg.console.control import Control, Point, Report
 from vmdbg.console.driver import LocalDriver
@@ -72,23 +73,31 @@ def panes_of(found: Situation) -> dict[str, Pane]:
     return {section: (found.title(section), found.lines(section)) for section in found.sections}
 
 
-class ContextSource:
-    """Any context of introspect that stands still: a dump."""
+_WHO = Parameter("GUEST|host", Owner(), optional=True, help="a guest's number or name")
 
-    def __init__(self, name: str, context: Context, registry: Registry) -> None:
-        self.name, self.registry = name, registry
-        self.context: Any = context
+
+class ContextSource:
+    """A dump: it stands still."""
+
+    def __init__(self, name: str, context: DumpContext, registry: Registry) -> None:
+        self.name, self.registry, self.context = name, registry, context
         self.control = None
         self.reports: deque[Report] = deque()
+        registry.add(Command("inferior", self._inferior, "Choose whose the commands are, or say whose.", (_WHO,), "",
+                             ("inferior 2", "inferior host")))  # fmt: skip
+
+    def _inferior(self, context: Context, arguments: Arguments) -> Result:
+        owner = arguments.get(_WHO)
+        if owner is not None:
+            self.context.select(owner.number if isinstance(owner, GuestView) else None)
+        return self.where()
 
     @property
     def _owner(self) -> GuestView | HostView:
-        owner: GuestView | HostView = self.context.selected or self.context.host
-        return owner
+        return self.context.selected or self.context.host
 
     def select(self, thread: ThreadId) -> None:
-        guest = next((guest for guest in self.context.guests if guest.number == thread.pid), None)
-        self.context.selected = guest
+        self.context.select(None if thread.pid == HOST_NUMBER else thread.pid)
 
     def where(self) -> Where:
         return where(self.context, self._owner)
@@ -119,7 +128,11 @@ class ContextSource:
         return Address().complete(self.context, prefix)
 
     def on_progress(self, report: Progress) -> None:
-        self.context.progress = report
+        def told(part: float, what: str) -> bool:
+            report(part, what)
+            return True
+
+        self.context.told = told
 
     def close(self) -> None:
         pass

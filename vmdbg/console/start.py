@@ -16,13 +16,16 @@ from pathlib import Path
 
 from gdbstub.recording import Recorder
 from gdbstub.server import Server, new_event_loop
+from introspect.commands import default_registry
+from introspect.dump_context import DumpContext
 from vmdbg.attach import is_address
 from vmdbg.console.control import Goal, Report
 from vmdbg.console.output import PlainOutput
 from vmdbg.console.serial import ConsoleSerial
 from vmdbg.console.shell import Quit, Shell
-from vmdbg.console.source import LiveSource, Source
+from vmdbg.console.source import ContextSource, LiveSource, Source
 from vmdbg.history import HOST
+from vmdbg.inspect import STUB, opened
 from vmdbg.run import Limit, add_machine_options, add_stub_options, build, check_stub, debugger_of, listen, writing
 
 __all__ = ["add_parser", "main", "run_beside", "talk"]
@@ -72,7 +75,31 @@ def main(options: argparse.Namespace) -> int:
         from vmdbg.console.remote import connect
 
         return talk(connect(options.image), options)
+    if _is_dump(options.image):
+        return _on_dump(options)
     return run_beside(options)
+
+
+def _is_dump(name: str) -> bool:
+    """An ELF core, or LiME's format, or a stub that has physical memory only."""
+    if name.startswith(STUB):
+        return True
+    try:
+        with open(name, "rb") as file:
+            head = file.read(20)
+    except (OSError, ValueError):
+        return False
+    return (head[:4] == b"\x7fELF" and head[16:18] == b"\4\0") or head[:4] == b"EMiL"
+
+
+def _on_dump(options: argparse.Namespace) -> int:
+    """As `vmdbg inspect` has it without options."""
+    source = argparse.Namespace(source=options.image, base=None, stay_stopped=False)
+    with opened(source) as dump:
+        for remark in dump.remarks:
+            print(f"vmdbg: {options.image}: {remark}", file=sys.stderr)
+        symbols = {option.pid: (option.path, option.offset) for option in options.symbols}
+        return talk(ContextSource(options.image, DumpContext(dump, symbols=symbols), default_registry()), options)
 
 
 # Who types

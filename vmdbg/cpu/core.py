@@ -21,6 +21,7 @@ from vmdbg.platform.msrs import (
     LAST_EXCEPTION_TO,
     TSC_RATIO,
 )
+from vmdbg.svm.ring import Crossing
 
 from .accesses import Accesses
 from .bits import CR0_NE, CR4_OSXSAVE, CR4_SUPPORTED, DR6_BS, DR6_RESET, DR7_RESET, MASK64, RFLAGS_RF, RFLAGS_TF
@@ -78,14 +79,18 @@ class Observer(Protocol):
 
     def vmexit(self, cpu: Cpu, guest: Guest, code: int, info1: int, info2: int, intinfo: int, rip: int) -> None: ...
 
+    def left(self, cpu: Cpu, guest: Guest, rip: int) -> None:
+        """The exit that `vmexit` told of has been written to the VMCB."""
+
     def notice(self, cpu: Cpu, what: Notice, guest: Guest | None, text: str) -> None:
         """Something is worth to be told, of a guest or of the host; `text` says what, which rule, and the remedy."""
 
     def switched(self, cpu: Cpu, before: Guest | None, now: Guest | None) -> None:
         """World switches in C have led from one guest to another, None being the host."""
 
-    def memory_of(self, vmcb: int) -> tuple[int, int]:
-        """Addresses of the 128 bytes of general registers and of the exit ring, where C is to leave those of a VMCB."""
+    def memory_of(self, vmcb: int) -> tuple[int, int, int | None]:
+        """Addresses of the 128 bytes of general registers, of the exit ring and of the images of VMCBs, if those are kept:
+        where C is to leave those of a VMCB."""
 
 
 class Catches(Protocol):
@@ -169,6 +174,8 @@ class Cpu(Accesses):
         """The last instruction was a branch that was taken; known while DebugCtl asks for it."""
         self.switcher: Switcher | None = None
         """The common world switches in C; None with the Python runtime."""
+        self.crossing = Crossing()
+        """Its last world switches.  Where switches are made in C, they have it."""
         self.dr = (ctypes.c_uint64 * 8)(0, 0, 0, 0, 0, 0, DR6_RESET, DR7_RESET)
         self.accepted: dict[int, tuple[object, tuple[int, ...]]] = {}
         """VMCBs that passed the consistency checks: with which fields, on which processor."""

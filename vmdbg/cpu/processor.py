@@ -66,6 +66,7 @@ class Processor(Pending):
         self.switcher = switcher
         switcher.state.dr[:] = self.dr[:]
         self.dr = switcher.state.dr
+        self.crossing = switcher.state.crossing
 
     def use_tlb(self, tlb: Tlb) -> None:
         """Keep translations until they must be forgotten."""

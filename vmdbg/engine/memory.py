@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import mmap
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+
+import numpy as np
 
 from introspect.memo import Memo
 from introspect.sources import Unreadable, Unwritable
@@ -21,6 +23,8 @@ _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
 
 _NORESERVE = 0x4000
+_IN_RAM_OR_SWAP = 62
+"""The two uppermost bits of an entry of pagemap say that there is something (Linux, admin-guide/mm/pagemap.rst)."""
 
 
 def sparse(size: int) -> mmap.mmap:
@@ -61,6 +65,22 @@ class Ram:
     def extent(self, spa: int, length: int) -> int:
         """How many of `length` bytes from `spa` on are RAM without a gap."""
         return next((min(length, end - spa) for first, end in self.ranges if first <= spa < end), 0)
+
+    def data(self, first: int, end: int, /) -> Iterator[tuple[int, int]]:
+        """(first, end) of pages within the given stretch that were ever touched; all others are zero."""
+        count = (end - first + PAGE - 1) // PAGE
+        try:
+            with open("/proc/self/pagemap", "rb", buffering=0) as file:
+                file.seek((self.address + first) // PAGE * 8)
+                entries = np.frombuffer(file.read(count * 8), np.uint64)
+        except OSError:
+            entries = np.zeros(0, np.uint64)
+        if len(entries) < count:  # no such file: not Linux
+            yield first, end
+            return
+        touched = np.concatenate(([0], (entries >> _IN_RAM_OR_SWAP != 0).astype(np.int8), [0]))
+        for low, high in np.flatnonzero(np.diff(touched)).reshape(-1, 2).tolist():
+            yield first + low * PAGE, min(first + high * PAGE, end)
 
     def _check(self, spa: int, length: int) -> None:
         for first, end in self.ranges:

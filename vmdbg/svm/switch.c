@@ -13,12 +13,19 @@
 #include "../engine/offsets.h"
 #include "../engine/runtime.h"
 
-enum { ENTRIES = 64, JUDGED = 64, RECORDS = 4096 };
+enum { ENTRIES = 64, JUDGED = 64 };
 enum { PAGE = 4096, FREE = 1 };
 
 /* Declared once more in switch.py, by ctypes; the sizes are compared. */
-struct record { uint64_t number, cpu, vmcb, time, rip, code, info1, info2, intinfo; };
-struct ring { uint64_t count; struct record records[RECORDS]; };
+struct record {                         /* of ring.py */
+    uint64_t number, cpu, vmcb, time, rip, code, info1, info2, intinfo, host_rip, entered, resumed, rax, rcx;
+    uint8_t insn[15], form;
+};
+struct ring { uint64_t count, next, capacity; struct record *records; };
+enum { CONTROL_SIZE = 0x148, SAVE_AREA = 0x400, SAVE_SIZE = 0x2f0 };
+struct image { uint64_t vmcb, time, number, rip, spare; uint8_t control[CONTROL_SIZE], save[SAVE_SIZE], end[32]; };  /* images.py */
+struct images { uint64_t count, next, capacity; struct image *images; };
+struct crossing { uint64_t host_rip, entered; struct record *last; uint64_t last_number; };
 
 struct entry {                          /* a VMCB that VMRUN has accepted */
     uint64_t vmcb;                      /* spa, or FREE */
@@ -28,6 +35,7 @@ struct entry {                          /* a VMCB that VMRUN has accepted */
     uint64_t iopm, msrpm;               /* permission maps */
     uint64_t *registers;                /* the vCPU's general registers at its last #VMEXIT */
     struct ring *ring;                  /* the exits of its guest */
+    struct images *images;              /* what its VMCBs were at VMRUN and #VMEXIT; NULL if not kept */
     uint32_t words[6];                  /* intercepts */
     uint8_t intercepts[24];             /* what the engine is to stop at for them */
 };
@@ -54,6 +62,7 @@ struct switcher {                       /* of one CPU */
     uint64_t judged_mask[JUDGED];
     uint32_t watched[6];        /* exit codes that somebody waits for: Python's */
     uint8_t host_intercepts[24];
+    struct crossing crossing;   /* the last VMRUN, and the last #VMEXIT */
     struct entry entries[ENTRIES];
 };
 
@@ -254,6 +263,28 @@ static struct entry *entry_of(struct switcher *sw, uint64_t vmcb)
     return &sw->entries[vmcb / PAGE % ENTRIES];
 }
 
+/* Images.add() */
+static void keep_image(const struct entry *e, const uint8_t *vmcb, uint64_t time, uint64_t number, uint64_t rip)
+{
+    struct images *all = e->images;
+    struct image *i = all->images + all->next;
+    all->count++;
+    all->next = all->next + 1 == all->capacity ? 0 : all->next + 1;
+    i->vmcb = e->vmcb, i->time = time, i->number = number, i->rip = rip;
+    memcpy(i->control, vmcb, CONTROL_SIZE);
+    memcpy(i->save, vmcb + SAVE_AREA, SAVE_SIZE);
+}
+
+/* Crossing.enter() */
+static void crossed(struct runtime *rt, struct switcher *sw)
+{
+    struct crossing *c = &sw->crossing;
+    c->host_rip = FIELD(rt, uint64_t, at.eip);
+    c->entered = sw->deadline - (uint64_t)rt->budget + 3;
+    if (c->last && c->last->number == c->last_number)
+        c->last->resumed = c->entered;
+}
+
 static int64_t vmrun(struct runtime *rt, struct switcher *sw)
 {
     uint64_t spa;
@@ -271,6 +302,9 @@ static int64_t vmrun(struct runtime *rt, struct switcher *sw)
     for (uint32_t i = 0; i < sw->judged_count; i++)
         if ((Q(vmcb, 8 * sw->judged_index[i]) ^ e->judged[i]) & sw->judged_mask[i])
             return -1;
+    crossed(rt, sw);
+    if (e->images)
+        keep_image(e, vmcb, sw->crossing.entered, 0, sw->crossing.host_rip);
     advance(rt, 3);
     sw->host_if = (FIELD(rt, uint64_t, at.eflags) & RFLAGS_IF) != 0;
     store_state(rt, sw, host);
@@ -298,11 +332,27 @@ static int64_t vmrun(struct runtime *rt, struct switcher *sw)
 
 static void record(struct runtime *rt, struct switcher *sw, struct entry *e, uint64_t code, uint64_t info1, uint64_t info2)
 {
-    struct record *r = &e->ring->records[e->ring->count++ % RECORDS];
-    *r = (struct record){
-        .number = ++*sw->total, .cpu = sw->cpu, .vmcb = e->vmcb, .time = sw->deadline - (uint64_t)rt->budget,
-        .rip = FIELD(rt, uint64_t, at.eip), .code = code, .info1 = info1, .info2 = info2,
-    };
+    struct ring *ring = e->ring;
+    struct crossing *c = &sw->crossing;
+    uint64_t number = ++*sw->total;
+    ring->count++;
+    c->last = NULL;
+    if (ring->capacity) {
+        struct record *r = ring->records + ring->next;
+        uint32_t hflags = FIELD(rt, uint32_t, at.hflags);
+        ring->next = ring->next + 1 == ring->capacity ? 0 : ring->next + 1;
+        *r = (struct record){
+            .number = number, .cpu = sw->cpu, .vmcb = e->vmcb, .time = sw->deadline - (uint64_t)rt->budget,
+            .rip = FIELD(rt, uint64_t, at.eip), .code = code, .info1 = info1, .info2 = info2,
+            .host_rip = c->host_rip, .entered = c->entered, .rax = REG(rt, 0), .rcx = REG(rt, 1),
+        };
+        memcpy(r->insn, rt->code, sizeof r->insn);
+        if (rt->code_size < sizeof r->insn)
+            memset(r->insn + rt->code_size, 0, sizeof r->insn - rt->code_size);
+        r->form = (uint8_t)(rt->code_size | (hflags & HF_CS64 ? 2 : hflags & HF_CS32 ? 1 : 0) << 4);
+        c->last = r;
+    }
+    c->last_number = number;
     memcpy(e->registers, &REG(rt, 0), 128);
 }
 
@@ -328,6 +378,8 @@ static int64_t vmexit(struct runtime *rt, struct switcher *sw, uint32_t code, ui
     Q(vmcb, in.exitcode + 8) = info1;
     Q(vmcb, in.exitcode + 16) = info2;
     Q(vmcb, in.exitcode + 24) = 0;
+    if (e->images)
+        keep_image(e, vmcb, sw->deadline - (uint64_t)rt->budget, sw->crossing.last_number, FIELD(rt, uint64_t, at.eip));
     load_state(rt, host);
     CR(rt, 0) |= 1;
     FIELD(rt, uint64_t, at.eflags) &= ~(uint64_t)RFLAGS_VM;
@@ -536,8 +588,9 @@ static PyObject *symbols(PyObject *self, PyObject *args)
     taken = take_offsets(&context, &at, sizeof at);
     if (!take_offsets(&vmcb, &in, sizeof in) || !taken)
         return NULL;
-    return Py_BuildValue("{sKsKsK}", "on_exit", (unsigned long long)(uintptr_t)exits, "size",
-                         (unsigned long long)sizeof(struct switcher), "ring", (unsigned long long)sizeof(struct ring));
+    return Py_BuildValue("{sKsKsKsK}", "on_exit", (unsigned long long)(uintptr_t)exits, "size",
+                         (unsigned long long)sizeof(struct switcher), "record", (unsigned long long)sizeof(struct record),
+                         "image", (unsigned long long)sizeof(struct image));
 }
 
 static PyMethodDef methods[] = {

@@ -22,6 +22,9 @@ from vmdbg.engine import layout
 from vmdbg.engine.errors import EngineError
 from vmdbg.engine.physical import NOTED, Shadow
 
+from .images import IMAGE_SIZE
+from .ring import RECORD_SIZE, Crossing
+
 if TYPE_CHECKING:
     from vmdbg.cpu.core import Cpu
 
@@ -32,26 +35,11 @@ if os.environ.get("VMDBG_SWITCH") != "python":  # as continuous integration has 
     with suppress(ImportError):  # no compiler at installation
         _switch = import_module("vmdbg.svm._switch")
 
-ENTRIES, JUDGED, KEEP = 64, 64, 4096
+ENTRIES, JUDGED = 64, 64
 FREE = 1
 """In place of a VMCB's address: no entry.  A guest that runs by it is left by Python."""
 HOST, UNKNOWN = -1, -2
 """`inside` while the host runs, and while a guest runs that has no entry."""
-
-
-class Record(ctypes.Structure):
-    """One #VMEXIT.  `number` counts all exits of the machine, `time` is guest time."""
-
-    _fields_ = tuple(
-        (name, ctypes.c_uint64)
-        for name in ("number", "cpu", "vmcb", "time", "rip", "code", "info1", "info2", "intinfo")
-    )  # fmt: skip
-
-
-class Ring(ctypes.Structure):
-    """The last `KEEP` exits of one guest; `count` ever were."""
-
-    _fields_ = (("count", ctypes.c_uint64), ("records", Record * KEEP))
 
 
 class Entry(ctypes.Structure):
@@ -59,7 +47,7 @@ class Entry(ctypes.Structure):
         ("vmcb", ctypes.c_uint64), ("judged", ctypes.c_uint64 * JUDGED),
         ("host_cr0", ctypes.c_uint64), ("host_cr4", ctypes.c_uint64), ("host_efer", ctypes.c_uint64),
         ("root", ctypes.c_uint64), ("iopm", ctypes.c_uint64), ("msrpm", ctypes.c_uint64), ("registers", ctypes.c_void_p),
-        ("ring", ctypes.c_void_p),
+        ("ring", ctypes.c_void_p), ("images", ctypes.c_void_p),
         ("words", ctypes.c_uint32 * 6), ("intercepts", ctypes.c_uint8 * 24),
     )  # fmt: skip
 
@@ -74,7 +62,7 @@ class State(ctypes.Structure):
         ("inside", ctypes.c_int32), ("host_if", ctypes.c_uint32),
         ("switches", ctypes.c_uint64), ("judged_count", ctypes.c_uint64), ("judged_index", ctypes.c_uint32 * JUDGED),
         ("judged_mask", ctypes.c_uint64 * JUDGED), ("watched", ctypes.c_uint32 * 6), ("host_intercepts", ctypes.c_uint8 * 24),
-        ("entries", Entry * ENTRIES),
+        ("crossing", Crossing), ("entries", Entry * ENTRIES),
     )  # fmt: skip
 
 
@@ -123,7 +111,7 @@ def on_exit() -> int:
     if _switch is None:
         return 0
     found = _switch.symbols((ctypes.c_uint32 * len(_AT))(*_AT), (ctypes.c_uint32 * len(_IN))(*_IN))
-    if (found["size"], found["ring"]) != (ctypes.sizeof(State), ctypes.sizeof(Ring)):
+    if (found["size"], found["record"], found["image"]) != (ctypes.sizeof(State), RECORD_SIZE, IMAGE_SIZE):
         raise EngineError("the native world switch was built for another version of vmdbg. Remedy: pip install .")
     return int(found["on_exit"])
 
@@ -173,7 +161,7 @@ class Switcher:
         entry.host_cr0, entry.host_cr4, entry.host_efer = host
         entry.root = shadow.root
         entry.iopm, entry.msrpm = guest.iopm, guest.msrpm
-        entry.registers, entry.ring = cpu.observer.memory_of(guest.vmcb)
+        entry.registers, entry.ring, entry.images = cpu.observer.memory_of(guest.vmcb)
         q = guest.q
         for number, qword in enumerate(self._judged):
             entry.judged[number] = q[qword]

@@ -16,7 +16,7 @@ say then, and told if that is something else.  It stays the old translation all 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -133,6 +133,11 @@ class Tlb:
         self._moves = 0
         self._lent: Registers | None = None
         self._tss: tuple[int, ...] = ()
+
+    @property
+    def spaces(self) -> Mapping[int, Space]:
+        """What is held, by ASID."""
+        return self._spaces
 
     # Running
 

@@ -49,6 +49,11 @@ class VmcbCache:
             for where in _STORED:
                 held[where] = view[where]
 
+    def held(self, vmcb: int) -> bytes | None:
+        """What the processor remembers of a VMCB; None if nothing."""
+        found = self._held.get(vmcb)
+        return bytes(found) if found is not None else None
+
     def forget(self, vmcb: int) -> None:
         """VMRUN has refused it."""
         self._held.pop(vmcb, None)

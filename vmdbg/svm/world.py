@@ -277,7 +277,9 @@ def vmrun(cpu: Cpu, size: int) -> Event | None:
     """
     s = cpu.state
     vmcb = operand(cpu, "VMRUN")
+    rip = s.rip
     cpu.advance(size)
+    cpu.crossing.enter(rip, cpu.engine.clock.now)
     cpu.monitored = None
     cpu.due = 0  # the host's single-step trap comes behind #VMEXIT
     host_if = bool(s.rflags & 0x200)
@@ -413,6 +415,7 @@ def _leave(
     guest.q[_NRIP] = nrip
     view[_INSN_LEN] = len(insn)
     view[_INSN_LEN + 1 : _INSN_LEN + 1 + len(insn)] = insn
+    cpu.observer.left(cpu, guest, rip)
     _load_state(cpu, hsave(cpu))
     q = s.q
     q[_Q_CR0] |= 1

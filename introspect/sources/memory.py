@@ -1,32 +1,33 @@
-"""Where physical memory comes from: the protocol every analysis reads through, and sources that need no emulator."""
+"""Physical memory: the protocol that every analysis reads through, and memory made of buffers."""
 
-import mmap
 import struct
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
-from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Protocol, runtime_checkable
 
 from introspect.layout import Buffer
 
-__all__ = ["BytesMemory", "Memory", "SourceError", "Unreadable", "Unwritable", "open_core", "open_dump", "open_raw"]
+__all__ = [
+    "BytesMemory", "Memory", "Ranged", "SourceError", "Sparse", "Unreadable", "Unwritable", "data_ranges", "memory_ranges",
+]  # fmt: skip
 
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
-_EHDR = struct.Struct("<32xQQ6xHH6x")  # e_phoff, e_shoff, e_phentsize, e_phnum
-_PHDR = struct.Struct("<I4xQ8xQQ16x")  # p_type, p_offset, p_paddr, p_filesz
-_SHDR_INFO = struct.Struct("<44xI16x")  # sh_info, which holds the count of program headers from 65535 on
-_PT_LOAD, _PN_XNUM = 1, 0xFFFF
 
 
 class Unreadable(Exception):
-    """No memory at `address` (system-physical); `readable_prefix` is what the read got before it."""
+    """No memory at `address` (system-physical); `readable_prefix` is what the read got before it.
 
-    def __init__(self, address: int, readable_prefix: bytes = b"") -> None:
-        super().__init__(f"no memory at physical address {address:#x}; ask for an address inside the machine's RAM")
+    `why` is there where a source knows more: that a dump was cut off before this, or a stub is gone.
+    """
+
+    def __init__(self, address: int, readable_prefix: bytes = b"", why: str = "") -> None:
+        reason = why or "ask for an address inside the machine's RAM"
+        super().__init__(f"no memory at physical address {address:#x}; {reason}")
         self.address = address
         self.readable_prefix = readable_prefix
+        self.why = why
 
 
 class Unwritable(Exception):
@@ -38,7 +39,7 @@ class Unwritable(Exception):
 
 
 class SourceError(Exception):
-    """A dump that cannot be opened or is not what its name says."""
+    """A source that cannot be opened or is not what its name says."""
 
 
 class Memory(Protocol):
@@ -58,6 +59,41 @@ class Memory(Protocol):
     def write_u64(self, spa: int, value: int, /) -> None: ...
 
 
+@runtime_checkable
+class Ranged(Protocol):
+    """Memory that knows where it is."""
+
+    @property
+    def ranges(self) -> Sequence[tuple[int, int]]:
+        """(first, end) of every stretch, ascending."""
+
+
+@runtime_checkable
+class Sparse(Protocol):
+    """Memory that knows where it holds nothing but zeros without reading them."""
+
+    def data(self, first: int, end: int, /) -> Iterator[tuple[int, int]]:
+        """(first, end) of stretches that may hold other bytes, ascending, within the given one."""
+
+
+EVERYWHERE = (0, 1 << 52)
+"""What memory that does not know where it is may be."""
+
+
+def memory_ranges(memory: Memory) -> Sequence[tuple[int, int]]:
+    """Where there is memory, as far as the source knows: (first, end), ascending."""
+    return memory.ranges if isinstance(memory, Ranged) else [EVERYWHERE]
+
+
+def data_ranges(memory: Memory) -> Iterator[tuple[int, int]]:
+    """The same without what is known to be zeros: what a search has to read."""
+    for first, end in memory_ranges(memory):
+        if isinstance(memory, Sparse):
+            yield from memory.data(first, end)
+        else:
+            yield first, end
+
+
 class BytesMemory:
     """Memory made of buffers: {physical base: buffer}. Reads cross from one buffer into an adjoining one.
 
@@ -73,6 +109,7 @@ class BytesMemory:
             if base + len(view) > following:
                 raise ValueError(f"the regions at {base:#x} and {following:#x} overlap; give each byte one home")
         self.regions = tuple(pairs)
+        self.ranges = [(base, base + len(view)) for base, view in pairs]
         self._bases = [base for base, _ in pairs]
 
     def _find(self, spa: int) -> tuple[int, memoryview] | None:
@@ -121,58 +158,3 @@ class BytesMemory:
 
     def write_u64(self, spa: int, value: int, /) -> None:
         self.write(spa, _U64.pack(value))
-
-
-def _map(file: BinaryIO, path: Path) -> memoryview:
-    try:
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    except ValueError as error:
-        raise SourceError(f"{path}: {error}; a dump has at least one byte") from error
-
-
-def open_raw(path: Path, base: int = 0) -> BytesMemory:
-    """A file that is physical memory from `base` on, mapped read-only. OSError if it cannot be opened."""
-    with path.open("rb") as file:
-        return BytesMemory({base: _map(file, path)})
-
-
-def open_core(path: Path) -> BytesMemory:
-    """A 64-bit ELF core whose program headers carry physical addresses (QEMU `dump-guest-memory`, vmcore), read-only.
-
-    Segments may overlap, as a vmcore's kernel text does its direct map: they show the same memory.
-    """
-    with path.open("rb") as file:
-        view = _map(file, path)
-    regions, end = {}, 0
-    for paddr, offset, length in sorted(_load_segments(view, path)):
-        start = max(paddr, end)
-        contents = view[offset : offset + length][start - paddr :]
-        if contents:
-            regions[start] = contents
-            end = start + len(contents)
-    if not regions:
-        raise SourceError(f"{path}: the core has no PT_LOAD segment with contents; dump it with memory included")
-    return BytesMemory(regions)
-
-
-def _load_segments(view: memoryview, path: Path) -> list[tuple[int, int, int]]:
-    """(physical address, file offset, length) of the PT_LOAD segments.
-
-    Read here rather than by a library: a damaged header must neither escape nor cost time.
-    """
-    if bytes(view[:6]) != b"\x7fELF\x02\x01" or len(view) < _EHDR.size:
-        raise SourceError(f"{path}: not a little-endian 64-bit ELF file; open it as a raw dump if it is one")
-    table, sections, entry_size, count = _EHDR.unpack_from(view)
-    if count == _PN_XNUM and sections + _SHDR_INFO.size <= len(view):
-        (count,) = _SHDR_INFO.unpack_from(view, sections)
-    if entry_size < _PHDR.size or table + count * entry_size > len(view):
-        raise SourceError(f"{path}: {count} program headers at {table:#x} do not fit the file; dump it again")
-    headers = (_PHDR.unpack_from(view, table + n * entry_size) for n in range(count))
-    return [(paddr, offset, length) for kind, offset, paddr, length in headers if kind == _PT_LOAD]
-
-
-def open_dump(path: Path) -> BytesMemory:
-    """An ELF core if the file starts like one, else raw memory from address 0."""
-    with path.open("rb") as file:
-        is_elf = file.read(4) == b"\x7fELF"
-    return open_core(path) if is_elf else open_raw(path)

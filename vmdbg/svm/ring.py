@@ -1,0 +1,153 @@
+"""The exits that are remembered of a guest: a ring of records, which the world switch fills, in Python or in C (switch.c)."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+DEFAULT_EXITS = 4096
+MOST_EXITS = 1 << 20
+"""Of one guest: 128 MiB."""
+
+
+class Record(NamedTuple):
+    """One #VMEXIT, as it is in memory.  `number` counts all exits of the machine; times are guest time.
+
+    `insn` is the instruction at RIP, where the exit is about it: as far as its page goes.  `form` is its length, and in bits 5:4
+    the mode it is of, as in `BITS`.
+    """
+
+    number: int = 0
+    cpu: int = 0
+    vmcb: int = 0
+    time: int = 0
+    rip: int = 0
+    code: int = 0
+    info1: int = 0
+    info2: int = 0
+    intinfo: int = 0
+    host_rip: int = 0
+    """Of the VMRUN."""
+    entered: int = 0
+    """Behind that VMRUN."""
+    resumed: int = 0
+    """Behind the CPU's next VMRUN, of whomever; 0 until then."""
+    rax: int = 0
+    rcx: int = 0
+    insn: bytes = b""
+    form: int = 0
+
+
+_RECORD = struct.Struct("<14Q15sB")
+RECORD_SIZE = _RECORD.size
+_RESUMED = 8 * Record._fields.index("resumed")
+BITS = (16, 32, 64)
+
+
+class Head(ctypes.Structure):
+    """What C is given of a ring: where it is, how many there ever were, which slot is next."""
+
+    _fields_ = (
+        ("count", ctypes.c_uint64), ("next", ctypes.c_uint64), ("capacity", ctypes.c_uint64), ("records", ctypes.c_void_p),
+    )  # fmt: skip
+
+
+class Slots:
+    """A ring of `capacity` slots of `size` bytes, at an address that C may be given."""
+
+    def __init__(self, size: int, capacity: int) -> None:
+        """Capacity 0: nothing is kept, only counted."""
+        self.size, self.capacity = size, capacity
+        self._memory = (ctypes.c_char * (size * capacity))()
+        self.view = memoryview(self._memory).cast("B")
+        self.start = ctypes.addressof(self._memory)
+        self._head = Head(0, 0, capacity, self.start if capacity else None)
+        self.address = ctypes.addressof(self._head)
+
+    @property
+    def count(self) -> int:
+        """How many there ever were."""
+        count: int = self._head.count
+        return count
+
+    def __len__(self) -> int:
+        return min(self.count, self.capacity)
+
+    def take(self) -> int | None:
+        """Where the next one goes in `view`; None if it is not kept."""
+        head = self._head
+        head.count += 1
+        if not self.capacity:
+            return None
+        at: int = self.size * head.next
+        head.next = (head.next + 1) % self.capacity
+        return at
+
+    def oldest_first(self) -> Iterator[int]:
+        """Where those that are kept are in `view`."""
+        first = self._head.next - len(self)
+        return (self.size * ((first + n) % self.capacity) for n in range(len(self)))
+
+    def newest_first(self) -> Iterator[int]:
+        last = self._head.next - 1
+        return (self.size * ((last - n) % self.capacity) for n in range(len(self)))
+
+
+class Ring(Slots):
+    """The last exits of one guest."""
+
+    def __init__(self, capacity: int = DEFAULT_EXITS) -> None:
+        super().__init__(RECORD_SIZE, capacity)
+
+    def add(self, record: Record) -> int:
+        """Returns the record's address, 0 if it is not kept."""
+        at = self.take()
+        if at is None:
+            return 0
+        _RECORD.pack_into(self.view, at, *record)
+        return self.start + at
+
+    def record(self, at: int) -> Record:
+        """That at an offset in `view`."""
+        return Record._make(_RECORD.unpack_from(self.view, at))
+
+    def records(self) -> Iterator[Record]:
+        """The oldest first."""
+        return map(self.record, self.oldest_first())
+
+    def latest(self) -> Iterator[Record]:
+        """The newest first."""
+        return map(self.record, self.newest_first())
+
+
+class Crossing(ctypes.Structure):
+    """A CPU's last VMRUN, and the record of its last #VMEXIT, of which the next VMRUN tells how long the host took."""
+
+    _fields_ = (
+        ("host_rip", ctypes.c_uint64), ("entered", ctypes.c_uint64), ("last", ctypes.c_uint64), ("last_number", ctypes.c_uint64),
+    )  # fmt: skip
+
+    def enter(self, rip: int, now: int) -> None:
+        """A VMRUN at `rip` has been executed."""
+        self.host_rip, self.entered = rip, now
+        if self.last and ctypes.c_uint64.from_address(self.last).value == self.last_number:  # else its place has been taken
+            ctypes.c_uint64.from_address(self.last + _RESUMED).value = now
+
+    def leave(self, address: int, number: int) -> None:
+        """A #VMEXIT has the record at `address`."""
+        self.last, self.last_number = address, number
+
+
+_INSTRUCTIONS = (range(0x40), range(0x65, 0x7D), range(0x80, 0x8F))
+
+
+def is_instruction(code: int) -> bool:
+    """Whether an exit comes before an instruction that is intercepted: the one at RIP."""
+    return any(code in codes for codes in _INSTRUCTIONS)
+
+
+def form(length: int, bits: int) -> int:
+    """`Record.form`."""
+    return length | BITS.index(bits) << 4
