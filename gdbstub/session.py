@@ -48,8 +48,8 @@ class Session(Channel):
     """A client and what it debugs.
 
     Whoever owns it calls `slice` for as long as `running`, and `receive` between slices. `attach` is the pid the
-    client is attached to from the start: the target's first inferior if None, nothing if 0. `kept` are breakpoints that an earlier client
-    left behind. Nothing raises but a `write` that does.
+    client is attached to from the start: the target's first inferior if None, nothing if 0. `kept` are breakpoints that an
+    earlier client left behind. Nothing raises but a `write` that does.
     """
 
     def __init__(

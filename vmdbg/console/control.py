@@ -90,6 +90,7 @@ class Control:
         self.last_stop: Stop | None = None
         self._goal = Goal()
         self._left = 0
+        self._limited = False
         self._over: ThreadId | None = None
         """The thread that is just stepped off a breakpoint."""
 
@@ -177,7 +178,7 @@ class Control:
         if self.selected not in self._threads():
             self.selected = self._first(HOST)
         self._goal, self._left = goal, goal.count
-        self.driver.stop_at(self.driver.now + limit if limit is not None else None)
+        self._limit(limit)
         self.take_back()
         try:
             self._begin()
@@ -185,12 +186,18 @@ class Control:
             self.running = False
             raise
 
+    def _limit(self, ticks: int | None) -> None:
+        """What the user has set with `stop-at` stays."""
+        if ticks is not None or self._limited:
+            self.driver.stop_at(self.driver.now + ticks if ticks is not None else None)
+        self._limited = ticks is not None
+
     def reach(self, point: Point, what: str) -> None:
         """Continue to a place that serves this alone."""
         self._check(what)
         self._drop_helpers()
         self._goal, self._left = Goal("continue"), 0
-        self.driver.stop_at(None)
+        self._limit(None)
         self.take_back()
         self._help(point)
         self._begin()

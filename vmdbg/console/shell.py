@@ -35,6 +35,7 @@ ALIASES = {
     "info inferiors": "inferior", "info threads": "thread", "!": "shell",
 }  # fmt: skip
 """For fingers that know gdb."""
+RUNNING = ("continue", "step", "next", "finish", "until", "break", "tbreak", "delete", "watch", "catch", "restart", "interrupt")
 DEEPEST = 16
 """Scripts that source scripts."""
 AT_ONCE = 0.2
@@ -168,6 +169,8 @@ class Shell:
         if command is not None and command.name in ("py", "shell"):
             rest = line.command.split(None, 1)[1:]
             return self.python.run(rest[0]) if command.name == "py" and rest else self._shell(rest[0] if rest else "")
+        if command is None and self.source.control is None and line.command.split()[0] in RUNNING:
+            raise CommandError(line.command.split()[0], "a dump does not run", "start vmdbg console on an image, or on a stub")
         text, result = self.registry.answer(self.source.context, line.command)
         self.last = self.python.last = result
         if line.pipe:
