@@ -7,9 +7,18 @@ from pathlib import Path
 
 import pytest
 
+from introspect.code import Instruction
 from tests.console.talking import Talk, live
+from vmdbg.console.control import Goal
 
 Start = Callable[..., Talk]
+
+
+def instruction(t: Talk) -> Instruction:
+    """The one that comes next."""
+    found = t.control.instruction(t.control.selected)
+    assert found is not None
+    return found
 
 
 def test_continue_to_a_breakpoint(talk: Start) -> None:
@@ -25,8 +34,7 @@ def test_step_is_one_instruction_and_goes_off_its_breakpoint(talk: Start) -> Non
     t("break main")
     t("c")
     before = t.pc
-    here = t.control.instruction(t.control.selected)
-    assert here is not None
+    here = instruction(t)
     t("step")
     assert t.pc == before + here.length
     assert t.control.points[1].hits == 1
@@ -36,11 +44,7 @@ def test_step_into_and_next_over_a_call(talk: Start) -> None:
     t = talk()
     t("tbreak main")
     t("c")
-    for _ in range(200):
-        here = t.control.instruction(t.control.selected)
-        assert here is not None
-        if here.call:
-            break
+    while not (here := instruction(t)).call:
         t("step")
     call, behind = t.pc, here.address + here.length
     assert t.at().startswith("main")
@@ -196,8 +200,6 @@ def test_somebody_else_holds_the_machine(talk: Start) -> None:
 def test_debugging_does_not_change_the_run(talk: Start, hypervisor: Path, line: str) -> None:
     undisturbed = live(hypervisor)
     control = undisturbed.control
-    from vmdbg.console.control import Goal
-
     control.go(Goal())
     while control.running:
         list(control.advance())

@@ -7,12 +7,15 @@ import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import Application, run_in_terminal
 from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
-from prompt_toolkit.enums import EditingMode
+from prompt_toolkit.buffer import CompletionState
+from prompt_toolkit.completion import CompleteEvent
+from prompt_toolkit.enums import DEFAULT_BUFFER, EditingMode
+from prompt_toolkit.filters import has_focus
 from prompt_toolkit.formatted_text import StyleAndTextTuples
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
@@ -37,6 +40,8 @@ __all__ = ["KEYS", "Prompt", "PromptOutput", "history_in", "standing_keys"]
 KEYS = {"f5": "continue", "f10": "next", "f11": "step"}
 REPEATED = ("step", "next", "continue", "until", "finish")
 """Commands that an empty line makes again."""
+LINE = "LINE"
+"""The buffer of the full screen's line."""
 IDLE_SECONDS = 0.02
 REDRAW_SECONDS = 0.2
 
@@ -56,8 +61,8 @@ def history_in(path: Path | None) -> History:
 class PromptOutput(TerminalOutput):
     """A terminal: above the prompt while that waits."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, out: TextIO | None = None) -> None:
+        super().__init__(out)
         self.waiting: Callable[[], bool] = lambda: False
         self._pending: list[str] = []
         self._task: asyncio.Future[None] | None = None
@@ -96,6 +101,18 @@ def standing_keys(run: Callable[[str], None], shell: Shell, toolbar: Toolbar) ->
     def _help(event: KeyPressEvent) -> None:
         command = shell.command_of(shell.expanded(event.current_buffer.text))
         run(f"help {command.name}" if command is not None else "help")
+
+    @keys.add("tab", filter=has_focus(DEFAULT_BUFFER) | has_focus(LINE))
+    def _complete(event: KeyPressEvent) -> None:
+        """The best candidate at once, the next ones behind it."""
+        buffer = event.current_buffer
+        if buffer.complete_state:
+            buffer.complete_next()
+        else:
+            found = list(buffer.completer.get_completions(buffer.document, CompleteEvent(completion_requested=True)))
+            if found:
+                buffer.complete_state = CompletionState(buffer.document, found)
+                buffer.go_to_completion(0)
 
     return keys
 

@@ -39,6 +39,7 @@ from gdbstub.target import TargetError
 from introspect.commands import CommandError
 from vmdbg.console import paint
 from vmdbg.console.output import clean
+from vmdbg.console.prompt import LINE, standing_keys
 from vmdbg.console.shell import Quit
 
 if TYPE_CHECKING:
@@ -174,12 +175,14 @@ class Screen:
         self.log_width = 80
         self._panes: dict[tuple[str, int, int], tuple[str, list[StyleAndTextTuples]]] = {}
         self._shown: tuple[object, ...] = ()
+        self._sizes: dict[str, tuple[int, int]] = {}
         self.buffer = Buffer(
             completer=prompt.completer,
             history=prompt.history,
             auto_suggest=AutoSuggestFromHistory(),
             complete_while_typing=True,
             accept_handler=self._accept,
+            name=LINE,
             multiline=False,
             enable_history_search=False,
         )
@@ -258,11 +261,12 @@ class Screen:
         ]
 
     def _title_of(self, section: str) -> str:
-        """As it was when its lines were made; before that, its name."""
-        return next((title for (name, _, _), (title, _) in self._panes.items() if name == section), section)
+        """That of the lines, which are drawn behind it: of the size that they had last."""
+        return self._content(section, *self._sizes.get(section, (60, 9)))[0]
 
     def _content(self, section: str, width: int, height: int = 9) -> tuple[str, list[StyleAndTextTuples]]:
         """A section's title and lines, as it is now; looked at once for each stop and size."""
+        self._sizes[section] = width, height
         control = self.shell.source.control
         where = self.toolbar.where()
         moment = (where, control is not None and control.running)
@@ -283,8 +287,6 @@ class Screen:
     # Keys
 
     def _keys(self) -> KeyBindings:
-        from vmdbg.console.prompt import standing_keys
-
         keys = standing_keys(self._execute, self.shell, self.toolbar)
 
         @keys.add("pageup")

@@ -38,6 +38,8 @@ ALIASES = {
 RUNNING = ("continue", "step", "next", "finish", "until", "break", "tbreak", "delete", "watch", "catch", "restart", "interrupt")
 DEEPEST = 16
 """Scripts that source scripts."""
+AROUND = 13
+"""Lines of the screen that the view of a stop leaves: for the line before it, the prompt, its menu and what is below."""
 AT_ONCE = 0.2
 """Seconds that a step may take before the prompt comes back without it."""
 _ERROR, _CANCELLED = 1, 130
@@ -48,7 +50,7 @@ def fitted(panes: Mapping[str, Pane], height: int | None) -> dict[str, Pane]:
     found = {name: (title, list(lines)) for name, (title, lines) in panes.items() if lines}
     if height is None:
         return found
-    over = sum(len(lines) + 1 for _, lines in found.values()) - max(height - 6, 10)
+    over = sum(len(lines) + 1 for _, lines in found.values()) - max(height - AROUND, 10)
     for name, least, end in (("stack", 3, True), ("exit", 1, False), ("stack", 0, True), ("exit", 0, False)):
         if over > 0 and name in found:
             lines = found[name][1]
