@@ -216,9 +216,8 @@ class _Areas:
             if not mapper.confines and not mapper.host:
                 continue
             name = f"page tables of {mapper.party}" if mapper.host else f"tables that confine {mapper.party}"
-            for tables in mapper.tables():
-                pages = tables.spa & -_PAGE % (1 << 64)
-                rows.setdefault(name, []).append((pages, pages + np.uint64(_PAGE)))
+            pages = mapper.tables().spa & -_PAGE % (1 << 64)
+            rows.setdefault(name, []).append((pages, pages + np.uint64(_PAGE)))
         self.image = covered(*_columns(rows.pop("the hypervisor's image", [])))
         self.names = list(rows)
         self.start, self.end = _columns([one for spans in rows.values() for one in spans])
@@ -266,7 +265,7 @@ def _user_reaches(mapper: Mapper, areas: _Areas) -> Iterator[Finding]:
 
 
 def _writable_code(mapper: Mapper) -> Iterator[Finding]:
-    if mapper.space != Space.GVA or not any(True for _ in mapper.tables()):
+    if mapper.space != Space.GVA or not len(mapper.tables().spa):
         return
     for wanted, unwanted, whose in ((ENTRY.W | ENTRY.U, ENTRY.NX, "user"), (ENTRY.W, ENTRY.NX | ENTRY.U, "supervisor")):
         spans = _reach(mapper, wanted, unwanted)

@@ -94,8 +94,9 @@ def plan_loads(ranges: Sequence[tuple[int, int]], mapped: Runs, most: int = MOST
     least, left_out = 0, 0
     while True:
         kept = length > least
-        left_out = len(length) - int(np.count_nonzero(kept))
-        cut = _cut(spans, linear[kept], start[kept], end[kept], flags[kept], most)
+        many = int(np.count_nonzero(kept))
+        left_out = len(length) - many
+        cut = _cut(spans, linear[kept], start[kept], end[kept], flags[kept], most) if many <= most else None
         if cut is not None:
             return Loads(*cut, left_out)
         least = max(least * 2, PAGE)

@@ -7,7 +7,7 @@ there is a limit on entries looked at and on stretches kept, and what lies beyon
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -15,10 +15,26 @@ import numpy as np
 
 from introspect.layout import bits
 from introspect.paging import ENTRY, Format, Level
-from introspect.runs import EMPTY, U64, Indices, Mask, Runs, Spans, column, covered, gaps, inside, joined, merged, overlaps
-from introspect.sources import Memory, Unreadable
+from introspect.runs import (
+    EMPTY,
+    U64,
+    Indices,
+    Mask,
+    Runs,
+    Spans,
+    column,
+    covered,
+    gaps,
+    inside,
+    joined,
+    merged,
+    merged_alike,
+    overlaps,
+)
+from introspect.sources import Memory
+from introspect.table_pages import TablePages
 
-__all__ = ["NOWHERE", "SIZES", "Dimension", "Limits", "Problem", "Progress"]
+__all__ = ["NOWHERE", "NO_TABLES", "SCATTERED", "SIZES", "Dimension", "Limits", "Problem", "Progress", "TableRows"]
 
 Progress: TypeAlias = Callable[[float], bool]
 """Told now and then which share of the addresses is done; says whether to go on."""
@@ -27,14 +43,16 @@ NOWHERE = (1 << 64) - 1
 """The system-physical address of a table that nested paging refuses."""
 SIZES = 1 << 12 | 1 << 21 | 1 << 22 | 1 << 30
 """Where attributes say the size of the page: by the bit of that value."""
-_FLAGS = ENTRY.W | ENTRY.U | ENTRY.PWT | ENTRY.PCD | ENTRY.PS | ENTRY.G | ENTRY.NX
-"""What attributes have of an entry, in the same bits. PS stands for PAT."""
+SCATTERED = ENTRY.P
+"""The attribute of stretches that do not map linearly."""
 _WU = ENTRY.W | ENTRY.U
+_ALIKE = ENTRY.P | ENTRY.W | ENTRY.U | ENTRY.PWT | ENTRY.PCD | ENTRY.PS | ENTRY.G | ENTRY.NX
+"""What of the entries of last-level tables decides attributes."""
 _MARKS = ENTRY.A | ENTRY.D
 _UNMARKED = ~_MARKS & NOWHERE
 _ADDRESS = bits(51, 12)
 _PAT_LARGE = 1 << 12
-_BATCH = 256
+_BATCH = 512
 """Tables read at once: their entries and what is made of them fit a cache."""
 _PROBLEMS = 256
 
@@ -64,6 +82,18 @@ class Problem(NamedTuple):
     """Of the entry; for a table as `where`."""
 
 
+class TableRows(NamedTuple):
+    """Page tables, as columns."""
+
+    level: U64
+    spa: U64
+    address: U64
+    """The first that each translates."""
+
+
+NO_TABLES = TableRows(column(), column(), column())
+
+
 class _Rows(NamedTuple):
     """Tables of one level: what they translate, where they are, and what the levels above grant."""
 
@@ -86,11 +116,18 @@ class _Kept:
     contents: list[U64] = field(default_factory=list)
 
 
+def _varying(rows: U64) -> U64:
+    """The bits that are not the same all over each row."""
+    differ: U64 = np.bitwise_or.reduce(rows, axis=1) ^ np.bitwise_and.reduce(rows, axis=1)
+    return differ
+
+
 class Dimension:
     """The page tables of one format under one root.
 
     `locate` gives the system-physical addresses of tables, for a guest under nested paging: `NOWHERE` where it has none.
-    With `keep`, `refresh` walks again only what has changed.
+    With `keep`, `refresh` walks again only what has changed. Without `targets`, neighbours with the same attributes are one
+    stretch wherever they lead: then `SCATTERED` is among its attributes. That is much less where memory is scattered.
     """
 
     def __init__(
@@ -104,10 +141,12 @@ class Dimension:
         limits: Limits | None = None,
         progress: Progress | None = None,
         keep: bool = False,
+        targets: bool = True,
     ) -> None:
         self.memory, self.form, self.root = memory, form, root & form.base
         self.pdptes, self.locate = pdptes, locate
         self.limits, self.progress, self.keep = limits or Limits(), progress, keep
+        self.targets = targets
         self._half = 0 if form.width == 32 else 1 << form.width - 1
         self.walk()
 
@@ -133,16 +172,20 @@ class Dimension:
         self._parts: list[Runs] = []
         self._entries_left, self._runs_left = self.limits.entries, self.limits.runs
         self._cancelled = False
+        self._table_rows: TableRows | None = None
         self._undone: list[Spans] = []
+        self._scratch: U64 = np.empty((0, 0), np.uint64)
+        self._pages: TablePages | None = TablePages(self.memory, self.form.entry_size)
 
     def _finish(self) -> None:
-        self.runs = merged(joined([part for part in self._parts if len(part.start)]), self._half)
+        runs = joined([part for part in self._parts if len(part.start)])
+        self.runs = merged(runs, self._half) if self.targets else merged_alike(runs, self._half, SCATTERED)
         undone = self._undone
         self._unknown = (
             covered(np.concatenate([one.start for one in undone]), np.concatenate([one.end for one in undone]))
             if undone else Spans(column(), column())
         )  # fmt: skip
-        self._parts, self._undone = [], []
+        self._parts, self._undone, self._pages, self._scratch = [], [], None, self._scratch[:0]
 
     # Walking
 
@@ -182,6 +225,12 @@ class Dimension:
             kept.rows.append(part)
             kept.spa.append(spa)
             kept.contents.append(contents & _UNMARKED)
+        if depth == len(self.form.levels) - 1:
+            uneven = self._even_tables(level, part, contents)
+            if not uneven.any():
+                return
+            if not uneven.all():
+                part, spa, contents = part.take(uneven), spa[uneven], contents[uneven]
         flat = contents.ravel()
         present = np.flatnonzero(flat & ENTRY.P)
         row = present >> level.mask.bit_count()
@@ -204,10 +253,10 @@ class Dimension:
             address, rights, entries, row = address[good], rights[good], entries[good], row[good]
             leaf = None if leaf is None else leaf[good]
         if leaf is None:
-            self._pages(level, address, rights, entries)
+            self._map(level, 1, address, rights, entries)
             return
         if leaf.any():
-            self._pages(level, address[leaf], rights[leaf], entries[leaf])
+            self._map(level, 1, address[leaf], rights[leaf], entries[leaf])
             inner = ~leaf
             address, rights, entries, row = address[inner], rights[inner], entries[inner], row[inner]
         if len(entries):
@@ -216,7 +265,36 @@ class Dimension:
             self._loops(self.form.levels[depth + 1], below)
             self._tables(depth + 1, below)
 
-    def _pages(self, level: Level, address: U64, rights: U64, entries: U64) -> None:
+    def _even_tables(self, level: Level, part: _Rows, contents: U64) -> Mask:
+        """Map the tables of which all pages are alike, and follow each other: most of them. Says which are not so.
+
+        Without `targets` they need not follow each other. What is alike shows in the bits that differ between "or" and "and".
+        """
+        first = contents[:, 0]
+        even = (contents[:, 1] & _ADDRESS) - (first & _ADDRESS) == 1 << level.shift  # only these are worth a longer look
+        if even.any():
+            count = len(contents)
+            if self._scratch.shape[1:] != contents.shape[1:] or len(self._scratch) < count:
+                self._scratch = np.empty_like(contents)
+            steps = np.arange(level.mask + 1, dtype=np.uint64) << level.shift
+            flat = np.subtract(contents, steps, out=self._scratch[:count])
+            even &= _varying(flat) & (_ALIKE | _ADDRESS | level.leaf_reserved) == 0
+        scattered = np.zeros(len(even), np.bool_)
+        if not self.targets and not even.all():
+            alike = _varying(contents) & (_ALIKE | level.leaf_reserved) == 0
+            scattered = alike & ~even
+        last = (first & _ADDRESS) + (level.mask << level.shift)
+        even &= last & (level.leaf_reserved | 1 << 52) == 0
+        good: Mask = (even | scattered) & (first & (ENTRY.P | level.leaf_reserved) == ENTRY.P)
+        some = np.flatnonzero(good)
+        if len(some):
+            entries, rights = first[some], part.rights[some]
+            rights = rights & (entries | level.grants) & _WU | (rights | entries) & ENTRY.NX
+            self._map(level, level.mask + 1, part.address[some], rights | scattered[some] * np.uint64(SCATTERED), entries)
+        return ~good
+
+    def _map(self, level: Level, count: int, address: U64, rights: U64, entries: U64) -> None:
+        """Note pages. Each entry stands for so many of them, one behind the other."""
         size = 1 << level.shift
         target = entries & (_ADDRESS & -size)
         if level.shift == 22:
@@ -224,40 +302,25 @@ class Dimension:
         flags = entries & (ENTRY.G | ENTRY.PWT | ENTRY.PCD | (ENTRY.PS if size == 1 << 12 else 0))
         if size != 1 << 12:
             flags |= (entries & _PAT_LARGE) >> 5
-        length = np.full(len(entries), size, np.uint64)
-        runs = merged(Runs(address, length, target, rights | flags | size), self._half)
+        length = np.full(len(entries), size * count, np.uint64)
+        runs = Runs(address, length, target, rights | flags | size)
+        runs = merged(runs, self._half) if self.targets else merged_alike(runs, self._half, SCATTERED)
         self._runs_left -= len(runs.start)
         self._parts.append(runs)
 
     # Reading
 
     def _read(self, depth: int, spa: U64, part: _Rows | None) -> U64:
-        """The entries of some tables, a row for each. Those where there is no memory read as ones, as single walks have it."""
+        """The entries of some tables, a row for each; of those that are no memory `part` is told."""
         level = self.form.levels[depth]
-        count = level.mask + 1
         if depth == 0 and self.pdptes is not None:
             return np.array([self.pdptes], np.uint64)
-        size = count * self.form.entry_size
-        read, parts = self.memory.read, []
-        for index, where in enumerate(spa.tolist()):
-            try:
-                parts.append(read(where, size))
-            except Unreadable as error:
-                parts.append(self._read_partly(where, size) if error.readable_prefix else b"\xff" * size)
-                if part is not None:
-                    self._table_problem("no memory", part, index, level)
-        numbers = np.frombuffer(b"".join(parts), "<u8" if self.form.entry_size == 8 else "<u4")
-        return numbers.astype(np.uint64, copy=False).reshape(len(spa), count)
-
-    def _read_partly(self, where: int, size: int) -> bytes:
-        """A table of which a part is memory, entry by entry."""
-        each, data = self.form.entry_size, bytearray(b"\xff" * size)
-        for at in range(0, size, each):
-            try:
-                data[at : at + each] = self.memory.read(where + at, each)
-            except Unreadable:
-                continue
-        return bytes(data)
+        assert self._pages is not None
+        entries, absent = self._pages.read(spa, level.mask + 1)
+        for index in absent if part is not None else ():
+            assert part is not None
+            self._table_problem("no memory", part, index, level)
+        return entries
 
     # Problems
 
@@ -301,7 +364,7 @@ class Dimension:
         self._runs_left -= len(self.runs.start)
         changes = [self._refresh_level(depth) for depth in range(len(self.form.levels))]
         if not any(changes):
-            self._parts = []
+            self._parts, self._pages = [], None
             return False
         self._finish()
         return True
@@ -352,11 +415,13 @@ class Dimension:
                     kept.rows[place] = rows.take(stay)
                     kept.spa[place], kept.contents[place] = kept.spa[place][stay], kept.contents[place][stay]
 
-    def table_pages(self) -> Iterator[tuple[int, U64, U64]]:
-        """Of each level: its number, the system-physical addresses of its tables, and the addresses they begin to translate.
-
-        Only with `keep`.
-        """
-        for level, kept in zip(self.form.levels, self._kept, strict=True):
-            if kept.spa:
-                yield level.number, np.concatenate(kept.spa), np.concatenate([rows.address for rows in kept.rows])
+    def table_rows(self) -> TableRows:
+        """The tables that were visited, from the root down. Only with `keep`."""
+        if self._table_rows is None:
+            parts = [
+                (np.full(len(spa), level.number, np.uint64), spa, rows.address)
+                for level, kept in zip(self.form.levels, self._kept, strict=True)
+                for rows, spa in zip(kept.rows, kept.spa, strict=True)
+            ]
+            self._table_rows = TableRows(*(np.concatenate(one) for one in zip(*parts, strict=True))) if parts else NO_TABLES
+        return self._table_rows

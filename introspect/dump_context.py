@@ -106,7 +106,8 @@ class DumpContext:
         of = self.dump.annotations.of
         noted = next((guest.name for guest in self.dump.annotations.guests if guest.number == of), "")
         name = f"guest {of} ({noted})" if of is not None else "the host" if found else "the host (registers not known)"
-        return HostView(name=name, paging=self._state(found))
+        saves = tuple(cpu["vm_hsave_pa"] for cpu in self._cpus if "vm_hsave_pa" in cpu) or tuple(one.spa for one in self._saved)
+        return HostView(name=name, paging=self._state(found), image=self.dump.annotations.image, saves=saves)
 
     @property
     def guests(self) -> Sequence[GuestView]:

@@ -18,12 +18,12 @@ HOST = 1
 
 def as_object(record: ExitRecord, symbolize: Symbolize = lambda owner, address: "") -> dict[str, object]:
     """One exit as a JSON-able object.  Numbers are numbers, in 64-bit arithmetic; the instruction is hexadecimal text."""
-    own = HOST if record.code == ExitCode.INVALID else record.guest
+    own = None if record.code == ExitCode.INVALID else record.guest
     return {
         **{field.name: getattr(record, field.name) for field in fields(record)}, "insn": record.insn.hex(" "),
         "name": exit_name(record.code), "what": what(record),
         "in_guest": record.in_guest, "in_host": record.in_host, "symbol": symbolize(own, record.rip),
-        "host_symbol": symbolize(HOST, record.host_rip),
+        "host_symbol": symbolize(None, record.host_rip),
     }  # fmt: skip
 
 
@@ -66,7 +66,7 @@ def trace_events(
             "EXITINFO2": f"{record.info2:#x}", "vmrun": f"{record.host_rip:#x}",
         }  # fmt: skip
         refused = record.code == ExitCode.INVALID
-        for key, who, address in (("symbol", HOST if refused else own, record.rip), ("vmrun symbol", HOST, record.host_rip)):
+        for key, who, address in (("symbol", None if refused else own, record.rip), ("vmrun symbol", None, record.host_rip)):
             if symbol := symbolize(who, address):
                 about[key] = symbol
         yield {

@@ -61,8 +61,8 @@ class ExitRecord:
         )
 
 
-Symbolize = Callable[[int, int], str]
-"""(number of a guest or 1 for the host, linear address): the symbol with its offset, or nothing."""
+Symbolize = Callable[[int | None, int], str]
+"""(number of a guest, None for the host; linear address): the symbol with its offset, or nothing."""
 
 
 def facts_of(record: ExitRecord) -> dict[str, int]:
@@ -155,7 +155,7 @@ def _label(about: tuple[str, int, str], key: str, record: ExitRecord, symbolize:
     owner, number, direction = about
     if key == "code":
         return exit_name(number)
-    symbol = symbolize(1 if owner == "host" else record.guest, number) if key == "rip" else ""
+    symbol = symbolize(None if owner == "host" else record.guest, number) if key == "rip" else ""
     return " ".join(filter(None, (owner, f"{number:#x}", direction, f"<{symbol}>" if symbol else "")))
 
 

@@ -3,12 +3,13 @@
 from enum import IntEnum
 
 from introspect.avic import EOI, EXIT_WRITE, IncompleteIpi, register
+from introspect.decode import DS, ES, STRING_IO, Instruction
 from introspect.layout import Bits, bit, bits
 from introspect.smm import SMM_IO
 
 __all__ = [
     "EVENT", "EXCEPTION_BASE", "INTERCEPT_CODES", "IOIO", "NPF_INFO", "PF_ERROR", "SMI_INFO", "ExitCode", "describe_event",
-    "describe_exit", "describe_page_fault", "exception_name", "exit_details", "exit_name", "exit_section",
+    "describe_exit", "describe_page_fault", "exception_name", "exit_details", "exit_name", "exit_section", "port_info",
 ]  # fmt: skip
 
 INTERCEPT_CODES = 6 * 32
@@ -223,6 +224,22 @@ class IOIO(Bits):
     PORT = bits(31, 16)
 
     meanings = {"SEG": dict(enumerate(("ES", "CS", "SS", "DS", "FS", "GS")))}  # noqa: RUF012 - ClassVar in Bits
+
+
+def port_info(insn: Instruction, port: int, size: int) -> int:
+    """EXITINFO1 of an access of `size` bytes by IN, OUT, INS or OUTS (APM2 15.10.2)."""
+    low = insn.opcode & 0xFF
+    info = port << 16 | {1: IOIO.SZ8, 2: IOIO.SZ16, 4: IOIO.SZ32}[size]
+    info |= {16: IOIO.A16, 32: IOIO.A32, 64: IOIO.A64}[insn.address]
+    if not low & 2:
+        info |= IOIO.IN
+    segment = DS
+    if low in STRING_IO:
+        info |= IOIO.STR
+        if insn.rep:
+            info |= IOIO.REP
+        segment = ES if not low & 2 else insn.segment if insn.segment is not None else DS
+    return info | segment << 10
 
 
 class SMI_INFO(SMM_IO):

@@ -5,7 +5,10 @@ from dataclasses import dataclass
 
 from introspect.sources import Memory, Unreadable
 
-__all__ = ["IOPM_SIZE", "MSRPM_SIZE", "MsrRange", "iopm_intercepts", "iopm_ranges", "msrpm_intercepts", "msrpm_ranges"]
+__all__ = [
+    "IOPM_SIZE", "MSRPM_SIZE", "MsrRange", "iopm_bits", "iopm_intercepts", "iopm_ranges", "msrpm_bit", "msrpm_intercepts",
+    "msrpm_ranges",
+]  # fmt: skip
 
 IOPM_SIZE = 0x3000
 """Bytes of the I/O map: 64 Ki ports, then three bits for accesses that run past port FFFF."""
@@ -35,6 +38,21 @@ def _bytes(memory: Memory, spa: int, length: int) -> bytes:
     return b"".join(parts)
 
 
+def iopm_bits(base: int, port: int, size: int) -> list[tuple[int, int]]:
+    """(system-physical address of the byte, bit in it) of each bit that decides an access of `size` bytes at `port`."""
+    start = base & _PAGE_MASK
+    return [(start + (at >> 3), at & 7) for at in range(port, port + size)]
+
+
+def msrpm_bit(base: int, msr: int, write: bool) -> tuple[int, int] | None:
+    """(system-physical address of the byte, bit in it) that decides; None for an MSR that the map does not cover."""
+    for first, start in _MSR_BLOCKS:
+        if first <= msr < first + _MSRS_IN_BLOCK:
+            position = 2 * (msr - first) + write
+            return (base & _PAGE_MASK) + start + (position >> 3), position & 7
+    return None
+
+
 def iopm_intercepts(memory: Memory, base: int, port: int, size: int) -> bool:
     """Whether an access of `size` bytes at `port` exits: any of its `size` consecutive bits is set."""
     start = (base & _PAGE_MASK) + (port >> 3)
@@ -46,11 +64,8 @@ def iopm_intercepts(memory: Memory, base: int, port: int, size: int) -> bool:
 
 def msrpm_intercepts(memory: Memory, base: int, msr: int, write: bool) -> bool:
     """Whether RDMSR or WRMSR of `msr` exits; an MSR that the map does not cover always does."""
-    for first, start in _MSR_BLOCKS:
-        if first <= msr < first + _MSRS_IN_BLOCK:
-            position = 2 * (msr - first) + write
-            return bool(_byte(memory, (base & _PAGE_MASK) + start + (position >> 3)) >> (position & 7) & 1)
-    return True
+    place = msrpm_bit(base, msr, write)
+    return place is None or bool(_byte(memory, place[0]) >> place[1] & 1)
 
 
 def _runs(values: list[int]) -> Iterator[tuple[int, int, int]]:

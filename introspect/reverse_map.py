@@ -6,18 +6,18 @@ The map is kept up to date rather than made anew: page tables that are as they w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from introspect.avic import APIC_ADDRESS
-from introspect.dimension import Dimension, Limits
+from introspect.dimension import NO_TABLES, Dimension, Limits, TableRows
 from introspect.expression import Space
 from introspect.paging import Nested, PagingState
 from introspect.permissions import IOPM_SIZE, MSRPM_SIZE
-from introspect.runs import U64, ByTarget, Runs
+from introspect.runs import Runs, leading_to
 from introspect.sources import Memory, Unreadable
 from introspect.tables import AddressSpace, NestedSpace, canonical
 from introspect.vmcb import AVIC_PHYSICAL, V_INTR, VMCB, VMCB_SIZE
@@ -25,20 +25,14 @@ from introspect.vmcb import AVIC_PHYSICAL, V_INTR, VMCB, VMCB_SIZE
 if TYPE_CHECKING:
     from introspect.commands.context import GuestView, HostView
 
-__all__ = ["Area", "Mapper", "Mapping", "Owner", "ReverseMap", "SpaceMapper", "TablePage", "reverse_map_of"]
+__all__ = ["Area", "Mapper", "Mapping", "Owner", "ReverseMap", "SpaceMapper", "reverse_map_of"]
 
 _PAGE = 0x1000
+_MOST = 4
+"""As many addresses as are told of one owner."""
 _KINDS = {Space.GPA: "nested ", Space.GVA: "shadow ", Space.IOVA: "I/O "}
 """Tables that confine somebody, by what they translate."""
 _NAMES = {5: "PML5", 4: "PML4", 3: "page-directory-pointer table", 2: "page directory", 1: "page table"}
-
-
-class TablePage(NamedTuple):
-    """Page tables of one level: where they are, and the first address that each translates."""
-
-    level: int
-    spa: U64
-    address: U64
 
 
 class Mapper(Protocol):
@@ -65,9 +59,6 @@ class Mapper(Protocol):
         """What they map; targets are system-physical."""
 
     @property
-    def by_target(self) -> ByTarget: ...
-
-    @property
     def host(self) -> bool:
         """Whether they are the hypervisor's own."""
 
@@ -86,8 +77,8 @@ class Mapper(Protocol):
     def refresh(self) -> bool:
         """Look for changes; says whether there are any."""
 
-    def tables(self) -> Iterable[TablePage]:
-        """The pages that the tables are in."""
+    def tables(self) -> TableRows:
+        """The tables themselves."""
 
 
 @dataclass(eq=False)
@@ -100,7 +91,6 @@ class SpaceMapper:
     nested: NestedSpace | None
     linear: AddressSpace | None
     host: bool = False
-    _by_target: ByTarget | None = field(default=None, init=False)
     nested_changed: Callable[[], bool] = lambda: False
     """For linear addresses under nested paging: whether the nested tables have changed at this look."""
 
@@ -114,12 +104,6 @@ class SpaceMapper:
             return self.linear.runs
         assert self.nested is not None
         return self.nested.reachable
-
-    @property
-    def by_target(self) -> ByTarget:
-        if self._by_target is None:
-            self._by_target = ByTarget(self.runs)
-        return self._by_target
 
     @property
     def confines(self) -> bool:
@@ -137,13 +121,9 @@ class SpaceMapper:
 
     def refresh(self) -> bool:
         if self.linear is not None:
-            changed = self.linear.refresh(self.nested_changed())
-        else:
-            assert self.nested is not None
-            changed = self.nested.refresh()
-        if changed:
-            self._by_target = None
-        return changed
+            return self.linear.refresh(self.nested_changed())
+        assert self.nested is not None
+        return self.nested.refresh()
 
     @property
     def dimension(self) -> Dimension | None:
@@ -152,10 +132,8 @@ class SpaceMapper:
         assert self.nested is not None
         return self.nested.dimension
 
-    def tables(self) -> Iterator[TablePage]:
-        if self.dimension is not None:
-            for level, spa, address in self.dimension.table_pages():
-                yield TablePage(level, spa, address)
+    def tables(self) -> TableRows:
+        return NO_TABLES if self.dimension is None else self.dimension.table_rows()
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +187,8 @@ class ReverseMap:
         self._known: dict[tuple[object, ...], SpaceMapper] = {}
         self.walked = 0
         """Spaces that were made or had changed at the last `update`."""
+        self.host_known = True
+        """Whether the host's registers were: a dump may have none, and then its CR0 is 0."""
 
     def update(
         self,
@@ -223,7 +203,9 @@ class ReverseMap:
         """
         before, self._known = self._known, {}
         self.mappers, self.walked = [], 0
-        self._add("the host", host.number, "", host.paging, None, before, host=True)
+        self.host_known = host.paging.cr0 != 0
+        if self.host_known:
+            self._add(str(host), host.number, "", host.paging, None, before, host=True)
         for index, guest in enumerate(guests):
             if progress is not None and not progress(index / len(guests)):
                 return False
@@ -285,15 +267,15 @@ class ReverseMap:
 
     # Asking
 
-    def mappings(self, start: int, end: int, limit: int) -> list[Mapping]:
-        """The ways to the addresses start..end (not included), at most `limit` of each mapper's."""
+    def mappings(self, spa: int, limit: int) -> list[Mapping]:
+        """The ways to an address, at most `limit` through each mapper."""
         found = []
         for mapper in self.mappers:
-            for address, length, target, attributes in sorted(mapper.by_target.find(start, end, limit)):
-                skipped = max(0, start - target)
-                rest = min(length - skipped, end - max(start, target))
+            for address, length, target, attributes in leading_to(mapper.runs, spa, limit):
+                skipped = spa - target
                 found.append(Mapping(
-                    mapper.party, mapper.number, mapper.space, mapper.label, mapper.shown(address + skipped), rest, attributes
+                    mapper.party, mapper.number, mapper.space, mapper.label, mapper.shown(address + skipped),
+                    length - skipped, attributes,
                 ))  # fmt: skip
         return found
 
@@ -306,15 +288,16 @@ class ReverseMap:
         page = spa & -_PAGE
         for mapper in self.mappers:
             kind = _KINDS[mapper.space] if mapper.confines else ""
-            for level, tables, addresses in mapper.tables():
-                for index in np.flatnonzero(tables & -_PAGE % (1 << 64) == page)[:4].tolist():
-                    begins = f"for {mapper.space} {mapper.shown(int(addresses[index])):#x} and on"
-                    found.append(Owner(kind + _NAMES[level], mapper.party, mapper.number, begins))
+            tables = mapper.tables()
+            for index in np.flatnonzero(tables.spa - np.uint64(page) < _PAGE)[:_MOST].tolist():
+                begins = f"for {mapper.space} {mapper.shown(int(tables.address[index])):#x} and on"
+                found.append(Owner(kind + _NAMES[int(tables.level[index])], mapper.party, mapper.number, begins))
         for mapper in self.mappers:
             if mapper.space == Space.GPA:
-                for address, _, target, _ in mapper.by_target.find(spa, spa + 1, 4):
+                for address, _, target, _ in leading_to(mapper.runs, spa, _MOST):
                     found.append(Owner("RAM", mapper.party, mapper.number, f"gpa {address + spa - target:#x}"))
         return found
+
 
 def _areas(memory: Memory, host: HostView, guests: Sequence[GuestView]) -> Iterator[Area]:
     for start, end in host.image:

@@ -70,6 +70,10 @@ class Processor:
     cr4_valid: int = CR4.defined
     """The CR4 bits this processor implements."""
     efer_valid: int = EFER.defined
+    absent: frozenset[str] = frozenset()
+    """Features of CPUID, by the manual's names, that it is known not to claim: their instructions are undefined."""
+    counters: int = 6
+    """Performance counters that RDPMC reads."""
 
 
 class State(NamedTuple):

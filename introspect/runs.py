@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
-    "EMPTY", "U64", "ByTarget", "Indices", "Mask", "Runs", "Spans", "column", "covered", "gaps", "inside", "joined", "merged",
-    "overlaps",
+    "EMPTY", "U64", "ByTarget", "Indices", "Mask", "Runs", "Spans", "column", "covered", "gaps", "inside", "joined", "leading_to",
+    "merged", "merged_alike", "overlaps",
 ]  # fmt: skip
 
 U64: TypeAlias = npt.NDArray[Any]
@@ -91,6 +91,27 @@ def merged(runs: Runs, apart: int = 0) -> Runs:
     return Runs(start[first], np.add.reduceat(length, first), target[first], attributes[first])
 
 
+def merged_alike(runs: Runs, apart: int, scattered: int, differing: int = 0) -> Runs:
+    """Neighbours with the same attributes made one wherever they lead, but never across `apart`, unless it is 0.
+
+    Those that do not lead on linearly, in the result or before, have the attribute `scattered`. Attributes in `differing` may
+    differ, and the result has them all.
+    """
+    starts, lengths, targets, attributes = runs
+    if len(starts) < 2:
+        return runs
+    step = starts[1:] - starts[:-1]
+    deciding = ~(scattered | differing) % (1 << 64)
+    fresh = np.append(True, (step != lengths[:-1]) | ((attributes[1:] ^ attributes[:-1]) & deciding != 0))
+    if apart:
+        fresh |= starts == apart
+    first = np.flatnonzero(fresh)
+    straight = np.append(False, targets[1:] - targets[:-1] == step) | fresh
+    attributes = np.bitwise_or.reduceat(attributes, first)
+    attributes |= ~np.logical_and.reduceat(straight, first) * np.uint64(scattered)
+    return Runs(starts[first], np.add.reduceat(lengths, first), targets[first], attributes)
+
+
 def covered(start: U64, end: U64) -> Spans:
     """What stretches in any order, overlapping or not, cover together."""
     if not len(start):
@@ -142,8 +163,17 @@ def overlaps(start: U64, end: U64, spans: Spans, limit: int) -> tuple[Indices, I
     return mine, theirs, np.maximum(start[mine], spans.start[theirs]), np.minimum(end[mine], spans.end[theirs]), done
 
 
+def leading_to(runs: Runs, target: int, limit: int) -> list[tuple[int, int, int, int]]:
+    """The runs that lead to an address, as rows, the first `limit` of them.
+
+    All are looked at. To sort them (`ByTarget`) takes as long as a hundred such questions.
+    """
+    which = np.flatnonzero(np.uint64(target) - runs.target < runs.length)[:limit]  # those beyond it wrap around
+    return list(runs.take(which).rows())
+
+
 class ByTarget:
-    """Runs to be asked by target: which of them lead to an address."""
+    """Runs to be asked by target again and again: which of them lead to some addresses."""
 
     def __init__(self, runs: Runs) -> None:
         order = np.argsort(runs.target, kind="stable")
@@ -151,7 +181,7 @@ class ByTarget:
         self._furthest = np.maximum.accumulate(self.runs.target + self.runs.length) if len(order) else column()
 
     def find(self, first: int, end: int, limit: int) -> list[tuple[int, int, int, int]]:
-        """Those that lead to any of the addresses first..end (not included), the first `limit` by target."""
+        """Those that lead to any of the addresses first..end (not included), as rows, the first `limit` by target."""
         low = int(np.searchsorted(self._furthest, np.uint64(first), "right"))
         high = int(np.searchsorted(self.runs.target, np.uint64(end), "left"))
         near = self.runs.take(slice(low, high))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from introspect.commands.context import Context, GuestView, HostView, threads_of
-from introspect.corefile import CoreSize, Loads, plan_loads, whole_pages, write_core
+from introspect.corefile import CoreError, CoreSize, Loads, plan_loads, whole_pages, write_core
 from introspect.guest_memory import GuestMemory
 from introspect.paging import Access, Nested, Translation, translate
 from introspect.registers import ATTRIB, EFER
@@ -20,7 +20,10 @@ from introspect.tables import AddressSpace, NestedSpace
 from introspect.vmcb import VMCB_SIZE
 from introspect.vmcoreinfo import find_vmcoreinfo, make_vmcoreinfo
 
-__all__ = ["Saved", "guest_memory", "save_core"]
+__all__ = ["MOST_ALIASES", "Saved", "guest_memory", "save_core"]
+
+MOST_ALIASES = 4
+"""How many times the machine's memory a guest's may be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,8 @@ def save_core(
         space = AddressSpace(memory, owner.paging)
         mapped = space.runs
     ranges = whole_pages(memory_ranges(memory))
+    if inner is not None:
+        _check_size(ranges, whole_pages(memory_ranges(context.memory)))
     loads = plan_loads(ranges, _canonical(space, mapped))
     if guest is not None and inner is None:
         # Without nested paging the machine's memory is not its own: what its page tables reach is.
@@ -110,6 +115,14 @@ def save_core(
     return Saved(str(path), str(owner), len(threads), len(loads) + 1, loads.left_out, total, size, bool(information))
 
 
+def _check_size(ranges: Sequence[tuple[int, int]], known: Sequence[tuple[int, int]]) -> None:
+    """Pages of a guest may be the same memory, but tables that lead in circles are no reason to fill a disk."""
+    guest, machine = (sum(end - first for first, end in one) for one in (ranges, known))
+    if guest > MOST_ALIASES * machine:
+        rule = f"its nested page tables map {guest:#x} bytes to a machine with {machine:#x} bytes of memory"
+        raise CoreError(f"{rule}: they lead in circles, `npt` shows where")
+
+
 def _reached(loads: Loads, ranges: Sequence[tuple[int, int]]) -> tuple[list[tuple[int, int]], Loads]:
     mapped = [(physical, physical + length) for linear, physical, length in zip(
         loads.linear.tolist(), loads.physical.tolist(), loads.length.tolist(), strict=True) if linear >> 62 != 1]  # fmt: skip
@@ -130,4 +143,4 @@ def _annotations(context: Context, guest: GuestView | None, threads: Sequence[Ma
         for view in views
     )  # fmt: skip
     of = None if guest is None else guest.number
-    return Annotations(cpus, guests, of, processor.maxphyaddr, processor.features)
+    return Annotations(cpus, guests, of, processor.maxphyaddr, processor.features, context.host.image if guest is None else ())

@@ -6,6 +6,7 @@ What only a live machine knows (facts of an event, threads) it adds itself.
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from introspect.execution import linear_pc
 from introspect.expression import HOST, Space
 from introspect.paging import Access, NestedTranslation, Translation, nested_translate, translate
 from introspect.sources import Memory, Unreadable
@@ -14,19 +15,19 @@ from introspect.vmcb import NAMES, VMCB, VMCB_SIZE
 if TYPE_CHECKING:
     from introspect.commands.context import Context, Inferior
 
-__all__ = ["ContextNames", "ContextScope", "locate_space", "read_space"]
+__all__ = ["GENERAL", "ContextNames", "ContextScope", "locate_space", "read_space"]
 
 _VMCB = "vmcb."
 _PAGE = 4096
-_GENERAL = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{n}" for n in range(8, 16)))
+GENERAL = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{n}" for n in range(8, 16)))
 _ALIASES = {
     "eflags": "rflags", "pc": "rip", "sp": "rsp", "fs_base": "fs.base", "gs_base": "gs.base", "k_gs_base": "kernel_gs_base",
-    "pat": "g_pat", "debugctl": "dbgctl", **{f"e{name[1:]}": name for name in (*_GENERAL[:8], "rip")},
+    "pat": "g_pat", "debugctl": "dbgctl", **{f"e{name[1:]}": name for name in (*GENERAL[:8], "rip")},
     **{name: f"{name}.selector" for name in ("es", "cs", "ss", "ds", "fs", "gs", "ldtr", "tr")},
 }  # fmt: skip
 """Registers by the names that gdb has for them."""
 _KNOWN = frozenset((
-    *_GENERAL, *_ALIASES, *(field.name for field in VMCB if field.group not in ("control",)), *(f"dr{n}" for n in range(4)),
+    *GENERAL, *_ALIASES, *(field.name for field in VMCB if field.group not in ("control",)), *(f"dr{n}" for n in range(4)),
     "xcr0",
 ))  # fmt: skip
 
@@ -68,6 +69,8 @@ class ContextScope:
         if name.startswith(_VMCB):
             return self._field(NAMES[name[len(_VMCB) :]].name)
         registers: Mapping[str, int] = self.context.registers(self.number)
+        if _ALIASES.get(name, name) == "rip":
+            return linear_pc(registers)  # as gdb has it, and as addresses are; the offset is vmcb.rip
         return registers.get(_ALIASES.get(name, name))
 
     def _field(self, name: str) -> int | None:

@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from introspect.dimension import NOWHERE, SIZES, Dimension, Limits, Problem, Progress
+from introspect.dimension import NOWHERE, SCATTERED, SIZES, Dimension, Limits, Problem, Progress
 from introspect.paging import ENTRY, Format, Nested, NestedTranslation, PagingState, nested_translate
-from introspect.runs import EMPTY, U64, Runs, Spans, column, gaps, inside, joined, merged, overlaps
+from introspect.runs import EMPTY, U64, Runs, Spans, column, gaps, inside, joined, merged, merged_alike, overlaps
 from introspect.sources import Memory
 
-__all__ = ["AddressSpace", "Listing", "Mapped", "NestedSpace", "Range", "canonical", "list_nested", "list_space"]
+__all__ = ["AddressSpace", "Listing", "Mapped", "NestedSpace", "Range", "as_ranges", "canonical", "list_nested", "list_space"]
 
 _WU = ENTRY.W | ENTRY.U
 _NESTED_SHIFT = 32
@@ -130,14 +130,14 @@ class Listing:
 
     @property
     def bytes_mapped(self) -> int:
-        return sum(self.runs.length.tolist())
+        return int(self.runs.length.sum())
 
     def shown(self, address: int) -> int:
         """An address as software writes it."""
         return canonical(address, self.width) if self.signed else address
 
     def find(self, address: int) -> Mapped | None:
-        """What is mapped at an address, in either notation."""
+        """What is mapped at an address, in either notation. ValueError in a listing without targets, where it matters."""
         address &= (1 << self.width) - 1
         index = int(np.searchsorted(self.runs.start, np.uint64(address), "right")) - 1
         if index < 0:
@@ -145,6 +145,8 @@ class Listing:
         start, length, target, attributes = (int(one[index]) for one in self.runs)
         if address - start >= length:
             return None
+        if attributes & SCATTERED:
+            raise ValueError(f"{address:#x}: the listing was made without targets; list the space with them")
         guest = attributes & SIZES
         nested = attributes >> _NESTED_SHIFT & SIZES if self.nested_mode else 0
         size = min(guest, nested) if guest and nested else guest or nested
@@ -152,28 +154,20 @@ class Listing:
 
     def ranges(self, *, linear: bool = False) -> Iterator[Range]:
         """Neighbours with the same rights and memory type as one; with `linear` only where they map on linearly, too."""
-        return _ranges(self.runs, self.width, linear)
+        return as_ranges(self.table(linear=linear))
+
+    def table(self, *, linear: bool = False) -> Runs:
+        """The same as columns, for who wants to count them or some of them: see `as_ranges`."""
+        if linear:
+            return self.runs
+        half = 1 << self.width - 1 if self.width > 32 else 0
+        return merged_alike(self.runs, half, SCATTERED, SIZES | SIZES << _NESTED_SHIFT)
 
 
-def _ranges(runs: Runs, width: int, linear: bool) -> Iterator[Range]:
-    if linear or not len(runs.start):
-        for start, length, target, attributes in runs.rows():
-            yield Range(start, start + length, target, True, attributes)
-        return
-    starts, lengths, targets, flags = runs
-    sizes = SIZES | SIZES << _NESTED_SHIFT
-    step = starts[1:] - starts[:-1]
-    fresh = np.append(True, (step != lengths[:-1]) | ((flags[1:] ^ flags[:-1]) & (sizes ^ NOWHERE) != 0))
-    if width > 32:
-        fresh |= starts == 1 << width - 1
-    first = np.flatnonzero(fresh)
-    ends = np.append(first[1:], len(starts)) - 1
-    on = np.append(False, targets[1:] - targets[:-1] == step) | fresh
-    columns = (
-        starts[first], starts[ends] + lengths[ends], targets[first], np.logical_and.reduceat(on, first),
-        np.bitwise_or.reduceat(flags, first),
-    )  # fmt: skip
-    yield from map(Range, *(one.tolist() for one in columns))
+def as_ranges(runs: Runs) -> Iterator[Range]:
+    """Rows of `Listing.table`."""
+    columns = (runs.start, runs.end, runs.target, runs.attributes & SCATTERED == 0, runs.attributes)
+    return map(Range, *(one.tolist() for one in columns))
 
 
 class NestedSpace:
@@ -187,9 +181,12 @@ class NestedSpace:
         limits: Limits | None = None,
         progress: Progress | None = None,
         keep: bool = False,
+        targets: bool = True,
     ) -> None:
         self.memory, self.nested = memory, nested
-        self.dimension = Dimension(memory, nested.format, nested.ncr3, limits=limits, progress=progress, keep=keep)
+        self.dimension = Dimension(
+            memory, nested.format, nested.ncr3, limits=limits, progress=progress, keep=keep, targets=targets
+        )
         self._use()
 
     def refresh(self) -> bool:
@@ -204,7 +201,8 @@ class NestedSpace:
         if self.nested.apic is not None:
             runs = _with_apic(runs, *self.nested.apic)
         self.runs = runs
-        self.reachable = runs if self.nested.gmet else runs.take(runs.attributes & ENTRY.U != 0)
+        user = runs.attributes & ENTRY.U != 0
+        self.reachable = runs if self.nested.gmet or bool(user.all()) else runs.take(user)
         """Without U nobody has access (APM2 15.25.5), unless that bit is GMET's."""
         self.spans = Spans(self.reachable.start, self.reachable.end)
 
@@ -261,6 +259,7 @@ class AddressSpace:
         limits: Limits | None = None,
         progress: Progress | None = None,
         keep: bool = False,
+        targets: bool = True,
     ) -> None:
         self.state, self.nested, self.limits = state, nested, limits or Limits()
         self.dimension: Dimension | None = None
@@ -269,8 +268,9 @@ class AddressSpace:
             held = state.pdptes if nested is None and form.name == "PAE" else None
             locate: Callable[[U64], U64] | None = None if nested is None else nested.locate
             self.dimension = Dimension(
-                memory, form, state.cr3, pdptes=held, locate=locate, limits=self.limits, progress=progress, keep=keep
-            )
+                memory, form, state.cr3, pdptes=held, locate=locate, limits=self.limits, progress=progress, keep=keep,
+                targets=targets or nested is not None,
+            )  # fmt: skip
         self._use()
 
     def refresh(self, nested_changed: bool) -> bool:
@@ -333,16 +333,20 @@ def _through(guest: Runs, nested: NestedSpace, width: int, limit: int) -> tuple[
 
 
 def list_nested(
-    memory: Memory, nested: Nested, *, limits: Limits | None = None, progress: Progress | None = None
+    memory: Memory, nested: Nested, *, targets: bool = True, limits: Limits | None = None, progress: Progress | None = None
 ) -> Listing:
-    """Everything that nested tables map, by guest-physical address."""
-    return NestedSpace(memory, nested, limits=limits, progress=progress).listing()
+    """Everything that nested tables map, by guest-physical address; `targets` as in `list_space`."""
+    targets = targets or nested.apic is not None
+    return NestedSpace(memory, nested, limits=limits, progress=progress, targets=targets).listing()
 
 
 def list_space(
-    memory: Memory, state: PagingState, nested: Nested | None = None, *, limits: Limits | None = None,
+    memory: Memory, state: PagingState, nested: Nested | None = None, *, targets: bool = True, limits: Limits | None = None,
     progress: Progress | None = None,
 ) -> Listing:  # fmt: skip
-    """Everything that is mapped, by linear address: by one dimension, or both combined."""
+    """Everything that is mapped, by linear address: by one dimension, or both combined.
+
+    Without `targets` nothing but `Listing.ranges` without `linear` can be asked; of one dimension it is made much faster then.
+    """
     inner = None if nested is None else NestedSpace(memory, nested, limits=limits, progress=progress)
-    return AddressSpace(memory, state, inner, limits=limits, progress=progress).listing()
+    return AddressSpace(memory, state, inner, limits=limits, progress=progress, targets=targets).listing()

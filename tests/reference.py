@@ -1,5 +1,6 @@
 """The command reference, made from the registry: `python -m tests.reference` writes docs/commands.md, the table in the README and
-the outputs that `help` shows (introspect/commands/examples.json), all from one run of the demo hypervisor.
+the outputs that `help` shows (introspect/commands/examples.json), all from one run of the demo hypervisor, and the names that the
+module on gdb's side registers (vmdbg/gdbside.json).
 
 A run depends on its image alone, so tests/test_reference.py can compare: where the compiler makes the same image, to the letter.
 """
@@ -28,6 +29,7 @@ TIME = 7_600_000
 """Guest time at which the examples look: all five guests have run, and the one that strays has done so."""
 GUESTS = {2: "guest64", 5: "gueststray"}
 OUTPUTS = TOP / "introspect/commands/examples.json"
+GDB_COMMANDS = TOP / "vmdbg/gdbside.json"
 PAGE = TOP / "docs/commands.md"
 README = TOP / "README.md"
 HEAD = "| command | what it does |"
@@ -70,6 +72,14 @@ def outputs(commands: Monitor) -> dict[str, str]:
         for line in command.examples:
             found[line] = shortened(commands.registry.answer(commands, line)[0]) if not line.startswith("help") else ""
     return {line: text for line, text in found.items() if text}
+
+
+def gdb_commands(commands: Monitor) -> dict[str, list[list[str]]]:
+    """What the module on gdb's side registers: names, synopses and summaries by the first word of the name."""
+    found: dict[str, list[list[str]]] = {}
+    for command in commands.registry.commands.values():
+        found.setdefault(command.name.split()[0], []).append([command.name, command.synopsis, command.summary])
+    return found
 
 
 def table(commands: Monitor) -> str:
@@ -123,6 +133,7 @@ def main() -> None:
     with monitor() as commands:
         shown = outputs(commands)
         OUTPUTS.write_text(json.dumps(shown, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        GDB_COMMANDS.write_text(json.dumps(gdb_commands(commands), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         example_outputs.cache_clear()
         PAGE.write_text(page(commands, shown), encoding="utf-8")
         README.write_text(readme(commands), encoding="utf-8")

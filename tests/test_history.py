@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from introspect.exits import ExitCode
-from vmdbg.history import HOST, History, KnownGuest, Vcpu
+from vmdbg.history import FEW_EXITS, FEW_TRIPS, HOST, MANY, History, KnownGuest, Vcpu
 from vmdbg.svm.ring import Record
 
 
@@ -14,7 +14,7 @@ class Told(History):
 
     def exit(self, guest: KnownGuest, code: ExitCode, cpu: int = 0) -> None:
         self.total.value += 1
-        guest.ring.add(Record(self.total.value, cpu, code=code))
+        guest.ring.add(*Record(self.total.value, cpu, code=code))
 
     def first_run(self, cpu: int = 0) -> KnownGuest:
         guest = self._new_guest(self._behalf(cpu))
@@ -70,3 +70,15 @@ def test_corrections(history: Told) -> None:
     history.merge(d, c)
     assert (history.parent(d), len(d.vcpus), c.gone) == (HOST, 2, True)
     assert history.split(0x1000 * c.number).parent == HOST
+
+
+def test_guests_without_end(history: Told) -> None:
+    """What is remembered of each is less, once there are many: memory is bounded by what is asked for of the first."""
+    history.capacity, history.trips = 4096, 16
+    guests = [history.first_run() for _ in range(MANY + 2)]
+    assert [(guest.ring.capacity, guest.images.capacity if guest.images is not None else 0) for guest in guests[-3:]] == [
+        (4096, 32), (FEW_EXITS, 2 * FEW_TRIPS), (FEW_EXITS, 2 * FEW_TRIPS),
+    ]  # fmt: skip
+    for _ in range(FEW_EXITS + 9):
+        history.exit(guests[-1], ExitCode.CPUID)
+    assert [record.number for record in guests[-1].exits] == list(range(10, FEW_EXITS + 10))

@@ -97,7 +97,7 @@ def test_wheel_has_every_module_and_nothing_else(wheel: list[str]) -> None:
 
 
 def test_wheel_has_what_gdb_loads(wheel: list[str]) -> None:
-    assert str(MODULE.relative_to(TOP)) in wheel
+    assert {str(MODULE.relative_to(TOP)), str(MODULE.with_suffix(".json").relative_to(TOP))} <= set(wheel)
 
 
 def test_source_distribution_builds_what_is_built_in_a_checkout(tmp_path: Path) -> None:

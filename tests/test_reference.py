@@ -43,6 +43,10 @@ def test_the_readme_lists_every_command(commands: Monitor) -> None:
     assert reference.README.read_text(encoding="utf-8") == reference.readme(commands), AGAIN
 
 
+def test_gdb_has_every_command(commands: Monitor) -> None:
+    assert json.loads(reference.GDB_COMMANDS.read_text(encoding="utf-8")) == reference.gdb_commands(commands), AGAIN
+
+
 def test_results_are_json(commands: Monitor) -> None:
     for command in commands.registry.commands.values():
         for line in command.examples:

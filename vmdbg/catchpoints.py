@@ -37,7 +37,7 @@ from vmdbg.scopes import ThreadScope
 from vmdbg.svm import world
 
 if TYPE_CHECKING:
-    from vmdbg.cpu.decode import Instruction
+    from introspect.decode import Instruction
     from vmdbg.registers import Registers
     from vmdbg.svm.guest import Guest
 

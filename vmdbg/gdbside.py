@@ -8,46 +8,41 @@ gdb's own Python and imports nothing but gdb. All it knows it has from `monitor`
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 import gdb
 
 _MASK = (1 << 64) - 1
 
-_THIN = {
-    "exits": "Show the last N (20) #VMEXITs of one guest or of all: exits [GUEST] [N]",
-    "intercepts": "List what a guest's VMCB intercepts: intercepts [GUEST|PA]",
-    "iopm": "List the ports that a guest's I/O permission map intercepts: iopm [GUEST|PA]",
-    "msrpm": "List the MSRs that a guest's MSR permission map intercepts: msrpm [GUEST|PA]",
-    "avic": "Show a guest's virtual APIC: avic [GUEST|PA]",
-    "vmrun": "Say why VMRUN refuses a VMCB: vmrun why [GUEST|PA]",
-    "rules": "List the consistency rules of VMRUN.",
-    "why": "Say why VMRUN failed, a guest shut down, or the processor refused something.",
-    "stop-on": "Stop at the next #VMEXIT with this code, or at what a hypervisor does wrong: stop-on vmexit CODE [GUEST] ...",
-    "guest": "Correct the guess which VMCBs are one guest, and whose: guest name|merge|split|parent N ...",
-}
-"""Commands that are monitor's, word for word."""
+_NAMES = "gdbside.json"
+"""Beside this file: monitor's commands by their first words, with what gdb's `help` shows of them. The command reference
+makes it (`python -m tests.reference`)."""
 
 
-def _ask(line: str) -> dict[str, Any]:
-    """What monitor answers to a line on behalf of the selected thread: "text", and "data" as its JSON has it."""
+def _monitor(how: str, line: str) -> Any:
+    """What monitor answers, as JSON, to a line on behalf of the selected thread."""
     thread = gdb.selected_thread()
     pid, tid, _ = thread.ptid if thread is not None else (gdb.selected_inferior().pid, 0, 0)
     try:
-        printed = gdb.execute(f"monitor --json {pid}.{tid} {line}", to_string=True)
-        answer: dict[str, Any] = json.loads(_plain(printed))
+        return json.loads(_plain(gdb.execute(f"monitor {how} {pid}.{tid} {line}", to_string=True)))
     except gdb.error as error:
         raise gdb.GdbError(f"{error} (is gdb connected to vmdbg?)") from None
     except ValueError:
         raise gdb.GdbError("what gdb is connected to is no vmdbg, or one of another version") from None
+
+
+def _ask(line: str) -> dict[str, Any]:
+    """What a command gives: "text", and "data" as its JSON has it."""
+    answer: dict[str, Any] = _monitor("--json", line)
     if "error" in answer:
         raise gdb.GdbError(answer["error"])
     return answer
 
 
 def _plain(printed: str) -> str:
-    """What the stub printed. Under its machine interface gdb 18 gives it quoted, a record for each piece."""
-    if not printed.startswith('@"'):
+    """What the stub, or gdb itself, printed. Under its machine interface gdb 18 gives it quoted, a record for each piece."""
+    if printed[:2] not in ('@"', '~"'):
         return printed
     return "".join(record[2:-1].encode("ascii").decode("unicode_escape") for record in printed.splitlines())
 
@@ -89,6 +84,20 @@ def _complete(words: list[str], word: str | None) -> list[str]:
     return [] if word is None else [one for one in words if one.startswith(word)]
 
 
+def _completions(line: str, word: str | None) -> list[str]:
+    """What monitor says may stand where a line ends. Its words end at spaces alone, gdb's also at : - and others: what stands
+    before `word` in monitor's is left out."""
+    if word is None:
+        return []
+    try:
+        found = _monitor("--complete", json.dumps(line))  # quoted, since gdb cuts spaces at the end
+    except gdb.GdbError:
+        return []
+    whole = "" if line[-1:].isspace() else line.split()[-1]
+    before = len(whole) - len(word)
+    return [one[before:] for one in found if isinstance(one, str) and one[before:].startswith(word)] if before >= 0 else []
+
+
 class _Command(gdb.Command):
     """A command; its documentation is what gdb's `help` shows."""
 
@@ -99,21 +108,13 @@ class _Command(gdb.Command):
 
 
 class Thin(_Command):
-    """A command that is monitor's."""
+    """A command that is monitor's, word for word."""
 
     def invoke(self, argument: str, from_tty: bool) -> None:
         _show(f"{self.name} {argument}")
 
     def complete(self, text: str, word: str | None) -> list[str]:
-        return _complete(_guests(), word)
-
-
-class Guests(_Command):
-    def __init__(self) -> None:
-        super().__init__("guests", "List the guests: ASID, nCR3, paging mode, VMCBs. * marks the selected one.")
-
-    def invoke(self, argument: str, from_tty: bool) -> None:
-        _show(f"guests {argument}")
+        return _completions(f"{self.name} {text}", word)
 
 
 class Walk(_Command):
@@ -151,6 +152,9 @@ class Vmcb(_Command):
 
     def invoke(self, argument: str, from_tty: bool) -> None:
         words = gdb.string_to_argv(argument)
+        if words and f"vmcb {words[0]}" in _further("vmcb"):
+            _show(f"vmcb {argument}")
+            return
         which: list[str] = []
         if words and words[0] in _guests():
             which.append(words.pop(0))
@@ -171,7 +175,10 @@ class Vmcb(_Command):
             gdb.write(f"{field['name']:{width}}  {field['value']:#x}  {field['meaning']}".rstrip() + "\n")
 
     def complete(self, text: str, word: str | None) -> list[str]:
-        return _complete([*_guests(), *_fields()], word)
+        if any(f"vmcb {text}".startswith(f"{name} ") for name in _further("vmcb")):
+            return _completions(f"vmcb {text}", word)
+        more = [name.split()[1] for name in _further("vmcb")]
+        return _complete([*_guests(), *_fields(), *more], word)
 
 
 def _physical(expression: str) -> str:
@@ -230,11 +237,46 @@ class VmcbFunction(gdb.Function):
         return gdb.Value(fields[name]["value"]).cast(gdb.lookup_type("unsigned long long"))
 
 
+def _documented() -> dict[str, list[list[str]]]:
+    """Monitor's commands by their first word: of each its name, synopsis and summary."""
+    try:
+        with open(os.path.join(os.path.dirname(__file__), _NAMES), encoding="utf-8") as file:
+            found: dict[str, list[list[str]]] = json.load(file)
+    except (OSError, ValueError, NameError):  # this file was copied away from it
+        return {"guests": [["guests", "guests", "List the guests."]]}
+    return found
+
+
+_DOCUMENTED = _documented()
+
+
+def _further(word: str) -> list[str]:
+    """Monitor's commands of two words that begin with this one."""
+    return [name for name, *_ in _DOCUMENTED.get(word, []) if " " in name]
+
+
+def _taken(name: str) -> bool:
+    """Whether gdb itself has a command of just this name."""
+    ours: set[str] = gdb.__dict__.setdefault("_vmdbg_commands", set())
+    if name in ours:
+        return False
+    if name in _plain(gdb.execute(f"complete {name}", to_string=True)).split("\n"):
+        return True
+    ours.add(name)
+    return False
+
+
 def load() -> None:
-    """Register everything; loaded twice it only takes the place of itself."""
-    for name, documentation in _THIN.items():
-        Thin(name, documentation)
-    for command in (Guests, Walk, Vmcb, Space):
+    """Register everything; loaded twice it only takes the place of itself.
+
+    All of monitor's commands but those whose names gdb has itself (x, print, bt, search, dump, load, ...): they stay
+    behind `monitor`.
+    """
+    special = {"walk": Walk, "vmcb": Vmcb, "space": Space}
+    for name, commands in _DOCUMENTED.items():
+        if name not in special and not _taken(name):
+            Thin(name, "\n".join(f"{summary}\n{synopsis}" for _, synopsis, summary in commands))
+    for command in special.values():
         command()
     GuestFunction()
     VmcbFunction()

@@ -15,7 +15,7 @@ from introspect.vmcb import VMCB
 from vmdbg.cpu.core import Notice
 from vmdbg.engine import layout
 from vmdbg.svm.images import DEFAULT_TRIPS, Images
-from vmdbg.svm.ring import BITS, DEFAULT_EXITS, Record, Ring, form, is_instruction
+from vmdbg.svm.ring import BITS, DEFAULT_EXITS, FORM, INSTRUCTIONS, Record, Ring
 
 if TYPE_CHECKING:
     from vmdbg.cpu.core import Cpu
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 HOST = 1
 """The hypervisor's number, as gdb numbers inferiors: the guests' begin behind it."""
-VMCB_SIZE = PAGE = 4096
+VMCB_SIZE = 4096
+MANY, FEW_EXITS, FEW_TRIPS = 64, 256, 2
+"""Guests behind so many ever were have shorter memories: a hypervisor may make as many as it likes."""
 _Q_RAX, _Q_RCX = layout.REGS // 8, layout.REGS // 8 + 1
 
 
@@ -144,8 +146,9 @@ class History:
     def keep_images(self, trips: int) -> None:
         """Keep each VMCB as it is at VMRUN and #VMEXIT, for the last so many of each guest; 0: no more."""
         self.trips = trips
-        for guest in self.guests.values():
-            guest.images = Images(trips) if trips and not guest.gone else None
+        for place, guest in enumerate(self.guests.values()):
+            kept = trips if place < MANY else min(trips, FEW_TRIPS)
+            guest.images = Images(kept) if kept and not guest.gone else None
         for vmcb in self.by_vmcb:
             self.unused(vmcb)
 
@@ -192,8 +195,10 @@ class History:
         self.adopt(next(sharing, None) or self._new_guest(self._behalf(cpu.index)), vcpu)
 
     def _new_guest(self, parent: int) -> KnownGuest:
-        images = Images(self.trips) if self.trips else None
-        guest = KnownGuest(self._next, f"guest {self._next}", Ring(self.capacity), images, parent=parent)
+        many = len(self.guests) >= MANY
+        exits, trips = (min(self.capacity, FEW_EXITS), min(self.trips, FEW_TRIPS)) if many else (self.capacity, self.trips)
+        images = Images(trips) if trips else None
+        guest = KnownGuest(self._next, f"guest {self._next}", Ring(exits), images, parent=parent)
         self.guests[self._next] = guest
         self._next += 1
         return guest
@@ -307,28 +312,21 @@ class History:
         ctypes.memmove(vcpu.registers, cpu.state.address + layout.REGS, 128)
         self.total.value = number = self.total.value + 1
         crossing, q = cpu.crossing, cpu.state.q
-        code_bytes = _instruction(cpu, code, intinfo)
-        record = Record(
+        insn = cpu.stopped_at() if code in INSTRUCTIONS and not intinfo else b""
+        values = (
             number, cpu.index, guest.vmcb, cpu.engine.clock.now, rip, code, info1, info2, intinfo, crossing.host_rip,
-            crossing.entered, 0, q[_Q_RAX], q[_Q_RCX], code_bytes, form(len(code_bytes), cpu.bits),
+            crossing.entered, 0, q[_Q_RAX], q[_Q_RCX], insn, FORM[cpu.bits] | len(insn),
         )  # fmt: skip
-        crossing.leave(owner.ring.add(record), number)
+        crossing.leave(owner.ring.add(*values), number)
         if self.witness is not None:
             self.witness.leaves(cpu, guest, number, code)
         if self.trace is not None:
-            self.trace.write(_told(owner.number, record).line() + "\n")
+            self.trace.write(_told(owner.number, Record(*values)).line() + "\n")
 
     def left(self, cpu: Cpu, guest: Guest, rip: int) -> None:
         images = self.by_vmcb[guest.vmcb][0].images
         if images is not None:
             images.add(guest.vmcb, cpu.engine.clock.now, cpu.crossing.last_number, rip, guest.view)
-
-
-def _instruction(cpu: Cpu, code: int, intinfo: int) -> bytes:
-    """The bytes at RIP, as far as their page goes, if the exit comes before that instruction."""
-    if not is_instruction(code) or intinfo:
-        return b""
-    return (cpu.engine.code() or cpu.fetch())[: PAGE - cpu.state.linear_rip % PAGE]
 
 
 def _told(guest: int, r: Record) -> ExitRecord:

@@ -76,12 +76,8 @@ class Holds:
 
     def _needed(self) -> set[int]:
         """The hypervisors of guests that step."""
-        history, found = self.inferiors.history, set()
-        for pid in {thread.pid for thread in self._stepping() if self.inferiors.alive(thread.pid)}:
-            while pid != HOST:
-                pid = history.parent(history.guests[pid])
-                found.add(pid)
-        return found
+        stepping = {thread.pid for thread in self._stepping() if self.inferiors.alive(thread.pid)}
+        return {above for pid in stepping for above in self.inferiors.above(pid)}
 
     def move(self) -> bool:
         """Whether any CPU executes, or waits for what lets it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from gdbstub.target import Inferior, TargetError, Thread, ThreadId
@@ -49,6 +49,12 @@ class Inferiors:
 
     def alive(self, pid: int) -> bool:
         return pid == HOST or (pid in self.history.guests and not self.history.guests[pid].gone)
+
+    def above(self, pid: int) -> Iterator[int]:
+        """The hypervisors of an inferior: its own, that one's, and so on."""
+        while pid != HOST:
+            pid = self.history.parent(self.history.guests[pid])
+            yield pid
 
     def threads(self, pid: int) -> Sequence[Thread]:
         if pid == HOST:

@@ -7,30 +7,44 @@ from typing import TYPE_CHECKING
 
 from gdbstub.target import ThreadId
 from introspect.commands import ExitRecord, GuestView, HostView
+from introspect.commands.subject import MapRange
 from introspect.exits import ExitCode
+from introspect.interception import OPTIONAL
 from introspect.leaks import Leak
+from introspect.msrs import MSRS
 from introspect.paging import NestedTranslation, PagingState, nested_translate
+from introspect.processor_state import ProcessorState
+from introspect.registers import CR4
 from introspect.rules import Processor as RuleProcessor
 from introspect.sources import Memory
 from introspect.symbols import Symbols
 from introspect.vmcb import VMCB
 from vmdbg.contexts import GENERAL, Context, LiveContext, SavedContext
+from vmdbg.cpu.processor import Processor
 from vmdbg.history import HOST, KnownGuest
 from vmdbg.leakwatch import LeakWatch
+from vmdbg.machine import Machine
 from vmdbg.platform.clock import TICKS_PER_SECOND
+from vmdbg.platform.cpuid import Dynamic, cpuid
+from vmdbg.platform.msrs import COUNTERS, EFER, TSC, TSC_RATIO
+from vmdbg.platform_commands import physical_map
+from vmdbg.processor_view import hidden_registers, processor_state
 from vmdbg.registers import SYSTEM
 from vmdbg.scopes import MachineNames, ThreadScope
-from vmdbg.svm import world
 
 if TYPE_CHECKING:
     from vmdbg.debugger import Debugger
 
 _NAMES = {
     "rflags": "eflags", "kernel_gs_base": "k_gs_base", "fs.base": "fs_base", "gs.base": "gs_base",
+    "gif": "gif", "vmcb_pa": "vmcb_pa",
     **{f"{name}.selector": name for name in ("es", "cs", "ss", "ds", "fs", "gs")},
     **{register.field or register.name: register.name for register in SYSTEM.values()},
 }  # fmt: skip
 """gdb's names of registers, by those of the VMCB's fields."""
+_MASK = (1 << 64) - 1
+_REMEMBERED = 16
+"""Threads whose registers are kept at a resume at most."""
 
 _LOADERS = ("the boot area", "the multiboot information", "the initrd")
 """Parts of an image that its kernel only reads, once."""
@@ -44,6 +58,15 @@ def _rip(context: Context) -> int:
     return context.cpu.state.rip
 
 
+def known_processor(machine: Machine, cr0: int, cr4: int, efer: int) -> RuleProcessor:
+    """A machine's processor, whose hypervisor has these registers."""
+    cpu, cpuid = machine.cpus[0], machine.cpuid
+    return RuleProcessor(
+        cpuid.physical_bits, cpuid.svm_features, cr0, cr4, efer, cr4_valid=cpu.cr4_valid,
+        efer_valid=cpu.msrs.table[EFER].writable, absent=OPTIONAL - cpuid.features, counters=COUNTERS,
+    )  # fmt: skip
+
+
 class MachineContext:
     """The machine of a `Debugger`.  Implements `introspect.commands.Context`."""
 
@@ -51,19 +74,14 @@ class MachineContext:
         self.debugger = debugger
         self.thread = ThreadId(1, 1)
         """The one that a command means if none is named."""
-        self._seen: dict[int, tuple[int, Mapping[str, int], Mapping[str, int]]] = {}
-        """Registers of inferiors, when somebody looked last: at what time, what they were, and at an earlier time."""
+        self._before: dict[ThreadId, Mapping[str, int]] = {}
+        """Registers at the last resume, of the threads that somebody has asked about."""
+        self._asked: set[ThreadId] = set()
 
     @property
     def now(self) -> int:
+        """Guest time in ticks."""
         return self.debugger.machine.clock.now
-
-    def before(self, number: int) -> Mapping[str, int]:
-        now, (time, last, earlier) = self.now, self._seen.get(number, (-1, {}, {}))
-        if time != now:
-            earlier = last
-            self._seen[number] = now, self.registers(number), earlier
-        return earlier
 
     @property
     def ticks_per_second(self) -> int:
@@ -93,7 +111,7 @@ class MachineContext:
     @property
     def processor(self) -> RuleProcessor:
         cr0, _, cr4, efer = self._host
-        return RuleProcessor(self.debugger.machine.config.physical_bits, world.FEATURES, cr0, cr4, efer)
+        return known_processor(self.debugger.machine, cr0, cr4, efer)
 
     @property
     def host(self) -> HostView:
@@ -140,6 +158,75 @@ class MachineContext:
         found["rip"] = _rip(context)
         found["cpl"] = context.paging().cpl
         return {name: value for name, value in found.items() if value is not None}
+
+    def registers_before(self, number: int) -> Mapping[str, int] | None:
+        """Those that the thread had when something was resumed last; None until `registers` has been asked for once."""
+        thread = self.thread_of(number)
+        if not self._asked:
+            self.debugger.running.on_resume = self._remember
+        self._asked.add(thread)
+        return self._before.get(thread)
+
+    def _remember(self) -> None:
+        alive = [thread for thread in self._asked if self.debugger.who.alive(thread.pid)]
+        self._asked = set(alive[-_REMEMBERED:])
+        self._before = {thread: self._registers(thread) for thread in self._asked}
+
+    def physical_map(self) -> Sequence[MapRange]:
+        return physical_map(self.debugger.machine)
+
+    def msrs(self, number: int) -> Mapping[int, int]:
+        """All that RDMSR would read, with what a VMCB keeps of a guest that is not on a processor."""
+        thread = self.thread_of(number)
+        context = self.debugger.context(thread)
+        assert isinstance(context, LiveContext | SavedContext)
+        cpu = context.cpu
+        found = {n: cpu.msrs.read(n, cpu) for n, msr in cpu.msrs.table.items() if "r" in msr.access}
+        if isinstance(context, LiveContext):
+            return found
+        names = {**_NAMES, "efer": "efer"}
+        kept = {msr.number: self.debugger.registers.read(thread, names[msr.field]) for msr in MSRS.values() if msr.field in names}
+        found |= {n: value for n, value in kept.items() if value is not None and n in found}
+        found[TSC] = self._tsc(context)
+        return found
+
+    @staticmethod
+    def _tsc(context: SavedContext) -> int:
+        """The time stamp counter as a thread that is not on a processor would read it."""
+        cpu = context.cpu
+        value = cpu.engine.clock.now + cpu.tsc_offset & _MASK
+        if context.vcpu is not None:
+            value = (value * cpu.msrs.values[TSC_RATIO] >> 32) + VMCB.read(context.view, "tsc_offset")
+        return value & _MASK
+
+    def cpuid(self, number: int, leaf: int, subleaf: int) -> tuple[int, int, int, int]:
+        """What the processor would return, whatever its hypervisor intercepts."""
+        context = self.debugger.context(self.thread_of(number))
+        assert isinstance(context, LiveContext | SavedContext)
+        cpu = context.cpu
+        dynamic = Dynamic(bool((context.read("cr4") or 0) & CR4.OSXSAVE), cpu.lapic.enabled)
+        found = cpuid(self.debugger.machine.cpuid, cpu.index, leaf, subleaf, dynamic)
+        return found.eax, found.ebx, found.ecx, found.edx
+
+    def _cpu_of(self, vmcb: int | None) -> Processor:
+        """The CPU that the guest of a VMCB is on or was on last; the hypervisor's that is meant."""
+        cpus = self.debugger.machine.cpus
+        if vmcb is None:
+            index = self.thread.tid - 1 if self.thread.pid == HOST else 0
+            return cpus[min(index, len(cpus) - 1)]
+        for cpu in cpus:
+            if cpu.guest is not None and cpu.guest.vmcb == vmcb:
+                return cpu
+        return next((cpu for cpu in cpus if self.debugger.history.last_vmcb(cpu.index) == vmcb), cpus[0])
+
+    def processor_state(self, vmcb: int | None) -> ProcessorState:
+        """Implements `introspect.commands.live.Live`."""
+        return processor_state(self._cpu_of(vmcb), self.debugger.machine.pic)
+
+    def hidden_registers(self, vmcb: int) -> Mapping[str, int]:
+        """Likewise."""
+        cpu = self._cpu_of(vmcb)
+        return hidden_registers(cpu, in_guest=cpu.guest is not None and cpu.guest.vmcb == vmcb)
 
     def symbols(self, number: int) -> Symbols | None:
         executables = self.debugger.executables

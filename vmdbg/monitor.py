@@ -16,8 +16,8 @@ from vmdbg.catching import Catch
 from vmdbg.cpu.core import Notice
 from vmdbg.inferior_commands import InferiorCommands, as_number
 from vmdbg.machine_context import MachineContext
+from vmdbg.platform_commands import PlatformCommands
 from vmdbg.points import PointCommands
-from vmdbg.registering import ShowRegisters
 from vmdbg.results import Text
 from vmdbg.running_commands import RunningCommands
 from vmdbg.switch_commands import SwitchCommands
@@ -61,7 +61,7 @@ class Monitor(MachineContext):
         ):  # fmt: skip
             self.registry.add(command)
         self.catch = Catch(debugger)
-        for command in (*self.catch.commands, *ShowRegisters(debugger).commands, *SwitchCommands(self).commands):
+        for command in (*self.catch.commands, *PlatformCommands(debugger).commands, *SwitchCommands(self).commands):
             self.registry.add(command)
 
     def run(self, line: str, write: Callable[[str], object], thread: ThreadId) -> None:
@@ -104,7 +104,12 @@ class Monitor(MachineContext):
         return json.dumps({"text": result.text(), "data": result.json(), "status": exit_status(result)})
 
     def _complete(self, line: str) -> str:
-        """What the last word of a line may become."""
+        """What the last word of a line may become. It may be quoted as JSON: clients cut spaces at its end."""
+        if line.startswith('"'):
+            try:
+                line = str(json.loads(line))
+            except ValueError:
+                return json.dumps([])
         prefix = line[self.registry.complete(self, line).start :]
         words = [one.text for one in self.registry.complete(self, line).candidates if one.text.startswith(prefix)]
         return json.dumps(words)
@@ -122,11 +127,10 @@ class Monitor(MachineContext):
         return json.dumps({"owner": where.owner.number, "space": str(where.space), "offset": where.offset})
 
     def _symbol(self, line: str) -> str:
-        """What lies at a linear address of an inferior, and where that begins."""
+        """What lies at a linear address of an inferior."""
         symbols, address = self.symbols(self.thread.pid), parse_number(line)
-        found = symbols.at(address) if symbols is not None and address is not None else None
         name = symbols.name(address) if symbols is not None and address is not None else ""
-        return json.dumps({"name": name, "start": found[0].address if found is not None else None})
+        return json.dumps({"name": name})
 
     # Commands of the machine
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -50,6 +50,9 @@ LOOKS = 32
 _INTERRUPTS = frozenset((ExitCode.INTR, ExitCode.NMI, ExitCode.SMI, ExitCode.INIT, ExitCode.VINTR))
 """Exits that no instruction of the guest has caused."""
 
+_NOT_YET = frozenset((Event.WATCHED, Event.PAUSED))
+"""What comes of a step whose instruction is still to be executed."""
+
 
 class Running:
     """One machine between two resumes: the half of a target that `resume`, `run_slice` and `halt` are.
@@ -76,6 +79,8 @@ class Running:
         """Stop at the first instruction of a guest behind the next VMRUN."""
         self.wanted_guest: int | None = None
         """The guest that is meant; None: any."""
+        self.on_resume: Callable[[], None] = lambda: None
+        """Called before the client's threads go on."""
         self.last_stop: Stop | None = None
         self.ended = False
         """The machine is at its end, and the client has been told or needs not be."""
@@ -106,6 +111,7 @@ class Running:
         self._start(actions)
 
     def _start(self, actions: Mapping[ThreadId, Action]) -> None:
+        self.on_resume()
         for thread, action in actions.items():
             if action.step:
                 self._steppings[thread] = Stepping(thread, action, self._place(self.inferiors.context(thread)))
@@ -274,7 +280,7 @@ class Running:
             stepping.back = here if stays else None
             if stays:
                 self._arm()
-        elif outcome != Event.WATCHED:
+        elif outcome not in _NOT_YET:
             stepping.executed |= stays or thread.pid == HOST
         event = self._happened(outcome)
         if event is None and stays and stepping.back is None and stepping.ends_at(cpu.state.linear_rip):
@@ -302,7 +308,7 @@ class Running:
 
     def _stepped(self, cpu: Processor, thread: ThreadId, outcome: Event) -> None:
         """Collect if a thread that does at each step has executed an instruction; one that its hypervisor executes is none."""
-        done = outcome not in (Event.INTERRUPTED, Event.WATCHED)
+        done = outcome != Event.INTERRUPTED and outcome not in _NOT_YET
         if thread in self.trace.stepping and done and (thread.pid == HOST or self.inferiors.thread_on(cpu) == thread):
             self.trace.stepped(thread)
 
@@ -323,7 +329,7 @@ class Running:
             self._on_exit(cpu, thread, code)
 
     def _on_entry(self, cpu: Processor, guest: Guest, thread: ThreadId) -> None:
-        vcpu = self.history.by_vmcb[guest.vmcb][1]
+        vcpu, host = self.history.by_vmcb[guest.vmcb][1], ThreadId(HOST, cpu.index + 1)
         if self.arrivals.pending or self.holds.stops(thread) or thread in self.trace.stepping:
             cpu.pause = True
             cpu.hold = self.holds.of(cpu)
@@ -337,13 +343,25 @@ class Running:
             cpu.pause = True
         if self.into_guest and self.resumed.awaited and self.wanted_guest in (None, thread.pid):
             self.into_guest = False
-            self._steppings.pop(ThreadId(HOST, cpu.index + 1), None)
-            number = thread.pid
-            text = "" if self.resumed.acts(thread) else (
+            self._stop_in_guest(cpu, thread)
+        elif self.holds.stops(thread):
+            # A step into it is done: gdb holds all other threads while it steps one off a breakpoint, and would wait for ever.
+            above = set(self.inferiors.above(thread.pid))
+            self._events += [Stop(t) for t in self._steppings if t == host or t.pid in above - {HOST}]
+
+    def _stop_in_guest(self, cpu: Processor, thread: ThreadId) -> None:
+        """Stop at a guest's first instruction: its thread, or where that does not run for the client, its hypervisor's."""
+        host, number = ThreadId(HOST, cpu.index + 1), thread.pid
+        told, text = self.resumed.reported(thread), ""
+        if not self.holds.active:
+            self._steppings.pop(host, None)
+        if not self.resumed.acts(thread):
+            told = self.resumed.reported(host)
+            text = ", which stands still" if thread in self.holds else (
                 f": it does not run for gdb. `attach {number}` in a new inferior, or resume it, too (schedule-multiple)"
             )  # fmt: skip
-            self._exit_stop = Stop(self.resumed.reported(thread), text=f"[VMRUN has entered guest {number}{text}]")
-            self._entering = cpu.pause = True
+        self._exit_stop = Stop(told, text=f"[VMRUN has entered guest {number}{text}]")
+        self._entering = cpu.pause = True
 
     def _on_exit(self, cpu: Processor, thread: ThreadId, code: int) -> None:
         owner, host = self.history.guests[thread.pid], ThreadId(HOST, cpu.index + 1)
@@ -358,7 +376,11 @@ class Running:
             left = f"VMRUN has entered {owner.name}, which left at once by #VMEXIT {exit_name(code)}"
             self._stop_behind_exit(cpu, host, f"[{refused if code == ExitCode.INVALID else left}]")
         elif self._follows(thread, code):
-            self._stop_behind_exit(cpu, host, f"[the step has left {owner.name} by #VMEXIT {exit_name(code)}]")
+            told = host
+            if self.holds.active:  # one by one, the step is over for its thread, too: for that alone if the host is not let run
+                told = host if self.resumed.acts(host) else thread
+                self._events += [Stop(thread)] if told == host else []
+            self._stop_behind_exit(cpu, told, f"[the step has left {owner.name} by #VMEXIT {exit_name(code)}]")
 
     def _follows(self, thread: ThreadId, code: int) -> bool:
         """Whether a step that leaves its guest so is to end in the hypervisor."""
@@ -367,7 +389,7 @@ class Running:
         return self.resumed.manner.follow_host and wanted and stepping is not None and stepping.back is None
 
     def _stop_behind_exit(self, cpu: Processor, thread: ThreadId, text: str) -> None:
-        """Stop at the hypervisor's first instruction behind VMRUN."""
+        """Stop at the hypervisor's first instruction behind VMRUN, and say so of this thread."""
         self._exit_stop = Stop(self.resumed.reported(thread), text=text)
         cpu.pause = True
 

@@ -17,6 +17,8 @@ from vmdbg.registers import Registers, description
 
 PAGE = 4096
 _VMCB = "vmcb."
+_SHORT = {"pc": "rip", "sp": "rsp"}
+"""gdb's names for these, whatever the mode."""
 COMMON = frozenset(("guest", "cpu", "time", "cpl"))
 """Facts of every thread: its inferior's number (1 is the hypervisor), its CPU, guest time, its privilege level."""
 _REGISTERS = frozenset(
@@ -34,7 +36,9 @@ class MachineNames:
         self.pid = pid
 
     def variable(self, name: str) -> bool:
-        return name in self.facts or name in _REGISTERS or (name.startswith(_VMCB) and name[len(_VMCB) :] in NAMES)
+        if name.startswith(_VMCB):
+            return name[len(_VMCB) :] in NAMES
+        return name in self.facts or name in _REGISTERS or name in _SHORT
 
     def constant(self, name: str, owner: str | None) -> int | None:
         if owner is not None and owner != HOST_OWNER and not owner.isdecimal():
@@ -44,7 +48,7 @@ class MachineNames:
         return None if path is None else Symbols.load(path, self.executables.offsets.get(pid, 0)).address(name)
 
     def known(self) -> Iterable[str]:
-        return [*self.facts, *_REGISTERS, *(_VMCB + name for name in NAMES)]
+        return [*self.facts, *_REGISTERS, *_SHORT, *(_VMCB + name for name in NAMES)]
 
 
 class ThreadScope:
@@ -66,7 +70,7 @@ class ThreadScope:
                 return self._common(name)
             if name.startswith(_VMCB):
                 return self._field(NAMES[name[len(_VMCB) :]].name)
-            return self.registers.read(self.thread, name)
+            return self.registers.read(self.thread, _SHORT.get(name, name))
         except TargetError:
             return None
 

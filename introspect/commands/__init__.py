@@ -2,16 +2,27 @@
 
 from introspect.commands import (
     avic,
+    backtrace,
+    cpuid,
+    descriptors,
+    disassemble,
+    examine,
     exits,
     files,
     guests,
     leaks,
     mappers,
+    msr,
     permissions,
+    registers,
+    search,
     situation,
+    symbols,
     tables,
     vmcb,
     walk,
+    why_no_irq,
+    would_exit,
 )
 from introspect.commands.context import (
     HOST_NUMBER,
@@ -57,6 +68,15 @@ def default_registry() -> Registry:
     modules = (
         guests,
         situation,
+        registers,
+        descriptors,
+        msr,
+        cpuid,
+        examine,
+        disassemble,
+        backtrace,
+        symbols,
+        search,
         walk,
         tables,
         mappers,
@@ -65,8 +85,10 @@ def default_registry() -> Registry:
         permissions,
         avic,
         leaks,
+        would_exit,
+        why_no_irq,
         files,
-    )  # fmt: skip
+    )
     registry = Registry(command for module in modules for command in module.COMMANDS)
     registry.add(help_command(registry))
     return registry

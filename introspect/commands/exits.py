@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from introspect.commands.context import HOST_NUMBER, CommandError, Context, GuestView, HostView, Result
+from introspect.commands.context import CommandError, Context, Result
 from introspect.commands.parameters import Choice, ExitCodeKind, File, Guest, Number, Parameter, Text
 from introspect.commands.registry import Arguments, Command
 from introspect.commands.render import columns, jsonable
@@ -19,6 +19,7 @@ from introspect.facts import EXIT_FACTS
 from introspect.instruction import instruction
 from introspect.registers import ATTRIB
 from introspect.scope import read_space
+from introspect.symbols import Symbols
 
 __all__ = ["COMMANDS", "Exits", "Histogram", "Written"]
 
@@ -194,9 +195,10 @@ def _chosen(context: Context, arguments: Arguments, *, listed: bool) -> list[Exi
 
 
 def _symbolizer(context: Context) -> Symbolize:
-    known = {number: context.symbols(number) for number in (HOST_NUMBER, *(guest.number for guest in context.guests))}
+    known: dict[int | None, Symbols | None] = {guest.number: context.symbols(guest.number) for guest in context.guests}
+    known[None] = context.symbols(context.host.number)
 
-    def name(number: int, address: int) -> str:
+    def name(number: int | None, address: int) -> str:
         symbols = known.get(number)
         return "" if symbols is None else symbols.name(address)
 
@@ -208,7 +210,7 @@ class _Now:
 
     def __init__(self, context: Context) -> None:
         self.context = context
-        self.who: dict[int, GuestView | HostView] = {HOST_NUMBER: context.host, **{g.number: g for g in context.guests}}
+        self.who = {guest.number: guest for guest in context.guests}
         self.code: dict[int, tuple[int, int]] = {}
         """By inferior: base of CS, and how many bits its code has."""
 
@@ -230,11 +232,11 @@ def _lines(context: Context, records: Sequence[ExitRecord]) -> tuple[Line, ...]:
     symbolize, now = _symbolizer(context), _Now(context)
     lines = []
     for record in records:
-        own = HOST_NUMBER if record.code == ExitCode.INVALID else record.guest
+        own = None if record.code == ExitCode.INVALID else record.guest
         kept = instruction(record.insn, record.rip, record.bits) if record.insn else None
-        text = kept[0] if kept is not None else now(own, record.rip)
+        text = kept[0] if kept is not None else now(own, record.rip) if own is not None else ""
         lines.append(
-            Line(record, symbolize(own, record.rip), symbolize(HOST_NUMBER, record.host_rip), text, kept is None and bool(text))
+            Line(record, symbolize(own, record.rip), symbolize(None, record.host_rip), text, kept is None and bool(text))
         )
     return tuple(lines)
 

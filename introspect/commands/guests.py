@@ -13,6 +13,9 @@ from introspect.exits import exit_name
 __all__ = ["COMMANDS"]
 
 
+_NONE = "No guest has been entered by VMRUN yet."
+
+
 @dataclass(frozen=True, slots=True)
 class Guests:
     guests: tuple[GuestView, ...]
@@ -24,7 +27,7 @@ class Guests:
 
     def text(self) -> str:
         if not self.guests:
-            return "No guest has been entered by VMRUN yet." if self.complete else "No guest is known; `guests --scan` looks for some."
+            return _NONE if self.complete else "No guest is known; `guests --scan` looks for some."
         rows = [("", "guest", "name", "state", "asid", "nCR3", "paging", "last exit", "VMCB")]
         rows += [
             (

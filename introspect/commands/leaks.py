@@ -47,7 +47,8 @@ class Leaks:
             yield "seen: no register with a value of another guest's or of the host's"
         for leak in self.seen or ():
             whose = "the host" if leak.source == HOST_NUMBER else f"guest {leak.source}"
-            yield f"seen: {leak.kind} of {whose} in guest {leak.guest}, {leak.times} times (APM2 {leak.section})"
+            times = f"{leak.times} time{'s' * (leak.times > 1)}"
+            yield f"seen: {leak.kind} of {whose} in guest {leak.guest}, {times} (APM2 {leak.section})"
             yield from (f"  {_evidence(one)}" for one in leak.evidence)
             yield f"  remedy: {leak.remedy}"
         if not self.possible:

@@ -18,7 +18,7 @@ from introspect.scope import locate_space
 
 __all__ = ["COMMANDS", "reverse_map"]
 
-_PAGE = 0x1000
+_UNSEEN = "the tables of {} are not known, or describe too much to be looked at wholly"
 _RANGES = 4
 """Of a finding, as many as one line has room for."""
 
@@ -65,7 +65,7 @@ class WhoMaps:
         if any(sum(one.party == other.party for one in self.mappings) >= self.limit for other in self.mappings):
             yield f"  at most {self.limit} of each set of tables are listed; --limit lists more"
         for name in self.incomplete:
-            yield f"  ? the tables of {name} describe too much to be looked at wholly"
+            yield f"  ? {_UNSEEN.format(name)}"
 
     def json(self) -> object:
         return {
@@ -107,7 +107,7 @@ class Audit:
                 rows.append((finding.severity.word, finding.who, finding.what, size, f"spa {shown}{more}"))
             yield from columns(rows, "  ")
         for name in self.incomplete:
-            yield f"  ? the tables of {name} describe too much to be looked at wholly: nothing is proved of the rest"
+            yield f"  ? {_UNSEEN.format(name)}: nothing is proved of them"
         count = len(self.findings)
         worst = f", the worst {self.findings[0].severity.word}" if self.findings else ""
         yield f"{count or 'no'} finding{'s' * (count != 1)}{worst}, in {self.mappers} sets of tables"
@@ -123,8 +123,9 @@ class Audit:
         }  # fmt: skip
 
 
-def _incomplete(found: ReverseMap) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(mapper.party for mapper in found.mappers if not mapper.complete))
+def _incomplete(context: Context, found: ReverseMap) -> tuple[str, ...]:
+    parties = [mapper.party for mapper in found.mappers if not mapper.complete]
+    return tuple(dict.fromkeys(parties if found.host_known else [str(context.host), *parties]))
 
 
 def _who_maps(context: Context, arguments: Arguments) -> Result:
@@ -137,9 +138,9 @@ def _who_maps(context: Context, arguments: Arguments) -> Result:
         raise CommandError(str(where), "it is not mapped", "`walk` shows why; name a system-physical address")
     found = reverse_map(context, "page tables")
     limit = arguments[_LIMIT]
-    mappings = tuple(found.mappings(spa, spa + 1, limit))
+    mappings = tuple(found.mappings(spa, limit))
     symbols = tuple(_symbol(context, one) for one in mappings)
-    return WhoMaps(spa, tuple(found.owners(spa)), mappings, symbols, limit, _incomplete(found))
+    return WhoMaps(spa, tuple(found.owners(spa)), mappings, symbols, limit, _incomplete(context, found))
 
 
 def _symbol(context: Context, mapping: Mapping) -> str:
@@ -154,7 +155,7 @@ def _isolation(context: Context, arguments: Arguments) -> Result:
     parents = {guest.number: guest.parent for guest in context.guests}
     findings = audit_isolation(found, parents)
     threshold = Severity[arguments[_AT].upper()]
-    return Audit(tuple(findings), threshold, len(found.mappers), _incomplete(found))
+    return Audit(tuple(findings), threshold, len(found.mappers), _incomplete(context, found))
 
 
 _WHERE = Parameter("ADDRESS", Physical(), help="system-physical, unless it says another space, or whose it is")

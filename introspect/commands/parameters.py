@@ -13,8 +13,8 @@ from introspect.symbols import Symbols
 from introspect.vmcb import VMCB
 
 __all__ = [
-    "Address", "Candidate", "Choice", "CommandName", "ExitCodeKind", "Expression", "Field", "File", "Flag", "Guest", "Kind",
-    "Located", "Misfit", "Number", "Owner", "Parameter", "Physical", "Rest", "Symbol", "Text", "parse_number",
+    "Address", "Candidate", "Choice", "CommandName", "ExitCodeKind", "Expression", "Field", "File", "Flag", "Format", "Guest",
+    "Kind", "Layout", "Located", "Misfit", "Number", "Owner", "Parameter", "Physical", "Rest", "Symbol", "Text", "parse_number",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -27,11 +27,11 @@ _FEW = 20_000
 
 
 class Misfit(Exception):
-    """A word is none of this kind: the rule it breaks, and what to do instead."""
+    """A word is none of this kind: the rule it breaks, and what to do instead. `meant`: it was meant to be one all the same."""
 
-    def __init__(self, rule: str, remedy: str = "") -> None:
+    def __init__(self, rule: str, remedy: str = "", meant: bool = False) -> None:
         super().__init__(rule)
-        self.rule, self.remedy = rule, remedy
+        self.rule, self.remedy, self.meant = rule, remedy, meant
 
 
 class Candidate(NamedTuple):
@@ -415,6 +415,41 @@ class ExitCodeKind(_OneWord[int]):
     def complete(self, context: Context, prefix: str) -> Iterable[Candidate]:
         upper = prefix.isupper()
         return (Candidate(code.name if upper else code.name.lower(), f"{code.value:#x}") for code in ExitCode)
+
+
+class Layout(NamedTuple):
+    """What a format asks for: how many, how they are written, of which size. `letter` and `size` are empty where it says
+    nothing."""
+
+    repeat: int = 1
+    letter: str = ""
+    size: str = ""
+
+
+_FORMAT = re.compile(r"/(\d*)([oxdutzcafsibhwg]*)")
+_MAX_COUNT = 1 << 16
+
+
+@dataclass(frozen=True)
+class Format(_OneWord[Layout]):
+    """gdb's /FMT: a count, a letter of `letters` and, where `sizes`, a size of b, h, w and g."""
+
+    letters: str
+    sizes: bool = True
+    noun: str = "a format as gdb's, /8gx"
+
+    def parse(self, context: Context, word: str) -> Layout:
+        found = _FORMAT.fullmatch(word)
+        letters = "".join(one for one in found[2] if one in self.letters) if found else ""
+        sizes = "".join(one for one in found[2] if one in "bhwg" and self.sizes) if found else ""
+        if found is None or len(letters) > 1 or len(sizes) > 1 or len(letters + sizes) != len(found[2]):
+            size = ", and b, h, w or g" if self.sizes else ""
+            rule = f"it must be / with a count, one of {' '.join(self.letters)}{size}"
+            raise Misfit(rule, f"write it as /8g{self.letters[0]}", word.startswith("/"))
+        count = int(found[1] or 1) if len(found[1]) < 8 else _MAX_COUNT + 1
+        if not 0 < count <= _MAX_COUNT:
+            raise Misfit(f"the count must be within 1 and {_MAX_COUNT}", meant=True)
+        return Layout(count, letters, sizes)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,17 @@ from importlib import resources
 from typing import Any, NamedTuple, TypeVar, cast
 
 from introspect.commands.context import CommandError, Context, GuestView, HostView, Result
-from introspect.commands.parameters import Candidate, Flag, Misfit, Parameter, Rest, find_guest, known_guests, parse_number
+from introspect.commands.parameters import (
+    Candidate,
+    Flag,
+    Format,
+    Misfit,
+    Parameter,
+    Rest,
+    find_guest,
+    known_guests,
+    parse_number,
+)
 
 __all__ = [
     "SCHEMA", "Arguments", "Command", "Completion", "Registry", "as_json", "error_json", "example_outputs", "worded",
@@ -40,10 +50,21 @@ class Command:
     """Lines to try; what they gave in a real run is kept beside, see `example_outputs`."""
     usage: str = ""
     """The synopsis of a command with a grammar of its own."""
+    aliases: tuple[str, ...] = ()
+    """Other names that it has."""
 
     @property
     def synopsis(self) -> str:
-        return self.usage or " ".join([self.name, *(parameter.synopsis for parameter in self.parameters)])
+        if self.usage:
+            return self.usage
+        format, rest = (self.parameters[:1], self.parameters[1:]) if self.formatted else ((), self.parameters)
+        name = self.name + "".join(parameter.synopsis for parameter in format)
+        return " ".join([name, *(parameter.synopsis for parameter in rest)])
+
+    @property
+    def formatted(self) -> bool:
+        """Whether the first parameter may stick to the name, as in gdb's x/8gx."""
+        return bool(self.parameters) and isinstance(self.parameters[0].kind, Format)
 
     @property
     def options(self) -> dict[str, Parameter[Any]]:
@@ -115,7 +136,7 @@ class Arguments:
             try:
                 self._values[parameter] = parameter.kind.take(self.context, words)
             except Misfit as misfit:
-                if not parameter.optional:
+                if misfit.meant or not parameter.optional:
                     raise self._misfit(words[0], parameter, misfit) from None
                 skipped.append((parameter, misfit))
         for parameter in self.command.positional:
@@ -228,29 +249,43 @@ class Registry:
 
     def __init__(self, commands: Iterable[Command] = ()) -> None:
         self.commands: dict[str, Command] = {}
+        self.names: dict[str, Command] = {}
+        """The commands by all their names."""
         for command in commands:
             self.add(command)
 
     def add(self, command: Command) -> None:
-        """ValueError if the name is taken."""
-        if command.name in self.commands:
-            raise ValueError(f"there is already a command {command.name!r}; name the new one differently")
+        """ValueError if a name is taken."""
+        for name in (command.name, *command.aliases):
+            if name in self.names:
+                raise ValueError(f"there is already a command {name!r}; name the new one differently")
+            self.names[name] = command
         self.commands[command.name] = command
+
+    def remove(self, name: str) -> None:
+        """A command, by its name, with all its names; nothing if there is none."""
+        command = self.commands.pop(name, None)
+        self.names = {known: other for known, other in self.names.items() if other is not command}
 
     def find(self, words: Sequence[str]) -> tuple[Command, Sequence[str]]:
         """The command that the first words name, and the words after the name."""
+        name, slash, format = words[0].partition("/")
+        if slash and name:
+            command, _ = self.find([name])
+            if command.formatted:
+                return command, [slash + format, *words[1:]]
         for count in (2, 1):
             name = " ".join(words[:count])
-            if len(words) >= count and name in self.commands:
-                return self.commands[name], words[count:]
+            if len(words) >= count and name in self.names:
+                return self.names[name], words[count:]
         for count in (2, 1):
             name = " ".join(words[:count])
-            fitting = [known for known in self.commands if known.startswith(name)]
+            fitting = {command.name: command for known, command in self.names.items() if known.startswith(name)}
             if len(words) >= count and len(fitting) == 1:
-                return self.commands[fitting[0]], words[count:]
+                return next(iter(fitting.values())), words[count:]
             if len(fitting) > 1:
                 raise CommandError(name, "more than one command begins so", f"choose from {', '.join(fitting)}")
-        near = difflib.get_close_matches(words[0], self.commands, n=2, cutoff=0.5)
+        near = difflib.get_close_matches(words[0], self.names, n=2, cutoff=0.5)
         raise CommandError(words[0], "no such command", f"try {' or '.join([*near, 'help'])}")
 
     def _read(self, line: str) -> _Call:
@@ -279,7 +314,7 @@ class Registry:
 
     def call(self, context: Context, name: str, *values: object, **options: object) -> Result:
         """A command from Python: `call(context, "walk", "2:tick", access="w")`. CommandError as for the same line."""
-        command = self.commands.get(name.replace("_", " ")) or self.commands.get(name.replace("_", "-"))
+        command = self.names.get(name.replace("_", " ")) or self.names.get(name.replace("_", "-"))
         if command is None:
             command, _ = self.find([name])
         words = [str(value) for value in values]
@@ -302,7 +337,7 @@ class Registry:
 
     def _candidates(self, context: Context, before: list[str], prefix: str) -> Iterator[Candidate]:
         if not before:
-            for name, command in self.commands.items():
+            for name, command in self.names.items():
                 yield Candidate(name.split()[0], command.summary)
             return
         if len(before) == 1:

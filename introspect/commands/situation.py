@@ -1,23 +1,26 @@
-"""`context` and `where`: an inferior at a glance, and in one line. What the console shows at each stop and below its prompt."""
+"""`context` and `here`: an inferior at a glance, and in one line. What the console shows at each stop and below its prompt."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
-from introspect.code import Instruction, bits_of, instructions
 from introspect.commands.context import Context, ExitRecord, GuestView, HostView, Result
 from introspect.commands.parameters import Choice, Number, Owner, Parameter
 from introspect.commands.registry import Arguments, Command
 from introspect.commands.render import columns, jsonable
+from introspect.commands.subject import Remembers
+from introspect.disassembly import MAX_INSTRUCTION, Instruction, instructions
+from introspect.execution import execution_mode, linear_pc, linear_sp
 from introspect.exits import EVENT, describe_event, describe_exit, exit_name
 from introspect.expression import Space
+from introspect.intercepts import intercepted, words_of
 from introspect.layout import Bits
 from introspect.registers import CR0, CR4, EFER, RFLAGS
 from introspect.scope import read_space
 from introspect.sources import Unreadable
 from introspect.vmcb import VMCB, VMCB_SIZE
 
-__all__ = ["COMMANDS", "SECTIONS", "Moment", "Situation", "Where", "linear", "situation", "where"]
+__all__ = ["COMMANDS", "SECTIONS", "Moment", "Situation", "Where", "situation", "where"]
 
 SECTIONS = ("regs", "code", "stack", "vmcb", "exit")
 _MEANINGS = (
@@ -33,6 +36,8 @@ _SECTIONS_HELP = "of regs, code, stack, vmcb, exit; else all of them"
 _ROWS = {"code": 9, "stack": 8, "exit": 3}
 """Lines of a section, unless the caller has a place of another size for it."""
 _MASK = (1 << 64) - 1
+_FUNCTION = 4096
+"""Bytes of a function that are decoded at most to get from its beginning to the current instruction."""
 _CELL = 25
 _SPOKEN = ("guest_asid", "n_cr3", "v_intr", "int_state", "eventinj", "exitintinfo", "tlb_control", "vmcb_clean")
 """Fields of a VMCB that say what is going on, where they are not 0."""
@@ -40,23 +45,11 @@ _SPOKEN = ("guest_asid", "n_cr3", "v_intr", "int_state", "eventinj", "exitintinf
 
 @runtime_checkable
 class Moment(Protocol):
-    """A context of something that runs: it knows the time, and how registers were when they were looked at before."""
+    """A context of something that runs: it knows the time."""
 
     @property
     def now(self) -> int:
         """Guest time in ticks."""
-
-    def before(self, number: int) -> Mapping[str, int]:
-        """Registers of an inferior at the moment of the last look but this; empty if there was none."""
-
-
-def linear(registers: Mapping[str, int], segment: str, offset: str) -> int | None:
-    """The linear address of rip in cs, or rsp in ss; None where the registers are not known."""
-    value = registers.get(offset)
-    if value is None or bits_of(registers) == 64:
-        return value
-    wide = registers.get(f"{segment}.attrib", 0) & 0x400
-    return (registers.get(f"{segment}.base", 0) + (value if wide else value & 0xFFFF)) & 0xFFFFFFFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +59,7 @@ class Where:
     number: int
     name: str
     mode: str
-    """16-bit, 32-bit, 64-bit, real mode, virtual 8086 mode; empty where that is not known."""
+    """As `introspect.execution` names it; empty where that is not known."""
     paging: str
     """How it pages, and over what."""
     cpl: int | None
@@ -96,15 +89,11 @@ class Where:
 
 def where(context: Context, owner: GuestView | HostView) -> Where:
     registers = context.registers(owner.number)
-    pc, symbols = linear(registers, "cs", "rip"), context.symbols(owner.number)
+    pc, symbols = linear_pc(registers), context.symbols(owner.number)
     guest = owner if isinstance(owner, GuestView) else None
     exits = context.exits(guest.number if guest else None, 1)
     paged = owner.paging.mode if owner.paging.cr0 & CR0.PG else "no paging"
-    mode = f"{bits_of(registers)}-bit" if registers else ""
-    if registers and not registers.get("cr0", 0) & CR0.PE:
-        mode = "real mode"
-    elif registers.get("rflags", 0) & RFLAGS.VM and bits_of(registers) == 16:
-        mode = "virtual 8086 mode"
+    mode = execution_mode(registers).name.replace("64-bit mode", "64-bit") if registers else ""
     named = guest is not None and guest.name != f"guest {guest.number}"
     return Where(
         owner.number,
@@ -149,6 +138,8 @@ class Situation:
     registers: Mapping[str, int]
     changed: tuple[str, ...]
     code: tuple[Instruction, ...]
+    intercepted: Mapping[int, str]
+    """By address: the exit that the guest's VMCB wants of an instruction."""
     stack: tuple[Word, ...]
     word: int
     """Bytes of a word on the stack."""
@@ -186,7 +177,7 @@ class Situation:
     def _registers(self) -> list[str]:
         if not self.registers:
             return []
-        bits = bits_of(self.registers)
+        bits = execution_mode(self.registers).code_bits
         names = [name for name in GENERAL if name in self.registers and (bits == 64 or not name[1:].isdigit())]
         wide = {name: name if bits == 64 else "e" + name[1:] for name in names}
         mask = (1 << max(bits, 32)) - 1
@@ -233,8 +224,10 @@ class Situation:
         return columns(rows)
 
     def _noted(self, one: Instruction) -> str:
-        target = self.symbol(one.target) if one.target is not None else ""
-        return one.text + (f"  <{target}>" if target else "")
+        leads = one.target if one.target is not None else one.memory
+        target = self.symbol(leads) if leads is not None else ""
+        exits = self.intercepted.get(one.address)
+        return one.text + (f"  <{target}>" if target else "") + (f"  ! {exits}" if exits else "")
 
     def _stack(self) -> list[str]:
         rows = []
@@ -276,9 +269,10 @@ def situation(
     """An inferior now. `rows`: how many lines of code, stack and exits, if not the usual ones."""
     lines = {section: rows or usual for section, usual in _ROWS.items()}
     registers, symbols = dict(context.registers(owner.number)), context.symbols(owner.number)
-    before = context.before(owner.number) if isinstance(context, Moment) and registers else {}
+    before = (context.registers_before(owner.number) if isinstance(context, Remembers) and registers else None) or {}
     changed = tuple(name for name, value in registers.items() if name in before and before[name] != value)
-    here, word = where(context, owner), 8 if bits_of(registers) == 64 else 4 if bits_of(registers) == 32 else 2
+    here, mode = where(context, owner), execution_mode(registers)
+    word, base = mode.stack_bits // 8, registers.get("cs.base", 0)
 
     def symbol(address: int) -> str:
         return symbols.name(address) if symbols is not None else ""
@@ -286,25 +280,31 @@ def situation(
     def read(address: int, size: int) -> bytes:
         return read_space(context.memory, owner, Space.GVA, address, size)
 
-    stack = linear(registers, "ss", "rsp")
+    stack = linear_sp(registers) if registers else None
     guest = owner if isinstance(owner, GuestView) else _last_guest(context)
+    code: tuple[Instruction, ...] = ()
+    if "code" in sections and here.pc is not None:
+        code = tuple(_around(read, here.pc, mode.code_bits, base, symbol, lines["code"]))
+    exits = context.exits(owner.number if isinstance(owner, GuestView) else None, lines["exit"]) if "exit" in sections else ()
     return Situation(
-        where=here,
-        sections=sections,
-        registers=registers,
-        changed=changed,
-        code=tuple(_around(read, here.pc, bits_of(registers), symbol, lines["code"]))
-        if "code" in sections and here.pc is not None
-        else (),
+        where=here, sections=sections, registers=registers, changed=changed, code=code,
+        intercepted=_intercepted(context, owner, code),
         stack=tuple(_words(read, stack, word, symbol, lines["stack"])) if "stack" in sections and stack is not None else (),
-        word=word,
-        vmcb=_highlights(context, guest) if "vmcb" in sections and guest is not None else None,
-        exits=tuple(context.exits(owner.number if isinstance(owner, GuestView) else None, lines["exit"]))
-        if "exit" in sections
-        else (),
-        width=width,
-        symbol=symbol,
-    )
+        word=word, vmcb=_highlights(context, guest) if "vmcb" in sections and guest is not None else None, exits=tuple(exits),
+        width=width, symbol=symbol,
+    )  # fmt: skip
+
+
+def _intercepted(context: Context, owner: GuestView | HostView, code: tuple[Instruction, ...]) -> dict[int, str]:
+    """What instructions of a guest would leave with, by their addresses."""
+    if not isinstance(owner, GuestView) or not owner.vmcbs or not any(one.codes for one in code):
+        return {}
+    try:
+        words = words_of(context.memory.read(owner.vmcbs[0], VMCB_SIZE))
+    except Unreadable:
+        return {}
+    found = ((one.address, next((code for code in one.codes if intercepted(words, code)), None)) for one in code)
+    return {address: exit_name(code) for address, code in found if code is not None}
 
 
 def _set(table: type[Bits], value: int) -> str:
@@ -320,19 +320,19 @@ def _last_guest(context: Context) -> GuestView | None:
 
 
 def _around(
-    read: Callable[[int, int], bytes], pc: int, bits: int, symbol: Callable[[int], str], count: int
+    read: Callable[[int, int], bytes], pc: int, bits: int, base: int, symbol: Callable[[int], str], count: int
 ) -> Iterator[Instruction]:
     """A few before, where a symbol says where they begin, and those that follow."""
     name, _, offset = symbol(pc).partition("+")
     behind = int(offset, 16) if offset else 0
     before: list[Instruction] = []
-    if name and 0 < behind <= 4096:
-        decoded = list(instructions(read(pc - behind, behind), pc - behind, bits))
-        if decoded and decoded[-1].address + decoded[-1].length == pc:
+    if name and 0 < behind <= _FUNCTION:
+        decoded = list(instructions(read(pc - behind, behind), pc - behind, bits, behind, base))
+        if decoded and decoded[-1].address + len(decoded[-1].code) == pc:
             before = decoded[-(count // 3) :]
     yield from before
     left = count - len(before)
-    yield from instructions(read(pc, 16 * left), pc, bits, left)
+    yield from instructions(read(pc, MAX_INSTRUCTION * left), pc, bits, left, base)
 
 
 def _words(read: Callable[[int, int], bytes], top: int, size: int, symbol: Callable[[int], str], count: int) -> Iterator[Word]:
@@ -384,11 +384,11 @@ COMMANDS = (
         "context [GUEST|host] [regs|code|stack|vmcb|exit ...] [--width COLUMNS] [--rows ROWS]",
     ),
     Command(
-        "where",
+        "here",
         _where,
         "Say in one line where an inferior is: mode, CPL, ASID, CR3, nCR3, RIP, last exit.",
         (_OWNER,),
         "",
-        ("where 2", "where host"),
+        ("here 2", "here host"),
     ),
 )

@@ -15,7 +15,7 @@ from introspect.dimension import Problem
 from introspect.memtypes import COMBINED_PAT, Caching
 from introspect.paging import ENTRY
 from introspect.registers import memory_types
-from introspect.tables import Listing, Range, list_nested, list_space
+from introspect.tables import Listing, Range, as_ranges, list_nested, list_space
 
 __all__ = ["COMMANDS", "Space", "going_on", "rights_text"]
 
@@ -196,20 +196,18 @@ _MAP = Parameter("FILE", File(), option="--map", only_option=True,
 def _space(
     context: Context, arguments: Arguments, who: GuestView | HostView, kind: str, listing: Listing, gmet: bool
 ) -> Space:
-    limit = arguments[_LIMIT]
-    ranges: list[Range] = []
-    left_out = 0
-    for one in listing.ranges(linear=arguments.given(_LINEAR)):
-        if limit and len(ranges) >= limit:
-            left_out += 1
-        else:
-            ranges.append(one)
-    return Space(str(who), kind, listing, tuple(ranges), left_out, who.caching, gmet)
+    table = listing.table(linear=arguments.given(_LINEAR))
+    count = len(table.start)
+    limit = arguments[_LIMIT] or count
+    return Space(
+        str(who), kind, listing, tuple(as_ranges(table.take(slice(0, limit)))), max(0, count - limit), who.caching, gmet
+    )  # fmt: skip
 
 
 def _pt(context: Context, arguments: Arguments) -> Result:
     who = arguments.owner_or_selected(_OWNER)
-    listing = list_space(context.memory, who.paging, who.nested, progress=going_on(context, "page tables"))
+    goes_on, targets = going_on(context, "page tables"), arguments.given(_LINEAR)
+    listing = list_space(context.memory, who.paging, who.nested, targets=targets, progress=goes_on)
     return _space(context, arguments, who, "linear", listing, who.nested is not None and who.nested.gmet)
 
 
@@ -217,8 +215,9 @@ def _npt(context: Context, arguments: Arguments) -> Result:
     guest = arguments.guest_or_selected(_GUEST)
     if guest.nested is None:
         raise CommandError(str(guest), "it runs without nested paging", f"its page tables: pt {guest.number}")
-    listing = list_nested(context.memory, guest.nested, progress=going_on(context, "nested page tables"))
     file = arguments.get(_MAP)
+    goes_on, targets = going_on(context, "nested page tables"), arguments.given(_LINEAR) or file is not None
+    listing = list_nested(context.memory, guest.nested, targets=targets, progress=goes_on)
     if file is None:
         return _space(context, arguments, guest, "guest-physical", listing, guest.nested.gmet)
     title = f"Guest-physical memory of {guest}"
@@ -226,7 +225,7 @@ def _npt(context: Context, arguments: Arguments) -> Result:
         Path(file).write_text(picture(listing, title, html=file.lower().endswith((".html", ".htm"))), encoding="utf-8")
     except OSError as error:
         raise CommandError(file, f"it cannot be written: {error.strerror}", "name a file in a directory that is yours") from None
-    return Written(file, title, sum(1 for _ in listing.ranges()))
+    return Written(file, title, len(listing.table().start))
 
 
 COMMANDS = (

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from introspect.address import Gva
+from introspect.blame import reason
 from introspect.commands.context import CommandError, Context, GuestView, HostView, Result
 from introspect.commands.parameters import Address, Choice, Number, Owner, Parameter, Physical
 from introspect.commands.registry import Arguments, Command
@@ -10,12 +11,16 @@ from introspect.commands.render import columns, members, size_text
 from introspect.commands.which import read_vmcb
 from introspect.exits import ExitCode, describe_exit, describe_page_fault
 from introspect.expression import Space
+from introspect.intercepts import intercepted, words_of
 from introspect.memtypes import MemoryType, memory_type
 from introspect.paging import ENTRY, Access, Fault, Nested, PagingState, Step, Translation, Walk, walk
 from introspect.registers import CR0
-from introspect.vmcb import VMCB
+from introspect.sources import Unreadable
+from introspect.vmcb import VMCB, VMCB_SIZE
 
 __all__ = ["COMMANDS", "Walked"]
+
+_SHOWN = 16
 
 _ACCESSES = {
     word + who: Access(write=word == "w", execute=word == "x", user=who == "u")
@@ -31,6 +36,12 @@ class Walked:
     who: str
     walk: Walk
     memory: MemoryType | None = None
+    data: bytes = b""
+    """What is at the address, if it translates: as much of 16 bytes as lies in its page and is memory."""
+    reason: str = ""
+    """Why the entry to blame refuses the access."""
+    exits: bool | None = None
+    """Whether a #PF, if it is one, is intercepted; None for whom no VMCB is known."""
 
     def text(self) -> str:
         found = self.walk
@@ -44,13 +55,34 @@ class Walked:
             heading = ("entry", "gpa", "at spa", "value", "flags") if nested else ("entry", "at spa", "value", "flags")
             lines += columns([heading, *(_row(step, nested, step == found.blame) for step in found.steps)], "  ")
         memory = [f"memory type: {self.memory.text()}"] if self.memory else []
-        return "\n".join([*lines, *_verdict(found), *memory])
+        return "\n".join([*lines, *self._verdict(), *memory])
+
+    def _verdict(self) -> list[str]:
+        found = self.walk
+        lines = _verdict(found)
+        if isinstance(found.verdict, Translation):
+            value = f"{int.from_bytes(self.data[:8], 'little'):#x}, bytes {self.data.hex(' ')}"
+            return [*lines, f"value: {value if self.data else 'no memory there, but a device or nothing'}"]
+        if found.blame is not None:
+            lines.append(f"   to blame: {_entry(found.blame)}: {self.reason}")
+        if found.verdict.kind == "PF" and self.exits is not None:
+            outcome = "is intercepted: #VMEXIT EXCP_PF" if self.exits else "is not intercepted: the guest's own"
+            lines.append(f"   which {outcome}")
+        return lines
 
     def json(self) -> object:
         steps = [{"name": step.name, "flags": step.flags.split(), **step._asdict()} for step in self.walk.steps]
         outcome = "fault" if isinstance(self.walk.verdict, Fault) else "translation"
         return {"who": self.who, **members(self.walk), "steps": steps, "outcome": outcome,
-                "memory": self.memory and members(self.memory)}  # fmt: skip
+                "memory": self.memory and members(self.memory), "data": self.data.hex(), "reason": self.reason,
+                "intercepted": self.exits}  # fmt: skip
+
+
+def _entry(step: Step) -> str:
+    """An entry by its name and where it is."""
+    kind = "nested " if step.nested else ""
+    where = "in the processor" if step.spa is None else f"at spa {step.spa:#x}"
+    return f"{kind}{step.name} {where}"
 
 
 def _row(step: Step, nested: bool, blamed: bool) -> tuple[str, ...]:
@@ -113,8 +145,8 @@ def _owner(context: Context, arguments: Arguments) -> GuestView | HostView | Non
         return arguments.get(_OWNER)
     spa, contents = read_vmcb(context, word.locate(context, context.host))
     known = next((guest for guest in context.guests if spa in guest.vmcbs), None)
-    host, processor = context.host.paging, context.processor
-    nested = Nested.from_vmcb(contents, host.cr4, host.efer, processor.maxphyaddr)
+    processor = context.processor
+    nested = Nested.from_vmcb(contents, processor.host_cr4, processor.host_efer, processor.maxphyaddr)
     return GuestView(
         number=known.number if known else 0, name=f"VMCB at {spa:#x}", nested=nested,
         paging=PagingState.from_vmcb(contents, processor.maxphyaddr), vmcbs=(spa,),
@@ -134,7 +166,30 @@ def _walk(context: Context, arguments: Arguments) -> Result:
     access = _ACCESSES[word if len(word) == 2 else word + ("u" if cpl == 3 else "s")]
     found = walk(context.memory, state, Gva(where.offset), access, owner.nested)
     memory = memory_type(found, bool(state.cr0 & CR0.CD), owner.caching) if owner.caching else None
-    return Walked(str(owner), found, memory)
+    return Walked(
+        str(owner), found, memory, _data(context, found), reason(found, state, owner.nested), _intercepted(context, owner)
+    )
+
+
+def _data(context: Context, found: Walk) -> bytes:
+    verdict = found.verdict
+    if not isinstance(verdict, Translation):
+        return b""
+    size = min(_SHOWN, 0x1000 - verdict.spa % 0x1000)
+    try:
+        return context.memory.read(verdict.spa, size)
+    except Unreadable as error:
+        return error.readable_prefix
+
+
+def _intercepted(context: Context, owner: GuestView | HostView) -> bool | None:
+    """Whether the guest's VMCB intercepts #PF."""
+    if not isinstance(owner, GuestView) or not owner.vmcbs:
+        return None
+    try:
+        return intercepted(words_of(context.memory.read(owner.vmcbs[0], VMCB_SIZE)), ExitCode.EXCP_PF)
+    except Unreadable:
+        return None
 
 
 COMMANDS = (

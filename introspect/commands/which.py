@@ -1,9 +1,10 @@
 """Which VMCB a command is about: a guest's, or one anywhere in memory."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
-from introspect.commands.context import CommandError, Context, GuestView
+from introspect.commands.context import CommandError, Context, GuestView, HostView
 from introspect.commands.parameters import AddressWord, Candidate, Choice, Guest, Located, Misfit, Parameter, Physical, find_guest
 from introspect.commands.registry import Arguments
 from introspect.expression import Space
@@ -11,7 +12,23 @@ from introspect.scope import locate_space
 from introspect.sources import Unreadable
 from introspect.vmcb import VMCB_SIZE
 
-__all__ = ["INNER", "WHICH", "find_vmcb", "read_vmcb"]
+__all__ = ["HOST_OR_WHICH", "INNER", "WHICH", "WHICH_OPTION", "find_vmcb", "read_vmcb"]
+
+
+@dataclass(frozen=True)
+class _HostOrWhich:
+    """The hypervisor as `host`, a guest, or the address of a VMCB."""
+
+    noun: str = "host, a guest, or the system-physical address of a VMCB"
+
+    def take(self, context: Context, words: list[str]) -> GuestView | AddressWord | HostView:
+        if words[0] != "host":
+            return _Which().take(context, words)
+        words.pop(0)
+        return context.host
+
+    def complete(self, context: Context, prefix: str) -> Iterable[Candidate]:
+        return (Candidate("host", "the hypervisor"), *_Which().complete(context, prefix))
 
 
 @dataclass(frozen=True)
@@ -36,6 +53,10 @@ class _Which:
 
 WHICH = Parameter("GUEST|PA", _Which(), optional=True, option="--guest",
                   help="whose VMCB, or where it is; else the selected guest's")  # fmt: skip
+WHICH_OPTION = replace(WHICH, only_option=True)
+"""The same for commands whose words are something else."""
+HOST_OR_WHICH = Parameter("GUEST|PA|host", _HostOrWhich(), option="--guest", only_option=True,
+                          help="who is meant; else who is selected")  # fmt: skip
 INNER = Parameter("inner", Choice(("inner",)), optional=True, help="the VMCB that the guest's own hypervisor made for it")
 
 
@@ -53,9 +74,11 @@ def read_vmcb(context: Context, where: Located) -> tuple[int, bytes]:
         raise CommandError(f"{spa:#x}", f"no memory at {error.address:#x}", "name a guest, or an address in RAM") from error
 
 
-def find_vmcb(context: Context, arguments: Arguments) -> tuple[int, str, bytes]:
-    """Address, owner and contents of the VMCB that `WHICH`, and `INNER` where the command has that, mean."""
-    which = arguments.get(WHICH) or arguments.selected_guest()
+def find_vmcb(
+    context: Context, arguments: Arguments, parameter: Parameter[Any] = WHICH
+) -> tuple[int, str, bytes]:
+    """Address, owner and contents of the VMCB that `WHICH` or such a parameter, and `INNER` where the command has that, mean."""
+    which = arguments.get(parameter) or arguments.selected_guest()
     inner = arguments.given(INNER)
     if isinstance(which, GuestView):
         if not which.vmcbs:

@@ -7,7 +7,7 @@ them only; what is not there is not known.
 import json
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from introspect.layout import bits
@@ -15,8 +15,8 @@ from introspect.registers import CR0, CR4, EFER
 from introspect.vmcb import NAMES
 
 __all__ = [
-    "GENERAL", "NT_PRSTATUS", "OWN", "OWN_TYPE", "Annotations", "GuestNote", "Note", "Registers", "complete", "guessed_efer", "iterate_notes",
-    "known_register", "make_note", "make_own", "make_prstatus", "make_qemu", "read_notes",
+    "GENERAL", "NT_PRSTATUS", "OWN", "OWN_TYPE", "Annotations", "GuestNote", "Note", "Registers", "complete", "guessed_efer",
+    "iterate_notes", "known_register", "make_note", "make_own", "make_prstatus", "make_qemu", "read_notes",
 ]  # fmt: skip
 
 Registers = dict[str, int]
@@ -82,6 +82,8 @@ class Annotations:
     maxphyaddr: int | None = None
     features: int | None = None
     """CPUID 8000_000A EDX."""
+    image: tuple[tuple[int, int], ...] = ()
+    """Where the hypervisor's image lies, (start, end) of each part."""
     vmcoreinfo: bytes = b""
     remarks: tuple[str, ...] = field(default=())
     """What was wrong with the notes."""
@@ -147,7 +149,7 @@ def read_notes(data: bytes, *, long_mode: bool) -> Annotations:
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
                 remarks.append(f"the note of vmdbg's own is damaged ({type(error).__name__}): left out")
     if own is not None:
-        return Annotations(own.cpus, own.guests, own.of, own.maxphyaddr, own.features, vmcoreinfo, tuple(remarks))
+        return replace(own, vmcoreinfo=vmcoreinfo, remarks=tuple(remarks))
     cpus = [{**status, **state} for status, state in zip(statuses, qemu, strict=False)]
     cpus += qemu[len(cpus) :] or statuses[len(cpus) :]
     return Annotations(tuple(cpus), vmcoreinfo=vmcoreinfo, remarks=tuple(remarks))
@@ -197,7 +199,8 @@ def _own(contents: bytes) -> Annotations:
     )  # fmt: skip
     optional = (value.get(name) for name in ("of", "maxphyaddr", "features"))
     of, maxphyaddr, features = (None if one is None else _number(one) for one in optional)
-    return Annotations(tuple(map(_registers, value["cpus"][:4096])), guests, of, maxphyaddr, features)
+    image = tuple((_number(start), _number(end)) for start, end in value.get("image", ())[:4096])
+    return Annotations(tuple(map(_registers, value["cpus"][:4096])), guests, of, maxphyaddr, features, image)
 
 
 def _number(value: object) -> int:
@@ -218,7 +221,7 @@ def make_own(annotations: Annotations) -> bytes:
         for guest in annotations.guests
     ]
     value = {"version": 1, "cpus": annotations.cpus, "guests": guests, "of": annotations.of, "maxphyaddr": annotations.maxphyaddr,
-             "features": annotations.features}  # fmt: skip
+             "features": annotations.features, "image": annotations.image}  # fmt: skip
     return make_note(OWN, OWN_TYPE, json.dumps(value, separators=(",", ":")).encode())
 
 

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from benchmarks import boot, engine, exitring, exits, measure, rsp, worldswitch
+from benchmarks import boot, engine, exitring, exits, introspect, measure, rsp, table_peers, worldswitch
 
 
 @pytest.mark.parametrize(
@@ -17,6 +17,7 @@ from benchmarks import boot, engine, exitring, exits, measure, rsp, worldswitch
         (engine, 3, {"native/bare", "guest/bare", "python/bare"}),
         (worldswitch, 4, {"native/s", "python/s"}),
         (exits, len(exits.HOST) + len(exits.GUESTS), {"native us", "python us"}),
+        (introspect, 14, {"vmdbg"}),
         (exitring, 4, {"all/s", "ring/s", "none/s", "ring/none", "all/none"}),
     ],
     ids=lambda value: value.__name__ if isinstance(value, ModuleType) else "",
@@ -48,6 +49,14 @@ def test_without_qemu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     assert any("not installed" in remark for remark in report.remarks)
     assert all("qemu/s" not in row for row in report.rows)
     assert report.where["qemu"] == "not installed"
+
+
+def test_introspection_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "QEMU", "no-such-qemu")
+    monkeypatch.setattr(table_peers, "find_spec", lambda name: None)
+    report = introspect.measure(True)
+    assert sum("not installed" in remark for remark in report.remarks) == 2
+    assert all("vmdbg/best" not in row for row in report.rows)
 
 
 def test_the_stub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -51,7 +51,7 @@ def live(image: Path, serial: ConsoleSerial | None = None) -> LiveSource:
 
 
 class Talk:
-    """`talk("where")` is what a line shows."""
+    """`talk("here")` is what a line shows."""
 
     def __init__(self, image: Path, folder: Path, *, waits: bool = True) -> None:
         self.source = live(image)

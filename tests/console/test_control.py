@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from introspect.code import Instruction
+from introspect.disassembly import Instruction
 from tests.console.talking import Talk, live
 from vmdbg.console.control import Goal
 
@@ -36,7 +36,7 @@ def test_step_is_one_instruction_and_goes_off_its_breakpoint(talk: Start) -> Non
     before = t.pc
     here = instruction(t)
     t("step")
-    assert t.pc == before + here.length
+    assert t.pc == before + len(here.code)
     assert t.control.points[1].hits == 1
 
 
@@ -44,9 +44,9 @@ def test_step_into_and_next_over_a_call(talk: Start) -> None:
     t = talk()
     t("tbreak main")
     t("c")
-    while not (here := instruction(t)).call:
+    while (here := instruction(t)).mnemonic != "call":
         t("step")
-    call, behind = t.pc, here.address + here.length
+    call, behind = t.pc, here.address + len(here.code)
     assert t.at().startswith("main")
     t("next")
     assert t.pc == behind
@@ -77,7 +77,7 @@ def test_a_breakpoint_of_a_guest_waits_for_it(talk: Start) -> None:
     assert (t.control.selected.pid, t.at()) == (2, "work")
     assert t("points").startswith("No breakpoints")
     assert t.source.context.selected is not None
-    assert t("where").startswith("guest 2, 64-bit, 4-level over 4-level, CPL 0, ASID 1, ")
+    assert t("here").startswith("guest 2, 64-bit, 4-level over 4-level, CPL 0, ASID 1, ")
 
 
 def test_steps_of_a_guest_stay_in_it(talk: Start) -> None:
@@ -174,9 +174,9 @@ def test_who_is_there(talk: Start) -> None:
     t("c")
     assert t("inferior 2").splitlines()[2].startswith("*  2 ")
     assert t("inferior").splitlines()[2].startswith("*  2 ")
-    assert t("where").startswith("guest 2")
+    assert t("here").startswith("guest 2")
     t("inferior host")
-    assert t("where").startswith("the host")
+    assert t("here").startswith("the host")
     assert t.errors("inferior 9")[0].startswith("9: N: there is no such inferior; there are 1 (hypervisor), 2 (guest 2)")
     assert "*  1" in t("thread 1")
     assert t.errors("thread 4") == ["4: inferior 1 has no such thread; it has 1; usage: thread [N]"]
@@ -188,7 +188,7 @@ def test_somebody_else_holds_the_machine(talk: Start) -> None:
     t.source.driver.holder = "gdb"
     t.control.release()
     assert t.errors("continue") == ["continue: gdb holds the machine; use its commands, or disconnect it; reading works"]
-    assert t("where").startswith("the host")
+    assert t("here").startswith("the host")
     assert list(t.source.debugger.breakpoints) == [] or not any(p.inserted for p in t.source.debugger.breakpoints)
     t.source.driver.holder = ""
     t.control.take_back()

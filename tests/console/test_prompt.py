@@ -26,6 +26,7 @@ from vmdbg.console.lexer import ConsoleLexer
 from vmdbg.console.prompt import Prompt, PromptOutput
 from vmdbg.console.screen import Screen
 from vmdbg.console.shell import Shell
+from vmdbg.console.source import LiveSource
 from vmdbg.console.toolbar import Toolbar
 
 Start = Callable[..., Talk]
@@ -113,22 +114,24 @@ def test_a_line(typing: Typing) -> None:
 
 def test_the_prompt_lives_while_the_machine_runs(typing: Typing) -> None:
     async def talk(t: Typist) -> None:
-        control = t.shell.source.control
-        assert control is not None
-        t.shell.execute("alias loop continue")
-        t.type("tbreak 2:work\r")
-        await t.sees("waits for guest 2")
+        source = t.shell.source
+        assert isinstance(source, LiveSource)
+        control = source.control
+        t.type("tbreak main\r")
+        await t.sees("Temporary breakpoint 1 at")
         t.type("continue\r")
         await t.sees("Temporary breakpoint 1\n")
-        assert "── guest 2: 64-bit" in t.out.getvalue()
-        t.type("delete\rcatch triple-fault\r")
+        assert "── the host: 64-bit" in t.out.getvalue()
+        assert control.last_stop is not None
+        source.debugger.write_memory(control.selected, control.pc(control.selected) or 0, b"\xeb\xfe")  # jmp to itself
         t.type("continue\r")
-        await t.until(lambda: control.running)
-        t.type("where\r")
-        await t.sees("last exit ")
+        await t.until(lambda: control.running and t.prompt.session.app.is_running)
+        t.type("guests\r")
+        await t.sees("No guest has been entered by VMRUN yet.")
+        assert control.running
         t.type("\x03")
-        await t.until(lambda: not control.running)
         await t.sees("interrupted")
+        assert not control.running
 
     typing(talk)
 
@@ -243,7 +246,7 @@ def test_the_full_screen(typing: Typing) -> None:
         await t.until(lambda: screen.buffer.text == "")
         t.type("tui\r")
         await t.until(lambda: t.prompt.screen is None)
-        t.type("where\r")
+        t.type("here\r")
         await t.sees("<work+0x1>")
         t.type("tui\r")
         await t.until(lambda: t.prompt.screen is not None and t.prompt.screen.app.is_running)
@@ -323,7 +326,7 @@ def test_signatures(talk: Start) -> None:
 def test_the_toolbar(talk: Start) -> None:
     t = talk()
     toolbar = Toolbar(t.shell)
-    assert fragment_list_to_text(toolbar.status(200)) == " stopped  the host │ 32-bit no paging │ CPL 0 │ _start │ 0 ticks"
+    assert fragment_list_to_text(toolbar.status(200)) == " stopped  the host │ protected mode, 32-bit no paging │ CPL 0 │ _start │ 0 ticks"
     t("tbreak 2:work")
     t("c")
     toolbar.forget()

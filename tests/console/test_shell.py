@@ -65,7 +65,7 @@ def test_scripts_go_on_behind_errors(talk: Start) -> None:
 def test_a_script_waits_for_stops(talk: Start) -> None:
     t = talk(waits=False)
     script = t.folder / "script"
-    script.write_text("tbreak 2:work\ncontinue\nwhere\n")
+    script.write_text("tbreak 2:work\ncontinue\nhere\n")
     assert "RIP 0xffffffff80100228 <work>" in t(f"source {script}")
 
 
@@ -103,7 +103,7 @@ def test_settings(talk: Start) -> None:
     t("set context regs code")
     assert "context    regs code" in t("set")
     said = t("step")
-    assert "── the host: 32-bit" in said
+    assert "── the host: protected mode, 32-bit" in said
     assert "── code at _start+0x1 " in said
     assert "── stack" not in said
     t("set context off")
@@ -124,7 +124,7 @@ def test_python_has_the_commands(talk: Start) -> None:
     assert t("py walk('2:counter', access='w')") == t("walk 2:counter --access w")
     assert t("py vm.guests().json()['selected']") == "2"
     assert t("py _") == "2"
-    t("where")
+    t("here")
     assert t("py _.number") == "2"
     assert t("py x = 7") == ""
     assert t("py x * 6") == "42 (0x2a)"

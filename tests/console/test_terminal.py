@@ -171,7 +171,7 @@ def test_scripts(hypervisor: Path, tmp_path: Path) -> None:
     file = tmp_path / "script"
     file.write_text("tbreak main\ncontinue\n")
     image = [str(hypervisor), "--serial", "null"]
-    done = script(*image, "-x", str(file), "-c", "where", "-c", "nonsense", "-c", "py 6 * 7")
+    done = script(*image, "-x", str(file), "-c", "here", "-c", "nonsense", "-c", "py 6 * 7")
     assert [re.sub(r"0x[0-9a-f]+|\d+(?= ticks)", "N", line) for line in done.stdout.splitlines()] == [
         "Temporary breakpoint 1 at N <main> of the host", "Temporary breakpoint 1", "the host at N <main>, 64-bit, CPL 0",
         "the host, 64-bit, 4-level, CPL 0, CR3 N, RIP N <main>, N ticks", "42 (N)",
@@ -210,7 +210,7 @@ def test_a_dump(hypervisor: Path, tmp_path: Path) -> None:
     assert done.stderr.splitlines()[-1] == "vmdbg: continue: a dump does not run; start vmdbg console on an image, or on a stub"
     assert done.returncode == 1
     inspected = subprocess.run(
-        [sys.executable, "-m", "vmdbg", "inspect", "--symbols", symbols, core], cwd=ROOT, input="inferior 2\nwhere\n", capture_output=True,
+        [sys.executable, "-m", "vmdbg", "inspect", "--symbols", symbols, core], cwd=ROOT, input="inferior 2\nhere\n", capture_output=True,
         text=True, timeout=120, check=False,
     )  # fmt: skip
     assert inspected.stdout.splitlines()[-1].startswith("guest 2, 64-bit, 4-level over 4-level, CPL 0, ASID 1, ")

@@ -112,3 +112,9 @@ def reach(gdb: Gdb, function: str) -> None:
     while f", {function} (" not in gdb("continue"):
         pass
     gdb("delete")
+
+
+def exits_of(gdb: Gdb, guest: int, count: int = 1) -> list[tuple[int, str]]:
+    """A guest's last exits: their numbers, counted over the whole machine, and what each was."""
+    rows = [re.split(r"\s{2,}", line.strip()) for line in gdb(f"monitor exits {guest} {count}").splitlines()]
+    return [(int(row[0]), row[-1]) for row in rows if row[0].isdigit()]

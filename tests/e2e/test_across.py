@@ -124,6 +124,9 @@ def test_into_a_guest(gdb: Gdb, serve: Serve, image: Image) -> None:
     gdb("delete")  # gdb resumes nobody else for a step off a breakpoint
     gdb("stepi")
     assert "Thread 2.1" in gdb("thread")
+    before = gdb.value("$pc")
+    gdb("stepi")
+    assert gdb.value("$pc") != before
 
     # A VMCB that is refused: ASID 0.
     gdb("inferior 1")

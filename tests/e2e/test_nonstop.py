@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.served import Served, run
+from tests.e2e.served import Served, exits_of, run
 from tests.gdbstub.gdb import GDBS, NonStopGdb
 
 Serve = Callable[..., Served]
@@ -25,7 +25,7 @@ def non_stop(request: pytest.FixtureRequest) -> Iterator[NonStopGdb]:
 
 def exits(gdb: NonStopGdb, guest: int) -> int:
     """Number of the guest's last exit, counted over the whole machine."""
-    return int(gdb(f"monitor exits {guest} 1").splitlines()[-1].split()[0])
+    return exits_of(gdb, guest)[-1][0]
 
 
 def ticks(gdb: NonStopGdb) -> int:
@@ -62,12 +62,11 @@ def test_one_guest_stands_still(non_stop: NonStopGdb, serve: Serve, hypervisor: 
     assert later(lambda: ticks(gdb), now)
     assert (gdb.value("counter"), "work (round=" in gdb("backtrace 1")) == (counter, True)
     pc = gdb.value("$pc")
-    own = gdb("monitor exits 2 100000").splitlines()[1:]
-    since = [line.split()[4] for line in own if int(line.split()[0]) > last]
+    since = [what.split()[0] for number, what in exits_of(gdb, 2, 100000) if number > last]
     assert since
     assert set(since) == {"INTR"}  # how its hypervisor gets the CPU back
     assert "* 2.1" in gdb("info threads")
-    assert "(running)" in gdb("info threads 1.1")
+    assert gdb("info threads 1.1").rstrip().endswith("(running)")
     assert gdb.value("$pc") == pc
 
     # Writes, also to what runs: the hypervisor's variable.
@@ -86,7 +85,7 @@ def test_one_guest_stands_still(non_stop: NonStopGdb, serve: Serve, hypervisor: 
     gdb.mi("-exec-continue --thread 2")
     stop = gdb.stop()
     assert (stop["reason"], stop["thread-id"]) == ("watchpoint-trigger", "2")
-    assert "(running)" in gdb("info threads 1.1")
+    assert gdb("info threads 1.1").rstrip().endswith("(running)")
     gdb("delete")
     gdb("inferior 1")
 

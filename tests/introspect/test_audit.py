@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -11,9 +11,10 @@ import pytest
 from introspect.audit import RULES, Finding, Severity, audit_isolation
 from introspect.commands import exit_status, run_line
 from introspect.commands.mappers import Audit
+from introspect.dimension import NO_TABLES, TableRows
 from introspect.expression import Space
-from introspect.reverse_map import ReverseMap, TablePage
-from introspect.runs import ByTarget, Runs, column
+from introspect.reverse_map import ReverseMap
+from introspect.runs import Runs, column
 
 from .fleet import HSAVE, IMAGE, IOPM, MSRPM, NPT, RAM, Fleet
 from .tables import NX, P, U, W
@@ -171,7 +172,6 @@ class Device:
 
     def __init__(self, target: int) -> None:
         self.runs = Runs(column(0), column(0x1000), column(target), column(P | W | U | 1 << 12))
-        self.by_target = ByTarget(self.runs)
 
     def shown(self, address: int) -> int:
         return address
@@ -179,8 +179,8 @@ class Device:
     def refresh(self) -> bool:
         return False
 
-    def tables(self) -> Iterator[TablePage]:
-        return iter(())
+    def tables(self) -> TableRows:
+        return NO_TABLES
 
 
 def test_devices_are_agents() -> None:

@@ -58,7 +58,7 @@ def test_a_trace() -> None:
         ],
     }  # fmt: skip
     assert tracks["2.1"][0]["args"]["symbol"] == "f2"
-    assert tracks["3.1"][1]["args"]["symbol"] == "f1"  # of a refused VMRUN, the host's
+    assert tracks["3.1"][1]["args"]["symbol"] == "fNone"  # of a refused VMRUN, the host's
 
 
 @given(st.lists(RECORDS, max_size=10))

@@ -49,7 +49,7 @@ def test_time_in_guest_and_in_host() -> None:
             "rip",
             [
                 ("guest 2 0x1000 <g2+0x1000>", 2, 530), ("guest 2 0x2000 <g2+0x2000>", 2, 55),
-                ("guest 3 0x1000 <g3+0x1000>", 1, 10), ("guest 2 0x3000 <g2+0x3000>", 1, 1), ("host 0x9000 <g1+0x9000>", 1, 0),
+                ("guest 3 0x1000 <g3+0x1000>", 1, 10), ("guest 2 0x3000 <g2+0x3000>", 1, 1), ("host 0x9000 <gNone+0x9000>", 1, 0),
             ],
         ),
     ],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -11,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from introspect.commands import CommandError, GuestView, HostView, run_line
-from introspect.dimension import Dimension, Limits
+from introspect.dimension import Dimension, Limits, TableRows
 from introspect.expression import Space
 from introspect.paging import Nested, PagingState
-from introspect.reverse_map import ReverseMap, TablePage, reverse_map_of
-from introspect.runs import ByTarget, Runs, column
+from introspect.reverse_map import ReverseMap, reverse_map_of
+from introspect.runs import ByTarget, Runs, column, leading_to
 from introspect.sources import BytesMemory
 from introspect.symbols import Symbol, Symbols
 
@@ -32,7 +31,7 @@ def updated(fleet: Fleet) -> ReverseMap:
 
 
 def ways(found: ReverseMap, spa: int) -> list[tuple[int | None, str, int, int]]:
-    return [(one.number, one.space, one.address, one.length) for one in found.mappings(spa, spa + 1, 9)]
+    return [(one.number, one.space, one.address, one.length > 0) for one in found.mappings(spa, 9)]
 
 
 def owners(found: ReverseMap, spa: int) -> list[str]:
@@ -131,7 +130,6 @@ def test_other_mappers_join() -> None:
 
         party, number, label, space, host, confines, complete = "device 00:03.0", None, "", Space.IOVA, False, True, True
         runs = Runs(column(0x2000), column(0x1000), column(IMAGE), column(W | 1 << 12))
-        by_target = ByTarget(runs)
 
         def shown(self, address: int) -> int:
             return address
@@ -139,8 +137,8 @@ def test_other_mappers_join() -> None:
         def refresh(self) -> bool:
             return False
 
-        def tables(self) -> Iterator[TablePage]:
-            yield TablePage(1, column(0x30000), column(0))
+        def tables(self) -> TableRows:
+            return TableRows(column(1), column(0x30000), column(0))
 
     fleet = Fleet(1)
     found = ReverseMap(fleet.memory)
@@ -216,7 +214,7 @@ def test_a_loop_in_a_guests_tables_is_told() -> None:
         fleet.memory.write_u64(root + 8 * index, 0xC000 | P | W | U)
     found = reverse_map_of(fleet.memory)
     found.limits = Limits(1 << 20, 1 << 14)
-    assert "? the tables of guest 2 (g2) describe too much" in text(fleet, "who-maps 0")
+    assert "? the tables of guest 2 (g2) are not known, or describe too much" in text(fleet, "who-maps 0")
 
 
 @settings(max_examples=60, deadline=None)
@@ -235,14 +233,19 @@ def test_the_reverse_is_the_reverse(space: tuple[BytesMemory, PagingState, Neste
         reached = end
         if mapped is not None and mapped.target <= spa < mapped.target + end - start:
             expected.add(mapper.shown(start + spa - mapped.target))
-    ours = {one.address for one in found.mappings(spa, spa + 1, 1 << 14) if one.party == mapper.party and one.space == Space.GVA}
+    ours = {one.address for one in found.mappings(spa, 1 << 14) if one.party == mapper.party and one.space == Space.GVA}
     assert {address for address in ours if address & (1 << 57) - 1 < reached or reached >= 1 << 32} >= expected
     assert not {address for address in ours - expected if address < reached}
 
 
-def test_by_target() -> None:
+def test_leading_to() -> None:
     """Stretches that lie within others are found, too."""
     runs = Runs(column(0, 0x10000, 0x20000), column(0x8000, 0x1000, 0x1000), column(0, 0x2000, 0x9000), column(1, 2, 3))
+    assert [row[3] for row in leading_to(runs, 0x2800, 9)] == [1, 2]
+    assert [row[3] for row in leading_to(runs, 0x2800, 1)] == [1]
+    assert [row[3] for row in leading_to(runs, 0x9000, 9)] == [3]
+    assert not leading_to(runs, 0x8000, 9)
+    assert not leading_to(runs, 0xA000, 9)
     assert [row[3] for row in ByTarget(runs).find(0x2800, 0x2801, 9)] == [1, 2]
     assert [row[3] for row in ByTarget(runs).find(0x7000, 0x9001, 9)] == [1, 3]
     assert not ByTarget(runs).find(0x8000, 0x9000, 9)

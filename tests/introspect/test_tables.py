@@ -297,7 +297,7 @@ def test_a_terabyte_of_small_pages_is_bounded() -> None:
         memory.write_u64(0x2000 + 8 * index, 0x3000 | P | W | U)
         memory.write_u64(0x3000 + 8 * index, index << 12 | P | W | U)
     listing = list_space(memory, state("4-level", 0), limits=SMALL)
-    assert len(listing.runs.start) <= SMALL.runs + 256 * 512
+    assert len(listing.runs.start) <= SMALL.runs + 512 * 512
     assert listing.unknown.end.tolist() == [1 << 48]
 
 
@@ -362,6 +362,12 @@ def test_a_listing_is_what_single_walks_find(space: tuple[BytesMemory, PagingSta
     if reached == 1 << listing.width and not unknown and not len(listing.nested_unknown.start):
         assert total == listing.bytes_mapped
     assert_in_order(listing)
+    if not unknown:
+        brief = list_space(memory, where, inner, targets=False, limits=SMALL)
+        assert list(brief.ranges()) == list(listing.ranges())
+        assert brief.problems == listing.problems
+        if inner is not None:
+            assert list(list_nested(memory, inner, targets=False).ranges()) == list(list_nested(memory, inner).ranges())
 
 
 def assert_in_order(listing: Listing) -> None:
@@ -420,6 +426,46 @@ def test_tables_that_have_not_changed_are_not_walked_again() -> None:
         assert walked == [3], "only the tables below a changed entry"
     fresh = Dimension(memory, form, tables.root)
     assert all(np.array_equal(old, new) for old, new in zip(space.runs, fresh.runs, strict=True))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("maxphyaddr", [34, 36, 52])
+def test_whole_tables_of_pages_that_are_alike(mode: str, maxphyaddr: int) -> None:
+    """What is found at a glance is what each entry says: whole, with one entry that is not alike, up to the last address."""
+    entries = 1024 if mode == "legacy" else 512
+    span = entries << 12
+    change = {
+        "none": 0, "not present": P, "rights": W, "accessed": A | D, "global": G, "elsewhere": 1 << 20, "reserved": NX if mode == "PAE" else 1 << 51,
+    }  # fmt: skip
+    for first in (0, 0x5000, (1 << min(maxphyaddr, 32)) - span, (1 << min(maxphyaddr, 32)) - 0x3000, (1 << 52) - span, (1 << 52) - 0x2000):
+        for place, (_, bits) in enumerate(change.items()):
+            tables = Tables(BytesMemory(1 << 17), mode, range(0x1000, 1 << 17, 0x1000))
+            for page in range(2 * entries):
+                target = first + (page << 12)
+                if mode == "legacy":
+                    target &= 0xFFFF_FFFF
+                tables.map((4 * span) + (page << 12), target % (1 << 64), P | W | U)
+            at = tables.entry(4 * span + (place * 37 << 12), 1)
+            tables.put(at, (tables.get(at) ^ bits) & ((1 << 32) - 1 if mode == "legacy" else (1 << 64) - 1))
+            where = state(mode, tables.root, maxphyaddr=maxphyaddr)
+            listing = list_space(tables.memory, where)
+            for page in range(2 * entries):
+                gva = 4 * span + (page << 12)
+                found = translate(tables.memory, where, gva, Access(), set_ad=False)
+                mapped = listing.find(gva)
+                assert (mapped is None) == isinstance(found, Fault)
+                assert mapped is None or isinstance(found, Fault) or (mapped.target, mapped.rights) == (found.spa, found.rights)
+            assert list(list_space(tables.memory, where, targets=False).ranges()) == list(listing.ranges())
+
+
+def test_without_targets_only_ranges_are_told() -> None:
+    tables = Tables(BytesMemory(1 << 16), "4-level", range(0x1000, 0x10000, 0x1000))
+    for page in range(512):
+        tables.map(page << 12, (page * 5 % 512) << 12)
+    listing = list_space(tables.memory, state("4-level", tables.root), targets=False)
+    assert [(*one[:4],) for one in listing.ranges()] == [(0, 2 << 20, 0, False)]
+    with pytest.raises(ValueError, match="made without targets"):
+        listing.find(0x1000)
 
 
 def test_runs_are_columns() -> None:

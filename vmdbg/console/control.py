@@ -18,16 +18,17 @@ from gdbstub.target import (
     TargetError,
     ThreadId,
 )  # fmt: skip
-from introspect.code import LONGEST, Instruction, bits_of, instructions
 from introspect.commands import CommandError
-from introspect.commands.situation import linear
+from introspect.disassembly import MAX_INSTRUCTION, Instruction, instructions
+from introspect.execution import execution_mode, linear_pc, linear_sp
 from vmdbg.console.driver import Driver
 from vmdbg.history import HOST
 
 __all__ = ["Control", "Goal", "Point", "Report"]
 
 KIND = BreakpointKind.SOFTWARE
-_MASK = (1 << 64) - 1
+_STEPPED_OVER = ("call", "lcall", "rep")
+"""Mnemonics of what `next` takes for one step: the function, and all of a repeated string instruction."""
 
 
 @dataclass(slots=True, eq=False)
@@ -158,7 +159,7 @@ class Control:
         return ThreadId(pid, self.driver.threads(pid)[0].tid)
 
     def pc(self, thread: ThreadId) -> int | None:
-        return linear(self.driver.registers(thread), "cs", "rip")
+        return linear_pc(self.driver.registers(thread))
 
     def _check(self, what: str) -> None:
         self.driver.claim()
@@ -222,21 +223,22 @@ class Control:
 
     def _begin_next(self, thread: ThreadId) -> None:
         here = self.instruction(thread)
-        if here is None or not (here.call or here.repeats):
+        if here is None or not here.mnemonic.startswith(_STEPPED_OVER):
             self._step(thread)
             return
-        stack = linear(self.driver.registers(thread), "ss", "rsp")
+        stack = linear_sp(self.driver.registers(thread))
         above = stack - 1 if stack else None
-        self._help(Point(0, thread.pid, here.address + here.length, "", once=True, above=above, thread=thread))
+        self._help(Point(0, thread.pid, here.address + len(here.code), "", once=True, above=above, thread=thread))
         self._continue()
 
     def instruction(self, thread: ThreadId) -> Instruction | None:
         """The one that a thread executes next."""
         registers = self.driver.registers(thread)
-        pc = linear(registers, "cs", "rip")
+        pc = linear_pc(registers)
         if pc is None:
             return None
-        return next(instructions(self.driver.read(thread, pc, LONGEST), pc, bits_of(registers), 1), None)
+        code, bits = self.driver.read(thread, pc, MAX_INSTRUCTION), execution_mode(registers).code_bits
+        return next(instructions(code, pc, bits, 1, registers.get("cs.base", 0)), None)
 
     def _threads(self) -> list[ThreadId]:
         return [ThreadId(one.pid, thread.tid) for one in self.driver.inferiors() for thread in self.driver.threads(one.pid)]
@@ -368,7 +370,7 @@ class Control:
             if point.thread is not None and point.thread != stop.thread:
                 continue
             if point.above is not None:
-                stack = stack if stack is not None else linear(self.driver.registers(stop.thread), "ss", "rsp")
+                stack = stack if stack is not None else linear_sp(self.driver.registers(stop.thread))
                 if stack is None or stack <= point.above:
                     continue
             try:

@@ -45,7 +45,7 @@ class ConsoleLexer(Lexer):
             at += len(name)
         elif text.strip() and not text.lstrip().startswith("!"):
             word = text.split()[0]
-            begun = any(known.startswith(word) for known in (*shell.registry.commands, *shell.aliases))
+            begun = any(known.startswith(word) for known in (*shell.registry.names, *shell.aliases))
             pieces.append(("class:command-begun" if begun else "class:command-unknown", word))
             at += len(word)
         if name in ("py", "shell") or text.lstrip().startswith("!"):
@@ -57,7 +57,7 @@ class ConsoleLexer(Lexer):
         words = text.split(None, 2)
         for count in (2, 1):
             name = " ".join(words[:count])
-            if len(words) >= count and (name in self.shell.registry.commands or name in self.shell.aliases):
+            if len(words) >= count and (name in self.shell.registry.names or name in self.shell.aliases):
                 return name if text.lstrip().startswith(name) else words[0]
         return ""
 

@@ -120,7 +120,7 @@ class RemoteSource:
         self.control.selected = thread
 
     def where(self) -> Where:
-        data: Any = self.ask("where").data
+        data: Any = self.ask("here").data
         return Where(**{field.name: data[field.name] for field in fields(Where)})
 
     def panes(self, sections: tuple[str, ...], width: int, rows: int | None = None) -> Mapping[str, Pane]:
@@ -150,9 +150,9 @@ class RemoteSource:
     def symbol(self, number: int, address: int) -> str:
         return str(self._symbol(number, address)["name"])
 
-    def function(self, number: int, address: int) -> int | None:
-        start = self._symbol(number, address)["start"]
-        return start if isinstance(start, int) else None
+    def frames(self) -> list[tuple[int, int | None]]:
+        data: Any = self.ask("bt 2").data
+        return [(int(frame["pc"]), frame["cfa"]) for frame in data["frames"]]
 
     def addresses(self, prefix: str) -> Iterable[Candidate]:
         return self._complete(f"walk {prefix}")

@@ -10,9 +10,7 @@ from gdbstub.target import TargetError, ThreadId
 from introspect.commands import HOST_NUMBER, Arguments, Command, CommandError, Context, Result
 from introspect.commands.parameters import Candidate, Misfit, Number, Parameter
 from introspect.commands.render import columns
-from introspect.commands.situation import linear
 from vmdbg.console.control import Control, Goal, Point
-from vmdbg.console.frames import return_address
 from vmdbg.results import Text
 
 if TYPE_CHECKING:
@@ -237,13 +235,14 @@ class RunCommands:
 
     def _finish(self, context: Context, arguments: Arguments) -> Result:
         control, thread = self.control, self.control.selected
-        frame = return_address(self.source, thread)
-        if frame is None:
+        frames = self.source.frames()
+        stack = frames[0][1] if len(frames) > 1 else None
+        if stack is None:
             raise CommandError(
-                "finish", "where this function returns to cannot be seen from its frame", "set a breakpoint, or `until ADDRESS`"
+                "finish", "where this function returns to is not known", "`bt` says why; `until ADDRESS` goes somewhere"
             )
-        above = linear(control.driver.registers(thread), "ss", "rsp")
-        control.reach(Point(0, thread.pid, frame, "", once=True, above=above, thread=thread), "finish")
+        frame = frames[1][0]
+        control.reach(Point(0, thread.pid, frame, "", once=True, above=stack - 1, thread=thread), "finish")
         return Text(f"runs until it returns to {frame:#x}")
 
     def _until(self, context: Context, arguments: Arguments) -> Result:

@@ -57,8 +57,8 @@ class Source(Protocol):
     def symbol(self, number: int, address: int) -> str:
         """The name of a linear address; empty if it has none."""
 
-    def function(self, number: int, address: int) -> int | None:
-        """Where the function begins that an address lies in."""
+    def frames(self) -> list[tuple[int, int | None]]:
+        """The two innermost frames of who is selected: their addresses, and the stack pointer after they return."""
 
     def addresses(self, prefix: str) -> Iterable[Candidate]:
         """How the beginning of an address may go on."""
@@ -119,10 +119,10 @@ class ContextSource:
         symbols = self.context.symbols(number)
         return symbols.name(address) if symbols is not None else ""
 
-    def function(self, number: int, address: int) -> int | None:
-        symbols = self.context.symbols(number)
-        found = symbols.at(address) if symbols is not None else None
-        return found[0].address if found is not None else None
+    def frames(self) -> list[tuple[int, int | None]]:
+        self._owner  # noqa: B018 - selects the thread
+        found = self.registry.call(self.context, "bt", 2)
+        return [(frame.pc, frame.cfa) for frame in found.frames]  # type: ignore[attr-defined]
 
     def addresses(self, prefix: str) -> Iterable[Candidate]:
         return Address().complete(self.context, prefix)
@@ -144,9 +144,19 @@ class LiveContext(Monitor):
     def __init__(self, debugger: Debugger) -> None:
         super().__init__(debugger)
         self.report: Progress = lambda part, what: None
+        self._seen: dict[int, tuple[int, Mapping[str, int], Mapping[str, int]]] = {}
+        """Registers of inferiors, when somebody looked last: at what time, what they were, and at an earlier time."""
 
     def progress(self, part: float, what: str) -> None:
         self.report(part, what)
+
+    def registers_before(self, number: int) -> Mapping[str, int] | None:
+        """When they were looked at before, at an earlier time: what one command of the console runs may be resumed many times."""
+        now, (time, last, earlier) = self.now, self._seen.get(number, (-1, {}, {}))
+        if time != now:
+            earlier = last
+            self._seen[number] = now, self.registers(number), earlier
+        return earlier
 
 
 class LiveSource:
@@ -200,10 +210,10 @@ class LiveSource:
         symbols = self.context.symbols(number)
         return symbols.name(address) if symbols is not None else ""
 
-    def function(self, number: int, address: int) -> int | None:
-        symbols = self.context.symbols(number)
-        found = symbols.at(address) if symbols is not None else None
-        return found[0].address if found is not None else None
+    def frames(self) -> list[tuple[int, int | None]]:
+        self._owner  # noqa: B018 - selects the thread
+        found = self.registry.call(self.context, "bt", 2)
+        return [(frame.pc, frame.cfa) for frame in found.frames]  # type: ignore[attr-defined]
 
     def addresses(self, prefix: str) -> Iterable[Candidate]:
         return Address().complete(self.context, prefix)

@@ -94,7 +94,7 @@ class Toolbar:
         if not words or (
             len(words) == 1
             and not text[-1:].isspace()
-            and words[0] not in shell.registry.commands
+            and words[0] not in shell.registry.names
             and words[0] not in shell.aliases
         ):
             return []

@@ -98,7 +98,7 @@ class UserCommands:
                 continue
             self._read[path] = version
             for name in self._names.pop(path, []):
-                self.shell.registry.commands.pop(name, None)
+                self.shell.registry.remove(name)
             if version[1] >= 0:
                 self._load(path)
 
@@ -116,7 +116,7 @@ class UserCommands:
             self.shell.output.show(f"{path}{where}: {traceback.format_exception_only(error)[-1].strip()}", "error")
             return
         for name, summary, function in _collected:
-            if name in self.shell.registry.commands:
+            if name in self.shell.registry.names:
                 self.shell.output.show(f"{path}: there is already a command {name}; name it differently", "error")
                 continue
             try:

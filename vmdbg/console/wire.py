@@ -377,4 +377,4 @@ class WireDriver:
 
     @property
     def now(self) -> int:
-        return int(self.ask_json(ThreadId(HOST, 1), "where host")["data"]["time"])
+        return int(self.ask_json(ThreadId(HOST, 1), "here host")["data"]["time"])

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from introspect.address import Gpa
+from introspect.decode import Instruction, Undecodable, decode
 from introspect.paging import Access, Fault, Nested, NestedFault, PagingState, pdpte_reserved, translate
 from vmdbg.engine.engine import Engine
 from vmdbg.engine.physical import Npt, Shadow
 from vmdbg.engine.state import SS, CpuState
 
 from .bits import CR0_PE, CR0_PG, CR4_PAE, EFER_LMA, RFLAGS_VM, canonical
-from .decode import Instruction, Undecodable, decode
 from .faults import GP, PF, UD, CpuFault, NestedPageFault, WatchedAccess
 from .faults import SS as STACK_FAULT
 
@@ -37,6 +37,8 @@ class Accesses:
         self.tlb: Tlb | None = None
         """Translations that are kept until they must be forgotten, if a forgotten flush is to be found."""
         self._pdptes: tuple[int, ...] = ()
+        self._fetched = -1, 0, b""
+        """When, where and what `fetch` has read last."""
         self._paging_key: tuple[object, ...] | None = None
         self._paging: PagingState | None = None
 
@@ -239,4 +241,14 @@ class Accesses:
                 break
             data += self.ram.view[found : found + length]
             address += length
-        return bytes(data)
+        code = bytes(data)
+        if size == 15:
+            self._fetched = self.engine.clock.now, self.state.linear_rip, code
+        return code
+
+    def stopped_at(self) -> bytes:
+        """The bytes of the instruction that is being dealt with, as far as their page goes."""
+        now, rip, code = self._fetched
+        here = self.state.linear_rip
+        code = self.engine.code() or (code if (now, rip) == (self.engine.clock.now, here) else self.fetch())
+        return code[: 4096 - here % 4096]

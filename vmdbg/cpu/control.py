@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from introspect.decode import Instruction
 from vmdbg.engine.state import CS
 
 from .bits import CR0_PE, CR0_PG, dr6_value, dr7_value
 from .core import Cpu
 from .debug import CR4_DE, DR6_BD, DR7_GD
-from .decode import Instruction
 from .faults import DB, GP, UD, CpuFault
 from .operands import moved, operand_address
 

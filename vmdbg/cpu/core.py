@@ -28,6 +28,7 @@ from .bits import CR0_NE, CR4_OSXSAVE, CR4_SUPPORTED, DR6_BS, DR6_RESET, DR7_RES
 from .faults import DB, Event, Kind
 
 if TYPE_CHECKING:
+    from introspect.decode import Instruction
     from vmdbg.platform.bus import Bus
     from vmdbg.platform.cpuid import CpuidConfig
     from vmdbg.platform.lapic import Lapic
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from vmdbg.svm.vmcbcache import VmcbCache
 
     from .debug import DebugRegisters
-    from .decode import Instruction
     from .smm import Interrupted, PortAccess
 
 class ExtInt(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from introspect.decode import Instruction
 from introspect.exits import PF_ERROR, ExitCode
 from introspect.paging import NestedFault
 from introspect.registers import CR4
@@ -14,7 +15,6 @@ from vmdbg.svm import world
 from . import ports, transfers
 from .bits import DR6_BS
 from .core import Cpu
-from .decode import Instruction
 from .events import raise_event
 from .faults import DB, GP, MF, PF, UD, CpuFault, Event, Kind
 from .instructions import EMULATE

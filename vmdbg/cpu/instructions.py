@@ -13,7 +13,7 @@ from introspect.vmcb import V_INTR
 from vmdbg.engine.state import DS, RAX, RBX, RCX, RDX
 from vmdbg.platform.cpuid import MAX_RDPRU, MONITOR_LINE, Dynamic, cpuid
 from vmdbg.platform.faults import MsrFault
-from vmdbg.platform.msrs import HWCR, HWCR_MON_MWAIT_DIS, HWCR_MON_MWAIT_USER_EN
+from vmdbg.platform.msrs import COUNTERS, HWCR, HWCR_MON_MWAIT_DIS, HWCR_MON_MWAIT_USER_EN
 from vmdbg.svm import world
 
 from . import smm
@@ -51,7 +51,7 @@ def rdtsc(cpu: Cpu) -> None:
 def check_rdpmc(cpu: Cpu) -> None:
     """The privilege, at which the engine has not looked, and the counter's number."""
     s = cpu.state
-    if (s.cpl and not s.cr(4) & CR4_PCE) or s.reg(RCX) & MASK32 > 3:
+    if (s.cpl and not s.cr(4) & CR4_PCE) or s.reg(RCX) & MASK32 >= COUNTERS:
         raise CpuFault(GP, 0)
 
 

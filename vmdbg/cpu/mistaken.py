@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from introspect.decode import STRING_IO
 from introspect.exits import ExitCode
 from introspect.registers import CR4
 from vmdbg.engine.state import SS
@@ -9,7 +10,6 @@ from vmdbg.engine.state import SS
 from .bits import RFLAGS_VM
 from .control import CR0_TS, CR4_PCE
 from .core import Cpu
-from .ports import STRING_IO
 
 _PREFIXES = b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf2\xf3"
 """All but LOCK, which makes an undefined instruction of those that `_undefined` looks for."""
@@ -17,7 +17,9 @@ _PREFIXES_64 = _PREFIXES + bytes(range(0x40, 0x50))
 _PLAIN = b"\x26\x2e\x36\x3e\x64\x65\x67"
 _PLAIN_64 = _PLAIN + bytes(range(0x40, 0x50))
 
-_UNDEFINED = {b"\xc8": ExitCode.MONITOR, b"\xc9": ExitCode.MWAIT, b"\xfd": ExitCode.RDPRU}
+_MONITOR = {b"\xc8": ExitCode.MONITOR, b"\xc9": ExitCode.MWAIT}
+"""Of these the engine looks at ECX, for which they are #GP, before HWCR, for which they are undefined."""
+_UNDEFINED = {**_MONITOR, b"\xfd": ExitCode.RDPRU}
 """Instructions of opcode 0F 01 that the engine takes for undefined ones, the first two outside CPL 0, by their third byte."""
 
 
@@ -39,7 +41,7 @@ def _undefined(cpu: Cpu) -> int:
 
 
 def _refused(cpu: Cpu) -> int:
-    """What is no #GP: some in virtual-8086 mode, RDPMC, XSETBV; else 0."""
+    """What is no #GP, or may be another exception: some in virtual-8086 mode, RDPMC, MONITOR, MWAIT, XSETBV; else 0."""
     s = cpu.state
     if s.rflags & RFLAGS_VM:
         found = _before_virtual_privilege(cpu)
@@ -47,6 +49,9 @@ def _refused(cpu: Cpu) -> int:
             return found
     if s.cpl and s.cr(4) & CR4_PCE and cpu.code()[:2] == b"\x0f\x33":
         return ExitCode.RDPMC  # the engine has the sense of CR4.PCE the wrong way round
+    code = cpu.code().lstrip(_PREFIXES_64 if cpu.bits == 64 else _PREFIXES)
+    if code[:2] == b"\x0f\x01" and code[2:3] in _MONITOR:
+        return _MONITOR[code[2:3]]
     return ExitCode.XSETBV if _plain_code(cpu)[:3] == b"\x0f\x01\xd1" else 0  # the engine refuses them all
 
 

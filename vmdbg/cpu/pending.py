@@ -52,7 +52,7 @@ class Pending(Cpu):
         if self.stored_to(self.awaited):
             return True
         outside = self.smm is None and (self.init_pending or self.smi_pending)
-        if self.gif and (outside or (self.nmi_pending and not self._nmi_masked)):
+        if self.gif and (outside or (self.nmi_pending and not self.nmi_masked)):
             return True  # HLT has ended any shadow
         return self.gif and (
             self._interrupt_allowed(self._physical_if()) or self._virtual_allowed() or self._virtual_nmi_allowed()
@@ -69,7 +69,7 @@ class Pending(Cpu):
         return bool(self.state.rflags & RFLAGS_IF)
 
     @property
-    def _nmi_masked(self) -> bool:
+    def nmi_masked(self) -> bool:
         """Whether physical NMIs are masked: a guest with virtual ones has a mask of its own in their place."""
         guest = self.guest
         return guest.host_nmi_blocked if guest is not None and guest.v_nmi_enabled else self.state.nmi_blocked
@@ -97,7 +97,7 @@ class Pending(Cpu):
             yield ExitCode.INIT
         if self.smi_pending and self.smm is None and not shadow:
             yield ExitCode.SMI
-        if self.nmi_pending and not self._nmi_masked and not shadow:
+        if self.nmi_pending and not self.nmi_masked and not shadow:
             yield ExitCode.NMI
         if self._interrupt_allowed(self._physical_if()):
             yield ExitCode.INTR

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+from introspect.decode import STRING_IO, Instruction
 from vmdbg.engine.state import ES, RAX, RCX, RDI, RSI, TR
 from vmdbg.platform.clock import TICKS_PER_SECOND
 
 from .bits import CR0_PE, RFLAGS_DF, RFLAGS_IOPL, RFLAGS_VM
 from .core import Cpu
-from .decode import Instruction
 from .faults import GP, CpuFault
 from .smm import PortAccess
 
-STRING_IO = frozenset((0x6C, 0x6D, 0x6E, 0x6F))
-"""Opcodes of INS and OUTS."""
 PORT_TICKS = TICKS_PER_SECOND // 1_000_000
 """Guest time that an access to a port takes besides the instruction: a microsecond, as on the ISA bus.  Software that
 waits for a device by reading a port counts on it, and would wait long if it were the two bytes of the instruction."""

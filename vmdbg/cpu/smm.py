@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from introspect.exits import SMI_INFO
+from introspect.exits import SMI_INFO, port_info
 from introspect.smm import SMM_IO, SMM_SAVE, SMM_SAVE_OFFSET
 from introspect.vmcb import VMCB
 from vmdbg.engine.physical import Npt, Shadow
@@ -17,9 +17,8 @@ from .bits import CR0_PE, CR0_PG, DR7_RESET, RFLAGS_TF, RFLAGS_VM
 from .core import Cpu
 
 if TYPE_CHECKING:
+    from introspect.decode import Instruction
     from vmdbg.svm.guest import Guest
-
-    from .decode import Instruction
 
 ENTRY = 0x8000
 """Of the handler from SMBASE."""
@@ -59,7 +58,7 @@ class PortAccess(NamedTuple):
     @property
     def info(self) -> int:
         """As SMM_IO."""
-        return world.io_info(self.insn, self.port, self.size) & SMM_IO.defined | SMM_IO.VALID
+        return port_info(self.insn, self.port, self.size) & SMM_IO.defined | SMM_IO.VALID
 
 
 def _port_access(cpu: Cpu) -> PortAccess | None:

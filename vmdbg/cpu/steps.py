@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from introspect.decode import Undecodable, decode, has_branched
 from vmdbg.engine.engine import EXCEPTION, VMEXIT, Stop
 from vmdbg.engine.runtime import Reason
 from vmdbg.platform.msrs import DEBUGCTL, DEBUGCTL_BTF
 
 from .bits import DR6_BS, RFLAGS_RF
 from .core import Cpu
-from .decode import Undecodable, decode, has_branched
 from .events import raise_event
 from .faults import DB, Event, Kind
 

@@ -90,6 +90,10 @@ class Ram:
                 raise Unreadable(end, bytes(self.view[spa:end]))
         raise Unreadable(spa)
 
+    def buffers(self) -> list[tuple[int, memoryview]]:
+        """(first address, contents) of each range: see `introspect.sources.BytesMemory.buffers`."""
+        return [(first, self.view[first:end]) for first, end in self.ranges]
+
     def read(self, spa: int, length: int, /) -> bytes:
         self._check(spa, length)
         return bytes(self.view[spa : spa + length])

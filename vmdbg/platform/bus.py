@@ -2,9 +2,10 @@
 
 from bisect import bisect_right
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 
 class PortDevice(Protocol):
@@ -21,6 +22,28 @@ class MmioDevice(Protocol):
     def read_mmio(self, offset: int, size: int) -> int: ...
 
     def write_mmio(self, offset: int, size: int, value: int) -> None: ...
+
+
+State = Mapping[str, int | str]
+
+
+@runtime_checkable
+class Inspectable(Protocol):
+    """A device that shows itself to people.  `name` is a short word for it, `title` what it is."""
+
+    name: str
+    title: str
+
+    def state(self) -> State:
+        """What it holds now.  Nothing changes: no register is read as software would read it."""
+
+
+class Claim(NamedTuple):
+    """Ports or addresses first..last and what answers there."""
+
+    first: int
+    last: int
+    device: object
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +110,15 @@ class Bus:
     def mmio_ranges(self) -> list[tuple[int, int]]:
         """All (first, last) address pairs that belong to devices, ascending."""
         return [(claim.first, claim.last) for claim in self._mmio]
+
+    def mmio_claims(self) -> list[Claim]:
+        """All address ranges with their devices, ascending."""
+        return [Claim(claim.first, claim.last, claim.device) for claim in self._mmio]
+
+    def port_claims(self) -> list[Claim]:
+        """All port ranges with their devices, ascending."""
+        claims = {claim.first: claim for claim in self._ports.values()}
+        return [Claim(claim.first, claim.last, claim.device) for _, claim in sorted(claims.items())]
 
     def read_port(self, port: int, size: int) -> int:
         claim = self._ports.get(port)

@@ -6,112 +6,12 @@ What it claims is what the engine implements: SSE4.2-class, no AVX, no random nu
 from dataclasses import dataclass
 from functools import lru_cache
 from struct import unpack
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-Output = Literal["eax", "ebx", "ecx", "edx"]
-
-FEATURES: dict[tuple[int, Output], dict[str, int]] = {
-    (0x00000001, "ecx"): {
-        "SSE3": 0,
-        "PCLMULQDQ": 1,
-        "MONITOR": 3,
-        "SSSE3": 9,
-        "FMA": 12,
-        "CMPXCHG16B": 13,
-        "SSE41": 19,
-        "SSE42": 20,
-        "X2APIC": 21,
-        "MOVBE": 22,
-        "POPCNT": 23,
-        "TSC_DEADLINE": 24,
-        "AES": 25,
-        "XSAVE": 26,
-        "AVX": 28,
-        "F16C": 29,
-        "RDRAND": 30,
-        "HYPERVISOR": 31,
-    },
-    (0x00000001, "edx"): {
-        "FPU": 0,
-        "VME": 1,
-        "DE": 2,
-        "PSE": 3,
-        "TSC": 4,
-        "MSR": 5,
-        "PAE": 6,
-        "MCE": 7,
-        "CMPXCHG8B": 8,
-        "APIC": 9,
-        "SYSENTER": 11,
-        "MTRR": 12,
-        "PGE": 13,
-        "MCA": 14,
-        "CMOV": 15,
-        "PAT": 16,
-        "PSE36": 17,
-        "CLFSH": 19,
-        "MMX": 23,
-        "FXSR": 24,
-        "SSE": 25,
-        "SSE2": 26,
-    },
-    (0x00000006, "eax"): {"ARAT": 2},
-    (0x00000006, "ecx"): {"EFF_FREQ": 0},
-    (0x00000007, "ebx"): {
-        "FSGSBASE": 0,
-        "TSC_ADJUST": 1,
-        "BMI1": 3,
-        "AVX2": 5,
-        "SMEP": 7,
-        "BMI2": 8,
-        "ERMS": 9,
-        "INVPCID": 10,
-        "RDSEED": 18,
-        "ADX": 19,
-        "SMAP": 20,
-        "CLFLUSHOPT": 23,
-        "CLWB": 24,
-        "SHA": 29,
-    },
-    (0x00000007, "ecx"): {"UMIP": 2, "PKU": 3, "LA57": 16, "RDPID": 22},
-    (0x0000000D, "eax"): {"XSAVEOPT": 0, "XGETBV1": 2},
-    (0x80000001, "ecx"): {
-        "LAHF_SAHF": 0,
-        "SVM": 2,
-        "EXTAPIC": 3,
-        "ALT_MOV_CR8": 4,
-        "ABM": 5,
-        "SSE4A": 6,
-        "MISALIGN_SSE": 7,
-        "PREFETCH3DNOW": 8,
-        "OSVW": 9,
-        "IBS": 10,
-        "SKINIT": 12,
-        "WDT": 13,
-        "TCE": 17,
-        "TOPOLOGY_EXTENSIONS": 22,
-        "PERFCTR_EXT_CORE": 23,
-    },
-    (0x80000001, "edx"): {
-        "SYSCALL": 11,
-        "NX": 20,
-        "MMXEXT": 22,
-        "FFXSR": 25,
-        "PAGE1GB": 26,
-        "RDTSCP": 27,
-        "LM": 29,
-    },
-    (0x80000007, "edx"): {"TSC_INVARIANT": 8},
-    (0x80000008, "ebx"): {"CLZERO": 0, "RDPRU": 4, "WBNOINVD": 9, "EFER_LMSLE_UNSUPPORTED": 20},
-}
-"""Feature names by leaf, register and bit; of leaf D, it is subleaf 1.  OSXSAVE, HTT and CMP_LEGACY follow from state and the
-number of CPUs."""
+from introspect.cpuid import FEATURES, SHARED_EDX, Output
 
 MAX_RDPRU = 1
 """The last register that RDPRU reads: MPERF, APERF."""
-
-SHARED_EDX = 0x0183F3FF
-"""Fn8000_0001_EDX repeats these bits of Fn0000_0001_EDX."""
 
 _DEFAULT = """
     FPU DE PSE TSC MSR PAE MCE CMPXCHG8B APIC SYSENTER MTRR PGE MCA CMOV PAT PSE36 CLFSH MMX FXSR SSE SSE2

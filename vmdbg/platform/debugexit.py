@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from vmdbg.platform.bus import State
 from vmdbg.platform.clock import TICKS_PER_SECOND, Clock
 
 DEBUG_EXIT_PORT = 0xF4
@@ -12,8 +13,13 @@ RESET_CONTROL_PORT = 0xCF9
 class DebugExit:
     """QEMU's isa-debug-exit: writing v ends the run with status (v << 1) | 1, never 0."""
 
+    name, title = "debug-exit", "ends the run with a status"
+
     def __init__(self, machine_exit: Callable[[int], None]) -> None:
         self.machine_exit = machine_exit
+
+    def state(self) -> State:
+        return {}
 
     def read_port(self, port: int, size: int) -> int:
         return 0
@@ -28,6 +34,7 @@ class PowerManagement:
     Writing PM1a_CNT with SLP_EN and SLP_TYP 0, QEMU's soft-off (0x2000), ends the run with status 0.
     """
 
+    name, title = "power", "ACPI power management: PM1a, PM timer"
     TIMER_HZ = 3_579_545
     SCI_EN, SLP_TYP, SLP_EN = 1 << 0, 7 << 10, 1 << 13
 
@@ -41,9 +48,14 @@ class PowerManagement:
         self._enable = 0
         self._control = self.SCI_EN  # there is no firmware to hand over: the machine is in ACPI mode
 
+    def state(self) -> State:
+        return {"PM1a_EN": self._enable, "PM1a_CNT": self._control, "timer": self._timer()}
+
+    def _timer(self) -> int:
+        return self.clock.now * self.TIMER_HZ // TICKS_PER_SECOND & 0xFFFFFF
+
     def read_port(self, port: int, size: int) -> int:
-        timer = self.clock.now * self.TIMER_HZ // TICKS_PER_SECOND & 0xFFFFFF
-        registers = self._enable << 16 | self._control << 32 | timer << 64
+        registers = self._enable << 16 | self._control << 32 | self._timer() << 64
         return registers >> 8 * (port - self.base) & ((1 << 8 * size) - 1)
 
     def write_port(self, port: int, size: int, value: int) -> None:
@@ -59,12 +71,17 @@ class PowerManagement:
 class ResetControl:
     """Port 0xcf9: bit 2 going from 0 to 1 resets; bit 1 says whether the reset is a hard one."""
 
+    name, title = "reset", "reset control"
+
     def __init__(self, reset: Callable[[], None]) -> None:
         self.machine_reset = reset
         self._value = 0
 
     def reset(self) -> None:
         self._value = 0
+
+    def state(self) -> State:
+        return {"value": self._value}
 
     def read_port(self, port: int, size: int) -> int:
         return self._value

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from struct import pack
 
+from vmdbg.platform.bus import State
+
 FW_CFG_PORT = 0x510
 """Selector: 16-bit writes here.  Data: byte reads at the next port."""
 
@@ -30,6 +32,8 @@ class FwCfg:
 
     ValueError for a file name the directory cannot hold.
     """
+
+    name, title = "fw-cfg", "QEMU's firmware configuration"
 
     def __init__(self, contents: FwCfgContents) -> None:
         command_line = contents.command_line.encode("utf-8", "surrogateescape") + b"\0"
@@ -62,6 +66,11 @@ class FwCfg:
 
     def reset(self) -> None:
         self._selected, self._offset = b"", 0
+
+    def state(self) -> State:
+        key = next((key for key, data in self._items.items() if data is self._selected), None)
+        item = "none" if key is None else f"{key:#x}"
+        return {"items": len(self._items), "selected": item, "offset": self._offset, "size": len(self._selected)}
 
     def read_port(self, port: int, size: int) -> int:
         """At the data port, one byte; the selector port reads as zero."""

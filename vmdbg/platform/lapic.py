@@ -151,6 +151,10 @@ class Lapic:
         self._write(Lvt.LINT0, DeliveryMode.EXTINT << 8)
         self._write(Lvt.LINT1, DeliveryMode.NMI << 8)
 
+    def peek(self, offset: int) -> int:
+        """A register's value, whatever may read it, without side effects."""
+        return self._read(offset)
+
     @property
     def enabled(self) -> bool:
         """APIC_BASE.AE; also what CPUID Fn0000_0001_EDX[APIC] shows."""

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from introspect.msrs import msr_name
 from introspect.rules import SVM_FEATURES
 from vmdbg.platform.cpuid import CpuidConfig
 from vmdbg.platform.faults import MsrFault
@@ -18,34 +19,26 @@ MTRR_CAP, SYSENTER_CS, SYSENTER_ESP, SYSENTER_EIP = 0xFE, 0x174, 0x175, 0x176
 MCG_CAP, MCG_STATUS, DEBUGCTL = 0x179, 0x17A, 0x1D9
 LAST_BRANCH_FROM, LAST_BRANCH_TO, LAST_EXCEPTION_FROM, LAST_EXCEPTION_TO = 0x1DB, 0x1DC, 0x1DD, 0x1DE
 MTRR_PHYS_BASE0, PAT, MTRR_DEF_TYPE = 0x200, 0x277, 0x2FF
-MTRR_FIXED = {
-    0x250: "FIX64K_00000",
-    0x258: "FIX16K_80000",
-    0x259: "FIX16K_A0000",
-    **{0x268 + n: f"FIX4K_{0xC0000 + 0x8000 * n:X}" for n in range(8)},
-}
+MTRR_FIXED = (0x250, 0x258, 0x259, *range(0x268, 0x270))
 EFER, STAR, LSTAR, CSTAR, SFMASK = 0xC0000080, 0xC0000081, 0xC0000082, 0xC0000083, 0xC0000084
 FS_BASE, GS_BASE, KERNEL_GS_BASE, TSC_AUX, TSC_RATIO = 0xC0000100, 0xC0000101, 0xC0000102, 0xC0000103, 0xC0000104
 PERF_CTL0, PERF_CTR0 = 0xC0010000, 0xC0010004
+COUNTERS = 4
+"""Performance counters: this many of each of the two."""
 SYSCFG, HWCR, IORR_BASE0, TOP_MEM, TOP_MEM2 = 0xC0010010, 0xC0010015, 0xC0010016, 0xC001001A, 0xC001001D
 INT_PENDING, DE_CFG = 0xC0010055, 0xC0011029
 SMM_BASE, SMM_ADDR, SMM_MASK = 0xC0010111, 0xC0010112, 0xC0010113
 VM_CR, IGNNE, SMM_CTL, VM_HSAVE_PA, SVM_KEY = 0xC0010114, 0xC0010115, 0xC0010116, 0xC0010117, 0xC0010118
 DOORBELL = 0xC001011B
 
-FAMILY_17H = {
-    0xC001001F: "NB_CFG", 0xC0010058: "MMIO_CFG_BASE",
-    0xC0011002: "CPUID_7_Features", 0xC0011003: "CPUID_PWR_THERM", 0xC0011004: "CPUID_Features",
-    0xC0011005: "CPUID_ExtFeatures", 0xC0011020: "LS_CFG", 0xC0011021: "IC_CFG", 0xC0011022: "DC_CFG", 0xC0011023: "CU_CFG",
-    0xC0011028: "FP_CFG", 0xC001102A: "CU_CFG2", 0xC001102C: "EX_CFG", 0xC001102D: "LS_CFG2",
-}  # fmt: skip
+FAMILY_17H = (
+    0xC001001F, 0xC0010058, *range(0xC0011002, 0xC0011006), *range(0xC0011020, 0xC0011024), 0xC0011028, 0xC001102A, 0xC001102C,
+    0xC001102D,
+)  # fmt: skip
 """Configuration that system software of this family reads and writes without a CPUID bit (PPR 55803): it keeps what is
 written and does nothing."""
-FAMILY_17H_READ_ONLY = {
-    0xC0010061: "PStateCurLim", 0xC0010063: "PStateStat",
-    **{0xC0010064 + n: f"PStateDef{n}" for n in range(8)},
-    0xC0010071: "COFVIDStatus",
-}  # fmt: skip
+FAMILY_17H_READ_ONLY = (0xC0010061, 0xC0010063, *range(0xC0010064, 0xC001006C), 0xC0010071)
+"""P-states: they read as 0."""
 
 EFER_LME, EFER_LMA, EFER_SVME = 1 << 8, 1 << 10, 1 << 12
 CR0_PG = 1 << 31
@@ -81,13 +74,16 @@ class Msr:
     """
 
     number: int
-    name: str
     reset: int = 0
     writable: int = ALL
     mbz: int = 0
     access: str = "rw"
     field: str | None = None
     check: Check | None = None
+
+    @property
+    def name(self) -> str:
+        return msr_name(self.number)
 
 
 def _canonical(file: "MsrFile", value: int, cpu: Cpu) -> str | None:
@@ -143,69 +139,69 @@ def msr_table(config: CpuidConfig) -> dict[int, Msr]:
         efer |= (feature in features) << bit
     efer |= ("EFER_LMSLE_UNSUPPORTED" not in features) << 13
     table = [
-        Msr(TSC, "TSC", field="tsc"),
-        Msr(MSR_APIC_BASE, "APIC_BASE"),
-        Msr(PATCH_LEVEL, "PATCH_LEVEL", reset=0x08301000, access="r"),
-        Msr(MTRR_CAP, "MTRRcap", reset=1 << 10 | 1 << 8 | VARIABLE_MTRRS, access="r"),
-        Msr(SYSENTER_CS, "SYSENTER_CS", writable=LOW32, field="sysenter_cs"),
-        Msr(SYSENTER_ESP, "SYSENTER_ESP", writable=LOW32, field="sysenter_esp", check=_canonical),
-        Msr(SYSENTER_EIP, "SYSENTER_EIP", writable=LOW32, field="sysenter_eip", check=_canonical),
-        Msr(MCG_CAP, "MCG_CAP", access="r"),  # no banks
-        Msr(MCG_STATUS, "MCG_STAT", mbz=ALL & ~7),
-        Msr(DEBUGCTL, "DebugCtl", mbz=ALL & ~DEBUGCTL_BITS),
-        Msr(LAST_BRANCH_FROM, "BR_FROM", access="r"),
-        Msr(LAST_BRANCH_TO, "BR_TO", access="r"),
-        Msr(LAST_EXCEPTION_FROM, "LASTEXCPFROM", access="r"),
-        Msr(LAST_EXCEPTION_TO, "LASTEXCPTO", access="r"),
-        *(Msr(number, f"MTRR{name}", check=_mtrr_fixed) for number, name in MTRR_FIXED.items()),
-        Msr(PAT, "PAT", reset=0x0007040600070406, field="pat", check=_pat),
-        Msr(MTRR_DEF_TYPE, "MTRRdefType", mbz=ALL & ~0xCFF, check=_mtrr_type),
-        Msr(EFER, "EFER", writable=efer, mbz=ALL & ~(efer | EFER_LMA), field="efer", check=_efer),
-        Msr(STAR, "STAR", field="star"),
-        Msr(LSTAR, "LSTAR", field="lstar", check=_canonical),
-        Msr(CSTAR, "CSTAR", field="cstar", check=_canonical),
-        Msr(SFMASK, "SFMASK", writable=LOW32, field="sfmask"),
-        Msr(FS_BASE, "FS.base", field="fs.base", check=_canonical),
-        Msr(GS_BASE, "GS.base", field="gs.base", check=_canonical),
-        Msr(KERNEL_GS_BASE, "KernelGSbase", field="kernel_gs_base", check=_canonical),
-        *(Msr(PERF_CTL0 + n, f"PerfEvtSel{n}") for n in range(4)),
-        *(Msr(PERF_CTR0 + n, f"PerfCtr{n}", writable=(1 << 48) - 1) for n in range(4)),
-        Msr(SYSCFG, "SYSCFG", writable=0x7C0000),
-        Msr(HWCR, "HWCR", reset=1 << 24, writable=LOW32 & ~(1 << 24), check=_hwcr),  # TscFreqSel: at the P0 rate
-        *(Msr(IORR_BASE0 + 2 * n, f"IORRBase{n}", mbz=beyond | 0xFE7, writable=ALL) for n in range(2)),
-        *(Msr(IORR_BASE0 + 2 * n + 1, f"IORRMask{n}", mbz=beyond | 0x7FF, writable=ALL) for n in range(2)),
-        Msr(TOP_MEM, "TOP_MEM", mbz=beyond | 0x7FFFFF),
-        Msr(TOP_MEM2, "TOP_MEM2", mbz=beyond | 0x7FFFFF),
-        Msr(INT_PENDING, "IntPending", writable=LOW32),
-        Msr(DE_CFG, "DE_CFG", reset=1 << 1),  # LFENCE is dispatch-serialising
-        Msr(SMM_BASE, "SMM_BASE", reset=SMBASE_RESET, mbz=ALL & ~LOW32, check=_smm_unlocked),
-        Msr(SMM_ADDR, "SMM_ADDR", mbz=beyond | 0x1FFFF, check=_smm_unlocked),
-        Msr(SMM_MASK, "SMM_MASK", mbz=beyond, check=_smm_unlocked),
-        *(Msr(number, name) for number, name in FAMILY_17H.items()),
-        *(Msr(number, name, access="r") for number, name in FAMILY_17H_READ_ONLY.items()),
+        Msr(TSC, field="tsc"),
+        Msr(MSR_APIC_BASE),
+        Msr(PATCH_LEVEL, reset=0x08301000, access="r"),
+        Msr(MTRR_CAP, reset=1 << 10 | 1 << 8 | VARIABLE_MTRRS, access="r"),
+        Msr(SYSENTER_CS, writable=LOW32, field="sysenter_cs"),
+        Msr(SYSENTER_ESP, writable=LOW32, field="sysenter_esp", check=_canonical),
+        Msr(SYSENTER_EIP, writable=LOW32, field="sysenter_eip", check=_canonical),
+        Msr(MCG_CAP, access="r"),  # no banks
+        Msr(MCG_STATUS, mbz=ALL & ~7),
+        Msr(DEBUGCTL, mbz=ALL & ~DEBUGCTL_BITS),
+        Msr(LAST_BRANCH_FROM, access="r"),
+        Msr(LAST_BRANCH_TO, access="r"),
+        Msr(LAST_EXCEPTION_FROM, access="r"),
+        Msr(LAST_EXCEPTION_TO, access="r"),
+        *(Msr(number, check=_mtrr_fixed) for number in MTRR_FIXED),
+        Msr(PAT, reset=0x0007040600070406, field="pat", check=_pat),
+        Msr(MTRR_DEF_TYPE, mbz=ALL & ~0xCFF, check=_mtrr_type),
+        Msr(EFER, writable=efer, mbz=ALL & ~(efer | EFER_LMA), field="efer", check=_efer),
+        Msr(STAR, field="star"),
+        Msr(LSTAR, field="lstar", check=_canonical),
+        Msr(CSTAR, field="cstar", check=_canonical),
+        Msr(SFMASK, writable=LOW32, field="sfmask"),
+        Msr(FS_BASE, field="fs.base", check=_canonical),
+        Msr(GS_BASE, field="gs.base", check=_canonical),
+        Msr(KERNEL_GS_BASE, field="kernel_gs_base", check=_canonical),
+        *(Msr(PERF_CTL0 + n) for n in range(COUNTERS)),
+        *(Msr(PERF_CTR0 + n, writable=(1 << 48) - 1) for n in range(COUNTERS)),
+        Msr(SYSCFG, writable=0x7C0000),
+        Msr(HWCR, reset=1 << 24, writable=LOW32 & ~(1 << 24), check=_hwcr),  # TscFreqSel: at the P0 rate
+        *(Msr(IORR_BASE0 + 2 * n, mbz=beyond | 0xFE7, writable=ALL) for n in range(2)),
+        *(Msr(IORR_BASE0 + 2 * n + 1, mbz=beyond | 0x7FF, writable=ALL) for n in range(2)),
+        Msr(TOP_MEM, mbz=beyond | 0x7FFFFF),
+        Msr(TOP_MEM2, mbz=beyond | 0x7FFFFF),
+        Msr(INT_PENDING, writable=LOW32),
+        Msr(DE_CFG, reset=1 << 1),  # LFENCE is dispatch-serialising
+        Msr(SMM_BASE, reset=SMBASE_RESET, mbz=ALL & ~LOW32, check=_smm_unlocked),
+        Msr(SMM_ADDR, mbz=beyond | 0x1FFFF, check=_smm_unlocked),
+        Msr(SMM_MASK, mbz=beyond, check=_smm_unlocked),
+        *(Msr(number) for number in FAMILY_17H),
+        *(Msr(number, access="r") for number in FAMILY_17H_READ_ONLY),
     ]
-    for n, number in enumerate(MTRR_VARIABLE):
-        table.append(Msr(number, f"MTRRphysBase{n}", mbz=beyond | 0xF00, check=_mtrr_type))
-        table.append(Msr(number + 1, f"MTRRphysMask{n}", mbz=beyond | 0x7FF))
+    for number in MTRR_VARIABLE:
+        table.append(Msr(number, mbz=beyond | 0xF00, check=_mtrr_type))
+        table.append(Msr(number + 1, mbz=beyond | 0x7FF))
     if "RDTSCP" in features or "RDPID" in features:
-        table.append(Msr(TSC_AUX, "TSC_AUX", writable=LOW32, field="tsc_aux"))
+        table.append(Msr(TSC_AUX, writable=LOW32, field="tsc_aux"))
     if "EFF_FREQ" in features:
-        table += [Msr(MPERF, "MPERF", field="mperf"), Msr(APERF, "APERF", field="aperf")]
+        table += [Msr(MPERF, field="mperf"), Msr(APERF, field="aperf")]
     if "TSC_ADJUST" in features:
-        table.append(Msr(TSC_ADJUST, "TSC_ADJUST"))
+        table.append(Msr(TSC_ADJUST))
     if "TSC_DEADLINE" in features:
-        table.append(Msr(MSR_TSC_DEADLINE, "TSC_DEADLINE"))
+        table.append(Msr(MSR_TSC_DEADLINE))
     if "SVM" in features:
         table += [
-            Msr(TSC_RATIO, "TSC_RATIO", reset=1 << 32, mbz=ALL & ~((1 << 40) - 1)),
-            Msr(VM_CR, "VM_CR", mbz=ALL & ~0x1F, check=_vm_cr),
-            Msr(IGNNE, "IGNNE", mbz=ALL & ~1),
-            Msr(SMM_CTL, "SMM_CTL", mbz=ALL & ~0x1F, access="w", check=_smm_unlocked),
-            Msr(VM_HSAVE_PA, "VM_HSAVE_PA", mbz=ALL & ~(physical & ~0xFFF), field="vm_hsave"),
-            Msr(SVM_KEY, "SVM_KEY"),
+            Msr(TSC_RATIO, reset=1 << 32, mbz=ALL & ~((1 << 40) - 1)),
+            Msr(VM_CR, mbz=ALL & ~0x1F, check=_vm_cr),
+            Msr(IGNNE, mbz=ALL & ~1),
+            Msr(SMM_CTL, mbz=ALL & ~0x1F, access="w", check=_smm_unlocked),
+            Msr(VM_HSAVE_PA, mbz=ALL & ~(physical & ~0xFFF), field="vm_hsave"),
+            Msr(SVM_KEY),
         ]
         if config.svm_features & SVM_FEATURES.AVIC:
-            table.append(Msr(DOORBELL, "DOORBELL", mbz=ALL & ~0xFF, access="w"))
+            table.append(Msr(DOORBELL, mbz=ALL & ~0xFF, access="w"))
     return {msr.number: msr for msr in table}
 
 

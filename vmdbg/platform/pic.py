@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+from vmdbg.platform.bus import State
+
 MASTER_PORT, SLAVE_PORT, ELCR_PORT = 0x20, 0xA0, 0x4D0
 CASCADE = 2
 ELCR_BITS = (0xF8, 0xDE)
@@ -43,9 +45,37 @@ class Chip:
             # "Edge and level triggered modes").
             self.irr &= ~bit
 
+    def state(self, first: int) -> State:
+        """`first` is the IRQ of its line 0."""
+
+        def lines(bits: int) -> str:
+            return " ".join(f"IRQ{first + n}" for n in range(8) if bits >> n & 1) or "none"
+
+        modes = (
+            ("auto EOI", self.auto_eoi), ("rotating", self._rotate_auto), ("special nested", self.special_nested),
+            ("special mask", self._special_mask), ("level", self._level), ("initialising", bool(self._init_step)),
+        )  # fmt: skip
+        return {
+            "vectors": f"{self.base:#x}-{self.base + 7:#x}", "requested (IRR)": lines(self.irr),
+            "in service (ISR)": lines(self.isr),
+            "masked (IMR)": lines(self.imr), "high lines": lines(self.lines), "level-triggered (ELCR)": lines(self.elcr),
+            "highest priority": f"IRQ{first + (self._lowest + 1 & 7)}",
+            "modes": ", ".join(name for name, on in modes if on) or "plain",
+        }  # fmt: skip
+
     @property
     def _level_triggered(self) -> int:
         return 0xFF if self._level else self.elcr
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """The lines by priority, the highest first."""
+        return tuple((self._lowest + rank) & 7 for rank in range(1, 9))
+
+    @property
+    def blocking(self) -> int:
+        """The lines whose service holds those back that come behind them: all in service, but for special mask mode."""
+        return self.isr & ~self.imr if self._special_mask else self.isr
 
     def pending(self, slave_lines: int) -> int | None:
         """The line that INTR is for; `slave_lines` have an 8259 behind them and may nest over themselves (SFNM)."""
@@ -149,6 +179,8 @@ class Chip:
 class Pic:
     """The pair: IRQ 0..15, IRQ 2 the cascade.  `intr_changed(level)` is called when the INTR output changes."""
 
+    name, title = "pic", "two 8259A interrupt controllers"
+
     def __init__(self, intr_changed: Callable[[bool], None]) -> None:
         self.intr_changed = intr_changed
         self.intr = False
@@ -167,6 +199,12 @@ class Pic:
         else:
             self.slave.set_line(irq - 8, level)
         self._update()
+
+    def state(self) -> State:
+        found: dict[str, int | str] = {"intr": int(self.intr)}
+        for name, chip, first in (("master", self.master, 0), ("slave", self.slave, 8)):
+            found |= {f"{name} {key}": value for key, value in chip.state(first).items()}
+        return found
 
     def acknowledge(self) -> int:
         """The INTA cycles: the vector, line 7's if the request has gone (spurious)."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from vmdbg.platform.bus import State
 from vmdbg.platform.clock import TICKS_PER_SECOND, Clock, Timer
 
 PIT_PORT = 0x40
@@ -49,6 +50,15 @@ class Channel:
         self._next_reload: int | None = None
         self._cancel()
         self._set_out(mode != 0)
+
+    def state(self) -> State:
+        access = ("latched", "low byte", "high byte", "low and high byte")[self._access]
+        hertz = PIT_HZ_NUMERATOR // (PIT_HZ_DENOMINATOR * self._reload) if self._reload and self._mode in (2, 3) else 0
+        return {
+            "mode": f"{self._mode}{', BCD' if self._bcd else ''}, {access}", "reload": self._reload, "count": self._encoded(),
+            "out": int(self._out), "gate": int(self.gate),
+            "counts": (f"yes{f', {hertz} Hz' if hertz else ''}" if self._start is not None else "no"),
+        }  # fmt: skip
 
     @property
     def out(self) -> bool:
@@ -224,6 +234,8 @@ class Channel:
 class Pit:
     """Channels 0 (IRQ 0), 1 (refresh, unconnected) and 2 (speaker; its gate is port 0x61's), at four ports."""
 
+    name, title = "pit", "8254 interval timer"
+
     def __init__(self, clock: Clock, irq: Callable[[bool], None], base: int = PIT_PORT) -> None:
         self.base = base
         outputs = (irq, _unconnected, _unconnected)
@@ -232,6 +244,9 @@ class Pit:
     def reset(self) -> None:
         for channel, gate in zip(self.channels, GATES, strict=True):
             channel.reset(gate)
+
+    def state(self) -> State:
+        return {f"channel {n} {key}": value for n, channel in enumerate(self.channels) for key, value in channel.state().items()}
 
     def read_port(self, port: int, size: int) -> int:
         index = port - self.base

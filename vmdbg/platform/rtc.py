@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
+from vmdbg.platform.bus import State
 from vmdbg.platform.clock import TICKS_PER_SECOND, Clock, Timer
 
 RTC_PORT, RTC_IRQ = 0x70, 8
@@ -26,6 +27,8 @@ class Rtc:
 
     Interrupts: periodic, update-ended and alarm; the update takes no time, so UIP is never seen.
     """
+
+    name, title = "rtc", "MC146818 real-time clock and CMOS memory"
 
     def __init__(self, clock: Clock, irq: Callable[[bool], None], ram_size: int, start: datetime = START) -> None:
         self.clock = clock
@@ -55,6 +58,16 @@ class Rtc:
         self._stopped = None
         self._schedule()
         self.irq(False)
+
+    def state(self) -> State:
+        memory = self._memory
+        flags = ((B_PIE, "periodic"), (B_AIE, "alarm"), (B_UIE, "update"))
+        alarm = ":".join(f"{memory[n]:02x}" if memory[n] < 0xC0 else "any" for n in (HOURS_ALARM, MINUTES_ALARM, SECONDS_ALARM))
+        return {
+            "time": self._now().isoformat(timespec="seconds"), "runs": "no, set" if self._stopped is not None else "yes",
+            "alarm": alarm, "interrupts": " ".join(word for bit, word in flags if memory[B] & bit) or "none",
+            "period": f"{self._period()} ticks", "index": self._index, "A": memory[A], "B": memory[B], "C": memory[C],
+        }  # fmt: skip
 
     def read_port(self, port: int, size: int) -> int:
         if not port & 1:

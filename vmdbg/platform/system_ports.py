@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from vmdbg.platform.bus import State
 from vmdbg.platform.clock import TICKS_PER_SECOND, Clock
 from vmdbg.platform.pit import Channel, Pit
 
@@ -13,6 +14,8 @@ SMI_COMMAND = 0xB2
 class PortA:
     """Port 0x92: bit 0, fast reset, on its rising edge; bit 1, A20."""
 
+    name, title = "port92", "system control port A: fast reset, A20"
+
     def __init__(self, machine_reset: Callable[[], None], a20: Callable[[bool], None] = lambda on: None) -> None:
         """`a20` is told of this source of the line: it is on where this or the keyboard controller's is."""
         self.machine_reset = machine_reset
@@ -22,6 +25,9 @@ class PortA:
     def reset(self) -> None:
         self._value = 2
         self.a20(True)
+
+    def state(self) -> State:
+        return {"value": self._value, "A20": "on" if self._value & 2 else "off"}
 
     def read_port(self, port: int, size: int) -> int:
         return self._value
@@ -39,6 +45,7 @@ class PortB:
     the memory refresh (15.085 us), bit 5 is channel 2's output.
     """
 
+    name, title = "port61", "system control port B: the speaker's gate"
     REFRESH_TICKS = TICKS_PER_SECOND * 15_085 // 1_000_000_000
 
     def __init__(self, clock: Clock, pit: Pit) -> None:
@@ -54,6 +61,9 @@ class PortB:
     def _channel(self) -> Channel:
         return self.pit.channels[2]
 
+    def state(self) -> State:
+        return {"value": self._value, "channel 2": "gated on" if self._value & 1 else "gated off"}
+
     def read_port(self, port: int, size: int) -> int:
         return self._value | (self.clock.now // self.REFRESH_TICKS & 1) << 4 | self._channel.out << 5
 
@@ -65,12 +75,17 @@ class PortB:
 class SmiPort:
     """Ports 0xb2 and 0xb3: writing a command to the first raises an SMI; both read back, and mean what its handler says."""
 
+    name, title = "smi", "SMI command port"
+
     def __init__(self, smi: Callable[[], None]) -> None:
         self.smi = smi
         self.reset()
 
     def reset(self) -> None:
         self._values = [0, 0]
+
+    def state(self) -> State:
+        return {"command": self._values[0], "status": self._values[1]}
 
     def read_port(self, port: int, size: int) -> int:
         return self._values[port & 1]
@@ -88,6 +103,7 @@ class KeyboardController:
     A write to the data port is a command's argument, or goes to a keyboard that does not answer.
     """
 
+    name, title = "keyboard", "8042 keyboard controller, nothing plugged in"
     READ_COMMAND_BYTE, WRITE_COMMAND_BYTE = 0x20, 0x60
     DISABLE_AUX, ENABLE_AUX, DISABLE_KEYBOARD, ENABLE_KEYBOARD = 0xA7, 0xA8, 0xAD, 0xAE
     AUX_TEST, SELF_TEST, PORT_TEST = 0xA9, 0xAA, 0xAB
@@ -116,6 +132,10 @@ class KeyboardController:
         self._argument_of: int | None = None
         self._last_was_command = False
         self._interrupt()
+
+    def state(self) -> State:
+        data = "empty" if self._data is None else f"{self._data:#x}"
+        return {"command byte": self._command_byte, "output buffer": f"{data}{' (auxiliary)' if self._aux else ''}"}
 
     def _set_output(self, value: int) -> None:
         self._output = value

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable
 
+from vmdbg.platform.bus import State
 from vmdbg.platform.clock import TICKS_PER_SECOND, Clock, Timer
 from vmdbg.platform.serial import Serial
 
@@ -34,6 +35,8 @@ class Uart:
     loopback overruns.  The interrupt reaches `irq` only while MCR.OUT2 is set: PCs gate it with that pin.
     """
 
+    name, title = "com1", "16550A serial port"
+
     def __init__(self, clock: Clock, irq: Callable[[bool], None], backend: Serial, base: int = COM1_PORT) -> None:
         self.clock = clock
         self.irq = irq
@@ -59,6 +62,15 @@ class Uart:
         """Bytes from outside.  The only way in: the machine calls it at a recorded point of guest time."""
         self._waiting.extend(data)
         self._fill()
+
+    def state(self) -> State:
+        baud = CRYSTAL_HZ // (16 * self._divisor) if self._divisor else 0
+        return {
+            "rate": f"{baud} baud (divisor {self._divisor})", "line": f"{5 + (self._lcr & 3)} bits (LCR {self._lcr:#x})",
+            "interrupt": "high" if self._line else "low", "IER": self._ier, "IIR": self._source(), "FCR": self._fcr,
+            "MCR": self._mcr, "MSR": self._msr, "errors": self._errors, "received": len(self._fifo),
+            "waiting outside": len(self._waiting),
+        }  # fmt: skip
 
     def read_port(self, port: int, size: int) -> int:
         register = port - self.base

@@ -11,7 +11,7 @@ from .ring import Slots
 
 DEFAULT_TRIPS = 16
 """VMRUNs with their #VMEXITs."""
-MOST_TRIPS = 1 << 16
+MOST_TRIPS = 4096
 _HEAD = struct.Struct("<5Q")
 _SAVED = _HEAD.size + CONTROL_SIZE
 IMAGE_SIZE = -(-(_SAVED + SAVE_SIZE) // 64) * 64

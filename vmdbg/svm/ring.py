@@ -64,34 +64,34 @@ class Slots:
         self.view = memoryview(self._memory).cast("B")
         self.start = ctypes.addressof(self._memory)
         self._head = Head(0, 0, capacity, self.start if capacity else None)
+        self._q = memoryview(self._head).cast("B").cast("Q")
         self.address = ctypes.addressof(self._head)
 
     @property
     def count(self) -> int:
         """How many there ever were."""
-        count: int = self._head.count
-        return count
+        return self._q[0]
 
     def __len__(self) -> int:
         return min(self.count, self.capacity)
 
     def take(self) -> int | None:
         """Where the next one goes in `view`; None if it is not kept."""
-        head = self._head
-        head.count += 1
+        q = self._q
+        q[0] += 1
+        slot = q[1]
         if not self.capacity:
             return None
-        at: int = self.size * head.next
-        head.next = (head.next + 1) % self.capacity
-        return at
+        q[1] = slot + 1 if slot + 1 < self.capacity else 0
+        return self.size * slot
 
     def oldest_first(self) -> Iterator[int]:
         """Where those that are kept are in `view`."""
-        first = self._head.next - len(self)
+        first = self._q[1] - len(self)
         return (self.size * ((first + n) % self.capacity) for n in range(len(self)))
 
     def newest_first(self) -> Iterator[int]:
-        last = self._head.next - 1
+        last = self._q[1] - 1
         return (self.size * ((last - n) % self.capacity) for n in range(len(self)))
 
 
@@ -101,12 +101,12 @@ class Ring(Slots):
     def __init__(self, capacity: int = DEFAULT_EXITS) -> None:
         super().__init__(RECORD_SIZE, capacity)
 
-    def add(self, record: Record) -> int:
-        """Returns the record's address, 0 if it is not kept."""
+    def add(self, *values: int | bytes) -> int:
+        """The fields of a `Record`.  Returns its address, 0 if it is not kept."""
         at = self.take()
         if at is None:
             return 0
-        _RECORD.pack_into(self.view, at, *record)
+        _RECORD.pack_into(self.view, at, *values)
         return self.start + at
 
     def record(self, at: int) -> Record:
@@ -140,14 +140,7 @@ class Crossing(ctypes.Structure):
         self.last, self.last_number = address, number
 
 
-_INSTRUCTIONS = (range(0x40), range(0x65, 0x7D), range(0x80, 0x8F))
-
-
-def is_instruction(code: int) -> bool:
-    """Whether an exit comes before an instruction that is intercepted: the one at RIP."""
-    return any(code in codes for codes in _INSTRUCTIONS)
-
-
-def form(length: int, bits: int) -> int:
-    """`Record.form`."""
-    return length | BITS.index(bits) << 4
+INSTRUCTIONS = frozenset((*range(0x40), *range(0x65, 0x7D), *range(0x80, 0x8F)))
+"""Exits that come before an instruction which is intercepted: the one at RIP."""
+FORM = {16: 0, 32: 1 << 4, 64: 2 << 4}
+"""`Record.form` by mode, without the length."""

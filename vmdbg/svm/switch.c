@@ -360,7 +360,7 @@ static int64_t vmexit(struct runtime *rt, struct switcher *sw, uint32_t code, ui
 {
     struct entry *e = &sw->entries[sw->inside];
     uint8_t *vmcb = sw->ram + e->vmcb, *host = save_area(rt, sw);
-    uint64_t state;
+    uint64_t state, rip = FIELD(rt, uint64_t, at.eip);
     if (e->vmcb == FREE || !host || sw->pages[e->vmcb / PAGE] & sw->busy || ((uint64_t *)(host + in.controls))[5] & RFLAGS_TF)
         return -1;
     record(rt, sw, e, code, info1, info2);
@@ -378,8 +378,6 @@ static int64_t vmexit(struct runtime *rt, struct switcher *sw, uint32_t code, ui
     Q(vmcb, in.exitcode + 8) = info1;
     Q(vmcb, in.exitcode + 16) = info2;
     Q(vmcb, in.exitcode + 24) = 0;
-    if (e->images)
-        keep_image(e, vmcb, sw->deadline - (uint64_t)rt->budget, sw->crossing.last_number, FIELD(rt, uint64_t, at.eip));
     load_state(rt, host);
     CR(rt, 0) |= 1;
     FIELD(rt, uint64_t, at.eflags) &= ~(uint64_t)RFLAGS_VM;
@@ -391,6 +389,8 @@ static int64_t vmexit(struct runtime *rt, struct switcher *sw, uint32_t code, ui
     rt->flush = 1;
     sw->inside = -1;
     sw->switches++;
+    if (e->images)
+        keep_image(e, vmcb, sw->deadline - (uint64_t)rt->budget, sw->crossing.last_number, rip);
     return 0;
 }
 

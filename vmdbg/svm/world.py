@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from introspect.exits import EVENT, IOIO, NPF_INFO, PF_ERROR, ExitCode
+from introspect.exits import EVENT, NPF_INFO, PF_ERROR, ExitCode, port_info
 from introspect.paging import Access, Fault, NestedFault, nested_translate, translate
 from introspect.permissions import iopm_intercepts, msrpm_intercepts
 from introspect.registers import CR0, CR4, EFER, RFLAGS
@@ -19,7 +19,7 @@ from vmdbg.cpu.core import Cpu, Notice
 from vmdbg.cpu.faults import GP, PF, CpuFault, Event, Kind, NestedPageFault
 from vmdbg.cpu.operands import accesses
 from vmdbg.engine import layout
-from vmdbg.engine.state import CODE_BASE_KEPT, CS, DS, ES, GDTR, HF_CS64, IDTR, RSP, CpuState
+from vmdbg.engine.state import CODE_BASE_KEPT, CS, GDTR, HF_CS64, IDTR, RSP, CpuState
 from vmdbg.platform.msrs import (
     DEBUGCTL,
     DEBUGCTL_BITS,
@@ -34,7 +34,7 @@ from . import avic
 from .guest import Guest
 
 if TYPE_CHECKING:
-    from vmdbg.cpu.decode import Instruction
+    from introspect.decode import Instruction
     from vmdbg.cpu.tasks import TaskSwitchExit
 
 PAGE = 4096
@@ -597,27 +597,10 @@ def io_intercepted(cpu: Cpu, port: int, size: int) -> bool:
     return guest is not None and guest.intercepts(ExitCode.IOIO) and iopm_intercepts(cpu.ram, guest.iopm, port, size)
 
 
-def io_info(insn: Instruction, port: int, size: int) -> int:
-    """EXITINFO1 of IN, OUT, INS and OUTS (APM2 15.10.2)."""
-    low = insn.opcode & 0xFF
-    string = low in (0x6C, 0x6D, 0x6E, 0x6F)
-    info = port << 16 | {1: IOIO.SZ8, 2: IOIO.SZ16, 4: IOIO.SZ32}[size]
-    info |= {16: IOIO.A16, 32: IOIO.A32, 64: IOIO.A64}[insn.address]
-    if not low & 2:
-        info |= IOIO.IN
-    segment = DS
-    if string:
-        info |= IOIO.STR
-        if insn.rep:
-            info |= IOIO.REP
-        segment = ES if not low & 2 else insn.segment if insn.segment is not None else DS
-    return info | segment << 10
-
-
 def io_exit(cpu: Cpu, insn: Instruction, port: int, size: int) -> None:
     """EXITINFO2 is the next RIP."""
     following = cpu.state.rip + insn.length
-    vmexit(cpu, ExitCode.IOIO, io_info(insn, port, size), following, nrip=following)
+    vmexit(cpu, ExitCode.IOIO, port_info(insn, port, size), following, nrip=following)
 
 
 def take_virtual_interrupt(cpu: Cpu) -> int:

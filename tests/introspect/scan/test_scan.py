@@ -111,14 +111,14 @@ def random_pages(seed: int, kind: str, count: int) -> bytes:
     return words.tobytes()
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(pages, min_size=1, max_size=6))
 def test_no_vmcb_is_found_in_random_memory(chosen: list[tuple[int, str, int]]) -> None:
     result = scan(BytesMemory({0: b"".join(random_pages(*one) for one in chosen)}))
     assert result.found == result.doubtful == ()
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32), st.integers(1, 30))
 def test_a_damaged_vmcb_is_judged_not_believed(seed: int, changes: int) -> None:
     """Bytes changed at random: found or not, there is an answer, and those below the threshold are not taken."""

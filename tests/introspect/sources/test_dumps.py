@@ -11,7 +11,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from introspect.sources import SourceError, Unreadable, Unwritable, data_ranges, open_core, open_dump, open_lime, open_raw
+from introspect.sources import (
+    FileMemory,
+    SourceError,
+    Unreadable,
+    Unwritable,
+    data_ranges,
+    memory_ranges,
+    open_core,
+    open_dump,
+    open_lime,
+    open_raw,
+)
 from introspect.sources.notes import OWN_TYPE, Annotations, GuestNote, make_note, make_own, make_prstatus, make_qemu
 
 from .files import elf32_core, elf_core, lime
@@ -36,6 +47,7 @@ def test_memory_lies_at_its_physical_address(tmp_path: Path, make: object) -> No
     dump = open_dump(written(tmp_path, make(LOADS)))
     assert dump.format == ("ELF core" if make is elf_core else "LiME")
     memory = dump.memory
+    assert isinstance(memory, FileMemory)
     assert (memory.read(0x1000, 4), memory.read(1 << 32, 4), memory.read_u32(0x1000)) == (b"low.", b"high", 0x2E776F6C)
     assert memory.ranges == [(0x1000, 0x1004), (1 << 32, (1 << 32) + 4)]
     assert dump.remarks == ()
@@ -111,7 +123,7 @@ def test_many_segments_are_counted_in_the_first_section_header(tmp_path: Path) -
     core = bytearray(elf_core([(0x1000, b"low."), (0x2000, b"high")]))
     core[56:58] = b"\xff\xff"
     core[40:48] = len(core).to_bytes(8, "little")
-    assert open_core(written(tmp_path, core + struct.pack("<44xI16x", 2))).memory.read(0x2000, 4) == b"high"
+    assert open_core(written(tmp_path, bytes(core) + struct.pack("<44xI16x", 2))).memory.read(0x2000, 4) == b"high"
 
 
 @pytest.mark.parametrize("make", [elf_core, lime])
@@ -173,7 +185,7 @@ def test_registers_of_linux_and_qemu(tmp_path: Path) -> None:
 
 def test_our_own_note(tmp_path: Path) -> None:
     ours = Annotations(
-        ({"cr3": 5, "star": 7},), (GuestNote(2, "linux", (0x1000, 0x2000), None, ({"rcx": 1}, {})),), 2, 40, 3
+        ({"cr3": 5, "star": 7},), (GuestNote(2, "linux", (0x1000, 0x2000), None, ({"rcx": 1}, {})),), 2, 40, 3, ((1, 5),)
     )
     found = open_core(written(tmp_path, elf_core(LOADS, make_own(ours)))).annotations
     assert found == ours
@@ -192,7 +204,7 @@ LIME = lime([(0x1000, b"a" * 30), (0x1010, b"b" * 30), (0x9000, b"c" * 9)])
 
 
 @pytest.mark.parametrize("whole", [CORE, elf32_core([(4096, b"low.")], make_prstatus(STATE, 1)), LIME], ids=["core", "core32", "lime"])
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_damaged_dumps_never_escape(tmp_path: Path, whole: bytes, data: st.DataObject) -> None:
     places = st.integers(0, 199) | st.integers(0, len(whole) - 1)
@@ -203,7 +215,7 @@ def test_damaged_dumps_never_escape(tmp_path: Path, whole: bytes, data: st.DataO
     path = written(tmp_path, bytes(damaged[: data.draw(st.integers(0, len(whole)) | st.just(len(whole)))]))
     with suppress(SourceError):
         dump = open_dump(path)
-        for first, end in [*dump.memory.ranges[:3], *list(data_ranges(dump.memory))[:3]]:
+        for first, end in [*memory_ranges(dump.memory)[:3], *list(data_ranges(dump.memory))[:3]]:
             with suppress(Unreadable):
                 dump.memory.read(first, min(end - first, 100))
                 dump.memory.read_u64(end - 4)

@@ -6,8 +6,8 @@ from random import Random
 
 import pytest
 
-from vmdbg.cpu.decode import Undecodable, decode
-from vmdbg.cpu.operands import disassembler
+from introspect.decode import Undecodable, decode
+from introspect.operands import disassembler
 
 # Opcode bytes; `m` stands for a ModRM byte with what follows it, `r` for one that names registers.
 PLAIN = ("f4", "0fa2", "0f30", "0f32", "0f31", "0f33", "0f06", "0f08", "0f09", "cc", "f1", "0f05", "0f34", "ec", "ed",

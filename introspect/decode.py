@@ -1,6 +1,4 @@
-"""Just enough decoding: length, opcode and operands of the instructions the processor layer meets."""
-
-from __future__ import annotations
+"""Just enough decoding: length, opcode and operands of the instructions that a processor may stop before."""
 
 from functools import lru_cache
 from typing import NamedTuple
@@ -8,10 +6,13 @@ from typing import NamedTuple
 _SEGMENTS = {0x26: 0, 0x2E: 1, 0x36: 2, 0x3E: 3, 0x64: 4, 0x65: 5}
 ES, CS, SS, DS, FS, GS = range(6)
 TWO_BYTE = 0x0F00
+STRING_IO = frozenset((0x6C, 0x6D, 0x6E, 0x6F))
+"""Opcodes of INS and OUTS."""
 
 
 class Instruction(NamedTuple):
-    """`opcode` is 0x0F00 | the second byte for two-byte opcodes; sizes in bits; `modrm` -1 if there is none."""
+    """`opcode` is 0x0F00 | the second byte for two-byte opcodes, 0x0F3800 or 0x0F3A00 | the third for longer ones; sizes in bits;
+    `modrm` -1 if there is none."""
 
     length: int
     opcode: int
@@ -89,6 +90,9 @@ def decode(code: bytes, bits: int) -> Instruction:
         if byte == 0x0F:
             opcode = TWO_BYTE | code[at]
             at += 1
+            if opcode in (0x0F38, 0x0F3A):
+                opcode = opcode << 8 | code[at]
+                at += 1
         if bits == 64:
             operand = 64 if rex & 8 else 16 if other_operand else 32
             address = 32 if other_address else 64
@@ -96,9 +100,10 @@ def decode(code: bytes, bits: int) -> Instruction:
             operand = (16 if bits == 32 else 32) if other_operand else bits
             address = (16 if bits == 32 else 32) if other_address else bits
         modrm, sib, displacement = -1, -1, 0
-        two = opcode >= TWO_BYTE
+        three = opcode > 0xFFFF
+        two = opcode >= TWO_BYTE and not three
         low = opcode & 0xFF
-        has_modrm = low not in _NO_MODRM_TWO and not 0x80 <= low <= 0x8F and not 0xC8 <= low <= 0xCF if two \
+        has_modrm = three or (low not in _NO_MODRM_TWO and not 0x80 <= low <= 0x8F and not 0xC8 <= low <= 0xCF) if two \
             else low not in _NO_MODRM_ONE  # fmt: skip
         if has_modrm:
             modrm = code[at]
@@ -120,7 +125,9 @@ def decode(code: bytes, bits: int) -> Instruction:
                 displacement = int.from_bytes(code[at : at + size], "little", signed=True)
                 at += size
         size = 0
-        if two:
+        if three:
+            size = opcode >> 8 == 0x0F3A
+        elif two:
             size = 1 if low in _IMM8_TWO else min(operand, 32) // 8 if 0x80 <= low <= 0x8F else 0
         elif low in _IMM8_ONE:
             size = 1
