@@ -172,7 +172,18 @@ class Situation:
         return "\n".join(lines) or f"Nothing of {self.where.name} is known here."
 
     def json(self) -> object:
-        return jsonable(self)
+        code = [
+            {"address": one.address, "code": one.code.hex(), "text": one.text, "target": one.target,
+             "symbol": self.symbol(one.address), "exit": self.intercepted.get(one.address)} for one in self.code
+        ]  # fmt: skip
+        exits = [
+            {"number": r.number, "guest": r.guest, "time": r.time, "rip": r.rip, "code": r.code, "name": exit_name(r.code),
+             "info1": r.info1, "info2": r.info2, "intinfo": r.intinfo} for r in self.exits
+        ]  # fmt: skip
+        return {
+            "where": self.where.json(), "registers": dict(self.registers), "changed": list(self.changed), "code": code,
+            "stack": jsonable(self.stack), "vmcb": jsonable(self.vmcb), "exits": exits,
+        }  # fmt: skip
 
     def _registers(self) -> list[str]:
         if not self.registers:
@@ -329,7 +340,7 @@ def _around(
     if name and 0 < behind <= _FUNCTION:
         decoded = list(instructions(read(pc - behind, behind), pc - behind, bits, behind, base))
         if decoded and decoded[-1].address + len(decoded[-1].code) == pc:
-            before = decoded[-(count // 3) :]
+            before = decoded[max(0, len(decoded) - count // 3) :]
     yield from before
     left = count - len(before)
     yield from instructions(read(pc, MAX_INSTRUCTION * left), pc, bits, left, base)

@@ -94,7 +94,7 @@ class ConsoleCompleter(Completer):
         expanded = shell.expanded(text)
         moved = len(expanded) - len(text)
         expanded, text = (text, text) if not text.rstrip() or " " not in text.lstrip() else (expanded, text)
-        found = shell.registry.complete(shell.source.context, expanded)
+        found = shell.source.complete(expanded)
         start = found.start - moved if expanded is not text else found.start
         candidates = found.candidates
         if not text[:start].strip():

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from gdbstub.target import TargetError, ThreadId
-from introspect.commands import Arguments, Command, CommandError, Context, Registry, Result
+from introspect.commands import Arguments, Command, CommandError, Completion, Context, Registry, Result
 from introspect.commands.help import help_command
 from introspect.commands.parameters import Candidate, Parameter, Rest
 from introspect.commands.render import columns
@@ -63,6 +63,7 @@ class RemoteSource:
         self.control = Control(self.driver, self._holds)
         self.context: Any = _There(self)
         self.reports: deque[Report] = deque()
+        self._theirs: set[str] = set()
         self.registry = Registry(self._proxies())
         self.registry.add(help_command(self.registry))
         for command in RunCommands(self, self.control).commands():
@@ -71,6 +72,7 @@ class RemoteSource:
     def _proxies(self) -> Iterable[Command]:
         for one in self.driver.ask_json(ThreadId(HOST, 1), "help")["data"]:
             if one["name"] != "help":
+                self._theirs.add(str(one["name"]))
                 yield self._proxy(one)
 
     def _proxy(self, one: Mapping[str, Any]) -> Command:
@@ -80,14 +82,11 @@ class RemoteSource:
             words, arguments.words = arguments.words, []
             return self.ask(" ".join([name, shlex.join(words)]).strip())
 
-        def offered(context: Context, words: Sequence[str]) -> Iterable[Candidate]:
-            return self._complete(" ".join([name, *map(shlex.quote, words), ""]))
-
         details = [str(one["details"])] if one["details"] else []
         rows = [(p["option"] or p["name"], p["help"] or p["kind"]) for p in one["parameters"]]
         details += columns(rows, "  ") if rows and len(rows) > 1 else []
         return Command(
-            name, run, str(one["summary"]), (Parameter("WORDS", Rest("words", offered), optional=True),), "\n".join(details),
+            name, run, str(one["summary"]), (Parameter("WORDS", Rest("words"), optional=True),), "\n".join(details),
             tuple(str(each["line"]) for each in one["examples"]), str(one["synopsis"]),
         )  # fmt: skip
 
@@ -153,6 +152,18 @@ class RemoteSource:
     def frames(self) -> list[tuple[int, int | None]]:
         data: Any = self.ask("bt 2").data
         return [(int(frame["pc"]), frame["cfa"]) for frame in data["frames"]]
+
+    def complete(self, line: str) -> Completion:
+        """Commands that are carried out there are completed there."""
+        found = self.registry.complete(self.context, line)
+        words = line.split()
+        try:
+            command = self.registry.find(words)[0] if words and line[: found.start].strip() else None
+        except CommandError:
+            return found
+        if command is None or command.name not in self._theirs:
+            return found
+        return Completion(found.start, self._complete(line))
 
     def addresses(self, prefix: str) -> Iterable[Candidate]:
         return self._complete(f"walk {prefix}")

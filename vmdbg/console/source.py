@@ -7,7 +7,18 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 from gdbstub.target import ThreadId
-from introspect.commands import HOST_NUMBER, Arguments, Command, CommandError, Context, GuestView, HostView, Registry, Result
+from introspect.commands import (
+    HOST_NUMBER,
+    Arguments,
+    Command,
+    CommandError,
+    Completion,
+    Context,
+    GuestView,
+    HostView,
+    Registry,
+    Result,
+)
 from introspect.commands.parameters import Address, AddressWord, Candidate, Owner, Parameter
 from introspect.commands.situation import Situation, Where, situation, where
 from introspect.dump_context import DumpContext
@@ -59,6 +70,9 @@ class Source(Protocol):
 
     def frames(self) -> list[tuple[int, int | None]]:
         """The two innermost frames of who is selected: their addresses, and the stack pointer after they return."""
+
+    def complete(self, line: str) -> Completion:
+        """As `Registry.complete`."""
 
     def addresses(self, prefix: str) -> Iterable[Candidate]:
         """How the beginning of an address may go on."""
@@ -123,6 +137,9 @@ class ContextSource:
         self._owner  # noqa: B018 - selects the thread
         found = self.registry.call(self.context, "bt", 2)
         return [(frame.pc, frame.cfa) for frame in found.frames]  # type: ignore[attr-defined]
+
+    def complete(self, line: str) -> Completion:
+        return self.registry.complete(self.context, line)
 
     def addresses(self, prefix: str) -> Iterable[Candidate]:
         return Address().complete(self.context, prefix)
@@ -214,6 +231,9 @@ class LiveSource:
         self._owner  # noqa: B018 - selects the thread
         found = self.registry.call(self.context, "bt", 2)
         return [(frame.pc, frame.cfa) for frame in found.frames]  # type: ignore[attr-defined]
+
+    def complete(self, line: str) -> Completion:
+        return self.registry.complete(self.context, line)
 
     def addresses(self, prefix: str) -> Iterable[Candidate]:
         return Address().complete(self.context, prefix)

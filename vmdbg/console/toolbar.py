@@ -92,10 +92,7 @@ class Toolbar:
         expanded = shell.expanded(text)
         words = expanded.split()
         if not words or (
-            len(words) == 1
-            and not text[-1:].isspace()
-            and words[0] not in shell.registry.names
-            and words[0] not in shell.aliases
+            len(words) == 1 and not text[-1:].isspace() and words[0] not in shell.registry.names and words[0] not in shell.aliases
         ):
             return []
         command = shell.command_of(expanded)
