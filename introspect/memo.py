@@ -58,10 +58,11 @@ class _Entry(NamedTuple):
 
 
 class Memo:
-    """Over one memory; `find` has no side effects on it."""
+    """Over one memory; `find` has no side effects on it.  `quads`, if there is such a view, has its 8-byte words by spa / 8."""
 
-    def __init__(self, memory: Memory) -> None:
+    def __init__(self, memory: Memory, quads: memoryview | None = None) -> None:
         self._memory = memory
+        self._quads = quads
         self._entries: dict[tuple[int, int], _Entry] = {}
 
     def find(self, state: PagingState, gva: int, nested: Nested | None = None) -> Place | None:
@@ -81,9 +82,9 @@ class Memo:
     def _holds(self, entry: _Entry, state: PagingState, nested: Nested | None) -> bool:
         if (entry.state is not state and entry.state != state) or entry.nested != nested:
             return False
-        read_u64, read_u32 = self._memory.read_u64, self._memory.read_u32
+        read_u64, read_u32, view = self._memory.read_u64, self._memory.read_u32, self._quads
         for spa, value in entry.quads:
-            if read_u64(spa) != value:
+            if (read_u64(spa) if view is None else view[spa >> 3]) != value:
                 return False
         return not entry.words or all(read_u32(spa) == value for spa, value in entry.words)
 

@@ -56,7 +56,9 @@ class Resumed:
 
     def reported(self, thread: ThreadId) -> ThreadId:
         """The thread to tell the client of: a client that let some threads run only expects one of them to stop."""
+        if self.acts(thread):
+            return thread
         acting = self.threads()
-        if self.acts(thread) or not acting:
+        if not acting:
             return thread
         return next((t for t in acting if t.pid == thread.pid), acting[0])

@@ -36,11 +36,13 @@ def fill(memory: BytesMemory, random: Random, count: int) -> None:
         memory.write_u64(random.randrange(PAGES) << 12 | random.randrange(4) * 8, entry(random))
 
 
+@pytest.mark.parametrize("viewed", [False, True], ids=["by calls", "by view"])
 @pytest.mark.parametrize("nested", [None, Nested(NPT, CR4.PAE, EFER.LMA | EFER.LME)], ids=["alone", "nested"])
 @pytest.mark.parametrize("mode", MODES)
-def test_it_is_the_walk(mode: str, nested: Nested | None) -> None:
-    memory, random = BytesMemory(SIZE), Random(f"{mode} {nested is None}")
-    memo = Memo(memory)
+def test_it_is_the_walk(mode: str, nested: Nested | None, viewed: bool) -> None:
+    data, random = bytearray(SIZE), Random(f"{mode} {nested is None}")
+    memory = BytesMemory({0: data})
+    memo = Memo(memory, memoryview(data).cast("Q") if viewed else None)
     fill(memory, random, 4000)
     memory.write_u64(NPT, NPDPT | 7)
     mapped = 0
