@@ -5,15 +5,15 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from introspect.commands.context import Context, ExitRecord, GuestView, HostView, Result
+from introspect.commands.disassemble import Predictions
+from introspect.commands.inferior_state import InferiorState, Remembers
 from introspect.commands.parameters import Choice, Number, Owner, Parameter
 from introspect.commands.registry import Arguments, Command
 from introspect.commands.render import columns, jsonable
-from introspect.commands.subject import Remembers
 from introspect.disassembly import MAX_INSTRUCTION, Instruction, instructions
 from introspect.execution import execution_mode, linear_pc, linear_sp
 from introspect.exits import EVENT, describe_event, describe_exit, exit_name
 from introspect.expression import Space
-from introspect.intercepts import intercepted, words_of
 from introspect.layout import Bits
 from introspect.registers import CR0, CR4, EFER, RFLAGS
 from introspect.scope import read_space
@@ -138,8 +138,8 @@ class Situation:
     registers: Mapping[str, int]
     changed: tuple[str, ...]
     code: tuple[Instruction, ...]
-    intercepted: Mapping[int, str]
-    """By address: the exit that the guest's VMCB wants of an instruction."""
+    marks: Mapping[int, str]
+    """By address: by which #VMEXIT an instruction would leave the guest."""
     stack: tuple[Word, ...]
     word: int
     """Bytes of a word on the stack."""
@@ -174,7 +174,7 @@ class Situation:
     def json(self) -> object:
         code = [
             {"address": one.address, "code": one.code.hex(), "text": one.text, "target": one.target,
-             "symbol": self.symbol(one.address), "exit": self.intercepted.get(one.address)} for one in self.code
+             "symbol": self.symbol(one.address), "exit": self.marks.get(one.address)} for one in self.code
         ]  # fmt: skip
         exits = [
             {"number": r.number, "guest": r.guest, "time": r.time, "rip": r.rip, "code": r.code, "name": exit_name(r.code),
@@ -237,7 +237,7 @@ class Situation:
     def _noted(self, one: Instruction) -> str:
         leads = one.target if one.target is not None else one.memory
         target = self.symbol(leads) if leads is not None else ""
-        exits = self.intercepted.get(one.address)
+        exits = self.marks.get(one.address)
         return one.text + (f"  <{target}>" if target else "") + (f"  ! {exits}" if exits else "")
 
     def _stack(self) -> list[str]:
@@ -296,26 +296,16 @@ def situation(
     code: tuple[Instruction, ...] = ()
     if "code" in sections and here.pc is not None:
         code = tuple(_around(read, here.pc, mode.code_bits, base, symbol, lines["code"]))
+    predictions = Predictions(InferiorState(context, owner))
+    marks = {one.address: mark for one in code if (mark := predictions.mark(one, one.address == here.pc))}
     exits = context.exits(owner.number if isinstance(owner, GuestView) else None, lines["exit"]) if "exit" in sections else ()
     return Situation(
         where=here, sections=sections, registers=registers, changed=changed, code=code,
-        intercepted=_intercepted(context, owner, code),
+        marks=marks,
         stack=tuple(_words(read, stack, word, symbol, lines["stack"])) if "stack" in sections and stack is not None else (),
         word=word, vmcb=_highlights(context, guest) if "vmcb" in sections and guest is not None else None, exits=tuple(exits),
         width=width, symbol=symbol,
     )  # fmt: skip
-
-
-def _intercepted(context: Context, owner: GuestView | HostView, code: tuple[Instruction, ...]) -> dict[int, str]:
-    """What instructions of a guest would leave with, by their addresses."""
-    if not isinstance(owner, GuestView) or not owner.vmcbs or not any(one.codes for one in code):
-        return {}
-    try:
-        words = words_of(context.memory.read(owner.vmcbs[0], VMCB_SIZE))
-    except Unreadable:
-        return {}
-    found = ((one.address, next((code for code in one.codes if intercepted(words, code)), None)) for one in code)
-    return {address: exit_name(code) for address, code in found if code is not None}
 
 
 def _set(table: type[Bits], value: int) -> str:

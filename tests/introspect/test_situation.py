@@ -58,7 +58,7 @@ def test_long_mode() -> None:
     assert found.lines("code") == [
         "    0x1000  <f>      push rbp",
         "    0x1001  <f+0x1>  mov rbp, rsp",
-        "=>  0x1004  <f+0x4>  cpuid  ! CPUID",
+        "=>  0x1004  <f+0x4>  cpuid  ! exit CPUID",
         "    0x1006  <f+0x6>  call 0x1000  <f>",
         "    0x100b  <f+0xb>  ret",
         "    0x100c  <f+0xc>  ud2",

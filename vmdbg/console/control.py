@@ -159,7 +159,7 @@ class Control:
         return ThreadId(pid, self.driver.threads(pid)[0].tid)
 
     def pc(self, thread: ThreadId) -> int | None:
-        return linear_pc(self.driver.registers(thread))
+        return self.driver.pc(thread)
 
     def _check(self, what: str) -> None:
         self.driver.claim()

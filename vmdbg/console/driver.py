@@ -43,6 +43,9 @@ class Driver(Protocol):
     def registers(self, thread: ThreadId) -> Mapping[str, int]:
         """By the names that the commands have for them."""
 
+    def pc(self, thread: ThreadId) -> int | None:
+        """The linear address of a thread's next instruction."""
+
     def read(self, thread: ThreadId, address: int, length: int) -> bytes:
         """Linear memory, as much as can be read of it."""
 
@@ -115,6 +118,9 @@ class LocalDriver:
             return commands.registers(thread.pid)
         finally:
             commands.thread = before
+
+    def pc(self, thread: ThreadId) -> int | None:
+        return self.debugger.context(thread).read("rip")
 
     def read(self, thread: ThreadId, address: int, length: int) -> bytes:
         return self.debugger.read_memory(thread, address, length)

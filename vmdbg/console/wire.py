@@ -29,6 +29,7 @@ from gdbstub.target import (
     Thread,
     ThreadId,
 )
+from introspect.execution import linear_pc
 from vmdbg.history import HOST
 from vmdbg.monitor import MARK
 from vmdbg.options import UsageError
@@ -359,6 +360,9 @@ class WireDriver:
     def registers(self, thread: ThreadId) -> Mapping[str, int]:
         found: Mapping[str, int] = self.ask_json(thread, "context regs")["data"]["registers"]
         return found
+
+    def pc(self, thread: ThreadId) -> int | None:
+        return linear_pc(self.registers(thread))
 
     def read(self, thread: ThreadId, address: int, length: int) -> bytes:
         self._select(thread)
