@@ -38,7 +38,7 @@ _ROWS = {"code": 9, "stack": 8, "exit": 3}
 _MASK = (1 << 64) - 1
 _FUNCTION = 4096
 """Bytes of a function that are decoded at most to get from its beginning to the current instruction."""
-_CELL = 25
+_CELL = 24
 _SPOKEN = ("guest_asid", "n_cr3", "v_intr", "int_state", "eventinj", "exitintinfo", "tlb_control", "vmcb_clean")
 """Fields of a VMCB that say what is going on, where they are not 0."""
 
