@@ -80,6 +80,11 @@ class MachineContext:
         self._asked: set[ThreadId] = set()
 
     @property
+    def now(self) -> int:
+        """Guest time in ticks."""
+        return self.debugger.machine.clock.now
+
+    @property
     def ticks_per_second(self) -> int:
         """Of the times in `exits`."""
         return TICKS_PER_SECOND
