@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from introspect.audit import audit_isolation
 from introspect.commands import GuestView, HostView
 from introspect.paging import Access, Nested, PagingState, Translation, translate, walk
 from introspect.registers import CR0, CR4, EFER
@@ -120,9 +121,11 @@ class Subject:
         assert self.qemu is not None
         return self.qemu.ask(line)
 
-    def everything(self) -> int:
+    def everything(self) -> None:
         """Volatility's listing."""
-        return sum(1 for _ in self.volatility.mapping(0, self.pages << 12, ignore_errors=True))
+        found = sum(row[1] for row in self.volatility.mapping(0, self.pages << 12, ignore_errors=True))
+        if found != self.pages << 12:
+            raise BenchmarkError(f"Volatility lists {found:#x} bytes of {self.pages << 12:#x}; is it another version?")
 
     def listing(self, line: str, targets: bool, rounds: int) -> dict[str, Any]:
         """One row: the listing of all pages, or with `targets` of all that map linearly, with where they lead."""
@@ -236,6 +239,9 @@ class Fleet:
         at = root + 0x6000 + 8 * (GUEST_PAGES - 5)
         self.memory.write_u64(at, self.memory.read_u64(at) ^ 2)
 
+    def audit(self) -> None:
+        audit_isolation(self.found, {guest.number: None for guest in self.guests})
+
     def ask(self) -> None:
         if not self.found.mappings(self.somewhere, 16):
             raise BenchmarkError("nobody maps a page that is mapped; report this")
@@ -254,7 +260,7 @@ def who_maps(count: int, rounds: int) -> list[dict[str, Any]]:
         fleet.change()
         return seconds(fleet.update)
 
-    peers |= {"changed": changed, "asked": lambda: seconds(fleet.ask)}
+    peers |= {"changed": changed, "asked": lambda: seconds(fleet.ask), "audit": lambda: seconds(fleet.audit)}
     times = Times(peers, rounds)
     return [
         {"what": f"reverse map {words}: made", "unit": "ms", "vmdbg": 1e3 * first},
@@ -262,6 +268,7 @@ def who_maps(count: int, rounds: int) -> list[dict[str, Any]]:
         {"what": "brought up to date, nothing changed", "unit": "ms", "vmdbg": 1e3 * times.median("again")},
         {"what": "brought up to date, an entry changed", "unit": "ms", "vmdbg": 1e3 * times.median("changed")},
         {"what": "who-maps, on a map that is up to date", "unit": "ms", "vmdbg": 1e3 * times.median("asked")},
+        {"what": "audit isolation of all of them", "unit": "ms", "vmdbg": 1e3 * times.median("audit")},
     ]
 
 

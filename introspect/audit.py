@@ -208,10 +208,14 @@ class _Areas:
 
     def __init__(self, found: ReverseMap) -> None:
         rows: dict[str, list[tuple[U64, U64]]] = {}
+        same: dict[tuple[str, int, int], list[str]] = {}
         for area in found.areas:
-            name = "the hypervisor's image" if area.kind == "image" else f"{area.kind} of {area.who}"
             if area.kind != "AVIC backing page":  # its guest is to reach it
-                rows.setdefault(name, []).append((column(area.start), column(area.end)))
+                same.setdefault((area.kind, area.start, area.end), []).append(area.who)
+        for (kind, start, end), who in same.items():
+            others = f" and {len(who) - 1} more" if len(who) > 1 else ""
+            name = "the hypervisor's image" if kind == "image" else f"{kind} of {who[0]}{others}"
+            rows.setdefault(name, []).append((column(start), column(end)))
         for mapper in found.mappers:
             if not mapper.confines and not mapper.host:
                 continue
@@ -256,8 +260,8 @@ def _reaches(agent: _Agent, areas: _Areas) -> Iterator[Finding]:
 
 
 def _user_reaches(mapper: Mapper, areas: _Areas) -> Iterator[Finding]:
-    """Linear addresses that user code may use: in the host as in a guest."""
-    if mapper.space != Space.GVA:
+    """Linear addresses that user code may use: in the host as in a guest. Without paging there are no users."""
+    if mapper.space != Space.GVA or not len(mapper.tables().spa):
         return
     severity = Severity.HIGH if mapper.host else Severity.CRITICAL
     for name, where in areas.named(_reach(mapper, ENTRY.U)).items():

@@ -198,19 +198,23 @@ class Dimension:
         """Walk tables of one level and all below them."""
         level = self.form.levels[depth]
         reach = np.uint64((level.mask + 1) << level.shift)
-        for first in range(0, len(rows.table), _BATCH):
+        first = 0
+        while first < len(rows.table):
             if not self._goes_on(int(rows.address[first])):
                 rest = rows.address[first:]
                 self._undone.append(Spans(rest, rest + reach))
                 return
-            part = rows.take(slice(first, first + _BATCH))
-            spa = part.table
+            end = first + max(1, min(_BATCH, self._entries_left // (level.mask + 1), self._runs_left // (level.mask + 1) + 1))
+            part = rows.take(slice(first, end))
+            first, spa = end, part.table
             if self.locate is not None:
                 spa = self.locate(spa)
                 refused = spa == NOWHERE
                 if refused.any():
-                    for index in np.flatnonzero(refused)[:_PROBLEMS].tolist():
+                    which = np.flatnonzero(refused)
+                    for index in which[:_PROBLEMS].tolist():
                         self._table_problem("refused", part, index, level)
+                    self.problems_left_out += max(0, len(which) - _PROBLEMS)
                     part, spa = part.take(~refused), spa[~refused]
             if len(spa):
                 self._read_and_go_on(depth, part, spa)
@@ -356,9 +360,10 @@ class Dimension:
         Says whether anything has. Only with `keep`.
         """
         if self.problems or self.problems_left_out or len(self._unknown.start):
-            before = self.runs
+            before, problems = (*self.runs, *self._unknown), self.problems
             self.walk()  # the few tables that are damaged are not worth keeping account of what is wrong where
-            return not all(np.array_equal(old, new) for old, new in zip(before, self.runs, strict=True))
+            after = (*self.runs, *self._unknown)
+            return problems != self.problems or not all(np.array_equal(old, new) for old, new in zip(before, after, strict=True))
         self._start()
         self._parts.append(self.runs)
         self._runs_left -= len(self.runs.start)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from introspect.commands.context import Cancelled, CommandError, ExitRecord, GuestView, HostView
-from introspect.paging import Nested, PagingState
-from introspect.registers import RFLAGS
+from introspect.paging import Access, Nested, PagingState, Translation, translate
+from introspect.registers import ATTRIB, RFLAGS
 from introspect.rules import Processor
 from introspect.scan import Found, Scan
 from introspect.scope import ContextNames, ContextScope
@@ -65,12 +65,16 @@ class DumpContext:
         cpus = [dict(cpu) for cpu in dump.annotations.cpus]
         if registers:
             cpus[:1] = [{**(cpus[0] if cpus else {}), **registers}]
+        self._given = bool(registers)
         self._cpus = [complete(cpu) for cpu in cpus]
-        self._host: Registers = self._cpus[0] if self._cpus else {}
-        self.host_from = "the dump's registers" if self._cpus else ""
-        """Where the host's registers come from; empty if they are not known."""
         self._known: list[_Known] = []
         self._saved: list[Found] = []
+        self._host: Registers = {}
+        self._doubtful = False
+        """Its registers may be those of a guest."""
+        self.host_from = ""
+        """Where the host's registers come from; empty if they are not known."""
+        self._choose_host()
         self._selected: int | None = None
         if dump.annotations.of is None:
             for note in dump.annotations.guests:
@@ -93,7 +97,8 @@ class DumpContext:
     def processor(self) -> Processor:
         default = Processor()
         features = self.dump.annotations.features
-        host = self._host if all(name in self._host for name in _PAGING) else {}
+        known = all(name in self._host for name in _PAGING) and not self._doubtful
+        host = self._host if known else {}  # else a host in long mode, as all are that have nested paging
         return Processor(
             self.maxphyaddr, default.features if features is None else features, host.get("cr0", default.host_cr0),
             host.get("cr4", default.host_cr4), host.get("efer", default.host_efer),
@@ -104,9 +109,11 @@ class DumpContext:
         found = self._host
         of = self.dump.annotations.of
         noted = next((guest.name for guest in self.dump.annotations.guests if guest.number == of), "")
-        name = f"guest {of} ({noted})" if of is not None else "the host" if found else "the host (registers not known)"
+        state = self._state(found)
+        doubt = "(registers not known)" if not found else "(or a guest)" if self._doubtful and state.format else ""
+        name = f"guest {of} ({noted})" if of is not None else f"the host {doubt}".rstrip()
         saves = tuple(cpu["vm_hsave_pa"] for cpu in self._cpus if "vm_hsave_pa" in cpu) or tuple(one.spa for one in self._saved)
-        return HostView(name=name, paging=self._state(found), image=self.dump.annotations.image, saves=saves)
+        return HostView(name=name, paging=state, image=self.dump.annotations.image, saves=saves)
 
     @property
     def guests(self) -> Sequence[GuestView]:
@@ -146,7 +153,8 @@ class DumpContext:
     def threads(self, number: int) -> Sequence[Mapping[str, int]]:
         """Registers of each processor of an inferior."""
         if number == self.host.number:
-            return [dict(cpu) for cpu in self._cpus] or [dict(self._host)]
+            guests = {known.on_cpu for known in self._known}
+            return [dict(self._host if index in guests else cpu) for index, cpu in enumerate(self._cpus)] or [dict(self._host)]
         known = next((known for known in self._known if known.number == number), None)
         if known is None:
             return []
@@ -198,8 +206,6 @@ class DumpContext:
                 known.vmcbs = (*known.vmcbs, *(spa for spa in vmcbs if spa not in known.vmcbs))
         self._relate(result)
         self._sort_out()
-        if not self._host:
-            self._take_host()
 
     def _relate(self, result: Scan) -> None:
         relations = result.relations
@@ -213,29 +219,52 @@ class DumpContext:
             if parent is not None and parent is not known:
                 known.parent, known.inner = parent.number, made
 
-    def _take_host(self) -> None:
-        """The host's registers from its save area, where VMRUN left them."""
-        contents = self._vmcb(self._saved[0].spa) if self._saved else None
-        if contents is not None:
-            self._host = {name: VMCB.read(contents, name) for name in _STATE}
-            self.host_from = f"the host save area at {self._saved[0].spa:#x}"
-
     def _sort_out(self) -> None:
         """A processor that was in a guest when the dump was made has that one's registers, not the host's.
 
         It shows in the page and descriptor tables, unless a host save area has the same. Our own dumps say whose they are.
         """
-        if self.dump.annotations.guests:
-            return
         for index, cpu in enumerate(self._cpus):
+            if self.dump.annotations.guests or (self._given and not index):
+                continue
             if any(name not in cpu for name in _TABLES) or any(self._same_tables(cpu, saved.spa) for saved in self._saved):
                 continue
             for known in self._known:
                 for vcpu, spa in enumerate(known.vmcbs):
                     if known.on_cpu is None and self._same_tables(cpu, spa):
                         known.registers[vcpu], known.on_cpu = cpu, index
-        if self._cpus and all(any(known.on_cpu == index for known in self._known) for index in range(len(self._cpus))):
-            self._host, self.host_from = {}, ""
+        self._choose_host()
+
+    def _choose_host(self) -> None:
+        """Of the processors that are in no guest the first whose code is where its tables say; else a host save area; else any.
+
+        One in a guest that is not known has tables of guest-physical addresses, which lead nowhere.
+        """
+        own = [cpu for index, cpu in enumerate(self._cpus) if all(known.on_cpu != index for known in self._known)]
+        sure = next((cpu for cpu in own if self._runs_here(cpu)), None)
+        contents = self._vmcb(self._saved[0].spa) if self._saved and sure is None else None
+        self._doubtful = sure is None and contents is None
+        if contents is not None:
+            self._host = {name: VMCB.read(contents, name) for name in _STATE}
+            self.host_from = f"the host save area at {self._saved[0].spa:#x}"
+        else:
+            self._host = sure or (own[0] if own else {})
+            self.host_from = "the dump's registers" if self._host else ""
+
+    def _runs_here(self, cpu: Registers) -> bool:
+        """Whether a processor's code can be reached by its own page tables alone. Those that were given are believed."""
+        if self._given or self.dump.annotations.guests:
+            return True
+        state, long_mode = self._state(cpu), cpu.get("cs.attrib", ATTRIB.L) & ATTRIB.L
+        linear = cpu.get("rip", 0) if long_mode else cpu.get("cs.base", 0) + cpu.get("rip", 0) & 0xFFFF_FFFF
+        found = translate(self.memory, state.privileged(), linear, Access(), set_ad=False)
+        if state.format is None or not isinstance(found, Translation):
+            return False
+        try:
+            self.memory.read(found.spa, 1)
+        except Unreadable:
+            return False
+        return True
 
     def _same_tables(self, cpu: Registers, spa: int) -> bool:
         contents = self._vmcb(spa)

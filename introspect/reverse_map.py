@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from introspect.avic import APIC_ADDRESS
-from introspect.dimension import NO_TABLES, Dimension, Limits, TableRows
+from introspect.dimension import NO_TABLES, Dimension, Limits, Progress, TableRows
+from introspect.exits import ExitCode
 from introspect.expression import Space
+from introspect.intercepts import intercepted, words_of
 from introspect.paging import Nested, PagingState
 from introspect.permissions import IOPM_SIZE, MSRPM_SIZE
 from introspect.runs import Runs, leading_to
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
 __all__ = ["Area", "Mapper", "Mapping", "Owner", "ReverseMap", "SpaceMapper", "reverse_map_of"]
 
 _PAGE = 0x1000
+_MAPS_OF_VMCB = (
+    ("IOPM", "iopm_base_pa", IOPM_SIZE, ExitCode.IOIO), ("MSRPM", "msrpm_base_pa", MSRPM_SIZE, ExitCode.MSR),
+)  # fmt: skip
 _MOST = 4
 """As many addresses as are told of one owner."""
 _KINDS = {Space.GPA: "nested ", Space.GVA: "shadow ", Space.IOVA: "I/O "}
@@ -132,8 +137,16 @@ class SpaceMapper:
         assert self.nested is not None
         return self.nested.dimension
 
+    def tell(self, progress: Progress | None) -> None:
+        """Whom to tell of progress."""
+        if self.dimension is not None:
+            self.dimension.progress = progress
+
     def tables(self) -> TableRows:
         return NO_TABLES if self.dimension is None else self.dimension.table_rows()
+
+
+_Known: TypeAlias = dict[tuple[object, ...], SpaceMapper]
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,11 +190,19 @@ class Owner:
         return f"{self.kind} of {self.who}{', ' + self.detail if self.detail else ''}"
 
 
+EACH = Limits(entries=1 << 24, runs=1 << 22)
+"""For one address space: 64 GiB in 4 KiB pages, of which 16 may be scattered."""
+ALL = Limits(entries=1 << 27, runs=1 << 25)
+"""For all together. They are kept, so this is a bound on memory: 2 GiB."""
+LEAST = Limits(entries=1 << 13, runs=1 << 8)
+"""For each address space when there is no more room."""
+
+
 class ReverseMap:
     """All page tables of a machine, by where they lead."""
 
-    def __init__(self, memory: Memory, limits: Limits | None = None) -> None:
-        self.memory, self.limits = memory, limits or Limits()
+    def __init__(self, memory: Memory, each: Limits = EACH, together: Limits = ALL) -> None:
+        self.memory, self.each, self.together = memory, each, together
         self.mappers: list[Mapper] = []
         self.areas: list[Area] = []
         self._known: dict[tuple[object, ...], SpaceMapper] = {}
@@ -195,33 +216,63 @@ class ReverseMap:
         host: HostView,
         guests: Sequence[GuestView],
         others: Iterable[Mapper] = (),
-        progress: Callable[[float], bool] | None = None,
+        progress: Progress | None = None,
     ) -> bool:
         """Bring the map up to date. `others` are mappers of other kinds, which are refreshed, too.
 
         False if `progress`, told of the part that is done, did not want to go on: then it is incomplete.
         """
         before, self._known = self._known, {}
-        self.mappers, self.walked = [], 0
+        self.mappers, self.areas, self.walked = [], [], 0
+        self._entries, self._runs = self.together.entries, self.together.runs
+        self._ended = False
+        parts = len(guests) + 1
         self.host_known = host.paging.cr0 != 0
         if self.host_known:
-            self._add(str(host), host.number, "", host.paging, None, before, host=True)
-        for index, guest in enumerate(guests):
-            if progress is not None and not progress(index / len(guests)):
-                return False
-            nested = None if guest.nested is None else self._nested(str(guest), guest.number, guest.nested, before)
-            states = {(guest.paging.format, guest.paging.root): (guest.paging, "")}
-            for spa in guest.vmcbs[1:]:
-                state = self._state(spa, guest.paging.maxphyaddr)
-                if state is not None:
-                    states.setdefault((state.format, state.root), (state, f"VMCB {spa:#x}"))
-            for state, label in states.values():
-                self._add(str(guest), guest.number, label, state, nested, before)
+            going = self._going(progress, 0, parts)
+            self._add(str(host), host.number, "", host.paging, None, before, going, host=True)
+        for index, guest in enumerate(guests, 1):
+            going = self._going(progress, index, parts)
+            if not going(0):
+                break
+            nested = None
+            if guest.nested is not None:
+                nested = self._nested(str(guest), guest.number, guest.nested, before, going)
+            for state, label in self._states(guest):
+                self._add(str(guest), guest.number, label, state, nested, before, going)
+        if self._ended:
+            self._known = {**before, **self._known}  # what was not looked at now may be next time
+            return False
         for other in others:
             self.walked += other.refresh()
             self.mappers.append(other)
         self.areas = list(_areas(self.memory, host, guests))
         return True
+
+    def _going(self, progress: Progress | None, index: int, parts: int) -> Progress:
+        """The same about one of so many parts; remembers that somebody did not want to go on."""
+
+        def going(share: float) -> bool:
+            if progress is not None and not self._ended:
+                self._ended = not progress((index + share) / parts)
+            return not self._ended
+
+        return going
+
+    def _states(self, guest: GuestView) -> Iterator[tuple[PagingState, str]]:
+        """Those of the guest's virtual processors that have tables of their own, and what to call them."""
+        seen = {(guest.paging.format, guest.paging.root)}
+        yield guest.paging, ""
+        for spa in guest.vmcbs[1:]:
+            state = self._state(spa, guest.paging.maxphyaddr)
+            if state is not None and (state.format, state.root) not in seen:
+                seen.add((state.format, state.root))
+                yield state, f"VMCB {spa:#x}"
+
+    def _room(self) -> Limits:
+        """What one more address space may have."""
+        entries = max(min(self.each.entries, self._entries), LEAST.entries)
+        return Limits(entries, max(min(self.each.runs, self._runs), LEAST.runs))
 
     def _state(self, vmcb: int, maxphyaddr: int) -> PagingState | None:
         try:
@@ -229,22 +280,25 @@ class ReverseMap:
         except Unreadable:
             return None
 
-    def _nested(self, party: str, number: int, nested: Nested, before: dict[tuple[object, ...], SpaceMapper]) -> SpaceMapper:
+    def _nested(
+        self, party: str, number: int, nested: Nested, before: _Known, going: Progress
+    ) -> SpaceMapper:
         key = (number, Space.GPA, nested)
         known = before.get(key)
         changed = True
         if known is None:
-            space = NestedSpace(self.memory, nested, limits=self.limits, keep=True)
+            space = NestedSpace(self.memory, nested, limits=self._room(), progress=going, keep=True)
             known = SpaceMapper(party, number, "", space, None)
         else:
             known.party = party
+            known.tell(going)
             changed = known.refresh()
         known.nested_changed = lambda: changed
         return self._take(key, known, changed)
 
     def _add(
         self, party: str, number: int, label: str, state: PagingState, nested: SpaceMapper | None,
-        before: dict[tuple[object, ...], SpaceMapper], host: bool = False,
+        before: _Known, going: Progress, host: bool = False,
     ) -> None:  # fmt: skip
         inner = None if nested is None else nested.nested
         key = (number, Space.GVA, state.format, state.root, state.pdptes, None if inner is None else inner.nested)
@@ -253,9 +307,10 @@ class ReverseMap:
         if known is not None and known.linear is not None and known.linear.nested is inner:
             known.party, known.label = party, label
             known.nested_changed = (lambda: False) if nested is None else nested.nested_changed
+            known.tell(going)
             changed = known.refresh()
         else:
-            space = AddressSpace(self.memory, state, inner, limits=self.limits, keep=True)
+            space = AddressSpace(self.memory, state, inner, limits=self._room(), progress=going, keep=True)
             known = SpaceMapper(party, number, label, inner, space, host)
         self._take(key, known, changed)
 
@@ -263,6 +318,9 @@ class ReverseMap:
         self._known[key] = mapper
         self.mappers.append(mapper)
         self.walked += changed
+        mapper.tell(None)
+        self._entries -= 0x200 * len(mapper.tables().spa)
+        self._runs -= len(mapper.runs.start)
         return mapper
 
     # Asking
@@ -313,9 +371,10 @@ def _areas(memory: Memory, host: HostView, guests: Sequence[GuestView]) -> Itera
                 vmcb = memory.read(spa, VMCB_SIZE)
             except Unreadable:
                 continue
-            for kind, name, size in (("IOPM", "iopm_base_pa", IOPM_SIZE), ("MSRPM", "msrpm_base_pa", MSRPM_SIZE)):
-                base = VMCB.read(vmcb, name) & -_PAGE & APIC_ADDRESS
-                yield Area(kind, who, number, base, base + size)
+            for kind, name, size, code in _MAPS_OF_VMCB:
+                if intercepted(words_of(vmcb), code):  # else nobody looks at it, and the field may say anything
+                    base = VMCB.read(vmcb, name) & APIC_ADDRESS
+                    yield Area(kind, who, number, base, base + size)
             if VMCB.read(vmcb, "v_intr") & V_INTR.avic_enable:
                 yield from _avic_areas(vmcb, who, number)
 

@@ -68,7 +68,7 @@ def joined(parts: Sequence[Runs]) -> Runs:
     runs = parts[0] if len(parts) == 1 else Runs(*(np.concatenate(one) for one in zip(*parts, strict=True)))
     start = runs.start
     if len(start) > 1 and not bool((start[1:] > start[:-1]).all()):
-        runs = runs.take(np.argsort(start, kind="stable"))
+        runs = runs.take(np.argsort(start))
     return runs
 
 
@@ -116,7 +116,7 @@ def covered(start: U64, end: U64) -> Spans:
     """What stretches in any order, overlapping or not, cover together."""
     if not len(start):
         return Spans(column(), column())
-    order = np.argsort(start, kind="stable")
+    order = np.argsort(start)
     start, end = start[order], np.maximum.accumulate(end[order])
     fresh = np.append(True, start[1:] > end[:-1])
     last = np.append(np.flatnonzero(fresh[1:]), len(start) - 1)
@@ -176,7 +176,7 @@ class ByTarget:
     """Runs to be asked by target again and again: which of them lead to some addresses."""
 
     def __init__(self, runs: Runs) -> None:
-        order = np.argsort(runs.target, kind="stable")
+        order = np.argsort(runs.target)
         self.runs = runs.take(order)
         self._furthest = np.maximum.accumulate(self.runs.target + self.runs.length) if len(order) else column()
 

@@ -6,12 +6,15 @@ from typing import NamedTuple
 
 from introspect.paging import Access, Fault, Nested, NestedTranslation, PagingState, Step, nested_translate, walk
 from introspect.sources import Memory, Unreadable
+from introspect.sources.memory import Sparse, memory_ranges
 
 __all__ = [
     "MAX_PATTERN", "Pattern", "Piece", "hex_pattern", "linear_pieces", "nested_pieces", "pattern", "physical_pieces", "scan",
 ]  # fmt: skip
 
 MAX_PATTERN = 4096
+MAX_WILD = 256
+"""Bytes of a pattern with wildcards."""
 _CHUNK = 1 << 20
 _PAGE = 4096
 _PROBES = 1 << 16
@@ -23,6 +26,10 @@ class Pattern(NamedTuple):
 
     regex: "re.Pattern[bytes]"
     size: int
+    literal: bytes
+    """The longest part of it without wildcards, which is what memory is searched for."""
+    at: int
+    """Where that part begins."""
 
 
 class Piece(NamedTuple):
@@ -35,46 +42,79 @@ class Piece(NamedTuple):
 
 def pattern(data: bytes) -> Pattern:
     """Just these bytes."""
-    return Pattern(re.compile(re.escape(data), re.DOTALL), len(data))
+    return Pattern(re.compile(re.escape(data), re.DOTALL), len(data), data, 0)
 
 
 def hex_pattern(text: str) -> Pattern | None:
     """Pairs of hexadecimal digits, `?` for any digit, spaces between them as you like; None if it is none."""
     digits = "".join(text.split())
-    if not digits or len(digits) % 2 or not all(one in "0123456789abcdefABCDEF?" for one in digits):
+    if not 0 < len(digits) <= 2 * MAX_WILD or len(digits) % 2 or not all(one in "0123456789abcdefABCDEF?" for one in digits):
         return None
-    parts = []
+    parts: list[bytes] = []
+    runs: list[bytearray] = [bytearray()]
+    starts = [0]
     for at in range(0, len(digits), 2):
         high, low = digits[at], digits[at + 1]
         if "?" not in high + low:
             parts.append(re.escape(bytes([int(high + low, 16)])))
-        elif high == low == "?":
+            runs[-1].append(int(high + low, 16))
+            continue
+        runs.append(bytearray())
+        starts.append(at // 2 + 1)
+        if high == low == "?":
             parts.append(b".")
         else:
             highs = range(16) if high == "?" else [int(high, 16)]
             lows = range(16) if low == "?" else [int(low, 16)]
             parts.append(b"[" + b"".join(b"\\x%02x" % (h << 4 | one) for h in highs for one in lows) + b"]")
-    return Pattern(re.compile(b"".join(parts), re.DOTALL), len(parts))
+    best = max(range(len(runs)), key=lambda n: len(runs[n]))
+    return Pattern(re.compile(b"".join(parts), re.DOTALL), len(parts), bytes(runs[best]), starts[best])
 
 
-def physical_pieces(memory: Memory, first: int, end: int) -> Iterator[Piece]:
-    """System-physical addresses: stretches with memory, and holes as far as they are known or found by probing."""
-    at, probes = first, 0
+def physical_pieces(memory: Memory, first: int, end: int, zeros: int | None = None) -> Iterator[Piece]:
+    """System-physical addresses: stretches with memory, and holes as far as they are known or found by probing.
+
+    `zeros`: stretches known to be nothing but zeros are passed over like holes, but for so many bytes beside what is not.
+    """
+    at = first
+    for start, stop in _stretches(memory, first, end, zeros):
+        if start > at:
+            yield Piece(at, start - at, None)
+        yield from _probed(memory, max(start, at), stop)
+        at = max(stop, at)
+    if at < end:
+        yield Piece(at, end - at, None)
+
+
+def _stretches(memory: Memory, first: int, end: int, zeros: int | None) -> Iterator[tuple[int, int]]:
+    """Where memory may be, within first..end, ascending."""
+    for start, stop in memory_ranges(memory):
+        start, stop = max(start, first), min(stop, end)
+        if start >= stop:
+            continue
+        if zeros is None or not isinstance(memory, Sparse):
+            yield start, stop
+            continue
+        for begin, behind in memory.data(start, stop):
+            yield max(begin - zeros, start), min(behind + zeros, stop)
+
+
+def _probed(memory: Memory, at: int, end: int) -> Iterator[Piece]:
+    probes = 0
     while at < end:
         size = min(_CHUNK - at % _CHUNK, end - at)
         try:
             memory.read(at, 1)
         except Unreadable:
             probes += 1
-            step = min(_PAGE - at % _PAGE, end - at)
             if probes > _PROBES:
                 yield Piece(at, end - at, None)
                 return
-            yield Piece(at, step, None)
-            at += step
-            continue
-        probes = 0
-        yield Piece(at, size, at)
+            size = min(_PAGE - at % _PAGE, end - at)
+            yield Piece(at, size, None)
+        else:
+            probes = 0
+            yield Piece(at, size, at)
         at += size
 
 
@@ -168,11 +208,12 @@ def scan(
 
 
 def _matches(window: bytes, base: int, wanted: Pattern, align: int) -> Iterator[int]:
-    at = 0
+    at = wanted.at
     while True:
-        found = wanted.regex.search(window, at)
-        if found is None:
+        found = window.find(wanted.literal, at)
+        if found < 0:
             return
-        at = found.start() + 1
-        if not (base + found.start()) % align:
-            yield base + found.start()
+        at = found + 1
+        start = found - wanted.at
+        if not (base + start) % align and wanted.regex.match(window, start) is not None:
+            yield base + start

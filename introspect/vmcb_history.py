@@ -57,6 +57,7 @@ class Image:
     number: int
     rip: int
     """The guest's at #VMEXIT, the host's at VMRUN."""
+    cpu: int
     contents: bytes
 
     @property
@@ -170,6 +171,9 @@ def forgotten(cached: Buffer, vmcb: Buffer) -> tuple[Forgotten, ...]:
 def forgotten_in(images: Sequence[Image]) -> tuple[tuple[Image, Forgotten], ...]:
     """The same at each VMRUN of one VMCB that a #VMEXIT of it is known before: with that VMRUN.
 
-    It must have been on the same processor since: on another one, clean bits count for nothing (APM2 15.15).
+    On another processor than it left, clean bits count for nothing (APM2 15.15).
     """
-    return tuple((after, one) for before, after in trips(images) for one in forgotten(before.contents, after.contents))
+    return tuple(
+        (after, one) for before, after in trips(images) if before.cpu == after.cpu
+        for one in forgotten(before.contents, after.contents)
+    )  # fmt: skip

@@ -6,6 +6,10 @@ import os
 
 import pytest
 from _pytest.terminal import TerminalReporter
+from hypothesis import settings
+
+settings.register_profile("untimed", deadline=None)  # how long a test takes is the computer's business
+settings.load_profile("untimed")
 
 
 def _skipped(config: pytest.Config) -> list[pytest.TestReport]:

@@ -173,7 +173,7 @@ class History:
             vcpu.changed.clear()
         images = self.by_vmcb[guest.vmcb][0].images
         if images is not None:
-            images.add(guest.vmcb, cpu.crossing.entered, 0, cpu.crossing.host_rip, guest.view)
+            images.add(guest.vmcb, cpu.crossing.entered, 0, cpu.crossing.host_rip, cpu.index, guest.view)
         if self.witness is not None:
             self.witness.enters(cpu, guest)
         if self.on_switch is not None:
@@ -326,7 +326,7 @@ class History:
     def left(self, cpu: Cpu, guest: Guest, rip: int) -> None:
         images = self.by_vmcb[guest.vmcb][0].images
         if images is not None:
-            images.add(guest.vmcb, cpu.engine.clock.now, cpu.crossing.last_number, rip, guest.view)
+            images.add(guest.vmcb, cpu.engine.clock.now, cpu.crossing.last_number, rip, cpu.index, guest.view)
 
 
 def _told(guest: int, r: Record) -> ExitRecord:

@@ -28,13 +28,14 @@ from vmdbg.engine.state import CS, DS, ES, FS, GDTR, GS, IDTR, LDTR, SS, TR
 from vmdbg.history import History
 from vmdbg.platform.apicbus import ApicBus
 from vmdbg.platform.bus import Bus
+from vmdbg.platform.chipset import Chipset
 from vmdbg.platform.clock import TICKS_PER_SECOND, Clock
 from vmdbg.platform.cpuid import DEFAULT_FEATURES, CpuidConfig
-from vmdbg.platform.debugexit import DebugExit, PowerManagement, ResetControl
+from vmdbg.platform.debugexit import DebugExit, PowerManagement
 from vmdbg.platform.fwcfg import FwCfg, FwCfgContents
 from vmdbg.platform.lapic import Lapic
 from vmdbg.platform.msrs import SMBASE_RESET, MsrFile
-from vmdbg.platform.pic import Pic
+from vmdbg.platform.pci.catalogue import DeviceSpec
 from vmdbg.platform.pit import Pit
 from vmdbg.platform.rtc import Rtc
 from vmdbg.platform.serial import FileSerial, NullSerial, Serial
@@ -111,6 +112,8 @@ class Config:
     trace: TextIO | None = None
     max_time: int | None = None
     """The machine ends at this tick, with LIMIT_REACHED."""
+    devices: tuple[DeviceSpec, ...] = ()
+    """On PCI, besides the host bridge."""
     reboot: bool = False
     """A reset or a triple fault starts the machine over; else it ends the run."""
 
@@ -201,24 +204,22 @@ class Machine:
         )  # fmt: skip
         self.apic_bus = ApicBus()
         self.apic_bus.doorbell_listeners.append(self._ring)
-        self.pic = Pic(self._intr)
+        self.chipset = chipset = Chipset(
+            clock, bus, self.apic_bus, self.ram, config.devices, config.physical_bits, self._intr, self.request_reset
+        )
+        self.pic, irq = chipset.pic, chipset.irq
         self.cpus = [Processor(n, self.engine, bus, self.cpuid, self.pic, self.history) for n in range(config.cpus)]
         for cpu in self.cpus:
             cpu.lapic = Lapic(cpu.index, cpu.index == 0, clock, self.apic_bus, cpu)
             cpu.msrs = MsrFile(self.cpuid, cpu.lapic)
-        pit = Pit(clock, partial(self.pic.set_irq, 0))
-        self.uart = Uart(clock, partial(self.pic.set_irq, 4), config.serial)
-        self.rtc = Rtc(clock, partial(self.pic.set_irq, 8), config.memory)
+        pit = Pit(clock, irq(0))
+        self.uart = Uart(clock, irq(4), config.serial)
+        self.rtc = Rtc(clock, irq(8), config.memory)
         power = PowerManagement(clock, self.exit)
         port_a, port_b = PortA(self.request_reset, partial(self._set_a20, 0)), PortB(clock, pit)
-        keyboard = KeyboardController(
-            self.request_reset, partial(self.pic.set_irq, 1), partial(self.pic.set_irq, 12), partial(self._set_a20, 1)
-        )
-        reset_control = ResetControl(self.request_reset)
+        keyboard = KeyboardController(self.request_reset, irq(1), irq(12), partial(self._set_a20, 1))
         fw_cfg = FwCfg(FwCfgContents(config.memory, config.cpus, config.command_line))
-        self._reset_line = self.pic, pit, self.uart, self.rtc, power, port_a, port_b, keyboard, reset_control, fw_cfg
-        for first, last, device in ((0x20, 0x21, self.pic), (0xA0, 0xA1, self.pic), (0x4D0, 0x4D1, self.pic)):
-            bus.add_ports(first, last, device)
+        self._reset_line = chipset, pit, self.uart, self.rtc, power, port_a, port_b, keyboard, fw_cfg
         bus.add_ports(0x40, 0x43, pit)
         bus.add_ports(0x61, 0x61, port_b)
         bus.add_ports(0x70, 0x71, self.rtc)
@@ -226,7 +227,6 @@ class Machine:
         bus.add_ports(0x60, 0x60, keyboard)
         bus.add_ports(0x64, 0x64, keyboard)
         bus.add_ports(0xB2, 0xB3, SmiPort(self._smi))
-        bus.add_ports(0xCF9, 0xCF9, reset_control)
         bus.add_ports(0x3F8, 0x3FF, self.uart)
         bus.add_ports(0xF4, 0xF7, DebugExit(self.exit), width=4)
         bus.add_ports(0x600, 0x60B, power, width=4)
@@ -273,6 +273,7 @@ class Machine:
         self.cpus[0].lapic.virtual_wire()
         self.ram.write(BDA, _BDA)
         self.ram.write(SMBASE_RESET + smm.ENTRY, _SMM_HANDLER)
+        self.chipset.leave_tables([cpu.lapic.apic_id for cpu in self.cpus])
         self.image.place(self.ram)
         boot, cpu = self.image.state, self.cpus[0]
         s = cpu.state
@@ -439,19 +440,20 @@ class Machine:
 
     @property
     def waits_forever(self) -> bool:
-        """With no timer running either, only the serial port could bring an end to the waiting: and it is silent."""
-        return isinstance(self.config.serial, NullSerial | FileSerial)
+        """With no timer running either, only input could bring an end to the waiting: and there is none."""
+        return isinstance(self.config.serial, NullSerial | FileSerial) and not self.chipset.hears
 
     def poll_input(self) -> bool:
         """Take what came in on the serial port since the last time; the only way outside input enters."""
         data = self.config.serial.receive()
         if data:
             self.uart.receive(data)
-        return bool(data)
+        return self.chipset.poll_input() or bool(data)
 
     def close(self) -> None:
         """Free the engine and close the serial port."""
         self.config.serial.close()
+        self.chipset.close()
         self.engine.close()
 
     def _look(self) -> None:

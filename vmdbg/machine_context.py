@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from gdbstub.target import ThreadId
 from introspect.commands import ExitRecord, GuestView, HostView
-from introspect.commands.subject import MapRange
+from introspect.commands.inferior_state import MapRange
 from introspect.exits import ExitCode
 from introspect.interception import OPTIONAL
 from introspect.leaks import Leak
@@ -46,8 +46,9 @@ _MASK = (1 << 64) - 1
 _REMEMBERED = 16
 """Threads whose registers are kept at a resume at most."""
 
-_LOADERS = ("the boot area", "the multiboot information", "the initrd")
-"""Parts of an image that its kernel only reads, once."""
+_LOADERS = ("the boot area", "the multiboot information", "the initrd", "module ")
+"""What the names of those parts of an image begin with that are not the hypervisor's own: it reads them once, or gives them to
+guests."""
 
 
 def _rip(context: Context) -> int:
@@ -112,8 +113,9 @@ class MachineContext:
     def host(self) -> HostView:
         paging = PagingState(*self._host, maxphyaddr=self.debugger.machine.config.physical_bits)
         image = tuple(
-            (segment.address, segment.end) for segment in self.debugger.machine.image.segments if segment.name not in _LOADERS
-        )
+            (segment.address, segment.end) for segment in self.debugger.machine.image.segments
+            if not segment.name.startswith(_LOADERS)
+        )  # fmt: skip
         saves = tuple(cpu.state.field("vm_hsave") & ~0xFFF for cpu in self.debugger.machine.cpus)
         return HostView(paging=paging, caching=self._host_context.caching(), image=image, saves=saves)
 

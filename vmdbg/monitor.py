@@ -14,6 +14,7 @@ from vmdbg.catching import Catch
 from vmdbg.cpu.core import Notice
 from vmdbg.inferior_commands import InferiorCommands, as_number
 from vmdbg.machine_context import MachineContext
+from vmdbg.pci_commands import PciCommands
 from vmdbg.platform_commands import PlatformCommands
 from vmdbg.points import PointCommands
 from vmdbg.results import Text
@@ -56,7 +57,10 @@ class Monitor(MachineContext):
         ):  # fmt: skip
             self.registry.add(command)
         self.catch = Catch(debugger)
-        for command in (*self.catch.commands, *PlatformCommands(debugger).commands, *SwitchCommands(self).commands):
+        for command in (
+            *self.catch.commands, *PlatformCommands(debugger).commands, *PciCommands(debugger).commands,
+            *SwitchCommands(self).commands,
+        ):  # fmt: skip
             self.registry.add(command)
 
     def run(self, line: str, write: Callable[[str], object], thread: ThreadId) -> None:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from vmdbg.boot.elf import linked_at
 from vmdbg.boot.image import ImageError
 from vmdbg.cpu.core import Notice
+from vmdbg.platform.pci.catalogue import DeviceError, DeviceSpec
 from vmdbg.svm.ring import MOST_EXITS
 
 MAX_CPUS = 64
@@ -65,6 +66,14 @@ def number(text: str) -> int:
     if value < 0:
         raise argparse.ArgumentTypeError(f"{text} is negative; give 0 or more")
     return value
+
+
+def device(text: str) -> DeviceSpec:
+    """ "edu,slot=03.0": one device."""
+    try:
+        return DeviceSpec.parse(text)
+    except DeviceError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def notices(text: str) -> frozenset[Notice]:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from introspect.commands import Arguments, Command, CommandError, Context, Result
+from introspect.commands.inferior_state import MapRange
 from introspect.commands.parameters import Candidate, Number, Parameter, Text
 from introspect.commands.render import columns, members, size_text
-from introspect.commands.subject import MapRange
 from vmdbg.platform.bus import Inspectable, State
 from vmdbg.platform.lapic_state import lapic_state
 
@@ -119,7 +119,10 @@ class _DeviceName(Text):
         return [Candidate(one.name, one.title) for one in self.listed()]
 
 
-_PAIR = {"pic": "the 8259A interrupt controllers", "pit": "the 8254 interval timer", "rtc": "the real-time clock and CMOS memory"}
+_PAIR = {
+    "ioapic": "the I/O APIC", "pic": "the 8259A interrupt controllers", "pit": "the 8254 interval timer",
+    "rtc": "the real-time clock and CMOS memory",
+}  # fmt: skip
 
 
 class PlatformCommands:
@@ -139,8 +142,6 @@ class PlatformCommands:
                     ("devices", "devices com1")),
             Command("lapic", self._lapic, "Show the local APICs: mode, priorities, vectors requested and in service, LVT, timer.",
                     (self._cpu,), f"{quiet} A guest's virtual APIC is shown by `avic`.", ("lapic", "lapic 0 --json")),
-            Command("ioapic", self._ioapic, "Show the IO-APICs, where the machine has any.", (), quiet,
-                    ("ioapic", "ioapic --json")),
             *(self._single(name, what) for name, what in _PAIR.items()),
         )  # fmt: skip
 
@@ -177,20 +178,3 @@ class PlatformCommands:
         if cpu is not None:
             return self._named_device(f"lapic{cpu}")
         return Devices(tuple(view for view in _devices(self.machine) if view.name.startswith("lapic")), True)
-
-    def _ioapic(self, context: Context, arguments: Arguments) -> Result:
-        found = tuple(view for view in _devices(self.machine) if view.name.startswith("ioapic"))
-        return Devices(found, True) if found else Absent("this machine has no IO-APIC: interrupts come through pic and lapic")
-
-
-@dataclass(frozen=True, slots=True)
-class Absent:
-    """Something that the machine does not have."""
-
-    words: str
-
-    def text(self) -> str:
-        return self.words
-
-    def json(self) -> object:
-        return {"devices": [], "text": self.words}

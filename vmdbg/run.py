@@ -29,6 +29,7 @@ from vmdbg.options import (
     Endpoint,
     UsageError,
     cpus,
+    device,
     endpoint,
     exit_ring,
     notices,
@@ -37,6 +38,7 @@ from vmdbg.options import (
     size,
     symbol_file,
 )
+from vmdbg.platform.pci.catalogue import DeviceError
 from vmdbg.platform.serial import SerialError, open_serial
 from vmdbg.svm.ring import DEFAULT_EXITS
 
@@ -84,6 +86,8 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
         help=f"physical address bits: {MIN_PHYSICAL_BITS} to {MAX_PHYSICAL_BITS} ({MAX_PHYSICAL_BITS})")  # fmt: skip
     add("--initrd", action="append", default=[], metavar="FILE", help="an initrd, or a multiboot module; may be repeated")
     add("--serial", default="stdio", metavar="WHERE", help="serial port: stdio, file:PATH, null, tcp:PORT (stdio)")
+    add("--device", type=device, action="append", default=[], metavar="KIND[,KEY=VALUE...]",
+        help="a device on PCI, such as edu,slot=03.0 (docs/devices.md lists them); may be repeated")  # fmt: skip
     add("--flat", type=number, metavar="ADDR", help="load the image as it is at this physical address")
     add("--mode", choices=("real", "protected", "long"), help="mode a flat image starts in, or a Linux kernel's entry point")
     add("--max-time", type=number, metavar="TICKS", help="end with status 124 at this guest time")
@@ -129,11 +133,11 @@ def build(options: argparse.Namespace, trace: TextIO | None, arguments: Sequence
         serial=serial, python_runtime=options.runtime == "python", trace=trace, max_time=options.max_time,
         stop_on=options.stop_on, vmcb_cache=options.vmcb_cache == "strict",
         strict_tlb=options.tlb == "strict", reboot=options.reboot,
-        physical_bits=options.maxphyaddr, exit_ring=options.exit_ring,
+        physical_bits=options.maxphyaddr, exit_ring=options.exit_ring, devices=tuple(options.device),
     )  # fmt: skip
     try:
         machine = Machine(options.image, config)
-    except (ImageError, EngineError) as error:
+    except (ImageError, EngineError, DeviceError) as error:
         serial.close()
         raise UsageError(str(error)) from None
     machine.image = replace(machine.image, debug_file=debug_file(options.image))

@@ -82,8 +82,10 @@ class CleanBit:
     time: int
     rip: int
     """Of the VMRUN; 0 if it has not come."""
-    cpu: int | None
-    """Which CPU remembers the old value; None where that is only what it might."""
+    cpu: int
+    """Which CPU has run the VMCB last."""
+    strict: bool
+    """It does use what it remembers; else a processor might."""
     forgotten: Forgotten
 
 
@@ -105,7 +107,7 @@ class CleanBits:
         for one in self.found:
             bit, name = one.forgotten.clean, one.forgotten.name
             when = "if VMRUN came now" if one.now else f"at the VMRUN at {one.rip:#x}, time {one.time}"
-            who = f"CPU {one.cpu} uses" if one.cpu is not None else "a processor may use"
+            who = f"CPU {one.cpu} {'uses' if one.strict else 'may use'}"
             values = f"{one.forgotten.field} {one.forgotten.cached:#x}, in memory {one.forgotten.value:#x}"
             yield (
                 f"VMCB at {one.vmcb:#x} of guest {one.guest}, {when}: {who} {values}: clean bit {bit} ({name}) says that nothing "
@@ -274,21 +276,20 @@ class SwitchCommands:
             for vmcb, vcpu in guest.vcpus.items():
                 kept = images.get(vmcb, [])
                 checked += sum(not image.at_exit for image in kept[1:])
-                found += [
-                    CleanBit(guest.number, vmcb, False, image.time, image.rip, None, one) for image, one in forgotten_in(kept)
-                ]
+                for image, one in forgotten_in(kept):
+                    found.append(CleanBit(guest.number, vmcb, False, image.time, image.rip, image.cpu, strict, one))
                 if vcpu.running_on is not None:
                     continue
                 now = machine.ram.read(vmcb, VMCB.size)
-                caches: Iterable[tuple[int | None, bytes | None]]
+                caches: Iterable[tuple[int, bytes | None]]
                 caches = [(cpu.index, cpu.vmcb_cache.held(vmcb)) for cpu in machine.cpus if cpu.vmcb_cache is not None]
                 if not strict:
-                    caches = [(None, kept[-1].contents)] if kept and kept[-1].at_exit else []
+                    caches = [(kept[-1].cpu, kept[-1].contents)] if kept and kept[-1].at_exit else []
                 for cpu, cached in caches:
                     if cached is not None:
                         checked += 1
                         time = machine.clock.now
-                        found += [CleanBit(guest.number, vmcb, True, time, 0, cpu, one) for one in forgotten(cached, now)]
+                        found += [CleanBit(guest.number, vmcb, True, time, 0, cpu, strict, one) for one in forgotten(cached, now)]
         return CleanBits(checked, strict, tuple(found))
 
     def _tlb(self, context: Context, arguments: Arguments) -> Result:

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 from introspect.cfi import Cfi
 from introspect.commands.context import CommandError, Context, Result
+from introspect.commands.inferior_state import OWNER, find_inferior
 from introspect.commands.parameters import Number, Parameter
 from introspect.commands.registry import Arguments, Command
 from introspect.commands.render import columns, members
-from introspect.commands.subject import OWNER, find_subject
 from introspect.unwind import MAX_FRAMES, unwind
 
 __all__ = ["COMMANDS"]
@@ -45,7 +45,7 @@ _LIMIT = Parameter("N", Number(1, MAX_FRAMES), optional=True, option="--frames",
 
 
 def _bt(context: Context, arguments: Arguments) -> Result:
-    subject = find_subject(context, arguments)
+    subject = find_inferior(context, arguments)
     symbols = subject.symbols
     cfi = Cfi.load(symbols.path, symbols.offset) if symbols is not None and symbols.path is not None else None
 

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from introspect.commands.context import CommandError, Context, Result
+from introspect.commands.inferior_state import OWNER, find_inferior
 from introspect.commands.parameters import Number, Parameter
 from introspect.commands.registry import Arguments, Command
 from introspect.commands.render import columns, members
-from introspect.commands.subject import OWNER, find_subject
 from introspect.cpuid import LEAVES, OUTPUTS, features, meanings, subleaves
 from introspect.exits import ExitCode
 from introspect.intercepts import intercepted, words_of
@@ -71,7 +71,7 @@ _SUBLEAF = Parameter("SUBLEAF", Number(0, 0xFFFFFFFF), optional=True, help="ECX;
 
 
 def _cpuid(context: Context, arguments: Arguments) -> Result:
-    subject, leaf, subleaf = find_subject(context, arguments), arguments.get(_LEAF), arguments.get(_SUBLEAF)
+    subject, leaf, subleaf = find_inferior(context, arguments), arguments.get(_LEAF), arguments.get(_SUBLEAF)
     if not isinstance(context, HasCpuid):
         raise CommandError("cpuid", "memory does not tell what the processor was", "ask a live machine")
     number = subject.owner.number

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from introspect.commands.context import CommandError, Context, Result
+from introspect.commands.inferior_state import OWNER, InferiorState, find_inferior, unreadable
 from introspect.commands.parameters import Located, Number, Parameter
 from introspect.commands.registry import Arguments, Command
 from introspect.commands.render import columns, members
-from introspect.commands.subject import OWNER, Subject, find_subject, unreadable
 from introspect.descriptors import Descriptor, Vector, io_ports, table, task_state, vectors
 from introspect.exits import exception_name
 from introspect.expression import Space
@@ -179,7 +179,7 @@ class TaskState:
         return members(self)
 
 
-def _read(subject: Subject, base: int, size: int) -> tuple[bytes, str]:
+def _read(subject: InferiorState, base: int, size: int) -> tuple[bytes, str]:
     """A table, and where and why it ends before its limit."""
     data = subject.linear(base, size)
     if len(data) == size:
@@ -191,7 +191,7 @@ def _read(subject: Subject, base: int, size: int) -> tuple[bytes, str]:
     return data, end
 
 
-def _used(subject: Subject, index: int, local: bool) -> tuple[str, ...]:
+def _used(subject: InferiorState, index: int, local: bool) -> tuple[str, ...]:
     """Segment registers that hold a selector of this index."""
     names = ("es", "cs", "ss", "ds", "fs", "gs", *(() if local else ("tr", "ldtr")))
     wanted = index | 4 * local
@@ -199,7 +199,7 @@ def _used(subject: Subject, index: int, local: bool) -> tuple[str, ...]:
 
 
 def _segments(context: Context, arguments: Arguments, local: bool) -> Result:
-    subject = find_subject(context, arguments)
+    subject = find_inferior(context, arguments)
     register = "ldtr" if local else "gdtr"
     base, limit = subject.require(f"{register}.base", f"{register}.limit")
     long = subject.mode.long
@@ -228,7 +228,7 @@ _VECTOR = Parameter("N", Number(0, 255), option="--vector", only_option=True, he
 
 
 def _idt(context: Context, arguments: Arguments) -> Result:
-    subject, wanted = find_subject(context, arguments), arguments.get(_VECTOR)
+    subject, wanted = find_inferior(context, arguments), arguments.get(_VECTOR)
     base, limit = subject.require("idtr.base", "idtr.limit")
     real = subject.mode.real and not subject.registers.get("rflags", 0) & RFLAGS.VM
     long = subject.mode.long
@@ -263,7 +263,7 @@ def _oddity(one: Vector, long: bool) -> str:
     return ""
 
 
-def _segment_bases(subject: Subject) -> dict[int, int]:
+def _segment_bases(subject: InferiorState) -> dict[int, int]:
     """Bases of the GDT's segments, by selector: most gates lead to few."""
     registers = subject.registers
     if subject.mode.long or "gdtr.base" not in registers:
@@ -273,7 +273,7 @@ def _segment_bases(subject: Subject) -> dict[int, int]:
 
 
 def _tss(context: Context, arguments: Arguments) -> Result:
-    subject = find_subject(context, arguments)
+    subject = find_inferior(context, arguments)
     selector, attrib, base, limit = subject.require("tr.selector", "tr.attrib", "tr.base", "tr.limit")
     layout = task_state(attrib, subject.mode.long)
     data, end = _read(subject, base, min(limit + 1, layout.size))
@@ -290,13 +290,13 @@ def _tss(context: Context, arguments: Arguments) -> Result:
     return TaskState(subject.title, selector, kind, base, limit, tuple(fields), ports, note, end)
 
 
-def _task_meaning(subject: Subject, name: str, value: int) -> str:
+def _task_meaning(subject: InferiorState, name: str, value: int) -> str:
     if name == "eflags":
         return RFLAGS.describe(value)
     return subject.symbol(value) if value and name not in ("iopb", "trap", "link") else ""
 
 
-def _bitmap(subject: Subject, base: int, limit: int, known: dict[str, int]) -> tuple[tuple[tuple[int, int], ...], str]:
+def _bitmap(subject: InferiorState, base: int, limit: int, known: dict[str, int]) -> tuple[tuple[tuple[int, int], ...], str]:
     """The ports it lets through, or why there is none."""
     if "iopb" not in known:
         return (), "none in this kind of TSS"

@@ -3,16 +3,17 @@
 from dataclasses import dataclass
 
 from introspect.commands.context import CommandError, Context, Result
+from introspect.commands.inferior_state import OWNER, InferiorState, find_inferior, unreadable
+from introspect.commands.live import vmcb_registers
 from introspect.commands.parameters import Address, AddressWord, Located, Misfit, Number, Parameter
 from introspect.commands.registry import Arguments, Command
 from introspect.commands.render import columns, members
-from introspect.commands.subject import OWNER, Subject, find_subject, unreadable
 from introspect.disassembly import MAX_INSTRUCTION, Instruction, instructions
-from introspect.exits import ExitCode, exit_name
+from introspect.exits import IOIO, ExitCode
 from introspect.expression import Space
-from introspect.intercepts import intercepted, words_of
-from introspect.permissions import iopm_intercepts, msrpm_intercepts
-from introspect.vmcb import VMCB
+from introspect.prediction import Exit, Outcome, Prediction, Situation
+from introspect.scope import GENERAL
+from introspect.would_exit import BadInstruction, instruction
 
 __all__ = ["COMMANDS"]
 
@@ -24,7 +25,7 @@ _LONGEST_FUNCTION = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One instruction. `exit`: by which #VMEXIT it would leave the guest, as far as intercepts decide; empty for none."""
+    """One instruction. `exit`: by which #VMEXIT it would leave the guest, or what it would raise; empty for neither."""
 
     address: int
     symbol: str
@@ -54,52 +55,56 @@ class Disassembly:
         return members(self)
 
 
-class _Intercepts:
-    """What the VMCB of a subject intercepts; nothing for the hypervisor."""
+_MEMORY = (ExitCode.NPF, ExitCode.EXCP_PF, ExitCode.EXCP_GP, ExitCode.EXCP_SS, ExitCode.EXCP_AC)
+"""What accesses to memory may lead to: by the time that another instruction is the current one that may be different."""
 
-    def __init__(self, subject: Subject) -> None:
-        self.subject = subject
-        self._vmcb = subject.vmcb
 
-    def exit(self, one: Instruction, current: bool) -> str:
-        """Only of the current instruction is known which port or MSR it accesses, if it does not say so itself."""
-        if not self._vmcb:
+class _Predictions:
+    """Which instructions of a guest would exit; nothing for the hypervisor, and where there is no VMCB."""
+
+    def __init__(self, subject: InferiorState) -> None:
+        context, spa = subject.context, subject.vmcb_pa
+        self._here: Situation | None = None
+        if spa is not None and subject.vmcb:
+            known = {**vmcb_registers(context, spa, subject.vmcb), **subject.registers}
+            self._here = Situation(subject.vmcb, context.memory, context.processor, known)
+            elsewhere = {name: value for name, value in known.items() if name not in (*GENERAL, "rip")}
+            self._elsewhere = Situation(subject.vmcb, context.memory, context.processor, elsewhere)
+
+    def mark(self, one: Instruction, current: bool) -> str:
+        """Of the current instruction all that is predicted, faults of its operands too; of another one, whose registers are
+        not known, what its intercepts say."""
+        if self._here is None:
             return ""
-        words = words_of(self._vmcb)
-        found = [code for code in one.codes if intercepted(words, code)]
-        if not found:
+        try:
+            found = instruction(self._here if current else self._elsewhere, one.code)
+        except BadInstruction:
             return ""
-        code = found[0]
-        if code == ExitCode.IOIO:
-            return self._port(one, current)
-        if code == ExitCode.MSR:
-            return self._msr(one, current)
-        if code == ExitCode.CR0_SEL_WRITE:
-            return f"exit {exit_name(code)} if it changes more than TS and MP"
-        if code == ExitCode.MWAIT_COND:
-            return f"exit {exit_name(code)} if the monitor is armed"
-        if code == ExitCode.IDLE_HLT:
-            return f"exit {exit_name(code)} if no virtual interrupt is pending"
-        return f"exit {exit_name(code)}"
+        if not current and (found.exit is None or found.exit.code in _MEMORY):
+            return ""
+        return _mark(found)
 
-    def _port(self, one: Instruction, current: bool) -> str:
-        port = next((int(part, 0) for part in one.operands.replace(",", " ").split() if part[0].isdigit()), None)
-        if port is None and current and "rdx" in self.subject.registers:
-            port = self.subject.registers["rdx"] & 0xFFFF
-        if port is None:
-            return "exit IOIO if the IOPM has the port"
-        registers = one.operands.replace(",", " ").split()
-        size = {"al": 1, "ax": 2, "eax": 4}.get(next((r for r in registers if r in ("al", "ax", "eax")), ""))
-        size = size or {"b": 1, "w": 2, "d": 4}[one.mnemonic[-1]]
-        base = VMCB.read(self._vmcb, "iopm_base_pa")
-        return f"exit IOIO, port {port:#x}" if iopm_intercepts(self.subject.context.memory, base, port, size) else ""
 
-    def _msr(self, one: Instruction, current: bool) -> str:
-        if not current or "rcx" not in self.subject.registers:
-            return "exit MSR if the MSRPM has it"
-        number, base = self.subject.registers["rcx"] & 0xFFFFFFFF, VMCB.read(self._vmcb, "msrpm_base_pa")
-        write = one.mnemonic == "wrmsr"
-        return f"exit MSR, {number:#x}" if msrpm_intercepts(self.subject.context.memory, base, number, write) else ""
+def _mark(found: Prediction) -> str:
+    exit = f"exit {found.exit.name}{_about(found.exit)}" if found.exit is not None else ""
+    match found.outcome:
+        case Outcome.EXIT:
+            return exit
+        case Outcome.EXCEPTION:
+            return f"raises {found.raised}"
+        case Outcome.DEPENDS:
+            what = exit or (f"raises {found.raised}" if found.raised else "may exit")
+            return f"{what}, depending on {', '.join(found.missing)}"
+    return ""
+
+
+def _about(exit: Exit) -> str:
+    """What decides what its hypervisor does: the address of a nested page fault, the port."""
+    if exit.code == ExitCode.NPF and exit.info2 is not None:
+        return f" at gpa {exit.info2:#x}"
+    if exit.code == ExitCode.IOIO and exit.info1 is not None:
+        return f" of port {IOIO.get(exit.info1, 'PORT'):#x}"
+    return ""
 
 
 class _OptionalAddress(Address):
@@ -115,7 +120,7 @@ _WHERE = Parameter("ADDRESS", _OptionalAddress(), optional=True, help="where to 
 _COUNT = Parameter("N", Number(1, 4096), optional=True, option="--count", default=12, help="how many instructions (12)")
 
 
-def _start(subject: Subject) -> int:
+def _start(subject: InferiorState) -> int:
     """Where to begin for the current instruction to have some before it: its function tells where these begin."""
     pc, symbols = subject.pc, subject.symbols
     found = symbols.at(pc) if symbols is not None else None
@@ -134,15 +139,15 @@ def _start(subject: Subject) -> int:
 
 def _disassemble(context: Context, arguments: Arguments) -> Result:
     word, count = arguments.get(_WHERE), arguments[_COUNT]
-    subject = find_subject(context, arguments)
+    subject = find_inferior(context, arguments)
     where = Located(subject.owner, Space.GVA, 0) if word is None else word.locate(context, subject.owner)
-    subject = Subject(context, where.owner)
+    subject = InferiorState(context, where.owner)
     if word is None:
         where = where._replace(offset=_start(subject))
     bits, base = subject.mode.code_bits, subject.registers.get("cs.base", 0) if where.space == Space.GVA else 0
     data = subject.read(where.space, where.offset, count * MAX_INSTRUCTION)
     here = subject.pc if where.space == Space.GVA and "rip" in subject.registers else None
-    intercepts = _Intercepts(subject)
+    predictions = _Predictions(subject)
     found = list(instructions(data, where.offset, bits, count, base))
     lines = []
     for one in found:
@@ -151,7 +156,7 @@ def _disassemble(context: Context, arguments: Arguments) -> Result:
         lines.append(Line(
             one.address, subject.symbol(one.address) if where.space == Space.GVA else "", one.code.hex(), one.text,
             "" if name is None else subject.symbol(name) or (f"{name:#x}" if one.memory is not None else ""),
-            intercepts.exit(one, current), current,
+            predictions.mark(one, current), current,
         ))  # fmt: skip
     end = ""
     if len(found) < count:
@@ -167,8 +172,8 @@ COMMANDS = (
         "disasm", _disassemble, "Disassemble code in the inferior's mode: names, and what its hypervisor intercepts.",
         (_WHERE, _COUNT, OWNER),
         "Without ADDRESS around the current instruction, which => marks. A first number is the address: to name a guest write\n"
-        "2:rip, or --guest 2. # names what an operand means, ! the #VMEXIT by which the instruction would leave its guest, as\n"
-        "far as intercepts and permission maps decide; `would-exit` knows what comes before them.",
+        "2:rip, or --guest 2. # names what an operand means, ! the #VMEXIT by which the instruction would leave its guest, or\n"
+        "the exception it would raise: for the current one with the registers as they are. `would-exit` says why.",
         ("disasm --guest 2", "disasm host:main 5"),
     ),
 )  # fmt: skip

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from introspect.commands.context import CommandError, Context, GuestView, Result
+from introspect.commands.inferior_state import OWNER, InferiorState, find_inferior, unreadable
 from introspect.commands.parameters import Address, Expression, Format, Layout, Located, Number, Parameter, Physical
 from introspect.commands.registry import Arguments, Command
 from introspect.commands.render import columns, members
-from introspect.commands.subject import OWNER, Subject, find_subject, unreadable
 from introspect.disassembly import MAX_INSTRUCTION, instructions
 from introspect.expression import Space
 
@@ -94,7 +94,7 @@ class Examined:
         return members(self)
 
 
-def _numbers(subject: Subject, where: Located, layout: Layout, size: int) -> tuple[list[Item], str]:
+def _numbers(subject: InferiorState, where: Located, layout: Layout, size: int) -> tuple[list[Item], str]:
     data = subject.read(where.space, where.offset, layout.repeat * size)
     items = []
     for at in range(0, len(data) // size * size, size):
@@ -104,7 +104,7 @@ def _numbers(subject: Subject, where: Located, layout: Layout, size: int) -> tup
     return items, _end(subject, where, len(data)) if len(data) < layout.repeat * size else ""
 
 
-def _strings(subject: Subject, where: Located, count: int) -> tuple[list[Item], str]:
+def _strings(subject: InferiorState, where: Located, count: int) -> tuple[list[Item], str]:
     items: list[Item] = []
     at = 0
     while len(items) < count:
@@ -121,7 +121,7 @@ def _strings(subject: Subject, where: Located, count: int) -> tuple[list[Item], 
     return items, ""
 
 
-def _code(subject: Subject, where: Located, count: int) -> tuple[list[Item], str]:
+def _code(subject: InferiorState, where: Located, count: int) -> tuple[list[Item], str]:
     data = subject.read(where.space, where.offset, count * MAX_INSTRUCTION)
     base = subject.registers.get("cs.base", 0) if where.space == Space.GVA else 0
     items = []
@@ -135,11 +135,11 @@ def _at(where: Located, offset: int) -> int:
     return where.offset + offset & (1 << 64) - 1
 
 
-def _symbol(subject: Subject, where: Located, offset: int) -> str:
+def _symbol(subject: InferiorState, where: Located, offset: int) -> str:
     return subject.symbol(_at(where, offset)) if where.space == Space.GVA else ""
 
 
-def _end(subject: Subject, where: Located, offset: int) -> str:
+def _end(subject: InferiorState, where: Located, offset: int) -> str:
     there = where._replace(offset=_at(where, offset))
     return f"{there}: {unreadable(subject.context, there) or 'what is there is shorter than one of these'}"
 
@@ -150,7 +150,7 @@ _WHERE = Parameter("ADDRESS", Address(), optional=True, help="an address; with i
 _PHYSICAL = Parameter("ADDRESS", Physical(), help="a system-physical address; one with a guest's number is guest-physical")
 
 
-def _examine(subject: Subject, where: Located, layout: Layout) -> Result:
+def _examine(subject: InferiorState, where: Located, layout: Layout) -> Result:
     letter = layout.letter or "x"
     size = _SIZES[layout.size or {"a": "g" if subject.mode.code_bits == 64 else "w", "c": "b", "f": "g"}.get(letter, "w")]
     if letter == "f" and size < 4:
@@ -173,9 +173,9 @@ def _x(context: Context, arguments: Arguments) -> Result:
     layout, word, named = arguments[_FORMAT], arguments.get(_WHERE), arguments.get(OWNER)
     if word is None and layout.letter != "i":
         raise arguments.error("ADDRESS", "missing", "give an address")
-    subject = find_subject(context, arguments)
+    subject = find_inferior(context, arguments)
     where = Located(subject.owner, Space.GVA, subject.pc) if word is None else word.locate(context, named)
-    return _examine(Subject(context, where.owner), where, layout)
+    return _examine(InferiorState(context, where.owner), where, layout)
 
 
 def _xp(context: Context, arguments: Arguments) -> Result:
@@ -183,7 +183,7 @@ def _xp(context: Context, arguments: Arguments) -> Result:
     where = word.locate(context, context.host)
     if isinstance(where.owner, GuestView) and where.space == Space.SPA and str(Space.SPA) not in word.text.split(":"):
         where = where._replace(space=Space.GPA)
-    return _examine(Subject(context, where.owner), where, arguments[_FORMAT])
+    return _examine(InferiorState(context, where.owner), where, arguments[_FORMAT])
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +221,7 @@ _POINTERS = ("rsp", "rbp", "rax", "rbx", "rcx", "rdx", "rsi", "rdi", *(f"r{n}" f
 
 
 def _stack(context: Context, arguments: Arguments) -> Result:
-    subject, count = find_subject(context, arguments), arguments[_WORDS]
+    subject, count = find_inferior(context, arguments), arguments[_WORDS]
     width = subject.mode.stack_bits // 8
     where = Located(subject.owner, Space.GVA, subject.sp)
     data = subject.linear(where.offset, count * width)
@@ -263,12 +263,12 @@ _EXPRESSION = Parameter("EXPRESSION", Expression())
 
 def _print(context: Context, arguments: Arguments) -> Result:
     layout, word = arguments.get(_PRINT), arguments[_EXPRESSION]
-    subject = Subject(context, context.selected or context.host)
+    subject = InferiorState(context, context.selected or context.host)
     value = word.value(context, subject.owner)
     return Value(word.text, value, subject.symbol(value), _printed(subject, layout.letter, value) if layout else "")
 
 
-def _printed(subject: Subject, letter: str, value: int) -> str:
+def _printed(subject: InferiorState, letter: str, value: int) -> str:
     """As print does: without the zeros that x has."""
     plain = {"": hex, "x": hex, "t": lambda v: f"{v:b}", "a": subject.named}
     return plain[letter](value) if letter in plain else _WRITTEN[letter](value, 8)

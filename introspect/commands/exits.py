@@ -10,13 +10,13 @@ from introspect.commands.context import CommandError, Context, Result
 from introspect.commands.parameters import Choice, ExitCodeKind, File, Guest, Number, Parameter, Text
 from introspect.commands.registry import Arguments, Command
 from introspect.commands.render import columns, jsonable
+from introspect.disassembly import instruction_text
 from introspect.exit_export import as_object, json_lines, trace_text
 from introspect.exit_plot import page, svg
 from introspect.exitlog import KEYS, RECORD_FACTS, ExitRecord, Group, Symbolize, facts_of, group, subject, what
 from introspect.exits import ExitCode
 from introspect.expression import Expression, ExpressionError, Names, Scope, Space, parse
 from introspect.facts import EXIT_FACTS
-from introspect.instruction import instruction
 from introspect.registers import ATTRIB
 from introspect.scope import read_space
 from introspect.symbols import Symbols
@@ -224,7 +224,7 @@ class _Now:
             bits = 64 if long and attrib & ATTRIB.L else 32 if attrib & ATTRIB.DB else 16
             self.code[number] = 0 if bits == 64 else registers.get("cs.base", 0), bits
         base, bits = self.code[number]
-        found = instruction(read_space(self.context.memory, inferior, Space.GVA, base + rip, 15), rip, bits)
+        found = instruction_text(read_space(self.context.memory, inferior, Space.GVA, base + rip, 15), rip, bits)
         return found[0] if found is not None else ""
 
 
@@ -233,7 +233,7 @@ def _lines(context: Context, records: Sequence[ExitRecord]) -> tuple[Line, ...]:
     lines = []
     for record in records:
         own = None if record.code == ExitCode.INVALID else record.guest
-        kept = instruction(record.insn, record.rip, record.bits) if record.insn else None
+        kept = instruction_text(record.insn, record.rip, record.bits) if record.insn else None
         text = kept[0] if kept is not None else now(own, record.rip) if own is not None else ""
         lines.append(
             Line(record, symbolize(own, record.rip), symbolize(None, record.host_rip), text, kept is None and bool(text))

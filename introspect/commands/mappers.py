@@ -24,7 +24,10 @@ _RANGES = 4
 
 
 def reverse_map(context: Context, what: str) -> ReverseMap:
-    """The reverse map of the context's memory, up to date. CommandError if nobody wanted to wait for it."""
+    """The reverse map of the context's memory, up to date. CommandError if nobody wanted to wait for it.
+
+    A context that has devices with tables of their own (an IOMMU's domains) has them as `mappers`.
+    """
     found = reverse_map_of(context.memory)
     others = getattr(context, "mappers", ())
     if not found.update(context.host, context.guests, others, going_on(context, what)):

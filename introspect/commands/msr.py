@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from introspect.commands.context import CommandError, Context, Result
+from introspect.commands.inferior_state import OWNER, InferiorState, find_inferior
 from introspect.commands.parameters import Candidate, Misfit, Parameter, find_guest, parse_number
 from introspect.commands.registry import Arguments, Command
 from introspect.commands.render import columns, members
-from introspect.commands.subject import OWNER, Subject, find_subject
 from introspect.exits import ExitCode
 from introspect.intercepts import intercepted, words_of
 from introspect.msrs import MSRS, find, msr_name, near
@@ -80,7 +80,7 @@ class Msrs:
 _NUMBER = Parameter("N|NAME", MsrNumber(), optional=True, help="this one only; else all that are known and not 0")
 
 
-def _values(subject: Subject) -> tuple[Mapping[int, int], str]:
+def _values(subject: InferiorState) -> tuple[Mapping[int, int], str]:
     context, registers = subject.context, subject.registers
     if isinstance(context, HasMsrs):
         return context.msrs(subject.owner.number), ""
@@ -88,7 +88,7 @@ def _values(subject: Subject) -> tuple[Mapping[int, int], str]:
     return found, "only what a VMCB or the registers of a dump hold is known from this source"
 
 
-def _meaning(subject: Subject, number: int, value: int) -> str:
+def _meaning(subject: InferiorState, number: int, value: int) -> str:
     msr = MSRS.get(number)
     if msr is None:
         return ""
@@ -99,7 +99,7 @@ def _meaning(subject: Subject, number: int, value: int) -> str:
     return subject.symbol(value) if msr.name in ("LSTAR", "CSTAR", "SYSENTER_EIP") else ""
 
 
-def _exits(subject: Subject, vmcb: bytes, number: int) -> str:
+def _exits(subject: InferiorState, vmcb: bytes, number: int) -> str:
     if not vmcb or not intercepted(words_of(vmcb), ExitCode.MSR):
         return ""
     base = VMCB.read(vmcb, "msrpm_base_pa")
@@ -108,7 +108,7 @@ def _exits(subject: Subject, vmcb: bytes, number: int) -> str:
 
 
 def _msr(context: Context, arguments: Arguments) -> Result:
-    subject, wanted = find_subject(context, arguments), arguments.get(_NUMBER)
+    subject, wanted = find_inferior(context, arguments), arguments.get(_NUMBER)
     values, source = _values(subject)
     if wanted is not None and wanted not in values:
         name = f"{wanted:#x}{f' ({msr_name(wanted)})' if msr_name(wanted) else ''}"

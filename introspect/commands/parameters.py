@@ -8,11 +8,13 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 from introspect.commands.context import HOST_NUMBER, CommandError, Context, GuestView, HostView
 from introspect.exits import ExitCode
 from introspect.expression import ExpressionError, Space, parse, parse_address
+from introspect.pci import RequesterId
 from introspect.vmcb import VMCB
 
 __all__ = [
     "Address", "Candidate", "Choice", "CommandName", "ExitCodeKind", "Expression", "Field", "File", "Flag", "Format", "Guest",
-    "Kind", "Layout", "Located", "Misfit", "Number", "Owner", "Parameter", "Physical", "Rest", "Symbol", "Text", "parse_number",
+    "Kind", "Layout", "Located", "Misfit", "Number", "Owner", "Parameter", "Physical", "Requester", "Rest", "Symbol", "Text",
+    "parse_number",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -352,6 +354,19 @@ class Expression:
 
     def complete(self, context: Context, prefix: str) -> Iterable[Candidate]:
         return _operands(context, prefix)
+
+
+@dataclass(frozen=True)
+class Requester(_OneWord[RequesterId]):
+    """A device, by its bus, device and function number."""
+
+    noun: str = "a device's bus:device.function"
+
+    def parse(self, context: Context, word: str) -> RequesterId:
+        found = RequesterId.parse(word)
+        if found is None:
+            raise Misfit(f"it must be {self.noun}, in hexadecimal", "write it as 00:03.0")
+        return found
 
 
 @dataclass(frozen=True)

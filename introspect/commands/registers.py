@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from introspect.commands.context import CommandError, Context, Result
+from introspect.commands.inferior_state import OWNER, InferiorState, Remembers, find_inferior
 from introspect.commands.parameters import Choice, Parameter
 from introspect.commands.registry import Arguments, Command
 from introspect.commands.render import columns
-from introspect.commands.subject import OWNER, Remembers, Subject, find_subject
 from introspect.exits import describe_event, exit_name
 from introspect.layout import Bits, Field
 from introspect.registers import CR0, CR4, EFER, RFLAGS, describe_segment, memory_types
@@ -110,7 +110,7 @@ def _segment_rows(views: list[RegisterView]) -> Iterator[tuple[str, ...]]:
         )  # fmt: skip
 
 
-def _meaning(subject: Subject, name: str, value: int) -> str:
+def _meaning(subject: InferiorState, name: str, value: int) -> str:
     kind = _KINDS.get(name) or (VMCB.fields[name].bits if name in VMCB.fields else None)
     if name == "rip":
         return _pc_text(subject)
@@ -121,7 +121,7 @@ def _meaning(subject: Subject, name: str, value: int) -> str:
     return kind.describe(value & kind.defined) if kind is not None else subject.symbol(value) if name in GENERAL else ""
 
 
-def _pc_text(subject: Subject) -> str:
+def _pc_text(subject: InferiorState) -> str:
     pc = subject.pc
     at = "" if pc == subject.registers["rip"] else f"linear {pc:#x}"
     return " ".join(filter(None, (subject.symbol(pc), at)))
@@ -135,7 +135,7 @@ def _svm_meaning(field: Field, value: int) -> str:
     return field.bits.describe(value & field.bits.defined) if field.bits else ""
 
 
-def _svm(subject: Subject, known: Mapping[str, int]) -> Iterator[RegisterView]:
+def _svm(subject: InferiorState, known: Mapping[str, int]) -> Iterator[RegisterView]:
     """The control area of its VMCB, as it is in memory; of the hypervisor, of the VMCB that its CPU ran last."""
     spa = known.get("vmcb_pa", next(iter(getattr(subject.owner, "vmcbs", ())), None))
     if "gif" in known:
@@ -152,7 +152,7 @@ def _svm(subject: Subject, known: Mapping[str, int]) -> Iterator[RegisterView]:
         yield RegisterView(field.short or field.name, "svm", value, _svm_meaning(field, value))
 
 
-def _views(subject: Subject, group: str) -> Iterator[RegisterView]:
+def _views(subject: InferiorState, group: str) -> Iterator[RegisterView]:
     known, context = subject.registers, subject.context
     before = context.registers_before(subject.owner.number) if isinstance(context, Remembers) else None
 
@@ -180,7 +180,7 @@ _GROUP = Parameter("GROUP", Choice(_GROUPS, ("general, segment and control regis
 
 
 def _regs(context: Context, arguments: Arguments) -> Result:
-    subject, group = find_subject(context, arguments), arguments[_GROUP]
+    subject, group = find_inferior(context, arguments), arguments[_GROUP]
     views = tuple(_views(subject, group))
     missing = []
     if group != "svm" and "rip" not in subject.registers:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from introspect.commands.context import CommandError, Context, Result
+from introspect.commands.inferior_state import OWNER, InferiorState
 from introspect.commands.parameters import (
     Address,
     AddressWord,
@@ -19,7 +20,6 @@ from introspect.commands.parameters import (
 from introspect.commands.parameters import ExpressionWord as Value
 from introspect.commands.registry import Arguments, Command
 from introspect.commands.render import columns, members, size_text
-from introspect.commands.subject import OWNER, Subject
 from introspect.expression import Space
 from introspect.search import (
     MAX_PATTERN,
@@ -50,7 +50,7 @@ class What:
 
     text: str
 
-    def compile(self, context: Context, subject: Subject) -> Pattern:
+    def compile(self, context: Context, subject: InferiorState) -> Pattern:
         """CommandError for an expression that has no value."""
         kind, colon, rest = self.text.partition(":")
         if colon and kind in _SIZES:
@@ -157,7 +157,7 @@ def _range(context: Context, arguments: Arguments) -> tuple[Located, int]:
     return where, min(end, 1 << 64)
 
 
-def _pieces(context: Context, where: Located, end: int) -> Iterator[Piece]:
+def _pieces(context: Context, where: Located, end: int, wanted: Pattern) -> Iterator[Piece]:
     memory, owner = context.memory, where.owner
     if where.space == Space.GVA:
         return linear_pieces(memory, owner.paging, owner.nested, where.offset, end)
@@ -165,19 +165,20 @@ def _pieces(context: Context, where: Located, end: int) -> Iterator[Piece]:
         return nested_pieces(memory, owner.nested, where.offset, end)
     if where.space == Space.IOVA:
         raise CommandError(str(where), "a device's addresses cannot be searched: no IOMMU is known here", "use gpa or spa")
-    return physical_pieces(memory, where.offset, end)
+    zeros = None if wanted.regex.fullmatch(bytes(wanted.size)) else wanted.size
+    return physical_pieces(memory, where.offset, end, zeros)
 
 
 def _search(context: Context, arguments: Arguments) -> Result:
     where, end = _range(context, arguments)
-    subject = Subject(context, where.owner)
+    subject = InferiorState(context, where.owner)
     wanted = arguments[_WHAT].compile(context, subject)
     total, bytes_read, holes = end - where.offset, 0, 0
     used = 0
 
     def counted() -> Iterator[Piece]:
         nonlocal bytes_read, holes, used
-        for piece in islice(_pieces(context, where, end), _MAX_PIECES):
+        for piece in islice(_pieces(context, where, end, wanted), _MAX_PIECES):
             used = piece.address + piece.size
             if piece.spa is None:
                 holes += piece.size

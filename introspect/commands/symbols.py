@@ -7,10 +7,10 @@ from fnmatch import translate as glob
 from itertools import islice
 
 from introspect.commands.context import CommandError, Context, GuestView, HostView, Result
+from introspect.commands.inferior_state import OWNER, InferiorState
 from introspect.commands.parameters import AddressWord, Parameter, Symbol
 from introspect.commands.registry import Arguments, Command
 from introspect.commands.render import columns, members
-from introspect.commands.subject import OWNER, Subject
 from introspect.expression import Space
 from introspect.symbols import Symbol as Entry
 from introspect.symbols import Symbols
@@ -67,7 +67,7 @@ def _matching(symbols: Symbols, what: str) -> Iterator[Entry]:
         yield from symbols.matching(what)
 
 
-def _views(subject: Subject, what: str) -> Iterator[SymbolView]:
+def _views(subject: InferiorState, what: str) -> Iterator[SymbolView]:
     if subject.symbols is not None:
         for one in _matching(subject.symbols, what):
             yield SymbolView(subject.prefix, one.name, one.address, one.size, 0)
@@ -78,7 +78,7 @@ def _sym(context: Context, arguments: Arguments) -> Result:
     if _ADDRESS.match(what):
         return _at(context, what, named)
     owners = [named] if named is not None else [context.selected or context.host, context.host, *context.guests]
-    known = [Subject(context, owner) for owner in {owner.number: owner for owner in owners}.values()]
+    known = [InferiorState(context, owner) for owner in {owner.number: owner for owner in owners}.values()]
     if not any(subject.symbols is not None and len(subject.symbols) for subject in known):
         raise CommandError(what, "nobody here has symbols", "assign a file: `symbols PID FILE`, or --symbols")
     found = list(islice((view for subject in known for view in _views(subject, what)), _MOST + 1))
@@ -90,7 +90,7 @@ def _sym(context: Context, arguments: Arguments) -> Result:
 
 def _at(context: Context, what: str, named: GuestView | HostView | None) -> Result:
     where = AddressWord(what, Space.GVA).locate(context, named)
-    subject = Subject(context, where.owner)
+    subject = InferiorState(context, where.owner)
     if where.space != Space.GVA:
         raise CommandError(str(where), "symbols are at linear addresses", "leave out the space")
     found = subject.symbols.at(where.offset) if subject.symbols is not None else None

@@ -59,7 +59,8 @@ def _verdict(route: Route, when: str) -> list[str]:
         note = f": {blocker.note}" if blocker.note else ""
         return [f"-> {route.name}: blocked by {blocker.name} = {blocker.value}{note}", *rest]
     if route.unknown:
-        return [f"-> {route.name}: nothing that is known blocks it; {', '.join(link.name for link in route.unknown)} is not"]
+        names = ", ".join(link.name for link in route.unknown)
+        return [f"-> {route.name}: nothing that is known blocks it, but {names} is not known"]
     return [f"-> {route.name}: nothing blocks it: it is taken at {when}"]
 
 

@@ -11,8 +11,8 @@ from introspect.commands.parameters import Address, AddressWord, Candidate, Misf
 from introspect.commands.registry import Arguments, Command
 from introspect.commands.render import columns, jsonable
 from introspect.commands.which import WHICH_OPTION, find_vmcb
+from introspect.disassembly import instruction_text
 from introspect.exits import exception_name, exit_details
-from introspect.instruction import instruction as disassembled
 from introspect.interception import MNEMONICS
 from introspect.paging import Nested, PagingState
 from introspect.prediction import Exit, Outcome, Prediction, Situation
@@ -302,7 +302,7 @@ def _would_exit(context: Context, arguments: Arguments) -> Result:
 def _subject(code: bytes, situation: Situation) -> str:
     """The instruction at rIP in words; its bytes if they are none that the disassembler knows."""
     rip = situation.registers["rip"]
-    found = disassembled(code, rip, mode_bits(situation.registers))
+    found = instruction_text(code, rip, mode_bits(situation.registers))
     return f"{found[0]} at rIP {rip:#x}" if found is not None else ""
 
 

@@ -138,7 +138,7 @@ def read_notes(data: bytes, *, long_mode: bool) -> Annotations:
                 remarks.append(f"a NT_PRSTATUS note has {len(note.contents)} bytes, not 336 or 144: left out")
         elif note.name == b"QEMU" and note.type == QEMU_TYPE:
             if len(note.contents) >= _QEMU.size:
-                qemu.append(_qemu(note.contents, long_mode))
+                qemu.append(_qemu(note.contents, long_mode and not qemu))
             else:
                 remarks.append(f"a note of QEMU's has {len(note.contents)} bytes, not {_QEMU.size}: left out")
         elif note.name == b"VMCOREINFO":

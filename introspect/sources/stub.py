@@ -16,6 +16,7 @@ __all__ = ["StubMemory", "open_stub"]
 PAGE = 0x1000
 MAX_PAGES = 1 << 16
 """256 MiB are kept."""
+MOST_AHEAD = 1 << 18
 _HIGH = 1 << 32
 _PROBE = 1 << 20
 _PROBES = 1 << 15
@@ -38,7 +39,7 @@ class StubMemory:
         """Where RAM and ROM are: only these are read, as a device may take notice of a read."""
 
     def _page(self, number: int, wanted: int) -> bytes:
-        """A page as far as it is there; with it up to `wanted` pages that follow, as many as fit a packet."""
+        """A page as far as it is there; with it some of the `wanted` pages that follow."""
         page = self._pages.get(number)
         if page is not None:
             return page
@@ -46,18 +47,11 @@ class StubMemory:
         end = next((end for start, end in self.ranges if start <= first < end), first)
         if first >= end:
             return b""
-        data = bytearray()
-        most = max(min((self.wire.packet_size - 8) // 2 & -PAGE, wanted * PAGE), PAGE)
-        most = min(most, end - first)
-        while len(data) < most:
-            part = self.wire.read(first + len(data), most - len(data))
-            if not part:
-                break
-            data += part
+        data = self.wire.read_span(first, min(wanted * PAGE, MOST_AHEAD, end - first))
         if len(self._pages) >= MAX_PAGES:
             self._pages.clear()
         for at in range(0, len(data), PAGE):
-            self._pages[number + at // PAGE] = bytes(data[at : at + PAGE])
+            self._pages[number + at // PAGE] = data[at : at + PAGE]
         if not data:
             self._pages[number] = b""
         return self._pages[number]
@@ -106,6 +100,7 @@ def _ranges(wire: Wire) -> list[tuple[int, int]]:
                 found[-1] = (found[-1][0], end)
             else:
                 found.append((start, end))
+    wire.in_advance = bool(found)  # it is QEMU
     return found or list(_probed(wire))
 
 

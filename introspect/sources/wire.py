@@ -17,6 +17,8 @@ __all__ = ["Register", "Wire", "WireError"]
 SECONDS = 10.0
 """What the stub may take for one answer."""
 MAX_REPLY = 1 << 22
+IN_ADVANCE = 32
+"""Requests that are sent before the first is answered."""
 MAX_XML = 1 << 20
 MAX_THREADS = 4096
 _STOP = re.compile(rb"[TS][0-9a-f]{2}")
@@ -45,6 +47,8 @@ class Wire:
         self.where = where
         self._data = bytearray()
         self._acknowledge = True
+        self.in_advance = False
+        """Whether the stub takes packets before it has answered others: QEMU does."""
         self._socket = _connect(where)
         self._features = self.ask(b"qSupported:xmlRegisters=i386").split(b";")
         size = next((part[11:] for part in self._features if part.startswith(b"PacketSize=")), b"400")
@@ -62,13 +66,19 @@ class Wire:
         """Send a packet and give the answer. WireError if there is none."""
         try:
             self._send(packet)
-            while True:
-                reply = self._receive()
-                # QEMU tells that it stopped for us when it likes, also behind an answer.
-                if packet == b"?" or not _STOP.match(reply):
-                    return reply
+            return self._receive() if packet == b"?" else self._answer()
         except OSError as error:
-            raise WireError(f"gdb:{self.where}: the stub does not answer ({error}); start it again, then this") from error
+            raise self._gone(error) from error
+
+    def _gone(self, error: OSError) -> WireError:
+        return WireError(f"gdb:{self.where}: the stub does not answer ({error}); start it again, then this")
+
+    def _answer(self) -> bytes:
+        """The next packet that is an answer: QEMU tells that it stopped for us when it likes, also behind one."""
+        while True:
+            reply = self._receive()
+            if not _STOP.match(reply):
+                return reply
 
     def _send(self, packet: bytes) -> None:
         self._socket.sendall(b"$%b#%02x" % (packet, sum(packet) & 0xFF))
@@ -110,7 +120,7 @@ class Wire:
                     continue
                 return (output + (b"" if reply == b"OK" or reply.startswith(b"E") else _unhex(reply))).decode("latin1")
         except OSError as error:
-            raise WireError(f"gdb:{self.where}: the stub does not answer ({error}); start it again, then this") from error
+            raise self._gone(error) from error
         return ""
 
     # Memory and registers
@@ -120,6 +130,30 @@ class Wire:
         length = min(length, (self.packet_size - 8) // 2)
         reply = self.ask(b"m%x,%x" % (address, length))
         return _unhex(reply)[:length] if not reply.startswith(b"E") else b""
+
+    def read_span(self, address: int, length: int) -> bytes:
+        """The readable beginning of a stretch."""
+        step, data = (self.packet_size - 8) // 2, bytearray()
+        while len(data) < length:
+            at, end = address + len(data), address + length
+            sizes = [min(step, end - start) for start in range(at, end, step)][: IN_ADVANCE if self.in_advance else 1]
+            replies = self._ask_all([b"m%x,%x" % (at + step * number, size) for number, size in enumerate(sizes)])
+            for reply, size in zip(replies, sizes, strict=True):
+                part = _unhex(reply)[:size] if not reply.startswith(b"E") else b""
+                data += part
+                if len(part) < size:
+                    return bytes(data)
+        return bytes(data)
+
+    def _ask_all(self, packets: list[bytes]) -> list[bytes]:
+        """Send them all, then take the answers."""
+        if len(packets) == 1:
+            return [self.ask(packets[0])]
+        try:
+            self._socket.sendall(b"".join(b"$%b#%02x" % (packet, sum(packet) & 0xFF) for packet in packets))
+            return [self._answer() for _ in packets]
+        except OSError as error:
+            raise self._gone(error) from error
 
     def write(self, address: int, data: bytes) -> bool:
         step = (self.packet_size - 32) // 2

@@ -20,8 +20,8 @@ TF, IF = 1 << 8, 1 << 9
 DB, UD = 1, 6
 
 
-def recording(source: str, mode: Mode = "long", flags: int = LBR, **options: bool) -> Rig:
-    rig = Rig(source, mode, **options)
+def recording(source: str, mode: Mode = "long", flags: int = LBR, *, python: bool = False, user: bool = False) -> Rig:
+    rig = Rig(source, mode, python=python, user=user)
     rig.cpu.msrs.values[DEBUGCTL] = flags
     return rig
 

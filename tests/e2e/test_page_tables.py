@@ -16,7 +16,8 @@ from benchmarks.measure import QEMU, image
 from benchmarks.table_peers import QemuMonitor
 from introspect.commands import Result, exit_status, run_line
 from introspect.expression import Space
-from introspect.paging import Access, Fault, Translation, nested_translate, translate
+from introspect.memtypes import COMBINED_PAT, memory_type
+from introspect.paging import Access, Fault, Translation, nested_translate, translate, walk
 from introspect.reverse_map import ReverseMap
 from introspect.sources import BytesMemory
 from introspect.tables import canonical, list_nested, list_space
@@ -79,6 +80,21 @@ def test_nested_listings_are_what_single_walks_find(demo: Monitor) -> None:
             found = nested_translate(demo.memory, guest.nested, gpa, False, False, set_ad=False)
             mapped = listing.find(gpa)
             assert (mapped and mapped.target) == getattr(found, "spa", None)
+
+
+def test_memory_types_are_those_of_single_walks(demo: Monitor) -> None:
+    """But for the MTRRs, which listings leave out."""
+    for who in (demo.host, *demo.guests):
+        assert who.caching is not None
+        found = run_line(demo, f"pt {'host' if who.number == 1 else who.number}").json()
+        assert isinstance(found, dict)
+        assert found["ranges"] or who.paging.mode == "off"
+        for one in found["ranges"]:
+            walked = walk(demo.memory, who.paging.privileged(), one["start"], Access(), who.nested)
+            memory = memory_type(walked, False, who.caching)
+            assert memory is not None
+            assert memory.pat is not None
+            assert one["type"] == (memory.pat if who.nested is None else COMBINED_PAT[memory.pat][memory.nested_pat or ""])
 
 
 def test_the_reverse_map_follows_the_machine(hypervisor: Path) -> None:

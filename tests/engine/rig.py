@@ -12,6 +12,7 @@ from tests.engine.assembler import Program, assemble
 from vmdbg.cpu.processor import Processor
 from vmdbg.engine.state import CS, DS, ES, FS, GDTR, GS, IDTR, LDTR, RSP, SS, TR
 from vmdbg.machine import Config, Event, Machine
+from vmdbg.platform.pci.catalogue import DeviceSpec
 
 Mode = Literal["real", "virtual", "protected16", "protected32", "legacy", "pae", "compatibility", "long"]
 MODES: tuple[Mode, ...] = (
@@ -61,6 +62,7 @@ class Rig:
     def __init__(
         self, source: str | bytes = "", mode: Mode = "long", *, python: bool = False, user: bool = False, cpus: int = 1,
         memory: int = MEMORY, origin: int = CODE, strict_tlb: bool = False, physical_bits: int = 40,
+        devices: tuple[str, ...] = (),
     ) -> None:  # fmt: skip
         if isinstance(source, bytes):
             self.program = Program(origin, source, {})
@@ -68,7 +70,7 @@ class Rig:
             self.program = assemble(source, origin, bits_of(mode))
         config = Config(
             memory=memory, cpus=cpus, flat_address=0x80000, mode="real", python_runtime=python, strict_tlb=strict_tlb,
-            physical_bits=physical_bits,
+            physical_bits=physical_bits, devices=tuple(map(DeviceSpec.parse, devices)),
         )
         self.machine = Machine(b"\xf4", config)
         self.cpu: Processor = self.machine.cpus[0]

@@ -51,8 +51,8 @@ class Fleet(World):
             inner.map(0x40_0000 + (page << 12), page << 12, P | W)
         paging = state("4-level", inner.root)
         fields = {
-            "guest_asid": number, "misc_ctl": 1, "n_cr3": outer.root, "cr0": PAGED, "cr3": inner.root, "cr4": paging.cr4, "efer": LONG,
-            "iopm_base_pa": at + IOPM, "msrpm_base_pa": at + MSRPM,
+            "intercept_misc1": 1 << 27 | 1 << 28, "guest_asid": number, "misc_ctl": 1, "n_cr3": outer.root, "cr0": PAGED, "cr3": inner.root,
+            "cr4": paging.cr4, "efer": LONG, "iopm_base_pa": at + IOPM, "msrpm_base_pa": at + MSRPM,
         }  # fmt: skip
         memory.write(at, bytes(VMCB.encode(fields)))
         return GuestView(

@@ -15,6 +15,7 @@ from introspect.dimension import NO_TABLES, TableRows
 from introspect.expression import Space
 from introspect.reverse_map import ReverseMap
 from introspect.runs import Runs, column
+from introspect.vmcb import VMCB
 
 from .fleet import HSAVE, IMAGE, IOPM, MSRPM, NPT, RAM, Fleet
 from .tables import NX, P, U, W
@@ -103,6 +104,25 @@ def test_a_guest_reaches_a_structure(where: Callable[[int], int], what: str) -> 
         made = fleet()
         made.nested_tables[2].map(FREE, where(made.part(3)), flags)
         assert told(made) == [(severity, rule, "guest 2 (g2)", f"{verb} {what}")]
+
+
+def test_a_map_that_nobody_looks_at_is_none() -> None:
+    made = fleet()
+    vmcb = bytearray(made.memory.read(made.part(3), 0x1000))
+    VMCB.write(vmcb, "intercept_misc1", 0)
+    made.memory.write(made.part(3), bytes(vmcb))
+    made.nested_tables[2].map(FREE, made.part(3) + IOPM)
+    assert not audit(made)
+
+
+def test_a_map_that_several_share_is_one_finding() -> None:
+    made = fleet(3)
+    for number in (3, 4):
+        vmcb = bytearray(made.memory.read(made.part(number), 0x1000))
+        VMCB.write(vmcb, "iopm_base_pa", made.part(2) + IOPM)
+        made.memory.write(made.part(number), bytes(vmcb))
+    made.nested_tables[3].map(FREE, made.part(2) + IOPM)
+    assert told(made) == [("critical", "control-writable", "guest 3 (g3)", "writes IOPM of guest 2 (g2) and 2 more")]
 
 
 def test_its_own_are_no_exception() -> None:

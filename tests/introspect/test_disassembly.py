@@ -11,38 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from introspect.disassembly import instructions, intercept_codes
+from introspect.disassembly import instruction_text, instructions
 from introspect.execution import execution_mode, linear_pc, linear_sp
-from introspect.exits import ExitCode
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples/hypervisor/build"
-
-CAUSES = {
-    "0fa2": "CPUID", "f4": "HLT IDLE_HLT", "0f01d9": "VMMCALL", "0f01d8": "VMRUN", "0f01da": "VMLOAD", "0f01db": "VMSAVE",
-    "0f01dc": "STGI", "0f01dd": "CLGI", "0f01de": "SKINIT", "0f01df": "INVLPGA", "0f0138": "INVLPG", "0f08": "INVD", "0f09": "WBINVD",
-    "f30f09": "WBINVD", "0f31": "RDTSC", "0f01f9": "RDTSCP", "0f33": "RDPMC", "0f32": "MSR", "0f30": "MSR", "e460": "IOIO",
-    "ee": "IOIO", "6c": "IOIO", "f36e": "IOIO", "f390": "PAUSE", "0f01c8": "MONITOR", "0f01c9": "MWAIT MWAIT_COND", "0f01fa": "MONITOR",
-    "0f01fb": "MWAIT MWAIT_COND", "0f01d1": "XSETBV", "0f20c0": "CR0_READ", "0f22c0": "CR0_WRITE CR0_SEL_WRITE", "0f22d8": "CR3_WRITE",
-    "440f20c0": "CR8_READ", "0f21f8": "DR7_READ", "0f23c0": "DR0_WRITE", "0f06": "CR0_WRITE", "0f01f0": "CR0_WRITE CR0_SEL_WRITE",
-    "0f01e0": "CR0_READ", "9c": "PUSHF", "9d": "POPF", "48cf": "IRET", "cd80": "SWINT", "cc": "EXCP_BP", "f1": "ICEBP EXCP_DB",
-    "0f0b": "EXCP_UD", "0faa": "RSM", "0f0108": "IDTR_READ", "0f0100": "GDTR_READ", "0f00c0": "LDTR_READ", "0f00c8": "TR_READ",
-    "0f0118": "IDTR_WRITE", "0f0110": "GDTR_WRITE", "0f00d0": "LDTR_WRITE", "0f00d8": "TR_WRITE", "0f01fd": "RDPRU",
-    "0f01fe": "INVLPGB", "0f01ff": "TLBSYNC", "f30f01fa": "MCOMMIT", "90": "", "4889e5": "",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(("code", "names"), CAUSES.items())
-def test_what_may_exit(code: str, names: str) -> None:
-    """A GDTR_READ is SGDT's, 0f 01 /0, IDTR_READ SIDT's, 0f 01 /1 (APM3)."""
-    (one,) = instructions(bytes.fromhex(code), 0x1000, 64, 10)
-    assert one.code.hex() == code
-    assert [ExitCode(found).name for found in one.codes] == names.split(), one.text
-
-
-def test_moves_of_other_registers_cause_nothing() -> None:
-    assert intercept_codes("mov", "rax, qword ptr [rip + 8]") == ()
-    assert intercept_codes("mov", "crazy, drx") == ()
-
 
 def test_targets_and_memory() -> None:
     jump, load, absolute = instructions(bytes.fromhex("e8fb0f0000" "488b0510000000" "a00010000000000000"), 0x401000, 64, 3)
@@ -53,6 +25,12 @@ def test_targets_and_memory() -> None:
     assert (near.address, near.target) == (0x1FFFE, 0x1FFFC)  # the offset wraps within its segment
     (wrapped,) = instructions(bytes.fromhex("eb10"), 0x1FFFE, 16, 1, 0x10000)
     assert wrapped.target == 0x10010
+
+
+def test_text() -> None:
+    assert instruction_text(b"\x0f\xa2\x90", 0, 64) == ("cpuid", 2)
+    assert instruction_text(b"\x0f", 0, 64) is None
+    assert [one.text for one in instructions(bytes.fromhex("0f01fe0f01fff30f01fa06"), 0, 64, 9)] == ["invlpgb", "tlbsync", "mcommit", ".byte 0x06"]
 
 
 @given(st.binary(max_size=64), st.sampled_from((16, 32, 64)))

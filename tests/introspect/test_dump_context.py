@@ -10,7 +10,7 @@ import pytest
 
 from introspect.commands import CommandError, run_line
 from introspect.dump_context import DumpContext
-from introspect.sources import open_dump
+from introspect.sources import Dump, open_dump
 from introspect.sources.notes import Annotations, GuestNote, make_own, make_prstatus, make_qemu
 
 from .machines import CODE, HSAVE, MEMORY_A, MEMORY_B, STATE, VMCB_A, VMCB_B, VMCB_MADE, build
@@ -112,6 +112,27 @@ def test_a_processor_that_was_in_a_guest(tmp_path: Path) -> None:
     assert dump.registers(2)["rip"] == CODE + 8
     assert (dump.registers(1)["rip"], dump.host_from) == (CODE, f"the host save area at {HSAVE:#x}")
     assert "-" in said(dump, "guests").splitlines()[1]  # no last exit
+
+
+def test_a_processor_in_a_guest_that_is_not_known() -> None:
+    """Its tables lead nowhere as a host's: guests are not read by its modes."""
+    pae = {**IN_A, "cr4": 0x20, "efer": 0x1000, "cs.attrib": 0xC9B, "cr3": 0x7000}
+    dump = DumpContext(Dump("bytes", "raw", build(), Annotations((pae,))), vmcbs=(VMCB_A,))
+    assert (dump.host.paging.mode, str(dump.host)) == ("PAE", "the host (or a guest)")
+    assert dump.guests[0].nested is not None
+    assert dump.guests[0].nested.format.name == "4-level"
+    said(dump, "guests --scan")
+    assert dump.host_from == f"the host save area at {HSAVE:#x}"
+
+
+def test_a_processor_that_is_idle_is_not_the_host(tmp_path: Path) -> None:
+    """One that has never been started says nothing of the hypervisor, where another is in a guest."""
+    dump = context(tmp_path, core(IN_A, {"cr0": 0x10, "cr3": 0, "gdtr.base": 0, "idtr.base": 0}))
+    said(dump, "guests --scan")
+    assert dump.host_from == f"the host save area at {HSAVE:#x}"
+    dump = context(tmp_path, core(IN_A, CPU))
+    said(dump, "guests --scan")
+    assert (dump.host_from, dump.registers(1)["rip"]) == ("the dump's registers", CODE)
 
 
 def test_what_our_own_core_notes(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_avic_of_a_dump() -> None:
     assert told(where)["blocker"]["name"] == "ISR"
     assert told(where, "0x44")["blocker"]["name"] == "IRR"
     lost = world(v_intr=V_INTR.avic_enable, avic_backing_page=0x10_0000)
-    assert run_line(lost, "why-no-irq").text().endswith("-> AVIC: nothing that is known blocks it; backing page is not")
+    assert run_line(lost, "why-no-irq").text().endswith("-> AVIC: nothing that is known blocks it, but backing page is not known")
 
 
 def test_the_host_of_a_dump() -> None:
@@ -93,7 +93,7 @@ def test_the_host_of_a_dump() -> None:
     assert told(known)["blocker"]["name"] == "RFLAGS.IF"
     assert told(known, "nmi")["blocker"] is None
     text = run_line(known, "why-no-irq nmi").text()
-    assert text.endswith("-> NMI: nothing that is known blocks it; request is not")
+    assert text.endswith("-> NMI: nothing that is known blocks it, but request is not known")
 
 
 def test_nmis_of_a_dump() -> None:

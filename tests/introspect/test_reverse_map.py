@@ -199,6 +199,35 @@ def test_another_cr3_is_another_space_and_guests_come_and_go() -> None:
     assert not any(area.number == 2 for area in found.areas)
 
 
+def test_thousands_of_hostile_guests_share_a_bound() -> None:
+    """Loops that describe more than anybody would wait for, in every guest."""
+    fleet = Fleet(60)
+    for tables in fleet.nested_tables.values():
+        for index in range(512):
+            tables.put(tables.root + 8 * index, tables.root | P | W | U)
+    found = ReverseMap(fleet.memory, Limits(1 << 19, 1 << 16), Limits(1 << 21, 1 << 18))
+    found.update(fleet.host, fleet.guests)
+    assert sum(len(mapper.runs.start) for mapper in found.mappers) < 1 << 19
+    assert sum(mapper.complete for mapper in found.mappers) == 1, "the host's"
+
+
+def test_it_may_be_ended_within_one_guests_tables() -> None:
+    fleet = Fleet(1)
+    found = updated(fleet)
+    told: list[float] = []
+
+    def progress(part: float) -> bool:
+        told.append(part)
+        return len(told) < 3
+
+    fleet.change(2, paging=replace(fleet.guests[0].paging, cr3=0xD000))
+    assert not found.update(fleet.host, fleet.guests, progress=progress)
+    assert told == sorted(told)
+    assert not found.areas
+    assert found.update(fleet.host, fleet.guests)
+    assert found.mappers[-1].complete
+
+
 def test_it_may_be_ended_and_the_map_of_a_memory_is_kept() -> None:
     fleet = Fleet(4)
     found = reverse_map_of(fleet.memory)
@@ -213,7 +242,7 @@ def test_a_loop_in_a_guests_tables_is_told() -> None:
     for index in range(512):
         fleet.memory.write_u64(root + 8 * index, 0xC000 | P | W | U)
     found = reverse_map_of(fleet.memory)
-    found.limits = Limits(1 << 20, 1 << 14)
+    found.each = Limits(1 << 20, 1 << 14)
     assert "? the tables of guest 2 (g2) are not known, or describe too much" in text(fleet, "who-maps 0")
 
 
@@ -223,7 +252,7 @@ def test_the_reverse_is_the_reverse(space: tuple[BytesMemory, PagingState, Neste
     """Of everything that single walks find."""
     memory, where, inner = space
     guest = GuestView(number=2, name="g", vmcbs=(), asid=1, ncr3=0, paging=where, nested=inner)
-    found = ReverseMap(memory, Limits(1 << 17, 1 << 13))
+    found = ReverseMap(memory, Limits(1 << 17, 1 << 13), Limits(1 << 20, 1 << 16))
     found.update(HostView(paging=PagingState(1, 0, 0, 0)), [guest])
     mapper = found.mappers[-1]
     if not mapper.complete or where.mode == "off":

@@ -9,16 +9,23 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from introspect.commands import Cancelled, CommandError, run_line
+from introspect.commands import Cancelled, CommandError, GuestView, HostView, run_line
 from introspect.commands.memory_picture import picture
 from introspect.commands.render import amount_text
+from introspect.dimension import Limits
 from introspect.memtypes import Caching, Mtrrs
+from introspect.paging import Nested, PagingState
+from introspect.reverse_map import reverse_map_of
 from introspect.sources import BytesMemory
 from introspect.tables import list_nested
 
 from .fleet import IMAGE, RAM, Fleet
 from .tables import NX, G, P, Tables, U, W, nested
+from .test_tables import spaces
+from .world import World
 
 PAT = 0x0007_0406_0007_0406
 
@@ -136,6 +143,26 @@ def test_json_has_what_the_text_has() -> None:
             "user": False, "global": False, "page_sizes": [4096], "nested_page_sizes": [4096], "type": "PA0 over PA0",
         }
     ]  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None)
+@given(spaces(), st.integers(0, 20))
+def test_no_table_is_too_odd_for_any_command(space: tuple[BytesMemory, PagingState, Nested | None], page: int) -> None:
+    """Text and JSON, whatever lies in memory: loops, reserved bits, tables where there is no memory."""
+    memory, where, inner = space
+    guests = [
+        GuestView(number=number, name="g", vmcbs=(0x1000 * number,), asid=1, ncr3=inner.ncr3 if inner else None, paging=where, nested=inner)
+        for number in (2, 3)
+    ]
+    found = reverse_map_of(memory)
+    found.each, found.together = Limits(1 << 18, 1 << 13), Limits(1 << 20, 1 << 15)
+    world = World(memory, guests, guests[0], host=HostView(paging=where))
+    for line in ("pt --limit 8", "pt host --linear --limit 8", f"who-maps {page << 12:#x}", "audit isolation", "npt --limit 8"):
+        if line.startswith("npt") and inner is None:
+            continue
+        result = run_line(world, line)
+        assert result.text()
+        json.dumps(result.json())
 
 
 # The picture

@@ -13,9 +13,9 @@ END = SAVE_AREA + SAVE_SIZE
 FIELDS = [field for field in VMCB if field.size <= 8]
 
 
-def image(time: int, number: int = 0, rip: int = 0, **fields: int) -> Image:
+def image(time: int, number: int = 0, rip: int = 0, cpu: int = 0, **fields: int) -> Image:
     values = {name.replace("__", "."): value for name, value in fields.items()}
-    return Image(0x1000, time, number, rip, bytes(VMCB.encode(values))[:END])
+    return Image(0x1000, time, number, rip, cpu, bytes(VMCB.encode(values))[:END])
 
 
 HISTORY = [
@@ -82,9 +82,16 @@ def test_a_forgotten_clean_bit_of_each_group(bit: str) -> None:
 @given(st.binary(min_size=END, max_size=END), st.binary(min_size=END, max_size=END))
 def test_any_two_images(old: bytes, new: bytes) -> None:
     """The changes are those of the structure's own diff, and what clean bits hide is among them."""
-    images = [Image(0, 1, 1, 0, old), Image(0, 2, 0, 0, new)]
+    images = [Image(0, 1, 1, 0, 3, old), Image(0, 2, 0, 0, 3, new)]
     differ = VMCB.diff(old.ljust(4096, b"\0"), new.ljust(4096, b"\0"))
     assert {c.field: (c.old, c.new) for c in changes(images)} == differ
     found = {one.field for _, one in forgotten_in(images)}
     clean = VMCB.read(new, "vmcb_clean")
     assert found == {name for name in differ if (bit := VMCB[name].clean) is not None and clean >> bit & 1}
+
+
+def test_another_processor_reads_every_field() -> None:
+    """Clean bits are about the processor that a VMCB has left."""
+    for cpu, found in ((0, ["cr3"]), (1, [])):
+        images = [image(1, 1, cr3=0x1000), image(2, cpu=cpu, cr3=0x2000, vmcb_clean=0xFFFF)]
+        assert [one.field for _, one in forgotten_in(images)] == found

@@ -18,6 +18,7 @@ from tests.gdbstub.gdb import Gdb
 from vmdbg.boot.images import Module
 from vmdbg.boot.state import Mode
 from vmdbg.machine import Config, Event, Machine
+from vmdbg.platform.pci.catalogue import DeviceSpec
 from vmdbg.platform.serial import BufferSerial, Serial
 
 DATA = Path(__file__).parent / "data"
@@ -33,21 +34,29 @@ pytestmark = pytest.mark.skipif(not KERNEL.exists() or not INITRD.exists(), reas
 
 
 def machine(
-    command_line: str = COMMAND_LINE, serial: Serial | None = None, *, mode: Mode | None = None, python: bool = False
-) -> Machine:
-    modules = (Module(INITRD),)
+    command_line: str = COMMAND_LINE, serial: Serial | None = None, *, mode: Mode | None = None, python: bool = False,
+    initrds: tuple[Path, ...] = (), devices: tuple[str, ...] = (), cpus: int = 1, memory: int = 512 << 20,
+) -> Machine:  # fmt: skip
+    modules = tuple(map(Module, (INITRD, *initrds)))
     serial = serial or BufferSerial()
+    specs = tuple(map(DeviceSpec.parse, devices))
     return Machine(
-        KERNEL, Config(command_line=command_line, serial=serial, modules=modules, mode=mode, python_runtime=python)
-    )
+        KERNEL, Config(command_line=command_line, serial=serial, modules=modules, mode=mode, python_runtime=python,
+                       devices=specs, cpus=cpus, memory=memory)
+    )  # fmt: skip
 
 
 class Linux:
     """A booted machine that answers at its shell."""
 
-    def __init__(self, command_line: str = COMMAND_LINE, *, mode: Mode | None = None) -> None:
+    def __init__(
+        self, command_line: str = COMMAND_LINE, *, mode: Mode | None = None, initrds: tuple[Path, ...] = (),
+        devices: tuple[str, ...] = (), cpus: int = 1, memory: int = 512 << 20,
+    ) -> None:  # fmt: skip
         self.serial = BufferSerial()
-        self.machine = machine(command_line, self.serial, mode=mode)
+        self.machine = machine(
+            command_line, self.serial, mode=mode, initrds=initrds, devices=devices, cpus=cpus, memory=memory
+        )
         self.boot = self._until_prompt(0)
 
     def _until_prompt(self, start: int) -> str:
@@ -65,9 +74,9 @@ class Linux:
         self.serial.input += line.encode() + b"\n"
         return self._until_prompt(start + len(line)).removeprefix("\r\n").rpartition(PROMPT.decode())[0].replace("\r", "")
 
-    def end(self) -> tuple[int | None, int, bytes]:
-        """`reboot -f`: exit status, final time, all output."""
-        self.serial.input += b"reboot -f\n"
+    def end(self, command: str = "reboot -f") -> tuple[int | None, int, bytes]:
+        """`reboot -f` or `poweroff -f`: exit status, final time, all output."""
+        self.serial.input += command.encode() + b"\n"
         self.machine.poll_input()
         while self.machine.run() != Event.EXIT:
             pass

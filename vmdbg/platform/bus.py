@@ -2,10 +2,10 @@
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 
 class PortDevice(Protocol):
@@ -24,6 +24,7 @@ class MmioDevice(Protocol):
     def write_mmio(self, offset: int, size: int, value: int) -> None: ...
 
 
+T_co = TypeVar("T_co", covariant=True)
 State = Mapping[str, int | str]
 
 
@@ -47,19 +48,26 @@ class Claim(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class _Ports:
+class Route(Generic[T_co]):
+    """Ports or addresses first..last are a device's; it takes at most `width` bytes in a piece."""
+
     first: int
     last: int
-    device: PortDevice
+    device: T_co
     width: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Mmio:
-    first: int
-    last: int
-    device: MmioDevice
-    width: int
+class AnyDevice(PortDevice, MmioDevice, Protocol):
+    """What answers in either space."""
+
+
+class Decoder(Protocol):
+    """Devices that software moves about: asked for what no fixed device claims."""
+
+    def route(self, address: int, io: bool) -> Route[AnyDevice] | None: ...
+
+    def claims(self, io: bool) -> Sequence[Claim]:
+        """Where they are now, ascending."""
 
 
 class Bus:
@@ -72,8 +80,9 @@ class Bus:
     UNCLAIMED_KEYS = 1024
 
     def __init__(self) -> None:
-        self._ports: dict[int, _Ports] = {}
-        self._mmio: list[_Mmio] = []
+        self._ports: dict[int, Route[PortDevice]] = {}
+        self._mmio: list[Route[MmioDevice]] = []
+        self.decoder: Decoder | None = None
         self.unclaimed: Counter[tuple[str, int]] = Counter()
 
     def add_ports(self, first: int, last: int, device: PortDevice, width: int = 1) -> None:
@@ -83,7 +92,7 @@ class Bus:
         for port in range(first, last + 1):
             if port in self._ports:
                 raise ValueError(f"port {port:#x} already belongs to {type(self._ports[port].device).__name__}")
-        claim = _Ports(first, last, device, width)
+        claim = Route(first, last, device, width)
         self._ports.update(dict.fromkeys(range(first, last + 1), claim))
 
     def add_mmio(self, first: int, last: int, device: MmioDevice, width: int = 8) -> None:
@@ -96,7 +105,7 @@ class Bus:
                     f"addresses {first:#x}..{last:#x} overlap {other.first:#x}..{other.last:#x} of "
                     f"{type(other.device).__name__}"
                 )
-        self._mmio.append(_Mmio(first, last, device, width))
+        self._mmio.append(Route(first, last, device, width))
         self._mmio.sort(key=attrgetter("first"))
 
     def remove_mmio(self, first: int) -> None:
@@ -113,12 +122,17 @@ class Bus:
 
     def mmio_claims(self) -> list[Claim]:
         """All address ranges with their devices, ascending."""
-        return [Claim(claim.first, claim.last, claim.device) for claim in self._mmio]
+        fixed = [Claim(claim.first, claim.last, claim.device) for claim in self._mmio]
+        return sorted([*fixed, *self._moved(False)], key=attrgetter("first"))
 
     def port_claims(self) -> list[Claim]:
         """All port ranges with their devices, ascending."""
         claims = {claim.first: claim for claim in self._ports.values()}
-        return [Claim(claim.first, claim.last, claim.device) for _, claim in sorted(claims.items())]
+        fixed = [Claim(claim.first, claim.last, claim.device) for claim in claims.values()]
+        return sorted([*fixed, *self._moved(True)], key=attrgetter("first"))
+
+    def _moved(self, io: bool) -> Sequence[Claim]:
+        return () if self.decoder is None else self.decoder.claims(io)
 
     def read_port(self, port: int, size: int) -> int:
         claim = self._ports.get(port)
@@ -152,20 +166,24 @@ class Bus:
                 piece = value >> 8 * done & ((1 << 8 * step) - 1)
                 claim.device.write_mmio(address + done - claim.first, step, piece)
 
-    def _find_mmio(self, address: int) -> _Mmio | None:
+    def _find_mmio(self, address: int) -> Route[MmioDevice] | None:
         index = bisect_right(self._mmio, address, key=attrgetter("first")) - 1
         if index >= 0 and address <= self._mmio[index].last:
             return self._mmio[index]
-        return None
+        return None if self.decoder is None else self.decoder.route(address, False)
 
-    def _port_pieces(self, port: int, size: int) -> list[tuple[int, int, _Ports | None]]:
+    def _find_port(self, port: int) -> Route[PortDevice] | None:
         claim = self._ports.get(port)
+        return claim if claim is not None or self.decoder is None else self.decoder.route(port, True)
+
+    def _port_pieces(self, port: int, size: int) -> list[tuple[int, int, Route[PortDevice] | None]]:
+        claim = self._find_port(port)
         if claim and size <= claim.width and port + size - 1 <= claim.last:
             return [(0, size, claim)]
-        pieces: list[tuple[int, int, _Ports | None]] = []
+        pieces: list[tuple[int, int, Route[PortDevice] | None]] = []
         done = 0
         while done < size:
-            claim = self._ports.get(port + done)
+            claim = self._find_port(port + done)
             step = _step(size - done, claim.width, claim.last - port - done + 1) if claim else 1
             pieces.append((done, step, claim))
             done += step
@@ -173,11 +191,11 @@ class Bus:
             self._count(("port", port))
         return pieces
 
-    def _mmio_pieces(self, address: int, size: int) -> list[tuple[int, int, _Mmio | None]]:
+    def _mmio_pieces(self, address: int, size: int) -> list[tuple[int, int, Route[MmioDevice] | None]]:
         claim = self._find_mmio(address)
         if claim and size <= claim.width and address + size - 1 <= claim.last:
             return [(0, size, claim)]
-        pieces: list[tuple[int, int, _Mmio | None]] = []
+        pieces: list[tuple[int, int, Route[MmioDevice] | None]] = []
         done = 0
         while done < size:
             claim = self._find_mmio(address + done)

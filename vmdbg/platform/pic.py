@@ -206,6 +206,12 @@ class Pic:
             found |= {f"{name} {key}": value for key, value in chip.state(first).items()}
         return found
 
+    def set_level_triggered(self, irq: int) -> None:
+        """As firmware sets ELCR for the lines of PCI."""
+        chip = self.master if irq < 8 else self.slave
+        chip.write_elcr(chip.elcr | 1 << (irq & 7))
+        self._update()
+
     def acknowledge(self) -> int:
         """The INTA cycles: the vector, line 7's if the request has gone (spurious)."""
         line = self.master.pending(1 << CASCADE)

@@ -24,19 +24,19 @@ class Images(Slots):
     def __init__(self, trips: int) -> None:
         super().__init__(IMAGE_SIZE, 2 * trips)
 
-    def add(self, vmcb: int, time: int, number: int, rip: int, view: memoryview) -> None:
+    def add(self, vmcb: int, time: int, number: int, rip: int, cpu: int, view: memoryview) -> None:
         """The VMCB at `view` as it is: at the #VMEXIT of this number, or with 0 at the VMRUN at `rip`."""
         at = self.take()
         if at is not None:
-            _HEAD.pack_into(self.view, at, vmcb, time, number, rip, 0)
+            _HEAD.pack_into(self.view, at, vmcb, time, number, rip, cpu)
             self.view[at + _HEAD.size : at + _SAVED] = view[:CONTROL_SIZE]
             self.view[at + _SAVED : at + _SAVED + SAVE_SIZE] = view[_SAVE]
 
     def images(self) -> Iterator[Image]:
         """The oldest first."""
         for at in self.oldest_first():
-            vmcb, time, number, rip, _ = _HEAD.unpack_from(self.view, at)
+            vmcb, time, number, rip, cpu = _HEAD.unpack_from(self.view, at)
             contents = bytearray(SAVE_AREA + SAVE_SIZE)
             contents[:CONTROL_SIZE] = self.view[at + _HEAD.size : at + _SAVED]
             contents[_SAVE] = self.view[at + _SAVED : at + _SAVED + SAVE_SIZE]
-            yield Image(vmcb, time, number, rip, bytes(contents))
+            yield Image(vmcb, time, number, rip, cpu, bytes(contents))

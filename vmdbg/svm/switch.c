@@ -23,7 +23,7 @@ struct record {                         /* of ring.py */
 };
 struct ring { uint64_t count, next, capacity; struct record *records; };
 enum { CONTROL_SIZE = 0x148, SAVE_AREA = 0x400, SAVE_SIZE = 0x2f0 };
-struct image { uint64_t vmcb, time, number, rip, spare; uint8_t control[CONTROL_SIZE], save[SAVE_SIZE], end[32]; };  /* images.py */
+struct image { uint64_t vmcb, time, number, rip, cpu; uint8_t control[CONTROL_SIZE], save[SAVE_SIZE], end[32]; };  /* images.py */
 struct images { uint64_t count, next, capacity; struct image *images; };
 struct crossing { uint64_t host_rip, entered; struct record *last; uint64_t last_number; };
 
@@ -264,13 +264,14 @@ static struct entry *entry_of(struct switcher *sw, uint64_t vmcb)
 }
 
 /* Images.add() */
-static void keep_image(const struct entry *e, const uint8_t *vmcb, uint64_t time, uint64_t number, uint64_t rip)
+static void keep_image(const struct switcher *sw, const struct entry *e, uint64_t time, uint64_t number, uint64_t rip)
 {
+    const uint8_t *vmcb = sw->ram + e->vmcb;
     struct images *all = e->images;
     struct image *i = all->images + all->next;
     all->count++;
     all->next = all->next + 1 == all->capacity ? 0 : all->next + 1;
-    i->vmcb = e->vmcb, i->time = time, i->number = number, i->rip = rip;
+    i->vmcb = e->vmcb, i->time = time, i->number = number, i->rip = rip, i->cpu = sw->cpu;
     memcpy(i->control, vmcb, CONTROL_SIZE);
     memcpy(i->save, vmcb + SAVE_AREA, SAVE_SIZE);
 }
@@ -304,7 +305,7 @@ static int64_t vmrun(struct runtime *rt, struct switcher *sw)
             return -1;
     crossed(rt, sw);
     if (e->images)
-        keep_image(e, vmcb, sw->crossing.entered, 0, sw->crossing.host_rip);
+        keep_image(sw, e, sw->crossing.entered, 0, sw->crossing.host_rip);
     advance(rt, 3);
     sw->host_if = (FIELD(rt, uint64_t, at.eflags) & RFLAGS_IF) != 0;
     store_state(rt, sw, host);
@@ -390,7 +391,7 @@ static int64_t vmexit(struct runtime *rt, struct switcher *sw, uint32_t code, ui
     sw->inside = -1;
     sw->switches++;
     if (e->images)
-        keep_image(e, vmcb, sw->deadline - (uint64_t)rt->budget, sw->crossing.last_number, rip);
+        keep_image(sw, e, sw->deadline - (uint64_t)rt->budget, sw->crossing.last_number, rip);
     return 0;
 }
 

@@ -15,7 +15,7 @@ from introspect.sources import Unreadable
 from introspect.symbols import Symbols
 from introspect.vmcb import VMCB_SIZE
 
-__all__ = ["OWNER", "MapRange", "Mapped", "Remembers", "Subject", "find_subject", "unreadable"]
+__all__ = ["OWNER", "InferiorState", "MapRange", "Mapped", "Remembers", "find_inferior", "unreadable"]
 
 OWNER = Parameter("GUEST|host", Owner(), optional=True, option="--guest", help="whose; else who is selected")
 
@@ -45,7 +45,7 @@ class Remembers(Protocol):
 
 
 @dataclass(frozen=True)
-class Subject:
+class InferiorState:
     """One inferior of a context at this moment."""
 
     context: Context
@@ -67,11 +67,16 @@ class Subject:
         return execution_mode(self.registers)
 
     @cached_property
-    def vmcb(self) -> bytes:
-        """A guest's VMCB, the one of its thread that is meant; empty for the hypervisor, and where there is none."""
+    def vmcb_pa(self) -> int | None:
+        """System-physical address of a guest's VMCB, the one of its thread that is meant; None for the hypervisor."""
         if not isinstance(self.owner, GuestView):
-            return b""
-        spa = self.context.registers(self.owner.number).get("vmcb_pa", next(iter(self.owner.vmcbs), None))
+            return None
+        return self.context.registers(self.owner.number).get("vmcb_pa", next(iter(self.owner.vmcbs), None))
+
+    @cached_property
+    def vmcb(self) -> bytes:
+        """Its contents; empty where there is none."""
+        spa = self.vmcb_pa
         try:
             return self.context.memory.read(spa, VMCB_SIZE) if spa is not None else b""
         except Unreadable:
@@ -123,9 +128,9 @@ class Subject:
         return [self._known(self.registers.get(name), name) for name in names]
 
 
-def find_subject(context: Context, arguments: Arguments, parameter: Parameter[GuestView | HostView] = OWNER) -> Subject:
+def find_inferior(context: Context, arguments: Arguments, parameter: Parameter[GuestView | HostView] = OWNER) -> InferiorState:
     """The inferior that a command means by `parameter`, else who is selected."""
-    return Subject(context, arguments.owner_or_selected(parameter))
+    return InferiorState(context, arguments.owner_or_selected(parameter))
 
 
 def unreadable(context: Context, where: Located) -> str:

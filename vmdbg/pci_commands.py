@@ -1,0 +1,306 @@
+"""`pci` and `dma`: the functions on PCI with their registers, and transactions in the name of any of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from introspect.commands import Arguments, Command, CommandError, Context, Result
+from introspect.commands.parameters import Address, Candidate, Choice, Number, Parameter, Requester, Text
+from introspect.commands.render import columns, jsonable, size_text
+from introspect.expression import Space
+from introspect.pci import (
+    CAPABILITIES,
+    COMMAND,
+    RequesterId,
+    bars,
+    capabilities,
+    class_name,
+    describe_capability,
+    header_of,
+    windows,
+)
+from vmdbg.platform.pci.bus import Bridge
+from vmdbg.platform.pci.capability import MsiX
+from vmdbg.platform.pci.dma import DmaError
+from vmdbg.platform.pci.function import Function
+
+if TYPE_CHECKING:
+    from vmdbg.debugger import Debugger
+
+MOST_SHOWN = 1 << 16
+_LINE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class BarView:
+    """A BAR: where it is, how large, and whether it answers now."""
+
+    index: int
+    kind: str
+    address: int
+    size: int
+    answers: bool
+
+    def __str__(self) -> str:
+        return f"BAR {self.index}: {self.kind} at {self.address:#x}, {size_text(self.size)}{'' if self.answers else ' (off)'}"
+
+
+@dataclass(frozen=True, slots=True)
+class CapabilityView:
+    offset: int
+    id: int
+    name: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionView:
+    """One function of PCI."""
+
+    address: str
+    depth: int
+    kind: str
+    vendor_id: int
+    device_id: int
+    class_code: int
+    class_name: str
+    command: int
+    requester: str
+    """Under which number its transactions arrive."""
+    buses: tuple[int, int] | None
+    """Of a bridge: the numbers of the buses behind it."""
+    bars: tuple[BarView, ...]
+    windows: dict[str, tuple[int, int]]
+    capabilities: tuple[CapabilityView, ...]
+
+    @classmethod
+    def of(cls, function: Function, depth: int) -> FunctionView:
+        config = bytes(function.config.bytes)
+        answering = {region.bar.index for region in function.regions()}
+        sizes = {bar.index: bar.size for bar in function.bars}
+        bridge = isinstance(function, Bridge)
+        found = tuple(
+            BarView(bar.index, bar.words, bar.address, sizes.get(bar.index, 0), bar.index in answering)
+            for bar in bars(config)
+        )  # fmt: skip
+        chain = tuple(
+            CapabilityView(at, number, CAPABILITIES.get(number, f"capability {number:#04x}"), describe_capability(config, at))
+            for at, number in capabilities(config)
+        )
+        code = function.header_field("class_code")
+        return cls(
+            str(function.address), depth, function.kind, function.vendor_id, function.device_id, code, class_name(code),
+            function.header_field("command"), str(function.requester),
+            (function.header_field("secondary_bus"), function.header_field("subordinate_bus")) if bridge else None,
+            found, windows(config) if bridge else {}, chain,
+        )  # fmt: skip
+
+    @property
+    def row(self) -> tuple[str, ...]:
+        master = "master" if self.command & COMMAND.BUS_MASTER else ""
+        where = f"buses {self.buses[0]:02x}-{self.buses[1]:02x}" if self.buses else ""
+        found = [f"{bar.index}:{bar.address:#x}+{size_text(bar.size)}{'' if bar.answers else ' (off)'}" for bar in self.bars]
+        chain = ", ".join(one.name for one in self.capabilities)
+        return (
+            "  " * self.depth + self.address, self.kind, f"{self.vendor_id:04x}:{self.device_id:04x}", self.class_name, master,
+            " ".join([*([where] if where else []), *found]), chain,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """Every function, those behind a bridge below it."""
+
+    functions: tuple[FunctionView, ...]
+
+    def text(self) -> str:
+        head = ("address", "kind", "ID", "class", "DMA", "buses and BARs", "capabilities")
+        return "\n".join(columns([head, *(one.row for one in self.functions)]))
+
+    def json(self) -> object:
+        return jsonable(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """One function in full. `fields`: the header's registers that are not zero, with their bits in words."""
+
+    function: FunctionView
+    fields: dict[str, int]
+    words: dict[str, str]
+    vectors: tuple[tuple[int, int, int, bool], ...]
+    """Of an MSI-X table: address, data and mask bits, and whether the vector is pending."""
+    config: str
+
+    def text(self) -> str:
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        one = self.function
+        yield f"{one.address} {one.kind}: {one.vendor_id:04x}:{one.device_id:04x}, {one.class_name}"
+        if one.requester != one.address:
+            yield f"  its transactions come from {one.requester}, a bridge to conventional PCI"
+        yield from columns(((name, f"{self.fields[name]:#x}", self.words[name]) for name in self.fields), "  ")
+        yield from (f"  {bar}" for bar in one.bars)
+        yield from (f"  {name} window {first:#x}-{last:#x}" for name, (first, last) in one.windows.items())
+        yield from (f"  [{cap.offset:02x}] {cap.name}: {cap.text}" for cap in one.capabilities)
+        for number, (address, data, mask, pending) in enumerate(self.vectors):
+            if address or data or pending:
+                state = " masked" * (mask & 1) + " pending" * pending
+                yield f"    vector {number}: address {address:#x}, data {data:#x}{state}"
+
+    def json(self) -> object:
+        return jsonable(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Transaction:
+    """A transaction in a device's name, made or only asked about."""
+
+    requester: str
+    address: int
+    length: int
+    write: bool
+    made: bool
+    spans: tuple[tuple[int, int], ...]
+    """System-physical address and length of each piece of memory."""
+    data: str
+    """In hexadecimal; of a read that was made."""
+    refused: str
+    exit_status: int = 0
+
+    def text(self) -> str:
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        what = f"{'write' if self.write else 'read'} of {self.length:#x} bytes at {self.address:#x} by {self.requester}"
+        if self.refused:
+            yield f"{what}: refused: {self.refused}"
+            return
+        where = ", ".join(f"spa {spa:#x}+{length:#x}" for spa, length in self.spans) or "an interrupt message"
+        yield f"{what}: {'' if self.made else 'would lead to '}{where}"
+        data = bytes.fromhex(self.data)
+        for at in range(0, len(data), _LINE):
+            piece = data[at : at + _LINE]
+            shown = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in piece)
+            yield f"  {self.address + at:#x}  {piece.hex(' '):{3 * _LINE - 1}}  {shown}"
+
+    def json(self) -> object:
+        return jsonable(self)
+
+
+@dataclass(frozen=True)
+class _Listed(Requester):
+    """A function that is there, or any other requester."""
+
+    functions: Callable[[], Iterable[Function]] = list
+
+    def complete(self, context: Context, prefix: str) -> Iterable[Candidate]:
+        return [Candidate(str(function.address), function.title) for function in self.functions()]
+
+
+class PciCommands:
+    """Those of one debugger's machine."""
+
+    def __init__(self, debugger: Debugger) -> None:
+        self.debugger = debugger
+        who = _Listed(functions=lambda: self.debugger.machine.chipset.root.functions)
+        self._function = Parameter("BDF", who, optional=True, help="this function in full: bus:device.function, as 00:03.0")
+        self._who = Parameter("BDF", who, help="who: any bus:device.function, a device there or not")
+        self._address = Parameter("ADDRESS", Address(Space.IOVA), help="as the device has it: an IOMMU would translate it")
+        self._length = Parameter("LENGTH", Number(1, MOST_SHOWN), help="bytes")
+        self._way = Parameter("r|w", Choice(("r", "w"), ("read", "write")))
+        data = Text("bytes in hexadecimal")
+        self._data = Parameter("DATA", data, optional=True, help="for w: bytes in hexadecimal, repeated to LENGTH")
+        self.commands = (
+            Command("pci", self._pci, "Show the functions on PCI, or one with its registers and capabilities.", (self._function,),
+                    "BARs in parentheses do not answer: the command register or the power state keeps them off.",
+                    ("pci", "pci 00:00.0")),
+            Command("dma try", self._try, "Say where a device's access would lead, without a side effect.",
+                    (self._who, self._address, self._length, self._way),
+                    "Whether a device may master the bus does not matter.",
+                    ("dma try 00:03.0 0x1000 4 w", "dma try 05:00.1 0xfee00000 8 r")),
+            Command("dma", self._dma, "Read or write as a device would: any requester, any address.",
+                    (self._who, self._address, self._length, self._way, self._data),
+                    "It happens now, with all that follows from it: a write of four bytes to 0xfeexxxxx is an interrupt\n"
+                    "message, watchpoints see it. Whether a device may master the bus does not matter.",
+                    ("dma 00:03.0 0xe0000 16 r", "dma 05:00.1 0x5000 4 w cafe")),
+        )  # fmt: skip
+
+    def _pci(self, context: Context, arguments: Arguments) -> Result:
+        root = self.debugger.machine.chipset.root
+        address = arguments.get(self._function)
+        if address is None:
+            return Tree(tuple(FunctionView.of(function, _depth(function)) for function in root.functions))
+        function = root.find(address)
+        if function is None:
+            known = ", ".join(str(one.address) for one in root.functions)
+            raise CommandError(str(address), "no function is there", f"there are {known}")
+        config = bytes(function.config.bytes)
+        structure = header_of(config)
+        fields = {field.name: structure.read(config, field.name) for field in structure}
+        fields = {name: value for name, value in fields.items() if value and not name.startswith("bar")}
+        words = {name: bits.describe(fields[name]) if (bits := structure[name].bits) is not None else "" for name in fields}
+        table = function.capability(MsiX)
+        vectors = () if table is None else tuple(
+            (high << 32 | low, data, mask, bool(table.waiting >> number & 1))
+            for number, (low, high, data, mask) in enumerate(table.entries)
+        )  # fmt: skip
+        shown = config if function.extended else config[:256]
+        return Decoded(FunctionView.of(function, 0), fields, words, vectors, shown.hex())
+
+    def _asked(self, context: Context, arguments: Arguments) -> tuple[RequesterId, int, int, bool]:
+        where = arguments[self._address].locate(context, context.host)
+        if where.space not in (Space.IOVA, Space.SPA):
+            raise CommandError(str(where), "a device knows no linear or guest-physical addresses", "write iova:0x1000")
+        return arguments[self._who], where.offset, arguments[self._length], arguments[self._way] == "w"
+
+    def _try(self, context: Context, arguments: Arguments) -> Result:
+        who, address, length, write = self._asked(context, arguments)
+        try:
+            spans = self.debugger.machine.chipset.dma.locate(who, address, length, write)
+        except DmaError as error:
+            return Transaction(str(who), address, length, write, False, (), "", error.reason)
+        return Transaction(str(who), address, length, write, False, tuple((int(spa), size) for spa, size in spans), "", "")
+
+    def _dma(self, context: Context, arguments: Arguments) -> Result:
+        who, address, length, write = self._asked(context, arguments)
+        data = _bytes(arguments, self._data, length) if write else b""
+        if not write and arguments.given(self._data):
+            raise arguments.error(str(arguments.get(self._data)), "a read takes no data", "leave it out, or write w")
+        dma = self.debugger.machine.chipset.dma
+        try:
+            if write:
+                dma.write(who, address, data)
+            else:
+                data = dma.read(who, address, length)
+        except DmaError as error:
+            return Transaction(str(who), address, length, write, True, (), "", error.reason)
+        try:
+            spans = dma.locate(who, address, length, write)
+        except DmaError:
+            spans = ()  # an interrupt message
+        pieces = tuple((int(spa), size) for spa, size in spans)
+        return Transaction(str(who), address, length, write, True, pieces, "" if write else data.hex(), "")
+
+
+def _depth(function: Function) -> int:
+    depth, bus = 0, function.attached
+    while bus.bridge is not None:
+        depth, bus = depth + 1, bus.bridge.attached
+    return depth
+
+
+def _bytes(arguments: Arguments, parameter: Parameter[str], length: int) -> bytes:
+    word = arguments.get(parameter)
+    if word is None:
+        raise arguments.error("DATA", "a write needs data", "give bytes in hexadecimal, such as 00ff")
+    try:
+        pattern = bytes.fromhex(word.removeprefix("0x"))
+    except ValueError:
+        pattern = b""
+    if not pattern or len(pattern) > length:
+        raise arguments.error(word, f"DATA: it must be 1 to {length} bytes in hexadecimal, two digits each", "write 00ff")
+    return (pattern * -(-length // len(pattern)))[:length]

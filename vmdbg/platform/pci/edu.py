@@ -1,0 +1,171 @@
+"""A device to try drivers and DMA on, compatible with QEMU's "edu" (its register list: QEMU's docs/specs/edu)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import IntEnum
+from math import factorial
+
+from vmdbg.platform.bus import State
+from vmdbg.platform.clock import TICKS_PER_SECOND, Clock
+from vmdbg.platform.pci.capability import Capability, Express, Msi, Power
+from vmdbg.platform.pci.dma import DmaError
+from vmdbg.platform.pci.function import Bar, Function
+
+IDENTIFICATION = 0x010000ED
+BUFFER, BUFFER_SIZE = 0x40000, 4096
+DMA_TICKS = TICKS_PER_SECOND // 200_000
+"""Guest time that a transfer takes: 5 us, so that who polls need not do it long."""
+FACTORIAL_TICKS = TICKS_PER_SECOND // 100_000
+START, TO_MEMORY, RAISE = 1, 2, 4
+"""Bits of the DMA command."""
+DMA_INTERRUPT, FACTORIAL_INTERRUPT = 0x100, 1
+COMPUTING, RAISE_AFTER = 1, 0x80
+"""Bits of the status register."""
+MOST_FACTORIAL = 34
+"""From here on a factorial is 0 in 32 bits."""
+
+
+class Register(IntEnum):
+    ID = 0x00
+    LIVENESS = 0x04
+    FACTORIAL = 0x08
+    STATUS = 0x20
+    INTERRUPT_STATUS = 0x24
+    INTERRUPT_RAISE = 0x60
+    INTERRUPT_ACKNOWLEDGE = 0x64
+    DMA_SOURCE = 0x80
+    DMA_DESTINATION = 0x88
+    DMA_COUNT = 0x90
+    DMA_COMMAND = 0x98
+
+
+WIDE = 0x80
+"""From this offset on registers have 64 bits, and may be written in halves."""
+
+
+@dataclass(frozen=True)
+class EduOptions:
+    """`dma_mask`: address bits that DMA has; `express`: it has the PCI Express capability, and so function-level reset."""
+
+    dma_mask: int = 28
+    express: bool = True
+
+
+class Edu(Function):
+    kind, title = "edu", "a device to try drivers and DMA on"
+    vendor_id, device_id, class_code, revision = 0x1234, 0x11E8, 0x00FF00, 0x10
+    subsystem = (0x1AF4, 0x1100)
+    bars = (Bar(0, 1 << 20, width=8),)
+    interrupt_pin = 1
+
+    def __init__(self, clock: Clock, options: EduOptions | None = None) -> None:
+        super().__init__(clock)
+        self.options = options or EduOptions()
+        self.device_reset()
+
+    def make_capabilities(self) -> Iterable[Capability]:
+        yield Msi()
+        if self.options.express:
+            yield Express()
+            yield Power()
+
+    def device_reset(self) -> None:
+        self.buffer = bytearray(BUFFER_SIZE)
+        self.liveness = self.status = self.interrupts = 0
+        self.factorial = 0
+        self.wide = dict.fromkeys(
+            (Register.DMA_SOURCE, Register.DMA_DESTINATION, Register.DMA_COUNT, Register.DMA_COMMAND), 0
+        )
+
+    def state(self) -> State:
+        registers = {register.name.lower(): value for register, value in self.wide.items()}
+        return {"status": self.status, "interrupt_status": self.interrupts, "factorial": self.factorial, **registers}
+
+    def read_bar(self, bar: int, offset: int, size: int) -> int:
+        if BUFFER <= offset < BUFFER + BUFFER_SIZE:
+            at = offset - BUFFER
+            return int.from_bytes(self.buffer[at : at + size], "little")
+        if size < 4 or (offset < WIDE and size != 4):
+            return -1
+        if offset & ~7 in self.wide:
+            return self.wide[Register(offset & ~7)] >> 8 * (offset & 7)
+        match offset:
+            case Register.ID:
+                return IDENTIFICATION
+            case Register.LIVENESS:
+                return self.liveness
+            case Register.FACTORIAL:
+                return self.factorial
+            case Register.STATUS:
+                return self.status
+            case Register.INTERRUPT_STATUS:
+                return self.interrupts
+        return -1
+
+    def write_bar(self, bar: int, offset: int, size: int, value: int) -> None:
+        if BUFFER <= offset < BUFFER + BUFFER_SIZE:
+            at = offset - BUFFER
+            data = value.to_bytes(size, "little")[: BUFFER_SIZE - at]
+            self.buffer[at : at + len(data)] = data
+            return
+        if size < 4 or (offset < WIDE and size != 4):
+            return
+        if offset & ~7 in self.wide and offset % size == 0:
+            self._write_wide(Register(offset & ~7), 8 * (offset & 7), size, value)
+        match offset:
+            case Register.LIVENESS:
+                self.liveness = ~value & 0xFFFFFFFF
+            case Register.FACTORIAL:
+                if not self.status & COMPUTING:
+                    self.factorial = value
+                    self.status |= COMPUTING
+                    self.later(FACTORIAL_TICKS, self._computed)
+            case Register.STATUS:
+                self.status = self.status & ~RAISE_AFTER | value & RAISE_AFTER
+            case Register.INTERRUPT_RAISE:
+                self._raise(value)
+            case Register.INTERRUPT_ACKNOWLEDGE:
+                self.interrupts &= ~value
+                self.set_intx(bool(self.interrupts))
+
+    def _write_wide(self, register: Register, shift: int, size: int, value: int) -> None:
+        """Nothing changes while a transfer is under way."""
+        if self.wide[Register.DMA_COMMAND] & START:
+            return
+        mask = (1 << 8 * size) - 1 << shift
+        self.wide[register] = self.wide[register] & ~mask | value << shift & mask
+        if register == Register.DMA_COMMAND and self.wide[register] & START:
+            self.later(DMA_TICKS, self._transfer)
+
+    def _computed(self) -> None:
+        self.factorial = factorial(self.factorial) & 0xFFFFFFFF if self.factorial < MOST_FACTORIAL else 0
+        self.status &= ~COMPUTING
+        if self.status & RAISE_AFTER:
+            self._raise(FACTORIAL_INTERRUPT)
+
+    def _raise(self, why: int) -> None:
+        self.interrupts |= why
+        if self.interrupts:
+            self.signal()
+            self.set_intx(True)
+
+    def _transfer(self) -> None:
+        """Between memory and the buffer; what does not fit the buffer is not transferred, and neither is what is refused."""
+        command, count = self.wide[Register.DMA_COMMAND], self.wide[Register.DMA_COUNT]
+        source, destination = self.wide[Register.DMA_SOURCE], self.wide[Register.DMA_DESTINATION]
+        inside, outside = (source, destination) if command & TO_MEMORY else (destination, source)
+        outside &= (1 << self.options.dma_mask) - 1
+        at = inside - BUFFER
+        if 0 <= at <= at + count <= BUFFER_SIZE:
+            try:
+                if command & TO_MEMORY:
+                    self.dma_write(outside, bytes(self.buffer[at : at + count]))
+                else:
+                    self.buffer[at : at + count] = self.dma_read(outside, count)
+            except DmaError:
+                pass  # the status register tells
+        self.wide[Register.DMA_COMMAND] = command & ~START
+        if command & RAISE:
+            self._raise(DMA_INTERRUPT)
