@@ -1,24 +1,26 @@
 """`would-exit`: whether an instruction, an access or an event leaves a guest, and what decides it."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from introspect import msrs
 from introspect.commands.context import CommandError, Context, GuestView, Result
-from introspect.commands.live import vmcb_registers
+from introspect.commands.live import on_processor, processor_state, vmcb_registers
 from introspect.commands.parameters import Address, AddressWord, Candidate, Misfit, Number, Parameter, parse_number
 from introspect.commands.registry import Arguments, Command
 from introspect.commands.render import columns, jsonable
 from introspect.commands.which import WHICH_OPTION, find_vmcb
 from introspect.disassembly import instruction_text
-from introspect.exits import exception_name, exit_details
+from introspect.exits import EVENT, describe_event, exception_name, exit_details
 from introspect.interception import MNEMONICS
 from introspect.paging import Nested, PagingState
 from introspect.prediction import Exit, Outcome, Prediction, Situation
 from introspect.registers import CR0, RFLAGS
+from introspect.rules import first_violation
 from introspect.scope import read_space
 from introspect.subject import mode_bits
+from introspect.vmcb import VMCB
 from introspect.would_exit import EVENTS, BadInstruction, event, exception, instruction
 
 __all__ = ["COMMANDS", "Predicted"]
@@ -279,6 +281,7 @@ def _would_exit(context: Context, arguments: Arguments) -> Result:
     if cpl is not None:
         registers["cpl"] = cpl
     question, processor = arguments.get(_WHAT), context.processor
+    first = _comes_first(context, spa, contents) if question is None else ()
     if question is None or isinstance(question, _At):
         guest = GuestView(
             number=next((view.number for view in context.guests if spa in view.vmcbs), 0), name=f"VMCB at {spa:#x}", vmcbs=(spa,),
@@ -294,9 +297,21 @@ def _would_exit(context: Context, arguments: Arguments) -> Result:
     known |= {name: known.get(name, 0) for name in ("cr0", "rflags", "cpl")}
     situation = Situation(contents, context.memory, processor, known)
     try:
-        return Predicted(owner, spa, _mode(known), question.ask(situation))
+        found = question.ask(situation)
+        return Predicted(owner, spa, _mode(known), replace(found, notes=(*first, *found.notes)))
     except BadInstruction as error:
         raise CommandError(str(error), "it cannot be decoded", "give all its bytes, or an address where one begins") from None
+
+
+def _comes_first(context: Context, vmcb: int, contents: bytes) -> Iterator[str]:
+    """What a guest that VMRUN has yet to enter meets before its next instruction."""
+    if on_processor(processor_state(context, vmcb), vmcb):
+        return
+    if first_violation(contents, context.processor, context.memory) is not None:
+        yield "but VMRUN refuses this VMCB: `vmrun why`"
+    injected = VMCB.read(contents, "eventinj")
+    if injected & EVENT.v:
+        yield f"but VMRUN delivers what EVENTINJ holds first: {describe_event(injected)}"
 
 
 def _subject(code: bytes, situation: Situation) -> str:

@@ -26,7 +26,11 @@ from .world import World
 
 VMCB_AT, IOPM, MSRPM = 0x1000, 0x2000, 0x6000
 CODE, DATA = 0x40_2000, 0x40_3000
-PLAIN = {"cs.attrib": 0xA9B, "cs.limit": 0xFFFF_FFFF, "ss.attrib": 0xC93, "rflags": 2, "rip": CODE, "guest_asid": 1}
+PLAIN = {
+    "cs.attrib": 0xA9B, "cs.limit": 0xFFFF_FFFF, "ss.attrib": 0xC93, "rflags": 2, "rip": CODE, "guest_asid": 1,
+    "g_pat": 0x0007_0406_0007_0406, "dr6": 0xFFFF_0FF0, "dr7": 0x400, "intercept_misc2": 1,
+}  # fmt: skip
+"""What VMRUN takes."""
 
 
 def situation(
@@ -162,6 +166,18 @@ def test_the_next_instruction() -> None:
     assert asked(found, "", **world)[-1] == "-> #PF(0), which is not intercepted: the guest's own handler gets it"
     world["known_registers"] = {2: {"rbx": 1 << 60, "rip": CODE + 2}}
     assert asked(found, "", **world)[-1].startswith("-> #GP(0)")
+
+
+def test_what_comes_before_the_next_instruction() -> None:
+    found = situation()
+    found.memory.write(0x85000, b"\x90")
+    assert not any("VMRUN" in line for line in asked(found, ""))
+    busy = situation(guest_asid=0, eventinj=0x8000_0306)
+    busy.memory.write(0x85000, b"\x90")
+    assert asked(busy, "")[-3:-1] == [
+        "   but VMRUN refuses this VMCB: `vmrun why`",
+        "   but VMRUN delivers what EVENTINJ holds first: exception #UD",
+    ]
 
 
 def test_nested_faults_of_what_it_accesses() -> None:
