@@ -6,7 +6,10 @@ import pytest
 
 from tests.engine.interrupts import enable_apic
 from tests.platform.pci.programs import RESULTS, PciRig
+from tests.platform.pci.test_config import Sample
+from tests.platform.pci.test_interrupts import Several
 from vmdbg.machine import Event
+from vmdbg.platform.pci.catalogue import KINDS, Kind
 
 
 @pytest.fixture(params=[False, True], ids=["native", "python"])
@@ -205,6 +208,51 @@ def test_behind_a_bridge(python: bool) -> None:
     rig.run(10_000_000)
     assert rig.result(0) == 0x11E81234
     assert rig.ram.read_u32(0x300100) == 0x77
+
+
+@pytest.fixture
+def own_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that tests make up, among what --device knows."""
+    for device in (Sample, Several):
+        monkeypatch.setitem(KINDS, device.kind, Kind(lambda clock, spec, device=device: device(clock), ""))  # type: ignore[misc]
+
+
+@pytest.mark.usefixtures("own_devices")
+def test_every_kind_of_bar(python: bool) -> None:
+    """Memory, I/O ports, 64 bits and prefetchable; the large one is above 4 GiB."""
+    rig = PciRig(
+        """config_read 0x18, 0x10; andl $-16, %eax; movl 0x10(%rax), %eax; keep 0
+        config_read 0x18, 0x14; andl $-4, %eax; leal 4(%eax), %edx; inl %dx, %eax; keep 1; inb %dx, %al; keep 2
+        config_read 0x18, 0x18; andl $-16, %eax; movl 0x8(%rax), %eax; keep 3
+        config_read 0x18, 0x20; keep 4; config_read 0x18, 0x24; keep 5
+        config_write 0x18, 4, 2; config_read 0x18, 0x14; andl $-4, %eax; movl %eax, %edx; inl %dx, %eax; keep 6
+        hlt""",
+        "sample,slot=03.0", python=python,
+    )  # fmt: skip
+    rig.run()
+    found = [rig.result(n) for n in range(7)]
+    assert found[:4] == [0x10, 0x10000004, 0x10000004, 0x20000008]
+    assert found[4] & 0xF == 4
+    assert found[5] == 4, "16 GiB, aligned"
+    assert found[6] == 0xFFFFFFFF, "ports are off"
+
+
+@pytest.mark.usefixtures("own_devices")
+def test_msix(python: bool) -> None:
+    """Vector 2 fires, pending first and then unmasked."""
+    rig = PciRig(
+        f"""{ENABLE_APIC} {ENABLE_MASTER}
+        config_read 0x18, 0x14; movl %eax, %ebx
+        movl $0xfee00000, 0x120(%rbx); movl $0, 0x124(%rbx); movl $0x62, 0x128(%rbx)
+        config_write 0x18, 0x58, 0x80000000
+        config_read 0x18, 0x10; movl $2, (%rax)
+        config_read 0x18, 0x14; movl %eax, %ebx; movl 0x800(%rbx), %eax; keep 0
+        movl $0, 0x12c(%rbx); movl 0x800(%rbx), %eax; keep 1
+        sti; 1: hlt; jmp 1b""",
+        "several,slot=03.0", python=python,
+    )  # fmt: skip
+    rig.run()
+    assert (rig.result(0), rig.result(1), rig.handled) == (4, 0, 0x62)
 
 
 def test_factorial() -> None:

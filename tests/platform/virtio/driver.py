@@ -33,7 +33,7 @@ class Driver:
         self.board = board or Board(*devices)
         self.device = next(one for one in self.board.root.functions if isinstance(one, VirtioDevice))
         self.size = size
-        self.bar = self.device.header_field("bar0")
+        self.bar = self.device.header_field("bar0") & ~0xF | self.device.header_field("bar1") << 32
         self.next = [0] * self.device.queue_count
         self.seen = [0] * self.device.queue_count
         self.board.command(WHERE, COMMAND.BUS_MASTER | COMMAND.MEMORY)
@@ -103,7 +103,7 @@ class Driver:
 
     def messages(self) -> None:
         """MSI-X, vector 0x50 for the configuration and 0x51 on for the queues."""
-        table = self.device.header_field("bar1")
+        table = self.device.header_field("bar2")
         for vector in range(self.device.queue_count + 1):
             self.board.bus.write_mmio(table + 16 * vector, 8, MSI_ADDRESS)
             self.board.bus.write_mmio(table + 16 * vector + 8, 8, 0x50 + vector)

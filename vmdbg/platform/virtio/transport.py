@@ -118,7 +118,7 @@ class VirtioDevice(Function):
 
     vendor_id, revision = VENDOR, 1
     subsystem = (VENDOR, 0x1100)
-    bars = (Bar(0, 0x4000, width=8), Bar(1, 0x1000, width=8))
+    bars = (Bar(0, 0x4000, wide=True, prefetchable=True, width=8), Bar(2, 0x1000, width=8))
     interrupt_pin = 1
     type: ClassVar[int]
     """Of device, by which the PCI device ID goes."""
@@ -137,7 +137,7 @@ class VirtioDevice(Function):
         self._reset_transport()
 
     def make_capabilities(self) -> Iterable[Capability]:
-        yield MsiX(self.queue_count + 1, bar=1)
+        yield MsiX(self.queue_count + 1, bar=2)
         yield PartCapability(Part.COMMON, COMMON, COMMON_CFG.size)
         yield PartCapability(Part.ISR, ISR, 1)
         if self.config_size:
