@@ -55,7 +55,7 @@ WHICH = Parameter("GUEST|PA", _Which(), optional=True, option="--guest",
                   help="whose VMCB, or where it is; else the selected guest's")  # fmt: skip
 WHICH_OPTION = replace(WHICH, only_option=True)
 """The same for commands whose words are something else."""
-HOST_OR_WHICH = Parameter("GUEST|PA|host", _HostOrWhich(), optional=True, option="--guest",
+HOST_OR_WHICH = Parameter("GUEST|PA|host", _HostOrWhich(), option="--guest", only_option=True,
                           help="who is meant; else who is selected")  # fmt: skip
 INNER = Parameter("inner", Choice(("inner",)), optional=True, help="the VMCB that the guest's own hypervisor made for it")
 

@@ -120,7 +120,7 @@ COMMANDS = (
         (_VECTOR, HOST_OR_WHICH),
         "Of a guest, the way of virtual interrupts (V_IRQ, or AVIC) and that of physical ones; with vector 2 or nmi, of NMIs.\n"
         "Of the hypervisor, from the APIC or the PIC to its IF. A link that lets it pass is ok, one that does not NO; ? is not\n"
-        "known, as in a dump. A first number is a vector: of guest 2, any interrupt, is `why-no-irq --guest 2`.",
-        ("why-no-irq --guest 2", "why-no-irq 0x30 host"),
+        "known, as in a dump. Without --guest, the selected guest or the host.",
+        ("why-no-irq --guest 2", "why-no-irq 0x30 --guest host"),
     ),
 )  # fmt: skip
