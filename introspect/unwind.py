@@ -42,6 +42,16 @@ class _Stop(Exception):
     """Why a caller cannot be found."""
 
 
+class _Caller(NamedTuple):
+    """Its registers (offsets, as the processor has them), the linear CFA, how they were found, and whether it was interrupted
+    rather than having called: its program counter is then the instruction itself, and not one behind a call."""
+
+    registers: dict[str, int]
+    cfa: int
+    how: str
+    interrupted: bool = False
+
+
 class _Unwinder:
     def __init__(self, registers: Mapping[str, int], read: Read, cfi: Cfi | None, function: Callable[[int], int | None]) -> None:
         mode = execution_mode(registers)
@@ -57,8 +67,8 @@ class _Unwinder:
             raise _Stop(f"the stack at {address:#x} cannot be read")
         return int.from_bytes(data, "little")
 
-    def caller(self, registers: dict[str, int], inside: int, innermost: bool) -> tuple[dict[str, int], int, str]:
-        """Registers of the caller, linear CFA, how they were found.  Offsets, as the processor has them."""
+    def caller(self, registers: dict[str, int], inside: int, innermost: bool) -> _Caller:
+        """Raises `_Stop`."""
         found = None
         if self.cfi is not None:
             try:
@@ -66,10 +76,10 @@ class _Unwinder:
             except CfiError as error:
                 raise _Stop(f"the call frame information of {inside:#x} is damaged: {error}") from None
         if found is not None:
-            return self._by_cfi(registers, *found[:2])
+            return self._by_cfi(registers, *found)
         return self._by_pointer(registers, innermost)
 
-    def _by_cfi(self, registers: dict[str, int], row: Row, return_register: str) -> tuple[dict[str, int], int, str]:
+    def _by_cfi(self, registers: dict[str, int], row: Row, return_register: str, interrupted: bool) -> _Caller:
         if not row.register:
             raise _Stop("its call frame information has an expression, which is not evaluated")
         if row.register not in registers:
@@ -91,7 +101,7 @@ class _Unwinder:
         if return_register not in caller:
             raise _Stop("its call frame information does not tell where it returns to")
         caller["rip"] = caller[return_register]
-        return caller, self.stack_base + cfa, "CFI"
+        return _Caller(caller, self.stack_base + cfa, "CFI", interrupted)
 
     def _value(self, registers: Mapping[str, int], rule: Rule, cfa: int, name: str) -> int | None:
         match rule.kind:
@@ -105,7 +115,7 @@ class _Unwinder:
                 return registers.get(name)
         return None
 
-    def _by_pointer(self, registers: dict[str, int], innermost: bool) -> tuple[dict[str, int], int, str]:
+    def _by_pointer(self, registers: dict[str, int], innermost: bool) -> _Caller:
         depth = self._pushed(registers) if innermost else None
         if depth is not None:  # the function has no frame yet, or no longer
             at, caller = registers["rsp"] + depth & self.mask, dict(registers)
@@ -126,7 +136,7 @@ class _Unwinder:
             how = "frame pointer"
         caller["rip"] = self.load(self.stack_base + at)
         caller["rsp"] = at + self.word & self.mask
-        return caller, self.stack_base + caller["rsp"], how
+        return _Caller(caller, self.stack_base + caller["rsp"], how)
 
     def _pushed(self, registers: Mapping[str, int]) -> int | None:
         """How far the return address is above rSP, where the innermost function has just begun or is about to return; else
@@ -171,7 +181,7 @@ def unwind(
     inside, last = pc, sp - 1
     while True:
         try:
-            caller, cfa, how = work.caller(current, inside, not frames)
+            caller, cfa, how, interrupted = work.caller(current, inside, not frames)
         except _Stop as stop:
             frames.append(Frame(pc, None, "", inside))
             return Unwound(tuple(frames), str(stop))
@@ -186,4 +196,4 @@ def unwind(
         if len(frames) == limit:
             return Unwound(tuple(frames), f"there are more than {limit} frames")
         pc, last, current = target, cfa, caller
-        inside = target - 1
+        inside = target if interrupted else target - 1

@@ -451,6 +451,13 @@ class Format(_OneWord[Layout]):
             raise Misfit(f"the count must be within 1 and {_MAX_COUNT}", meant=True)
         return Layout(count, letters, sizes)
 
+    def complete(self, context: Context, prefix: str) -> Iterable[Candidate]:
+        known = (("8gx", "words of 8 bytes"), ("16xb", "bytes"), ("4dw", "signed words of 4 bytes"), ("4a", "addresses by symbol"),
+                 ("s", "a string"), ("8i", "instructions"), ("x", "hexadecimal"), ("t", "binary"), ("c", "a character"))  # fmt: skip
+        for text, meaning in known:
+            if self.sizes == (text[0].isdigit() or text == "s") and set(text) & set(self.letters):
+                yield Candidate(f"/{text}", meaning)
+
 
 @dataclass(frozen=True)
 class CommandName:

@@ -239,3 +239,20 @@ def test_damaged_files(patch: bytes, at: int) -> None:
     for first, _, _, _ in cfi._entries:
         found = unwind({**registers, "rip": first}, memory.read, cfi)
         assert found.end
+
+
+def test_what_was_interrupted_is_at_its_instruction() -> None:
+    """A signal's frame (augmentation S): its caller is at the first instruction of a function, not behind a call in the one before."""
+    body = struct.pack("<I", 0) + b"\x01" + b"zRS\0" + b"\x01\x78\x10\x01\x00" + b"\x0c\x07\x08\x90\x01"
+    body = body.ljust(-(-len(body) // 4) * 4, b"\0")
+    cie = struct.pack("<I", len(body)) + body
+
+    def section(first: bytes) -> bytes:
+        entry = struct.pack("<IQQB", len(first) + 4, CODE, 0x10, 0) + b"\0\0\0"
+        return first + struct.pack("<I", len(entry)) + entry
+
+    memory = Memory()
+    memory.put(STACK + 0x100, CODE + 0x200)
+    registers = {**LONG, "rip": CODE, "rsp": STACK + 0x100, "rbp": 0}
+    found = unwind(registers, memory.read, Cfi([_Section(section(cie), 0, True, NAMES, 8)]))
+    assert [(frame.pc, frame.inside) for frame in found.frames] == [(CODE, CODE), (CODE + 0x200, CODE + 0x200)]
