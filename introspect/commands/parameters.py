@@ -428,6 +428,11 @@ class Layout(NamedTuple):
 
 _FORMAT = re.compile(r"/(\d*)([oxdutzcafsibhwg]*)")
 _MAX_COUNT = 1 << 16
+_FORMATS = (
+    ("8gx", "words of 8 bytes"), ("16xb", "bytes"), ("4dw", "signed words of 4 bytes"), ("4a", "addresses by symbol"),
+    ("s", "a string"), ("8i", "instructions"), ("x", "hexadecimal"), ("t", "binary"), ("c", "a character"),
+)  # fmt: skip
+"""Some to choose from."""
 
 
 @dataclass(frozen=True)
@@ -452,9 +457,7 @@ class Format(_OneWord[Layout]):
         return Layout(count, letters, sizes)
 
     def complete(self, context: Context, prefix: str) -> Iterable[Candidate]:
-        known = (("8gx", "words of 8 bytes"), ("16xb", "bytes"), ("4dw", "signed words of 4 bytes"), ("4a", "addresses by symbol"),
-                 ("s", "a string"), ("8i", "instructions"), ("x", "hexadecimal"), ("t", "binary"), ("c", "a character"))  # fmt: skip
-        for text, meaning in known:
+        for text, meaning in _FORMATS:
             if self.sizes == (text[0].isdigit() or text == "s") and set(text) & set(self.letters):
                 yield Candidate(f"/{text}", meaning)
 
