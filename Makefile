@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # make demo    a narrated session of a real gdb on the demo hypervisor
 # make test    every test that this machine can run; what was skipped, and why, stands at the end
-# make thorough  random VMCBs and page walks, by the hundred thousand
+# make thorough  random VMCBs, page walks and predictions of exits, by the ten and hundred thousand
 # make lint    ruff, and mypy --strict
 # make bench   speed of the engine and of world switches
 # make clean   remove everything that was made here
@@ -29,6 +29,7 @@ test: $(V)/ready gdb examples
 thorough: $(V)/ready
 	@$(RUN) -m tests.thorough vmcbs
 	@$(RUN) -m tests.thorough walks
+	@$(RUN) -m tests.thorough exits
 
 lint: $(V)/ready
 	@$(V)/bin/ruff check .

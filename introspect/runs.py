@@ -138,12 +138,25 @@ def inside(addresses: U64, spans: Spans) -> Mask:
     return (index >= 0) & (addresses < spans.end[index])
 
 
+def _first_beyond(ends: U64, addresses: U64) -> Indices:
+    """Of ascending ends, for each address the first that is beyond it.
+
+    Many addresses in no order are looked up by their page: searching would wait for memory at each step.
+    """
+    pages = (int(ends[-1]) >> 12) + 1 if len(ends) else 0
+    if len(addresses) < 1 << 12 or not pages or pages > 4 * len(addresses) or bool((ends & 0xFFF).any()):
+        return np.searchsorted(ends, addresses, "right")
+    table = np.searchsorted(ends, np.arange(pages, dtype=np.uint64) << 12, "right")
+    found: Indices = table[np.minimum(addresses >> 12, pages - 1)]  # at the last page's end nothing is beyond
+    return found
+
+
 def overlaps(start: U64, end: U64, spans: Spans, limit: int) -> tuple[Indices, Indices, U64, U64, int]:
     """Every common stretch of some stretches (in any order) and of spans: indices of both, its start and end.
 
     The spans may touch. At most about `limit` are made: the last number is how many of the stretches were looked at.
     """
-    low = np.searchsorted(spans.end, start, "right")
+    low = _first_beyond(spans.end, start)
     known = len(spans.start)
     if not known or not len(start):
         none = np.zeros(0, np.intp)

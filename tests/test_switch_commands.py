@@ -79,6 +79,9 @@ def test_who_changed_what() -> None:
     vmrun = h.machine.history.guests[2].exits[-1].host_rip
     assert f"behind #VMEXIT 1, before the VMRUN at {vmrun:#x} (time " in text
     assert "  tsc_offset  0x0 -> 0x1234000" in text
+    net = ask(debugger, "vmcb diff 1 2 --net", GUEST).splitlines()
+    assert [line.split() for line in net if line.startswith("  tsc_offset")] == [["tsc_offset", "0x0", "0x1234000", "by", "software"]]
+    assert all(line.split()[0] != "rip" for line in net[1:])  # there and back
     h.machine.close()
 
 

@@ -2,6 +2,7 @@
 
 python -m tests.thorough vmcbs [COUNT [FIRST]]    hostile VMCBs (100,000)
 python -m tests.thorough walks [COUNT [FIRST]]    page walks, the engine's against `introspect`'s (1,000,000)
+python -m tests.thorough exits [COUNT [FIRST]]    what `would-exit` predicts of random guests, against what they do (10,000)
 
 Exit status 0 if all went well.  Five hundred seeds that take ten minutes count as a hang.  On a terminal the last line says which
 of them are being tried, elsewhere those at most 20 seconds before.
@@ -16,8 +17,10 @@ from collections.abc import Callable, Iterator
 from time import monotonic
 
 from introspect.exits import exit_name
+from tests.engine.rig import MODES as PROCESSOR_MODES
 from tests.engine.test_translation import MODES, one_dimension, two_dimensions
 from tests.svm.test_hostile import run
+from tests.svm.test_would_exit import predictions
 
 BATCH = 500
 """Seeds between two lines of progress."""
@@ -90,7 +93,18 @@ def walks(count: int, first: int) -> None:
     progress.end(outcomes, "outcomes")
 
 
-WHAT = {"vmcbs": (vmcbs, 100_000), "walks": (walks, 1_000_000)}
+def exits(count: int, first: int) -> None:
+    """As many in each mode of the processor."""
+    share = -(-count // len(PROCESSOR_MODES))
+    outcomes: Counter[str] = Counter()
+    progress = Progress("predictions", share * len(PROCESSOR_MODES))
+    for number, mode in enumerate(PROCESSOR_MODES):
+        for seeds in progress.batches(mode, first + number * share, share):
+            outcomes.update({str(outcome): times for outcome, times in predictions(mode, seeds).items()})
+    progress.end(outcomes, "outcomes")
+
+
+WHAT = {"vmcbs": (vmcbs, 100_000), "walks": (walks, 1_000_000), "exits": (exits, 10_000)}
 
 
 def main(arguments: list[str]) -> int:

@@ -158,9 +158,9 @@ class MachineContext:
 
     def registers_before(self, number: int) -> Mapping[str, int] | None:
         """Those that the thread had when something was resumed last; None until `registers` has been asked for once."""
-        thread = self.thread_of(number)
-        if not self._asked:
-            self.debugger.running.on_resume = self._remember
+        thread, running = self.thread_of(number), self.debugger.running
+        if running.on_resume != self._remember:  # for the first time, or on a machine that has taken another's place
+            running.on_resume, self._before, self._asked = self._remember, {}, set()
         self._asked.add(thread)
         return self._before.get(thread)
 

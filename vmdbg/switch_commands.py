@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from introspect.commands import Arguments, Command, Context, Result
 from introspect.commands.context import HOST_NUMBER, GuestView
-from introspect.commands.parameters import Choice, Field, Guest, Number, Parameter
-from introspect.commands.render import jsonable, size_text
+from introspect.commands.parameters import Choice, Field, Flag, Guest, Number, Parameter
+from introspect.commands.render import columns, jsonable, size_text
 from introspect.tlb_audit import Audit, Stale, audit
 from introspect.vmcb import VMCB
-from introspect.vmcb_history import By, Change, Forgotten, Image, changes, forgotten, forgotten_in
+from introspect.vmcb_history import By, Change, Forgotten, Image, changes, forgotten, forgotten_in, net
 from vmdbg.leakwatch import LeakWatch, unswitched
 from vmdbg.results import Text
 from vmdbg.svm.images import MOST_TRIPS
@@ -28,6 +28,7 @@ _ANY = Parameter("GUEST", Guest(), optional=True, option="--guest", help="all of
 _WHOSE = Parameter("GUEST", Guest(), optional=True, option="--guest", only_option=True, help="the selected one if none is named")
 _N = Parameter("N", Number(1), optional=True, help="number of the #VMEXIT to begin with; else the one before the last")
 _M = Parameter("M", Number(1), optional=True, help="number of the #VMEXIT to end with; else what is known last")
+_NET = Parameter("net", Flag(), optional=True, option="--net", help="only fields that are others in the end, in one line each")
 _FIELD = Parameter("FIELD", Field())
 _TRIPS = Parameter("N", Number(0, MOST_TRIPS), optional=True, help="how many VMRUNs with their #VMEXITs; 0 for none")
 _SWITCH = Parameter("on|off", Choice(("on", "off")), optional=True)
@@ -46,6 +47,7 @@ class VmcbDiff:
     steps: tuple[Change, ...]
     symbols: dict[int, str]
     """Of where the host's VMRUNs are."""
+    net: bool
 
     def text(self) -> str:
         return "\n".join(self._lines())
@@ -54,6 +56,10 @@ class VmcbDiff:
         yield f"VMCB at {self.vmcb:#x}, {self.owner}: behind #VMEXIT {self.first} to #VMEXIT {self.last}"
         if not self.steps:
             yield "no field has changed"
+        if self.net:
+            yield from columns(((name, *self._values(name, found[0].old, found[-1].new), f"by {_whom(found)}")
+                                for name, found in net(self.steps).items()), "  ")  # fmt: skip
+            return
         for (time, number, rip), steps in groupby(self.steps, lambda step: (step.time, step.number, step.rip)):
             found = list(steps)
             symbol = f" <{self.symbols[rip]}>" if self.symbols.get(rip) else ""
@@ -65,11 +71,18 @@ class VmcbDiff:
                 mine = [step for step in found if step.by == by]
                 width = max(len(step.field) for step in mine)
                 for step in mine:
-                    old, new = (VMCB.describe(step.field, value) for value in (step.old, step.new))
+                    old, new = self._values(step.field, step.old, step.new)
                     yield f"  {step.field.ljust(width)}  {old} -> {new}"
+
+    def _values(self, name: str, old: int, new: int) -> tuple[str, str]:
+        return VMCB.describe(name, old), VMCB.describe(name, new)
 
     def json(self) -> object:
         return jsonable(self)
+
+
+def _whom(steps: Iterable[Change]) -> str:
+    return ", then ".join(dict.fromkeys(step.by for step in steps))
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,11 +190,11 @@ class SwitchCommands:
         return (
             Command(
                 "vmcb diff", self._diff, "Show which fields of a VMCB changed between #VMEXITs, and who changed them.",
-                (_N, _M, _WHOSE),
+                (_N, _M, _NET, _WHOSE),
                 "By hardware: #VMEXIT has stored it. By software: the hypervisor, or a debugger, before VMRUN. A store while\n"
                 "the guest ran is one that #VMEXIT does not make: by another CPU, a device, or the guest itself. The VMCB is\n"
                 "kept for the last 16 VMRUNs of each guest; `vmcb record` changes that, `exits` has the numbers.",
-                ("vmcb diff --guest 2", "vmcb diff --guest 3 --json"),
+                ("vmcb diff --guest 2", "vmcb diff 33 --guest 2 --net", "vmcb diff --guest 3 --json"),
             ),
             Command(
                 "vmcb watch", self._watch, "Stop when a field of a VMCB has another value than at the last world switch.",
@@ -252,7 +265,7 @@ class SwitchCommands:
         steps = changes(images[vmcb], first, last)
         symbols = self.monitor.symbols(HOST_NUMBER)
         names = {step.rip: symbols.name(step.rip) for step in steps} if symbols is not None else {}
-        return VmcbDiff(guest.name, vmcb, first, last or mine[-1], tuple(mine), steps, names)
+        return VmcbDiff(guest.name, vmcb, first, last or mine[-1], tuple(mine), steps, names, arguments.given(_NET))
 
     def _watch(self, context: Context, arguments: Arguments) -> Result:
         guest = arguments.get(_ANY)

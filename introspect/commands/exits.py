@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from introspect.commands.context import CommandError, Context, Result
-from introspect.commands.parameters import Choice, ExitCodeKind, File, Guest, Number, Parameter, Text
+from introspect.commands.parameters import Choice, ExitCodeKind, File, Flag, Guest, Number, Parameter, Text
 from introspect.commands.registry import Arguments, Command
 from introspect.commands.render import columns, jsonable
 from introspect.disassembly import instruction_text
@@ -159,6 +159,7 @@ _BY = Parameter("KEY", Choice(KEYS), optional=True, option="--by", only_option=T
 _CODE = Parameter("CODE", ExitCodeKind(), optional=True, option="--code", only_option=True, help="only those with this exit code")
 _IF = Parameter("EXPR", Text("an expression"), optional=True, option="--if", only_option=True,
                 help="only those for which it holds: code gpa port msr write vector rip rax in_guest in_host ...")  # fmt: skip
+_TOP = Parameter("top", Flag(), optional=True, option="--top", help="those that cost the host most, the most first")
 _JSONL = Parameter("FILE", File(), optional=True, option="--jsonl", only_option=True, help="write them as JSON lines")
 _PERFETTO = Parameter("FILE", File(), optional=True, option="--perfetto", only_option=True,
                       help="write a trace for ui.perfetto.dev or chrome://tracing: guests, and the host beside them")  # fmt: skip
@@ -182,7 +183,7 @@ def _holds(condition: Expression, record: ExitRecord) -> bool:
 
 
 def _chosen(context: Context, arguments: Arguments, *, listed: bool) -> list[ExitRecord]:
-    """The exits that the filters leave, the last so many of them."""
+    """The exits that the filters leave: the last so many of them, or those that cost most."""
     guest, code, condition = arguments.get(_GUEST), arguments.get(_CODE), arguments.get(_IF)
     found: Iterable[ExitRecord] = context.exits(guest.number if guest else None, _MOST)
     if code is not None:
@@ -191,6 +192,8 @@ def _chosen(context: Context, arguments: Arguments, *, listed: bool) -> list[Exi
         compiled = _condition(context, condition)
         found = (record for record in found if _holds(compiled, record))
     count = arguments[_COUNT] if listed or arguments.given(_COUNT) else _MOST
+    if arguments.given(_TOP):
+        return sorted(found, key=lambda record: (-(record.in_host or 0), record.number))[:count]
     return list(found)[-count:]
 
 
@@ -278,10 +281,11 @@ def _exits(context: Context, arguments: Arguments) -> Result:
 COMMANDS = (
     Command(
         "exits", _exits, "Show the last #VMEXITs of one guest or of all, oldest first; count, export or draw them.",
-        (_GUEST, _COUNT, _BY, _CODE, _IF, _JSONL, _PERFETTO, _PLOT),
+        (_GUEST, _COUNT, _BY, _CODE, _IF, _TOP, _JSONL, _PERFETTO, _PLOT),
         "A first number that is the number of a guest names that guest. `in guest` is the time from VMRUN to the exit,\n"
         "`in host` from there to the CPU's next VMRUN, in ticks: bytes of code executed. The instruction is the one that the\n"
         "guest was at, as it was then; with ~ as memory has it now. VMRUN is where the host had entered the guest.",
-        ("exits 2 5", "exits --by code", "exits 3 --by gpa --last 500", 'exits --code ioio --if "port == 0xe9" --last 3'),
+        ("exits 2 5", "exits --top 3", "exits --by code", "exits 3 --by gpa --last 500",
+         'exits --code ioio --if "port == 0xe9" --last 3'),
     ),
 )  # fmt: skip

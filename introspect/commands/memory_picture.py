@@ -186,10 +186,11 @@ def _bands(blocks: Sequence[_Block], gpas: _Axis, spas: _Axis) -> Iterator[str]:
     bend = (left + right) / 2
     for block, (_, _, top, bottom) in zip(blocks, gpas.pieces, strict=True):
         first, last = spas.place(block.target), spas.place(block.target_end, end=True)
+        density = block.mapped / (block.target_end - block.target)  # of what it is scattered over
         yield (
             f'<path d="M{left} {top:.1f}C{bend} {top:.1f} {bend} {first:.1f} {right} {first:.1f}V{last:.1f}'
             f'C{bend} {last:.1f} {bend} {bottom:.1f} {left} {bottom:.1f}Z" fill="{_COLOURS[block.rights]}" '
-            f'fill-opacity="{0.35 if block.ranges == 1 else 0.05}"><title>{escape(block.title())}</title></path>'
+            f'fill-opacity="{min(0.35, max(0.05, 0.35 * density)):.2f}"><title>{escape(block.title())}</title></path>'
         )
 
 

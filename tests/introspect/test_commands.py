@@ -36,7 +36,7 @@ EXITS = [
 ]
 
 
-EXITS_USAGE = "exits [GUEST] [N] [--by KEY] [--code CODE] [--if EXPR] [--jsonl FILE] [--perfetto FILE] [--plot FILE]"
+EXITS_USAGE = "exits [GUEST] [N] [--by KEY] [--code CODE] [--if EXPR] [--top] [--jsonl FILE] [--perfetto FILE] [--plot FILE]"
 
 
 def make_world() -> World:

@@ -54,6 +54,11 @@ def test_which(world: World) -> None:
     assert [line.split()[0] for line in text(world, "exits --code 0xffffffffffffffff")[1:]] == ["3"]
 
 
+def test_top_costs(world: World) -> None:
+    assert [line.split()[0] for line in text(world, "exits --top")[1:4]] == ["2", "1", "3"]
+    assert [line.split()[0] for line in text(world, "exits 1 1 --top")[1:2]] == ["2"]
+
+
 @pytest.mark.parametrize(
     ("condition", "numbers"),
     [

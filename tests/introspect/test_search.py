@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from introspect.commands import CommandError, GuestView, HostView, run_line
+from introspect.commands import Cancelled, CommandError, GuestView, HostView, run_line
 from introspect.paging import Nested, PagingState
 from introspect.search import Piece, hex_pattern, linear_pieces, nested_pieces, pattern, physical_pieces, scan
 from introspect.sources import BytesMemory
@@ -204,3 +204,21 @@ def test_known_zeros_are_not_read_unless_they_are_looked_for() -> None:
         shown = run_line(where, line).json()
         assert isinstance(shown, dict)
         assert len(shown["matches"]) == count
+
+
+class Impatient(World):
+    """Wants no answer that takes long."""
+
+    told: float = 0
+
+    def progress(self, part: float, what: str) -> None:
+        if part > 0.5:
+            raise Cancelled
+        self.told = part
+
+
+def test_a_search_can_be_cancelled() -> None:
+    where = Impatient(BytesMemory(16 << 20))
+    with pytest.raises(Cancelled):
+        run_line(where, "search moon in spa:0 +16m")
+    assert 0 < where.told <= 0.5

@@ -140,6 +140,12 @@ def test_task_and_ldt_registers_outside_protected_mode(text: str, mode: Mode, py
     assert first(text, *range(0x66, 0x6E), mode=mode, python=python) == UD
 
 
+@pytest.mark.parametrize("text", ["vmrun", "vmload", "vmsave", "stgi", "clgi", "skinit", "invlpga"])
+@pytest.mark.parametrize("mode", ["real", "virtual"])
+def test_svm_outside_protected_mode(text: str, mode: Mode, python: bool) -> None:
+    assert first(text, 0x7A, *range(0x80, 0x87), mode=mode, python=python) == UD
+
+
 @covers(*range(0x66, 0x6E), 0x10, 0x65, 0x00, 0x79, 0x8A)
 @pytest.mark.parametrize(("text", "code"), [
     ("lgdt", 0x6B), ("lidt", 0x6A), ("sgdt", 0x67), ("sidt", 0x66), ("lldt", 0x6C), ("ltr", 0x6D), ("sldt", 0x68), ("str", 0x69),

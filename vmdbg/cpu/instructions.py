@@ -184,7 +184,10 @@ def invlpga(cpu: Cpu) -> None:
     cpu.advance(insn.length)
 
 
-def check_privilege(cpu: Cpu) -> None:
+def check_skinit(cpu: Cpu) -> None:
+    """The engine has looked at neither the mode nor the privilege."""
+    if not cpu.protected:
+        raise CpuFault(UD)
     if cpu.state.cpl:
         raise CpuFault(GP, 0)
 
@@ -246,7 +249,7 @@ CHECK: dict[int, Callable[[Cpu], object]] = {
     **dict.fromkeys(range(0x20, 0x40), check_dr),
     0x6F: check_rdpmc,
     **{0x80 + number: partial(world.operand, what=what) for number, what in ((0, "VMRUN"), (2, "VMLOAD"), (3, "VMSAVE"))},
-    0x86: check_privilege,
+    0x86: check_skinit,
     0x8A: check_monitor,
     0x8B: check_monitor,
     0x8D: check_xsetbv,

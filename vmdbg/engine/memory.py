@@ -23,6 +23,7 @@ _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
 
 _NORESERVE = 0x4000
+_WINDOW = 1 << 32
 _IN_RAM_OR_SWAP = 62
 """The two uppermost bits of an entry of pagemap say that there is something (Linux, admin-guide/mm/pagemap.rst)."""
 
@@ -68,19 +69,20 @@ class Ram:
 
     def data(self, first: int, end: int, /) -> Iterator[tuple[int, int]]:
         """(first, end) of pages within the given stretch that were ever touched; all others are zero."""
-        count = (end - first + PAGE - 1) // PAGE
-        try:
-            with open("/proc/self/pagemap", "rb", buffering=0) as file:
-                file.seek((self.address + first) // PAGE * 8)
-                entries = np.frombuffer(file.read(count * 8), np.uint64)
-        except OSError:
-            entries = np.zeros(0, np.uint64)
-        if len(entries) < count:  # no such file: not Linux
-            yield first, end
-            return
-        touched = np.concatenate(([0], (entries >> _IN_RAM_OR_SWAP != 0).astype(np.int8), [0]))
-        for low, high in np.flatnonzero(np.diff(touched)).reshape(-1, 2).tolist():
-            yield first + low * PAGE, min(first + high * PAGE, end)
+        for start in range(first & -PAGE, end, _WINDOW):
+            count = (min(end, start + _WINDOW) - start + PAGE - 1) // PAGE
+            try:
+                with open("/proc/self/pagemap", "rb", buffering=0) as file:
+                    file.seek((self.address + start) // PAGE * 8)
+                    entries = np.frombuffer(file.read(count * 8), np.uint64)
+            except OSError:
+                entries = np.zeros(0, np.uint64)
+            if len(entries) < count:  # no such file: not Linux
+                yield max(start, first), end
+                return
+            touched = np.concatenate(([0], (entries >> _IN_RAM_OR_SWAP != 0).astype(np.int8), [0]))
+            for low, high in np.flatnonzero(np.diff(touched)).reshape(-1, 2).tolist():
+                yield max(start + low * PAGE, first), min(start + high * PAGE, end)
 
     def _check(self, spa: int, length: int) -> None:
         for first, end in self.ranges:
