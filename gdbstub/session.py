@@ -312,8 +312,7 @@ class Session(Channel):
         self.stopped = None
         if self._pending_interrupt:
             self._pending_interrupt = False
-            thread = next(iter(actions), None)
-            self._report(Stop(self.current() if thread is None else thread, Signal.INT))
+            self._report(Stop(self.resolve(next(iter(actions), self.current())), Signal.INT))
             return
         if self._executes(actions):
             return

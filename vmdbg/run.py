@@ -94,6 +94,7 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     add("--serial", default="stdio", metavar="WHERE", help="serial port: stdio, file:PATH, null, tcp:PORT (stdio)")
     add("--device", type=device, action="append", default=[], metavar="KIND[,KEY=VALUE...]",
         help="a device on PCI, such as edu,slot=03.0 (docs/devices.md lists them); may be repeated")  # fmt: skip
+    add("--hpet", action="store_true", help="a high precision event timer, and the ACPI table that says so")
     add("--flat", type=number, metavar="ADDR", help="load the image as it is at this physical address")
     add("--mode", choices=("real", "protected", "long"), help="mode a flat image starts in, or a Linux kernel's entry point")
     add("--max-time", type=number, metavar="TICKS", help="end with status 124 at this guest time")
@@ -141,7 +142,7 @@ def build(
         serial=serial, python_runtime=options.runtime == "python", trace=trace, max_time=options.max_time,
         stop_on=options.stop_on, vmcb_cache=options.vmcb_cache == "strict",
         strict_tlb=options.tlb == "strict", reboot=options.reboot,
-        physical_bits=options.maxphyaddr, exit_ring=options.exit_ring, devices=tuple(options.device),
+        physical_bits=options.maxphyaddr, exit_ring=options.exit_ring, devices=tuple(options.device), hpet=options.hpet,
     )  # fmt: skip
     try:
         machine = Machine(options.image, config)

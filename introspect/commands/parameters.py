@@ -460,6 +460,11 @@ class Layout(NamedTuple):
 
 _FORMAT = re.compile(r"/(\d*)([oxdutzcafsibhwg]*)")
 _MAX_COUNT = 1 << 16
+_FORMATS = (
+    ("8gx", "words of 8 bytes"), ("16xb", "bytes"), ("4dw", "signed words of 4 bytes"), ("4a", "addresses by symbol"),
+    ("s", "a string"), ("8i", "instructions"), ("x", "hexadecimal"), ("t", "binary"), ("c", "a character"),
+)  # fmt: skip
+"""Some to choose from."""
 
 
 @dataclass(frozen=True)
@@ -482,6 +487,11 @@ class Format(_OneWord[Layout]):
         if not 0 < count <= _MAX_COUNT:
             raise Misfit(f"the count must be within 1 and {_MAX_COUNT}", meant=True)
         return Layout(count, letters, sizes)
+
+    def complete(self, context: Context, prefix: str) -> Iterable[Candidate]:
+        for text, meaning in _FORMATS:
+            if self.sizes == (text[0].isdigit() or text == "s") and set(text) & set(self.letters):
+                yield Candidate(f"/{text}", meaning)
 
 
 @dataclass(frozen=True)
