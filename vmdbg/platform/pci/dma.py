@@ -43,6 +43,13 @@ class Translator(Protocol):
         """The interrupts that a message becomes.  `DmaError` if it is refused."""
 
 
+class Guard(Protocol):
+    """What keeps devices from system-physical memory whatever a translator says: the DEV, SKINIT's protection of its block."""
+
+    def refuse(self, requester: RequesterId, span: Span, write: bool, *, quiet: bool) -> str:
+        """Why not, in words; empty if the guard has nothing against it.  `quiet` logs nothing and caches nothing."""
+
+
 class Memory(Protocol):
     """RAM as devices reach it; `engine.memory.Ram` is one."""
 
@@ -90,6 +97,8 @@ class Dma:
         self.memory = memory
         self.apics = apics
         self.translator: Translator | None = None
+        self.guards: list[Guard] = []
+        """Asked in order about each piece, behind the translator."""
         self.listeners: list[Callable[[Record], None]] = []
         self.names: Callable[[RequesterId], str] = str
         """What debuggers call a requester."""
@@ -107,10 +116,20 @@ class Dma:
         else:
             spans = [Span(Spa(address), length)]
         for span in spans:
+            refused = self.refusal(requester, span, write, quiet=quiet)
+            if refused:
+                raise DmaError(requester, address, write, refused)
             if self.memory.extent(span.spa, span.length) != span.length:
                 where = span.spa + self.memory.extent(span.spa, span.length)
                 raise DmaError(requester, address, write, f"no memory at {where:#x}")
         return spans
+
+    def refusal(self, requester: RequesterId, span: Span, write: bool, *, quiet: bool = True) -> str:
+        """Why a guard refuses a piece; empty if none does.  Also for what an IOMMU reads and writes on its own behalf."""
+        for guard in self.guards:
+            if reason := guard.refuse(requester, span, write, quiet=quiet):
+                return reason
+        return ""
 
     def read(self, requester: RequesterId, address: int, length: int) -> bytes:
         """Raises `DmaError`."""
