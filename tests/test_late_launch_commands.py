@@ -46,8 +46,7 @@ def test_verify_says_what_trace_shows(started: Started) -> None:
     before = json.loads(say(commands, "skinit verify --json"))["result"]
     assert (before["base"], before["entry"], before["measured"], before["problems"]) == (SLB, ENTRY, len(image), [])
     assert before["pcr17"]["sha256"] == expected(image).hex()
-    with pytest.raises(CommandError, match="no SKINIT has been executed"):
-        say(commands, "skinit trace")
+    assert say(commands, "skinit trace").startswith("no SKINIT has been executed")
     launch(commands)
     after = json.loads(say(commands, "skinit trace --json"))["result"]
     assert after["pcr17"] == before["pcr17"]
@@ -126,8 +125,7 @@ def test_without_any_of_it() -> None:
     commands = debugger.monitor_commands
     assert "--dev gives it one" in say(commands, "dev")
     for line in ("tpm pcr", "tpm log"):
-        with pytest.raises(CommandError, match="start it with --tpm"):
-            say(commands, line)
+        assert say(commands, line) == "the machine has no TPM; --tpm gives it one"
     rig.machine.run(step=True)
     assert "the machine has no TPM" in say(commands, "skinit trace")
 

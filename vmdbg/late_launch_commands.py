@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from introspect.commands import Arguments, Command, CommandError, Context, Result
+from introspect.commands import Arguments, Command, Context, Result
 from introspect.commands.parameters import Choice, Number, Parameter, Requester
 from introspect.commands.render import columns, size_text
 from introspect.dev import DEV_CR, DEV_ERR_STATUS, DevMapper, DevRegisters, denied_pages
@@ -14,17 +14,18 @@ from introspect.pci import RequesterId
 from introspect.skinit import SLB_SIZE, STATE_AFTER, TPM_FAILED, Launch
 from introspect.tpm import BANKS, PCRS, Algorithm
 from vmdbg.platform.tpm.pcr import Change
+from vmdbg.results import Text
 
 if TYPE_CHECKING:
     from vmdbg.debugger import Debugger
     from vmdbg.late_launch import LateLaunch
     from vmdbg.machine import Machine
-    from vmdbg.platform.tpm.commands import Tpm
 
 _TOLD = 16
 """Stretches of denied pages that are listed of a domain."""
 _SHOWN = 32
 """Bytes of the image that `skinit trace` shows."""
+_NO_TPM = Text("the machine has no TPM; --tpm gives it one")
 _NAMED = 4
 """Devices that are named of a domain."""
 
@@ -241,23 +242,20 @@ class LateLaunchCommands:
     def _trace(self, context: Context, arguments: Arguments) -> Result:
         launch = self._late.last
         if launch is None:
-            raise CommandError("skinit trace", "no SKINIT has been executed", "`skinit verify` says what one would do")
+            return Text("no SKINIT has been executed; `skinit verify` says what one would do")
         return LaunchView(launch, self._late.protection.base == launch.block.base)
 
     def _pcr(self, context: Context, arguments: Arguments) -> Result:
+        if self._late.tis is None:
+            return _NO_TPM
         number, word = arguments.get(self._number), arguments.get(self._bank)
         numbers = range(PCRS) if number is None else (number,)
         banks = [bank for bank in BANKS if word in (None, bank.word)]
-        pcrs = self._tpm("tpm pcr").pcrs
-        return PcrView({bank: {n: pcrs.banks[bank][n] for n in numbers} for bank in banks})
+        values = self._late.tis.tpm.pcrs.banks
+        return PcrView({bank: {n: values[bank][n] for n in numbers} for bank in banks})
 
     def _log(self, context: Context, arguments: Arguments) -> Result:
-        return LogView(tuple(self._tpm("tpm log").pcrs.log))
-
-    def _tpm(self, what: str) -> Tpm:
-        if self._late.tis is None:
-            raise CommandError(what, "the machine has no TPM", "start it with --tpm")
-        return self._late.tis.tpm
+        return _NO_TPM if self._late.tis is None else LogView(tuple(self._late.tis.tpm.pcrs.log))
 
     def _dev(self, context: Context, arguments: Arguments) -> Result:
         late, machine = self._late, self.debugger.machine

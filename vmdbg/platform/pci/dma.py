@@ -80,7 +80,7 @@ class Message:
 
 
 class Record(NamedTuple):
-    """A transaction that was asked for, for whoever listens."""
+    """A transaction that was asked for, for whoever listens: told before it happens."""
 
     requester: RequesterId
     name: str
@@ -145,8 +145,10 @@ class Dma:
         """Memory, or an interrupt message.  Raises `DmaError`."""
         try:
             if len(data) == 4 and MSI_FIRST <= address <= MSI_LAST - 3:
-                self.interrupt(requester, address, int.from_bytes(data, "little"))
+                messages = self.messages(requester, address, int.from_bytes(data, "little"), quiet=False)
                 self._tell(requester, address, 4, True)
+                for message in messages:
+                    self.deliver(message)
                 return
             spans = self.locate(requester, address, len(data), True, quiet=False)
         except DmaError as error:
@@ -158,13 +160,17 @@ class Dma:
             self.memory.dma(name, span.spa, data[done : done + span.length])
             done += span.length
 
+    def messages(self, requester: RequesterId, address: int, data: int, *, quiet: bool = True) -> Sequence[Message]:
+        """What a write of four bytes to the interrupt range becomes; `quiet` as for `locate`.  Raises `DmaError`."""
+        if not MSI_FIRST <= address <= MSI_LAST - 3:
+            raise DmaError(requester, address, True, f"interrupt messages go to {MSI_FIRST:#x} to {MSI_LAST:#x}")
+        if self.translator is not None:
+            return self.translator.remap(requester, Iova(address), data, quiet=quiet)
+        return [Message.decode(address, data)]
+
     def interrupt(self, requester: RequesterId, address: int, data: int) -> None:
         """An interrupt message.  Raises `DmaError` where a translator refuses it."""
-        if self.translator is not None:
-            messages = self.translator.remap(requester, Iova(address), data)
-        else:
-            messages = [Message.decode(address, data)]
-        for message in messages:
+        for message in self.messages(requester, address, data, quiet=False):
             self.deliver(message)
 
     def deliver(self, message: Message) -> None:
