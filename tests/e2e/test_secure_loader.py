@@ -76,6 +76,9 @@ def test_gdb_in_the_block(gdb: Gdb, serve: Callable[..., Served]) -> None:
     said = gdb("monitor skinit verify 0x200000")
     assert pcr(once(image())) in said
     assert "no SKINIT has been executed" in gdb("monitor skinit trace")
+    gdb("monitor catch skinit if slb == 0x200000")
+    assert "SKINIT of the block at 0x200000 by CPU 0 of the hypervisor" in gdb("continue")
+    assert "no SKINIT has been executed" in gdb("monitor skinit trace"), "it is about to be"
     gdb("hbreak verified")
     gdb("hbreak loader_main")
     assert "loader_main () at" in gdb("continue")

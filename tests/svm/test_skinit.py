@@ -16,7 +16,7 @@ from tests.engine.assembler import assemble
 from tests.engine.interrupts import IF, enable_apic, interrupt
 from tests.engine.rig import LONG_MODES, MODES, Mode, Rig
 from tests.svm.covers import covers
-from tests.svm.hypervisor import SVME, Hypervisor
+from tests.svm.hypervisor import SVME, VMCB_PAGE, Hypervisor
 from vmdbg.engine.state import CS, DS, ES, FS, GDTR, GS, IDTR, RAX, RBX, SS
 from vmdbg.platform.msrs import VM_CR
 from vmdbg.platform.pci.dma import DmaError
@@ -345,6 +345,7 @@ def test_a_guest_that_nobody_stops(python: bool) -> None:
     launch = h.machine.late_launch.last
     assert launch is not None
     assert launch.guest
+    assert h.machine.history.by_vmcb[VMCB_PAGE][1].running_on is None
 
 
 # Reset

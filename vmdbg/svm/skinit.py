@@ -44,11 +44,13 @@ class Platform(Protocol):
 def launch(cpu: Cpu, length: int) -> None:
     """The instruction, `length` bytes long, where nobody intercepts it."""
     s, platform = cpu.state, cpu.platform
-    rip, guest, cr0 = s.rip, cpu.guest is not None, cpu.cr0
+    rip, guest, cr0 = s.rip, cpu.guest, cpu.cr0
     base = s.reg(RAX) & _BASE
     vm_cr = cpu.msrs.values[VM_CR]
     cpu.engine.clock.now += length
     init(cpu)  # step 1; it ends guest mode as INIT does
+    if guest is not None:
+        cpu.observer.switched(cpu, guest, None)
     platform.protect(base)  # step 2: before the image is read, or a device could change what was measured
     running = platform.handshake(cpu)  # step 3
     data = _read(cpu, base)
@@ -59,7 +61,7 @@ def launch(cpu: Cpu, length: int) -> None:
     state["vm_cr"] |= vm_cr
     _apply(cpu, state)  # steps 6 to 8
     platform.launched(Launch(
-        cpu.engine.clock.now, cpu.index, rip, guest, block, image, running, failed, platform.pcr17(), state
+        cpu.engine.clock.now, cpu.index, rip, guest is not None, block, image, running, failed, platform.pcr17(), state
     ))  # fmt: skip
 
 
