@@ -27,6 +27,7 @@ from introspect.exits import (
 )
 from introspect.expression import Expression, ExpressionError
 from introspect.facts import EXIT_FACTS, event_facts, exit_facts
+from introspect.pci import RequesterId
 from introspect.vmcb import VMCB
 from vmdbg.cpu.control import read_tpr
 from vmdbg.cpu.core import Cpu
@@ -38,6 +39,7 @@ from vmdbg.svm import world
 
 if TYPE_CHECKING:
     from introspect.decode import Instruction
+    from vmdbg.platform.pci.dma import Record
     from vmdbg.registers import Registers
     from vmdbg.svm.guest import Guest
 
@@ -60,6 +62,7 @@ class Sort(StrEnum):
     GUEST_START = "guest-start"
     TRIPLE_FAULT = "triple-fault"
     VMCB = "vmcb"
+    DMA = "dma"
 
 
 class Rule(NamedTuple):
@@ -84,6 +87,7 @@ RULES = {
     Sort.GUEST_START: Rule(facts=frozenset(("vmcb_pa",))),
     Sort.TRIPLE_FAULT: Rule(),
     Sort.VMCB: Rule(facts=frozenset(("old", "value", "vmcb_pa"))),
+    Sort.DMA: Rule("requester", 0xFFFF, "00:03.0", True, frozenset(("requester", "iova", "length", "write", "refused"))),
 }
 
 Facts = Mapping[str, int | None]
@@ -117,6 +121,8 @@ class Catchpoint:
         words += [self.sort, *([self.field] if self.field else [])]
         if self.first is not None and self.last is not None:
             first, last = (str(n) if RULES[self.sort].limit < 32 else f"{n:#x}" for n in (self.first, self.last))
+            if self.sort == Sort.DMA:
+                first, last = str(RequesterId(self.first)), str(RequesterId(self.last))
             one = exit_name(self.first).lower() if self.sort == Sort.VMEXIT else first
             words.append(one if self.first == self.last else f"{first}-{last}")
         if self.write is not None:
@@ -227,6 +233,11 @@ class Catchpoints:
                 if cpu.switcher is not None:
                     cpu.switcher.watch(codes, world.host_intercepts(state))
         self._codes = codes
+        listeners = self.machine.chipset.dma.listeners
+        if self._waiting[Sort.DMA] and self._dma not in listeners:
+            listeners.append(self._dma)
+        elif not self._waiting[Sort.DMA] and self._dma in listeners:
+            listeners.remove(self._dma)
 
     def take(self) -> Caught | None:
         """What was caught since the last time."""
@@ -383,6 +394,19 @@ class Catchpoints:
             lambda: f"{'write' if write else 'read'} of CR{number}{f', value {value:#x}' if value is not None else ''} "
             f"{self._by(thread)}",
         )  # fmt: skip
+
+    def _dma(self, record: Record) -> None:
+        """A device's transaction: the thread is the one whose turn it is."""
+        cpu = self.machine.cpu
+        facts: Facts = {
+            "guest": None, "requester": record.requester, "iova": record.address, "length": record.length,
+            "write": record.write, "refused": bool(record.refused),
+        }  # fmt: skip
+        refused = f", refused: {record.refused}" if record.refused else ""
+        what = "write" if record.write else "read"
+        text = f"{what} of {record.length:#x} bytes at {record.address:#x} by {record.name}{refused}"
+        if self._happens(Sort.DMA, self._thread(cpu), facts, lambda: text):
+            cpu.pause = True
 
     def port(self, cpu: Cpu, insn: Instruction, port: int, size: int) -> bool:
         if not self._waiting[Sort.IO]:

@@ -114,6 +114,7 @@ class Config:
     """The machine ends at this tick, with LIMIT_REACHED."""
     devices: tuple[DeviceSpec, ...] = ()
     """On PCI, besides the host bridge."""
+    hpet: bool = False
     reboot: bool = False
     """A reset or a triple fault starts the machine over; else it ends the run."""
 
@@ -205,8 +206,9 @@ class Machine:
         self.apic_bus = ApicBus()
         self.apic_bus.doorbell_listeners.append(self._ring)
         self.chipset = chipset = Chipset(
-            clock, bus, self.apic_bus, self.ram, config.devices, config.physical_bits, self._intr, self.request_reset
-        )
+            clock, bus, self.apic_bus, self.ram, config.devices, config.physical_bits, self._intr, self.request_reset,
+            hpet=config.hpet,
+        )  # fmt: skip
         self.pic, irq = chipset.pic, chipset.irq
         self.cpus = [Processor(n, self.engine, bus, self.cpuid, self.pic, self.history) for n in range(config.cpus)]
         for cpu in self.cpus:
@@ -390,7 +392,7 @@ class Machine:
                 self._look()
             clock.fire()
             cpu = self.cpus[self.current]
-            if cpu.runnable and clock.now < self._quantum_end:
+            if cpu.pause or (cpu.runnable and clock.now < self._quantum_end):
                 return cpu
             if self._next_cpu():
                 return self.cpus[self.current]

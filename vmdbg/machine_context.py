@@ -80,6 +80,11 @@ class MachineContext:
         self._asked: set[ThreadId] = set()
 
     @property
+    def now(self) -> int:
+        """Guest time in ticks."""
+        return self.debugger.machine.clock.now
+
+    @property
     def ticks_per_second(self) -> int:
         """Of the times in `exits`."""
         return TICKS_PER_SECOND
@@ -218,7 +223,8 @@ class MachineContext:
 
     def processor_state(self, vmcb: int | None) -> ProcessorState:
         """Implements `introspect.commands.live.Live`."""
-        return processor_state(self._cpu_of(vmcb), self.debugger.machine.pic)
+        machine = self.debugger.machine
+        return processor_state(self._cpu_of(vmcb), machine.pic, machine.chipset.ioapic)
 
     def hidden_registers(self, vmcb: int) -> Mapping[str, int]:
         """Likewise."""

@@ -191,6 +191,44 @@ class Transaction:
         return jsonable(self)
 
 
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """An interrupt that a message becomes. `cpus`: who has the destination."""
+
+    vector: int
+    mode: str
+    destination: int
+    logical: bool
+    level: bool
+    cpus: tuple[int, ...]
+
+    def __str__(self) -> str:
+        trigger = "level" if self.level else "edge"
+        kind = "logical" if self.logical else "physical"
+        whom = f"CPU {', '.join(map(str, self.cpus))}" if self.cpus else "nobody"
+        return f"{self.mode} vector {self.vector:#x}, {trigger}, to {kind} {self.destination:#x}: {whom}"
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupt:
+    """What an interrupt message would be."""
+
+    requester: str
+    address: int
+    data: int
+    messages: tuple[Delivered, ...]
+    refused: str
+
+    def text(self) -> str:
+        what = f"message {self.data:#x} to {self.address:#x} by {self.requester}"
+        if self.refused:
+            return f"{what}: refused: {self.refused}"
+        return "\n".join(f"{what}: {message}" for message in self.messages) or f"{what}: no interrupt"
+
+    def json(self) -> object:
+        return jsonable(self)
+
+
 @dataclass(frozen=True)
 class _Listed(Requester):
     """A function that is there, or any other requester."""
@@ -212,6 +250,7 @@ class PciCommands:
         self._address = Parameter("ADDRESS", Address(Space.IOVA), help="as the device has it: an IOMMU would translate it")
         self._length = Parameter("LENGTH", Number(1, MOST_SHOWN), help="bytes")
         self._way = Parameter("r|w", Choice(("r", "w"), ("read", "write")))
+        self._word = Parameter("DATA", Number(0, (1 << 32) - 1), help="what is written")
         data = Text("bytes in hexadecimal")
         self._data = Parameter("DATA", data, optional=True, help="for w: bytes in hexadecimal, repeated to LENGTH")
         self.commands = (
@@ -222,6 +261,10 @@ class PciCommands:
                     (self._who, self._address, self._length, self._way),
                     "Whether a device may master the bus does not matter.",
                     ("dma try 00:03.0 0x1000 4 w", "dma try 05:00.1 0xfee00000 8 r")),
+            Command("irq try", self._irq_try, "Say which interrupt a device's message would be, without a side effect.",
+                    (self._who, self._address, self._word),
+                    "A message is a write of four bytes to 0xfeexxxxx; an IOMMU may make another of it.",
+                    ("irq try 00:03.0 0xfee01000 0x4041", "irq try 00:03.0 0xfee00000 0x400")),
             Command("dma", self._dma, "Read or write as a device would: any requester, any address.",
                     (self._who, self._address, self._length, self._way, self._data),
                     "It happens now, with all that follows from it: a write of four bytes to 0xfeexxxxx is an interrupt\n"
@@ -264,6 +307,18 @@ class PciCommands:
         except DmaError as error:
             return Transaction(str(who), address, length, write, False, (), "", error.reason)
         return Transaction(str(who), address, length, write, False, tuple((int(spa), size) for spa, size in spans), "", "")
+
+    def _irq_try(self, context: Context, arguments: Arguments) -> Result:
+        who, where, data = arguments[self._who], arguments[self._address].locate(context, context.host), arguments[self._word]
+        machine = self.debugger.machine
+        try:
+            found = machine.chipset.dma.messages(who, where.offset, data)
+        except DmaError as error:
+            return Interrupt(str(who), where.offset, data, (), error.reason)
+        return Interrupt(str(who), where.offset, data, tuple(
+            Delivered(message.vector, message.mode.name, message.dest, message.logical, message.level, tuple(
+                cpu.index for cpu in machine.cpus if cpu.lapic.matches(message.dest, message.logical, message.wide)))
+            for message in found), "")  # fmt: skip
 
     def _dma(self, context: Context, arguments: Arguments) -> Result:
         who, address, length, write = self._asked(context, arguments)

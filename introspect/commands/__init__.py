@@ -16,6 +16,7 @@ from introspect.commands import (
     permissions,
     registers,
     search,
+    situation,
     symbols,
     tables,
     vmcb,
@@ -66,6 +67,7 @@ def default_registry() -> Registry:
     """A registry of all commands of this package, to which a machine may add its own."""
     modules = (
         guests,
+        situation,
         registers,
         descriptors,
         msr,

@@ -9,6 +9,8 @@ from introspect.commands.context import HOST_NUMBER, CommandError, Context, Gues
 from introspect.exits import ExitCode
 from introspect.expression import ExpressionError, Space, parse, parse_address
 from introspect.pci import RequesterId
+from introspect.symbols import Symbol as LoadedSymbol
+from introspect.symbols import Symbols
 from introspect.vmcb import VMCB
 
 __all__ = [
@@ -22,6 +24,8 @@ T_co = TypeVar("T_co", covariant=True)
 _MAX = (1 << 64) - 1
 _MANY = 300
 """Symbols that completion offers at most: more help nobody."""
+_FEW = 20_000
+"""So many are looked at letter by letter."""
 
 
 class Misfit(Exception):
@@ -263,6 +267,22 @@ class AddressWord:
         return Located(owner, address.space or self.space, offset)
 
 
+def _like(symbols: Symbols, name: str) -> list[LoadedSymbol]:
+    """Symbols that begin with a name, then those that have it, or where that does not take long its letters, in order."""
+    letters = re.compile(".*".join(map(re.escape, name)), re.IGNORECASE) if len(symbols) < _FEW else None
+    ranks: tuple[list[LoadedSymbol], ...] = [], [], []
+    for symbol in symbols:
+        if symbol.name.startswith(name):
+            ranks[0].append(symbol)
+            if len(ranks[0]) == _MANY:
+                break
+        elif name in symbol.name:
+            ranks[1].append(symbol)
+        elif letters is not None and letters.search(symbol.name):
+            ranks[2].append(symbol)
+    return [symbol for rank in ranks for symbol in rank][:_MANY]
+
+
 def _operands(context: Context, prefix: str, owner: GuestView | HostView | None = None) -> Iterator[Candidate]:
     """Names that continue an expression: `before` is what stands before the last name in it."""
     at = len(prefix)
@@ -274,14 +294,9 @@ def _operands(context: Context, prefix: str, owner: GuestView | HostView | None 
         owner = context.host if word == "host" else find_guest(context, word) or owner
     owner = owner or context.selected or context.host
     symbols = context.symbols(owner.number)
-    found = 0
     if symbols is not None and name:
-        for symbol in symbols:
-            if symbol.name.startswith(name):
-                yield Candidate(before + symbol.name, f"{symbol.address:#x}")
-                found += 1
-                if found == _MANY:
-                    return
+        for symbol in _like(symbols, name):
+            yield Candidate(before + symbol.name, f"{symbol.address:#x}")
     for known in context.names(owner.number).known():
         if name and known.startswith(name.removeprefix("$")):
             yield Candidate(before + "$" * name.startswith("$") + known, "register, field or fact")
@@ -428,6 +443,11 @@ class Layout(NamedTuple):
 
 _FORMAT = re.compile(r"/(\d*)([oxdutzcafsibhwg]*)")
 _MAX_COUNT = 1 << 16
+_FORMATS = (
+    ("8gx", "words of 8 bytes"), ("16xb", "bytes"), ("4dw", "signed words of 4 bytes"), ("4a", "addresses by symbol"),
+    ("s", "a string"), ("8i", "instructions"), ("x", "hexadecimal"), ("t", "binary"), ("c", "a character"),
+)  # fmt: skip
+"""Some to choose from."""
 
 
 @dataclass(frozen=True)
@@ -450,6 +470,11 @@ class Format(_OneWord[Layout]):
         if not 0 < count <= _MAX_COUNT:
             raise Misfit(f"the count must be within 1 and {_MAX_COUNT}", meant=True)
         return Layout(count, letters, sizes)
+
+    def complete(self, context: Context, prefix: str) -> Iterable[Candidate]:
+        for text, meaning in _FORMATS:
+            if self.sizes == (text[0].isdigit() or text == "s") and set(text) & set(self.letters):
+                yield Candidate(f"/{text}", meaning)
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ class Apic:
 class Board:
     """A chipset with devices, after its firmware."""
 
-    def __init__(self, *devices: str, memory: int = 16 << 20, physical_bits: int = 40) -> None:
+    def __init__(self, *devices: str, memory: int = 16 << 20, physical_bits: int = 40, hpet: bool = False) -> None:
         self.clock, self.bus, self.apics, self.apic = Clock(), Bus(), ApicBus(), Apic()
         self.apics.receivers.append(self.apic)
         self.ram = Ram(memory)
@@ -45,7 +45,7 @@ class Board:
         self.resets: list[int] = []
         self.chipset = Chipset(
             self.clock, self.bus, self.apics, self.ram, [DeviceSpec.parse(text) for text in devices], physical_bits,
-            self.intr.append, lambda: self.resets.append(self.clock.now),
+            self.intr.append, lambda: self.resets.append(self.clock.now), hpet=hpet,
         )  # fmt: skip
         self.root = self.chipset.root
         self.told: list[Record] = []
