@@ -329,7 +329,7 @@ COMMANDS = (
     Command(
         "iommu", _state, "Show the IOMMUs: what is on, features, device table, rings.", CHOICE,
         "Head and tail are in bytes. Without an IOMMU, as in most dumps, name where a device table is: --base.",
-        ("iommu", "iommu --base 0x100000 --entries 128"),
+        ("iommu", "iommu --json"),
     ),
     Command(
         "iommu devices", _devices, "List the device table: domain, tables, interrupts and owner of each device.",
@@ -337,13 +337,13 @@ COMMANDS = (
         "Every entry with V or IV, neighbours that are the same as one line. Interrupts: `any` (IV is 0), `none`, `any fixed`,\n"
         "or how many entries its table has and where, with the types that pass besides. The owner is the guest whose RAM the\n"
         "tables map most of. Lines with ! have entries that the IOMMU refuses.",
-        ("iommu devices", "iommu devices --base 0x100000 --entries 128 --limit 8"),
+        ("iommu devices", "iommu devices --limit 8"),
     ),
     Command(
         "iommu walk", _walk, "Translate an address of a device: every entry, skipped levels, rights, verdict or event.",
         (BDF, _IOVA, _PASID, _ACCESS, _PRIVILEGED, *CHOICE),
         "Nothing changes, neither accessed and dirty bits nor the log. Entries L1 to L6 are of the host's tables; GCR3 and\n"
         "PML4E ... PTE those of a PASID, whose own addresses the host's tables translate in turn.",
-        ("iommu walk 00:03.0 0x1000 --access w", "iommu walk 00:03.0 0x1000 --base 0x100000"),
+        ("iommu walk 00:03.0 0x1000 --access w", "iommu walk 00:03.0 0x1000 --pasid 1"),
     ),
 )  # fmt: skip

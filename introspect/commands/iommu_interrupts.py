@@ -199,7 +199,7 @@ COMMANDS = (
     Command(
         "iommu irt", _irt, "List the interrupt remapping table of a device.", (BDF, _ALL, _LIMIT, *CHOICE),
         "An entry with GuestMode leads to the virtual APIC of a guest, which is named where it is known.",
-        ("iommu irt 00:03.0", "iommu irt 00:03.0 --base 0x100000 --irte 32"),
+        ("iommu irt 00:03.0", "iommu irt 00:03.0 --all"),
     ),
     Command(
         "irq try", _try, "Say what an interrupt message of a device would become, without a side effect.",

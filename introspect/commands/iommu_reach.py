@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from introspect.commands.context import CommandError, Context, Result
 from introspect.commands.devices import CachedPage, IoCaches, iommus_of
 from introspect.commands.iommu_choice import CHOICE, NO_IOMMU, choose, choose_one
@@ -24,12 +22,12 @@ from introspect.iommu.verdicts import DmaAccess, IoTranslation
 from introspect.iommu.walk import read_dte, translate
 from introspect.pci import RequesterId
 from introspect.reverse_map import Mapper
-from introspect.runs import Runs, column, overlaps
-from introspect.runs import Spans as _Spans
+from introspect.runs import Runs, Spans, column, overlaps
 
 __all__ = ["COMMANDS"]
 
-_GUESTS_TOLD = 4
+_PIECES = 1 << 16
+"""Of guests' RAM, as many as are counted."""
 
 
 @dataclass(frozen=True)
@@ -52,22 +50,25 @@ class _DeviceOrDomain:
 
 @dataclass(frozen=True, slots=True)
 class Reached:
-    """A range, and in whose RAM it ends: (guest, gpa) of its parts, as far as they are told."""
+    """A range, and in whose RAM it ends."""
 
     range: IoRange
-    guests: tuple[tuple[str, int, int], ...]
-    """(guest, gpa, bytes) of parts."""
+    guests: tuple[tuple[str, int, int, int], ...]
+    """(guest, lowest gpa, bytes, pieces) of each."""
 
     def row(self) -> tuple[str, ...]:
         one = self.range
         sizes = " ".join(map(size_text, one.page_sizes)) or "-"
         more = "" if one.linear else " ... (scattered)"
-        where = "; ".join(f"{amount_text(size)} of {who} from gpa {gpa:#x}" for who, gpa, size in self.guests)
+        where = "; ".join(
+            f"{amount_text(size)} of {who} from gpa {gpa:#x}{f' in {count} pieces' if count > 1 else ''}"
+            for who, gpa, size, count in self.guests
+        )
         return (f"{one.start:#x}", f"{one.last:#x}", amount_text(one.last - one.start + 1), one.rights, sizes,
                 f"spa {one.target:#x}{more}", where)  # fmt: skip
 
     def json(self) -> dict[str, object]:
-        guests = [{"guest": who, "gpa": gpa, "bytes": size} for who, gpa, size in self.guests]
+        guests = [{"guest": who, "gpa": gpa, "bytes": size, "pieces": count} for who, gpa, size, count in self.guests]
         return {**self.range._asdict(), "page_sizes": list(self.range.page_sizes), "guests": guests}
 
 
@@ -143,24 +144,19 @@ def _map(context: Context, arguments: Arguments) -> Result:
     return Map(tuple(pictures))
 
 
-def _landing(one: IoRange, guests: Iterable[Mapper]) -> Iterator[tuple[str, int, int]]:
-    """The parts of a linear range that are RAM of guests, the first few."""
+def _landing(one: IoRange, guests: Iterable[Mapper]) -> Iterator[tuple[str, int, int, int]]:
+    """The guests whose RAM is in a linear range."""
     if not one.linear:
         return
-    window = _Spans(column(one.target), column(min(one.target + one.last - one.start + 1, 1 << 63)))
-    told = 0
+    window = Spans(column(one.target), column(one.target + one.last - one.start + 1))
     for mapper in guests:
         if mapper.space != Space.GPA:
             continue
         runs: Runs = mapper.runs
-        mine, _, start, end, _ = overlaps(runs.target, runs.target + runs.length, window, 1 << 12)
-        gpa = runs.start[mine] + (start - runs.target[mine])
-        order = np.argsort(gpa)
-        for index in order.tolist():
-            if told == _GUESTS_TOLD:
-                return
-            told += 1
-            yield mapper.party, int(gpa[index]), int(end[index] - start[index])
+        mine, _, start, end, _ = overlaps(runs.target, runs.target + runs.length, window, _PIECES)
+        if len(start):
+            gpa = runs.start[mine] + (start - runs.target[mine])
+            yield mapper.party, int(gpa.min()), sum((end - start).tolist()), len(start)
 
 
 # iommu tlb
@@ -246,7 +242,7 @@ COMMANDS = (
         (_WHO, _PASID, _LINEAR, _LIMIT, *CHOICE),
         "Neighbours with the same rights are one range, whatever their page sizes; where there are guests, only those that lead\n"
         "on linearly. The interrupt range, and special addresses that the entry does not have translated, are left out.",
-        ("iommu map 00:03.0", "iommu map 0x5 --base 0x100000 --limit 4"),
+        ("iommu map 00:03.0", "iommu map 00:03.0 --limit 4"),
     ),
     Command(
         "iommu tlb", _tlb, "List what the IOMMUs keep of their tables, and what of it is stale.", (_LIMIT,),
