@@ -363,7 +363,7 @@ USAGE = "usage: walk GVA [GUEST|host] [ACCESS] [--cpl CPL] [--vmcb PA]"
     ("line", "message"),
     [
         ("avicc", "avicc: no such command; try avic or help"),
-        ("w", "w: more than one command begins so; choose from walk, who-maps, would-exit, why-no-irq"),
+        ("w", "w: more than one command begins so; choose from bt, walk, who-maps, would-exit, why-no-irq"),
         ("walk", "GVA: missing; give an address; usage: walk GVA [GUEST|host] [ACCESS] [--cpl CPL] [--vmcb PA]"),
         ("exits x", "x: it is no GUEST (no guest has this number or name) and no N (it must be a number); the guests are 1 (linux); "
          f"usage: {EXITS_USAGE}"),
