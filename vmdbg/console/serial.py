@@ -17,6 +17,7 @@ class ConsoleSerial:
         self.show: Callable[[str], None] = lambda line: None
         self._out = bytearray()
         self._in = bytearray()
+        self._seen = 0
 
     def write(self, data: bytes) -> None:
         self._out += data
@@ -26,8 +27,14 @@ class ConsoleSerial:
             del self._out[: end + 1]
             self._show(line)
 
+    def rest(self) -> None:
+        """Called now and then: a line that nothing was added to since the last time is shown without its end, as a prompt is."""
+        if self._out and len(self._out) == self._seen:
+            self.flush()
+        self._seen = len(self._out)
+
     def flush(self) -> None:
-        """Show what has no end yet, as a prompt."""
+        """Show what has no end yet."""
         if self._out:
             line = bytes(self._out)
             self._out.clear()
