@@ -6,7 +6,8 @@ from vmdbg.console.serial import ConsoleSerial
 
 
 def port() -> tuple[ConsoleSerial, list[str]]:
-    serial, shown = ConsoleSerial(), []
+    shown: list[str] = []
+    serial = ConsoleSerial()
     serial.show = shown.append
     return serial, shown
 
@@ -40,6 +41,12 @@ def test_very_long_lines_and_no_text() -> None:
     shown.clear()
     serial.write(b"\xff\xfe\n")
     assert shown == ["\ufffd\ufffd"]
+
+
+def test_what_is_for_a_terminal_is_left_out() -> None:
+    serial, shown = port()
+    serial.write(b"\x1b[1;32mgreen\x1b[0m / # \x1b[6n\n")
+    assert shown == ["green / # "]
 
 
 def test_what_is_sent() -> None:

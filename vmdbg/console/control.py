@@ -279,7 +279,11 @@ class Control:
         """Run for a slice, if it runs."""
         if not self.running:
             return
-        event = self.driver.run_slice()
+        try:
+            event = self.driver.run_slice()
+        except TargetError:
+            self.running = False
+            raise
         if isinstance(event, Output):
             if not self.driver.ended:
                 yield Report(event.text.rstrip("\n"))

@@ -21,6 +21,7 @@ from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.styles import DynamicStyle
 
+from gdbstub.target import TargetError
 from vmdbg.console.completion import ConsoleCompleter
 from vmdbg.console.lexer import ConsoleLexer
 from vmdbg.console.output import TerminalOutput
@@ -265,9 +266,12 @@ class Prompt:
             control = self.shell.source.control
             ran = control is not None and control.running
             if control is not None and ran:
-                for report in control.advance():
-                    self.shell.report(report)
-                    self.toolbar.forget()
+                try:
+                    for report in control.advance():
+                        self.shell.report(report)
+                        self.toolbar.forget()
+                except TargetError as error:
+                    self.shell.output.show(str(error), "error")
             self.shell.tell()
             now, state = loop.time(), self.toolbar.state()[1]
             if (state != shown or (ran and now - drawn > REDRAW_SECONDS)) and self._app.is_running:

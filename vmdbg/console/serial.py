@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 __all__ = ["ConsoleSerial"]
 
+_SEQUENCE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+"""What a terminal of the guest's own would obey: colours, and questions where the cursor is."""
 _LONGEST = 4096
 """Bytes of a line that is shown before its end has come."""
 
@@ -41,7 +44,7 @@ class ConsoleSerial:
             self._show(line)
 
     def _show(self, line: bytes) -> None:
-        self.show(line.decode("utf-8", "replace").rstrip("\r\n"))
+        self.show(_SEQUENCE.sub("", line.decode("utf-8", "replace")).rstrip("\r\n"))
 
     def send(self, data: bytes) -> None:
         """For the guest to read."""
