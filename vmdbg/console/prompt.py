@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["KEYS", "Prompt", "PromptOutput", "history_in", "standing_keys"]
 
 KEYS = {"f5": "continue", "f10": "next", "f11": "step"}
-REPEATED = ("step", "next", "continue", "until", "finish")
+REPEATED = ("step", "next", "stepi", "nexti", "continue", "until", "finish")
 """Commands that an empty line makes again."""
 LINE = "LINE"
 """The buffer of the full screen's line."""
