@@ -18,6 +18,7 @@ from introspect.msrs import MSRS
 from introspect.paging import NestedTranslation, PagingState, nested_translate
 from introspect.processor_state import ProcessorState
 from introspect.registers import CR4
+from introspect.reverse_map import Mapper
 from introspect.rules import Processor as RuleProcessor
 from introspect.sources import Memory
 from introspect.symbols import Symbols
@@ -25,6 +26,7 @@ from introspect.vmcb import VMCB
 from vmdbg.contexts import GENERAL, Context, LiveContext, SavedContext
 from vmdbg.cpu.processor import Processor
 from vmdbg.history import HOST, KnownGuest
+from vmdbg.late_launch_commands import device_mappers
 from vmdbg.leakwatch import LeakWatch
 from vmdbg.machine import Machine
 from vmdbg.platform.clock import TICKS_PER_SECOND
@@ -100,6 +102,11 @@ class MachineContext:
     @property
     def memory(self) -> Memory:
         return self.debugger.machine.ram
+
+    @property
+    def mappers(self) -> Sequence[Mapper]:
+        """What confines devices, for `who-maps` and `audit isolation`."""
+        return device_mappers(self.debugger.machine)
 
     @property
     def _iommu_units(self) -> Sequence[Any]:
