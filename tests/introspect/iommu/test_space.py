@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import numpy as np
 import pytest
 
@@ -27,14 +29,14 @@ def at(space: IoSpace, address: int) -> tuple[int, bool, bool] | None:
     return int(runs.target[index]) + address - int(runs.start[index]), not flags & UNREADABLE, bool(flags & ENTRY.W)
 
 
-@pytest.mark.parametrize("first", range(0, 300, 100))
+@pytest.mark.parametrize("first", range(0, 120, 40))
 def test_a_listing_is_many_walks(first: int) -> None:
     found_some = 0
-    for seed in range(first, first + 100):
+    for seed in range(first, first + 40):
         machine, requests = random_machine(seed)
         machine.registers["control"] |= CONTROL.GDUpdateDis  # else tables that the host does not let be written matter, too
         memory, iommu = machine.memory, machine.iommu
-        for device, address, _, pasid, _, _ in requests:
+        for device, address, _, pasid, _, _ in islice(requests, 6):
             dte = read_dte(memory, iommu, device)
             if not isinstance(dte, int) or (not iommu.enabled and pasid is not None):
                 continue
@@ -54,7 +56,7 @@ def test_a_listing_is_many_walks(first: int) -> None:
                 expected = None if some is None else (some.spa, read, write)
                 assert at(space, iova) == expected, f"seed {seed}: device {device:#x} {iova:#x} pasid {pasid}"
                 found_some += expected is not None
-    assert found_some > 100
+    assert found_some > 50
 
 
 def test_neighbours_are_one_range() -> None:
