@@ -86,8 +86,9 @@ def text(world: World, line: str) -> list[str]:
 
 def test_guests(world: World) -> None:
     assert text(world, "guests") == [
-        "   guest  name   state  asid  nCR3      paging                last exit  VMCB",
-        "*  1      linux  -      7     0x100000  4-level over 4-level  NPF        0x1000 0x8000",
+        "   guest  name      state  asid  nCR3      paging                last exit  VMCB",
+        "   0      the host  -      0     -         off                   -          -",
+        "*    1    linux     -      7     0x100000  4-level over 4-level  NPF        0x1000 0x8000",
     ]
     assert text(World(world.memory, []), "guests") == ["No guest has been entered by VMRUN yet."]
 
@@ -110,8 +111,8 @@ def test_guests_of_guests(world: World) -> None:
     guests = [replace(first, number=number, name=f"g{number}", parent=parent)
               for number, parent in ((1, None), (2, 3), (3, 1), (4, None), (5, 3), (6, 9))]  # fmt: skip
     nested = World(world.memory, guests)
-    lines = [line[:12].rstrip() for line in text(nested, "guests")[1:]]
-    assert lines == ["  1      g1", "    3    g3", "      2  g2", "      5  g5", "  4      g4", "  6      g6"]
+    lines = [line[1:15].rstrip() for line in text(nested, "guests")[1:]]
+    assert lines == ["  0        the", "    1      g1", "      3    g3", "        2  g2", "        5  g5", "    4      g4", "    6      g6"]
     answer = json.loads(json.dumps(run_line(nested, "guests").json()))
     assert [(guest["number"], guest["parent"]) for guest in answer["guests"]][1:3] == [(2, 3), (3, 1)]
 
