@@ -16,6 +16,7 @@ from pathlib import Path
 
 from introspect.commands import Command
 from introspect.commands.registry import example_outputs
+from introspect.commands.topics import by_topic
 from vmdbg.debugger import Debugger
 from vmdbg.history import HOST
 from vmdbg.machine import Machine
@@ -32,7 +33,7 @@ OUTPUTS = TOP / "introspect/commands/examples.json"
 GDB_COMMANDS = TOP / "vmdbg/gdbside.json"
 PAGE = TOP / "docs/commands.md"
 README = TOP / "README.md"
-HEAD = "| command | what it does |"
+HEAD = "| about | commands |"
 LINES, WIDTH = 24, 150
 """As much of an output as `help` and the page show."""
 
@@ -70,8 +71,8 @@ def outputs(commands: Monitor) -> dict[str, str]:
     found = {"image": build_id()}
     for command in commands.registry.commands.values():
         for line in command.examples:
-            found[line] = shortened(commands.registry.answer(commands, line)[0]) if not line.startswith("help") else ""
-    return {line: text for line, text in found.items() if text}
+            found[line] = shortened(commands.registry.answer(commands, line)[0])
+    return found
 
 
 def gdb_commands(commands: Monitor) -> dict[str, list[list[str]]]:
@@ -85,8 +86,8 @@ def gdb_commands(commands: Monitor) -> dict[str, list[list[str]]]:
 def table(commands: Monitor) -> str:
     """The README's."""
     rows = [
-        f"| `{command.synopsis.replace('|', chr(92) + '|')}` | {command.summary.replace('|', chr(92) + '|')} |"
-        for command in commands.registry.commands.values()
+        f"| {topic} | {', '.join(f'`{command.name}`' for command in found)} |"
+        for topic, found in by_topic(commands.registry.commands.values())
     ]
     return "\n".join([HEAD, "| --- | --- |", *rows])
 
@@ -109,12 +110,13 @@ def page(commands: Monitor, shown: dict[str, str]) -> str:
         "`spa:0xfee00000`,\n`host:main`, `2:tick+0x10`. The owner is `host` or a guest's number, else who is selected; the space gva, "
         "gpa, spa or iova.\n"
     ]
-    parts += [_section(command, shown) for command in commands.registry.commands.values()]
+    for topic, found in by_topic(commands.registry.commands.values()):
+        parts += [f"## {topic}\n", *(_section(command, shown) for command in found)]
     return "\n".join(parts)
 
 
 def _section(command: Command, shown: dict[str, str]) -> str:
-    lines = [f"## {command.name}", "", f"    {command.synopsis}", "", command.summary]
+    lines = [f"### {command.name}", "", f"    {command.synopsis}", "", command.summary]
     if command.details:
         lines += ["", "```text", command.details, "```"]
     if not command.usage and command.parameters:

@@ -9,6 +9,7 @@ import pytest
 
 from introspect.commands import CommandError
 from introspect.commands.registry import example_outputs
+from introspect.commands.topics import MORE, topic_of
 from tests import reference
 from vmdbg.monitor import Monitor
 
@@ -27,6 +28,11 @@ def commands() -> Iterator[Monitor]:
 def test_every_command_has_two_examples(commands: Monitor) -> None:
     lacking = [command.name for command in commands.registry.commands.values() if len(command.examples) < 2]
     assert not lacking
+
+
+def test_every_command_has_a_topic(commands: Monitor) -> None:
+    lacking = [name for name in commands.registry.commands if topic_of(name) == MORE]
+    assert not lacking, "name them in introspect/commands/topics.py"
 
 
 def test_examples_are_from_a_real_run(commands: Monitor) -> None:

@@ -156,9 +156,11 @@ def _symbol(context: Context, mapping: Mapping) -> str:
 def _isolation(context: Context, arguments: Arguments) -> Result:
     found = reverse_map(context, "page tables")
     parents = {guest.number: guest.parent for guest in context.guests}
-    findings = audit_isolation(found, parents)
+    unseen: set[str] = set()
+    findings = audit_isolation(found, parents, unseen=unseen)
     threshold = Severity[arguments[_AT].upper()]
-    return Audit(tuple(findings), threshold, len(found.mappers), _incomplete(context, found))
+    incomplete = dict.fromkeys((*_incomplete(context, found), *sorted(unseen)))
+    return Audit(tuple(findings), threshold, len(found.mappers), tuple(incomplete))
 
 
 _WHERE = Parameter("ADDRESS", Physical(), help="system-physical, unless it says another space, or whose it is")
