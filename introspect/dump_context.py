@@ -145,7 +145,8 @@ class DumpContext:
                 VMCB.read(contents, name) for name in ("exitcode", "exitinfo1", "exitinfo2", "exitintinfo", "rip")
             )
             if code or info1 or info2 or VMCB.read(contents, "intercept_cr_read") & 1:  # else none that is known of
-                records.append(ExitRecord(len(records) + 1, known.number, 0, rip, code, info1, info2, intinfo, vmcb=known.vmcbs[0]))
+                number, vmcb = len(records) + 1, known.vmcbs[0]
+                records.append(ExitRecord(number, known.number, 0, rip, code, info1, info2, intinfo, vmcb=vmcb))
         return records[-count:] if count else []
 
     def registers(self, number: int) -> Mapping[str, int]:

@@ -53,6 +53,19 @@ def test_gdb_has_every_command(commands: Monitor) -> None:
     assert json.loads(reference.GDB_COMMANDS.read_text(encoding="utf-8")) == reference.gdb_commands(commands), AGAIN
 
 
+def test_the_schema_of_json_is_stable(commands: Monitor) -> None:
+    """Names and types of everything. Who changes or removes one raises `registry.SCHEMA`; more of them are no change."""
+    if reference.build_id() != example_outputs()["image"]:
+        pytest.skip("another compiler's image: what is there is not what the file was made of")
+    assert json.loads(reference.SCHEMA.read_text(encoding="utf-8")) == reference.schema(commands), AGAIN
+
+
+def test_shapes() -> None:
+    assert reference.shape([{"a": 1, "b": None}, {"a": "x"}]) == [{"a": "number|text", "b?": "null"}]
+    assert reference.both({"a?": "text"}, {"a": "text"}) == {"a?": "text"}
+    assert reference.both([], ["number"]) == ["number"]
+
+
 def test_results_are_json(commands: Monitor) -> None:
     for command in commands.registry.commands.values():
         for line in command.examples:

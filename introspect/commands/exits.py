@@ -95,8 +95,8 @@ class Histogram:
             for one in self.groups
         ]  # fmt: skip
         if not self.time:  # of a dump, or one single moment: there are no rates
-            rows = [(*row[:3], *row[9:]) for row in rows]
-            return "\n".join([f"{counted} #VMEXITs, of which no times are known", *columns(rows)])
+            few = columns((*row[:3], row[9]) for row in rows)
+            return "\n".join([f"{counted} #VMEXITs, of which no times are known", *few])
         rest = f", {self.without} more without {self.key}" if self.without else ""
         return "\n".join([f"{counted} #VMEXITs in {self.time} ticks{rest}; what costs the host most time first", *columns(rows)])
 

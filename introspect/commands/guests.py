@@ -30,7 +30,8 @@ class Guests:
         if not self.guests:
             return _NONE if self.complete else "No guest is known; `guests --scan` looks for some."
         rows = [("", "guest", "name", "state", "asid", "nCR3", "paging", "last exit", "VMCB")]
-        rows.append(("*" if self.selected is None else "", str(self.host.number), self.host.name, "-", "0", "-", self.host.paging.mode, "-", "-"))
+        mark, host = "*" if self.selected is None else "", self.host
+        rows.append((mark, str(host.number), host.name, "-", "0", "-", host.paging.mode, "-", "-"))
         rows += [
             (
                 "*" if guest.number == self.selected else "",

@@ -281,7 +281,8 @@ class Registry:
             if len(words) >= count and name in self.names:
                 return self.names[name], words[count:]
             if len(words) >= count and name in self.elsewhere:
-                raise CommandError(name, "memory does not tell this, only a machine that runs does", "ask with `vmdbg console IMAGE`")
+                rule, remedy = "memory does not tell this, only a machine that runs does", "ask with `vmdbg console IMAGE`"
+                raise CommandError(name, rule, remedy)
         for count in (2, 1):
             name = " ".join(words[:count])
             fitting = {command.name: command for known, command in self.names.items() if known.startswith(name)}

@@ -7,7 +7,9 @@ from introspect.commands.registry import Command
 __all__ = ["MORE", "TOPICS", "by_topic", "topic_of"]
 
 TOPICS: Mapping[str, tuple[str, ...]] = {
-    "Who is there": ("guests", "context", "here", "guest", "arch", "symbols", "space", "inferior", "thread", "why", "time", "help"),
+    "Who is there": (
+        "guests", "context", "here", "guest", "arch", "symbols", "space", "inferior", "thread", "why", "time", "help",
+    ),
     "Registers and descriptors": ("regs", "gdt", "ldt", "idt", "tss", "msr", "cpuid"),
     "Memory and code": (
         "x", "xp", "stack", "print", "disasm", "bt", "sym", "search", "dump", "load", "save core",
