@@ -54,6 +54,7 @@ class Sort(StrEnum):
 
     VMEXIT = "vmexit"
     VMRUN = "vmrun"
+    SKINIT = "skinit"
     EXCEPTION = "exception"
     IO = "io"
     MSR = "msr"
@@ -79,6 +80,7 @@ class Rule(NamedTuple):
 RULES = {
     Sort.VMEXIT: Rule("code", (1 << 64) - 1, "npf, cpuid, vmmcall or 0x72", facts=EXIT_FACTS | {"msr", "value", "vmcb_pa"}),
     Sort.VMRUN: Rule(facts=frozenset(("vmcb_pa",))),
+    Sort.SKINIT: Rule(facts=frozenset(("slb",))),
     Sort.EXCEPTION: Rule("vector", 31, "14 or pf", facts=frozenset(("vector", "error", "gva", "write", "fetch"))),
     Sort.IO: Rule("port", 0xFFFF, "0x3f8", True, frozenset(("port", "size", "write", "string", "value"))),
     Sort.MSR: Rule("msr", _MASK32, "0xc0000080 or efer", True, frozenset(("msr", "write", "value"))),
@@ -155,6 +157,8 @@ class Catchpoint:
                 return set(range(first, last + 1))
             case Sort.VMRUN:
                 return {ExitCode.VMRUN}
+            case Sort.SKINIT:
+                return {ExitCode.SKINIT}
             case Sort.VMCB:
                 return set(range(INTERCEPT_CODES))
             case Sort.IO:
@@ -342,6 +346,8 @@ class Catchpoints:
             return cpu.guest is None and self._vmrun(cpu)
         if code == ExitCode.MSR:
             return bool(self._waiting[Sort.MSR]) and self._msr(cpu)
+        if code == ExitCode.SKINIT:
+            return bool(self._waiting[Sort.SKINIT]) and self._skinit(cpu)
         return code < 0x20 and bool(self._waiting[Sort.CR]) and self._control(cpu, code & 15, code >= 0x10)
 
     def _vmrun(self, cpu: Cpu) -> bool:
@@ -364,6 +370,11 @@ class Catchpoints:
                 text = f"VMRUN of the VMCB at {vmcb:#x}{name} injects {describe_event(event)}"
                 caught |= self._happens(Sort.INJECT, thread, facts, lambda: text)
         return caught
+
+    def _skinit(self, cpu: Cpu) -> bool:
+        block, thread = cpu.state.reg(RAX) & 0xFFFF0000, self._thread(cpu)
+        facts: Facts = {"guest": thread.pid, "slb": block}
+        return self._happens(Sort.SKINIT, thread, facts, lambda: f"SKINIT of the block at {block:#x} {self._by(thread)}")
 
     def _msr(self, cpu: Cpu) -> bool:
         s = cpu.state

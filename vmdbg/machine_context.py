@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from gdbstub.target import ThreadId
 from introspect.commands import ExitRecord, GuestView, HostView
+from introspect.commands.devices import CachedPage
 from introspect.commands.inferior_state import MapRange
 from introspect.exits import ExitCode
 from introspect.interception import OPTIONAL
+from introspect.iommu.state import Iommu
 from introspect.leaks import Leak
 from introspect.msrs import MSRS
 from introspect.paging import NestedTranslation, PagingState, nested_translate
 from introspect.processor_state import ProcessorState
 from introspect.registers import CR4
+from introspect.reverse_map import Mapper
 from introspect.rules import Processor as RuleProcessor
 from introspect.sources import Memory
 from introspect.symbols import Symbols
@@ -22,6 +26,7 @@ from introspect.vmcb import VMCB
 from vmdbg.contexts import GENERAL, Context, LiveContext, SavedContext
 from vmdbg.cpu.processor import Processor
 from vmdbg.history import HOST, KnownGuest
+from vmdbg.late_launch_commands import device_mappers
 from vmdbg.leakwatch import LeakWatch
 from vmdbg.machine import Machine
 from vmdbg.platform.clock import TICKS_PER_SECOND
@@ -97,6 +102,42 @@ class MachineContext:
     @property
     def memory(self) -> Memory:
         return self.debugger.machine.ram
+
+    @property
+    def mappers(self) -> Sequence[Mapper]:
+        """What confines devices, for `who-maps` and `audit isolation`."""
+        return device_mappers(self.debugger.machine)
+
+    @property
+    def _iommu_units(self) -> Sequence[Any]:
+        """Of `vmdbg.iommu`, if the machine has any."""
+        found = getattr(self.debugger.machine.chipset, "iommus", None)
+        return () if found is None else found.units
+
+    @property
+    def iommus(self) -> Sequence[Iommu]:
+        """Implements `introspect.commands.devices.Devices`."""
+        return [replace(unit.view, registers=unit.registers.snapshot()) for unit in self._iommu_units]
+
+    @property
+    def device_names(self) -> Mapping[int, str]:
+        """Likewise."""
+        return {int(function.requester): function.kind for function in self.debugger.machine.chipset.root.functions}
+
+    def iotlb(self) -> Sequence[CachedPage]:
+        """Implements `introspect.commands.devices.IoCaches`."""
+        kept = (
+            (unit.number, key, one.page) for unit in self._iommu_units for key, sizes in unit.caches.pages.items()
+            for held in sizes.values() for one in held.values()
+        )  # fmt: skip
+        return [
+            CachedPage(number, key.domain, key.device, key.pasid, page.first, page.size, int(page.spa), page.read, page.write)
+            for number, key, page in kept
+        ]
+
+    def cached_entries(self) -> Sequence[tuple[int, int]]:
+        """Likewise."""
+        return [(unit.number, device) for unit in self._iommu_units for device in unit.caches.devices]
 
     @property
     def _host_context(self) -> Context:

@@ -15,6 +15,7 @@ from introspect.expression import Space
 from vmdbg.catching import Catch
 from vmdbg.cpu.core import Notice
 from vmdbg.inferior_commands import InferiorCommands, as_number
+from vmdbg.late_launch_commands import LateLaunchCommands
 from vmdbg.machine_context import MachineContext
 from vmdbg.pci_commands import PciCommands
 from vmdbg.platform_commands import PlatformCommands
@@ -61,10 +62,11 @@ class Monitor(MachineContext):
             *RunningCommands(debugger).commands,
         ):  # fmt: skip
             self.registry.add(command)
+        self.registry.remove("irq try")  # the machine's knows caches and processors, too
         self.catch = Catch(debugger)
         for command in (
             *self.catch.commands, *PlatformCommands(debugger).commands, *PciCommands(debugger).commands,
-            *SwitchCommands(self).commands,
+            *LateLaunchCommands(debugger).commands, *SwitchCommands(self).commands,
         ):  # fmt: skip
             self.registry.add(command)
 

@@ -94,6 +94,9 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     add("--serial", default="stdio", metavar="WHERE", help="serial port: stdio, file:PATH, null, tcp:PORT (stdio)")
     add("--device", type=device, action="append", default=[], metavar="KIND[,KEY=VALUE...]",
         help="a device on PCI, such as edu,slot=03.0 (docs/devices.md lists them); may be repeated")  # fmt: skip
+    add("--dev", nargs="?", choices=("coherent", "strict"), const="coherent", default="",
+        help="a device exclusion vector; strict: it keeps what it has read of its bitmaps until it is told to forget (coherent)")
+    add("--tpm", action="store_true", help="a TPM 2.0, with random numbers that are the same in each run")
     add("--hpet", action="store_true", help="a high precision event timer, and the ACPI table that says so")
     add("--flat", type=number, metavar="ADDR", help="load the image as it is at this physical address")
     add("--mode", choices=("real", "protected", "long"), help="mode a flat image starts in, or a Linux kernel's entry point")
@@ -143,6 +146,7 @@ def build(
         stop_on=options.stop_on, vmcb_cache=options.vmcb_cache == "strict",
         strict_tlb=options.tlb == "strict", reboot=options.reboot,
         physical_bits=options.maxphyaddr, exit_ring=options.exit_ring, devices=tuple(options.device), hpet=options.hpet,
+        dev=options.dev, tpm=options.tpm,
     )  # fmt: skip
     try:
         machine = Machine(options.image, config)

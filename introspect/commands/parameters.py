@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from introspect.commands.context import HOST_NUMBER, CommandError, Context, GuestView, HostView
+from introspect.commands.devices import DeviceView, device_names, device_view
 from introspect.exits import ExitCode
 from introspect.expression import ExpressionError, Space, parse, parse_address
 from introspect.pci import RequesterId
+from introspect.source_lines import SourceLines, is_line
 from introspect.symbols import Symbol as LoadedSymbol
 from introspect.symbols import Symbols
 from introspect.vmcb import VMCB
@@ -237,6 +239,8 @@ class Located(NamedTuple):
     offset: int
 
     def __str__(self) -> str:
+        if isinstance(self.owner, DeviceView):
+            return f"{self.owner.device}:{self.space}:{self.offset:#x}"
         return f"{'host' if self.owner.number == HOST_NUMBER else self.owner.number}:{self.space}:{self.offset:#x}"
 
 
@@ -251,20 +255,42 @@ class AddressWord:
     def locate(self, context: Context, owner: GuestView | HostView | None = None) -> Located:
         """`owner`: whose it is if it names none; without one, who is selected.  Raises `CommandError`."""
         owner = owner or context.selected or context.host
+        line = is_line(self.text)
+        if line is not None and RequesterId.parse(":".join(line[:2])) is None:  # 00:03.0:2000 is a device's address
+            return self._of_line(context, owner, *line)
         try:
             address = parse_address(self.text, context.names(owner.number))
             named = address.owner
             if named is not None:
-                found = context.host if named == "host" else find_guest(context, named)
-                if found is None and named == str(HOST_NUMBER):
-                    found = context.host
-                if found is None:
-                    raise CommandError(named, "no guest has this number", known_guests(context))
-                owner = found
+                device = RequesterId.parse(named)
+                if device is not None:
+                    owner = device_view(context, device)
+                    if address.space not in (None, Space.IOVA):
+                        raise CommandError(self.text, "a device has I/O addresses alone", f"write {device}:iova:0x1000")
+                    return Located(owner, Space.IOVA, address(context.scope(owner.number)).offset)
+                owner = _named_owner(context, named)
             offset = address(context.scope(owner.number)).offset
         except ExpressionError as error:
             raise CommandError(f"{error.value} (column {error.position + 1} of {self.text})", error.rule, error.remedy) from None
         return Located(owner, address.space or self.space, offset)
+
+    def _of_line(self, context: Context, owner: GuestView | HostView, named: str, file: str, line: int) -> Located:
+        """Of a line of the source: "exits.c:253"."""
+        owner = _named_owner(context, named) if named else owner
+        symbols = context.symbols(owner.number)
+        address = SourceLines.of(symbols).address(file, line) if symbols is not None else None
+        if address is None:
+            raise CommandError(self.text, "no code is known of this line", "name a symbol, or give the file with the symbols")
+        return Located(owner, Space.GVA, address)
+
+
+def _named_owner(context: Context, word: str) -> GuestView | HostView:
+    found = context.host if word == "host" else find_guest(context, word)
+    if found is None and word == str(HOST_NUMBER):
+        return context.host
+    if found is None:
+        raise CommandError(word, "no guest has this number", known_guests(context))
+    return found
 
 
 def _like(symbols: Symbols, name: str) -> list[LoadedSymbol]:
@@ -319,6 +345,8 @@ class Address(_OneWord[AddressWord]):
             yield Candidate("host:", "the hypervisor's")
             for guest in context.guests:
                 yield Candidate(f"{guest.number}:", f"of {guest.name}")
+            for device, name in device_names(context).items():
+                yield Candidate(f"{RequesterId(device)}:iova:", f"as {name} has it")
         if prefix.count(":") < 2:
             before = prefix[: prefix.rfind(":") + 1]
             if before.removesuffix(":") not in list(Space):
@@ -382,6 +410,9 @@ class Requester(_OneWord[RequesterId]):
         if found is None:
             raise Misfit(f"it must be {self.noun}, in hexadecimal", "write it as 00:03.0")
         return found
+
+    def complete(self, context: Context, prefix: str) -> Iterable[Candidate]:
+        return [Candidate(str(RequesterId(device)), name) for device, name in device_names(context).items()]
 
 
 @dataclass(frozen=True)

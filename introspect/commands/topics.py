@@ -26,8 +26,13 @@ TOPICS: Mapping[str, tuple[str, ...]] = {
         "step-into-guest", "sstep", "debug",
     ),
     "Platform and devices": (
-        "mtree", "devices", "lapic", "ioapic", "pic", "pit", "rtc", "pci", "dma", "dma try", "irq try", "send",
+        "mtree", "devices", "lapic", "ioapic", "pic", "pit", "rtc", "pci", "dma", "send",
     ),
+    "IOMMU": (
+        "iommu", "iommu devices", "iommu walk", "iommu map", "iommu tlb", "iommu events", "iommu commands", "iommu irt",
+        "dma try", "irq try",
+    ),
+    "SKINIT, DEV and TPM": ("skinit verify", "skinit trace", "dev", "tpm pcr", "tpm log"),
     "This console": (
         "set", "alias", "unalias", "echo", "source", "edit", "py", "shell", "tui", "quit",
     ),

@@ -77,7 +77,8 @@ def test_a_register(register: type[Bits], data: st.DataObject) -> None:
         assert register.get(one, name) == number
         made |= one
     assert made | (value & register.ones) == value & register.defined
-    assert register.describe(value).count("reserved=") == bool(value & ~register.defined)
+    if "describe" not in vars(register) and "names" not in vars(register):  # else it says itself what it leaves out
+        assert register.describe(value).count("reserved=") == bool(value & ~register.defined)
 
 
 @pytest.mark.parametrize("register", REGISTERS, ids=lambda register: f"{register.__module__}.{register.__qualname__}")

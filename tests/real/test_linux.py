@@ -24,7 +24,8 @@ from vmdbg.platform.serial import BufferSerial, Serial
 DATA = Path(__file__).parent / "data"
 KERNEL, INITRD = DATA / "vmlinuz", DATA / "rootfs.cpio"
 COMMAND_LINE = "console=ttyS0 nolapic noapic acpi=off"
-PROMPT = b"/ # "
+PROMPT = b"/ # \x1b[6n"
+"""With what the shell asks the terminal behind it, a moment later: where the cursor is."""
 LINKED = 0xFFFFFFFF81000000
 """Where `_text` is without KASLR."""
 MOST_TICKS = 40_000_000_000
@@ -36,14 +37,14 @@ pytestmark = pytest.mark.skipif(not KERNEL.exists() or not INITRD.exists(), reas
 def machine(
     command_line: str = COMMAND_LINE, serial: Serial | None = None, *, mode: Mode | None = None, python: bool = False,
     initrds: tuple[Path, ...] = (), devices: tuple[str, ...] = (), cpus: int = 1, memory: int = 512 << 20,
-    hpet: bool = False,
+    hpet: bool = False, tpm: bool = False,
 ) -> Machine:  # fmt: skip
     modules = tuple(map(Module, (INITRD, *initrds)))
     serial = serial or BufferSerial()
     specs = tuple(map(DeviceSpec.parse, devices))
     return Machine(
         KERNEL, Config(command_line=command_line, serial=serial, modules=modules, mode=mode, python_runtime=python,
-                       devices=specs, cpus=cpus, memory=memory, hpet=hpet)
+                       devices=specs, cpus=cpus, memory=memory, hpet=hpet, tpm=tpm)
     )  # fmt: skip
 
 
@@ -53,10 +54,12 @@ class Linux:
     def __init__(
         self, command_line: str = COMMAND_LINE, *, mode: Mode | None = None, initrds: tuple[Path, ...] = (),
         devices: tuple[str, ...] = (), cpus: int = 1, memory: int = 512 << 20, hpet: bool = False,
+        tpm: bool = False,
     ) -> None:  # fmt: skip
         self.serial = BufferSerial()
         self.machine = machine(
-            command_line, self.serial, mode=mode, initrds=initrds, devices=devices, cpus=cpus, memory=memory, hpet=hpet
+            command_line, self.serial, mode=mode, initrds=initrds, devices=devices, cpus=cpus, memory=memory, hpet=hpet,
+            tpm=tpm,
         )
         self.boot = self._until_prompt(0)
 

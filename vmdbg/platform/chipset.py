@@ -97,9 +97,10 @@ class Chipset:
             for irq in PIC_IRQS:
                 self.pic.set_level_triggered(irq)
 
-    def leave_tables(self, apic_ids: Sequence[int], extra: Sequence[bytes] = ()) -> None:
+    def leave_tables(self, apic_ids: Sequence[int], extra: Sequence[bytes] = (), *, tpm: bool = False) -> None:
         """Write the ACPI tables to memory."""
-        self.ram.write(acpi.BASE, acpi.build(acpi.Board(apic_ids, self.high_memory, self.hpet is not None), extra))
+        board = acpi.Board(apic_ids, self.high_memory, self.hpet is not None, tpm)
+        self.ram.write(acpi.BASE, acpi.build(board, extra))
 
     def poll_input(self) -> bool:
         """Let devices take what came in from outside."""

@@ -33,6 +33,7 @@ def test_the_tree(commands: Monitor) -> None:
     assert [line.split()[:3] for line in lines[1:]] == [
         ["00:00.0", "host-bridge", "1b36:0008"], ["00:03.0", "edu", "1234:11e8"], ["00:04.0", "bridge", "1b36:000c"],
         ["01:00.0", "edu", "1234:11e8"], ["00:05.0", "pci-bridge", "1b36:0001"], ["02:02.0", "edu", "1234:11e8"],
+        ["00:18.0", "northbridge", "1022:1490"],
     ]  # fmt: skip
     assert "0:0xc0000000+1 MiB" in lines[2]
     assert lines[4].startswith("  01:00.0")
