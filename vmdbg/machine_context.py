@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 from gdbstub.target import ThreadId
 from introspect.commands import ExitRecord, GuestView, HostView
+from introspect.commands.devices import CachedPage
 from introspect.commands.inferior_state import MapRange
 from introspect.exits import ExitCode
 from introspect.interception import OPTIONAL
+from introspect.iommu.state import Iommu
 from introspect.leaks import Leak
 from introspect.msrs import MSRS
 from introspect.paging import NestedTranslation, PagingState, nested_translate
@@ -20,6 +22,7 @@ from introspect.rules import Processor as RuleProcessor
 from introspect.sources import Memory
 from introspect.symbols import Symbols
 from introspect.vmcb import VMCB
+from vmdbg import io_views
 from vmdbg.contexts import GENERAL, Context, LiveContext, SavedContext
 from vmdbg.cpu.processor import Processor
 from vmdbg.history import HOST, KnownGuest
@@ -104,6 +107,24 @@ class MachineContext:
     def mappers(self) -> Sequence[Mapper]:
         """What confines devices, for `who-maps` and `audit isolation`."""
         return device_mappers(self.debugger.machine)
+
+    @property
+    def iommus(self) -> Sequence[Iommu]:
+        """Implements `introspect.commands.devices.Devices`."""
+        return io_views.iommus(self.debugger.machine)
+
+    @property
+    def device_names(self) -> Mapping[int, str]:
+        """Likewise."""
+        return io_views.device_names(self.debugger.machine)
+
+    def iotlb(self) -> Sequence[CachedPage]:
+        """Implements `introspect.commands.devices.IoCaches`."""
+        return io_views.iotlb(self.debugger.machine)
+
+    def cached_entries(self) -> Sequence[tuple[int, int]]:
+        """Likewise."""
+        return io_views.cached_entries(self.debugger.machine)
 
     @property
     def _host_context(self) -> Context:
