@@ -164,7 +164,7 @@ def test_a_signal_leaves_the_terminal_as_it_was(console: Console, panes: bool) -
     t = console()
     t.sees("host> ")
     t.type("py print('I am', __import__('os').getpid())", "Enter")
-    found = re.search(r"^I am (\d+)$", t.sees("I am "), re.MULTILINE)
+    found = re.search(r"^I am (\d+)$", t.sees("\nI am "), re.MULTILINE)
     assert found is not None
     if panes:
         t.type("tui", "Enter")
