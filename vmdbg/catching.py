@@ -11,6 +11,7 @@ from introspect.commands.parameters import parse_number
 from introspect.commands.render import columns
 from introspect.exits import EXCEPTION_BASE, ExitCode
 from introspect.expression import ExpressionError, parse
+from introspect.pci import RequesterId
 from introspect.vmcb import NAMES
 from vmdbg.catchpoints import RULES, Catchpoint, Sort
 from vmdbg.history import HOST
@@ -30,10 +31,13 @@ _HELP = """Stop at an event of the processor, or list such catchpoints with thei
   guest-start          a guest runs for the first time
   triple-fault         of a guest or of the hypervisor
   vmcb FIELD           a field of a VMCB has another value than at the last world switch; old and value are numbers of it
+  dma [BDF] [r|w]      a transaction of a device (00:03.0, 00:03.0-00:04.7), made or refused
+  iommu-fault [BDF] [r|w]   an IOMMU refuses a transaction or an interrupt, logged or not
 Behind these: `guest N` for one guest only (1: the hypervisor), `if EXPR` for what must hold then. `once` before them, or
 tcatch, deletes it when it stops. Ranges are FIRST-LAST. What `if` can ask for:
   rax, $exitcode, vmcb.cs.base            registers, VMCB fields
   code info1 info2 gpa gva port size msr write vector error cr reg value    of the event, as far as it has them
+  bdf iova length refused event domain interrupt    of DMA and what an IOMMU refuses
   guest cpu time cpl                      whose it is, and when
   u32[$rsp + 8], u8[gpa:0x1000], u64[host:counter]    memory
   && || ! == < + << & ...                 as in C, in unsigned 64 bits
@@ -195,6 +199,8 @@ class Catch:
         if sort in (Sort.EXCEPTION, Sort.INJECT):
             code = f"EXCP_{name}"
             return ExitCode[code].value - EXCEPTION_BASE if code in ExitCode.__members__ else None
+        if RULES[sort].subject == "bdf":
+            return RequesterId.parse(word)
         if sort == Sort.MSR:
             table = self.debugger.machine.cpu.msrs.table.values()
             return next((msr.number for msr in table if msr.name.upper() == name), None)
