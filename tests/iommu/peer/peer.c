@@ -64,10 +64,11 @@ static void transfer(uint64_t source, uint64_t destination, uint32_t count, uint
 
 static void show(const char *name, const char *outcome)
 {
+    static uint64_t head;
     print("%s: %s", name, outcome);
-    uint64_t head = *at(0x2010);
-    for (int most = 4; most && head != *at(0x2018); most--, head = (head + 16) % 4096)
-        print(" event %016x %016x", *(uint64_t *)(events + head), *(uint64_t *)(events + head + 8));
+    for (; *(uint64_t *)(events + head); head += 16)
+        print(" event %016x %016x%s", *(uint64_t *)(events + head), *(uint64_t *)(events + head + 8),
+              *at(0x2018) < head + 16 ? " beyond the tail" : "");
     *at(0x2010) = *at(0x2018);
     print("\n");
 }
