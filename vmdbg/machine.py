@@ -26,6 +26,7 @@ from vmdbg.engine.engine import PHYSICAL_BITS, Engine
 from vmdbg.engine.physical import APIC_PAGE
 from vmdbg.engine.state import CS, DS, ES, FS, GDTR, GS, IDTR, LDTR, SS, TR
 from vmdbg.history import History
+from vmdbg.iommu.config import IommuConfig
 from vmdbg.platform.apicbus import ApicBus
 from vmdbg.platform.bus import Bus
 from vmdbg.platform.chipset import Chipset
@@ -115,6 +116,7 @@ class Config:
     devices: tuple[DeviceSpec, ...] = ()
     """On PCI, besides the host bridge."""
     hpet: bool = False
+    iommu: IommuConfig | None = None
     reboot: bool = False
     """A reset or a triple fault starts the machine over; else it ends the run."""
 
@@ -207,7 +209,7 @@ class Machine:
         self.apic_bus.doorbell_listeners.append(self._ring)
         self.chipset = chipset = Chipset(
             clock, bus, self.apic_bus, self.ram, config.devices, config.physical_bits, self._intr, self.request_reset,
-            hpet=config.hpet,
+            config.iommu, hpet=config.hpet,
         )  # fmt: skip
         self.pic, irq = chipset.pic, chipset.irq
         self.cpus = [Processor(n, self.engine, bus, self.cpuid, self.pic, self.history) for n in range(config.cpus)]

@@ -1,0 +1,438 @@
+"""Translation of a device's address: device table, GCR3 and guest tables, host tables (AMD 48882, 2.1-2.2).
+
+The rules are written once, in `_Walker`. `translate` runs them bare, for an emulator; `walk` with a trace, for a person; `walk`
+and `translate` without `set_ad` change nothing. Neither can loop: each entry of the host's tables leads to a lower level.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple, TypeAlias
+
+from introspect.address import Iova, Spa
+from introspect.iommu.checks import dma_problem
+from introspect.iommu.records import Event, EventCode
+from introspect.iommu.registers import CONTROL, FEATURES
+from introspect.iommu.state import Iommu
+from introspect.iommu.structures import (
+    DTE,
+    DTE_SIZE,
+    GCR3,
+    GCR3_RESERVED,
+    PTE,
+    PTE_LEAF_RESERVED,
+    PTE_TABLE_RESERVED,
+    decode_dte,
+    gcr3_root,
+    host_root,
+    page_size_of,
+)
+from introspect.iommu.verdicts import Cause, DmaAccess, IoFault, IoStep, IoTranslation, Route, StepKind
+from introspect.paging import ENTRY, Format, PagingState
+from introspect.registers import CR0, CR4, EFER
+from introspect.sources import Memory, Unreadable
+
+__all__ = [
+    "INTERRUPT_RANGE", "PORT_RANGE", "SYSTEM_RANGE", "IoWalk", "entry_fault", "in_interrupt_range", "leaf_is_valid", "read_dte",
+    "translate", "walk",
+]  # fmt: skip
+
+INTERRUPT_RANGE = 0xFEE0_0000, 0xFEEF_FFFF
+SYSTEM_RANGE = 0xFD_F910_0000, 0xFD_F91F_FFFF
+PORT_RANGE = 0xFD_FC00_0000, 0xFD_FDFF_FFFF
+"""Special addresses (2.1.2): interrupts, system management messages, port I/O."""
+_MASTER_ABORT = 1
+_IR, _IW = PTE.IR, PTE.IW
+_RIGHTS = _IR | _IW
+_WU = ENTRY.W | ENTRY.U
+
+
+class _Refusal(NamedTuple):
+    cause: Cause
+    flags: tuple[str, ...] = ()
+    code: EventCode = EventCode.IO_PAGE_FAULT
+    address: int | None = None
+    """If it is not that of the request."""
+    guest: bool = False
+    write: bool | None = None
+    """Of the access that was refused, if it is not the request's own."""
+    type: int = 0
+    detail: str = ""
+
+
+class _Leaf(NamedTuple):
+    """Where the host's tables lead."""
+
+    spa: int
+    size: int
+    """0 without tables."""
+    rights: int
+    entry: int
+
+
+_Pending: TypeAlias = list[tuple[int, int]]
+"""(spa of an entry, accessed or dirty bits to set in its low half)."""
+
+
+@dataclass(frozen=True, slots=True)
+class IoWalk:
+    """A translation with every entry that was read, in the order of the visit."""
+
+    device: int
+    iova: Iova
+    access: DmaAccess
+    steps: tuple[IoStep, ...]
+    verdict: IoTranslation | IoFault
+    blame: IoStep | None
+    """The entry that made the verdict a fault, if it was one."""
+
+
+@cache
+def _format(levels: int, nx: bool) -> Format:
+    """Guest tables are those of the processor (2.2.6)."""
+    cr4 = CR4.PAE | (CR4.LA57 if levels == 5 else 0)
+    efer = EFER.LME | EFER.LMA | (EFER.NXE if nx else 0)
+    form = PagingState(CR0.PG | CR0.PE, 0, cr4, efer, maxphyaddr=52).format
+    assert form is not None
+    return form
+
+
+def in_interrupt_range(address: int) -> bool:
+    return INTERRUPT_RANGE[0] <= address <= INTERRUPT_RANGE[1]
+
+
+def leaf_is_valid(entry: int, level: int) -> bool:
+    """Whether a leaf's page size is one of its level: the natural one, or with NextLevel 7 one above it and below the next
+    level's. Level 6 has none (2.2.3)."""
+    if level == 6:
+        return False
+    natural, size = 1 << 12 + 9 * (level - 1), page_size_of(entry, level)
+    return size == natural if PTE.get(entry, "NextLevel") == 0 else natural < size < natural << 9 and size <= 1 << 52
+
+
+def read_dte(memory: Memory, iommu: Iommu, device: int) -> int | Cause:
+    """A device's entry as it is in the table."""
+    spa = iommu.entry_address(device)
+    if spa is None:
+        return Cause.BEYOND_TABLE
+    try:
+        return decode_dte(memory.read(spa, DTE_SIZE))
+    except Unreadable:
+        return Cause.ENTRY_UNREADABLE
+
+
+def entry_fault(iommu: Iommu, device: int, address: int, cause: Cause, *, interrupt: bool, write: bool, translation: bool = False,
+                ) -> IoFault:  # fmt: skip
+    """What follows from an entry that cannot be read."""
+    flags = frozenset([*(["I"] if interrupt else []), *(["RW"] if write else []), *(["TR"] if translation else [])])
+    if cause == Cause.ENTRY_UNREADABLE:
+        spa = iommu.entry_address(device)
+        assert spa is not None
+        event = Event(EventCode.DEV_TAB_HARDWARE_ERROR, device, spa, flags, type=_MASTER_ABORT)
+    else:
+        event = Event(EventCode.IO_PAGE_FAULT, device, address, flags)
+    return IoFault(cause, event, Iova(address), "ATS" if translation else "")
+
+
+class _Walker:
+    """One request."""
+
+    def __init__(self, memory: Memory, iommu: Iommu, device: int, access: DmaAccess, trace: list[IoStep] | None) -> None:
+        self.memory, self.iommu, self.device, self.access, self.trace = memory, iommu, device, access, trace
+        self.pending: _Pending = []
+        self.blame: int | None = None
+        """Index of the entry that refuses, in the trace."""
+
+    def run(self, iova: int, dte: int | None) -> IoTranslation | IoFault:
+        iommu, access = self.iommu, self.access
+        if not iommu.enabled:
+            return IoTranslation(Route.OFF, Spa(iova), 0, True, True, True, 0, False, False)
+        if dte is None:
+            found = read_dte(self.memory, iommu, self.device)
+            if isinstance(found, Cause):
+                return entry_fault(iommu, self.device, iova, found, interrupt=False, write=access.write,
+                                   translation=access.translation)  # fmt: skip
+            dte = found
+        if self.trace is not None:
+            self.trace.append(IoStep(
+                StepKind.DTE, DTE.get(dte, "Mode"), Spa(iommu.entry_address(self.device) or 0), self.device, dte,
+                not dte & DTE.TV, dte & _RIGHTS,
+            ))  # fmt: skip
+        verdict = self._entry(iova, dte)
+        return self._fault(iova, dte, verdict) if isinstance(verdict, _Refusal) else verdict
+
+    def _entry(self, iova: int, dte: int) -> IoTranslation | _Refusal:
+        """Validity, special addresses, exclusion, translation, in this order."""
+        iommu, pasid = self.iommu, self.access.pasid
+        if not dte & DTE.V:
+            return IoTranslation(Route.UNMANAGED, Spa(iova), 0, True, True, True, 0, False, False)
+        problem = dma_problem(dte, iommu.features)
+        if problem is not None:
+            flags = ("RZ",) if problem.reserved else ()
+            return _Refusal(Cause.ENTRY_ILLEGAL, flags, EventCode.ILLEGAL_DEV_TABLE_ENTRY, detail=str(problem))
+        domain = DTE.get(dte, "DomainID")
+        special = self._special(iova, dte)
+        if isinstance(special, _Refusal):
+            return special
+        if special:
+            return IoTranslation(Route.FORWARDED, Spa(iova), 0, True, True, False, domain, False, False)
+        if iommu.exclusion is not None and pasid is None:
+            first, last, everybody = iommu.exclusion
+            if first <= iova <= last and (everybody or dte & DTE.EX):
+                return IoTranslation(Route.EXCLUSION, Spa(iova), 0, True, True, True, domain, False, False)
+        if not dte & DTE.TV:
+            return _Refusal(Cause.TRANSLATION_OFF)
+        guest = dte & DTE.GV and iommu.control & CONTROL.GTEn
+        if pasid is None:
+            pasid = 0 if guest and dte & DTE.GIoV else None
+        elif not guest:
+            return _Refusal(Cause.NO_GUEST_TABLES, guest=True)
+        if pasid is not None:
+            return self._two_dimensions(iova, dte, pasid)
+        leaf = self._host(dte, iova, _IW if self.access.write else _IR)
+        if isinstance(leaf, _Refusal):
+            return leaf
+        return self._reached(dte, leaf, bool(leaf.rights & _IW), bool(leaf.rights & _IR), None, 0)
+
+    def _reached(self, dte: int, leaf: _Leaf, writable: bool, executable: bool, gpa: int | None, size: int) -> IoTranslation:
+        coherent = bool(leaf.entry & PTE.FC) if leaf.size else bool(dte & DTE.Mode0FC)
+        both = min(leaf.size or size, size or leaf.size)
+        return IoTranslation(
+            Route.TABLES if both else Route.IDENTITY, Spa(leaf.spa), both, bool(leaf.rights & _IR), writable, executable,
+            DTE.get(dte, "DomainID"), coherent, bool(leaf.entry & PTE.U), gpa, size,
+        )  # fmt: skip
+
+    def _special(self, iova: int, dte: int) -> bool | _Refusal:
+        """Whether a special address is forwarded; those that are translated as any other are not."""
+        access = self.access
+        if in_interrupt_range(iova):
+            if access.pasid is not None:
+                return _Refusal(Cause.INTERRUPT_WITH_PASID, ("I",), guest=True)
+            return _Refusal(Cause.INTERRUPT_RANGE, code=EventCode.INVALID_DEVICE_REQUEST)
+        if access.pasid is not None:
+            return False
+        if SYSTEM_RANGE[0] <= iova <= SYSTEM_RANGE[1]:
+            control = DTE.get(dte, "SysMgt")
+            if control == 3:
+                return False
+            if control == 1 and access.write:
+                return True
+            # SysMgt 2 forwards INTx messages alone; a DMA write is none.
+            kind = 3 if access.write else 4
+            return _Refusal(Cause.SYSTEM_MANAGEMENT, code=EventCode.INVALID_DEVICE_REQUEST, type=kind)
+        if PORT_RANGE[0] <= iova <= PORT_RANGE[1]:
+            control = DTE.get(dte, "IoCtl")
+            if control == 0:
+                return _Refusal(Cause.PORT_IO, code=EventCode.INVALID_DEVICE_REQUEST, type=2)
+            return control == 1
+        return False
+
+    # Host tables
+
+    def _host(self, dte: int, address: int, wanted: int) -> _Leaf | _Refusal:
+        """One address through the host's tables. Of an entry, presence is looked at first, then rights, then its form."""
+        mode = dte >> 9 & 7
+        if mode > self.iommu.host_levels:
+            self._blame_entry()
+            return _Refusal(Cause.MODE, ("PR",))
+        rights = dte & _RIGHTS
+        if wanted & ~rights:
+            self._blame_entry()
+            return _Refusal(Cause.PERMISSION, ("PR", "PE"))
+        if not mode:
+            return _Leaf(address, 0, rights, 0)
+        if address >> min(12 + 9 * mode, 64):
+            self._blame_entry()
+            return _Refusal(Cause.REACH, ("PR",))
+        table, level, had = host_root(dte), mode, dte >> 7 & 3
+        while True:
+            shift = 3 + 9 * level
+            spa = table + (address >> shift & 0x1FF) * 8
+            try:
+                entry = self.memory.read_u64(spa)
+            except Unreadable:
+                return _Refusal(
+                    Cause.TABLE_UNREADABLE, (), EventCode.PAGE_TAB_HARDWARE_ERROR, spa, type=_MASTER_ABORT,
+                    write=wanted == _IW,
+                )  # fmt: skip
+            below = entry >> 9 & 7
+            leaf = below in (0, 7)
+            rights &= entry
+            if self.trace is not None:
+                self.trace.append(IoStep(
+                    StepKind.HOST, level, Spa(spa), address, entry, leaf, rights,
+                    next_level=None if leaf or below >= level else below,
+                ))  # fmt: skip
+            if not entry & PTE.PR:
+                return _Refusal(Cause.NOT_PRESENT)
+            if wanted & ~rights:
+                return _Refusal(Cause.PERMISSION, ("PR", "PE"))
+            if entry & (PTE_LEAF_RESERVED if leaf else PTE_TABLE_RESERVED):
+                return _Refusal(Cause.RESERVED, ("PR", "RZ"))
+            if leaf:
+                if not leaf_is_valid(entry, level):
+                    return _Refusal(Cause.BAD_SIZE, ("PR",))
+                size = page_size_of(entry, level)
+                marks = (PTE.A if had else 0) | (PTE.D if had == 3 and wanted & _IW else 0)
+                if marks & ~entry:
+                    self.pending.append((spa, marks))
+                return _Leaf(entry & PTE.Address & -size | address & size - 1, size, rights, entry)
+            if below >= level:
+                return _Refusal(Cause.BAD_LEVEL, ("PR",))
+            if address & (1 << shift) - (1 << 12 + 9 * below):
+                return _Refusal(Cause.SKIPPED, ("PR",))
+            if had and not entry & PTE.A:
+                self.pending.append((spa, PTE.A))
+            table, level = entry & PTE.Address, below
+
+    def _blame_entry(self) -> None:
+        self.blame = 0
+
+    # Guest tables
+
+    def _table_entry(self, dte: int, gpa: int, wanted: int = _IR) -> tuple[int, int] | _Refusal:
+        """An entry of GCR3 and guest tables, which the host's tables lead to: its spa and value."""
+        leaf = self._host(dte, gpa, wanted)
+        if isinstance(leaf, _Refusal):
+            hardware = leaf.code != EventCode.IO_PAGE_FAULT
+            return leaf._replace(address=leaf.address if hardware else gpa, write=bool(wanted & _IW))
+        try:
+            return leaf.spa, self.memory.read_u64(leaf.spa)
+        except Unreadable:
+            return _Refusal(
+                Cause.TABLE_UNREADABLE, (), EventCode.PAGE_TAB_HARDWARE_ERROR, leaf.spa, type=_MASTER_ABORT, write=False
+            )
+
+    def _guest_root(self, dte: int, pasid: int) -> int | _Refusal:
+        """CR3 of a PASID, from the GCR3 tables."""
+        levels = DTE.get(dte, "GLX") + 1
+        if pasid >> min(9 * levels, FEATURES.get(self.iommu.features, "PASMax") + 1):
+            self._blame_entry()
+            return _Refusal(Cause.PASID_RANGE, guest=True)
+        table = gcr3_root(dte)
+        for level in range(levels, 0, -1):
+            gpa = table + (pasid >> 9 * (level - 1) & 0x1FF) * 8
+            found = self._table_entry(dte, gpa)
+            if isinstance(found, _Refusal):
+                return found
+            spa, entry = found
+            if self.trace is not None:
+                self.trace.append(IoStep(StepKind.GCR3, level, Spa(spa), pasid, entry, level == 1, 0, gpa))
+            if not entry & GCR3.V:
+                return _Refusal(Cause.GUEST_NOT_PRESENT, guest=True)
+            if entry & GCR3_RESERVED:
+                return _Refusal(Cause.GUEST_RESERVED, ("PR", "RZ"), guest=True)
+            table = entry & GCR3.Address
+        return table
+
+    def _two_dimensions(self, gva: int, dte: int, pasid: int) -> IoTranslation | _Refusal:
+        access, features = self.access, self.iommu.features
+        table = self._guest_root(dte, pasid)
+        if isinstance(table, _Refusal):
+            return table
+        form = _format(5 if DTE.get(dte, "GuestPagingMode") else 4, bool(features & FEATURES.NXSup))
+        if gva >> form.width - 1 not in (0, (1 << 65 - form.width) - 1):
+            return _Refusal(Cause.NOT_CANONICAL, guest=True)
+        rights, user = _WU, bool(features & FEATURES.USSup) and not access.privileged
+        for level in form.levels:
+            gpa = table + (gva >> level.shift & level.mask) * 8
+            found = self._table_entry(dte, gpa)
+            if isinstance(found, _Refusal):
+                return found
+            spa, entry = found
+            leaf = bool(entry & level.leaf)
+            rights = rights & (entry | ENTRY.NX) & (_WU | ENTRY.NX) | entry & ENTRY.NX
+            if self.trace is not None:
+                self.trace.append(IoStep(StepKind.GUEST, level.number, Spa(spa), gva, entry, leaf, rights, gpa))
+            if not entry & ENTRY.P:
+                return _Refusal(Cause.GUEST_NOT_PRESENT, guest=True)
+            if entry & (level.leaf_reserved if leaf else level.table_reserved):
+                return _Refusal(Cause.GUEST_RESERVED, ("PR", "RZ"), guest=True)
+            if leaf:
+                wrong = (access.write and not rights & ENTRY.W) or (user and not rights & ENTRY.U)
+                if wrong or (access.execute and rights & ENTRY.NX):
+                    self._blame_withholding(user)
+                    return _Refusal(Cause.GUEST_PERMISSION, ("PR", "PE"), guest=True)
+            marks = ENTRY.A | (ENTRY.D if leaf and access.write else 0)
+            if marks & ~entry and not self.iommu.control & CONTROL.GDUpdateDis:
+                refused = self._table_entry(dte, gpa, _IR | _IW)
+                if isinstance(refused, _Refusal):
+                    return refused
+                self.pending.append((spa, marks))
+            if leaf:
+                size = 1 << level.shift
+                return self._final(dte, gva, entry & PTE.Address & -size | gva & size - 1, size, rights)
+            table = entry & PTE.Address
+        raise AssertionError("the last level of every format is a leaf")
+
+    def _final(self, dte: int, gva: int, gpa: int, size: int, rights: int) -> IoTranslation | _Refusal:
+        host = self._host(dte, gpa, _IW if self.access.write else _IR)
+        if isinstance(host, _Refusal):
+            return host if host.address is not None else host._replace(address=gpa)
+        writable = bool(rights & ENTRY.W and host.rights & _IW)
+        return self._reached(dte, host, writable, bool(host.rights & _IR) and not rights & ENTRY.NX, gpa, size)
+
+    def _blame_withholding(self, user: bool) -> None:
+        """The first entry of the guest's that withholds what is asked for."""
+        wanted = (ENTRY.W if self.access.write else 0) | (ENTRY.U if user else 0) | (ENTRY.NX if self.access.execute else 0)
+        for index, step in enumerate(self.trace or ()):
+            if step.kind == StepKind.GUEST and (step.rights ^ _WU) & wanted:
+                self.blame = index
+                return
+
+    # Verdicts
+
+    def _fault(self, iova: int, dte: int, refusal: _Refusal) -> IoFault:
+        access = self.access
+        write = access.write if refusal.write is None else refusal.write
+        flags = set(refusal.flags)
+        if write and "I" not in flags:
+            flags.add("RW")
+        if access.translation:
+            flags.add("TR")
+        pasid = None
+        guest = refusal.guest or (refusal.code == EventCode.ILLEGAL_DEV_TABLE_ENTRY and access.pasid is not None)
+        if guest:
+            pasid = access.pasid if access.pasid is not None else 0
+            if "I" not in flags:
+                flags |= ({"NX"} if access.execute else set()) | (set() if access.privileged else {"US"})
+        address = iova if refusal.address is None else refusal.address
+        domain = DTE.get(dte, "DomainID")
+        event = Event(refusal.code, self.device, address, frozenset(flags), domain, pasid, refusal.type)
+        event = Event.decode(event.encode()) or event  # as the log has it: flags that this event lacks are gone
+        suppressed = "ATS" if access.translation else ""
+        if refusal.code == EventCode.IO_PAGE_FAULT and not suppressed:
+            suppressed = "SA" if dte & DTE.SA else "SE" if dte & DTE.SE else ""
+        return IoFault(refusal.cause, event, Iova(iova), suppressed, refusal.detail)
+
+
+def translate(
+    memory: Memory, iommu: Iommu, device: int, iova: int, access: DmaAccess, *, set_ad: bool, dte: int | None = None
+) -> IoTranslation | IoFault:
+    """Translate one address of a device (its 16-bit DeviceID). `dte`: the entry, where it is cached; else the table is read.
+
+    With `set_ad` a permitted access leaves accessed and dirty bits where HAD (host) and the guest's tables want them; a refused
+    one leaves no mark. `Unwritable` then comes from a source that cannot be written.
+    """
+    walker = _Walker(memory, iommu, device, access, None)
+    verdict = walker.run(iova, dte)
+    if set_ad and walker.pending and isinstance(verdict, IoTranslation):
+        for spa, marks in walker.pending:
+            memory.write_u32(spa, memory.read_u32(spa) | marks)
+    return verdict
+
+
+def walk(
+    memory: Memory, iommu: Iommu, device: int, iova: int, access: DmaAccess, *, dte: int | None = None
+) -> IoWalk:
+    """The same without side effects, with every entry of every table."""
+    trace: list[IoStep] = []
+    walker = _Walker(memory, iommu, device, access, trace)
+    verdict = walker.run(iova, dte)
+    blame = None
+    if isinstance(verdict, IoFault) and trace:
+        blame = trace[-1] if walker.blame is None else trace[walker.blame]
+        if verdict.cause in (Cause.NOT_CANONICAL, Cause.INTERRUPT_RANGE, Cause.INTERRUPT_WITH_PASID, Cause.TABLE_UNREADABLE):
+            blame = None
+    return IoWalk(device, Iova(iova), access, tuple(trace), verdict, blame)
