@@ -53,6 +53,9 @@ from vmdbg.svm.vmcbcache import VmcbCache
 
 QUANTUM = 200_000
 """Ticks that a CPU runs before the next one's turn."""
+READ_TICKS = TICKS_PER_SECOND // 1_000_000
+"""Guest time that a read of device memory takes besides the instruction: a microsecond, as on PCI.  Software polls so; what
+it writes is on its way while it goes on."""
 RESET_TICKS = TICKS_PER_SECOND // 1000
 """Guest time that a reset takes, so that a machine that only resets comes to its limits, too."""
 SLICE = 4_000_000
@@ -305,6 +308,8 @@ class Machine:
         base = lapic.mmio_base
         if base is not None and base <= spa < base + 0x1000:
             return lapic.read_mmio(spa - base, size)
+        if self.bus.claims_mmio(spa):
+            self.clock.now += READ_TICKS
         return self.bus.read_mmio(spa, size)
 
     def write_mmio(self, spa: int, size: int, value: int) -> None:

@@ -9,6 +9,7 @@ from introspect.commands.context import HOST_NUMBER, CommandError, Context, Gues
 from introspect.exits import ExitCode
 from introspect.expression import ExpressionError, Space, parse, parse_address
 from introspect.pci import RequesterId
+from introspect.source_lines import SourceLines, is_line
 from introspect.symbols import Symbol as LoadedSymbol
 from introspect.symbols import Symbols
 from introspect.vmcb import VMCB
@@ -251,20 +252,36 @@ class AddressWord:
     def locate(self, context: Context, owner: GuestView | HostView | None = None) -> Located:
         """`owner`: whose it is if it names none; without one, who is selected.  Raises `CommandError`."""
         owner = owner or context.selected or context.host
+        line = is_line(self.text)
+        if line is not None:
+            return self._of_line(context, owner, *line)
         try:
             address = parse_address(self.text, context.names(owner.number))
             named = address.owner
             if named is not None:
-                found = context.host if named == "host" else find_guest(context, named)
-                if found is None and named == str(HOST_NUMBER):
-                    found = context.host
-                if found is None:
-                    raise CommandError(named, "no guest has this number", known_guests(context))
-                owner = found
+                owner = _named_owner(context, named)
             offset = address(context.scope(owner.number)).offset
         except ExpressionError as error:
             raise CommandError(f"{error.value} (column {error.position + 1} of {self.text})", error.rule, error.remedy) from None
         return Located(owner, address.space or self.space, offset)
+
+    def _of_line(self, context: Context, owner: GuestView | HostView, named: str, file: str, line: int) -> Located:
+        """Of a line of the source: "exits.c:253"."""
+        owner = _named_owner(context, named) if named else owner
+        symbols = context.symbols(owner.number)
+        address = SourceLines.of(symbols).address(file, line) if symbols is not None else None
+        if address is None:
+            raise CommandError(self.text, "no code is known of this line", "name a symbol, or give the file with the symbols")
+        return Located(owner, Space.GVA, address)
+
+
+def _named_owner(context: Context, word: str) -> GuestView | HostView:
+    found = context.host if word == "host" else find_guest(context, word)
+    if found is None and word == str(HOST_NUMBER):
+        return context.host
+    if found is None:
+        raise CommandError(word, "no guest has this number", known_guests(context))
+    return found
 
 
 def _like(symbols: Symbols, name: str) -> list[LoadedSymbol]:

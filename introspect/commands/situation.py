@@ -17,23 +17,25 @@ from introspect.expression import Space
 from introspect.layout import Bits
 from introspect.registers import CR0, CR4, EFER, RFLAGS
 from introspect.scope import read_space
+from introspect.source_lines import Place, SourceLines, read_lines
 from introspect.sources import Unreadable
 from introspect.vmcb import VMCB, VMCB_SIZE
 
 __all__ = ["COMMANDS", "SECTIONS", "Moment", "Situation", "Where", "situation", "where"]
 
-SECTIONS = ("regs", "code", "stack", "vmcb", "exit")
+SECTIONS = ("regs", "code", "source", "stack", "vmcb", "exit")
 _MEANINGS = (
     "registers, changed ones marked by *",
     "instructions around the current one",
+    "the lines of the source around it, where that is here",
     "the words on top of the stack",
     "what stands out in the guest's VMCB",
     "the last #VMEXITs",
 )
 GENERAL = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", *(f"r{n}" for n in range(8, 16)))
 _SEGMENTS = ("cs", "ss", "ds", "es", "fs", "gs")
-_SECTIONS_HELP = "of regs, code, stack, vmcb, exit; else all of them"
-_ROWS = {"code": 9, "stack": 8, "exit": 3}
+_SECTIONS_HELP = "of regs, code, source, stack, vmcb, exit; else all of them"
+_ROWS = {"code": 9, "source": 7, "stack": 8, "exit": 3}
 """Lines of a section, unless the caller has a place of another size for it."""
 _MASK = (1 << 64) - 1
 _FUNCTION = 4096
@@ -69,6 +71,8 @@ class Where:
     pc: int | None
     """Linear."""
     symbol: str
+    line: str
+    """Of the source: "guest64.c:50"."""
     last_exit: str
     time: int | None
 
@@ -79,6 +83,7 @@ class Where:
         parts += [f"CR3 {self.cr3:#x}"] if self.cr3 is not None else []
         parts += [f"nCR3 {self.ncr3:#x}"] if self.ncr3 is not None else []
         parts += [f"RIP {self.pc:#x}" + (f" <{self.symbol}>" if self.symbol else "")] if self.pc is not None else []
+        parts += [self.line] if self.line else []
         parts += [f"last exit {self.last_exit}"] if self.last_exit else []
         parts += [f"{self.time} ticks"] if self.time is not None else []
         return ", ".join(parts)
@@ -94,6 +99,7 @@ def where(context: Context, owner: GuestView | HostView) -> Where:
     exits = context.exits(guest.number if guest else None, 1)
     paged = owner.paging.mode if owner.paging.cr0 & CR0.PG else "no paging"
     mode = execution_mode(registers).name.replace("64-bit mode", "64-bit") if registers else ""
+    place = SourceLines.of(symbols).at(pc) if symbols is not None and pc is not None else None
     named = guest is not None and guest.name != f"guest {guest.number}"
     return Where(
         owner.number,
@@ -106,6 +112,7 @@ def where(context: Context, owner: GuestView | HostView) -> Where:
         guest.ncr3 if guest else None,
         pc,
         symbols.name(pc) if symbols is not None and pc is not None else "",
+        str(place) if place is not None else "",
         exit_name(exits[-1].code) if exits else "",
         context.now if isinstance(context, Moment) else None,
     )
@@ -138,6 +145,8 @@ class Situation:
     registers: Mapping[str, int]
     changed: tuple[str, ...]
     code: tuple[Instruction, ...]
+    place: Place | None
+    """The line of the source that is executed, if that is known and asked for."""
     marks: Mapping[int, str]
     """By address: by which #VMEXIT an instruction would leave the guest."""
     stack: tuple[Word, ...]
@@ -145,12 +154,17 @@ class Situation:
     """Bytes of a word on the stack."""
     vmcb: Highlights | None
     exits: tuple[ExitRecord, ...]
+    rows: int = field(default=7, repr=False)
+    """Lines of the source."""
     width: int = field(default=100, repr=False)
     symbol: Callable[[int], str] = field(default=lambda address: "", repr=False)
 
     def lines(self, section: str) -> list[str]:
         """One section, without its title."""
-        makers = {"regs": self._registers, "code": self._code, "stack": self._stack, "vmcb": self._vmcb, "exit": self._exits}
+        makers = {
+            "regs": self._registers, "code": self._code, "source": self._source, "stack": self._stack, "vmcb": self._vmcb,
+            "exit": self._exits,
+        }  # fmt: skip
         return [line if len(line) <= self.width else line[: self.width - 3] + "..." for line in makers[section]()]
 
     def title(self, section: str) -> str:
@@ -158,6 +172,7 @@ class Situation:
         return {
             "regs": f"{w.name}: {w.mode}, {w.paging}" + (f", CPL {w.cpl}" if w.cpl is not None else ""),
             "code": "code" + (f" at {w.symbol}" if w.symbol else ""),
+            "source": str(self.place) if self.place is not None else "source",
             "stack": "stack",
             "vmcb": f"VMCB at {self.vmcb.spa:#x}" if self.vmcb else "VMCB",
             "exit": "last exits",
@@ -181,7 +196,8 @@ class Situation:
              "info1": r.info1, "info2": r.info2, "intinfo": r.intinfo} for r in self.exits
         ]  # fmt: skip
         return {
-            "where": self.where.json(), "registers": dict(self.registers), "changed": list(self.changed), "code": code,
+            "where": self.where.json(), "source": {"file": str(self.place.path), "line": self.place.line} if self.place else None,
+            "registers": dict(self.registers), "changed": list(self.changed), "code": code,
             "stack": jsonable(self.stack), "vmcb": jsonable(self.vmcb), "exits": exits,
         }  # fmt: skip
 
@@ -211,20 +227,13 @@ class Situation:
         present = [(name, f"{name}.selector") for name in _SEGMENTS if f"{name}.selector" in r]
         selectors = [f"{mark(field)}{name} {r[field]:#x}" for name, field in present]
         bases = [f"{mark(name)}{name} {r[name]:#x}" for name in ("fs.base", "gs.base") if r.get(name)]
-        lines.append("  ".join([*selectors, *bases]))
         tables = {"cr0": CR0, "cr4": CR4, "efer": EFER}
         control = [
             f"{mark(n)}{n} {r[n]:#x}" + (_set(tables[n], r[n]) if n in tables else "")
             for n in ("cr0", "cr2", "cr3", "cr4", "efer")
             if n in r and (n != "cr2" or r[n])
         ]
-        line = ""
-        for part in control:
-            if line and len(line) + len(part) + 2 > self.width:
-                lines.append(line)
-                line = ""
-            line += ("  " if line else "") + part
-        return [each for each in [*lines, line] if each.strip()]
+        return [*lines, *_flowing(selectors + bases, self.width), *_flowing(control, self.width)]
 
     def _code(self) -> list[str]:
         rows = []
@@ -239,6 +248,14 @@ class Situation:
         target = self.symbol(leads) if leads is not None else ""
         exits = self.marks.get(one.address)
         return one.text + (f"  <{target}>" if target else "") + (f"  ! {exits}" if exits else "")
+
+    def _source(self) -> list[str]:
+        if self.place is None:
+            return []
+        first = max(1, self.place.line - self.rows // 2)
+        lines = read_lines(self.place.path, first, self.rows)
+        numbered = enumerate(lines, first)
+        return [f"{'=>' if number == self.place.line else '  '} {number:5}  {line}".rstrip() for number, line in numbered]
 
     def _stack(self) -> list[str]:
         rows = []
@@ -256,13 +273,7 @@ class Situation:
             else:
                 table = VMCB[name].bits if name in ("v_intr", "int_state") else None
                 parts.append(f"{name} {value:#x}" + (_set(table, value) if table is not None else ""))
-        lines, line = [self.vmcb.exit], ""
-        for part in parts:
-            if line and len(line) + len(part) + 2 > self.width:
-                lines.append(line)
-                line = ""
-            line += ("  " if line else "") + part
-        return [each for each in [*lines, line] if each]
+        return [self.vmcb.exit, *_flowing(parts, self.width)]
 
     def _exits(self) -> list[str]:
         rows = []
@@ -301,11 +312,23 @@ def situation(
     exits = context.exits(owner.number if isinstance(owner, GuestView) else None, lines["exit"]) if "exit" in sections else ()
     return Situation(
         where=here, sections=sections, registers=registers, changed=changed, code=code,
+        place=SourceLines.of(symbols).at(here.pc) if "source" in sections and symbols and here.pc is not None else None,
         marks=marks,
         stack=tuple(_words(read, stack, word, symbol, lines["stack"])) if "stack" in sections and stack is not None else (),
         word=word, vmcb=_highlights(context, guest) if "vmcb" in sections and guest is not None else None, exits=tuple(exits),
-        width=width, symbol=symbol,
+        rows=lines["source"], width=width, symbol=symbol,
     )  # fmt: skip
+
+
+def _flowing(parts: list[str], width: int) -> list[str]:
+    """As many beside each other as a line holds."""
+    lines: list[str] = []
+    for part in parts:
+        if lines and len(lines[-1]) + len(part) + 2 <= width:
+            lines[-1] += f"  {part}"
+        else:
+            lines.append(part)
+    return lines
 
 
 def _set(table: type[Bits], value: int) -> str:
@@ -360,7 +383,7 @@ def _highlights(context: Context, guest: GuestView) -> Highlights | None:
 _OWNER = Parameter("GUEST|host", Owner(), optional=True, option="--guest", help="whose; else the selected one's")
 _SECTIONS = tuple(Parameter("SECTION", Choice(SECTIONS, _MEANINGS), optional=True, help=_SECTIONS_HELP) for _ in SECTIONS)
 _WIDTH = Parameter("COLUMNS", Number(30, 1000), option="--width", only_option=True, default=100, help="of the screen (100)")
-_LINES = Parameter("ROWS", Number(1, 1000), option="--rows", only_option=True, help="lines of code, of the stack, and of exits")
+_LINES = Parameter("ROWS", Number(1, 1000), option="--rows", only_option=True, help="lines of code, source, stack, exits")
 
 
 def _context(context: Context, arguments: Arguments) -> Result:
@@ -382,7 +405,7 @@ COMMANDS = (
         "Of a hypervisor the VMCB and the exits are those of the guest that left last. Registers that have changed since\n"
         "they were shown at an earlier time are marked by *.",
         ("context 2", "context host code stack"),
-        "context [GUEST|host] [regs|code|stack|vmcb|exit ...] [--width COLUMNS] [--rows ROWS]",
+        "context [GUEST|host] [regs|code|source|stack|vmcb|exit ...] [--width COLUMNS] [--rows ROWS]",
     ),
     Command(
         "here",

@@ -80,6 +80,24 @@ def test_a_breakpoint_of_a_guest_waits_for_it(talk: Start) -> None:
     assert t("here").startswith("guest 2, 64-bit, 4-level over 4-level, CPL 0, ASID 1, ")
 
 
+def test_lines_of_the_source(talk: Start, hypervisor: Path) -> None:
+    source = hypervisor.parents[1] / "exits.c"
+    line = next(n for n, text in enumerate(source.read_text().splitlines(), 1) if " handle_exit(" in text)
+    t = talk()
+    t(f"break exits.c:{line + 1}")
+    said = t("c")
+    assert t.at() == "handle_exit"
+    assert f"<handle_exit>, exits.c:{line}" in said or f"<handle_exit>, exits.c:{line + 1}" in said
+    assert f"=>  {line + 1:4}" in t("context source") or f"=>  {line:4}" in t("context source")
+    assert "<work> of guest 2" in t("tbreak 2:guest64.c:50")
+    t("delete 1")
+    t("c")
+    assert t.control.selected.pid == 2
+    assert t.errors("break nothing.c:1") == [
+        "nothing.c:1: no code is known of this line; name a symbol, or give the file with the symbols"
+    ]
+
+
 def test_steps_of_a_guest_stay_in_it(talk: Start) -> None:
     t = talk()
     t("tbreak 2:work")

@@ -33,6 +33,9 @@ def test_the_text_stays(text: str) -> None:
         ("  PTE  0x10  <-- not present", "bad", "<-- not present"),
         ("-> gpa 0x109000 -> spa 0x10f6000", "good", "-> gpa 0x109000 -> spa 0x10f6000"),
         ("#VMEXIT NPF (nested page fault)", "event", "#VMEXIT NPF"),
+        ("=>    52      for (int i = 0; i < N; i++) /* all */", "mnemonic", "for"),
+        ("=>    52      for (int i = 0; i < N; i++) /* all */", "address", "/* all */"),
+        ("=>    52      for (int i = 0; i < N; i++) /* all */", "arrow", "=>"),
         ("0x10  0x20  <main+0x47>", "symbol", "<main+0x47>"),
     ],
 )

@@ -326,12 +326,14 @@ def test_signatures(talk: Start) -> None:
 def test_the_toolbar(talk: Start) -> None:
     t = talk()
     toolbar = Toolbar(t.shell)
-    assert fragment_list_to_text(toolbar.status(200)) == " stopped  the host │ protected mode, 32-bit no paging │ CPL 0 │ _start │ 0 ticks"
+    assert fragment_list_to_text(toolbar.status(200)) == (
+        " stopped  the host │ protected mode, 32-bit no paging │ CPL 0 │ _start │ boot.S:20 │ 0 ticks"
+    )
     t("tbreak 2:work")
     t("c")
     toolbar.forget()
     said = fragment_list_to_text(toolbar.status(200))
-    assert said.startswith(" stopped  guest 2 │ 64-bit 4-level/4-level │ CPL 0 │ work │ VMMCALL │ ASID 1 │ CR3 0x102000 │ nCR3 0x801000 │ 5 88")
+    assert said.startswith(" stopped  guest 2 │ 64-bit 4-level/4-level │ CPL 0 │ work │ guest64.c:50 │ VMMCALL │ ASID 1 │ CR3 0x102000 │ nCR3 0x801000 │ 5 88")
     assert len(fragment_list_to_text(toolbar.status(60))) <= 60
     assert fragment_list_to_text(toolbar.prompt()) == "guest 2> "
     t.source.driver.holder = "gdb"

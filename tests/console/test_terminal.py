@@ -41,7 +41,7 @@ def test_a_session(console: Console) -> None:
     screen = t.sees("guest 2> ")
     assert "── guest 2: 64-bit, 4-level over 4-level, CPL 0 ──" in screen
     assert "=>  0xffffffff80100228  <work>" in screen
-    assert " stopped  guest 2 │ 64-bit 4-level/4-level │ CPL 0 │ work │ VMMCALL │ ASID 1 │ CR3 0x102000" in screen
+    assert " stopped  guest 2 │ 64-bit 4-level/4-level │ CPL 0 │ work │ guest64.c:50 │ VMMCALL │ ASID 1" in screen
     t.type("walk 2:ctr")
     t.sees("2:counter")
     assert "walk GVA [GUEST|host] [ACCESS]" in t.screen()
@@ -172,9 +172,9 @@ def test_scripts(hypervisor: Path, tmp_path: Path) -> None:
     file.write_text("tbreak main\ncontinue\n")
     image = [str(hypervisor), "--serial", "null"]
     done = script(*image, "-x", str(file), "-c", "here", "-c", "nonsense", "-c", "py 6 * 7")
-    assert [re.sub(r"0x[0-9a-f]+|\d+(?= ticks)", "N", line) for line in done.stdout.splitlines()] == [
-        "Temporary breakpoint 1 at N <main> of the host", "Temporary breakpoint 1", "the host at N <main>, 64-bit, CPL 0",
-        "the host, 64-bit, 4-level, CPL 0, CR3 N, RIP N <main>, N ticks", "42 (N)",
+    assert [re.sub(r"0x[0-9a-f]+|\d+(?= ticks)", "N", re.sub(r"c:\d+", "c:L", line)) for line in done.stdout.splitlines()] == [
+        "Temporary breakpoint 1 at N <main> of the host", "Temporary breakpoint 1", "the host at N <main>, main.c:L, 64-bit, CPL 0",
+        "the host, 64-bit, 4-level, CPL 0, CR3 N, RIP N <main>, main.c:L, N ticks", "42 (N)",
     ]  # fmt: skip
     assert done.stderr.startswith("vmdbg: nonsense: no such command; try ")
     assert done.returncode == 1

@@ -24,7 +24,8 @@ from vmdbg.platform.serial import BufferSerial, Serial
 DATA = Path(__file__).parent / "data"
 KERNEL, INITRD = DATA / "vmlinuz", DATA / "rootfs.cpio"
 COMMAND_LINE = "console=ttyS0 nolapic noapic acpi=off"
-PROMPT = b"/ # "
+PROMPT = b"/ # \x1b[6n"
+"""With what the shell asks the terminal behind it, a moment later: where the cursor is."""
 LINKED = 0xFFFFFFFF81000000
 """Where `_text` is without KASLR."""
 MOST_TICKS = 40_000_000_000

@@ -64,8 +64,8 @@ class ConsoleCompleter(Completer):
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterator[Completion]:
         text = document.text_before_cursor
-        if complete_event.text_inserted and text.endswith(" ") and not text.strip():
-            return
+        if not complete_event.completion_requested and not text.strip():
+            return  # nobody has typed anything yet
         try:
             start, candidates = self.candidates(text)
         except Exception:  # a menu that fails must not take the prompt with it

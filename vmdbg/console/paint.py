@@ -5,7 +5,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import TextIO
+
+from pygments.lexers.c_cpp import CLexer
+from pygments.token import Token
 
 __all__ = ["PALETTE", "STYLES", "ansi", "fragments", "may_colour", "tinted"]
 
@@ -33,8 +37,17 @@ PALETTE: Mapping[str, tuple[str, str]] = {
 """By kind: the style for prompt_toolkit, and the codes of SGR. The sixteen colours are the user's own."""
 STYLES = {kind.replace(".", "-"): style for kind, (style, _) in PALETTE.items()}
 
+_C = CLexer(stripnl=False, ensurenl=False)
 _TITLE = re.compile(r"^(--|──) (.*?) ?([-─]*)$")
 _CODE = re.compile(r"^(?P<arrow>=>|  )\s+(?P<at>0x[0-9a-f]+)\s+(?P<name><[^>]*>)?\s*(?P<op>[a-z(][\w)]*)(?P<rest>.*)$")
+_SOURCE = re.compile(r"^(?P<arrow>=>|  )(?P<number> +\d+  )(?P<text>.*)$")
+_WRITTEN = (
+    (Token.Comment, "address"),
+    (Token.Keyword, "mnemonic"),
+    (Token.Literal.String, "symbol"),
+    (Token.Name.Function, "title.name"),
+)
+"""What stands out in a line of C, and as what."""
 _TOKENS = re.compile(
     r"(?P<changed>\*[a-z][\w.]* *0x[0-9a-f]+)"
     r"|(?P<bad><-- .*$|(?<![\w])! .*$|\b(?:refuses|violated|not present|not mapped|error:)[^,;]*)"
@@ -78,10 +91,26 @@ def _line(line: str, top: bool) -> Iterator[tuple[str, str]]:
         yield "mnemonic", code["op"]
         yield from _operands(code["rest"], "current" if code["arrow"] == "=>" else "")
         return
+    source = _SOURCE.match(line)
+    if source is not None:
+        yield ("arrow" if source["arrow"] == "=>" else ""), source["arrow"]
+        yield "address", source["number"]
+        yield from _written(source["text"])
+        return
     if top and _HEADING.match(line):
         yield "heading", line
         return
     yield from _tokens(line, "")
+
+
+@lru_cache(maxsize=1000)
+def _written(text: str) -> tuple[tuple[str, str], ...]:
+    """A line of a source file. It is taken for C, which assembly and C++ resemble enough."""
+    if text.lstrip().startswith(("*", "/*")):
+        return (("address", text),)
+    pieces = [(next((name for token, name in _WRITTEN if kind in token), ""), piece) for kind, piece in _C.get_tokens(text)]
+    joined = "".join(piece for _, piece in pieces)
+    return tuple(pieces) if joined == text else (("", text),)
 
 
 def _operands(text: str, rest: str) -> Iterator[tuple[str, str]]:

@@ -54,6 +54,8 @@ KEPT = 5000
 """Lines of the console that can be scrolled back to."""
 NARROW = 110
 """Columns from which there is a second column of panes."""
+RIGHT = 50
+"""Columns of that: two registers beside each other."""
 
 
 class _Pane(UIControl):
@@ -163,7 +165,9 @@ class ScreenOutput:
             if said := (done.stdout + done.stderr).rstrip("\n"):
                 self.show(said)
             return done.returncode
-        return self._screen.aside(lambda: subprocess.run(command, check=False).returncode)
+        return self._screen.aside(
+            lambda: subprocess.run(command, check=False).returncode, waits=command[:1] != ["sh"] or len(command) > 2
+        )
 
 
 class Screen:
@@ -215,12 +219,14 @@ class Screen:
         log = Window(self.log, wrap_lines=False)
         code, regs, vmcb, exits = (self._pane(name) for name in ("code", "regs", "vmcb", "exit"))
         stack = self._pane("stack")
+        has_source = Condition(lambda: bool(self._content("source", *self._sizes.get("source", (80, 9)))[1]))
+        source = ConditionalContainer(HSplit(self._pane("source")), has_source)
         console = HSplit([self._title(lambda: "console"), log, line])
         wide = VSplit(
             [
-                HSplit([*code, *console.children], width=Dimension(weight=3)),
+                HSplit([*code, source, *console.children]),
                 Window(width=1, char="│", style="class:separator"),
-                HSplit([*regs, *stack, *vmcb, *exits], width=Dimension(weight=2)),
+                HSplit([*regs, *stack, *vmcb, *exits], width=lambda: Dimension.exact(max(RIGHT, self._columns() * 2 // 5))),
             ]
         )
         narrow = HSplit([*self._pane("code", 9), *self._pane("regs", 8), *console.children])
@@ -252,13 +258,17 @@ class Screen:
         return Window(_Pane(line), height=1)
 
     def _pane(self, section: str, height: int | None = None) -> list[Window]:
-        weight = {"code": 3, "regs": 3, "stack": 2, "vmcb": 2, "exit": 3}[section]
-        size = Dimension.exact(height) if height else Dimension(weight=weight, min=2)
-        title = self._title(lambda: self._title_of(section))
-        return [
-            title,
-            Window(_Pane(lambda width, height: self._content(section, width, height)[1]), height=size, wrap_lines=False),
-        ]
+        """Its title, and its lines: all that there are of registers and VMCB, as many as there is place for of the others."""
+
+        def rows() -> Dimension:
+            if height is not None:
+                return Dimension.exact(height)
+            if section in ("regs", "vmcb"):
+                return Dimension.exact(max(1, len(self._content(section, *self._sizes.get(section, (RIGHT, 9)))[1])))
+            return Dimension(weight=1, min=2)
+
+        lines = _Pane(lambda width, height: self._content(section, width, height)[1])
+        return [self._title(lambda: self._title_of(section)), Window(lines, height=rows, wrap_lines=False)]
 
     def _title_of(self, section: str) -> str:
         """That of the lines, which are drawn behind it: of the size that they had last."""
@@ -358,12 +368,15 @@ class Screen:
         finally:
             termios.tcsetattr(descriptor, termios.TCSANOW, before)
 
-    def aside(self, act: Callable[[], int]) -> int:
-        """Something that wants the terminal for itself."""
+    def aside(self, act: Callable[[], int], *, waits: bool) -> int:
+        """Something that wants the terminal for itself. It `waits` for Enter before the panes cover what was said."""
         app = self.app
         app.renderer.erase(leave_alternate_screen=True)
         with app.input.detach(), app.input.cooked_mode():
             status = act()
+            if waits:
+                with contextlib.suppress(EOFError, KeyboardInterrupt):
+                    input("[Enter: back to the panes] ")
         app.renderer.reset()
         app.invalidate()
         return status

@@ -51,7 +51,15 @@ def fitted(panes: Mapping[str, Pane], height: int | None) -> dict[str, Pane]:
     if height is None:
         return found
     over = sum(len(lines) + 1 for _, lines in found.values()) - max(height - AROUND, 10)
-    for name, least, end in (("stack", 3, True), ("exit", 1, False), ("stack", 0, True), ("exit", 0, False)):
+    order = (
+        ("stack", 3, True),
+        ("source", 5, True),
+        ("exit", 1, False),
+        ("stack", 0, True),
+        ("source", 0, True),
+        ("exit", 0, False),
+    )
+    for name, least, end in order:
         if over > 0 and name in found:
             lines = found[name][1]
             cut = min(over, len(lines) - least)
@@ -244,6 +252,7 @@ class Shell:
             if not self.settings.context:
                 where = self.source.where()
                 at = f"{where.pc:#x}{f' <{where.symbol}>' if where.symbol else ''}" if where.pc is not None else "nowhere"
+                at += f", {where.line}" if where.line else ""
                 self.output.show(
                     f"{where.name} at {at}, {where.mode or where.paging}"
                     + (f", CPL {where.cpl}" if where.cpl is not None else "")

@@ -71,6 +71,8 @@ class Toolbar:
             parts.append([("", f"CPL {where.cpl}")])
         if where.pc is not None:
             parts.append([("class:status-symbol", where.symbol or f"RIP {where.pc:#x}")])
+        if where.line:
+            parts.append([("", where.line)])
         if where.last_exit:
             parts.append([("class:status-exit", where.last_exit)])
         if where.asid is not None:

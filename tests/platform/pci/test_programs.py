@@ -9,7 +9,7 @@ from tests.engine.interrupts import enable_apic
 from tests.platform.pci.programs import MACROS, RESULTS, PciRig
 from tests.platform.pci.test_config import Sample
 from tests.platform.pci.test_interrupts import Several
-from vmdbg.machine import Config, Event, Machine
+from vmdbg.machine import READ_TICKS, Config, Event, Machine
 from vmdbg.platform.pci.catalogue import KINDS, DeviceSpec, Kind
 
 
@@ -273,6 +273,26 @@ def test_every_run_is_the_same(python: bool) -> None:
         return rig.now, rig.stack(1, 8)[0]
 
     assert ticks() == ticks()
+
+
+def test_reads_take_time_and_steps_take_the_same(python: bool) -> None:
+    """A microsecond of guest time for each read of a device, none for a write or where nobody answers."""
+    source = f"{ENABLE_MASTER} movl $bar, %ebx; {{access}}; edu_dma 0x40000, 0x300100, 8, 3; edu_wait; hlt"
+    ends = []
+    for access, stepped in (("movl 4(%rbx), %eax", False), ("movl 4(%rbx), %eax", True), ("movl %eax, 4(%rbx)", False)):
+        rig = PciRig(source.format(access=access), "edu,slot=03.0", python=python)
+        if stepped:
+            for _ in range(1000):
+                if rig.cpu.halted:
+                    break
+                rig.step()
+        else:
+            rig.run(10_000_000)
+        ends.append(rig.now)
+    assert ends[0] == ends[1] == ends[2] + READ_TICKS
+    rig = PciRig("movl $0xd0000000, %ebx; movl (%rbx), %eax; hlt", python=python)
+    rig.run()
+    assert rig.now < READ_TICKS
 
 
 def test_a_reset_by_port_cf9() -> None:
