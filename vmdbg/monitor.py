@@ -61,6 +61,7 @@ class Monitor(MachineContext):
             *RunningCommands(debugger).commands,
         ):  # fmt: skip
             self.registry.add(command)
+        self.registry.remove("irq try")  # the machine's knows caches and processors, too
         self.catch = Catch(debugger)
         for command in (
             *self.catch.commands, *PlatformCommands(debugger).commands, *PciCommands(debugger).commands,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from introspect.commands.context import HOST_NUMBER, CommandError, Context, GuestView, HostView
+from introspect.commands.devices import DeviceView, device_names, device_view
 from introspect.exits import ExitCode
 from introspect.expression import ExpressionError, Space, parse, parse_address
 from introspect.pci import RequesterId
@@ -238,6 +239,8 @@ class Located(NamedTuple):
     offset: int
 
     def __str__(self) -> str:
+        if isinstance(self.owner, DeviceView):
+            return f"{self.owner.device}:{self.space}:{self.offset:#x}"
         return f"{'host' if self.owner.number == HOST_NUMBER else self.owner.number}:{self.space}:{self.offset:#x}"
 
 
@@ -253,12 +256,18 @@ class AddressWord:
         """`owner`: whose it is if it names none; without one, who is selected.  Raises `CommandError`."""
         owner = owner or context.selected or context.host
         line = is_line(self.text)
-        if line is not None:
+        if line is not None and RequesterId.parse(":".join(line[:2])) is None:  # 00:03.0:2000 is a device's address
             return self._of_line(context, owner, *line)
         try:
             address = parse_address(self.text, context.names(owner.number))
             named = address.owner
             if named is not None:
+                device = RequesterId.parse(named)
+                if device is not None:
+                    owner = device_view(context, device)
+                    if address.space not in (None, Space.IOVA):
+                        raise CommandError(self.text, "a device has I/O addresses alone", f"write {device}:iova:0x1000")
+                    return Located(owner, Space.IOVA, address(context.scope(owner.number)).offset)
                 owner = _named_owner(context, named)
             offset = address(context.scope(owner.number)).offset
         except ExpressionError as error:
@@ -336,6 +345,8 @@ class Address(_OneWord[AddressWord]):
             yield Candidate("host:", "the hypervisor's")
             for guest in context.guests:
                 yield Candidate(f"{guest.number}:", f"of {guest.name}")
+            for device, name in device_names(context).items():
+                yield Candidate(f"{RequesterId(device)}:iova:", f"as {name} has it")
         if prefix.count(":") < 2:
             before = prefix[: prefix.rfind(":") + 1]
             if before.removesuffix(":") not in list(Space):
@@ -399,6 +410,9 @@ class Requester(_OneWord[RequesterId]):
         if found is None:
             raise Misfit(f"it must be {self.noun}, in hexadecimal", "write it as 00:03.0")
         return found
+
+    def complete(self, context: Context, prefix: str) -> Iterable[Candidate]:
+        return [Candidate(str(RequesterId(device)), name) for device, name in device_names(context).items()]
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from introspect.audit import Finding, Severity
 from introspect.dimension import Limits, TableRows
 from introspect.expression import Space
 from introspect.iommu.registers import CONTROL
@@ -21,7 +22,7 @@ from introspect.reverse_map import Area, Mapper
 from introspect.runs import Runs, covered, overlaps
 from introspect.sources import Memory, Unreadable
 
-__all__ = ["Entry", "IoMapper", "entries", "io_areas", "io_mappers", "owner_of"]
+__all__ = ["Entry", "IoMapper", "entries", "interrupt_findings", "io_areas", "io_mappers", "owner_of"]
 
 _PAGE = 0x1000
 _TRANSLATION = (
@@ -202,6 +203,34 @@ def io_areas(memory: Memory, iommus: Sequence[Iommu]) -> Iterator[Area]:
                 if size and (base, size) not in seen and len(seen) < _MOST_MAPPERS:
                     seen.add((base, size))
                     yield Area("interrupt table", f"device {entry.text()}", None, base, base + size)
+
+
+def interrupt_findings(memory: Memory, iommus: Sequence[Iommu], mappers: Sequence[Mapper]) -> list[Finding]:
+    """Devices that a guest has, whose interrupts the hypervisor does not choose."""
+    found = []
+    for iommu in iommus:
+        if not iommu.enabled:
+            continue
+        owners = {
+            mapper.reach.dte & _TRANSLATION: mapper.party for mapper in mappers
+            if isinstance(mapper, IoMapper) and mapper.number is not None and mapper.reach.iommu is iommu
+        }  # fmt: skip
+        for entry in entries(memory, iommu):
+            if entry.dte & DTE.V and entry.dte & _TRANSLATION in owners:
+                may = _interrupts(entry.dte)
+                if may:
+                    who = f"device {entry.text()}"
+                    found.append(Finding(Severity.HIGH, "interrupts-not-remapped", who, f"may send {may}", (), 0))
+    return found
+
+
+def _interrupts(dte: int) -> str:
+    """What a device may send that no table decides."""
+    if not dte & DTE.IV:
+        return "any interrupt (IV is 0)"
+    words = ["any vector (IntCtl is 1)"] if DTE.get(dte, "IntCtl") == 1 else []
+    passes = (("InitPass", "INIT"), ("EIntPass", "ExtInt"), ("NMIPass", "NMI"))
+    return ", ".join([*words, *(word for name, word in passes if dte & DTE.fields[name])])
 
 
 _RING_ON = {
