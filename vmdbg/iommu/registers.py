@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from introspect.iommu.registers import CONTROL, FEATURES, REGISTERS, RING_BASE, register_at
 
 FEATURES_BUILT = FEATURES.make(
-    PreFSup=1, PPRSup=1, XTSup=1, NXSup=1, GTSup=1, IASup=1, GASup=1, HESup=1, HATS=2, GATS=1, GLXSup=2, GAMSup=1, PASMax=19,
+    PreFSup=1, PPRSup=1, XTSup=1, NXSup=1, GTSup=1, IASup=1, GASup=1, HESup=1, HATS=2, GATS=1, GLXSup=2, GAMSup=1, PASMax=15,
     USSup=1, DevTblSegSup=3, MsiCapMmioSup=1, GIoSup=1, HASup=1, HDSup=1,
 )  # fmt: skip
-"""What is advertised: all that is built, and nothing else."""
+"""What is advertised: all that is built, and nothing else.  PASIDs of 16 bits, as AMD's own have: Linux takes no more."""
 _C = CONTROL
 CONTROL_BUILT = (
     _C.IommuEn | _C.EventLogEn | _C.EventIntEn | _C.ComWaitIntEn | _C.InvTimeOut | _C.PassPW | _C.ResPassPW | _C.Coherent
