@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 _REFUSAL = b"+" + frame(b"E.another client is connected, and no process is left that nobody debugs; disconnect it first")
 _REFUSING_SECONDS = 1.0
+_OBSERVE = frame(b"QObserve")
+"""From a client that was refused: it will only ask `monitor` commands."""
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
@@ -56,6 +58,8 @@ class Server:
         self._clients: dict[_Client, tuple[Session, Share]] = {}
         self._handle: asyncio.Handle | None = None
         self._kept: set[Point] = set()  # breakpoints that clients have left behind
+        # Called before a client is served.
+        self.arriving: Callable[[], object] = lambda: None
         # The last client's that has gone; it may have left the machine running.
         self._gone: Session | None = None
 
@@ -117,23 +121,27 @@ class Server:
         self._paths.clear()
         for client in list(self._clients):
             client.abort()
-        self._halt_detached()
+        self.stop_detached()
 
     def _accept(self) -> "_Client":
         return _Client(self)
 
     # -- for the client's protocol
 
-    def connected(self, client: "_Client", write: Callable[[bytes], object]) -> Session | None:
-        """A session for a new client; None if there is nothing for it to debug."""
+    def connected(self, client: "_Client", write: Callable[[bytes], object], *, observes: bool = False) -> Session | None:
+        """A session for a new client; None if there is nothing for it to debug. One that only `observes` needs nothing."""
         attach = self._attach
         kept: Iterable[Point] = ()
-        if self._clients:
+        if not observes:
+            self.arriving()
+        if observes:
+            attach = 0
+        elif self._clients:
             attach = self._sharing.free()
             if attach is None or any(session.non_stop for session in self._sessions()):
                 return None
         else:
-            self._halt_detached()
+            self.stop_detached()
             kept, self._kept = self._kept, set()
         share = self._sharing.join()
         target = cast(Target, share)  # what a share does not have itself it has from the target
@@ -182,7 +190,8 @@ class Server:
             client.look()
         self.schedule()
 
-    def _halt_detached(self) -> None:
+    def stop_detached(self) -> None:
+        """Stop a machine that the last client has left running."""
         if self._gone is not None and self._gone.detached:
             self._gone.detached = False
             self._target.halt()
@@ -206,7 +215,7 @@ class _Client(asyncio.Protocol):
         if self._session is None:
             log.warning("refused a client: others debug every process")
             stream.write(_REFUSAL)
-            asyncio.get_running_loop().call_later(_REFUSING_SECONDS, stream.close)
+            asyncio.get_running_loop().call_later(_REFUSING_SECONDS, self._leave)
         else:
             self._server.watch_input()
             log.info("a client connected")
@@ -217,6 +226,10 @@ class _Client(asyncio.Protocol):
         if session is not None:
             session.receive(data)
             self._converse(session)
+        elif _OBSERVE in data and self._link is not None:
+            # It does not want to debug: it has questions.
+            self._session = self._server.connected(self, self._link.write, observes=True)
+            self._link.write(b"+" + frame(b"OK"))
         elif self._transport is not None:
             # GDB shows the reason only if it gets it as the answer to its second packet; the first has been answered.
             packets = data.count(b"#")
@@ -241,6 +254,11 @@ class _Client(asyncio.Protocol):
         while not (session.running or session.detached or session.paused) and (data := link.follow(turn_ends)):
             session.receive(data)
         self._server.schedule()
+
+    def _leave(self) -> None:
+        """A refused client has heard why."""
+        if self._session is None and self._transport is not None:
+            self._transport.close()
 
     def pause_writing(self) -> None:
         # The client does not read its replies: make no more, and take no more requests.

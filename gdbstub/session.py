@@ -48,8 +48,8 @@ class Session(Channel):
     """A client and what it debugs.
 
     Whoever owns it calls `slice` for as long as `running`, and `receive` between slices. `attach` is the pid the
-    client is attached to from the start; the target's first inferior if None. `kept` are breakpoints that an earlier client
-    left behind. Nothing raises but a `write` that does.
+    client is attached to from the start: the target's first inferior if None, nothing if 0. `kept` are breakpoints that an
+    earlier client left behind. Nothing raises but a `write` that does.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Session(Channel):
         self._pending_interrupt = False
         if attach is None:
             attach = next((inferior.pid for inferior in target.inferiors()), None)
-        if attach is not None:
+        if attach:
             try:
                 self.attach(attach)
             except Exception as error:
@@ -161,6 +161,14 @@ class Session(Channel):
         if self.general.pid not in self.attached:
             self.general = self.resolve(ThreadId(0, 0))
         return self.general
+
+    def spoken_for(self) -> ThreadId:
+        """The thread that a monitor command means: where nothing is attached, the first there is."""
+        if self.attached:
+            return self.current()
+        for inferior in self.target.inferiors():
+            return ThreadId(inferior.pid, self.target.threads(inferior.pid)[0].tid)
+        raise TargetError("the machine has ended: there is nothing to ask")
 
     def suffixed(self, arguments: bytes) -> tuple[bytes, ThreadId]:
         """A packet's arguments and thread: lldb appends `;thread:ID;` instead of sending H."""
@@ -304,8 +312,7 @@ class Session(Channel):
         self.stopped = None
         if self._pending_interrupt:
             self._pending_interrupt = False
-            thread = next(iter(actions), None)
-            self._report(Stop(self.current() if thread is None else thread, Signal.INT))
+            self._report(Stop(self.resolve(next(iter(actions), self.current())), Signal.INT))
             return
         if self._executes(actions):
             return

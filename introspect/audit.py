@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from introspect.expression import Space
+from introspect.iommu.space import UNREADABLE
 from introspect.paging import ENTRY
 from introspect.reverse_map import Mapper, ReverseMap
 from introspect.runs import U64, Spans, column, covered, overlaps
@@ -60,6 +61,9 @@ RULES: Mapping[str, Rule] = {
     "image-readable": Rule("an agent reads the hypervisor's image", "unmap it from its tables"),
     "user-reaches-tables": Rule(
         "user code reaches the structures that confine guests", "clear U in the page tables that map them"),
+    "interrupts-not-remapped": Rule(
+        "a device that a guest has may send interrupts that the hypervisor did not choose",
+        "set IV with IntCtl 2 and a table, and clear InitPass, EIntPass and NMIPass"),
     "writable-executable": Rule(
         "pages are writable and executable at once", "set NX where data is, clear W where code is"),
 }  # fmt: skip
@@ -122,7 +126,7 @@ def _agents(mappers: Iterable[Mapper]) -> Iterator[_Agent]:
         if not mapper.confines:
             continue
         name = mapper.party + (f" ({mapper.label})" if mapper.label else "")
-        yield _Agent(name, mapper.number, _reach(mapper, 0), _reach(mapper, ENTRY.W))
+        yield _Agent(name, mapper.number, _reach(mapper, 0, UNREADABLE), _reach(mapper, ENTRY.W))
 
 
 def _finding(severity: Severity, rule: str, who: str, what: str, start: U64, end: U64) -> Finding:

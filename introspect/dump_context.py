@@ -60,7 +60,8 @@ class DumpContext:
         `told` is told of progress and says whether to go on. CommandError for an address in `vmcbs` where no VMCB can be.
         """
         self.dump = dump
-        self._told = told
+        self.told = told
+        """Asked now and then by what takes long, whether to go on."""
         self._symbols = dict(symbols or {})
         cpus = [dict(cpu) for cpu in dump.annotations.cpus]
         if registers:
@@ -171,7 +172,7 @@ class DumpContext:
         return ContextScope(self, number)
 
     def progress(self, part: float, what: str) -> None:
-        if self._told is not None and not self._told(part, what):
+        if self.told is not None and not self.told(part, what):
             raise Cancelled(what)
 
     # Finding guests

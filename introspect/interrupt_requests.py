@@ -1,14 +1,14 @@
-"""Who asks a processor for an interrupt, and whether that gets as far as the processor: the local APIC, the 8259s (APM2 16.6)."""
+"""Who asks a processor for an interrupt, and whether it gets that far: the local APIC (APM2 16.6), the I/O APIC, the 8259s."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from introspect.processor_state import ApicState, PicChip, ProcessorState
+from introspect.processor_state import ApicState, IoApicPin, PicChip, ProcessorState
 
 __all__ = ["Link", "above", "link", "request"]
 
 _SOFTWARE_ENABLE, _LVT_MASK, _EXTINT = 1 << 8, 1 << 16, 7
-_CASCADE = 2
+_CASCADE, _BROADCAST = 2, 0xFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,38 @@ def above(name: str, section: str, vector: int, than: int, value: str, remedy: s
 
 def request(live: ProcessorState, vector: int | None) -> tuple[bool, list[Link]]:
     """Whether somebody asks for it, or for any, and the links as far as the processor's pins."""
+    pin = _pin(live, vector)
+    if pin is not None:
+        return _ioapic_way(live.apic, pin)
     return _pic_way(live, vector) if _by_pic(live, vector) else _apic_way(live.apic, vector)
+
+
+def _pin(live: ProcessorState, vector: int | None) -> IoApicPin | None:
+    """The pin of the I/O APIC that the interrupt would come from, if it has not got to the APIC yet."""
+    apic = live.apic
+    if vector is None:
+        return None if apic.irr else next((pin for pin in live.ioapic if pin.asks and (pin.masked or pin.waits)), None)
+    if (apic.irr | apic.isr) >> vector & 1:
+        return None
+    found = [pin for pin in live.ioapic if pin.vector == vector]
+    return next((pin for pin in found if pin.asks), found[0] if found else None)
+
+
+def _ioapic_way(apic: ApicState, pin: IoApicPin) -> tuple[bool, list[Link]]:
+    kind = "level" if pin.level else "edge"
+    links = [link("I/O APIC pin", "82093AA", f"pin {pin.number}, {kind}, vector {pin.vector:#x}: {int(pin.asks)}", pin.asks,
+                  "the device does not ask")]  # fmt: skip
+    lost = "" if pin.level else "; an edge that comes meanwhile is lost"
+    links.append(link("I/O APIC mask", "82093AA", f"{int(pin.masked)}", not pin.masked, f"its entry clears bit 16{lost}"))
+    if pin.level:
+        note = f"it has sent {pin.vector:#x}, and waits for the EOI"
+        links.append(link("remote IRR", "82093AA", f"{int(pin.waits)}", not pin.waits, note))
+    if pin.destination not in (None, apic.id, _BROADCAST):
+        links.append(Link("destination", "82093AA", f"APIC {pin.destination:#x}", False, f"this processor's is {apic.id:#x}"))
+    elif pin.asks and not pin.masked and not pin.waits:
+        note = "its edge has been taken, or came while nobody listened: the next one counts"
+        links.append(Link("IRR", "16.6.3", "empty", False, note))
+    return pin.asks, links
 
 
 def _by_pic(live: ProcessorState, vector: int | None) -> bool:

@@ -77,7 +77,7 @@ def _refused(trail: Trail, g: Subject, piece: _Piece, *, fetch: bool) -> Predict
         found = _translate(g, at, access)
         if isinstance(found, Fault):
             return _fault(trail, g, found, what, piece)
-        reached.append(f"spa {found:#x}")
+        reached.append(f"{trail.situation.space} {found:#x}")
         at = (at | _PAGE - 1) + 1
     trail.looked.append(Looked(what, _SECTION, ", ".join(reached)))
     return None

@@ -74,6 +74,8 @@ class Situation:
     memory: Memory
     processor: Processor
     registers: Mapping[str, int]
+    space: str = "spa"
+    """What addresses in `memory` are: "gpa" for a hypervisor that is in a guest itself."""
 
     @classmethod
     def of(

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-__all__ = ["ApicState", "PicChip", "ProcessorState"]
+__all__ = ["ApicState", "IoApicPin", "PicChip", "ProcessorState"]
 
 APIC_ENABLE, X2APIC = 1 << 11, 1 << 10
 """Bits of APIC_BASE (APM2 16.3.1)."""
@@ -19,6 +19,7 @@ class ApicState:
     isr: int
     lint0: int
     """The LVT entry of the 8259's pin."""
+    id: int = 0
 
     @property
     def enabled(self) -> bool:
@@ -40,6 +41,23 @@ class PicChip:
     order: tuple[int, ...] = tuple(range(8))
 
 
+@dataclass(frozen=True, slots=True)
+class IoApicPin:
+    """A pin of the I/O APIC with an entry of fixed or lowest-priority delivery."""
+
+    number: int
+    vector: int
+    masked: bool
+    level: bool
+    """Level-triggered."""
+    waits: bool
+    """Remote IRR: what it has sent has not been ended."""
+    asks: bool
+    """A device asks."""
+    destination: int | None = None
+    """The APIC ID; None if that is a logical one."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessorState:
     """What a processor holds that is in no register."""
@@ -56,6 +74,7 @@ class ProcessorState:
     apic: ApicState
     pic: tuple[PicChip, PicChip] | None = None
     """The master and the slave behind its line 2; None for a processor that they are not wired to."""
+    ioapic: tuple[IoApicPin, ...] = ()
     smi_pending: bool = False
     init_pending: bool = False
     waits_for_sipi: bool = False

@@ -37,7 +37,7 @@ _MOST = 4
 """As many addresses as are told of one owner."""
 _KINDS = {Space.GPA: "nested ", Space.GVA: "shadow ", Space.IOVA: "I/O "}
 """Tables that confine somebody, by what they translate."""
-_NAMES = {5: "PML5", 4: "PML4", 3: "page-directory-pointer table", 2: "page directory", 1: "page table"}
+_NAMES = {6: "level-6 table", 5: "PML5", 4: "PML4", 3: "page-directory-pointer table", 2: "page directory", 1: "page table"}
 
 
 class Mapper(Protocol):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from introspect.execution import linear_pc
 from introspect.expression import HOST, Space
 from introspect.paging import Access, NestedTranslation, Translation, nested_translate, translate
+from introspect.pci import RequesterId
 from introspect.sources import Memory, Unreadable
 from introspect.vmcb import NAMES, VMCB, VMCB_SIZE
 
@@ -87,10 +88,27 @@ class ContextScope:
         return b"" if inferior is None else read_space(self.context.memory, inferior, space, address, size)
 
     def of(self, owner: str) -> "ContextScope | None":
+        device = RequesterId.parse(owner)
+        if device is not None:
+            return DeviceScope(self.context, device)
         if owner != HOST and not owner.isdecimal():
             return None
         scope = ContextScope(self.context, self.context.host.number if owner == HOST else int(owner))
         return None if scope._inferior is None else scope
+
+
+class DeviceScope(ContextScope):
+    """A device: memory at its I/O addresses. Names are the hypervisor's."""
+
+    def __init__(self, context: "Context", device: RequesterId) -> None:
+        super().__init__(context, context.host.number)
+        self.device = device
+
+    @property
+    def _inferior(self) -> "Inferior | None":
+        from introspect.commands.devices import device_view  # it builds on contexts, which build on scopes
+
+        return device_view(self.context, self.device)
 
 
 def locate_space(memory: Memory, inferior: "Inferior", space: Space, address: int) -> int | None:
@@ -101,8 +119,8 @@ def locate_space(memory: Memory, inferior: "Inferior", space: Space, address: in
     if space == Space.GPA and nested is not None:
         through = nested_translate(memory, nested, address, write=False, execute=False, set_ad=False)
         return int(through.spa) if isinstance(through, NestedTranslation) else None
-    if space != Space.GVA:
-        return None
+    if space == Space.IOVA:
+        return inferior.locate_iova(memory, address)
     found = translate(memory, inferior.paging.privileged(), address, Access(), nested, set_ad=False)
     return int(found.spa) if isinstance(found, Translation) else None
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from introspect.cfi import Cfi, CfiError, Row, Rule
 from introspect.disassembly import MAX_INSTRUCTION, instructions
 from introspect.execution import execution_mode, linear_pc, linear_sp
+from introspect.registers import RFLAGS
 
 __all__ = ["MAX_FRAMES", "Frame", "Unwound", "unwind"]
 
@@ -14,6 +15,11 @@ _FAR = 1 << 24
 """Bytes of stack that no frame has: a frame pointer that leads farther is none."""
 _PROLOGUE = 64
 """Bytes at the start of a function in which it may push the frame pointer."""
+_SAVED = 48
+"""Words that the entry of an interrupt handler pushes at most over what the processor has pushed."""
+_SWITCHES = 8
+"""How often the stack may be another one, since interrupts switch stacks."""
+_CANNOT = ~(RFLAGS.defined | RFLAGS.ones)
 
 
 Read = Callable[[int, int], bytes]
@@ -22,7 +28,7 @@ Read = Callable[[int, int], bytes]
 
 class Frame(NamedTuple):
     """`pc` and `cfa` (what the stack pointer is after the return) are linear; `cfa` is None where it was not found.
-    `how` its caller was found: "CFI", "frame pointer" or "prologue"; empty if it was not."""
+    `how` its caller was found: "CFI", "frame pointer", "prologue" or "interrupt"; empty if it was not."""
 
     pc: int
     cfa: int | None
@@ -42,9 +48,20 @@ class _Stop(Exception):
     """Why a caller cannot be found."""
 
 
+class _Caller(NamedTuple):
+    """Its registers (offsets, as the processor has them), the linear CFA, how they were found, and whether it was interrupted
+    rather than having called: its program counter is then the instruction itself, and not one behind a call."""
+
+    registers: dict[str, int]
+    cfa: int
+    how: str
+    interrupted: bool = False
+
+
 class _Unwinder:
     def __init__(self, registers: Mapping[str, int], read: Read, cfi: Cfi | None, function: Callable[[int], int | None]) -> None:
         mode = execution_mode(registers)
+        self.code_selector = registers.get("cs.selector")
         self.read, self.cfi, self.function = read, cfi, function
         self.bits, self.word = mode.code_bits, mode.code_bits // 8
         self.mask = (1 << mode.code_bits) - 1
@@ -57,8 +74,8 @@ class _Unwinder:
             raise _Stop(f"the stack at {address:#x} cannot be read")
         return int.from_bytes(data, "little")
 
-    def caller(self, registers: dict[str, int], inside: int, innermost: bool) -> tuple[dict[str, int], int, str]:
-        """Registers of the caller, linear CFA, how they were found.  Offsets, as the processor has them."""
+    def caller(self, registers: dict[str, int], inside: int, innermost: bool) -> _Caller:
+        """Raises `_Stop`."""
         found = None
         if self.cfi is not None:
             try:
@@ -66,10 +83,10 @@ class _Unwinder:
             except CfiError as error:
                 raise _Stop(f"the call frame information of {inside:#x} is damaged: {error}") from None
         if found is not None:
-            return self._by_cfi(registers, *found[:2])
-        return self._by_pointer(registers, innermost)
+            return self._by_cfi(registers, *found)
+        return self._by_interrupt(registers, inside, innermost) or self._by_pointer(registers, innermost)
 
-    def _by_cfi(self, registers: dict[str, int], row: Row, return_register: str) -> tuple[dict[str, int], int, str]:
+    def _by_cfi(self, registers: dict[str, int], row: Row, return_register: str, interrupted: bool) -> _Caller:
         if not row.register:
             raise _Stop("its call frame information has an expression, which is not evaluated")
         if row.register not in registers:
@@ -91,7 +108,7 @@ class _Unwinder:
         if return_register not in caller:
             raise _Stop("its call frame information does not tell where it returns to")
         caller["rip"] = caller[return_register]
-        return caller, self.stack_base + cfa, "CFI"
+        return _Caller(caller, self.stack_base + cfa, "CFI", interrupted)
 
     def _value(self, registers: Mapping[str, int], rule: Rule, cfa: int, name: str) -> int | None:
         match rule.kind:
@@ -105,7 +122,43 @@ class _Unwinder:
                 return registers.get(name)
         return None
 
-    def _by_pointer(self, registers: dict[str, int], innermost: bool) -> tuple[dict[str, int], int, str]:
+    def _by_interrupt(self, registers: dict[str, int], inside: int, innermost: bool) -> _Caller | None:
+        """What an interrupt or exception has pushed (APM2 8.7.3, 8.9.3), below what the entry of its handler has: assembly that
+        has no frame of its own, so that the frame pointer is still that of what it interrupted."""
+        start = self.function(inside)
+        if start is None or self.code_selector is None or self.bits == 16 or self._pushes_pointer(start):
+            return None
+        top, frame = registers["rsp"], registers.get("rbp", 0)
+        count = (frame - top) // self.word if 0 < frame - top < _SAVED * self.word else _SAVED
+        data = self.read(self.stack_base + top, (count + 5) * self.word)
+        words = [int.from_bytes(data[at : at + self.word], "little") for at in range(0, len(data), self.word)]
+        called = innermost and bool(words) and self.function(self.code_base + words[0] & self.mask) is not None
+        for n in range(1 if called else min(count, len(words) - 3)):  # one that has been called is no entry of a handler
+            rip, selector, flags = words[n : n + 3]
+            if flags & _CANNOT or not flags & RFLAGS.ones or not self._is_code(rip, selector):
+                continue
+            same = selector & 3 == self.code_selector & 3
+            rsp = top + (n + 3) * self.word
+            if self.bits == 64 or not same:
+                if n + 5 > len(words) or words[n + 4] > 0xFFFF or (not same and words[n + 4] & 3 != selector & 3):
+                    continue
+                rsp = words[n + 3]
+            return _Caller({**registers, "rip": rip, "rsp": rsp}, self.stack_base + rsp, "interrupt", True)
+        return None
+
+    def _pushes_pointer(self, start: int) -> bool:
+        """Whether a function has a frame pointer of its own."""
+        code = self.read(start, 2 * MAX_INSTRUCTION)
+        first = [one for one in instructions(code, start, self.bits, 2) if not one.mnemonic.startswith("endbr")]
+        return bool(first) and first[0].mnemonic == "push" and first[0].operands in ("rbp", "ebp")
+
+    def _is_code(self, rip: int, selector: int) -> bool:
+        """Of the code segment that executes, in a function that is known; or of users, whose functions are not."""
+        if selector == self.code_selector:
+            return self.function(self.code_base + rip & self.mask) is not None
+        return 3 < selector <= 0xFFFF and selector & 3 == 3 and bool(self.read(rip & self.mask, 1))
+
+    def _by_pointer(self, registers: dict[str, int], innermost: bool) -> _Caller:
         depth = self._pushed(registers) if innermost else None
         if depth is not None:  # the function has no frame yet, or no longer
             at, caller = registers["rsp"] + depth & self.mask, dict(registers)
@@ -126,7 +179,7 @@ class _Unwinder:
             how = "frame pointer"
         caller["rip"] = self.load(self.stack_base + at)
         caller["rsp"] = at + self.word & self.mask
-        return caller, self.stack_base + caller["rsp"], how
+        return _Caller(caller, self.stack_base + caller["rsp"], how)
 
     def _pushed(self, registers: Mapping[str, int]) -> int | None:
         """How far the return address is above rSP, where the innermost function has just begun or is about to return; else
@@ -168,10 +221,10 @@ def unwind(
     work = _Unwinder(registers, read, cfi, function)
     current = {name: value & work.mask for name, value in registers.items() if "." not in name}
     frames: list[Frame] = []
-    inside, last = pc, sp - 1
+    inside, last, switches = pc, sp - 1, 0
     while True:
         try:
-            caller, cfa, how = work.caller(current, inside, not frames)
+            caller, cfa, how, interrupted = work.caller(current, inside, not frames)
         except _Stop as stop:
             frames.append(Frame(pc, None, "", inside))
             return Unwound(tuple(frames), str(stop))
@@ -180,10 +233,12 @@ def unwind(
         if not caller["rip"]:
             return Unwound(tuple(frames), "the return address is 0: the outermost frame")
         if cfa <= last:
-            return Unwound(tuple(frames), f"the frame at {cfa:#x} does not lie above the one before it")
+            switches += how == "interrupt"
+            if how != "interrupt" or switches > _SWITCHES:
+                return Unwound(tuple(frames), f"the frame at {cfa:#x} does not lie above the one before it")
         if not executable(target):
             return Unwound(tuple(frames), f"the return address {target:#x} is not in memory that is code")
         if len(frames) == limit:
             return Unwound(tuple(frames), f"there are more than {limit} frames")
         pc, last, current = target, cfa, caller
-        inside = target - 1
+        inside = target if interrupted else target - 1

@@ -239,7 +239,8 @@ def _port(trail: Trail, g: Subject, form: Form) -> Exit | None:
     size, spas = port_size(g), iopm_bits(g.field("iopm_base_pa"), port, port_size(g))
     first, number = spas[0]
     last = spas[-1]
-    where = f"byte at spa {first:#x} bit {number}" + (f" to {last[0]:#x} bit {last[1]}" if len(spas) > 1 else "")
+    where = f"byte at {trail.situation.space} {first:#x} bit {number}"
+    where += f" to {last[0]:#x} bit {last[1]}" if size > 1 else ""
     hit = next(((at, one) for at, one in spas if _map_bit(trail, g.memory, at) >> one & 1), None)
     found = "all 0" if size > 1 else "0"
     if hit is not None:
@@ -255,7 +256,7 @@ def _map_bit(trail: Trail, memory: Memory, spa: int) -> int:
     try:
         return memory.read(spa, 1)[0]
     except Unreadable:
-        trail.notes.append(f"the permission map has no memory at spa {spa:#x}: it reads as ones")
+        trail.notes.append(f"the permission map has no memory at {trail.situation.space} {spa:#x}: it reads as ones")
         return 0xFF
 
 
@@ -278,7 +279,7 @@ def _msr(trail: Trail, g: Subject, form: Form) -> Exit | None:
         return exit
     spa, position = place
     on = _map_bit(trail, g.memory, spa) >> position & 1
-    value = f"byte at spa {spa:#x} bit {position} is {on}"
+    value = f"byte at {trail.situation.space} {spa:#x} bit {position} is {on}"
     trail.looked.append(Looked(f"MSRPM, {verb} of {number:#x}", "15.11", value, "#VMEXIT" if on else ""))
     return exit if on else None
 

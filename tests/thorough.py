@@ -3,6 +3,7 @@
 python -m tests.thorough vmcbs [COUNT [FIRST]]    hostile VMCBs (100,000)
 python -m tests.thorough walks [COUNT [FIRST]]    page walks, the engine's against `introspect`'s (1,000,000)
 python -m tests.thorough exits [COUNT [FIRST]]    what `would-exit` predicts of random guests, against what they do (10,000)
+python -m tests.thorough iommu [COUNT [FIRST]]    an IOMMU's tables, our walks against a plain reading of the manual (100,000)
 
 Exit status 0 if all went well.  Five hundred seeds that take ten minutes count as a hang.  On a terminal the last line says which
 of them are being tried, elsewhere those at most 20 seconds before.
@@ -19,6 +20,7 @@ from time import monotonic
 from introspect.exits import exit_name
 from tests.engine.rig import MODES as PROCESSOR_MODES
 from tests.engine.test_translation import MODES, one_dimension, two_dimensions
+from tests.introspect.iommu.test_reference import compare, compare_interrupts
 from tests.svm.test_hostile import run
 from tests.svm.test_would_exit import predictions
 
@@ -104,7 +106,19 @@ def exits(count: int, first: int) -> None:
     progress.end(outcomes, "outcomes")
 
 
-WHAT = {"vmcbs": (vmcbs, 100_000), "walks": (walks, 1_000_000), "exits": (exits, 10_000)}
+def iommu(count: int, first: int) -> None:
+    """Nine sets of page tables for each set of interrupt tables, and several requests to each."""
+    outcomes: Counter[str] = Counter()
+    progress = Progress("sets of tables", count)
+    interrupts = count // 10
+    for seeds in progress.batches("interrupt tables", first, interrupts):
+        outcomes.update(compare_interrupts(seeds))
+    for seeds in progress.batches("page tables", first + interrupts, count - interrupts):
+        outcomes.update(compare(seeds))
+    progress.end(outcomes, "outcomes")
+
+
+WHAT = {"vmcbs": (vmcbs, 100_000), "walks": (walks, 1_000_000), "exits": (exits, 10_000), "iommu": (iommu, 100_000)}
 
 
 def main(arguments: list[str]) -> int:

@@ -61,7 +61,8 @@ def find_gdb() -> str:
     raise UsageError("there is no gdb; install it (apt install gdb, or pip install gdb-for-pwndbg)")
 
 
-def _is_address(text: str) -> bool:
+def is_address(text: str) -> bool:
+    """Whether a stub is meant, and no file."""
     path = Path(text)
     return path.is_socket() or text.isdigit() or (not path.exists() and text.rpartition(":")[2].isdigit())
 
@@ -87,7 +88,7 @@ def main(options: argparse.Namespace) -> int:
     """Run gdb to its end; returns its exit status."""
     gdb = find_gdb()
     arguments = list(options.gdb_arguments)
-    if _is_address(options.image):
+    if is_address(options.image):
         symbols = _host_symbols(options)
         where = f"127.0.0.1:{options.image}" if options.image.isdigit() else options.image
         executable = symbols is not None and is_elf64(symbols)

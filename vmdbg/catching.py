@@ -37,7 +37,7 @@ Behind these: `guest N` for one guest only (1: the hypervisor), `if EXPR` for wh
 tcatch, deletes it when it stops. Ranges are FIRST-LAST. What `if` can ask for:
   rax, $exitcode, vmcb.cs.base            registers, VMCB fields
   code info1 info2 gpa gva port size msr write vector error cr reg value    of the event, as far as it has them
-  bdf iova length refused event domain interrupt    of DMA and what an IOMMU refuses
+  requester iova length refused event domain interrupt    of DMA and what an IOMMU refuses
   guest cpu time cpl                      whose it is, and when
   u32[$rsp + 8], u8[gpa:0x1000], u64[host:counter]    memory
   && || ! == < + << & ...                 as in C, in unsigned 64 bits
@@ -199,7 +199,7 @@ class Catch:
         if sort in (Sort.EXCEPTION, Sort.INJECT):
             code = f"EXCP_{name}"
             return ExitCode[code].value - EXCEPTION_BASE if code in ExitCode.__members__ else None
-        if RULES[sort].subject == "bdf":
+        if RULES[sort].subject == "requester":
             return RequesterId.parse(word)
         if sort == Sort.MSR:
             table = self.debugger.machine.cpu.msrs.table.values()

@@ -89,8 +89,8 @@ RULES = {
     Sort.GUEST_START: Rule(facts=frozenset(("vmcb_pa",))),
     Sort.TRIPLE_FAULT: Rule(),
     Sort.VMCB: Rule(facts=frozenset(("old", "value", "vmcb_pa"))),
-    Sort.DMA: Rule("bdf", 0xFFFF, "00:03.0", True, frozenset(("bdf", "iova", "length", "write", "refused"))),
-    Sort.IOMMU_FAULT: Rule("bdf", 0xFFFF, "00:03.0", True, frozenset(("bdf", "iova", "write", "event", "domain", "interrupt"))),
+    Sort.DMA: Rule("requester", 0xFFFF, "00:03.0", True, frozenset(("requester", "iova", "length", "write", "refused"))),
+    Sort.IOMMU_FAULT: Rule("requester", 0xFFFF, "00:03.0", True, frozenset(("requester", "iova", "write", "event", "domain", "interrupt"))),
 }
 
 Facts = Mapping[str, int | None]
@@ -135,7 +135,7 @@ class Catchpoint:
         return " ".join(words)
 
     def _subject_text(self, number: int) -> str:
-        if RULES[self.sort].subject == "bdf":
+        if RULES[self.sort].subject == "requester":
             return str(RequesterId(number))
         return str(number) if RULES[self.sort].limit < 32 else f"{number:#x}"
 
@@ -441,12 +441,12 @@ class Catchpoints:
         if not self._waiting[Sort.DMA]:
             return
         facts: Facts = {
-            "guest": None, "bdf": record.requester, "iova": record.address, "length": record.length, "write": record.write,
+            "guest": None, "requester": record.requester, "iova": record.address, "length": record.length, "write": record.write,
             "refused": bool(record.refused),
         }  # fmt: skip
         way = "write" if record.write else "read"
         refused = f", refused: {record.refused}" if record.refused else ""
-        text = f"DMA {way} of {record.length:#x} bytes at {record.address:#x} by {record.name}{refused}"
+        text = f"{way} of {record.length:#x} bytes at {record.address:#x} by {record.name}{refused}"
         self._between(Sort.DMA, facts, text)
 
     def _iommu_fault(self, fault: IoFault, requester: RequesterId) -> None:
@@ -454,7 +454,7 @@ class Catchpoints:
             return
         event = fault.event
         facts: Facts = {
-            "guest": None, "bdf": requester, "iova": fault.iova, "write": "RW" in event.flags, "event": event.code,
+            "guest": None, "requester": requester, "iova": fault.iova, "write": "RW" in event.flags, "event": event.code,
             "domain": event.domain, "interrupt": "I" in event.flags,
         }  # fmt: skip
         who = self.machine.chipset.dma.names(requester)

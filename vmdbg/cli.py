@@ -1,4 +1,4 @@
-"""The command line: `vmdbg run` boots an image, `vmdbg gdb` attaches gdb to one, `vmdbg inspect` looks into a dump."""
+"""The command line: `vmdbg run` boots an image, `console` is a prompt on one, `gdb` attaches gdb, `inspect` reads a dump."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn
 
 from vmdbg import attach, inspect, run
+from vmdbg.console import start
 from vmdbg.options import UsageError
 
 EXIT_USAGE = 2
@@ -38,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
     run.add_parser(commands)
     attach.add_parser(commands)
+    start.add_parser(commands)
     inspect.add_parser(commands)
     return top
 

@@ -77,6 +77,8 @@ class InferiorCommands:
             other = self.debugger.guest(as_number(arguments, words[2]))
             if other is guest:
                 raise arguments.error(words[2], "a guest cannot be merged with itself", "name two guests")
+            if other.number in self.debugger.running.resumed.attached:
+                raise arguments.error(words[2], "a client debugs it, and it would be gone", "detach from it first")
             history.merge(guest, other)
             return Text(f"guest {other.number} is now part of guest {guest.number}, which has {len(guest.vcpus)} vCPUs")
         if action == "parent":

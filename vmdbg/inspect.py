@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
 import os
 import shlex
 import signal
@@ -21,6 +20,7 @@ from introspect.sources import Dump, SourceError, open_dump
 from introspect.sources.given import parse_registers
 from introspect.sources.notes import Registers
 from introspect.sources.stub import leave, open_stub
+from vmdbg import console
 from vmdbg.options import UsageError, number, symbol_file
 
 STUB = "gdb:"
@@ -142,7 +142,7 @@ def main(options: argparse.Namespace) -> int:
             except CommandError as error:
                 raise UsageError(str(error)) from None
         if not options.words:
-            return _console(context, registry)
+            return console.inspect(context, registry, options.source)
         with progress.watching():
             return _run(context, registry, options.words, options.json, progress)
 
@@ -169,12 +169,3 @@ def _run(context: DumpContext, registry: Registry, words: Sequence[str], as_json
     except BrokenPipeError:  # whoever reads has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return exit_status(result)
-
-
-def _console(context: DumpContext, registry: Registry) -> int:
-    try:
-        console = importlib.import_module("vmdbg.console")
-    except ImportError:
-        raise UsageError("a command is missing; `vmdbg inspect FILE help` lists them") from None
-    status: int = console.inspect(context, registry)
-    return status

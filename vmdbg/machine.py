@@ -53,6 +53,9 @@ from vmdbg.svm.vmcbcache import VmcbCache
 
 QUANTUM = 200_000
 """Ticks that a CPU runs before the next one's turn."""
+READ_TICKS = TICKS_PER_SECOND // 1_000_000
+"""Guest time that a read of device memory takes besides the instruction: a microsecond, as on PCI.  Software polls so; what
+it writes is on its way while it goes on."""
 RESET_TICKS = TICKS_PER_SECOND // 1000
 """Guest time that a reset takes, so that a machine that only resets comes to its limits, too."""
 SLICE = 4_000_000
@@ -115,6 +118,7 @@ class Config:
     """The machine ends at this tick, with LIMIT_REACHED."""
     devices: tuple[DeviceSpec, ...] = ()
     """On PCI, besides the host bridge."""
+    hpet: bool = False
     iommu: IommuConfig | None = None
     reboot: bool = False
     """A reset or a triple fault starts the machine over; else it ends the run."""
@@ -208,8 +212,8 @@ class Machine:
         self.apic_bus.doorbell_listeners.append(self._ring)
         self.chipset = chipset = Chipset(
             clock, bus, self.apic_bus, self.ram, config.devices, config.physical_bits, self._intr, self.request_reset,
-            config.iommu,
-        )
+            config.iommu, hpet=config.hpet,
+        )  # fmt: skip
         self.pic, irq = chipset.pic, chipset.irq
         self.cpus = [Processor(n, self.engine, bus, self.cpuid, self.pic, self.history) for n in range(config.cpus)]
         for cpu in self.cpus:
@@ -304,6 +308,8 @@ class Machine:
         base = lapic.mmio_base
         if base is not None and base <= spa < base + 0x1000:
             return lapic.read_mmio(spa - base, size)
+        if self.bus.claims_mmio(spa):
+            self.clock.now += READ_TICKS
         return self.bus.read_mmio(spa, size)
 
     def write_mmio(self, spa: int, size: int, value: int) -> None:
@@ -393,7 +399,7 @@ class Machine:
                 self._look()
             clock.fire()
             cpu = self.cpus[self.current]
-            if cpu.runnable and clock.now < self._quantum_end:
+            if cpu.pause or (cpu.runnable and clock.now < self._quantum_end):
                 return cpu
             if self._next_cpu():
                 return self.cpus[self.current]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from gdbstub.target import ThreadId
 from introspect.commands import ExitRecord, GuestView, HostView
+from introspect.commands.devices import CachedPage
 from introspect.commands.inferior_state import MapRange
 from introspect.exits import ExitCode
 from introspect.interception import OPTIONAL
+from introspect.iommu.state import Iommu
 from introspect.leaks import Leak
 from introspect.msrs import MSRS
 from introspect.paging import NestedTranslation, PagingState, nested_translate
@@ -80,6 +83,11 @@ class MachineContext:
         self._asked: set[ThreadId] = set()
 
     @property
+    def now(self) -> int:
+        """Guest time in ticks."""
+        return self.debugger.machine.clock.now
+
+    @property
     def ticks_per_second(self) -> int:
         """Of the times in `exits`."""
         return TICKS_PER_SECOND
@@ -92,6 +100,37 @@ class MachineContext:
     @property
     def memory(self) -> Memory:
         return self.debugger.machine.ram
+
+    @property
+    def _iommu_units(self) -> Sequence[Any]:
+        """Of `vmdbg.iommu`, if the machine has any."""
+        found = getattr(self.debugger.machine.chipset, "iommus", None)
+        return () if found is None else found.units
+
+    @property
+    def iommus(self) -> Sequence[Iommu]:
+        """Implements `introspect.commands.devices.Devices`."""
+        return [replace(unit.view, registers=unit.registers.snapshot()) for unit in self._iommu_units]
+
+    @property
+    def device_names(self) -> Mapping[int, str]:
+        """Likewise."""
+        return {int(function.requester): function.kind for function in self.debugger.machine.chipset.root.functions}
+
+    def iotlb(self) -> Sequence[CachedPage]:
+        """Implements `introspect.commands.devices.IoCaches`."""
+        kept = (
+            (unit.number, key, one.page) for unit in self._iommu_units for key, sizes in unit.caches.pages.items()
+            for held in sizes.values() for one in held.values()
+        )  # fmt: skip
+        return [
+            CachedPage(number, key.domain, key.device, key.pasid, page.first, page.size, int(page.spa), page.read, page.write)
+            for number, key, page in kept
+        ]
+
+    def cached_entries(self) -> Sequence[tuple[int, int]]:
+        """Likewise."""
+        return [(unit.number, device) for unit in self._iommu_units for device in unit.caches.devices]
 
     @property
     def _host_context(self) -> Context:
@@ -218,7 +257,8 @@ class MachineContext:
 
     def processor_state(self, vmcb: int | None) -> ProcessorState:
         """Implements `introspect.commands.live.Live`."""
-        return processor_state(self._cpu_of(vmcb), self.debugger.machine.pic)
+        machine = self.debugger.machine
+        return processor_state(self._cpu_of(vmcb), machine.pic, machine.chipset.ioapic)
 
     def hidden_registers(self, vmcb: int) -> Mapping[str, int]:
         """Likewise."""

@@ -7,9 +7,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from gdbstub.target import TargetError, ThreadId
-from introspect.commands import Arguments, CommandError, Context, Result, default_registry, worded
+from introspect.commands import Arguments, CommandError, Context, Result, default_registry, exit_status, worded
+from introspect.commands.parameters import AddressWord, parse_number
 from introspect.commands.registry import error_json
 from introspect.commands.render import columns
+from introspect.expression import Space
 from vmdbg.catching import Catch
 from vmdbg.cpu.core import Notice
 from vmdbg.inferior_commands import InferiorCommands, as_number
@@ -25,7 +27,10 @@ if TYPE_CHECKING:
     from vmdbg.debugger import Debugger
 
 
-_JSON, _COMPLETE = "--json ", "--complete "
+_PROGRAMS = ("--json ", "--complete ", "--candidates ", "--locate ", "--symbol ")
+"""Lines of programs on the client's side begin so."""
+_MARKED, MARK = "--marked ", "\x1e"
+"""Before one of these: the answer begins with the mark. A client whose machine runs gets other text as well."""
 
 
 class Monitor(MachineContext):
@@ -56,6 +61,7 @@ class Monitor(MachineContext):
             *RunningCommands(debugger).commands,
         ):  # fmt: skip
             self.registry.add(command)
+        self.registry.remove("irq try")  # the machine's knows caches and processors, too
         self.catch = Catch(debugger)
         for command in (
             *self.catch.commands, *PlatformCommands(debugger).commands, *PciCommands(debugger).commands,
@@ -66,9 +72,16 @@ class Monitor(MachineContext):
     def run(self, line: str, write: Callable[[str], object], thread: ThreadId) -> None:
         """Carry out a line for a thread's inferior.  Raises `TargetError` with what is wrong and what to do."""
         self.thread = thread
-        if line.startswith((_JSON, _COMPLETE)):
-            asked = self._json if line.startswith(_JSON) else self._complete
-            write(asked(self._select(line.partition(" ")[2])))
+        if line.startswith(_MARKED):
+            line = line.removeprefix(_MARKED)
+            write(MARK)
+        if line.startswith(_PROGRAMS):
+            asked = {
+                "--json": self._json, "--complete": self._complete, "--candidates": self._candidates, "--locate": self._locate,
+                "--symbol": self._symbol,
+            }  # fmt: skip
+            word, _, rest = line.partition(" ")
+            write(asked[word](self._select(rest)))
             return
         try:
             text, _ = self.registry.answer(self, line or "help")
@@ -93,7 +106,7 @@ class Monitor(MachineContext):
             result = self.registry.run_line(self, line or "help")
         except (CommandError, TargetError) as error:
             return json.dumps({"error": str(error)})
-        return json.dumps({"text": result.text(), "data": result.json()})
+        return json.dumps({"text": result.text(), "data": result.json(), "status": exit_status(result)})
 
     def _complete(self, line: str) -> str:
         """What the last word of a line may become. It may be quoted as JSON: clients cut spaces at its end."""
@@ -105,6 +118,24 @@ class Monitor(MachineContext):
         prefix = line[self.registry.complete(self, line).start :]
         words = [one.text for one in self.registry.complete(self, line).candidates if one.text.startswith(prefix)]
         return json.dumps(words)
+
+    def _candidates(self, line: str) -> str:
+        """The same, with what each is, and those that only resemble it."""
+        return json.dumps([[one.text, one.meaning] for one in self.registry.complete(self, line).candidates])
+
+    def _locate(self, line: str) -> str:
+        """Where an address is, or what an expression is worth: it is the offset then."""
+        try:
+            where = AddressWord(line, Space.GVA).locate(self)
+        except CommandError as error:
+            return error_json(error)
+        return json.dumps({"owner": where.owner.number, "space": str(where.space), "offset": where.offset})
+
+    def _symbol(self, line: str) -> str:
+        """What lies at a linear address of an inferior."""
+        symbols, address = self.symbols(self.thread.pid), parse_number(line)
+        name = symbols.name(address) if symbols is not None and address is not None else ""
+        return json.dumps({"name": name})
 
     # Commands of the machine
 

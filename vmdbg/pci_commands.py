@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from introspect.commands import Arguments, Command, CommandError, Context, Result
+from introspect.commands.devices import iommu_of
+from introspect.commands.iommu import WalkedIo, try_access
+from introspect.commands.iommu_interrupts import Tried, try_message
 from introspect.commands.parameters import Address, Candidate, Choice, Number, Parameter, Requester, Text
-from introspect.commands.render import columns, jsonable, size_text
+from introspect.commands.render import columns, jsonable, members, size_text
 from introspect.expression import Space
+from introspect.iommu.walk import in_interrupt_range
 from introspect.pci import (
     CAPABILITIES,
     COMMAND,
@@ -170,9 +174,11 @@ class Transaction:
     """In hexadecimal; of a read that was made."""
     refused: str
     exit_status: int = 0
+    walk: WalkedIo | None = field(default=None, repr=False)
+    """By the IOMMU's tables as they are in memory."""
 
     def text(self) -> str:
-        return "\n".join(self._lines())
+        return "\n".join([*self._lines(), *(self.walk.explanation() if self.walk is not None else [])])
 
     def _lines(self) -> Iterator[str]:
         what = f"{'write' if self.write else 'read'} of {self.length:#x} bytes at {self.address:#x} by {self.requester}"
@@ -188,7 +194,50 @@ class Transaction:
             yield f"  {self.address + at:#x}  {piece.hex(' '):{3 * _LINE - 1}}  {shown}"
 
     def json(self) -> object:
-        return jsonable(self)
+        return {**members(self), "walk": self.walk and self.walk.json()}
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """An interrupt that a message becomes. `cpus`: who has the destination."""
+
+    vector: int
+    mode: str
+    destination: int
+    logical: bool
+    level: bool
+    cpus: tuple[int, ...]
+
+    def __str__(self) -> str:
+        trigger = "level" if self.level else "edge"
+        kind = "logical" if self.logical else "physical"
+        whom = f"CPU {', '.join(map(str, self.cpus))}" if self.cpus else "nobody"
+        return f"{self.mode} vector {self.vector:#x}, {trigger}, to {kind} {self.destination:#x}: {whom}"
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupt:
+    """What an interrupt message would be."""
+
+    requester: str
+    address: int
+    data: int
+    messages: tuple[Delivered, ...]
+    refused: str
+    walk: Tried | None = field(default=None, repr=False)
+    """By the IOMMU's tables as they are in memory."""
+
+    def text(self) -> str:
+        return "\n".join([*self._lines(), *(self.walk.explanation() if self.walk is not None else [])])
+
+    def _lines(self) -> list[str]:
+        what = f"message {self.data:#x} to {self.address:#x} by {self.requester}"
+        if self.refused:
+            return [f"{what}: refused: {self.refused}"]
+        return [f"{what}: {message}" for message in self.messages] or [f"{what}: no interrupt"]
+
+    def json(self) -> object:
+        return {**members(self), "walk": self.walk and self.walk.json()}
 
 
 @dataclass(frozen=True)
@@ -212,6 +261,7 @@ class PciCommands:
         self._address = Parameter("ADDRESS", Address(Space.IOVA), help="as the device has it: an IOMMU would translate it")
         self._length = Parameter("LENGTH", Number(1, MOST_SHOWN), help="bytes")
         self._way = Parameter("r|w", Choice(("r", "w"), ("read", "write")))
+        self._word = Parameter("DATA", Number(0, (1 << 32) - 1), help="what is written")
         data = Text("bytes in hexadecimal")
         self._data = Parameter("DATA", data, optional=True, help="for w: bytes in hexadecimal, repeated to LENGTH")
         self.commands = (
@@ -220,8 +270,12 @@ class PciCommands:
                     ("pci", "pci 00:00.0")),
             Command("dma try", self._try, "Say where a device's access would lead, without a side effect.",
                     (self._who, self._address, self._length, self._way),
-                    "Whether a device may master the bus does not matter.",
+                    "Whether a device may master the bus does not matter. Behind an IOMMU, the entries that decide are shown.",
                     ("dma try 00:03.0 0x1000 4 w", "dma try 05:00.1 0xfee00000 8 r")),
+            Command("irq try", self._irq_try, "Say which interrupt a device's message would be, without a side effect.",
+                    (self._who, self._address, self._word),
+                    "A message is a write of four bytes to 0xfeexxxxx; an IOMMU may make another of it.",
+                    ("irq try 00:03.0 0xfee01000 0x4041", "irq try 00:03.0 0xfee00000 0x400")),
             Command("dma", self._dma, "Read or write as a device would: any requester, any address.",
                     (self._who, self._address, self._length, self._way, self._data),
                     "It happens now, with all that follows from it: a write of four bytes to 0xfeexxxxx is an interrupt\n"
@@ -259,11 +313,29 @@ class PciCommands:
 
     def _try(self, context: Context, arguments: Arguments) -> Result:
         who, address, length, write = self._asked(context, arguments)
+        iommu = iommu_of(context, who)
+        walk = try_access(context, iommu, who, address, length, write) if iommu is not None and iommu.enabled else None
         try:
             spans = self.debugger.machine.chipset.dma.locate(who, address, length, write)
         except DmaError as error:
-            return Transaction(str(who), address, length, write, False, (), "", error.reason)
-        return Transaction(str(who), address, length, write, False, tuple((int(spa), size) for spa, size in spans), "", "")
+            return Transaction(str(who), address, length, write, False, (), "", error.reason, walk=walk)
+        pieces = tuple((int(spa), size) for spa, size in spans)
+        return Transaction(str(who), address, length, write, False, pieces, "", "", walk=walk)
+
+    def _irq_try(self, context: Context, arguments: Arguments) -> Result:
+        who, where, data = arguments[self._who], arguments[self._address].locate(context, context.host), arguments[self._word]
+        machine, iommu = self.debugger.machine, iommu_of(context, who)
+        walk = None
+        if iommu is not None and iommu.enabled and in_interrupt_range(where.offset):
+            walk = try_message(context, iommu, who, where.offset, data)
+        try:
+            found = machine.chipset.dma.messages(who, where.offset, data)
+        except DmaError as error:
+            return Interrupt(str(who), where.offset, data, (), error.reason, walk)
+        return Interrupt(str(who), where.offset, data, tuple(
+            Delivered(message.vector, message.mode.name, message.dest, message.logical, message.level, tuple(
+                cpu.index for cpu in machine.cpus if cpu.lapic.matches(message.dest, message.logical, message.wide)))
+            for message in found), "", walk)  # fmt: skip
 
     def _dma(self, context: Context, arguments: Arguments) -> Result:
         who, address, length, write = self._asked(context, arguments)

@@ -42,7 +42,7 @@ from vmdbg.options import (
     symbol_file,
 )
 from vmdbg.platform.pci.catalogue import DeviceError
-from vmdbg.platform.serial import SerialError, open_serial
+from vmdbg.platform.serial import Serial, SerialError, open_serial
 from vmdbg.svm.ring import DEFAULT_EXITS
 
 IDLE_SECONDS = 0.005
@@ -65,6 +65,13 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "run", help="boot an image", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_machine_options(parser)
+    add_stub_options(parser)
+    parser.add_argument("--console", action="store_true", help="a prompt beside it; the machine runs at once unless --wait")
+    parser.set_defaults(run=main)
+
+
+def add_stub_options(parser: argparse.ArgumentParser) -> None:
+    """Who else may debug it."""
     parser.add_argument(
         "--gdb", nargs="?", type=endpoint, const=Endpoint(1234), metavar="ADDR",
         help="let gdb and lldb attach: PORT, 127.0.0.1:PORT or unix:PATH (1234 if omitted)",
@@ -75,7 +82,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )  # fmt: skip
     parser.add_argument("--gdb-log", metavar="FILE", help="write down what debuggers and the stub say to each other")
     parser.add_argument("--wait", action="store_true", help="execute nothing before a debugger says so")
-    parser.set_defaults(run=main)
 
 
 def add_machine_options(parser: argparse.ArgumentParser) -> None:
@@ -91,6 +97,7 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     add("--serial", default="stdio", metavar="WHERE", help="serial port: stdio, file:PATH, null, tcp:PORT (stdio)")
     add("--device", type=device, action="append", default=[], metavar="KIND[,KEY=VALUE...]",
         help="a device on PCI, such as edu,slot=03.0 (docs/devices.md lists them); may be repeated")  # fmt: skip
+    add("--hpet", action="store_true", help="a high precision event timer, and the ACPI table that says so")
     add("--iommu", type=iommus, nargs="?", const=1, default=0, metavar="N", help="so many AMD IOMMUs before the devices (1)")
     add("--iommu-cache", choices=("coherent", "strict"), default="coherent",
         help="strict: keep what IOMMUs may keep of their tables, so that a forgotten invalidation is found (coherent)")
@@ -117,7 +124,7 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
 
 
 @contextlib.contextmanager
-def _writing(option: str, path: str | None) -> Iterator[TextIO | None]:
+def writing(option: str, path: str | None) -> Iterator[TextIO | None]:
     if path is None:
         yield None
         return
@@ -129,10 +136,12 @@ def _writing(option: str, path: str | None) -> Iterator[TextIO | None]:
         yield file
 
 
-def build(options: argparse.Namespace, trace: TextIO | None, arguments: Sequence[str] = ()) -> Machine:
+def build(
+    options: argparse.Namespace, trace: TextIO | None, arguments: Sequence[str] = (), serial: Serial | None = None
+) -> Machine:
     """The machine that the options describe; `arguments` take the place of --append.  Raises `UsageError`."""
     try:
-        serial = open_serial(options.serial)
+        serial = serial or open_serial(options.serial)
     except SerialError as error:
         raise UsageError(str(error)) from None
     config = Config(
@@ -142,6 +151,7 @@ def build(options: argparse.Namespace, trace: TextIO | None, arguments: Sequence
         stop_on=options.stop_on, vmcb_cache=options.vmcb_cache == "strict",
         strict_tlb=options.tlb == "strict", reboot=options.reboot,
         physical_bits=options.maxphyaddr, exit_ring=options.exit_ring, devices=tuple(options.device),
+        hpet=options.hpet,
         iommu=IommuConfig(options.iommu, options.iommu_cache == "strict", tuple(options.iommu_memory)) if options.iommu else None,
     )  # fmt: skip
     try:
@@ -153,6 +163,15 @@ def build(options: argparse.Namespace, trace: TextIO | None, arguments: Sequence
     if machine.engine.lacks:
         log.warning("this build of Unicorn is not as that of its wheel; without: %s", ", ".join(machine.engine.lacks))
     return machine
+
+
+def check_stub(options: argparse.Namespace) -> None:
+    """UsageError for a stub that strangers could reach."""
+    if options.gdb is not None and options.gdb.remote and not options.allow_remote:
+        raise UsageError(
+            f"--gdb {options.gdb} is not loopback: the protocol has no passwords, whoever connects owns this process; "
+            "use 127.0.0.1 and tunnel with ssh -L, or say --allow-remote if only friends reach that address"
+        )
 
 
 class Limit:
@@ -172,15 +191,16 @@ class Limit:
 
 def main(options: argparse.Namespace) -> int:
     """Run the image; returns its exit status."""
+    if options.console:
+        from vmdbg.console.start import run_beside
+
+        check_stub(options)
+        return run_beside(options)
     if options.wait and options.gdb is None:
         raise UsageError("--wait waits for a debugger, but none can connect; add --gdb")
-    if options.gdb is not None and options.gdb.remote and not options.allow_remote:
-        raise UsageError(
-            f"--gdb {options.gdb} is not loopback: the protocol has no passwords, whoever connects owns this process; "
-            "use 127.0.0.1 and tunnel with ssh -L, or say --allow-remote if only friends reach that address"
-        )
+    check_stub(options)
     logging.basicConfig(format="vmdbg: %(message)s", level=logging.INFO if options.verbose else logging.WARNING)
-    with _writing("--trace-exits", options.trace_exits) as trace, _writing("--gdb-log", options.gdb_log) as gdb_log:
+    with writing("--trace-exits", options.trace_exits) as trace, writing("--gdb-log", options.gdb_log) as gdb_log:
         machine = build(options, trace)
         try:
             if options.gdb is None:
@@ -215,18 +235,27 @@ def _report(machine: Machine) -> int:
     return status
 
 
-def _run_under_stub(
-    machine: Machine, options: argparse.Namespace, trace: TextIO | None, recorder: Recorder | None
-) -> int:
+def debugger_of(
+    machine: Machine, options: argparse.Namespace, trace: TextIO | None, serial: Serial | None = None
+) -> Debugger:
+    """A debugger on the machine, which can build it anew."""
+
     def restart(arguments: Sequence[str]) -> Machine:
         if trace is not None:
             trace.seek(0)
             trace.truncate()
-        return build(options, trace, arguments)
+        return build(options, trace, arguments, serial)
 
     debugger = Debugger(machine, restart)
     for option in options.symbols:
         debugger.executables.assign(*option)
+    return debugger
+
+
+def _run_under_stub(
+    machine: Machine, options: argparse.Namespace, trace: TextIO | None, recorder: Recorder | None
+) -> int:
+    debugger = debugger_of(machine, options, trace)
     loop = new_event_loop()
     try:
         return loop.run_until_complete(_serve(debugger, options, recorder))
@@ -235,17 +264,21 @@ def _run_under_stub(
         loop.close()
 
 
-async def _serve(debugger: Debugger, options: argparse.Namespace, recorder: Recorder | None) -> int:
-    server = Server(debugger, HOST, recorder)
-    limit = Limit(options.timeout)
-    where: Endpoint = options.gdb
+async def listen(server: Server, where: Endpoint) -> Endpoint:
+    """Have a stub listen; where it does."""
     try:
         if where.path is not None:
             await server.listen_unix(where.path)
-        else:
-            where = replace(where, port=await server.listen_tcp(where.port, where.host))
+            return where
+        return replace(where, port=await server.listen_tcp(where.port, where.host))
     except OSError as error:
         raise UsageError(f"--gdb {where}: {error.strerror or error}; choose another port or path") from None
+
+
+async def _serve(debugger: Debugger, options: argparse.Namespace, recorder: Recorder | None) -> int:
+    server = Server(debugger, HOST, recorder)
+    limit = Limit(options.timeout)
+    where = await listen(server, options.gdb)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signal_number in (signal.SIGTERM, signal.SIGHUP):

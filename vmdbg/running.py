@@ -92,6 +92,8 @@ class Running:
         self._exit_stop: Stop | None = None
         self.input = -1
         """A file descriptor to look at while the machine runs; -1 for none."""
+        self.deadline: int | None = None
+        """Guest time at which it stops at the latest."""
         self._entering = False
         """VMRUN has begun to enter the guest to stop in: it may refuse yet."""
         self.hits = Hits(machine.clock, inferiors, breakpoints, self.agents, self.resumed, self._say)
@@ -220,6 +222,8 @@ class Running:
         """Run a little; an event if something happened that the client must know."""
         for thread in [thread for thread in self._steppings if not self.inferiors.alive(thread.pid)]:
             del self._steppings[thread]
+        if self.deadline is not None and self.machine.clock.now >= self.deadline and self.resumed.awaited:
+            return self._at_deadline()
         self.catchpoints.live = self.resumed.awaited
         collecting = any(thread not in self.holds for thread in self.trace.stepping)
         self.history.watching = bool(
@@ -230,11 +234,16 @@ class Running:
             return self._advance_steps()
         return self._advance_collecting() if collecting else self._run(bool(self.breakpoints))
 
+    def _at_deadline(self) -> Stop:
+        text, self.deadline = f"[guest time {self.deadline} is reached]", None
+        return Stop(self.resumed.reported(self.inferiors.thread_on(self.machine.cpu)), text=text)
+
     def _run(self, breakpoints: bool, watch: Collection[Processor] = ()) -> StubEvent | None:
         """Run for about `SLICE_SECONDS`: what that is in guest time, world switches and devices decide."""
         self.machine.engine.look_at(self.input, self._ticks // LOOKS)
         started = time.perf_counter()
-        event = self.machine.run(self._ticks, breakpoints=breakpoints, watch=watch)
+        ticks = self._ticks if self.deadline is None else max(1, min(self._ticks, self.deadline - self.machine.clock.now))
+        event = self.machine.run(ticks, breakpoints=breakpoints, watch=watch)
         if not self.machine.engine.asked:
             factor = SLICE_SECONDS / (time.perf_counter() - started)
             self._ticks = min(max(int(self._ticks * min(factor, 2)), LEAST_TICKS), MOST_TICKS)

@@ -28,6 +28,10 @@ class RunningCommands:
                     "Once, and for what resumes the hypervisor next: `continue`, `next` or `stepi` at VMRUN itself.\n"
                     "GUEST waits for that one. If VMRUN refuses the VMCB, that stops, too.", self._step_into_guest,
                    examples=("step-into-guest", "step-into-guest 2")),
+            worded("stop-at", "stop-at [TICKS|+TICKS|never]", "Stop at a guest time at the latest, or say at which.\n"
+                    "Once. It is the same moment in every run: `time` says what it is now.\n"
+                    "  stop-at 7600000  at this time\n  stop-at +1000    in 1000 ticks", self._stop_at,
+                   examples=("stop-at +1000", "stop-at never")),
             worded("debug", "debug [all | host | [guest] N[,N...]]", "Choose the inferiors that stop, or list them.\n"
                     "The others run through, breakpoints, watchpoints and all; a step of theirs that is asked for is made.\n"
                     "  debug guest 2,3  only guests 2 and 3 stop\n"
@@ -63,6 +67,21 @@ class RunningCommands:
         running.into_guest, running.wanted_guest = True, number
         whose = "any guest" if number is None else f"guest {number}"
         return Text(f"the next VMRUN of {whose} stops at its first instruction: resume the hypervisor")
+
+    def _stop_at(self, context: Context, arguments: Arguments) -> Result:
+        running, now = self.debugger.running, self.debugger.machine.clock.now
+        if arguments.choice(("never",)):
+            running.deadline = None
+        elif arguments.words:
+            behind = arguments.words[0].startswith("+")
+            arguments.words[0] = arguments.words[0].removeprefix("+")
+            time = arguments.number("TICKS") + (now if behind else 0)
+            if time <= now:
+                raise arguments.error(str(time), f"it is {now} already", "name a later time")
+            running.deadline = time
+        arguments.done()
+        at = running.deadline
+        return Text("no time to stop at is set" if at is None else f"stops at {at} ticks at the latest")
 
     def _debug(self, context: Context, arguments: Arguments) -> Result:
         manner = self.debugger.running.resumed.manner

@@ -25,7 +25,7 @@ def monitor(session: Session, arguments: bytes) -> bytes:
         session.output("".join(session.non_stop.said))
         session.non_stop.said.clear()
     try:
-        session.target.monitor(line, session.output, session.current())
+        session.target.monitor(line, session.output, session.spoken_for())
     except TargetError as error:
         session.output(f"{error}\n")
         raise

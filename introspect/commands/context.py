@@ -44,6 +44,10 @@ class Inferior:
     caching: Caching | None = None
     """What decides its memory types, if that is known."""
 
+    def locate_iova(self, memory: Memory, address: int) -> int | None:
+        """System-physical address of an I/O address; None if it leads nowhere. Only devices have such."""
+        return None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostView(Inferior):

@@ -15,7 +15,7 @@ from introspect.prediction import Exit, Outcome, Prediction, Situation
 from introspect.scope import GENERAL
 from introspect.would_exit import BadInstruction, instruction
 
-__all__ = ["COMMANDS"]
+__all__ = ["COMMANDS", "Predictions"]
 
 _BEFORE = 4
 """Instructions before the current one that are shown."""
@@ -59,7 +59,7 @@ _MEMORY = (ExitCode.NPF, ExitCode.EXCP_PF, ExitCode.EXCP_GP, ExitCode.EXCP_SS, E
 """What accesses to memory may lead to: by the time that another instruction is the current one that may be different."""
 
 
-class _Predictions:
+class Predictions:
     """Which instructions of a guest would exit; nothing for the hypervisor, and where there is no VMCB."""
 
     def __init__(self, subject: InferiorState) -> None:
@@ -147,7 +147,7 @@ def _disassemble(context: Context, arguments: Arguments) -> Result:
     bits, base = subject.mode.code_bits, subject.registers.get("cs.base", 0) if where.space == Space.GVA else 0
     data = subject.read(where.space, where.offset, count * MAX_INSTRUCTION)
     here = subject.pc if where.space == Space.GVA and "rip" in subject.registers else None
-    predictions = _Predictions(subject)
+    predictions = Predictions(subject)
     found = list(instructions(data, where.offset, bits, count, base))
     lines = []
     for one in found:

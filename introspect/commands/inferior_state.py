@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from introspect.commands.context import HOST_NUMBER, CommandError, Context, GuestView, HostView
+from introspect.commands.devices import DeviceView
 from introspect.commands.parameters import Located, Owner, Parameter
 from introspect.commands.registry import Arguments
 from introspect.execution import Mode, execution_mode, linear_pc, linear_sp
@@ -137,7 +138,10 @@ def unreadable(context: Context, where: Located) -> str:
     """Why there is nothing to read at an address, or what is there instead of memory."""
     spa = locate_space(context.memory, where.owner, where.space, where.offset)
     if where.space == Space.IOVA:
-        return "a device's address: no IOMMU is known here"
+        if not isinstance(where.owner, DeviceView):
+            return "an I/O address is some device's: write 00:03.0:iova:0x1000"
+        if spa is None:
+            return f"the IOMMU does not let the device there; `iommu walk {where.owner.device} {where.offset:#x}` shows why"
     if spa is None:
         return "not mapped; `walk` shows why" if where.space == Space.GVA else "no nested page table maps it; `npt` lists what is"
     ranges = context.physical_map() if isinstance(context, Mapped) else ()

@@ -7,12 +7,15 @@ from dataclasses import dataclass, replace
 
 from introspect.audit import RULES, Finding, Severity, audit_isolation
 from introspect.commands.context import CommandError, Context, Result
+from introspect.commands.devices import device_names, iommus_of
 from introspect.commands.parameters import Choice, Number, Parameter, Physical
 from introspect.commands.registry import Arguments, Command
 from introspect.commands.render import amount_text, columns, members, size_text
 from introspect.commands.tables import going_on, rights_text
-from introspect.dimension import SIZES
 from introspect.expression import Space
+from introspect.iommu.devices import interrupt_findings, io_areas, io_mappers
+from introspect.iommu.space import UNREADABLE
+from introspect.paging import ENTRY
 from introspect.reverse_map import Mapping, Owner, ReverseMap, reverse_map_of
 from introspect.scope import locate_space
 
@@ -26,13 +29,28 @@ _RANGES = 4
 def reverse_map(context: Context, what: str) -> ReverseMap:
     """The reverse map of the context's memory, up to date. CommandError if nobody wanted to wait for it.
 
-    A context that has devices with tables of their own (an IOMMU's domains) has them as `mappers`.
+    What devices reach comes in by `with_devices`; a context with mappers of other kinds has them as `mappers`.
     """
     found = reverse_map_of(context.memory)
     others = getattr(context, "mappers", ())
     if not found.update(context.host, context.guests, others, going_on(context, what)):
         raise CommandError(what, "stopped before all tables were read", "ask again: what was read so far is kept")
     return found
+
+
+def with_devices(context: Context, found: ReverseMap) -> list[str]:
+    """Take in what devices reach, and the tables of IOMMUs. Says what there was no room for."""
+    iommus = iommus_of(context)
+    mappers, left_out = io_mappers(context.memory, iommus, device_names(context), found.mappers)
+    found.mappers += mappers
+    found.areas += io_areas(context.memory, iommus)
+    return left_out
+
+
+def _rights(one: Mapping) -> str:
+    if one.space == Space.IOVA:
+        return f"{'-' if one.attributes & UNREADABLE else 'r'}{'w' if one.attributes & ENTRY.W else '-'}"
+    return rights_text(one.attributes, one.space == Space.GPA)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +77,11 @@ class WhoMaps:
         yield "mapped by:" if self.mappings else "mapped by nobody"
         rows = []
         for mapping, symbol in zip(self.mappings, self.symbols, strict=True):
-            nested = mapping.space == Space.GPA
-            sizes = " ".join(size_text(1 << n) for n in (12, 21, 22, 30) if mapping.attributes & SIZES & 1 << n)
+            known = range(12, 53) if mapping.space == Space.IOVA else (12, 21, 22, 30)
+            sizes = " ".join(size_text(1 << n) for n in known if mapping.attributes & 1 << n)
             who = mapping.party + (f" ({mapping.label})" if mapping.label else "")
             where = f"{mapping.space} {mapping.address:#x}{f' <{symbol}>' if symbol else ''}"
-            rows.append((who, where, rights_text(mapping.attributes, nested), sizes or "-"))
+            rows.append((who, where, _rights(mapping), sizes or "-"))
         yield from columns(rows, "  ")
         if any(sum(one.party == other.party for one in self.mappings) >= self.limit for other in self.mappings):
             yield f"  at most {self.limit} of each set of tables are listed; --limit lists more"
@@ -74,7 +92,7 @@ class WhoMaps:
         return {
             "spa": self.spa, "owners": [members(owner) for owner in self.owners],
             "mappings": [
-                {**members(one), "symbol": symbol or None, "rights": rights_text(one.attributes, one.space == Space.GPA)}
+                {**members(one), "symbol": symbol or None, "rights": _rights(one)}
                 for one, symbol in zip(self.mappings, self.symbols, strict=True)
             ],
             "incomplete": list(self.incomplete),
@@ -106,8 +124,8 @@ class Audit:
             for finding in mine:
                 shown = " ".join(f"{start:#x}-{end - 1:#x}" for start, end in finding.ranges[:_RANGES])
                 more = " ..." if len(finding.ranges) > _RANGES else ""
-                size = amount_text(finding.bytes)
-                rows.append((finding.severity.word, finding.who, finding.what, size, f"spa {shown}{more}"))
+                where = (amount_text(finding.bytes), f"spa {shown}{more}") if finding.ranges else ()
+                rows.append((finding.severity.word, finding.who, finding.what, *where))
             yield from columns(rows, "  ")
         for name in self.incomplete:
             yield f"  ? {_UNSEEN.format(name)}: nothing is proved of them"
@@ -140,10 +158,11 @@ def _who_maps(context: Context, arguments: Arguments) -> Result:
     if spa is None:
         raise CommandError(str(where), "it is not mapped", "`walk` shows why; name a system-physical address")
     found = reverse_map(context, "page tables")
+    left_out = with_devices(context, found)
     limit = arguments[_LIMIT]
     mappings = tuple(found.mappings(spa, limit))
     symbols = tuple(_symbol(context, one) for one in mappings)
-    return WhoMaps(spa, tuple(found.owners(spa)), mappings, symbols, limit, _incomplete(context, found))
+    return WhoMaps(spa, tuple(found.owners(spa)), mappings, symbols, limit, (*_incomplete(context, found), *left_out))
 
 
 def _symbol(context: Context, mapping: Mapping) -> str:
@@ -155,10 +174,13 @@ def _symbol(context: Context, mapping: Mapping) -> str:
 
 def _isolation(context: Context, arguments: Arguments) -> Result:
     found = reverse_map(context, "page tables")
+    left_out = with_devices(context, found)
     parents = {guest.number: guest.parent for guest in context.guests}
     findings = audit_isolation(found, parents)
+    findings += interrupt_findings(context.memory, iommus_of(context), found.mappers)
+    findings.sort(key=lambda one: -one.severity)
     threshold = Severity[arguments[_AT].upper()]
-    return Audit(tuple(findings), threshold, len(found.mappers), _incomplete(context, found))
+    return Audit(tuple(findings), threshold, len(found.mappers), (*_incomplete(context, found), *left_out))
 
 
 _WHERE = Parameter("ADDRESS", Physical(), help="system-physical, unless it says another space, or whose it is")
@@ -171,17 +193,20 @@ COMMANDS = (
     Command(
         "who-maps", _who_maps, "Say what leads to a page, and whose it is: the reverse of all page tables there are.",
         (_WHERE, _LIMIT),
-        "Looked through are the host's tables, those of each guest (through its nested ones), each nested table, and IOMMU\n"
-        "domains where there are some. Whose it is: VMCB, HSAVE, IOPM, MSRPM, AVIC page, page table of which level of whom, the\n"
-        "hypervisor's image, RAM of a guest. Of guests' tables those are known that their VMCBs name: not of each process.",
+        "Looked through are the host's tables, those of each guest (through its nested ones), each nested table, and what\n"
+        "devices behind an IOMMU reach. Whose it is: VMCB, HSAVE, IOPM, MSRPM, AVIC page, page table of which level of whom,\n"
+        "table or ring of an IOMMU, the hypervisor's image, RAM of a guest. Of guests' tables those are known that their VMCBs\n"
+        "name: not of each process.",
         ("who-maps 0x801000", "who-maps 2:tick"),
     ),
     Command(
         "audit isolation", _isolation, "Find where guests are not kept apart, or reach what confines them.", (_AT,),
-        "Critical: an agent writes a VMCB, permission map, save area, nested table or the hypervisor's image, or a guest's user\n"
-        "code reaches them. High: it reads them; two guests write the same page; the host's user code reaches them. Medium: one\n"
-        "guest reads what another writes; pages of the host are writable and executable. Low: the same in a guest. A guest that\n"
-        "runs within another shares that one's memory by design. The exit status of `vmdbg inspect` is 1 if there are findings.",
+        "Critical: an agent writes a VMCB, permission map, save area, nested table, table of an IOMMU or the hypervisor's\n"
+        "image, or a guest's user code reaches them. High: it reads them; two agents write the same page; the host's user code\n"
+        "reaches them; a guest's device sends interrupts that no table decides. Medium: one agent reads what another writes;\n"
+        "pages of the host are writable and executable. Low: the same in a guest. Agents are guests and, behind an IOMMU,\n"
+        "devices, each of which belongs to the guest whose RAM its tables map most of. A guest that runs within another shares\n"
+        "that one's memory by design. The exit status of `vmdbg inspect` is 1 if there are findings.",
         ("audit isolation", "audit isolation --fail-at critical --json"),
     ),
 )  # fmt: skip

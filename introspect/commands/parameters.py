@@ -6,9 +6,13 @@ from dataclasses import dataclass
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from introspect.commands.context import HOST_NUMBER, CommandError, Context, GuestView, HostView
+from introspect.commands.devices import DeviceView, device_names, device_view
 from introspect.exits import ExitCode
 from introspect.expression import ExpressionError, Space, parse, parse_address
 from introspect.pci import RequesterId
+from introspect.source_lines import SourceLines, is_line
+from introspect.symbols import Symbol as LoadedSymbol
+from introspect.symbols import Symbols
 from introspect.vmcb import VMCB
 
 __all__ = [
@@ -22,6 +26,8 @@ T_co = TypeVar("T_co", covariant=True)
 _MAX = (1 << 64) - 1
 _MANY = 300
 """Symbols that completion offers at most: more help nobody."""
+_FEW = 20_000
+"""So many are looked at letter by letter."""
 
 
 class Misfit(Exception):
@@ -233,6 +239,8 @@ class Located(NamedTuple):
     offset: int
 
     def __str__(self) -> str:
+        if isinstance(self.owner, DeviceView):
+            return f"{self.owner.device}:{self.space}:{self.offset:#x}"
         return f"{'host' if self.owner.number == HOST_NUMBER else self.owner.number}:{self.space}:{self.offset:#x}"
 
 
@@ -247,20 +255,58 @@ class AddressWord:
     def locate(self, context: Context, owner: GuestView | HostView | None = None) -> Located:
         """`owner`: whose it is if it names none; without one, who is selected.  Raises `CommandError`."""
         owner = owner or context.selected or context.host
+        line = is_line(self.text)
+        if line is not None and RequesterId.parse(":".join(line[:2])) is None:  # 00:03.0:2000 is a device's address
+            return self._of_line(context, owner, *line)
         try:
             address = parse_address(self.text, context.names(owner.number))
             named = address.owner
             if named is not None:
-                found = context.host if named == "host" else find_guest(context, named)
-                if found is None and named == str(HOST_NUMBER):
-                    found = context.host
-                if found is None:
-                    raise CommandError(named, "no guest has this number", known_guests(context))
-                owner = found
+                device = RequesterId.parse(named)
+                if device is not None:
+                    owner = device_view(context, device)
+                    if address.space not in (None, Space.IOVA):
+                        raise CommandError(self.text, "a device has I/O addresses alone", f"write {device}:iova:0x1000")
+                    return Located(owner, Space.IOVA, address(context.scope(owner.number)).offset)
+                owner = _named_owner(context, named)
             offset = address(context.scope(owner.number)).offset
         except ExpressionError as error:
             raise CommandError(f"{error.value} (column {error.position + 1} of {self.text})", error.rule, error.remedy) from None
         return Located(owner, address.space or self.space, offset)
+
+    def _of_line(self, context: Context, owner: GuestView | HostView, named: str, file: str, line: int) -> Located:
+        """Of a line of the source: "exits.c:253"."""
+        owner = _named_owner(context, named) if named else owner
+        symbols = context.symbols(owner.number)
+        address = SourceLines.of(symbols).address(file, line) if symbols is not None else None
+        if address is None:
+            raise CommandError(self.text, "no code is known of this line", "name a symbol, or give the file with the symbols")
+        return Located(owner, Space.GVA, address)
+
+
+def _named_owner(context: Context, word: str) -> GuestView | HostView:
+    found = context.host if word == "host" else find_guest(context, word)
+    if found is None and word == str(HOST_NUMBER):
+        return context.host
+    if found is None:
+        raise CommandError(word, "no guest has this number", known_guests(context))
+    return found
+
+
+def _like(symbols: Symbols, name: str) -> list[LoadedSymbol]:
+    """Symbols that begin with a name, then those that have it, or where that does not take long its letters, in order."""
+    letters = re.compile(".*".join(map(re.escape, name)), re.IGNORECASE) if len(symbols) < _FEW else None
+    ranks: tuple[list[LoadedSymbol], ...] = [], [], []
+    for symbol in symbols:
+        if symbol.name.startswith(name):
+            ranks[0].append(symbol)
+            if len(ranks[0]) == _MANY:
+                break
+        elif name in symbol.name:
+            ranks[1].append(symbol)
+        elif letters is not None and letters.search(symbol.name):
+            ranks[2].append(symbol)
+    return [symbol for rank in ranks for symbol in rank][:_MANY]
 
 
 def _operands(context: Context, prefix: str, owner: GuestView | HostView | None = None) -> Iterator[Candidate]:
@@ -274,14 +320,9 @@ def _operands(context: Context, prefix: str, owner: GuestView | HostView | None 
         owner = context.host if word == "host" else find_guest(context, word) or owner
     owner = owner or context.selected or context.host
     symbols = context.symbols(owner.number)
-    found = 0
     if symbols is not None and name:
-        for symbol in symbols:
-            if symbol.name.startswith(name):
-                yield Candidate(before + symbol.name, f"{symbol.address:#x}")
-                found += 1
-                if found == _MANY:
-                    return
+        for symbol in _like(symbols, name):
+            yield Candidate(before + symbol.name, f"{symbol.address:#x}")
     for known in context.names(owner.number).known():
         if name and known.startswith(name.removeprefix("$")):
             yield Candidate(before + "$" * name.startswith("$") + known, "register, field or fact")
@@ -304,6 +345,8 @@ class Address(_OneWord[AddressWord]):
             yield Candidate("host:", "the hypervisor's")
             for guest in context.guests:
                 yield Candidate(f"{guest.number}:", f"of {guest.name}")
+            for device, name in device_names(context).items():
+                yield Candidate(f"{RequesterId(device)}:iova:", f"as {name} has it")
         if prefix.count(":") < 2:
             before = prefix[: prefix.rfind(":") + 1]
             if before.removesuffix(":") not in list(Space):
@@ -368,6 +411,9 @@ class Requester(_OneWord[RequesterId]):
             raise Misfit(f"it must be {self.noun}, in hexadecimal", "write it as 00:03.0")
         return found
 
+    def complete(self, context: Context, prefix: str) -> Iterable[Candidate]:
+        return [Candidate(str(RequesterId(device)), name) for device, name in device_names(context).items()]
+
 
 @dataclass(frozen=True)
 class Symbol(_OneWord[str]):
@@ -428,6 +474,11 @@ class Layout(NamedTuple):
 
 _FORMAT = re.compile(r"/(\d*)([oxdutzcafsibhwg]*)")
 _MAX_COUNT = 1 << 16
+_FORMATS = (
+    ("8gx", "words of 8 bytes"), ("16xb", "bytes"), ("4dw", "signed words of 4 bytes"), ("4a", "addresses by symbol"),
+    ("s", "a string"), ("8i", "instructions"), ("x", "hexadecimal"), ("t", "binary"), ("c", "a character"),
+)  # fmt: skip
+"""Some to choose from."""
 
 
 @dataclass(frozen=True)
@@ -450,6 +501,11 @@ class Format(_OneWord[Layout]):
         if not 0 < count <= _MAX_COUNT:
             raise Misfit(f"the count must be within 1 and {_MAX_COUNT}", meant=True)
         return Layout(count, letters, sizes)
+
+    def complete(self, context: Context, prefix: str) -> Iterable[Candidate]:
+        for text, meaning in _FORMATS:
+            if self.sizes == (text[0].isdigit() or text == "s") and set(text) & set(self.letters):
+                yield Candidate(f"/{text}", meaning)
 
 
 @dataclass(frozen=True)

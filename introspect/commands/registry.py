@@ -262,6 +262,11 @@ class Registry:
             self.names[name] = command
         self.commands[command.name] = command
 
+    def remove(self, name: str) -> None:
+        """A command, by its name, with all its names; nothing if there is none."""
+        command = self.commands.pop(name, None)
+        self.names = {known: other for known, other in self.names.items() if other is not command}
+
     def find(self, words: Sequence[str]) -> tuple[Command, Sequence[str]]:
         """The command that the first words name, and the words after the name."""
         name, slash, format = words[0].partition("/")

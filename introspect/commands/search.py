@@ -164,7 +164,7 @@ def _pieces(context: Context, where: Located, end: int, wanted: Pattern) -> Iter
     if where.space == Space.GPA and owner.nested is not None:
         return nested_pieces(memory, owner.nested, where.offset, end)
     if where.space == Space.IOVA:
-        raise CommandError(str(where), "a device's addresses cannot be searched: no IOMMU is known here", "use gpa or spa")
+        raise CommandError(str(where), "a device's addresses cannot be searched", "`iommu map` says where they lead: search spa")
     zeros = None if wanted.regex.fullmatch(bytes(wanted.size)) else wanted.size
     return physical_pieces(memory, where.offset, end, zeros)
 

@@ -12,7 +12,7 @@ from introspect.scope import locate_space
 from introspect.sources import Unreadable
 from introspect.vmcb import VMCB_SIZE
 
-__all__ = ["HOST_OR_WHICH", "INNER", "WHICH", "WHICH_OPTION", "find_vmcb", "read_vmcb"]
+__all__ = ["HOST_OR_WHICH", "INNER", "WHICH", "WHICH_OPTION", "find_vmcb", "inner_vmcb", "read_vmcb"]
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def find_vmcb(
     if isinstance(which, GuestView):
         if not which.vmcbs:
             raise CommandError(str(which), "it has no VMCB", "name a guest that VMRUN has entered")
-        where = Located(context.host, Space.SPA, _inner(which) if inner else which.vmcbs[0])
+        where = Located(context.host, Space.SPA, inner_vmcb(which) if inner else which.vmcbs[0])
     elif inner:
         raise arguments.error("inner", "it goes with a guest, not with an address")
     else:
@@ -93,7 +93,8 @@ def find_vmcb(
     return spa, str(owners[0]) if owners else "no guest's so far", contents
 
 
-def _inner(guest: GuestView) -> int:
+def inner_vmcb(guest: GuestView) -> int:
+    """Where the VMCB is that the hypervisor in a guest's parent made for it.  CommandError if that is not known."""
     if guest.parent is None:
         rule = "the hypervisor of this machine runs it, not that of another guest"
         raise CommandError(str(guest), rule, "leave `inner` out, or put it right with `guest parent`")

@@ -1,24 +1,28 @@
 """`would-exit`: whether an instruction, an access or an event leaves a guest, and what decides it."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from introspect import msrs
 from introspect.commands.context import CommandError, Context, GuestView, Result
-from introspect.commands.live import vmcb_registers
-from introspect.commands.parameters import Address, AddressWord, Candidate, Misfit, Number, Parameter, parse_number
+from introspect.commands.live import on_processor, processor_state, vmcb_registers
+from introspect.commands.parameters import Address, AddressWord, Candidate, Flag, Located, Misfit, Number, Parameter, parse_number
 from introspect.commands.registry import Arguments, Command
 from introspect.commands.render import columns, jsonable
-from introspect.commands.which import WHICH_OPTION, find_vmcb
+from introspect.commands.which import WHICH_OPTION, find_vmcb, inner_vmcb, read_vmcb
 from introspect.disassembly import instruction_text
-from introspect.exits import exception_name, exit_details
+from introspect.exits import EVENT, describe_event, exception_name, exit_details
+from introspect.expression import Space
+from introspect.guest_memory import GuestMemory
 from introspect.interception import MNEMONICS
 from introspect.paging import Nested, PagingState
 from introspect.prediction import Exit, Outcome, Prediction, Situation
 from introspect.registers import CR0, RFLAGS
+from introspect.rules import first_violation
 from introspect.scope import read_space
 from introspect.subject import mode_bits
+from introspect.vmcb import VMCB
 from introspect.would_exit import EVENTS, BadInstruction, event, exception, instruction
 
 __all__ = ["COMMANDS", "Predicted"]
@@ -200,6 +204,7 @@ _MEANINGS = {
     "at": "the instruction at an address",
 }  # fmt: skip
 _FROM_MEMORY = {"invlpg": ("rdi", "rbx"), **dict.fromkeys(("sgdt", "sidt", "lgdt", "lidt", "invpcid"), ("rdi", "rbx"))}
+_ANY = b"\x90"
 _HEX = re.compile(r"(?:[0-9a-fA-F]{2})+")
 
 
@@ -245,6 +250,8 @@ class _Subject:
 
 
 _WHAT = Parameter("WHAT", _Subject(), optional=True, help="what may exit, see above; else the guest's next instruction")
+_INNER = Parameter("INNER", Flag(), option="--inner", optional=True,
+                   help="by the VMCB that the guest's own hypervisor made for it: whether that one gets the exit")  # fmt: skip
 _CPL = Parameter("CPL", Number(0, 3), option="--cpl", only_option=True, help="the privilege to ask for; else the current one")
 
 
@@ -256,20 +263,32 @@ def _mode(registers: Mapping[str, int]) -> str:
     return f"{mode_bits(registers)}-bit code at CPL {registers['cpl'] & 3}"
 
 
-def _code_at(context: Context, owner: GuestView, where: _At | None, registers: Mapping[str, int]) -> tuple[int, bytes]:
-    """rIP and bytes of an instruction in memory."""
+def _code_at(context: Context, number: int, where: _At | None, situation: Situation) -> tuple[int, bytes]:
+    """rIP and bytes of an instruction in the memory of a guest."""
+    registers, cpu = situation.registers, situation.processor
+    guest = GuestView(
+        number=number, name="", vmcbs=(), asid=0, ncr3=None,
+        nested=Nested.from_vmcb(situation.vmcb, cpu.host_cr4, cpu.host_efer, cpu.maxphyaddr),
+        paging=PagingState(registers["cr0"], registers["cr3"], registers["cr4"], registers["efer"], maxphyaddr=cpu.maxphyaddr),
+    )  # fmt: skip
     linear = mode_bits(registers) == 64
     if where is None:
-        rip = registers["rip"]
-        at, space = rip if linear else rip + registers["cs.base"] & 0xFFFFFFFF, None
+        rip, space = registers["rip"], Space.GVA
+        at = rip if linear else rip + registers["cs.base"] & 0xFFFFFFFF
     else:
-        located = where.address.locate(context, owner)
+        located = where.address.locate(context, guest)
         at, space = located.offset, located.space
         rip = at if linear else at - registers["cs.base"] & 0xFFFFFFFF
-    code = read_space(context.memory, owner, space or Address().space, at, 15)
-    if not code:
-        raise CommandError(f"{at:#x}", f"there is no code to read at this address of {owner}", "`walk` shows why")
-    return rip, code
+    return rip, read_space(situation.memory, guest, space, at, 15)
+
+
+def _fetched(situation: Situation) -> Prediction:
+    """Of an instruction that cannot be read: its fetch is refused, or there is no memory."""
+    rip = situation.registers["rip"]
+    found = instruction(situation, _ANY, f"the instruction at rIP {rip:#x}")
+    if not found.looked[0].result and found.raised is None:
+        raise CommandError(f"{rip:#x}", "there is no code to read at this rIP", "`walk` shows where it leads")
+    return found
 
 
 def _would_exit(context: Context, arguments: Arguments) -> Result:
@@ -278,25 +297,53 @@ def _would_exit(context: Context, arguments: Arguments) -> Result:
     cpl = arguments.get(_CPL)
     if cpl is not None:
         registers["cpl"] = cpl
-    question, processor = arguments.get(_WHAT), context.processor
+    situation = Situation(contents, context.memory, context.processor, registers)
+    number = next((view.number for view in context.guests if spa in view.vmcbs), 0)
+    question, first = arguments.get(_WHAT), tuple[str, ...]()
+    if arguments.given(_INNER):
+        spa, owner, situation = _by_its_own_hypervisor(context, arguments, spa, situation)
+    elif question is None:
+        first = tuple(_comes_first(context, spa, contents))
     if question is None or isinstance(question, _At):
-        guest = GuestView(
-            number=next((view.number for view in context.guests if spa in view.vmcbs), 0), name=f"VMCB at {spa:#x}", vmcbs=(spa,),
-            asid=0, ncr3=None,
-            nested=Nested.from_vmcb(contents, processor.host_cr4, processor.host_efer, processor.maxphyaddr),
-            paging=PagingState(
-                registers["cr0"], registers["cr3"], registers["cr4"], registers["efer"], maxphyaddr=processor.maxphyaddr
-            ),
-        )  # fmt: skip
-        registers["rip"], code = _code_at(context, guest, question, registers)
-        question = _Question(lambda situation: instruction(situation, code, _subject(code, situation)), {})
+        registers["rip"], code = _code_at(context, number, question, situation)
+        question = _Question(lambda asked: instruction(asked, code, _subject(code, asked)) if code else _fetched(asked), {})
     known = {name: value for name, value in {**registers, **question.changed}.items() if value is not None}
     known |= {name: known.get(name, 0) for name in ("cr0", "rflags", "cpl")}
-    situation = Situation(contents, context.memory, processor, known)
     try:
-        return Predicted(owner, spa, _mode(known), question.ask(situation))
+        found = question.ask(replace(situation, registers=known))
     except BadInstruction as error:
         raise CommandError(str(error), "it cannot be decoded", "give all its bytes, or an address where one begins") from None
+    return Predicted(owner, spa, _mode(known), replace(found, notes=(*first, *found.notes)))
+
+
+def _by_its_own_hypervisor(
+    context: Context, arguments: Arguments, spa: int, situation: Situation
+) -> tuple[int, str, Situation]:
+    """The VMCB that the hypervisor in a guest's parent made for it, with the parent's memory, where what it names lies."""
+    guest = next((view for view in context.guests if spa in view.vmcbs), None)
+    if guest is None:
+        raise arguments.error("--inner", "it goes with a guest, not with an address")
+    found, contents = read_vmcb(context, Located(context.host, Space.SPA, inner_vmcb(guest)))
+    parent = next((view for view in context.guests if view.number == guest.parent), None)
+    if parent is None:
+        raise CommandError(str(guest), f"its parent, guest {guest.parent}, is not known", "put it right with `guest parent`")
+    memory = context.memory if parent.nested is None else GuestMemory(context.memory, parent.nested)
+    host = parent.paging
+    processor = replace(situation.processor, host_cr0=host.cr0, host_cr4=host.cr4, host_efer=host.efer)
+    return found, f"{guest}, as guest {parent.number} runs it", Situation(
+        contents, memory, processor, situation.registers, "gpa"
+    )
+
+
+def _comes_first(context: Context, vmcb: int, contents: bytes) -> Iterator[str]:
+    """What a guest that VMRUN has yet to enter meets before its next instruction."""
+    if on_processor(processor_state(context, vmcb), vmcb):
+        return
+    if first_violation(contents, context.processor, context.memory) is not None:
+        yield "but VMRUN refuses this VMCB: `vmrun why`"
+    injected = VMCB.read(contents, "eventinj")
+    if injected & EVENT.v:
+        yield f"but VMRUN delivers what EVENTINJ holds first: {describe_event(injected)}"
 
 
 def _subject(code: bytes, situation: Situation) -> str:
@@ -309,7 +356,7 @@ def _subject(code: bytes, situation: Situation) -> str:
 COMMANDS = (
     Command(
         "would-exit", _would_exit, "Say whether an instruction, an access or an event would leave a guest, and what decides it.",
-        (_WHAT, WHICH_OPTION, _CPL),
+        (_WHAT, WHICH_OPTION, _CPL, _INNER),
         "WHAT is one of\n"
         "  cpuid, rdmsr, invlpg, vmmcall ...   an instruction by its name, with the registers as they are\n"
         "  0f a2                               an instruction by its bytes, in the guest's mode\n"

@@ -203,7 +203,6 @@ class IO_PAGE_FAULT(_DeviceEvent):
 
 
 class DEV_TAB_HARDWARE_ERROR(_DeviceEvent):
-    GN = bit(48)
     I = bit(51)  # noqa: E741
     RW = bit(53)
     TR = bit(56)

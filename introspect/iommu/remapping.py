@@ -78,6 +78,8 @@ class IrqWalk:
     data: int
     steps: tuple[IoStep, ...]
     verdict: Remapped | IoFault
+    entry_size: int
+    """Bytes of an IRTE."""
 
 
 def entry_size(iommu: Iommu) -> int:
@@ -109,7 +111,7 @@ def remap_walk(memory: Memory, iommu: Iommu, device: int, address: int, data: in
     """The same, with the entries that were read."""
     trace: list[IoStep] = []
     verdict = _remap(memory, iommu, device, address, data, dte, trace)
-    return IrqWalk(device, address, data, tuple(trace), verdict)
+    return IrqWalk(device, address, data, tuple(trace), verdict, entry_size(iommu))
 
 
 def _remap(

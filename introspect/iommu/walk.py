@@ -34,8 +34,8 @@ from introspect.registers import CR0, CR4, EFER
 from introspect.sources import Memory, Unreadable
 
 __all__ = [
-    "INTERRUPT_RANGE", "PORT_RANGE", "SYSTEM_RANGE", "IoWalk", "entry_fault", "in_interrupt_range", "leaf_is_valid", "read_dte",
-    "translate", "walk",
+    "INTERRUPT_RANGE", "PORT_RANGE", "SYSTEM_RANGE", "IoWalk", "entry_fault", "guest_format", "guest_root", "host_translate",
+    "in_interrupt_range", "leaf_is_valid", "read_dte", "translate", "walk",
 ]  # fmt: skip
 
 INTERRUPT_RANGE = 0xFEE0_0000, 0xFEEF_FFFF
@@ -86,6 +86,23 @@ class IoWalk:
     verdict: IoTranslation | IoFault
     blame: IoStep | None
     """The entry that made the verdict a fault, if it was one."""
+
+
+def guest_format(iommu: Iommu, dte: int) -> Format:
+    """Of the tables that a device's PASIDs have."""
+    return _format(5 if DTE.get(dte, "GuestPagingMode") else 4, bool(iommu.features & FEATURES.NXSup))
+
+
+def guest_root(memory: Memory, iommu: Iommu, dte: int, pasid: int) -> int | None:
+    """Guest-physical address of the topmost table of a PASID; None if the GCR3 tables have none."""
+    found = _Walker(memory, iommu, 0, DmaAccess(pasid=pasid), None).guest_root(dte, pasid)
+    return None if isinstance(found, _Refusal) else found
+
+
+def host_translate(memory: Memory, iommu: Iommu, dte: int, gpa: int) -> int | None:
+    """Where the host's tables of an entry lead, for a read, whatever the address is used for; None if nowhere."""
+    found = _Walker(memory, iommu, 0, DmaAccess(), None).host(dte, gpa, _IR)
+    return None if isinstance(found, _Refusal) else found.spa
 
 
 @cache
@@ -190,7 +207,7 @@ class _Walker:
             return _Refusal(Cause.NO_GUEST_TABLES, guest=True)
         if pasid is not None:
             return self._two_dimensions(iova, dte, pasid)
-        leaf = self._host(dte, iova, _IW if self.access.write else _IR)
+        leaf = self.host(dte, iova, _IW if self.access.write else _IR)
         if isinstance(leaf, _Refusal):
             return leaf
         return self._reached(dte, leaf, bool(leaf.rights & _IW), bool(leaf.rights & _IR), None, 0)
@@ -230,7 +247,7 @@ class _Walker:
 
     # Host tables
 
-    def _host(self, dte: int, address: int, wanted: int) -> _Leaf | _Refusal:
+    def host(self, dte: int, address: int, wanted: int) -> _Leaf | _Refusal:
         """One address through the host's tables. Of an entry, presence is looked at first, then rights, then its form."""
         mode = dte >> 9 & 7
         if mode > self.iommu.host_levels:
@@ -293,7 +310,7 @@ class _Walker:
 
     def _table_entry(self, dte: int, gpa: int, wanted: int = _IR) -> tuple[int, int] | _Refusal:
         """An entry of GCR3 and guest tables, which the host's tables lead to: its spa and value."""
-        leaf = self._host(dte, gpa, wanted)
+        leaf = self.host(dte, gpa, wanted)
         if isinstance(leaf, _Refusal):
             hardware = leaf.code != EventCode.IO_PAGE_FAULT
             return leaf._replace(address=leaf.address if hardware else gpa, write=bool(wanted & _IW))
@@ -304,7 +321,7 @@ class _Walker:
                 Cause.TABLE_UNREADABLE, (), EventCode.PAGE_TAB_HARDWARE_ERROR, leaf.spa, type=_MASTER_ABORT, write=False
             )
 
-    def _guest_root(self, dte: int, pasid: int) -> int | _Refusal:
+    def guest_root(self, dte: int, pasid: int) -> int | _Refusal:
         """CR3 of a PASID, from the GCR3 tables."""
         levels = DTE.get(dte, "GLX") + 1
         if pasid >> min(9 * levels, FEATURES.get(self.iommu.features, "PASMax") + 1):
@@ -328,10 +345,10 @@ class _Walker:
 
     def _two_dimensions(self, gva: int, dte: int, pasid: int) -> IoTranslation | _Refusal:
         access, features = self.access, self.iommu.features
-        table = self._guest_root(dte, pasid)
+        table = self.guest_root(dte, pasid)
         if isinstance(table, _Refusal):
             return table
-        form = _format(5 if DTE.get(dte, "GuestPagingMode") else 4, bool(features & FEATURES.NXSup))
+        form = guest_format(self.iommu, dte)
         if gva >> form.width - 1 not in (0, (1 << 65 - form.width) - 1):
             return _Refusal(Cause.NOT_CANONICAL, guest=True)
         rights, user = _WU, bool(features & FEATURES.USSup) and not access.privileged
@@ -367,7 +384,7 @@ class _Walker:
         raise AssertionError("the last level of every format is a leaf")
 
     def _final(self, dte: int, gva: int, gpa: int, size: int, rights: int) -> IoTranslation | _Refusal:
-        host = self._host(dte, gpa, _IW if self.access.write else _IR)
+        host = self.host(dte, gpa, _IW if self.access.write else _IR)
         if isinstance(host, _Refusal):
             return host if host.address is not None else host._replace(address=gpa)
         writable = bool(rights & ENTRY.W and host.rights & _IW)

@@ -55,6 +55,7 @@ def test_guests_come_and_go(gdb: Gdb, serve: Serve, image: Image, tmp_path: Path
     # Corrections of the guess.
     assert "guest 4 is called linux" in gdb("monitor guest name 4 linux")
     assert f"VMCB {vmcb2:#x} is now guest 5" in gdb(f"monitor guest split 2 {vmcb2:#x}")
+    assert "2: a client debugs it, and it would be gone; detach from it first" in gdb("monitor guest merge 4 2")
     assert "guest 4 is now part of guest 2, which has 2 vCPUs" in gdb("monitor guest merge 2 4")
     assert "it must be one of several VMCBs of guest 5" in gdb(f"monitor guest split 5 {vmcb2:#x}")
     assert "there is no guest 4" in gdb("monitor guest name 4 gone")

@@ -1,6 +1,6 @@
 """Record what stock clients say to the example target: `python -m tests.gdbstub.record NAME PROGRAM`.
 
-NAME is a file below `recorded`, PROGRAM a gdb or an lldb. `test_recorded.py` says the same again to the stub of today, and
+NAME is a file below `recorded`, PROGRAM a gdb or an lldb; a NAME with `nonstop` is of a gdb in non-stop mode. `test_recorded.py` says the same again to the stub of today, and
 the fuzzer starts from it. A recording is made anew when a client's packets have become others that are right, too.
 """
 
@@ -10,10 +10,12 @@ import io
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from gdbstub.example import Example
 from gdbstub.recording import Recorder
+from tests.gdbstub.gdb import NonStopGdb
 from tests.gdbstub.serving import serving
 
 FOLDER = Path(__file__).parent / "recorded"
@@ -86,6 +88,33 @@ x/i $pc
 disconnect
 """
 
+NON_STOP = """
+-exec-step-instruction --thread 1
+info threads
+break *0x1008
+-exec-continue --thread 2
+-exec-continue --thread 1
+delete
+thread 1
+watch *(char *)0x2000
+-exec-continue --thread 1
+delete
+thread 2
+tbreak *0x1002 if $rdi == 0x2000
+-exec-continue --thread 2
+-exec-step-instruction --thread 2
+print $rip
+x/4i $pc
+monitor echo hi
+thread apply all print $eflags
+kill
+tbreak *0x1004
+-exec-run
+info threads
+disconnect
+"""
+"""Behind each -exec a thread stops."""
+
 LLDB = """
 thread list
 register read
@@ -130,22 +159,44 @@ def command(program: str, port: int) -> list[str]:
     return [program, "--nx", "--quiet", "--batch", *(word for line in lines for word in ("-ex", line))]
 
 
-def record(program: str) -> tuple[str, str]:
+def say(program: str, port: int) -> str:
+    """Have a client carry out its script; what it printed."""
+    with tempfile.TemporaryFile("w+") as printed:
+        subprocess.run(
+            command(program, port), stdin=subprocess.DEVNULL, stdout=printed, stderr=subprocess.STDOUT, timeout=20, check=True
+        )
+        printed.seek(0)
+        return printed.read()
+
+
+def say_one_by_one(program: str, port: int) -> str:
+    """The same in non-stop mode."""
+    gdb = NonStopGdb(program)
+    try:
+        gdb("set sysroot")
+        gdb.connect(port, stops=2)
+        for line in NON_STOP.strip().splitlines():
+            if line.startswith("-exec"):
+                gdb.mi(line)
+                gdb.stop()
+            else:
+                gdb(line)
+        return gdb.text
+    finally:
+        gdb.close()
+
+
+def record(program: str, talk: Callable[[str, int], str] = say) -> tuple[str, str]:
     """What was said, as a recording, and what the client printed."""
     file, target = io.StringIO(), Example()
     with serving(target) as served:
         served.server.recorder = Recorder(file)
-        with tempfile.TemporaryFile("w+") as printed:
-            subprocess.run(
-                command(program, served.port), stdin=subprocess.DEVNULL, stdout=printed, stderr=subprocess.STDOUT,
-                timeout=20, check=True,
-            )  # fmt: skip
-            printed.seek(0)
-            return file.getvalue(), printed.read()
+        printed = talk(program, served.port)
+        return file.getvalue(), printed
 
 
 def main(name: str, program: str) -> None:
-    text, printed = record(program)
+    text, printed = record(program, say_one_by_one if "nonstop" in name else say)
     version = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout.splitlines()[0]
     (FOLDER / f"{name}.txt").write_text(f"# {version} on gdbstub.example, by tests/gdbstub/record.py\n{text}", encoding="ascii")
     print(printed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from gdbstub.session import Session
 FOLDER = Path(__file__).parent / "recorded"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.txt"))
 _MOST_SLICES = 2000
+_PACKET = re.compile(rb"\$([^#]*)#|(%[^#]*)#", re.DOTALL)
 
 
 def connections(name: str) -> list[list[Said]]:
@@ -21,13 +23,8 @@ def connections(name: str) -> list[list[Said]]:
 
 
 def packets(data: bytes) -> list[bytes]:
-    """The payloads in a stream of replies, as on the wire but for run-lengths."""
-    found, start = [], data.find(b"$")
-    while start >= 0:
-        end = data.index(b"#", start)
-        found.append(data[start + 1 : end])
-        start = data.find(b"$", end)
-    return found
+    """The payloads in a stream of replies, as on the wire but for run-lengths; notifications, too, with their %."""
+    return [found[1] if found[1] is not None else found[2] for found in _PACKET.finditer(data)]
 
 
 def exchanges(said: Sequence[Said]) -> Iterator[tuple[bytes, bytes]]:
@@ -52,7 +49,7 @@ def replay(said: Sequence[Said], target: Example) -> Iterator[tuple[bytes, list[
         expected = packets(back)
         session.receive(request)
         for _ in range(_MOST_SLICES):
-            if not session.running or wire.count(b"$") >= len(expected):
+            if not session.running or len(packets(bytes(wire))) >= len(expected):
                 break
             session.slice()
         yield request, expected, packets(bytes(wire))
@@ -71,6 +68,8 @@ def alike(request: bytes, before: bytes, now: bytes) -> bool:
     for start, separator in ((b"$qSupported", b";"), (b"$vCont?", b";")):
         if request.lstrip(b"+").startswith(start):
             return set(before.split(separator)) <= set(now.split(separator))
-    if before[:1] == b"T":
-        return before[:3] == now[:3] and set(before[3:].split(b";")) <= set(now[3:].split(b";"))
+    for start in (b"T", b"%Stop:T"):
+        if before.startswith(start):
+            at = len(start) + 2
+            return before[:at] == now[:at] and set(before[at:].split(b";")) <= set(now[at:].split(b";"))
     return expand_runs(before) == expand_runs(now)

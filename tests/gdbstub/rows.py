@@ -46,7 +46,8 @@ SECTIONS: dict[str, tuple[Row, ...]] = {
         Row("extended mode, and who stops: all together, or one by one (non-stop)", {
             "!": "!", "?": "?", "QNonStop": "QNonStop:1", "vStopped": "QNonStop:1 ? vStopped"}, (
             "gdbstub/test_nonstop.py::test_threads_are_resumed_and_stopped_one_by_one",
-            "e2e/test_nonstop.py::test_one_guest_stands_still", "e2e/test_nonstop.py::test_the_hypervisor_stands_still")),
+            "e2e/test_nonstop.py::test_one_guest_stands_still", "e2e/test_nonstop.py::test_the_hypervisor_stands_still",
+            "e2e/test_nonstop_across.py::test_guests_under_a_hypervisor_in_a_guest")),
     ),
     "Inferiors and threads": (
         Row("one process for the hypervisor and each guest", {"vAttach": "vAttach;2", "D": "D;1", "qAttached": "qAttached:1"}, (

@@ -23,7 +23,7 @@ def test_a_recorded_client_is_answered_as_it_was(name: str) -> None:
 
 
 def test_recordings_of_both_families_are_there() -> None:
-    assert {"gdb13", "gdb18", "lldb14", "lldb19"} <= set(NAMES)
+    assert {"gdb13", "gdb13-nonstop", "gdb18", "gdb18-nonstop", "lldb14", "lldb19"} <= set(NAMES)
 
 
 def test_a_changed_answer_is_noticed() -> None:
@@ -56,4 +56,4 @@ def test_a_file_of_a_recorder_is_read_again() -> None:
 
 
 def test_packets_are_cut_from_a_stream() -> None:
-    assert packets(b"+$OK#9a$#00+$T05thread:1;#xx") == [b"OK", b"", b"T05thread:1;"]
+    assert packets(b"+$OK#9a$#00%Stop:T05;#00+$T05thread:%1;#xx") == [b"OK", b"", b"%Stop:T05;", b"T05thread:%1;"]

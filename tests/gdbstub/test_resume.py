@@ -139,6 +139,15 @@ def test_interrupt_that_crosses_a_stop_stops_the_next_resume() -> None:
     assert stop(client.ask(b"vCont;c")).endswith(b";swbreak:")
 
 
+def test_interrupt_of_a_thread_that_went_meanwhile_is_an_error() -> None:
+    client = Client()
+    client.ask(b"vCont;s:p1.2")
+    client.session.receive(b"\x03")
+    del client.target.processes[1].cpus[2]
+    assert client.ask(b"s").startswith(b"E.process 1 has no thread 2")
+    assert stop(client.ask(b"vCont;s:p1.1")) == b"T05thread:p1.1"
+
+
 def test_interrupt_before_anything_ran_means_nothing() -> None:
     client = Client()
     client.session.receive(b"\x03")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from introspect.commands import CommandError, GuestView, run_line
 from introspect.interrupts import NMI, guest_delivery, host_delivery
 from introspect.paging import PagingState
-from introspect.processor_state import ApicState, PicChip, ProcessorState
+from introspect.processor_state import ApicState, IoApicPin, PicChip, ProcessorState
 from introspect.rules import Processor
 from introspect.sources import BytesMemory
 from introspect.vmcb import V_INTR, VMCB
@@ -158,6 +158,8 @@ STATES = st.builds(
     vmcb=st.sampled_from((None, AT)), smi_pending=st.booleans(), init_pending=st.booleans(), v_nmi_blocked=st.booleans(),
     apic=st.builds(ApicState, base=st.sampled_from((0, 0x800, 0xC00)), spurious=st.sampled_from((0xFF, 0x1FF)), tpr=st.integers(0, 255),
                    irr=st.integers(0, 2**256 - 1), isr=st.integers(0, 2**256 - 1), lint0=st.integers(0, 2**17)),
+    ioapic=st.lists(st.builds(IoApicPin, st.integers(0, 23), st.integers(16, 255), *(st.booleans(),) * 4, st.sampled_from((None, 0, 5))),
+                    max_size=3).map(tuple),
     pic=st.one_of(st.none(), st.tuples(*(st.builds(PicChip, st.just(base), *(st.integers(0, 255),) * 3) for base in (0x20, 0x28)))),
 )  # fmt: skip
 

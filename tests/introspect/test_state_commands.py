@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from introspect.commands import CommandError, GuestView, HostView, run_line
@@ -419,3 +420,35 @@ def test_any_answer_of_cpuid_has_words(leaf: int, subleaf: int, registers: tuple
 
 def test_exit_codes_of_the_table_exist() -> None:
     assert all(name in ExitCode.__members__ for names in CAUSES.values() for name in names.split())
+
+
+COMMANDS = ("regs", "gdt", "ldt", "idt", "tss", "msr", "cpuid", "x", "xp", "stack", "print", "disasm", "bt", "sym", "search")
+WORDS = ("2", "host", "0x4010", "spa:0x6000", "2:gpa:0x7000", "iova:1", "-1", "+4k", "in", "main", "*", "?", "[", "/8gx", "/i", "/s", "/0x", "//",
+         "--guest", "--vector", "--frames", "--count", "--max", "--align", "--json", "--", "99999999999999999999", "0xffffffffffffffff", "rip",
+         "$rsp", "u64[0x10000]", "u64[gva:counter]", "2:", ":", "::", "1/0", "svm", "all", "efer", "''", "u8:rax", "hex:??", "hex:", "utf16:a", "str:",
+         "(((", "vmcb.rip", "2:vmcb.rip", "\u00e9")  # fmt: skip
+
+
+@given(st.sampled_from(COMMANDS), st.lists(st.sampled_from(WORDS), max_size=5))
+@settings(max_examples=500, deadline=None)
+def test_any_line_has_an_answer(command: str, words: list[str]) -> None:
+    try:
+        found = run_line(world(), " ".join([command, *words]))
+    except CommandError:
+        return
+    assert isinstance(found.text(), str)
+    json.dumps(found.json())
+
+
+@given(
+    st.dictionaries(st.sampled_from(sorted({*HOST, "cs.attrib", "ss.base", "gdtr.base", "gdtr.limit", "idtr.base", "idtr.limit", "tr.base",
+                                            "tr.limit", "tr.attrib", "tr.selector", "ldtr.base", "ldtr.limit", "ldtr.attrib", "ldtr.selector"})),
+                    st.one_of(st.integers(0, (1 << 64) - 1), st.integers(0, 0x10010), st.just(0xFFFFFFFF))),
+    st.sampled_from(("regs all", "gdt", "ldt", "idt", "tss", "stack", "disasm", "bt", "x/i", "msr", "print $pc", "print $rax + $cs")),
+)  # fmt: skip
+@settings(max_examples=500, deadline=None)
+def test_registers_of_anything(registers: dict[str, int], line: str) -> None:
+    try:
+        assert run_line(world(bytes(range(64)), {**HOST, **registers}), line).text()
+    except CommandError as error:
+        assert error.remedy  # noqa: PT017

@@ -239,3 +239,91 @@ def test_damaged_files(patch: bytes, at: int) -> None:
     for first, _, _, _ in cfi._entries:
         found = unwind({**registers, "rip": first}, memory.read, cfi)
         assert found.end
+
+
+def test_what_was_interrupted_is_at_its_instruction() -> None:
+    """A signal's frame (augmentation S): its caller is at the first instruction of a function, not behind a call in the one before."""
+    body = struct.pack("<I", 0) + b"\x01" + b"zRS\0" + b"\x01\x78\x10\x01\x00" + b"\x0c\x07\x08\x90\x01"
+    body = body.ljust(-(-len(body) // 4) * 4, b"\0")
+    cie = struct.pack("<I", len(body)) + body
+
+    def section(first: bytes) -> bytes:
+        entry = struct.pack("<IQQB", len(first) + 4, CODE, 0x10, 0) + b"\0\0\0"
+        return first + struct.pack("<I", len(entry)) + entry
+
+    memory = Memory()
+    memory.put(STACK + 0x100, CODE + 0x200)
+    registers = {**LONG, "rip": CODE, "rsp": STACK + 0x100, "rbp": 0}
+    found = unwind(registers, memory.read, Cfi([_Section(section(cie), 0, True, NAMES, 8)]))
+    assert [(frame.pc, frame.inside) for frame in found.frames] == [(CODE, CODE), (CODE + 0x200, CODE + 0x200)]
+
+
+# Interrupts
+
+HANDLER, OTHER = CODE + 0x400, CODE + 0x900
+"""The entry of a handler, which pushes a number and registers; the function that is interrupted, with a frame pointer."""
+
+
+def known(pc: int) -> int | None:
+    return next((start for start in (OTHER, HANDLER, CODE) if start <= pc < CODE + 0x1000), None)
+
+
+def interrupted(pushed: int, registers: dict[str, int], *frame: int) -> tuple[Memory, dict[str, int]]:
+    """Amid the entry of a handler, which has pushed so many words over what the processor has."""
+    memory = Memory()
+    memory.code[0x400:0x402] = b"\x6a\x03"  # push 3
+    memory.code[0x900:0x904] = bytes.fromhex("554889e5")
+    word = 8 if registers is LONG else 4
+    base = STACK + 0x200
+    form = "<{}Q" if word == 8 else "<{}I"
+    words = [*range(pushed), *frame]
+    struct.pack_into(form.format(len(words)), memory.stack, base - STACK, *words)
+    struct.pack_into(form.format(2), memory.stack, 0x800, 0, CODE + 0x80)
+    return memory, {**registers, "cs.selector": 8, "rip": HANDLER + 2, "rsp": base, "rbp": STACK + 0x800}
+
+
+@pytest.mark.parametrize("pushed", [0, 1, 17, 40])
+@pytest.mark.parametrize("flags", [0x2, 0x246, 0x200246])
+def test_what_was_interrupted(pushed: int, flags: int) -> None:
+    memory, registers = interrupted(pushed, LONG, OTHER + 9, 8, flags, STACK + 0x700, 0)
+    found = unwind(registers, memory.read, function=known)
+    assert [(frame.pc, frame.how) for frame in found.frames] == [
+        (HANDLER + 2, "interrupt"), (OTHER + 9, "frame pointer"), (CODE + 0x80, ""),
+    ]  # fmt: skip
+    assert found.frames[1].inside == OTHER + 9
+    assert found.frames[0].cfa == STACK + 0x700
+
+
+def test_users_are_interrupted_with_another_stack() -> None:
+    memory, registers = interrupted(3, LONG, CODE + 0x33, 0x33, 0x202, STACK + 0x100, 0x2B)
+    registers["rbp"] = STACK + 0x80
+    found = unwind(registers, memory.read, function=lambda pc: known(pc) if pc != CODE + 0x33 else None)
+    assert [frame.pc for frame in found.frames][:2] == [HANDLER + 2, CODE + 0x33]
+
+
+def test_in_32_bit_code_the_stack_pointer_is_pushed_for_users_alone() -> None:
+    narrow = {"cr0": 1, "cs.attrib": 0xC9B, "ss.attrib": 0xC93}
+    memory, registers = interrupted(5, narrow, OTHER + 9, 8, 0x246, 0, 0)
+    found = unwind(registers, memory.read, function=known)
+    assert found.frames[0].cfa == STACK + 0x200 + 8 * 4
+    assert [frame.pc for frame in found.frames] == [HANDLER + 2, OTHER + 9, CODE + 0x80]
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        (OTHER + 9, 8, 0x244, STACK + 0x700, 0), (OTHER + 9, 8, 0x8246, STACK + 0x700, 0), (OTHER + 9, 16, 0x246, STACK + 0x700, 0),
+        (0x1234, 8, 0x246, STACK + 0x700, 0), (OTHER + 9, 8, 0x246, STACK + 0x700, 0x10000), (0x1234, 0x33, 0x202, STACK + 0x700, 0x2B),
+        (OTHER + 9, 0x33, 0x202, STACK + 0x700, 0x10),
+    ],
+)  # fmt: skip
+def test_what_no_processor_has_pushed(frame: tuple[int, ...]) -> None:
+    memory, registers = interrupted(4, LONG, *frame)
+    assert all(one.how != "interrupt" for one in unwind(registers, memory.read, function=known).frames)
+
+
+def test_interrupts_that_lead_back_to_each_other_end() -> None:
+    memory, registers = interrupted(2, LONG, HANDLER + 2, 8, 0x246, STACK + 0x200, 0)
+    found = unwind(registers, memory.read, function=known)
+    assert len(found.frames) < 20
+    assert "does not lie above" in found.end

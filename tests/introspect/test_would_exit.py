@@ -21,12 +21,16 @@ from introspect.subject import GENERAL
 from introspect.vmcb import VMCB
 from introspect.would_exit import EVENTS, BadInstruction, event, exception, instruction
 
-from .tables import LONG, PAGED, Tables
+from .tables import LONG, PAGED, Tables, nested
 from .world import World
 
 VMCB_AT, IOPM, MSRPM = 0x1000, 0x2000, 0x6000
 CODE, DATA = 0x40_2000, 0x40_3000
-PLAIN = {"cs.attrib": 0xA9B, "cs.limit": 0xFFFF_FFFF, "ss.attrib": 0xC93, "rflags": 2, "rip": CODE, "guest_asid": 1}
+PLAIN = {
+    "cs.attrib": 0xA9B, "cs.limit": 0xFFFF_FFFF, "ss.attrib": 0xC93, "rflags": 2, "rip": CODE, "guest_asid": 1,
+    "g_pat": 0x0007_0406_0007_0406, "dr6": 0xFFFF_0FF0, "dr7": 0x400, "intercept_misc2": 1,
+}  # fmt: skip
+"""What VMRUN takes."""
 
 
 def situation(
@@ -164,6 +168,49 @@ def test_the_next_instruction() -> None:
     assert asked(found, "", **world)[-1].startswith("-> #GP(0)")
 
 
+def test_what_comes_before_the_next_instruction() -> None:
+    found = situation()
+    found.memory.write(0x85000, b"\x90")
+    assert not any("VMRUN" in line for line in asked(found, ""))
+    busy = situation(guest_asid=0, eventinj=0x8000_0306)
+    busy.memory.write(0x85000, b"\x90")
+    assert asked(busy, "")[-3:-1] == [
+        "   but VMRUN refuses this VMCB: `vmrun why`",
+        "   but VMRUN delivers what EVENTINJ holds first: exception #UD",
+    ]
+
+
+def test_the_hypervisor_within_a_guest() -> None:
+    """What its VMCB says, whose maps and tables lie in its own memory."""
+    outer = situation()
+    inner = VMCB.encode({**PLAIN, "cr0": 1, "cs.attrib": 0xC9B, "efer": 0x1000, "iopm_base_pa": 0x2000, "msrpm_base_pa": 0x6000,
+                         "misc_ctl": 0, "intercept_misc1": 1 << 28})  # fmt: skip
+    outer.memory.write(0x80000 + 0x9000, bytes(inner))  # gpa 9000h of the parent
+    outer.memory.write(0x80000 + 0x6000, b"\x01")
+    outer.memory.write(MSRPM, b"\xff" * 0x2000)
+    outer.memory.write(VMCB_AT, bytes(outer.vmcb))
+    view = PagingState(1, 0, 0, 0)
+    root = VMCB.read(outer.vmcb, "n_cr3")
+    parent = GuestView(number=2, name="p", vmcbs=(0x8000,), asid=1, ncr3=root, paging=view, nested=nested("4-level", root))
+    child = GuestView(number=3, name="c", vmcbs=(VMCB_AT,), asid=2, ncr3=0, paging=view, parent=2, inner=0x89000)
+    world = World(outer.memory, [parent, child], child)
+
+    def told(line: str) -> str:
+        return run_line(world, f"would-exit {line} --inner").text()
+
+    assert told("msr 0 r").startswith("RDMSR of 0x0 in guest 3 (c), as guest 2 runs it, VMCB at 0x89000, ")
+    assert "byte at gpa 0x6000 bit 0 is 1" in told("msr 0 r")
+    assert told("msr 1 r").endswith("-> no #VMEXIT")
+    assert told("cpuid").endswith("-> no #VMEXIT")
+    with pytest.raises(CommandError, match="the hypervisor of this machine runs it"):
+        run_line(world, "would-exit cpuid --inner --guest 2")
+    with pytest.raises(CommandError, match="it goes with a guest, not with an address"):
+        run_line(world, "would-exit cpuid --inner --guest 0x3000")
+    lost = replace(world, guests=[child])
+    with pytest.raises(CommandError, match="its parent, guest 2, is not known"):
+        run_line(lost, "would-exit cpuid --inner")
+
+
 def test_nested_faults_of_what_it_accesses() -> None:
     found = situation(known={"rbx": DATA, "rax": 0})
     leaf = 0x80000 + 0x13000 + 8 * 3
@@ -174,8 +221,11 @@ def test_nested_faults_of_what_it_accesses() -> None:
 
 
 def test_what_is_not_there() -> None:
-    with pytest.raises(CommandError, match="there is no code to read at this address"):
-        asked(situation(), "at 0x1234567000")
+    assert asked(situation(), "at 0x1234567000")[-1].startswith("-> #PF(0x10), which is not intercepted")
+    lost = situation()
+    lost.memory.write_u64(0x103028, 0x7F_0000_0007)  # the nested entry of the page that the code is in
+    with pytest.raises(CommandError, match="there is no code to read at this rIP"):
+        asked(lost, "")
     with pytest.raises(CommandError, match="is no whole instruction in 64-bit code"):
         asked(situation(), "0f")
     with pytest.raises(CommandError, match=r"no MSR has this name.*EFER"):

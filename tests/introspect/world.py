@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from introspect.commands import ExitRecord, GuestView, HostView
+from introspect.iommu.state import Iommu
 from introspect.paging import PagingState
 from introspect.rules import Processor
 from introspect.scope import ContextNames, ContextScope
@@ -25,6 +26,8 @@ class World:
     ring: Sequence[ExitRecord] = ()
     known_registers: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
     known_symbols: Mapping[int, Symbols] = field(default_factory=dict)
+    iommus: Sequence[Iommu] = ()
+    device_names: Mapping[int, str] = field(default_factory=dict)
 
     def exits(self, guest: int | None, count: int) -> Sequence[ExitRecord]:
         return [record for record in self.ring if guest in (None, record.guest)][-count:]

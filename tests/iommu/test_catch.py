@@ -59,9 +59,9 @@ def stops(made: Debugger, *lines: str) -> list[str]:
 
 def test_catch_dma() -> None:
     assert stops(debugger(), "catch dma") == [
-        "catchpoint 1: DMA write of 0x8 bytes at 0x10100 by edu 00:03.0",
-        "catchpoint 1: DMA write of 0x8 bytes at 0x11000 by edu 00:03.0, refused: IO_PAGE_FAULT: PR is 0",
-        "catchpoint 1: DMA read of 0x4 bytes at 0x10000 by edu 00:03.0",
+        "catchpoint 1: write of 0x8 bytes at 0x10100 by edu 00:03.0",
+        "catchpoint 1: write of 0x8 bytes at 0x11000 by edu 00:03.0, refused: IO_PAGE_FAULT: PR is 0",
+        "catchpoint 1: read of 0x4 bytes at 0x10000 by edu 00:03.0",
     ]  # fmt: skip
 
 
@@ -70,7 +70,7 @@ def test_catch_dma() -> None:
     [
         ("catch dma 00:03.0", 3), ("catch dma 00:04.0", 0), ("catch dma r", 1), ("catch dma 00:03.0 w", 2), ("tcatch dma", 1),
         ("catch dma if refused", 1), ("catch dma if iova >= 0x10100 && iova < 0x10108 && length == 8", 1),
-        ("catch dma 00:02.0-00:03.7 if bdf == 0x18", 3), ("catch iommu-fault", 1), ("catch iommu-fault r", 0),
+        ("catch dma 00:02.0-00:03.7 if requester == 0x18", 3), ("catch iommu-fault", 1), ("catch iommu-fault r", 0),
         ("catch iommu-fault if domain == 9 && event == 2 && !interrupt", 1), ("catch dma guest 2", 0),
     ],
 )  # fmt: skip

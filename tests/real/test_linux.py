@@ -25,7 +25,8 @@ from vmdbg.platform.serial import BufferSerial, Serial
 DATA = Path(__file__).parent / "data"
 KERNEL, INITRD = DATA / "vmlinuz", DATA / "rootfs.cpio"
 COMMAND_LINE = "console=ttyS0 nolapic noapic acpi=off"
-PROMPT = b"/ # "
+PROMPT = b"/ # \x1b[6n"
+"""With what the shell asks the terminal behind it, a moment later: where the cursor is."""
 LINKED = 0xFFFFFFFF81000000
 """Where `_text` is without KASLR."""
 MOST_TICKS = 40_000_000_000
@@ -37,6 +38,7 @@ pytestmark = pytest.mark.skipif(not KERNEL.exists() or not INITRD.exists(), reas
 def machine(
     command_line: str = COMMAND_LINE, serial: Serial | None = None, *, mode: Mode | None = None, python: bool = False,
     initrds: tuple[Path, ...] = (), devices: tuple[str, ...] = (), cpus: int = 1, memory: int = 512 << 20,
+    hpet: bool = False,
     kernel: Path = KERNEL, iommu: IommuConfig | None = None,
 ) -> Machine:  # fmt: skip
     modules = tuple(map(Module, (INITRD, *initrds)))
@@ -44,7 +46,7 @@ def machine(
     specs = tuple(map(DeviceSpec.parse, devices))
     return Machine(
         kernel, Config(command_line=command_line, serial=serial, modules=modules, mode=mode, python_runtime=python,
-                       devices=specs, cpus=cpus, memory=memory, iommu=iommu)
+                       devices=specs, cpus=cpus, memory=memory, hpet=hpet, iommu=iommu)
     )  # fmt: skip
 
 
@@ -54,12 +56,12 @@ class Linux:
     def __init__(
         self, command_line: str = COMMAND_LINE, *, mode: Mode | None = None, initrds: tuple[Path, ...] = (),
         devices: tuple[str, ...] = (), cpus: int = 1, memory: int = 512 << 20, kernel: Path = KERNEL,
-        iommu: IommuConfig | None = None,
+        hpet: bool = False, iommu: IommuConfig | None = None,
     ) -> None:  # fmt: skip
         self.serial = BufferSerial()
         self.machine = machine(
             command_line, self.serial, mode=mode, initrds=initrds, devices=devices, cpus=cpus, memory=memory, kernel=kernel,
-            iommu=iommu,
+            hpet=hpet, iommu=iommu,
         )  # fmt: skip
         self.boot = self._until_prompt(0)
 

@@ -130,3 +130,17 @@ def test_other_ways_to_the_same_devices(options: str) -> None:
     assert "11e8" in linux.say(f"cat {SYS}:01:00.0/device")
     assert linux.say(f"cat {SYS}:00:03.0/resource").startswith("0x00000000")
     linux.machine.close()
+
+
+@pytest.mark.parametrize("options", ["clocksource=hpet", "nolapic clocksource=hpet", "noapic nolapic_timer"])
+def test_the_hpet(options: str) -> None:
+    """As a clock, and in the place of the PIT as the timer, through either interrupt controller."""
+    linux = Linux(f"{CONSOLE} {options}", hpet=True)
+    assert "ACPI: HPET id: 0x8086a201 base: 0xfed00000" in linux.boot
+    linux.say("dmesg -n 1")
+    clock = linux.say("cat /sys/devices/system/clocksource/clocksource0/current_clocksource")
+    assert clock.startswith("hpet" if "hpet" in options else "tsc")
+    assert linux.say("date +%s > /a; sleep 2; echo $(($(date +%s) - $(cat /a)))") == "2\n"
+    if "nolapic" in options:
+        assert "hpet" in linux.say("cat /sys/devices/system/clockevents/*/current_device")
+    linux.machine.close()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from vmdbg.boot.images import Module
 from vmdbg.machine import Config, Event, Machine
 from vmdbg.platform.serial import BufferSerial
 
@@ -14,20 +16,24 @@ COMMAND_LINE = "no-real-mode com1=115200,8n1 console=com1 noreboot loglvl=all ac
 MOST_TICKS = 20_000_000_000
 
 
-@pytest.fixture(scope="module")
-def console() -> str:
+def boot(config: Config) -> str:
+    """What Xen says until it finds that it has no kernel to run."""
     if not XEN.exists():
         pytest.skip("no Xen image; run tests/real/fetch")
     serial = BufferSerial()
     # Any bytes do for a kernel: Xen looks at it only after it has set up everything of its own.
     kernel = b"not a kernel".ljust(4096, b"\0")
-    from vmdbg.boot.images import Module
-
-    machine = Machine(XEN, Config(memory=512 << 20, command_line=COMMAND_LINE, serial=serial, modules=(Module(kernel),)))
+    machine = Machine(XEN, replace(config, serial=serial, modules=(Module(kernel),)))
     while machine.clock.now < MOST_TICKS and b"Manual reset required" not in serial.output:
         if machine.run() in (Event.EXIT, Event.IDLE):
             break
+    machine.close()
     return serial.output.decode("latin1")
+
+
+@pytest.fixture(scope="module")
+def console() -> str:
+    return boot(Config(command_line=COMMAND_LINE))
 
 
 def test_xen_turns_svm_on(console: str) -> None:
@@ -46,3 +52,13 @@ def test_xen_finds_its_clock(console: str) -> None:
 def test_xen_applies_its_own_patches(console: str) -> None:
     """Self-modifying code: it rewrites itself for the processor it finds, then goes on."""
     assert console.count("alt table") == 2
+
+
+def test_xen_by_acpi() -> None:
+    """Two CPUs, the I/O APIC, MMCONFIG and the HPET, as the ACPI tables say."""
+    console = boot(Config(command_line=COMMAND_LINE.removesuffix(" acpi=off nosmp"), cpus=2, hpet=True))
+    for words in (
+        "IOAPIC[0]: apic_id 0, version 32, address 0xfec00000, GSI 0-23", "MCFG configuration 0: base e0000000",
+        "Platform timer is 100.000MHz HPET", "Using 1 I/O APICs", "Brought up 2 CPUs", "HVM: SVM enabled", "Building a PV Dom0",
+    ):  # fmt: skip
+        assert words in console

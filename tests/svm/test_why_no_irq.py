@@ -305,6 +305,43 @@ def test_the_pic(python: bool) -> None:
     assert found(0x27) == "PIC in service"
 
 
+def test_the_io_apic(python: bool) -> None:
+    rig = host("sti; 1: jmp 1b", python)
+    go(rig, 100)
+    ioapic = rig.machine.chipset.ioapic
+
+    def entry(pin: int, value: int) -> None:
+        for half in (1, 0):
+            ioapic.write_mmio(0, 4, 0x10 + 2 * pin + half)
+            ioapic.write_mmio(0x10, 4, value >> 32 * half & 0xFFFFFFFF)
+
+    def found() -> str | None:
+        return blocker(rig, f"{VECTOR:#x} --guest host")
+
+    entry(9, VECTOR | 1 << 16 | 1 << 15)
+    assert found() == "I/O APIC pin"
+    ioapic.set_pin(9, True)
+    assert found() == "I/O APIC mask"
+    assert blocker(rig, "--guest host") == "I/O APIC mask"
+    entry(9, VECTOR | 1 << 15)
+    assert found() is None
+    go(rig, 1000)
+    assert rig.handled == VECTOR
+    assert found() == "IRR", "it is in service"
+    rig.cpu.lapic.write_mmio(lapic.EOI, 4, 0)
+    assert found() == "RFLAGS.IF", "the pin asks again"
+    ioapic.set_pin(9, False)
+    entry(9, VECTOR | 1 << 16)
+    ioapic.set_pin(9, True)
+    assert rig.cpu.lapic.acknowledge() == VECTOR
+    rig.cpu.lapic.write_mmio(lapic.EOI, 4, 0)
+    assert found() == "I/O APIC mask"
+    entry(9, VECTOR)
+    assert found() == "IRR", "an edge at a masked pin is lost"
+    entry(9, VECTOR | 5 << 56)
+    assert found() == "destination"
+
+
 @pytest.mark.parametrize("seed", range(60))
 def test_random_physical_interrupts(seed: int) -> None:
     """While a guest runs: who gets it, the guest, the hypervisor, or nobody."""

@@ -1,4 +1,4 @@
-"""The ACPI tables that describe the machine (ACPI 6.4): RSDP, XSDT, FADT, FACS, MADT, MCFG, DSDT.
+"""The ACPI tables that describe the machine (ACPI 6.4): RSDP, XSDT, FADT, FACS, MADT, MCFG, HPET, DSDT.
 
 They lie below 1 MiB, in what the memory map calls reserved, where software looks for the RSDP.
 """
@@ -11,6 +11,7 @@ from struct import pack
 
 from vmdbg.platform import aml
 from vmdbg.platform.debugexit import PM_PORT, RESET_CONTROL_PORT
+from vmdbg.platform.hpet import CAPABILITIES, HPET_BASE
 from vmdbg.platform.ioapic import IOAPIC_BASE, TIMER_PIN
 from vmdbg.platform.lapic import DEFAULT_BASE
 from vmdbg.platform.pci.root import CONFIG_PORT, ECAM, ECAM_SIZE, FIRST_GSI, MEMORY, MORE_MEMORY, PIC_IRQS
@@ -38,6 +39,7 @@ class Board:
 
     apic_ids: Sequence[int]
     high_memory: tuple[int, int] | None = None
+    hpet: bool = False
 
 
 def table(signature: bytes, revision: int, body: bytes) -> bytes:
@@ -56,7 +58,8 @@ def build(board: Board, extra: Sequence[bytes] = ()) -> bytes:
         return address
 
     facs, described = put(_facs()), put(dsdt(board))
-    entries = [put(one) for one in (_fadt(facs, described), _madt(board), _mcfg(), *extra)]
+    timer = (_hpet(),) if board.hpet else ()
+    entries = [put(one) for one in (_fadt(facs, described), _madt(board), _mcfg(), *timer, *extra)]
     xsdt = put(table(b"XSDT", 1, b"".join(pack("<Q", address) for address in entries)))
     rsdp = _rsdp(xsdt)
     memory[: len(rsdp)] = rsdp
@@ -111,6 +114,11 @@ def _madt(board: Board) -> bytes:
 
 def _mcfg() -> bytes:
     return table(b"MCFG", 1, pack("<8xQHBB4x", ECAM, 0, 0, 255))
+
+
+def _hpet() -> bytes:
+    address = pack("<BBBBQ", 0, 64, 0, 0, HPET_BASE)
+    return table(b"HPET", 1, pack("<I", CAPABILITIES & 0xFFFFFFFF) + address + pack("<BHB", 0, 128, 0))
 
 
 def dsdt(board: Board) -> bytes:

@@ -116,6 +116,10 @@ class Bus:
                 return
         raise KeyError(f"no MMIO range starts at {first:#x}")
 
+    def claims_mmio(self, address: int) -> bool:
+        """Whether a device answers at an address."""
+        return self._find_mmio(address) is not None
+
     def mmio_ranges(self) -> list[tuple[int, int]]:
         """All (first, last) address pairs that belong to devices, ascending."""
         return [(claim.first, claim.last) for claim in self._mmio]

@@ -14,6 +14,7 @@ from vmdbg.platform.apicbus import ApicBus
 from vmdbg.platform.bus import Bus
 from vmdbg.platform.clock import Clock
 from vmdbg.platform.debugexit import ResetControl
+from vmdbg.platform.hpet import HPET_BASE, HPET_SIZE, Hpet
 from vmdbg.platform.ioapic import IOAPIC_BASE, IoApic, IrqLines, PciLines
 from vmdbg.platform.pci.catalogue import DeviceError, DeviceSpec, add_devices
 from vmdbg.platform.pci.dma import Dma, DmaError, Memory
@@ -31,7 +32,7 @@ from vmdbg.platform.pci.root import (
 from vmdbg.platform.pic import ELCR_PORT, MASTER_PORT, SLAVE_PORT, Pic
 
 IOAPIC_REQUESTER = RequesterId.make(0, 0x14, 0)
-"""Who the I/O APIC's messages come from: there is no function, but an IOMMU tells senders apart by such numbers."""
+"""Who messages of the I/O APIC and the HPET come from: there is no function, but an IOMMU tells senders apart by such numbers."""
 HIGH = 4 << 30
 HIGH_SIZE = 16 << 30
 
@@ -50,7 +51,7 @@ class Chipset:
 
     def __init__(
         self, clock: Clock, bus: Bus, apics: ApicBus, ram: Ram, devices: Sequence[DeviceSpec], physical_bits: int,
-        intr: Callable[[bool], None], reset: Callable[[], None], iommu: IommuConfig | None = None,
+        intr: Callable[[bool], None], reset: Callable[[], None], iommu: IommuConfig | None = None, *, hpet: bool = False,
     ) -> None:  # fmt: skip
         """`intr`: the 8259s' output has changed.  Raises `DeviceError`."""
         self.ram, self.apics, self.intr, self.physical_bits = ram, apics, intr, physical_bits
@@ -71,6 +72,10 @@ class Chipset:
         bus.add_mmio(ECAM, ECAM + ECAM_SIZE - 1, self.root, width=4)
         bus.add_mmio(IOAPIC_BASE, IOAPIC_BASE + 0xFFF, self.ioapic, width=4)
         bus.decoder = self.root
+        self.hpet: Hpet | None = None
+        if hpet:
+            self.hpet = Hpet(clock, self.irqs.drive, self.irqs.replace, self.ioapic.set_pin, self._send)
+            bus.add_mmio(HPET_BASE, HPET_BASE + HPET_SIZE - 1, self.hpet)
 
     def irq(self, number: int) -> Callable[[bool], None]:
         """What drives an IRQ of the ISA bus."""
@@ -80,6 +85,8 @@ class Chipset:
         self.pic.reset()
         self.ioapic.reset()
         self._pci_lines.reset()
+        if self.hpet is not None:
+            self.hpet.reset()
         self.ports.reset()
         self.root.reset()
         self._boot_pci()
@@ -99,7 +106,7 @@ class Chipset:
         """Write the ACPI tables to memory."""
         if self.iommus is not None:
             extra = [*extra, self.iommus.acpi_table(self.physical_bits, IOAPIC_REQUESTER)]
-        self.ram.write(acpi.BASE, acpi.build(acpi.Board(apic_ids, self.high_memory), extra))
+        self.ram.write(acpi.BASE, acpi.build(acpi.Board(apic_ids, self.high_memory, self.hpet is not None), extra))
 
     def poll_input(self) -> bool:
         """Let devices take what came in from outside."""
@@ -121,7 +128,7 @@ class Chipset:
         self.intr(level)
 
     def _send(self, address: int, data: int) -> None:
-        """An interrupt of the I/O APIC."""
+        """An interrupt message of the I/O APIC, or the HPET."""
         try:
             self.dma.interrupt(IOAPIC_REQUESTER, address, data)
         except DmaError:

@@ -12,6 +12,8 @@ SELECT, WINDOW, EOI = 0x00, 0x10, 0x40
 ID, VERSION, ARBITRATION, TABLE = 0x00, 0x01, 0x02, 0x10
 PINS = 24
 VERSION_VALUE = 0x20 | PINS - 1 << 16
+REPLACED = (0, 8)
+"""IRQs of PIT and RTC."""
 TIMER_PIN = 2
 """Where IRQ 0 leads; all other IRQs have the pin of their number."""
 MSI_ADDRESS = 0xFEE00000
@@ -130,8 +132,21 @@ class IrqLines:
 
     def __init__(self, pic: Pic, ioapic: IoApic) -> None:
         self.pic, self.ioapic = pic, ioapic
+        self._replaced = False
 
     def set(self, irq: int, level: bool) -> None:
+        """A device of the ISA bus drives its line."""
+        if not (self._replaced and irq in REPLACED):
+            self.drive(irq, level)
+
+    def replace(self, on: bool) -> None:
+        """While it is on, PIT and RTC reach nobody: the HPET drives their lines."""
+        if on and not self._replaced:
+            for irq in REPLACED:
+                self.drive(irq, False)
+        self._replaced = on
+
+    def drive(self, irq: int, level: bool) -> None:
         self.pic.set_irq(irq, level)
         if irq != CASCADE:
             self.ioapic.set_pin(TIMER_PIN if irq == 0 else irq, level)

@@ -42,8 +42,9 @@ class Board:
     """A chipset with devices, after its firmware."""
 
     def __init__(
-        self, *devices: str, memory: int = 16 << 20, physical_bits: int = 40, iommu: IommuConfig | None = None
-    ) -> None:
+        self, *devices: str, memory: int = 16 << 20, physical_bits: int = 40, hpet: bool = False,
+        iommu: IommuConfig | None = None,
+    ) -> None:  # fmt: skip
         self.clock, self.bus, self.apics, self.apic = Clock(), Bus(), ApicBus(), Apic()
         self.apics.receivers.append(self.apic)
         self.ram = Ram(memory)
@@ -51,7 +52,7 @@ class Board:
         self.resets: list[int] = []
         self.chipset = Chipset(
             self.clock, self.bus, self.apics, self.ram, [DeviceSpec.parse(text) for text in devices], physical_bits,
-            self.intr.append, lambda: self.resets.append(self.clock.now), iommu,
+            self.intr.append, lambda: self.resets.append(self.clock.now), iommu, hpet=hpet,
         )  # fmt: skip
         self.root = self.chipset.root
         self.told: list[Record] = []

@@ -90,6 +90,14 @@ def test_dma_of_anyone(commands: Monitor) -> None:
             say(commands, line)
 
 
+def test_where_a_message_would_go(commands: Monitor) -> None:
+    apic = commands.debugger.machine.cpus[0].lapic
+    assert "FIXED vector 0x41, edge, to physical 0x0: CPU 0" in say(commands, "irq try 00:03.0 0xfee00000 0x4041")
+    assert "LOWEST vector 0x41, level, to physical 0x7: nobody" in say(commands, "irq try 00:03.0 0xfee07000 0xc141")
+    assert "refused: interrupt messages go to" in say(commands, "irq try 00:03.0 0x1000 0x41")
+    assert apic._irr == 0
+
+
 def test_functions_are_among_the_devices(commands: Monitor) -> None:
     assert "edu-00:03.0" in say(commands, "mtree")
     assert "status" in say(commands, "devices edu-01:00.0")

@@ -140,3 +140,31 @@ def test_who_it_was_for_the_debugger() -> None:
     board.chipset.dma.write(WHO, 0x1000, b"x")
     assert seen == ["edu 00:03.0", "07:02.1"]
     assert board.ram.device == ""
+
+
+class NotThatPage:
+    """A guard of one page."""
+
+    def __init__(self) -> None:
+        self.logged = 0
+
+    def refuse(self, requester: RequesterId, span: Span, write: bool, *, quiet: bool) -> str:
+        if span.spa >> 12 != 5:
+            return ""
+        self.logged += not quiet
+        return "page 5 is guarded"
+
+
+def test_guards_see_each_piece_behind_the_translator() -> None:
+    board, guard = Board(), NotThatPage()
+    dma = board.chipset.dma
+    dma.guards.append(guard)
+    dma.write(WHO, 0x4000, b"fine")
+    with pytest.raises(DmaError, match="page 5 is guarded"):
+        dma.locate(WHO, 0x5000, 4, False)
+    assert guard.logged == 0, "to ask is not to try"
+    with pytest.raises(DmaError, match="page 5 is guarded"):
+        dma.write(WHO, 0x5000, b"data")
+    assert guard.logged == 1
+    assert dma.read(WHO, 0x4000, 4) == b"fine"
+    assert dma.refusal(WHO, Span(Spa(0x5000), 4), True) == "page 5 is guarded"

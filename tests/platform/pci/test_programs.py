@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from tests.engine.assembler import assemble
 from tests.engine.interrupts import enable_apic
-from tests.platform.pci.programs import RESULTS, PciRig
+from tests.platform.pci.programs import MACROS, RESULTS, PciRig
 from tests.platform.pci.test_config import Sample
 from tests.platform.pci.test_interrupts import Several
-from vmdbg.machine import Event
-from vmdbg.platform.pci.catalogue import KINDS, Kind
+from vmdbg.machine import READ_TICKS, Config, Event, Machine
+from vmdbg.platform.pci.catalogue import KINDS, DeviceSpec, Kind
 
 
 @pytest.fixture(params=[False, True], ids=["native", "python"])
@@ -274,6 +275,26 @@ def test_every_run_is_the_same(python: bool) -> None:
     assert ticks() == ticks()
 
 
+def test_reads_take_time_and_steps_take_the_same(python: bool) -> None:
+    """A microsecond of guest time for each read of a device, none for a write or where nobody answers."""
+    source = f"{ENABLE_MASTER} movl $bar, %ebx; {{access}}; edu_dma 0x40000, 0x300100, 8, 3; edu_wait; hlt"
+    ends = []
+    for access, stepped in (("movl 4(%rbx), %eax", False), ("movl 4(%rbx), %eax", True), ("movl %eax, 4(%rbx)", False)):
+        rig = PciRig(source.format(access=access), "edu,slot=03.0", python=python)
+        if stepped:
+            for _ in range(1000):
+                if rig.cpu.halted:
+                    break
+                rig.step()
+        else:
+            rig.run(10_000_000)
+        ends.append(rig.now)
+    assert ends[0] == ends[1] == ends[2] + READ_TICKS
+    rig = PciRig("movl $0xd0000000, %ebx; movl (%rbx), %eax; hlt", python=python)
+    rig.run()
+    assert rig.now < READ_TICKS
+
+
 def test_a_reset_by_port_cf9() -> None:
     rig = PciRig("movb $6, %al; movw $0xcf9, %dx; outb %al, %dx; hlt")
     assert rig.run() == Event.EXIT
@@ -282,3 +303,27 @@ def test_a_reset_by_port_cf9() -> None:
 def test_where_results_are() -> None:
     """They are in memory that the test machine has, above what it fills."""
     assert 0x100000 < RESULTS < 16 << 20
+
+
+def test_a_machine_that_resets_finds_its_devices_again() -> None:
+    """BARs as firmware leaves them, bus mastering off, nothing under way."""
+    program = assemble(
+        f"""{MACROS}
+        cmpl $1, results; je 1f; movl $1, results
+        {ENABLE_MASTER} edu_dma 0x40000, results+0x10, 8, 3
+        config_write 0x18, 0x10, 0xd0000000
+        movb $6, %al; movw $0xcf9, %dx; outb %al, %dx
+        1: movl $bar, %ebx; movl (%rbx), %eax; keep 1; config_read 0x18, 4; keep 2; config_read 0x18, 0x10; keep 3
+        movl $100000, %ecx; 2: loop 2b
+        cli; hlt""", 0x300000,
+    )  # fmt: skip
+    devices = (DeviceSpec.parse("edu,slot=03.0"),)
+    config = Config(memory=16 << 20, flat_address=0x300000, mode="long", devices=devices, reboot=True)
+    machine = Machine(program.code, config)
+    try:
+        machine.ram.write(RESULTS + 0x10, b"\xff" * 8)
+        assert machine.run(20_000_000) == Event.IDLE
+        found = [machine.ram.read_u32(RESULTS + 4 * n) for n in range(6)]
+        assert found == [1, 0x010000ED, 0x00100003, 0xC0000000, 0xFFFFFFFF, 0xFFFFFFFF]
+    finally:
+        machine.close()

@@ -44,6 +44,13 @@ class Translator(Protocol):
         """The interrupts that a message becomes.  `DmaError` if it is refused."""
 
 
+class Guard(Protocol):
+    """What keeps devices from system-physical memory whatever a translator says: the DEV, SKINIT's protection of its block."""
+
+    def refuse(self, requester: RequesterId, span: Span, write: bool, *, quiet: bool) -> str:
+        """Why not, in words; empty if the guard has nothing against it.  `quiet` logs nothing and caches nothing."""
+
+
 class Memory(sources.Memory, Protocol):
     """RAM as devices reach it; `engine.memory.Ram` is one."""
 
@@ -72,7 +79,7 @@ class Message:
 
 
 class Record(NamedTuple):
-    """A transaction that was asked for, for whoever listens."""
+    """A transaction that was asked for, for whoever listens: told before it happens."""
 
     requester: RequesterId
     name: str
@@ -89,6 +96,8 @@ class Dma:
         self.memory = memory
         self.apics = apics
         self.translator: Translator | None = None
+        self.guards: list[Guard] = []
+        """Asked in order about each piece, behind the translator."""
         self.listeners: list[Callable[[Record], None]] = []
         self.names: Callable[[RequesterId], str] = str
         """What debuggers call a requester."""
@@ -108,10 +117,20 @@ class Dma:
         if address <= MSI_LAST and address + length > MSI_FIRST:
             raise DmaError(requester, address, write, "this range is for interrupt messages of four bytes, which are written")
         for span in spans:
+            refused = self.refusal(requester, span, write, quiet=quiet)
+            if refused:
+                raise DmaError(requester, address, write, refused)
             if self.memory.extent(span.spa, span.length) != span.length:
                 where = span.spa + self.memory.extent(span.spa, span.length)
                 raise DmaError(requester, address, write, f"no memory at {where:#x}")
         return spans
+
+    def refusal(self, requester: RequesterId, span: Span, write: bool, *, quiet: bool = True) -> str:
+        """Why a guard refuses a piece; empty if none does.  Also for what an IOMMU reads and writes on its own behalf."""
+        for guard in self.guards:
+            if reason := guard.refuse(requester, span, write, quiet=quiet):
+                return reason
+        return ""
 
     def read(self, requester: RequesterId, address: int, length: int, pasid: int | None = None) -> bytes:
         """Raises `DmaError`."""
@@ -127,8 +146,10 @@ class Dma:
         """Memory, or an interrupt message.  Raises `DmaError`."""
         try:
             if len(data) == 4 and pasid is None and MSI_FIRST <= address <= MSI_LAST - 3:
-                self.interrupt(requester, address, int.from_bytes(data, "little"))
+                messages = self.messages(requester, address, int.from_bytes(data, "little"), quiet=False)
                 self._tell(requester, address, 4, True)
+                for message in messages:
+                    self.deliver(message)
                 return
             spans = self.locate(requester, address, len(data), True, quiet=False, pasid=pasid)
         except DmaError as error:
@@ -140,13 +161,17 @@ class Dma:
             self.memory.dma(name, span.spa, data[done : done + span.length])
             done += span.length
 
+    def messages(self, requester: RequesterId, address: int, data: int, *, quiet: bool = True) -> Sequence[Message]:
+        """What a write of four bytes to the interrupt range becomes; `quiet` as for `locate`.  Raises `DmaError`."""
+        if not MSI_FIRST <= address <= MSI_LAST - 3:
+            raise DmaError(requester, address, True, f"interrupt messages go to {MSI_FIRST:#x} to {MSI_LAST:#x}")
+        if self.translator is not None:
+            return self.translator.remap(requester, Iova(address), data, quiet=quiet)
+        return [Message.decode(address, data)]
+
     def interrupt(self, requester: RequesterId, address: int, data: int) -> None:
         """An interrupt message.  Raises `DmaError` where a translator refuses it."""
-        if self.translator is not None:
-            messages = self.translator.remap(requester, Iova(address), data)
-        else:
-            messages = [Message.decode(address, data)]
-        for message in messages:
+        for message in self.messages(requester, address, data, quiet=False):
             self.deliver(message)
 
     def deliver(self, message: Message) -> None:

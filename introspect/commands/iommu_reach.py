@@ -1,0 +1,253 @@
+"""`iommu map` and `iommu tlb`: everything that a device reaches, and what the IOMMU keeps of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from introspect.commands.context import CommandError, Context, Result
+from introspect.commands.devices import CachedPage, IoCaches, iommus_of
+from introspect.commands.iommu_choice import CHOICE, NO_IOMMU, choose, choose_one
+from introspect.commands.mappers import reverse_map
+from introspect.commands.parameters import Candidate, Flag, Misfit, Number, Parameter, Requester, parse_number
+from introspect.commands.registry import Arguments, Command
+from introspect.commands.render import amount_text, columns, jsonable, members, size_text
+from introspect.commands.tables import going_on
+from introspect.expression import Space
+from introspect.iommu.devices import entries
+from introspect.iommu.space import IoRange, IoSpace
+from introspect.iommu.state import Iommu
+from introspect.iommu.structures import DTE
+from introspect.iommu.verdicts import DmaAccess, IoTranslation
+from introspect.iommu.walk import read_dte, translate
+from introspect.pci import RequesterId
+from introspect.reverse_map import Mapper
+from introspect.runs import Runs, Spans, column, overlaps
+
+__all__ = ["COMMANDS"]
+
+_PIECES = 1 << 16
+"""Of guests' RAM, as many as are counted."""
+
+
+@dataclass(frozen=True)
+class _DeviceOrDomain:
+    """A device, or the number of a domain."""
+
+    noun: str = "a device as 00:03.0, or the number of a domain"
+
+    def take(self, context: Context, words: list[str]) -> RequesterId | int:
+        number = parse_number(words[0])
+        found = RequesterId.parse(words[0]) if number is None else number
+        if found is None or not 0 <= found <= 0xFFFF:
+            raise Misfit(f"it must be {self.noun}", "write 00:03.0, or 0x5 for domain 5")
+        words.pop(0)
+        return found
+
+    def complete(self, context: Context, prefix: str) -> Iterable[Candidate]:
+        return Requester().complete(context, prefix)
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """A range, and in whose RAM it ends."""
+
+    range: IoRange
+    guests: tuple[tuple[str, int, int, int], ...]
+    """(guest, lowest gpa, bytes, pieces) of each."""
+
+    def row(self) -> tuple[str, ...]:
+        one = self.range
+        sizes = " ".join(map(size_text, one.page_sizes)) or "-"
+        more = "" if one.linear else " ... (scattered)"
+        where = "; ".join(
+            f"{amount_text(size)} of {who} from gpa {gpa:#x}{f' in {count} pieces' if count > 1 else ''}"
+            for who, gpa, size, count in self.guests
+        )
+        return (f"{one.start:#x}", f"{one.last:#x}", amount_text(one.last - one.start + 1), one.rights, sizes,
+                f"spa {one.target:#x}{more}", where)  # fmt: skip
+
+    def json(self) -> dict[str, object]:
+        guests = [{"guest": who, "gpa": gpa, "bytes": size, "pieces": count} for who, gpa, size, count in self.guests]
+        return {**self.range._asdict(), "page_sizes": list(self.range.page_sizes), "guests": guests}
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """What devices with the same entry reach."""
+
+    devices: tuple[str, ...]
+    dte: int
+    pasid: int | None
+    ranges: tuple[Reached, ...]
+    left_out: int
+    bytes: int
+    tables: int
+    complete: bool
+
+    def lines(self) -> Iterator[str]:
+        pasid = f", PASID {self.pasid:#x}" if self.pasid is not None else ""
+        domain = f", domain {DTE.get(self.dte, 'DomainID'):#x}" if self.dte & DTE.V else ", not translated"
+        tables = f"{self.tables} table{'s' * (self.tables != 1)}"
+        yield f"{', '.join(self.devices)}{domain}{pasid}: {amount_text(self.bytes)} mapped, {tables}"
+        head = ("start", "end", "size", "rights", "pages", "leads to", "of")
+        yield from columns([head, *(one.row() for one in self.ranges)], "  ") if self.ranges else ("  nothing is mapped",)
+        if self.left_out:
+            yield f"  ... ({self.left_out} more ranges; --limit 0 lists all)"
+        if not self.complete:
+            yield "  ? not all was looked at: the tables describe too much, or it took too long"
+
+    def json(self) -> dict[str, object]:
+        return {**members(self), "ranges": [one.json() for one in self.ranges]}
+
+
+@dataclass(frozen=True, slots=True)
+class Map:
+    pictures: tuple[Picture, ...]
+
+    def text(self) -> str:
+        return "\n".join(line for one in self.pictures for line in one.lines())
+
+    def json(self) -> object:
+        return {"maps": [one.json() for one in self.pictures]}
+
+
+def _map(context: Context, arguments: Arguments) -> Result:
+    who = arguments[_WHO]
+    found: dict[tuple[int, int], list[str]] = {}
+    units: dict[int, Iommu] = {}
+    if isinstance(who, RequesterId):
+        iommu = choose_one(context, arguments, who)
+        dte = read_dte(context.memory, iommu, who) if iommu.enabled else 0
+        if not isinstance(dte, int):
+            raise CommandError(str(who), dte.value, "`iommu` says where the device table is, and how long")
+        found[iommu.index, dte], units[iommu.index] = [str(who)], iommu
+    else:
+        for iommu in choose(context, arguments):
+            units[iommu.index] = iommu
+            for entry in entries(context.memory, iommu):
+                if entry.dte & DTE.V and DTE.get(entry.dte, "DomainID") == who:
+                    found.setdefault((iommu.index, entry.dte & (1 << 128) - 1), []).append(entry.text())
+        if not found:
+            raise CommandError(f"{who:#x}", "no device table entry has this domain", "`iommu devices` lists them")
+    guests = reverse_map(context, "nested page tables").mappers if context.guests else []
+    limit, linear = arguments[_LIMIT] or 1 << 32, arguments.given(_LINEAR)
+    pictures = []
+    for (index, dte), devices in found.items():
+        space = IoSpace(context.memory, units[index], dte, pasid=arguments.get(_PASID), progress=going_on(context, "I/O tables"))
+        ranges = list(space.ranges(linear=linear or bool(guests)))
+        shown = tuple(Reached(one, tuple(_landing(one, guests))) for one in ranges[:limit])
+        tables = len(space.tables().spa)
+        pictures.append(Picture(
+            tuple(devices), dte, space.pasid, shown, len(ranges) - len(shown), space.bytes_mapped, tables, space.complete
+        ))  # fmt: skip
+    return Map(tuple(pictures))
+
+
+def _landing(one: IoRange, guests: Iterable[Mapper]) -> Iterator[tuple[str, int, int, int]]:
+    """The guests whose RAM is in a linear range."""
+    if not one.linear:
+        return
+    window = Spans(column(one.target), column(one.target + one.last - one.start + 1))
+    for mapper in guests:
+        if mapper.space != Space.GPA:
+            continue
+        runs: Runs = mapper.runs
+        mine, _, start, end, _ = overlaps(runs.target, runs.target + runs.length, window, _PIECES)
+        if len(start):
+            gpa = runs.start[mine] + (start - runs.target[mine])
+            yield mapper.party, int(gpa.min()), sum((end - start).tolist()), len(start)
+
+
+# iommu tlb
+
+
+@dataclass(frozen=True, slots=True)
+class Cached:
+    page: CachedPage
+    stale: str
+    """How the tables differ by now; empty if they do not."""
+
+    def row(self) -> tuple[str, ...]:
+        one = self.page
+        who = "" if one.device is None else str(RequesterId(one.device))
+        pasid = "" if one.pasid is None else f"{one.pasid:#x}"
+        rights = f"{'r' if one.readable else '-'}{'w' if one.writable else '-'}"
+        mark = f"! stale: {self.stale}" if self.stale else ""
+        return (str(one.iommu), f"{one.domain:#x}", who, pasid, f"{one.iova:#x}", size_text(one.size), rights,
+                f"spa {one.spa:#x}", mark)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Tlb:
+    pages: tuple[Cached, ...]
+    entries: tuple[tuple[int, int], ...]
+    left_out: int
+    known: bool = field(repr=False, default=True)
+
+    def text(self) -> str:
+        if not self.known:
+            return NO_IOMMU
+        head = ("IOMMU", "domain", "device", "PASID", "iova", "size", "rights", "leads to", "")
+        lines = columns([head, *(one.row() for one in self.pages)]) if self.pages else ["the IOTLB is empty"]
+        if self.left_out:
+            lines.append(f"... ({self.left_out} more)")
+        if self.entries:
+            lines.append("device table entries: " + ", ".join(str(RequesterId(device)) for _, device in self.entries))
+        return "\n".join(lines)
+
+    def json(self) -> object:
+        return {"pages": [{**members(one.page), "stale": one.stale} for one in self.pages],
+                "entries": jsonable(self.entries), "left_out": self.left_out}  # fmt: skip
+
+
+def _tlb(context: Context, arguments: Arguments) -> Result:
+    units = {one.index: one for one in iommus_of(context)}
+    if not units:
+        return Tlb((), (), 0, known=False)
+    if not isinstance(context, IoCaches):
+        raise CommandError("iommu tlb", "what an IOMMU keeps is known on a live machine alone", "`iommu walk` reads the tables")
+    pages, limit = context.iotlb(), arguments[_LIMIT] or 1 << 32
+    shown = tuple(Cached(one, _stale(context, units[one.iommu], one)) for one in pages[:limit] if one.iommu in units)
+    return Tlb(shown, tuple(context.cached_entries()), max(0, len(pages) - limit))
+
+
+def _stale(context: Context, iommu: Iommu, one: CachedPage) -> str:
+    device = one.device
+    if device is None:  # kept for a domain: any device of it will do
+        found = (entry for entry in entries(context.memory, iommu) if entry.dte & DTE.V)
+        device = next((entry.first for entry in found if DTE.get(entry.dte, "DomainID") == one.domain), None)
+    if device is None:
+        return "no device has this domain"
+    writes = [True, False] if one.writable else [False]
+    for write in writes:
+        now = translate(context.memory, iommu, device, one.iova, DmaAccess(write, one.pasid), set_ad=False)
+        if not isinstance(now, IoTranslation):
+            return f"{'a write' if write else 'a read'} is refused by now: {now.cause.value}"
+        if now.spa != one.spa:
+            return f"it leads to spa {now.spa:#x} by now"
+    return ""
+
+
+_WHO = Parameter("BDF|DOMAIN", _DeviceOrDomain())
+_PASID = Parameter("PASID", Number(0, (1 << 20) - 1), option="--pasid", only_option=True, help="the addresses of this PASID")
+_LINEAR = Parameter("--linear", Flag(), optional=True, option="--linear",
+                    help="a new range also where it does not lead on linearly")  # fmt: skip
+_LIMIT = Parameter("N", Number(0, 1 << 32), option="--limit", only_option=True, default=256,
+                   help="so many lines at most (256); 0 for all")  # fmt: skip
+
+COMMANDS = (
+    Command(
+        "iommu map", _map, "List everything that a device or a domain reaches, with the guests' RAM that it ends in.",
+        (_WHO, _PASID, _LINEAR, _LIMIT, *CHOICE),
+        "Neighbours with the same rights are one range, whatever their page sizes; where there are guests, only those that lead\n"
+        "on linearly. The interrupt range, and special addresses that the entry does not have translated, are left out.",
+        ("iommu map 00:03.0", "iommu map 00:03.0 --limit 4"),
+    ),
+    Command(
+        "iommu tlb", _tlb, "List what the IOMMUs keep of their tables, and what of it is stale.", (_LIMIT,),
+        "Without `--iommu-cache strict` a machine keeps nothing that its tables do not say any more. Strict, what is stale is\n"
+        "an invalidation that the hypervisor forgot.",
+        ("iommu tlb", "iommu tlb --limit 8"),
+    ),
+)  # fmt: skip

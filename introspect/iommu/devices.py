@@ -1,0 +1,238 @@
+"""The device table as a whole: who has an entry, and what reaches memory through it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from introspect.audit import Finding, Severity
+from introspect.dimension import Limits, TableRows
+from introspect.expression import Space
+from introspect.iommu.registers import CONTROL
+from introspect.iommu.remapping import entry_size, interrupt_entries
+from introspect.iommu.space import LIMITS, IoSpace
+from introspect.iommu.state import RINGS, Iommu
+from introspect.iommu.structures import DTE, DTE_SIZE, decode_dte, interrupt_root
+from introspect.iommu.walk import read_dte
+from introspect.pci import RequesterId
+from introspect.reverse_map import Area, Mapper
+from introspect.runs import Runs, covered, overlaps
+from introspect.sources import Memory, Unreadable
+
+__all__ = ["Entry", "IoMapper", "entries", "interrupt_findings", "io_areas", "io_mappers", "owner_of"]
+
+_PAGE = 0x1000
+_TRANSLATION = (
+    DTE.V | DTE.TV | DTE.Mode | DTE.PageTableRoot | DTE.GIoV | DTE.GV | DTE.GLX | DTE.GCR3Root_14_12 | DTE.IR | DTE.IW
+    | DTE.GCR3Root_30_15 | DTE.GCR3Root_51_31 | DTE.EX | DTE.SysMgt | DTE.IoCtl | DTE.GuestPagingMode
+)  # fmt: skip
+"""What of an entry decides where addresses lead."""
+_TOGETHER = Limits(1 << 25, 1 << 22)
+_STEPS = 1 << 16
+_MOST_MAPPERS = 1 << 10
+
+
+class Entry(NamedTuple):
+    """Neighbours in the device table with the same entry."""
+
+    first: RequesterId
+    last: RequesterId
+    dte: int
+
+    def text(self) -> str:
+        return str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
+
+
+def entries(memory: Memory, iommu: Iommu, apart: frozenset[int] = frozenset()) -> Iterator[Entry]:
+    """Every DeviceID whose entry has V or IV, neighbours that are the same together, but those in `apart` each by itself."""
+    waiting: Entry | None = None
+    for device, dte in _valid(memory, iommu):
+        alone = device in apart
+        if waiting is not None and waiting.dte == dte and waiting.last + 1 == device and not alone and waiting.last not in apart:
+            waiting = waiting._replace(last=RequesterId(device))
+            continue
+        if waiting is not None:
+            yield waiting
+        waiting = Entry(RequesterId(device), RequesterId(device), dte)
+    if waiting is not None:
+        yield waiting
+
+
+def _valid(memory: Memory, iommu: Iommu) -> Iterator[tuple[int, int]]:
+    low = 16 - iommu.segment_bits
+    for segment, (base, count) in enumerate(iommu.tables):
+        count = min(count, 1 << low)
+        for first in range(0, count, _PAGE // DTE_SIZE):
+            try:
+                page = memory.read(base + first * DTE_SIZE, min(_PAGE, (count - first) * DTE_SIZE))
+            except Unreadable as error:
+                page = error.readable_prefix[: len(error.readable_prefix) // DTE_SIZE * DTE_SIZE]
+            words = np.frombuffer(page, "<u8").reshape(-1, 4)
+            for index in np.flatnonzero((words[:, 0] | words[:, 2]) & np.uint64(1)).tolist():
+                at = index * DTE_SIZE
+                device = segment << low | first + index
+                if iommu.handles(device):
+                    yield device, decode_dte(page[at : at + DTE_SIZE])
+
+
+def owner_of(runs: Runs, guests: Sequence[Mapper]) -> Mapper | None:
+    """The guest whose RAM a device's tables map most of; None if they map none of any."""
+    reached = covered(runs.target, runs.target + runs.length)
+    best, most = None, 0
+    for guest in guests:
+        if guest.space != Space.GPA:
+            continue
+        ram = covered(guest.runs.target, guest.runs.target + guest.runs.length)
+        _, _, start, end, _ = overlaps(reached.start, reached.end, ram, _STEPS)
+        shared = sum((end - start).tolist())
+        if shared > most:
+            best, most = guest, shared
+    return best
+
+
+@dataclass(eq=False)
+class IoMapper:
+    """Implements `introspect.reverse_map.Mapper`: the memory that devices with the same translation reach."""
+
+    party: str
+    number: int | None
+    label: str
+    reach: IoSpace
+    host: bool = False
+    confines: bool = True
+
+    @property
+    def space(self) -> Space:
+        return Space.IOVA
+
+    @property
+    def runs(self) -> Runs:
+        return self.reach.runs
+
+    @property
+    def complete(self) -> bool:
+        return self.reach.complete
+
+    def shown(self, address: int) -> int:
+        return address
+
+    def refresh(self) -> bool:
+        return True
+
+    def tables(self) -> TableRows:
+        return self.reach.tables()
+
+
+def io_mappers(
+    memory: Memory, iommus: Sequence[Iommu], names: Mapping[int, str], guests: Sequence[Mapper]
+) -> tuple[list[IoMapper], list[str]]:
+    """What devices reach: one mapper for those that are translated alike, and for those that are there and not translated.
+
+    Entries of devices that are not there count too, but not those without V. Also: what could not be looked at.
+    """
+    found: list[IoMapper] = []
+    limits = _TOGETHER
+    left_out: list[str] = []
+    for iommu in iommus:
+        groups: dict[int, list[str]] = {}
+        example: dict[int, int] = {}
+        own = iommu.device
+        if iommu.enabled:
+            for entry in entries(memory, iommu):
+                if entry.dte & DTE.V:
+                    key = entry.dte & _TRANSLATION
+                    groups.setdefault(key, []).append(_named(entry, names))
+                    example.setdefault(key, entry.dte)
+        free = [device for device in names if iommu.handles(device) and device != own and _untranslated(memory, iommu, device)]
+        if free:
+            groups[0] = [f"{RequesterId(device)}" for device in free]
+            example[0] = 0
+        for key, devices in groups.items():
+            dte = example[key]
+            room = Limits(min(LIMITS.entries, limits.entries), min(LIMITS.runs, limits.runs))
+            if room.entries <= 0 or room.runs <= 0 or len(found) == _MOST_MAPPERS:
+                left_out.append(f"device{'s' * (len(devices) > 1)} {_listed(devices)}")
+                continue
+            reach = IoSpace(memory, iommu, dte, limits=room)
+            limits = Limits(limits.entries - 0x200 * len(reach.tables().spa), limits.runs - len(reach.runs.start))
+            if not len(reach.runs.start):
+                continue
+            owner = owner_of(reach.runs, guests) if dte & DTE.V and dte & (DTE.Mode | DTE.GV) else None
+            plural = "devices" if len(devices) > 1 else "device"
+            label = "not translated" if not dte & DTE.V else f"domain {DTE.get(dte, 'DomainID'):#x}"
+            found.append(IoMapper(f"{plural} {_listed(devices)}", owner.number if owner else None, label, reach))
+    return found, left_out
+
+
+def _untranslated(memory: Memory, iommu: Iommu, device: int) -> bool:
+    if not iommu.enabled:
+        return True
+    dte = read_dte(memory, iommu, device)
+    return isinstance(dte, int) and not dte & DTE.V
+
+
+def _named(entry: Entry, names: Mapping[int, str]) -> str:
+    name = names.get(entry.first, "") if entry.first == entry.last else ""
+    return f"{entry.text()}{f' ({name})' if name else ''}"
+
+
+def _listed(devices: Sequence[str]) -> str:
+    return ", ".join(devices[:4]) + (f" and {len(devices) - 4} more" if len(devices) > 4 else "")
+
+
+def io_areas(memory: Memory, iommus: Sequence[Iommu]) -> Iterator[Area]:
+    """The IOMMUs' own structures: who writes them decides what devices may do."""
+    for iommu in iommus:
+        who = f"IOMMU {iommu.index}"
+        if not iommu.enabled:
+            continue
+        for base, count in iommu.tables:
+            yield Area("device table", who, None, base, base + count * DTE_SIZE)
+        for name in RINGS:
+            ring = iommu.ring(name)
+            if ring.base and ring.size and iommu.control & _RING_ON[name]:
+                kind = "command buffer" if name == "command" else f"{name.upper() if name != 'event' else name} log"
+                yield Area(kind, who, None, ring.base, ring.base + ring.size)
+        seen: set[tuple[int, int]] = set()
+        for entry in entries(memory, iommu):
+            if entry.dte & DTE.IV and DTE.get(entry.dte, "IntCtl") == 2:
+                base, size = interrupt_root(entry.dte), interrupt_entries(entry.dte) * entry_size(iommu)
+                if size and (base, size) not in seen and len(seen) < _MOST_MAPPERS:
+                    seen.add((base, size))
+                    yield Area("interrupt table", f"device {entry.text()}", None, base, base + size)
+
+
+def interrupt_findings(memory: Memory, iommus: Sequence[Iommu], mappers: Sequence[Mapper]) -> list[Finding]:
+    """Devices that a guest has, whose interrupts the hypervisor does not choose."""
+    found = []
+    for iommu in iommus:
+        if not iommu.enabled:
+            continue
+        owners = {
+            mapper.reach.dte & _TRANSLATION: mapper.party for mapper in mappers
+            if isinstance(mapper, IoMapper) and mapper.number is not None and mapper.reach.iommu is iommu
+        }  # fmt: skip
+        for entry in entries(memory, iommu):
+            if entry.dte & DTE.V and entry.dte & _TRANSLATION in owners:
+                may = _interrupts(entry.dte)
+                if may:
+                    who = f"device {entry.text()}"
+                    found.append(Finding(Severity.HIGH, "interrupts-not-remapped", who, f"may send {may}", (), 0))
+    return found
+
+
+def _interrupts(dte: int) -> str:
+    """What a device may send that no table decides."""
+    if not dte & DTE.IV:
+        return "any interrupt (IV is 0)"
+    words = ["any vector (IntCtl is 1)"] if DTE.get(dte, "IntCtl") == 1 else []
+    passes = (("InitPass", "INIT"), ("EIntPass", "ExtInt"), ("NMIPass", "NMI"))
+    return ", ".join([*words, *(word for name, word in passes if dte & DTE.fields[name])])
+
+
+_RING_ON = {
+    "command": CONTROL.CmdBufEn, "event": CONTROL.EventLogEn, "ppr": CONTROL.PprLogEn, "ga": CONTROL.GALogEn,
+}  # fmt: skip

@@ -1,0 +1,66 @@
+"""A real terminal: tmux, typed into and looked at."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+PATIENCE = 30.0
+
+
+_numbers = count()
+
+
+class Terminal:
+    """One window of a tmux server of its own."""
+
+    def __init__(self, folder: Path, command: str, *, columns: int = 120, lines: int = 40, **environment: str) -> None:
+        tmux = shutil.which("tmux")
+        if tmux is None:
+            pytest.skip("tmux, the terminal of this test, is not in PATH")
+        self._tmux = [tmux, "-S", f"{folder}/tmux{next(_numbers)}", "-f", "/dev/null"]
+        given = {"HOME": str(folder), "XDG_STATE_HOME": str(folder / "state"), "XDG_CONFIG_HOME": str(folder / "config"), **environment}
+        settings = " ".join(f"{name}={value}" for name, value in given.items())
+        clean = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "TMUX")}
+        size = ["-x", str(columns), "-y", str(lines)]
+        script = f"env {settings} {command}; echo left with $?; exec sleep 1000"
+        self._run("new-session", "-d", "-s", "t", *size, script, environment=clean)
+
+    def _run(self, *words: str, environment: dict[str, str] | None = None) -> str:
+        done = subprocess.run([*self._tmux, *words], capture_output=True, text=True, check=True, timeout=30, env=environment)
+        return done.stdout
+
+    def type(self, *keys: str) -> None:
+        """Names of keys, as tmux has them, or text."""
+        self._run("send-keys", "-t", "t", *keys)
+
+    def screen(self, *, colours: bool = False) -> str:
+        return self._run("capture-pane", "-t", "t", "-p", *(["-e"] if colours else []))
+
+    def sees(self, text: str) -> str:
+        """Wait for a text; the screen. Spaces at the ends of lines are not told."""
+        text = text.rstrip(" ")
+        until = time.monotonic() + PATIENCE
+        while text not in (screen := self.screen()):
+            assert time.monotonic() < until, f"waited for {text!r}:\n{screen}"
+            time.sleep(0.05)
+        return screen
+
+    def resize(self, columns: int, lines: int) -> None:
+        self._run("resize-window", "-t", "t", "-x", str(columns), "-y", str(lines))
+
+    def shows_full_screen(self, shown: bool) -> None:
+        """Wait until it does, or does not."""
+        until = time.monotonic() + PATIENCE
+        while (self._run("display", "-t", "t", "-p", "#{alternate_on}").strip() == "1") != shown:
+            assert time.monotonic() < until, self.screen()
+            time.sleep(0.05)
+
+    def close(self) -> None:
+        subprocess.run([*self._tmux, "kill-server"], capture_output=True, check=False, timeout=30)

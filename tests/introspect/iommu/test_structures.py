@@ -1,0 +1,158 @@
+"""Every table decodes what it encodes, and no two fields share a bit."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from introspect.iommu import records, registers, structures
+from introspect.iommu.records import COMMANDS, EVENTS, INVALIDATE_EVERYTHING, Event, EventCode, invalidated_range
+from introspect.iommu.registers import FEATURES, REGISTERS, WINDOW_SIZE, register_at
+from introspect.iommu.state import EVERY_FEATURE, Iommu
+from introspect.iommu.structures import DTE, PTE, decode_dte, encode_dte, gcr3_root, gcr3_root_bits, page_size_of
+from introspect.layout import Bits
+
+TABLES = [
+    one for module in (structures, records, registers) for one in vars(module).values()
+    if isinstance(one, type) and issubclass(one, Bits) and one is not Bits and not one.__name__.startswith("_")
+]  # fmt: skip
+WIDTHS = {"DTE": 256, "IRTE": 32}
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.__name__)
+def test_fields_do_not_overlap(table: type[Bits]) -> None:
+    assert sum(table.fields.values()) == table.defined
+    for mask in table.fields.values():
+        assert mask // (mask & -mask) + 1 & mask // (mask & -mask) == 0, "bits of a field are neighbours"
+
+
+@given(st.data())
+def test_what_is_encoded_is_decoded(data: st.DataObject) -> None:
+    table = data.draw(st.sampled_from(TABLES))
+    value = data.draw(st.integers(0, (1 << WIDTHS.get(table.__name__, 128)) - 1)) & table.defined
+    fields = {name: table.get(value, name) for name in table.fields}
+    assert table.make(**fields) == value
+
+
+@given(st.integers(0, (1 << 256) - 1))
+def test_an_entry_is_32_bytes(value: int) -> None:
+    assert decode_dte(encode_dte(value)) == value
+    assert encode_dte(value)[:8] == (value & (1 << 64) - 1).to_bytes(8, "little")
+
+
+@given(st.integers(0, (1 << 40) - 1).map(lambda page: page << 12))
+def test_the_gcr3_root_is_in_three_parts(address: int) -> None:
+    dte = gcr3_root_bits(address)
+    assert gcr3_root(dte) == address
+    assert not dte & ~(DTE.GCR3Root_14_12 | DTE.GCR3Root_30_15 | DTE.GCR3Root_51_31)
+
+
+def test_bit_positions_of_the_device_table_entry() -> None:
+    """Where Linux's driver writes them: in which word of 64 bits, and where in it."""
+    words = {"IV": (2, 0), "IntTabLen": (2, 1), "IntCtl": (2, 60), "EX": (1, 39), "I": (1, 32), "GV": (0, 55), "GLX": (0, 56),
+             "GuestPagingMode": (2, 54), "NMIPass": (2, 58), "HAD": (0, 7), "SysMgt": (1, 40)}  # fmt: skip
+    for name, (word, at) in words.items():
+        mask = DTE.fields[name]
+        assert (mask & -mask).bit_length() - 1 == 64 * word + at, name
+
+
+@pytest.mark.parametrize(("entry", "level", "size"), [
+    (0, 1, 1 << 12), (0, 2, 1 << 21), (0, 3, 1 << 30), (0, 4, 1 << 39), (0, 5, 1 << 48),
+    (7 << 9, 1, 1 << 13), (7 << 9 | 0x1000, 1, 1 << 14), (7 << 9 | 0xFF000, 2, 1 << 21), (7 << 9 | 0x7F000, 1, 1 << 20),
+    (7 << 9 | 0x7FFFF000, 3, 1 << 32),
+])  # fmt: skip
+def test_sizes_of_pages(entry: int, level: int, size: int) -> None:
+    assert page_size_of(entry, level) == size
+
+
+def test_entries_are_described_without_bits_that_are_ignored() -> None:
+    assert PTE.describe(PTE.PR | PTE.IR | 1 << 63 | 0x1E) == "PR IR NextLevel=0"
+    assert PTE.describe(PTE.PR | PTE.U | PTE.make(NextLevel=2)) == f"PR NextLevel=2 reserved={PTE.U:#x}"
+    assert "U FC" in PTE.describe(PTE.PR | PTE.U | PTE.FC)
+
+
+def test_every_command_and_event_has_its_code() -> None:
+    assert sorted(COMMANDS) == list(range(1, 9))
+    assert sorted(EVENTS) == sorted(EventCode)
+    assert all(kind.name == records.CommandCode(code).name for code, kind in COMMANDS.items())
+    assert all(kind.name == EventCode(code).name for code, kind in EVENTS.items())
+
+
+EVENT = st.builds(
+    Event, st.sampled_from(EventCode), st.integers(0, 0xFFFF), st.integers(0, (1 << 64) - 1),
+    st.frozensets(st.sampled_from(("NX", "US", "I", "PR", "RW", "PE", "RZ", "TR"))), st.integers(0, 0xFFFF),
+    st.none() | st.integers(0, 0xFFFFF), st.integers(0, 3),
+)  # fmt: skip
+
+
+@given(EVENT)
+def test_events_come_back(event: Event) -> None:
+    record = event.encode()
+    again = Event.decode(record)
+    assert again is not None
+    assert again.encode() == record
+    assert again.code == event.code
+    assert again.address == event.address
+
+
+@given(st.integers(0, (1 << 128) - 1))
+def test_any_record_is_decoded(record: int) -> None:
+    event = Event.decode(record)
+    assert (event is None) == (record >> 60 & 15 not in EVENTS)
+    assert event is None or event.describe() is not None
+
+
+def test_an_event_bit_by_bit() -> None:
+    """A write of 00:03.0 to a page that is not there, as Linux shows it: flags=0x0020."""
+    event = Event(EventCode.IO_PAGE_FAULT, 0x18, 0x1234000, frozenset(("RW",)), 7)
+    assert event.encode() == 0x1234000 << 64 | 2 << 60 | 0x20 << 48 | 7 << 32 | 0x18
+    guest = Event(EventCode.IO_PAGE_FAULT, 0x18, 0, frozenset(("PR", "PE")), 7, 0xABCDE)
+    assert guest.encode() == 2 << 60 | 0x51 << 48 | 0xBCDE << 32 | 0xA << 16 | 0x18
+
+
+@pytest.mark.parametrize(("address", "size", "expected"), [
+    (0x5000, False, (0x5000, 0x6000)), (0x5000, True, (0x4000, 0x8000)), (0x4000, True, (0x4000, 0x6000)),
+    (0x1FF000, True, (0, 0x400000)), (INVALIDATE_EVERYTHING, True, (0, 1 << 64)), (0xFFFF_FFFF_FFFF_F000, True, (0, 1 << 64)),
+])  # fmt: skip
+def test_what_an_invalidation_covers(address: int, size: bool, expected: tuple[int, int]) -> None:
+    assert invalidated_range(address, size) == expected
+
+
+def test_registers_lie_side_by_side() -> None:
+    seen: set[int] = set()
+    for one in REGISTERS.values():
+        covered = set(range(one.offset, one.offset + one.size))
+        assert not covered & seen, one.name
+        assert one.offset % one.size == 0, one.name
+        assert one.offset + one.size <= WINDOW_SIZE, one.name
+        seen |= covered
+        assert not one.writable & one.clears
+        assert not (one.writable | one.clears) >> 8 * one.size
+        assert all(name in REGISTERS for name in one.resets)
+        assert register_at(one.offset) is register_at(one.offset + one.size - 1) is one
+    assert register_at(0x1FF8) is None
+
+
+def test_what_a_write_does_to_a_register() -> None:
+    status = REGISTERS["status"]
+    assert status.written(0x1F, 0x3) == 0x1C, "1 clears"
+    assert status.written(0x18, 0x18) == 0x18, "those that say what runs are not software's"
+    table = REGISTERS["device_table_base"]
+    assert table.written(0, (1 << 64) - 1) == 0x000F_FFFF_FFFF_F1FF
+    assert table.written(0x5000_0000_1001, 0x2003, 0xFFFF_FFFF) == 0x5000_0000_2003, "half a register"
+    assert REGISTERS["extended_features"].written(5, 0) == 5
+
+
+def test_the_state_of_an_iommu() -> None:
+    iommu = Iommu({"device_table_base": 0x8000_0001, "command_base": 0x9000 | 9 << 56, "command_tail": 0x40,
+                   "command_head": 0x1FF0, "event_base": 7 << 56, "extended_features": EVERY_FEATURE})  # fmt: skip
+    assert iommu.entry_address(0) == 0x8000_0000
+    assert iommu.entry_address(255) == 0x8000_0000 + 255 * 32
+    assert iommu.entry_address(256) is None
+    ring = iommu.ring("command")
+    assert (ring.entries, ring.size, ring.pending) == (512, 0x2000, 5)
+    assert iommu.ring("event").entries == iommu.ring("event").pending == 0, "so short a ring is reserved"
+    segmented = Iommu({"control": 1 << 34, "extended_features": FEATURES.make(DevTblSegSup=1), "device_table_base1": 0x5000})
+    assert segmented.entry_address(0x8001) == 0x5020
+    assert segmented.entry_address(0x8080) is None
