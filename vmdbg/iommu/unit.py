@@ -15,6 +15,7 @@ from vmdbg.iommu.caches import Caches
 from vmdbg.iommu.commands import CommandProcessor
 from vmdbg.iommu.function import IommuFunction
 from vmdbg.iommu.interrupts import Interrupts
+from vmdbg.iommu.own_memory import OwnMemory
 from vmdbg.iommu.pagerequests import PageRequests
 from vmdbg.iommu.registers import RegisterFile
 from vmdbg.iommu.rings import EVENT_LOG, GA_LOG, PPR_LOG, Log
@@ -46,7 +47,7 @@ class IommuUnit:
 
     def __init__(self, number: int, function: IommuFunction, dma: Dma, clock: Clock, strict: bool) -> None:
         self.number, self.function, self.dma, self.clock = number, function, dma, clock
-        self.memory = dma.memory
+        self.memory = OwnMemory(dma, function.address)
         self.name = f"iommu {function.address}"
         self.manages: tuple[tuple[int, int], ...] = ()
         self.fault_listeners: list[Callable[[IoFault, RequesterId], None]] = []
