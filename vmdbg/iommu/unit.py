@@ -133,8 +133,9 @@ class IommuUnit:
 
     # Events and interrupts of its own
 
-    def log(self, event: Event) -> None:
-        record = event.encode()
+    def log(self, event: Event, more: int = 0) -> None:
+        """`more`: bits of the record that `Event` has no name for."""
+        record = event.encode() | more
         if event.code in _HARDWARE_ERRORS:
             self._hardware_error(record)
         self.event_log.append(record)
