@@ -32,11 +32,13 @@ _HELP = """Stop at an event of the processor, or list such catchpoints with thei
   guest-start          a guest runs for the first time
   triple-fault         of a guest or of the hypervisor
   vmcb FIELD           a field of a VMCB has another value than at the last world switch; old and value are numbers of it
-  dma [BDF] [r|w]      a device's access to memory, or its interrupt message (00:03.0); stops behind it
+  dma [BDF] [r|w]      a transaction of a device (00:03.0, 00:03.0-00:04.7), made or refused
+  iommu-fault [BDF] [r|w]   an IOMMU refuses a transaction or an interrupt, logged or not
 Behind these: `guest N` for one guest only (1: the hypervisor), `if EXPR` for what must hold then. `once` before them, or
 tcatch, deletes it when it stops. Ranges are FIRST-LAST. What `if` can ask for:
   rax, $exitcode, vmcb.cs.base            registers, VMCB fields
-  code info1 info2 gpa gva port size msr write vector error cr reg value requester iova slb    of the event, as far as it has them
+  code info1 info2 gpa gva port size msr write vector error cr reg value slb    of the event, as far as it has them
+  requester iova length refused event domain interrupt    of DMA and what an IOMMU refuses
   guest cpu time cpl                      whose it is, and when
   u32[$rsp + 8], u8[gpa:0x1000], u64[host:counter]    memory
   && || ! == < + << & ...                 as in C, in unsigned 64 bits
@@ -198,7 +200,7 @@ class Catch:
         if sort in (Sort.EXCEPTION, Sort.INJECT):
             code = f"EXCP_{name}"
             return ExitCode[code].value - EXCEPTION_BASE if code in ExitCode.__members__ else None
-        if sort == Sort.DMA:
+        if RULES[sort].subject == "requester":
             return RequesterId.parse(word)
         if sort == Sort.MSR:
             table = self.debugger.machine.cpu.msrs.table.values()
