@@ -206,7 +206,6 @@ class Catchpoints:
         self._waiting: dict[Sort, list[Catchpoint]] = {}
         self._codes: set[int] = set()
         chipset = self.machine.chipset
-        chipset.dma.listeners.append(self._dma)
         for unit in chipset.iommus.units if chipset.iommus is not None else ():
             unit.fault_listeners.append(self._iommu_fault)
         self.arm()
@@ -243,6 +242,11 @@ class Catchpoints:
                 if cpu.switcher is not None:
                     cpu.switcher.watch(codes, world.host_intercepts(state))
         self._codes = codes
+        listeners = self.machine.chipset.dma.listeners
+        if self._waiting[Sort.DMA] and self._dma not in listeners:
+            listeners.append(self._dma)
+        elif not self._waiting[Sort.DMA] and self._dma in listeners:
+            listeners.remove(self._dma)
 
     def take(self) -> Caught | None:
         """What was caught since the last time."""
