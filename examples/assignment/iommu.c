@@ -97,7 +97,6 @@ int iommu_event(struct event *event)
         return 0;
     event->low = events[head / 16].low;
     event->high = events[head / 16].high;
-    events[head / 16].low = 0; /* 2.5: a consumed entry is cleared, so that the next one shows when it is complete */
     iommu_write(IOMMU_EVENT_HEAD, (head + 16) % (IOMMU_ENTRIES * 16));
     return 1;
 }
