@@ -1,10 +1,10 @@
 """Translations a second of a device's transfers through an IOMMU, ours and QEMU's.
 
 The image examples/bench/iommuspeed.elf runs on both: an edu device transfers half a page across a border of pages, two
-translations each. With mode "off" the IOMMU does nothing, which shows what device and processor cost; "hot" uses two pages all the
-time, "cold" pages of which no translation is kept. "us more": microseconds of a translation, over a transfer with the IOMMU off.
-Seconds are those of processor time. A transfer of QEMU's edu takes 100 ms of its clock, which counts instructions and goes straight
-to where the sleeping processor is woken; one of ours takes 5 us of guest time.
+translations each. With mode "off" the IOMMU does nothing, which shows what device and processor cost; "hot" uses two pages all
+the time, "cold" pages of which no translation is kept. "us more": microseconds of a translation, over a transfer with the IOMMU
+off. Seconds are those of processor time. A transfer of QEMU's edu takes 100 ms of its clock, which counts instructions and goes
+straight to where the sleeping processor is woken; one of ours takes 5 us of guest time.
 """
 
 from __future__ import annotations
