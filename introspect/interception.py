@@ -27,7 +27,7 @@ _MEMORY = frozenset((SS, GP, PF, AC))
 """What an access to memory may raise."""
 _TABLE = "table 15-7"
 
-OPTIONAL = frozenset(("ALT_MOV_CR8", "INVLPGB", "INVPCID", "MCOMMIT", "MONITOR", "MONITORX", "RDPRU", "RDTSCP"))
+OPTIONAL = frozenset(("ALT_MOV_CR8", "INVLPGB", "INVPCID", "MCOMMIT", "MONITOR", "MONITORX", "RDPRU", "RDTSCP", "SKINIT"))
 """Features of CPUID that instructions of these depend on: see `Processor.absent`."""
 
 
@@ -60,6 +60,10 @@ _GP0, _UD = Raised(GP, 0), Raised(UD)
 NO_LOCK = _check("no LOCK prefix", "APM3 1.2.5", lambda g: "LOCK" if g.locked else "none", lambda g: g.locked, _UD)
 CPL_0 = _check("CPL is 0", _TABLE, lambda g: f"CPL {g.cpl}", lambda g: g.cpl, _GP0)
 SVME = _check("EFER.SVME is 1", "15.4", lambda g: f"EFER {g.need('efer'):#x}", lambda g: not g.need("efer") & EFER.SVME, _UD)
+SVME_OR_SKINIT = _check(
+    "EFER.SVME is 1, or CPUID claims SKINIT", "15.4", lambda g: f"EFER {g.need('efer'):#x}",
+    lambda g: not g.need("efer") & EFER.SVME and "SKINIT" in g.processor.absent, _UD,
+)  # fmt: skip
 PROTECTED = _check(
     "protected mode", _TABLE, lambda g: "yes" if g.protected else "real or virtual-8086 mode", lambda g: not g.protected, _UD
 )
@@ -289,8 +293,8 @@ _BY_MODRM = {
     0xD9: _form("VMMCALL", _C.VMMCALL, SVME, after=_UD),
     0xDA: _form("VMLOAD", _C.VMLOAD, *_SVM_ONLY, _vmcb_page(False)),
     0xDB: _form("VMSAVE", _C.VMSAVE, *_SVM_ONLY, _vmcb_page(True)),
-    0xDC: _form("STGI", _C.STGI, *_SVM_ONLY), 0xDD: _form("CLGI", _C.CLGI, *_SVM_ONLY),
-    0xDE: _form("SKINIT", _C.SKINIT, *_SVM_ONLY, after=_UD),
+    0xDC: _form("STGI", _C.STGI, SVME_OR_SKINIT, PROTECTED, CPL_0), 0xDD: _form("CLGI", _C.CLGI, *_SVM_ONLY),
+    0xDE: _form("SKINIT", _C.SKINIT, SVME_OR_SKINIT, PROTECTED, CPL_0),
     0xDF: _form("INVLPGA", _C.INVLPGA, *_SVM_ONLY),
     0xF9: _form("RDTSCP", _C.RDTSCP, _claimed("RDTSCP"), TSD),
     0xFA: _form("MONITORX", _C.MONITOR, _claimed("MONITORX"), EXTENSIONS, may=_MEMORY),

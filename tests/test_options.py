@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vmdbg.options import Endpoint, cpus, endpoint, number, size, symbol_file
+from vmdbg.options import Endpoint, cpus, device, endpoint, number, size, symbol_file
 
 
 @pytest.mark.parametrize(
@@ -37,11 +37,16 @@ def test_symbol_files(tmp_path: Path) -> None:
     assert [symbol_file(f"{who}={file}") for who in ("host", "guest2", "3")] == [(1, file, 0), (2, file, 0), (3, file, 0)]
 
 
+def test_devices() -> None:
+    found = device("edu,slot=03.1,bus=port,dma-mask=32")
+    assert (found.kind, found.slot, found.bus, found.options) == ("edu", 0x19, "port", {"dma-mask": "32"})
+
+
 @pytest.mark.parametrize(
     ("read", "text"),
     [
         (size, "1"), (size, "1T"), (size, "-5M"), (size, "1048577"), (size, ""), (cpus, "65"), (cpus, "x"),
-        (cpus, "-1"), (number, "-1"), (number, "0x"), (endpoint, "70000"), (endpoint, "x:y"), (endpoint, "unix:"),
+        (cpus, "-1"), (device, ""), (device, "edu,slot=40.0"), (device, "edu,x=y"), (number, "-1"), (number, "0x"), (endpoint, "70000"), (endpoint, "x:y"), (endpoint, "unix:"),
         (symbol_file, "guest0=/bin/sh"), (symbol_file, "host"), (symbol_file, "host=/"), (symbol_file, "guest=/bin/sh"),
     ],
 )  # fmt: skip

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _HELP = """Stop at an event of the processor, or list such catchpoints with their hits.
   vmexit [CODE|any]    a guest has left; CODE is a name (npf, cpuid, vmmcall) or a number
   vmrun                VMRUN, before it is executed
+  skinit               SKINIT, before it is executed or intercepted
   inject [VECTOR]      VMRUN that injects an event through EVENTINJ
   exception [VECTOR]   an exception (14, pf), before it is delivered, intercepted or not
   io [PORT] [r|w]      an access to a port (0x3f8, 0x3f8-0x3ff)
@@ -36,7 +37,7 @@ _HELP = """Stop at an event of the processor, or list such catchpoints with thei
 Behind these: `guest N` for one guest only (1: the hypervisor), `if EXPR` for what must hold then. `once` before them, or
 tcatch, deletes it when it stops. Ranges are FIRST-LAST. What `if` can ask for:
   rax, $exitcode, vmcb.cs.base            registers, VMCB fields
-  code info1 info2 gpa gva port size msr write vector error cr reg value    of the event, as far as it has them
+  code info1 info2 gpa gva port size msr write vector error cr reg value slb    of the event, as far as it has them
   requester iova length refused event domain interrupt    of DMA and what an IOMMU refuses
   guest cpu time cpl                      whose it is, and when
   u32[$rsp + 8], u8[gpa:0x1000], u64[host:counter]    memory

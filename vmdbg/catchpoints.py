@@ -55,6 +55,7 @@ class Sort(StrEnum):
 
     VMEXIT = "vmexit"
     VMRUN = "vmrun"
+    SKINIT = "skinit"
     EXCEPTION = "exception"
     IO = "io"
     MSR = "msr"
@@ -81,6 +82,7 @@ class Rule(NamedTuple):
 RULES = {
     Sort.VMEXIT: Rule("code", (1 << 64) - 1, "npf, cpuid, vmmcall or 0x72", facts=EXIT_FACTS | {"msr", "value", "vmcb_pa"}),
     Sort.VMRUN: Rule(facts=frozenset(("vmcb_pa",))),
+    Sort.SKINIT: Rule(facts=frozenset(("slb",))),
     Sort.EXCEPTION: Rule("vector", 31, "14 or pf", facts=frozenset(("vector", "error", "gva", "write", "fetch"))),
     Sort.IO: Rule("port", 0xFFFF, "0x3f8", True, frozenset(("port", "size", "write", "string", "value"))),
     Sort.MSR: Rule("msr", _MASK32, "0xc0000080 or efer", True, frozenset(("msr", "write", "value"))),
@@ -90,7 +92,9 @@ RULES = {
     Sort.TRIPLE_FAULT: Rule(),
     Sort.VMCB: Rule(facts=frozenset(("old", "value", "vmcb_pa"))),
     Sort.DMA: Rule("requester", 0xFFFF, "00:03.0", True, frozenset(("requester", "iova", "length", "write", "refused"))),
-    Sort.IOMMU_FAULT: Rule("requester", 0xFFFF, "00:03.0", True, frozenset(("requester", "iova", "write", "event", "domain", "interrupt"))),
+    Sort.IOMMU_FAULT: Rule(
+        "requester", 0xFFFF, "00:03.0", True, frozenset(("requester", "iova", "write", "event", "domain", "interrupt"))
+    ),
 }
 
 Facts = Mapping[str, int | None]
@@ -161,6 +165,8 @@ class Catchpoint:
                 return set(range(first, last + 1))
             case Sort.VMRUN:
                 return {ExitCode.VMRUN}
+            case Sort.SKINIT:
+                return {ExitCode.SKINIT}
             case Sort.VMCB:
                 return set(range(INTERCEPT_CODES))
             case Sort.IO:
@@ -205,9 +211,6 @@ class Catchpoints:
         self._caught: Caught | None = None
         self._waiting: dict[Sort, list[Catchpoint]] = {}
         self._codes: set[int] = set()
-        chipset = self.machine.chipset
-        for unit in chipset.iommus.units if chipset.iommus is not None else ():
-            unit.fault_listeners.append(self._iommu_fault)
         self.arm()
 
     # Setting
@@ -242,11 +245,20 @@ class Catchpoints:
                 if cpu.switcher is not None:
                     cpu.switcher.watch(codes, world.host_intercepts(state))
         self._codes = codes
-        listeners = self.machine.chipset.dma.listeners
-        if self._waiting[Sort.DMA] and self._dma not in listeners:
-            listeners.append(self._dma)
-        elif not self._waiting[Sort.DMA] and self._dma in listeners:
-            listeners.remove(self._dma)
+        self._listen()
+
+    def _listen(self) -> None:
+        """To devices, while somebody waits for what they do."""
+        chipset = self.machine.chipset
+        if self._dma in chipset.dma.listeners:
+            chipset.dma.listeners.remove(self._dma)
+        if self._waiting[Sort.DMA]:
+            chipset.dma.listeners.append(self._dma)
+        for unit in chipset.iommus.units if chipset.iommus is not None else ():
+            if self._iommu_fault in unit.fault_listeners:
+                unit.fault_listeners.remove(self._iommu_fault)
+            if self._waiting[Sort.IOMMU_FAULT]:
+                unit.fault_listeners.append(self._iommu_fault)
 
     def take(self) -> Caught | None:
         """What was caught since the last time."""
@@ -351,6 +363,8 @@ class Catchpoints:
             return cpu.guest is None and self._vmrun(cpu)
         if code == ExitCode.MSR:
             return bool(self._waiting[Sort.MSR]) and self._msr(cpu)
+        if code == ExitCode.SKINIT:
+            return bool(self._waiting[Sort.SKINIT]) and self._skinit(cpu)
         return code < 0x20 and bool(self._waiting[Sort.CR]) and self._control(cpu, code & 15, code >= 0x10)
 
     def _vmrun(self, cpu: Cpu) -> bool:
@@ -373,6 +387,11 @@ class Catchpoints:
                 text = f"VMRUN of the VMCB at {vmcb:#x}{name} injects {describe_event(event)}"
                 caught |= self._happens(Sort.INJECT, thread, facts, lambda: text)
         return caught
+
+    def _skinit(self, cpu: Cpu) -> bool:
+        block, thread = cpu.state.reg(RAX) & 0xFFFF0000, self._thread(cpu)
+        facts: Facts = {"guest": thread.pid, "slb": block}
+        return self._happens(Sort.SKINIT, thread, facts, lambda: f"SKINIT of the block at {block:#x} {self._by(thread)}")
 
     def _msr(self, cpu: Cpu) -> bool:
         s = cpu.state
@@ -442,8 +461,6 @@ class Catchpoints:
     # Devices: whatever they do, they do between two instructions, of the CPU whose turn it is
 
     def _dma(self, record: Record) -> None:
-        if not self._waiting[Sort.DMA]:
-            return
         facts: Facts = {
             "guest": None, "requester": record.requester, "iova": record.address, "length": record.length, "write": record.write,
             "refused": bool(record.refused),
@@ -454,8 +471,6 @@ class Catchpoints:
         self._between(Sort.DMA, facts, text)
 
     def _iommu_fault(self, fault: IoFault, requester: RequesterId) -> None:
-        if not self._waiting[Sort.IOMMU_FAULT]:
-            return
         event = fault.event
         facts: Facts = {
             "guest": None, "requester": requester, "iova": fault.iova, "write": "RW" in event.flags, "event": event.code,

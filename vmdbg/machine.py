@@ -27,6 +27,7 @@ from vmdbg.engine.physical import APIC_PAGE
 from vmdbg.engine.state import CS, DS, ES, FS, GDTR, GS, IDTR, LDTR, SS, TR
 from vmdbg.history import History
 from vmdbg.iommu.config import IommuConfig
+from vmdbg.late_launch import LateLaunch
 from vmdbg.platform.apicbus import ApicBus
 from vmdbg.platform.bus import Bus
 from vmdbg.platform.chipset import Chipset
@@ -35,7 +36,7 @@ from vmdbg.platform.cpuid import DEFAULT_FEATURES, CpuidConfig
 from vmdbg.platform.debugexit import DebugExit, PowerManagement
 from vmdbg.platform.fwcfg import FwCfg, FwCfgContents
 from vmdbg.platform.lapic import Lapic
-from vmdbg.platform.msrs import SMBASE_RESET, MsrFile
+from vmdbg.platform.msrs import SMBASE_RESET, VM_CR, VM_CR_DIS_A20M, MsrFile
 from vmdbg.platform.pci.catalogue import DeviceSpec
 from vmdbg.platform.pit import Pit
 from vmdbg.platform.rtc import Rtc
@@ -80,7 +81,7 @@ assert set(_ENCODING) == set(GENERAL_REGISTERS)
 
 NOT_EMULATED = frozenset((
     "AVX", "AVX2", "F16C", "FMA", "RDRAND", "RDSEED", "SHA", "CLWB", "UMIP", "RDPID", "INVPCID",
-    "PCID", "SKINIT",
+    "PCID",
 ))  # fmt: skip
 """CPUID features that the engine lacks or whose host-dependent results would leak in."""
 XSAVE = frozenset(("XSAVE", "XSAVEOPT", "XGETBV1"))
@@ -118,6 +119,12 @@ class Config:
     """The machine ends at this tick, with LIMIT_REACHED."""
     devices: tuple[DeviceSpec, ...] = ()
     """On PCI, besides the host bridge."""
+    dev: str = ""
+    """A device exclusion vector: "coherent", or "strict", which keeps what it has read of bitmaps until it is told to forget."""
+    tpm: bool = False
+    """A TPM 2.0."""
+    tpm_seed: int = 0
+    """Of its random numbers."""
     hpet: bool = False
     iommu: IommuConfig | None = None
     reboot: bool = False
@@ -215,10 +222,16 @@ class Machine:
             config.iommu, hpet=config.hpet,
         )  # fmt: skip
         self.pic, irq = chipset.pic, chipset.irq
+        self.late_launch = LateLaunch(
+            clock, bus, chipset, self.ram, dev=config.dev, tpm=config.tpm, seed=config.tpm_seed
+        )
         self.cpus = [Processor(n, self.engine, bus, self.cpuid, self.pic, self.history) for n in range(config.cpus)]
         for cpu in self.cpus:
             cpu.lapic = Lapic(cpu.index, cpu.index == 0, clock, self.apic_bus, cpu)
             cpu.msrs = MsrFile(self.cpuid, cpu.lapic)
+            cpu.platform = self.late_launch
+            cpu.on_vm_cr = self._mask_a20
+        self.late_launch.cpus = self.cpus
         pit = Pit(clock, irq(0))
         self.uart = Uart(clock, irq(4), config.serial)
         self.rtc = Rtc(clock, irq(8), config.memory)
@@ -226,7 +239,7 @@ class Machine:
         port_a, port_b = PortA(self.request_reset, partial(self._set_a20, 0)), PortB(clock, pit)
         keyboard = KeyboardController(self.request_reset, irq(1), irq(12), partial(self._set_a20, 1))
         fw_cfg = FwCfg(FwCfgContents(config.memory, config.cpus, config.command_line))
-        self._reset_line = chipset, pit, self.uart, self.rtc, power, port_a, port_b, keyboard, fw_cfg
+        self._reset_line = chipset, pit, self.uart, self.rtc, power, port_a, port_b, keyboard, fw_cfg, self.late_launch
         bus.add_ports(0x40, 0x43, pit)
         bus.add_ports(0x61, 0x61, port_b)
         bus.add_ports(0x70, 0x71, self.rtc)
@@ -258,7 +271,12 @@ class Machine:
     def _set_a20(self, source: int, on: bool) -> None:
         """One of the two sources of A20, port 0x92 and the keyboard controller: they are ORed."""
         self._a20[source] = on
-        self.engine.physical.set_a20(any(self._a20))
+        self._mask_a20()
+
+    def _mask_a20(self) -> None:
+        """A processor with VM_CR.DIS_A20M does not look at the line (APM2 15.30.1); memory is one for all, so none does then."""
+        ignored = any(cpu.msrs.values[VM_CR] & VM_CR_DIS_A20M for cpu in self.cpus)
+        self.engine.physical.set_a20(any(self._a20) or ignored)
 
     def _ring(self, apic_id: int) -> None:
         for cpu in self.cpus:
@@ -277,10 +295,12 @@ class Machine:
         for cpu in self.cpus:
             power_on(cpu)
             cpu.wait_for_sipi = cpu.index != 0
+        self._mask_a20()
         self.cpus[0].lapic.virtual_wire()
         self.ram.write(BDA, _BDA)
         self.ram.write(SMBASE_RESET + smm.ENTRY, _SMM_HANDLER)
-        self.chipset.leave_tables([cpu.lapic.apic_id for cpu in self.cpus])
+        self.late_launch.firmware()
+        self.chipset.leave_tables([cpu.lapic.apic_id for cpu in self.cpus], tpm=self.config.tpm)
         self.image.place(self.ram)
         boot, cpu = self.image.state, self.cpus[0]
         s = cpu.state

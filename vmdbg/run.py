@@ -97,6 +97,9 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     add("--serial", default="stdio", metavar="WHERE", help="serial port: stdio, file:PATH, null, tcp:PORT (stdio)")
     add("--device", type=device, action="append", default=[], metavar="KIND[,KEY=VALUE...]",
         help="a device on PCI, such as edu,slot=03.0 (docs/devices.md lists them); may be repeated")  # fmt: skip
+    add("--dev", nargs="?", choices=("coherent", "strict"), const="coherent", default="",
+        help="a device exclusion vector; strict: it keeps what it has read of its bitmaps until it is told to forget (coherent)")
+    add("--tpm", action="store_true", help="a TPM 2.0, with random numbers that are the same in each run")
     add("--hpet", action="store_true", help="a high precision event timer, and the ACPI table that says so")
     add("--iommu", type=iommus, nargs="?", const=1, default=0, metavar="N", help="so many AMD IOMMUs before the devices (1)")
     add("--iommu-cache", choices=("coherent", "strict"), default="coherent",
@@ -150,8 +153,8 @@ def build(
         serial=serial, python_runtime=options.runtime == "python", trace=trace, max_time=options.max_time,
         stop_on=options.stop_on, vmcb_cache=options.vmcb_cache == "strict",
         strict_tlb=options.tlb == "strict", reboot=options.reboot,
-        physical_bits=options.maxphyaddr, exit_ring=options.exit_ring, devices=tuple(options.device),
-        hpet=options.hpet,
+        physical_bits=options.maxphyaddr, exit_ring=options.exit_ring, devices=tuple(options.device), hpet=options.hpet,
+        dev=options.dev, tpm=options.tpm,
         iommu=IommuConfig(options.iommu, options.iommu_cache == "strict", tuple(options.iommu_memory)) if options.iommu else None,
     )  # fmt: skip
     try:

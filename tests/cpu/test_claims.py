@@ -58,6 +58,7 @@ PROGRAMS = {
     "MCA": "movl $0x179, %ecx; rdmsr",
     "X2APIC": "movl $0x1b, %ecx; rdmsr; orl $0xc00, %eax; wrmsr; movl $0x802, %ecx; rdmsr",
     "SVM": "movl $0xc0000080, %ecx; rdmsr; orl $0x1000, %eax; wrmsr; clgi; stgi",
+    "SKINIT": "stgi",
 }
 """Features whose presence an instruction or register shows.  Modes and paging features are tested where they matter."""
 
@@ -74,7 +75,6 @@ ABSENT = {
     "XSAVEC": f"{OSXSAVE}; xsavec {{data}}",
     "XSAVES": f"{OSXSAVE}; xsaves {{data}}",
     "INVPCID": "invpcid {data}, %rax",
-    "SKINIT": "skinit",
 }
 
 

@@ -118,6 +118,10 @@ def test_usage_errors_are_one_line(tmp_path: Path) -> None:
     refused("no such file", "run", *image, "--symbols", "guest2=/no/file")
     refused("names no inferior", "run", *image, "--symbols", "somebody=x")
     refused("is not a number", "run", *image, "--max-time", "soon")
+    refused("choose from edu", "run", *image, "--device", "frob")
+    refused("put --device bridge,id=x before it", "run", *image, "--device", "edu,bus=x")
+    refused("from 12 to 64", "run", *image, "--device", "edu,dma-mask=9")
+    refused("No such file", "run", *image, "--device", "virtio-blk,file=/no/file")
     refused("required", "run")
     refused("choose from", "fly")
     with socket.create_server(("127.0.0.1", 0)) as taken:

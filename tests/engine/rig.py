@@ -63,7 +63,7 @@ class Rig:
     def __init__(
         self, source: str | bytes = "", mode: Mode = "long", *, python: bool = False, user: bool = False, cpus: int = 1,
         memory: int = MEMORY, origin: int = CODE, strict_tlb: bool = False, physical_bits: int = 40,
-        devices: tuple[str, ...] = (), iommu: IommuConfig | None = None,
+        devices: tuple[str, ...] = (), iommu: IommuConfig | None = None, dev: str = "", tpm: bool = False,
     ) -> None:  # fmt: skip
         if isinstance(source, bytes):
             self.program = Program(origin, source, {})
@@ -72,6 +72,7 @@ class Rig:
         config = Config(
             memory=memory, cpus=cpus, flat_address=0x80000, mode="real", python_runtime=python, strict_tlb=strict_tlb,
             physical_bits=physical_bits, devices=tuple(map(DeviceSpec.parse, devices)), iommu=iommu,
+            dev=dev, tpm=tpm,
         )
         self.machine = Machine(b"\xf4", config)
         self.cpu: Processor = self.machine.cpus[0]

@@ -363,13 +363,13 @@ USAGE = "usage: walk GVA [GUEST|host] [ACCESS] [--cpl CPL] [--vmcb PA]"
     ("line", "message"),
     [
         ("avicc", "avicc: no such command; try avic or help"),
-        ("i", "i: more than one command begins so; choose from idt, intercepts, iopm"),
+        ("w", "w: more than one command begins so; choose from bt, walk, who-maps, would-exit, why-no-irq"),
         ("walk", "GVA: missing; give an address; usage: walk GVA [GUEST|host] [ACCESS] [--cpl CPL] [--vmcb PA]"),
         ("exits x", "x: it is no GUEST (no guest has this number or name) and no N (it must be a number); the guests are 1 (linux); "
          f"usage: {EXITS_USAGE}"),
         ("walk frob", "frob (column 1 of frob): there is no such name; registers, facts, vmcb.FIELD, exit codes and symbols have names"),
         ("walk 2:0x10", "2: no guest has this number; the guests are 1 (linux)"),
-        ("walk 00:03.0:iova:0x10", "00:03.0: no guest has this number; the guests are 1 (linux)"),
+        ("walk 00:03.0:iova:0x10", "00:03.0:iova:0x10: page tables translate linear addresses; leave out the space, or write gva"),
         ("walk gpa:0x10", "host:gpa:0x10: page tables translate linear addresses; leave out the space, or write gva"),
         ("walk 0 --acces w", f"--acces: `walk` has no such option; it takes --access; {USAGE}"),
         ("walk 0 --cpl", f"--cpl: CPL is missing behind it; give a number; {USAGE}"),

@@ -33,8 +33,8 @@ def test_random_registers(writes: list[tuple[int, int, int]], strict: bool, seed
     for address in (0, 0x1000, 0xFEE00000, 1 << 40, (1 << 64) - 8):
         try:
             bench.dma.read(DEVICE, address, 8)
-        except DmaError as error:
-            assert str(error)
+        except DmaError:
+            continue
     bench.unit.state()
 
 

@@ -35,10 +35,10 @@ class Hypervisor(Rig):
     def __init__(
         self, guest: str | bytes, mode: Mode = "long", *, host: str = "vmrun; hlt", python: bool = False, np: bool = True,
         user: bool = False, cpus: int = 1, host_mode: Mode = "long", strict_tlb: bool = False,
-        physical_bits: int = 40, devices: tuple[str, ...] = (),
+        physical_bits: int = 40, devices: tuple[str, ...] = (), dev: str = "",
     ) -> None:  # fmt: skip
         super().__init__(host, host_mode, python=python, cpus=cpus, origin=HOST_CODE, strict_tlb=strict_tlb,
-                         physical_bits=physical_bits, devices=devices)  # fmt: skip
+                         physical_bits=physical_bits, devices=devices, dev=dev)  # fmt: skip
         self.inner = inner = Rig(guest, mode, user=user)
         self.labels = {**inner.labels, **{f"host_{name}": value for name, value in self.labels.items()}}
         self.base = GUEST if np else 0

@@ -68,7 +68,7 @@ def test_not_intercepted(text: str, python: bool) -> None:
     assert h["rip"] == h.labels["end"]
 
 
-@pytest.mark.parametrize("text", ["skinit", "rsm", "vmcall", "getsec"])
+@pytest.mark.parametrize("text", ["rsm", "vmcall", "getsec"])
 def test_undefined_when_not_claimed(text: str, python: bool) -> None:
     h = Hypervisor(text, python=python)
     assert h.enter() == HLT

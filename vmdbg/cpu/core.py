@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from vmdbg.platform.lapic import Lapic
     from vmdbg.platform.msrs import MsrFile
     from vmdbg.svm.guest import Guest
+    from vmdbg.svm.skinit import Platform
     from vmdbg.svm.switch import Switcher
     from vmdbg.svm.tlb import Tlb
     from vmdbg.svm.vmcbcache import VmcbCache
@@ -134,6 +135,10 @@ class Cpu(Accesses):
         self.guest: Guest | None = None
         self.lapic: Lapic
         self.msrs: MsrFile
+        self.platform: Platform
+        """What SKINIT has outside the processor."""
+        self.on_vm_cr: Callable[[], object] = lambda: None
+        """VM_CR has another value."""
         self.tsc_offset = 0
         self.offsets = {"mperf": 0, "aperf": 0}
         """By which MPERF and APERF are ahead of guest time."""

@@ -9,15 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from introspect.registers import EFER
 from introspect.vmcb import V_INTR
 from vmdbg.engine.state import DS, RAX, RBX, RCX, RDX
 from vmdbg.platform.cpuid import MAX_RDPRU, MONITOR_LINE, Dynamic, cpuid
 from vmdbg.platform.faults import MsrFault
 from vmdbg.platform.msrs import COUNTERS, HWCR, HWCR_MON_MWAIT_DIS, HWCR_MON_MWAIT_USER_EN
 from vmdbg.svm import world
+from vmdbg.svm.skinit import launch
 
 from . import smm
-from .bits import CR4_OSXSAVE
+from .bits import CR4_OSXSAVE, XCR0_SSE, XCR0_X87
 from .control import CHECK_CR, CR4_PCE, CR4_TSD, check_cr_write, check_dr, cr_access, dr_access
 from .core import Cpu, Line
 from .events import raise_event, shut_down
@@ -25,7 +27,6 @@ from .faults import GP, UD, CpuFault
 from .operands import length, operand_linear
 from .transfers import icebp
 
-XCR0_X87, XCR0_SSE = 1, 2
 MASK32 = 0xFFFFFFFF
 
 
@@ -185,11 +186,17 @@ def invlpga(cpu: Cpu) -> None:
 
 
 def check_skinit(cpu: Cpu) -> None:
-    """The engine has looked at neither the mode nor the privilege."""
-    if not cpu.protected:
+    """The engine has looked at neither the mode nor the privilege.  Of SVM, SKINIT and STGI need only one of two (APM2 15.4)."""
+    enabled = cpu.state.efer & EFER.SVME or "SKINIT" in cpu.cpuid_config.features
+    if not cpu.protected or not enabled:
         raise CpuFault(UD)
     if cpu.state.cpl:
         raise CpuFault(GP, 0)
+
+
+def skinit(cpu: Cpu) -> None:
+    check_skinit(cpu)
+    launch(cpu, length(cpu))
 
 
 def undefined(cpu: Cpu) -> None:
@@ -278,7 +285,7 @@ EMULATE: dict[int, Callable[[Cpu], None]] = {
     0x83: vmsave,
     0x84: stgi,
     0x85: clgi,
-    0x86: undefined,  # SKINIT is not claimed
+    0x86: skinit,
     0x87: rdtsc,
     0x88: icebp,
     0x89: nothing,

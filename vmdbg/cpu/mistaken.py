@@ -22,6 +22,9 @@ _MONITOR = {b"\xc8": ExitCode.MONITOR, b"\xc9": ExitCode.MWAIT}
 _UNDEFINED = {**_MONITOR, b"\xfd": ExitCode.RDPRU}
 """Instructions of opcode 0F 01 that the engine takes for undefined ones, the first two outside CPL 0, by their third byte."""
 
+_WITHOUT_SVME = {b"\xdc": ExitCode.STGI, b"\xde": ExitCode.SKINIT}
+"""To the engine, of which SKINIT is not claimed, these are undefined while EFER.SVME is 0 (APM2 15.4)."""
+
 
 def taken_for(cpu: Cpu, code: int) -> int:
     """The exit code of what the engine took for #UD or #GP, whose exit code `code` is; that itself if it is one."""
@@ -29,7 +32,7 @@ def taken_for(cpu: Cpu, code: int) -> int:
 
 
 def _undefined(cpu: Cpu) -> int:
-    """INT1, INS, OUTS, RDPRU, a user's MONITOR or MWAIT, XSAVE with CR0.TS; 0 if it is undefined."""
+    """INT1, INS, OUTS, RDPRU, a user's MONITOR or MWAIT, XSAVE with CR0.TS, STGI and SKINIT; 0 if it is undefined."""
     code = cpu.code().lstrip(_PREFIXES_64 if cpu.bits == 64 else _PREFIXES)
     if code[:1] == b"\xf1":
         return ExitCode.ICEBP
@@ -37,6 +40,8 @@ def _undefined(cpu: Cpu) -> int:
         return ExitCode.IOIO
     if code[:2] == b"\x0f\x01" and code[2:3] in _UNDEFINED:
         return _UNDEFINED[code[2:3]]
+    if code[:2] == b"\x0f\x01" and code[2:3] in _WITHOUT_SVME and cpu.protected and "SKINIT" in cpu.cpuid_config.features:
+        return _WITHOUT_SVME[code[2:3]]
     return ExitCode.EXCP_NM if _at_xsave_with_ts(cpu) else 0
 
 

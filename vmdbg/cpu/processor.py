@@ -77,6 +77,8 @@ class Processor(Pending):
     def set(self, field: str, value: int) -> None:
         if field == "smm_ctl":
             smm.control(self, value)
+        elif field == "vm_cr":
+            self.on_vm_cr()
         else:
             super().set(field, value)
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from vmdbg.engine.state import CS, DS, ES, FS, GDTR, GS, IDTR, LDTR, MXCSR_DEFAULT, RDX, SS, TR
 from vmdbg.svm import world
 
-from .bits import DR6_RESET, DR7_RESET
+from .bits import DR6_RESET, DR7_RESET, XCR0_X87
 from .core import Cpu
-from .instructions import XCR0_X87
 
 
 def power_on(cpu: Cpu) -> None:

@@ -1,4 +1,4 @@
-"""The ACPI tables that describe the machine (ACPI 6.4): RSDP, XSDT, FADT, FACS, MADT, MCFG, HPET, DSDT.
+"""The ACPI tables that describe the machine (ACPI 6.4): RSDP, XSDT, FADT, FACS, MADT, MCFG, HPET, DSDT, TPM2.
 
 They lie below 1 MiB, in what the memory map calls reserved, where software looks for the RSDP.
 """
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from struct import pack
 
+from introspect.tpm import LOCALITIES, LOCALITY, TIS_BASE
 from vmdbg.platform import aml
 from vmdbg.platform.debugexit import PM_PORT, RESET_CONTROL_PORT
 from vmdbg.platform.hpet import CAPABILITIES, HPET_BASE
@@ -31,15 +32,18 @@ LEGACY_DEVICES, KEYBOARD, NO_VGA = 1, 2, 4
 WBINVD, PROC_C1, NO_POWER_BUTTON, NO_SLEEP_BUTTON, RESET_REGISTER = 1 << 0, 1 << 2, 1 << 4, 1 << 5, 1 << 10
 """Fixed feature flags."""
 HARD_RESET = 6
+TPM_MEMORY_MAPPED = 6
+"""The start method of a TPM behind the FIFO interface."""
 
 
 @dataclass(frozen=True)
 class Board:
-    """What the tables say of the machine.  `high_memory`: addresses above 4 GiB for BARs."""
+    """What the tables say of the machine.  `high_memory`: addresses above 4 GiB for BARs; `tpm`: whether there is one."""
 
     apic_ids: Sequence[int]
     high_memory: tuple[int, int] | None = None
     hpet: bool = False
+    tpm: bool = False
 
 
 def table(signature: bytes, revision: int, body: bytes) -> bytes:
@@ -58,8 +62,8 @@ def build(board: Board, extra: Sequence[bytes] = ()) -> bytes:
         return address
 
     facs, described = put(_facs()), put(dsdt(board))
-    timer = (_hpet(),) if board.hpet else ()
-    entries = [put(one) for one in (_fadt(facs, described), _madt(board), _mcfg(), *timer, *extra)]
+    optional = [*([_hpet()] if board.hpet else []), *([_tpm2()] if board.tpm else [])]
+    entries = [put(one) for one in (_fadt(facs, described), _madt(board), _mcfg(), *optional, *extra)]
     xsdt = put(table(b"XSDT", 1, b"".join(pack("<Q", address) for address in entries)))
     rsdp = _rsdp(xsdt)
     memory[: len(rsdp)] = rsdp
@@ -121,13 +125,18 @@ def _hpet() -> bytes:
     return table(b"HPET", 1, pack("<I", CAPABILITIES & 0xFFFFFFFF) + address + pack("<BHB", 0, 128, 0))
 
 
+def _tpm2() -> bytes:
+    """For clients, by the FIFO interface: no control area, no event log (TCG ACPI specification 1.2, 8)."""
+    return table(b"TPM2", 4, pack("<HHQI12xIQ", 0, 0, 0, TPM_MEMORY_MAPPED, 0, 0))
+
+
 def dsdt(board: Board) -> bytes:
     """The machine in AML: the root of PCI with its resources and interrupt routing, the fixed devices, soft-off."""
     return table(b"DSDT", 2, b"".join((
         aml.name("PICF", aml.integer(0)),
         aml.method("\\_PIC", 1, aml.store(aml.ARG0, "PICF")),
         aml.name("\\_S5", aml.package(*[aml.integer(0)] * 4)),
-        aml.scope("\\_SB", _pci_root(board), _motherboard(), _rtc(), _com1()),
+        aml.scope("\\_SB", _pci_root(board), _motherboard(), _rtc(), _com1(), *([_tpm()] if board.tpm else [])),
     )))  # fmt: skip
 
 
@@ -176,4 +185,11 @@ def _com1() -> bytes:
     return aml.device(
         "COM1", aml.name("_HID", aml.eisa_id("PNP0501")), aml.name("_UID", aml.integer(1)),
         aml.name("_CRS", aml.resources(aml.io_ports(COM1_PORT, 8), aml.irq(COM1_IRQ))),
+    )  # fmt: skip
+
+
+def _tpm() -> bytes:
+    return aml.device(
+        "TPM", aml.name("_HID", aml.string("MSFT0101")), aml.name("_CID", aml.string("MSFT0101")),
+        aml.name("_CRS", aml.resources(aml.memory(TIS_BASE, LOCALITIES * LOCALITY))),
     )  # fmt: skip

@@ -41,6 +41,10 @@ def integer(value: int) -> bytes:
     raise ValueError(f"{value:#x} has more than 64 bits")
 
 
+def string(text: str) -> bytes:
+    return b"\x0d" + text.encode("ascii") + b"\0"
+
+
 def eisa_id(text: str) -> bytes:
     """A compressed ID like "PNP0A08"."""
     letters = [ord(letter) - 0x40 for letter in text[:3]]

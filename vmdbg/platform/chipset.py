@@ -102,11 +102,12 @@ class Chipset:
         if self.iommus is not None:
             self.iommus.enable()
 
-    def leave_tables(self, apic_ids: Sequence[int], extra: Sequence[bytes] = ()) -> None:
+    def leave_tables(self, apic_ids: Sequence[int], extra: Sequence[bytes] = (), *, tpm: bool = False) -> None:
         """Write the ACPI tables to memory."""
+        board = acpi.Board(apic_ids, self.high_memory, self.hpet is not None, tpm)
         if self.iommus is not None:
             extra = [*extra, self.iommus.acpi_table(self.physical_bits, IOAPIC_REQUESTER)]
-        self.ram.write(acpi.BASE, acpi.build(acpi.Board(apic_ids, self.high_memory, self.hpet is not None), extra))
+        self.ram.write(acpi.BASE, acpi.build(board, extra))
 
     def poll_input(self) -> bool:
         """Let devices take what came in from outside."""

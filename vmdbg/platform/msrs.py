@@ -42,7 +42,7 @@ FAMILY_17H_READ_ONLY = (0xC0010061, 0xC0010063, *range(0xC0010064, 0xC001006C), 
 
 EFER_LME, EFER_LMA, EFER_SVME = 1 << 8, 1 << 10, 1 << 12
 CR0_PG = 1 << 31
-VM_CR_R_INIT, VM_CR_LOCK, VM_CR_SVMDIS = 1 << 1, 1 << 3, 1 << 4
+VM_CR_R_INIT, VM_CR_DIS_A20M, VM_CR_LOCK, VM_CR_SVMDIS = 1 << 1, 1 << 2, 1 << 3, 1 << 4
 DEBUGCTL_LBR, DEBUGCTL_BTF, DEBUGCTL_BITS = 1 << 0, 1 << 1, 0x3F
 HWCR_SMMLOCK, HWCR_MON_MWAIT_DIS, HWCR_MON_MWAIT_USER_EN = 1 << 0, 1 << 9, 1 << 10
 SMBASE_RESET = 0x30000
@@ -55,7 +55,8 @@ MTRR_TYPES = frozenset((0, 1, 4, 5, 6))
 
 
 class Cpu(Protocol):
-    """The registers that the engine holds: the field names of the table, for one rule `cr0`; `smm_ctl` acts."""
+    """The registers that the engine holds: the field names of the table, for one rule `cr0`; `smm_ctl` and
+    `vm_cr` act."""
 
     def get(self, field: str) -> int: ...
 
@@ -274,9 +275,10 @@ class MsrFile:
             self.lapic.bus.doorbell(value)
         elif number == SMM_CTL:
             cpu.set("smm_ctl", value)
-        elif number == VM_CR and self.values[VM_CR] & VM_CR_LOCK:
-            locked = VM_CR_LOCK | VM_CR_SVMDIS
+        elif number == VM_CR:
+            locked = VM_CR_LOCK | VM_CR_SVMDIS if self.values[VM_CR] & VM_CR_LOCK else 0
             self.values[VM_CR] = self.values[VM_CR] & locked | value & ~locked
+            cpu.set("vm_cr", self.values[VM_CR])
         else:
             self._store(msr, self._load(msr, cpu) & ~msr.writable | value & msr.writable, cpu)
 

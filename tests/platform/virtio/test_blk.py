@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from pathlib import Path
 from struct import pack
+from tempfile import NamedTemporaryFile
 from typing import NoReturn
 
 import pytest
@@ -144,13 +145,11 @@ def test_qcow2_names_no_other_file(tmp_path: Path) -> None:
 @given(st.binary(max_size=200))
 def test_any_qcow2_header(data: bytes) -> None:
     pytest.importorskip("dissect.hypervisor")
-    path = Path("/dev/shm/vmdbg-header.qcow2") if Path("/dev/shm").exists() else Path("header.qcow2")
-    path.write_bytes(b"QFI\xfb" + data)
-    try:
+    with NamedTemporaryFile() as file:
+        file.write(b"QFI\xfb" + data)
+        file.flush()
         with pytest.raises(DiskError):
-            open_disk(str(path))
-    finally:
-        path.unlink()
+            open_disk(file.name)
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,7 @@ class Function:
     """1 to 4 for INTA to INTD."""
     header: ClassVar[Structure] = HEADER0
     header_type: ClassVar[int] = 0
+    first_capability: ClassVar[int] = FIRST_CAPABILITY
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
@@ -238,7 +239,7 @@ class Function:
         self.config.define(self.header, rules)
 
     def _chain(self) -> None:
-        at, link = FIRST_CAPABILITY, self.header.offset_of("capabilities")
+        at, link = self.first_capability, self.header.offset_of("capabilities")
         self.capabilities = [one for one in self.make_capabilities() if self._on_express or not isinstance(one, Express)]
         for capability in self.capabilities:
             assert at + capability.size <= CONVENTIONAL
