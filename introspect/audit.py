@@ -24,6 +24,8 @@ __all__ = ["RULES", "Finding", "Severity", "audit_isolation"]
 _PAGE = 0x1000
 _STEPS = 1 << 16
 """Pairs of stretches that are compared at most, so that a thousand guests that share everything take no longer."""
+_PIECES = 1 << 22
+"""Pieces that one party has in common with others, or with structures, at most: who has more is not looked at wholly."""
 _TOLD = 16
 """Stretches that a finding names at most."""
 
@@ -83,16 +85,21 @@ class Finding:
 
 
 def audit_isolation(
-    found: ReverseMap, parents: Mapping[int, int | None], progress: Callable[[float], bool] | None = None
+    found: ReverseMap, parents: Mapping[int, int | None], progress: Callable[[float], bool] | None = None,
+    unseen: set[str] | None = None,
 ) -> list[Finding]:
-    """All findings, the worst first. `parents` of guests: a guest within a guest shares that one's memory by design."""
+    """All findings, the worst first. `parents` of guests: a guest within a guest shares that one's memory by design.
+
+    Parties of whom not everything was compared are added to `unseen`.
+    """
+    unseen = set() if unseen is None else unseen
     agents = list(_agents(found.mappers))
     areas = _Areas(found)
     findings: list[Finding] = []
     checks: Sequence[Callable[[], Iterable[Finding]]] = (
-        lambda: _shared(agents, parents),
-        lambda: (finding for agent in agents for finding in _reaches(agent, areas)),
-        lambda: (finding for mapper in found.mappers for finding in _user_reaches(mapper, areas)),
+        lambda: _shared(agents, parents, unseen),
+        lambda: (finding for agent in agents for finding in _reaches(agent, areas, unseen)),
+        lambda: (finding for mapper in found.mappers for finding in _user_reaches(mapper, areas, unseen)),
         lambda: (finding for mapper in found.mappers for finding in _writable_code(mapper)),
     )
     for number, check in enumerate(checks):
@@ -145,7 +152,7 @@ def _related(first: int | None, second: int | None, parents: Mapping[int, int | 
     return False
 
 
-def _shared(agents: Sequence[_Agent], parents: Mapping[int, int | None]) -> Iterator[Finding]:
+def _shared(agents: Sequence[_Agent], parents: Mapping[int, int | None], unseen: set[str]) -> Iterator[Finding]:
     """Pages that somebody writes and somebody else writes, or reads."""
     writes = [agent.write for agent in agents]
     if not agents:
@@ -154,7 +161,9 @@ def _shared(agents: Sequence[_Agent], parents: Mapping[int, int | None]) -> Iter
     # Writers come first where both begin at the same address: a pair that is both is then told as what is worse.
     rows = [(agent.write.start, agent.write.end, index, True) for index, agent in enumerate(agents)]
     for index, agent in enumerate(agents):
-        _, _, start, end, _ = overlaps(agent.read.start, agent.read.end, written, _STEPS)
+        _, _, start, end, done = overlaps(agent.read.start, agent.read.end, written, _PIECES)
+        if done < len(agent.read.start):
+            unseen.add(agent.name)
         rows.append((start, end, index, False))
     starts, ends = np.concatenate([row[0] for row in rows]), np.concatenate([row[1] for row in rows])
     who = np.concatenate([np.full(len(row[0]), row[2]) for row in rows])
@@ -233,10 +242,12 @@ class _Areas:
         self.name = np.repeat(np.arange(len(counts)), counts)
         self.all = covered(self.start, self.end)
 
-    def named(self, reached: Spans) -> dict[str, tuple[U64, U64]]:
-        """What of some stretches is part of which structure: starts and ends."""
-        _, _, start, end, _ = overlaps(reached.start, reached.end, self.all, _STEPS)
-        mine, _, start, end, _ = overlaps(self.start, self.end, Spans(start, end), _STEPS)
+    def named(self, reached: Spans, who: str, unseen: set[str]) -> dict[str, tuple[U64, U64]]:
+        """What of some stretches is part of which structure: starts and ends. `who` reaches them."""
+        _, _, start, end, done = overlaps(reached.start, reached.end, self.all, _PIECES)
+        mine, _, start, end, looked = overlaps(self.start, self.end, Spans(start, end), _PIECES)
+        if done < len(reached.start) or looked < len(self.start):
+            unseen.add(who)
         name = self.name[mine]
         return {self.names[one]: (start[name == one], end[name == one]) for one in np.unique(name).tolist()}
 
@@ -247,28 +258,30 @@ def _columns(rows: Sequence[tuple[U64, U64]]) -> tuple[U64, U64]:
     return np.concatenate([row[0] for row in rows]), np.concatenate([row[1] for row in rows])
 
 
-def _reaches(agent: _Agent, areas: _Areas) -> Iterator[Finding]:
-    written = areas.named(agent.write)
+def _reaches(agent: _Agent, areas: _Areas, unseen: set[str]) -> Iterator[Finding]:
+    written = areas.named(agent.write, agent.name, unseen)
     for name, where in written.items():
         yield _finding(Severity.CRITICAL, "control-writable", agent.name, f"writes {name}", *where)
-    for name, where in areas.named(agent.read).items():
+    for name, where in areas.named(agent.read, agent.name, unseen).items():
         if name not in written:
             yield _finding(Severity.HIGH, "control-readable", agent.name, f"reads {name}", *where)
     for severity, rule, word, spans in (
         (Severity.CRITICAL, "image-writable", "writes", agent.write), (Severity.HIGH, "image-readable", "reads", agent.read),
     ):  # fmt: skip
-        _, _, start, end, _ = overlaps(spans.start, spans.end, areas.image, _STEPS)
+        _, _, start, end, done = overlaps(spans.start, spans.end, areas.image, _PIECES)
+        if done < len(spans.start):
+            unseen.add(agent.name)
         if len(start):
             yield _finding(severity, rule, agent.name, f"{word} the hypervisor's image", start, end)
             break
 
 
-def _user_reaches(mapper: Mapper, areas: _Areas) -> Iterator[Finding]:
+def _user_reaches(mapper: Mapper, areas: _Areas, unseen: set[str]) -> Iterator[Finding]:
     """Linear addresses that user code may use: in the host as in a guest. Without paging there are no users."""
     if mapper.space != Space.GVA or not len(mapper.tables().spa):
         return
     severity = Severity.HIGH if mapper.host else Severity.CRITICAL
-    for name, where in areas.named(_reach(mapper, ENTRY.U)).items():
+    for name, where in areas.named(_reach(mapper, ENTRY.U), mapper.party, unseen).items():
         yield _finding(severity, "user-reaches-tables", f"user code of {mapper.party}", f"reaches {name}", *where)
 
 

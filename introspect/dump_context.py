@@ -39,6 +39,8 @@ class _Known:
     registers: dict[int, Registers] = field(default_factory=dict)
     """Of its virtual processors, by their index, as far as the dump has them."""
     on_cpu: int | None = None
+    ncr3: int | None = None
+    """As the dump's writer knew it, for a guest whose VMCB is not in the dump."""
 
 
 class DumpContext:
@@ -143,7 +145,8 @@ class DumpContext:
                 VMCB.read(contents, name) for name in ("exitcode", "exitinfo1", "exitinfo2", "exitintinfo", "rip")
             )
             if code or info1 or info2 or VMCB.read(contents, "intercept_cr_read") & 1:  # else none that is known of
-                records.append(ExitRecord(len(records) + 1, known.number, 0, rip, code, info1, info2, intinfo))
+                number, vmcb = len(records) + 1, known.vmcbs[0]
+                records.append(ExitRecord(number, known.number, 0, rip, code, info1, info2, intinfo, vmcb=vmcb))
         return records[-count:] if count else []
 
     def registers(self, number: int) -> Mapping[str, int]:
@@ -282,7 +285,7 @@ class DumpContext:
         known = self._add(note.name, vmcbs)
         if note.number >= FIRST_GUEST and all(other.number != note.number for other in self._known[:-1]):
             known.number = note.number
-        known.parent, known.inner = note.parent, note.inner
+        known.parent, known.inner, known.ncr3 = note.parent, note.inner, note.ncr3
         known.registers = {index: registers for index, registers in enumerate(note.registers) if registers}
 
     def _check_parents(self) -> None:
@@ -323,7 +326,13 @@ class DumpContext:
     def _view(self, known: _Known) -> GuestView:
         contents = self._vmcb(known.vmcbs[0]) if known.vmcbs else None
         registers = self._vcpu(known, 0) if known.vmcbs else known.registers.get(0, {})
-        nested = self._nested(contents) if contents is not None else None
+        processor = self.processor
+        if contents is not None:
+            nested = self._nested(contents)
+        elif known.ncr3 is not None:
+            nested = Nested(known.ncr3, processor.host_cr4, processor.host_efer, processor.maxphyaddr)
+        else:
+            nested = None
         asid = VMCB.read(contents, "guest_asid") if contents is not None else 0
         return GuestView(
             number=known.number, name=known.name, vmcbs=known.vmcbs, asid=asid, ncr3=nested.ncr3 if nested is not None else None,

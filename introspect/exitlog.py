@@ -44,6 +44,11 @@ class ExitRecord:
     """16, 32 or 64: the mode that `insn` is of."""
 
     @property
+    def timed(self) -> bool:
+        """Whether it was seen as it happened; else, as in a dump, all that is known is what the VMCB says."""
+        return self.time > 0
+
+    @property
     def in_guest(self) -> int:
         """Time from VMRUN to this exit."""
         return max(self.time - self.entered, 0)

@@ -175,8 +175,8 @@ _TOKENS = re.compile(
     r"|(?P<operator><<|>>|<=|>=|==|!=|&&|\|\||[-+*/%&|^~!<>?:()\[\]])"
 )
 _SPACES = re.compile(r"\s*")
-_NUMBER = re.compile(r"(0x[0-9a-f_]+|0b[01_]+|0o[0-7_]+|0|[1-9][0-9_]*)([kmg]?)", re.IGNORECASE)
-_SCALES = {"": 0, "k": 10, "m": 20, "g": 30}
+_NUMBER = re.compile(r"(0x[0-9a-f_]+|0b[01_]+|0o[0-7_]+|0|[1-9][0-9_]*)([kmgt]?)", re.IGNORECASE)
+_SCALES = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}
 _SIZES = {"u8": 1, "u16": 2, "u32": 4, "u64": 8}
 _PLACES = frozenset(Space)
 

@@ -139,6 +139,7 @@ def _annotations(context: Context, guest: GuestView | None, threads: Sequence[Ma
         GuestNote(
             view.number, view.name, view.vmcbs, view.parent,
             () if guest is not None else tuple(dict(registers) for registers in threads_of(context, view.number)), view.inner,
+            view.ncr3,
         )
         for view in views
     )  # fmt: skip

@@ -1,6 +1,6 @@
 """The command reference, made from the registry: `python -m tests.reference` writes docs/commands.md, the table in the README and
 the outputs that `help` shows (introspect/commands/examples.json), all from one run of the demo hypervisor, and the names that the
-module on gdb's side registers (vmdbg/gdbside.json).
+module on gdb's side registers (vmdbg/gdbside.json). And what names and types `--json` gives: tests/schema.json.
 
 A run depends on its image alone, so tests/test_reference.py can compare: where the compiler makes the same image, to the letter.
 """
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from introspect.commands import Command
 from introspect.commands.registry import example_outputs
+from introspect.commands.topics import by_topic
 from vmdbg.debugger import Debugger
 from vmdbg.history import HOST
 from vmdbg.machine import Machine
@@ -29,10 +30,11 @@ TIME = 7_600_000
 """Guest time at which the examples look: all five guests have run, and the one that strays has done so."""
 GUESTS = {2: "guest64", 5: "gueststray"}
 OUTPUTS = TOP / "introspect/commands/examples.json"
+SCHEMA = TOP / "tests/schema.json"
 GDB_COMMANDS = TOP / "vmdbg/gdbside.json"
 PAGE = TOP / "docs/commands.md"
 README = TOP / "README.md"
-HEAD = "| command | what it does |"
+HEAD = "| about | commands |"
 LINES, WIDTH = 24, 150
 """As much of an output as `help` and the page show."""
 
@@ -70,8 +72,52 @@ def outputs(commands: Monitor) -> dict[str, str]:
     found = {"image": build_id()}
     for command in commands.registry.commands.values():
         for line in command.examples:
-            found[line] = shortened(commands.registry.answer(commands, line)[0]) if not line.startswith("help") else ""
-    return {line: text for line, text in found.items() if text}
+            found[line] = shortened(commands.registry.answer(commands, line)[0])
+    return found
+
+
+def shape(value: object) -> object:
+    """The types in a JSON value: names with the shape of what they hold; of arrays that of any element."""
+    if isinstance(value, dict):
+        return {name: shape(held) for name, held in value.items()}
+    if isinstance(value, list):
+        found: object = []
+        for one in value:
+            found = both(found, [shape(one)])
+        return found
+    kinds = {bool: "boolean", int: "number", float: "number", str: "text", type(None): "null"}
+    return kinds[type(value)]
+
+
+def both(one: object, other: object) -> object:
+    """The shape of what has either: "number|null", objects with all names of both, those that only one has with a ?."""
+    if one == other or other == []:
+        return one
+    if one == []:
+        return other
+    if isinstance(one, list) and isinstance(other, list):
+        return [both(one[0], other[0])]
+    if isinstance(one, dict) and isinstance(other, dict):
+        held = [{name.removesuffix("?"): (name.endswith("?"), what) for name, what in each.items()} for each in (one, other)]
+        found = {}
+        for name in {**held[0], **held[1]}:
+            here = [each[name] for each in held if name in each]
+            mark = "?" if len(here) < 2 or here[0][0] or here[1][0] else ""
+            found[name + mark] = both(here[0][1], here[-1][1])
+        return found
+    texts = sorted({kind for each in (one, other) for kind in (each.split("|") if isinstance(each, str) else [json.dumps(each)])})
+    return "|".join(texts)
+
+
+def schema(commands: Monitor) -> dict[str, object]:
+    """What the examples of each command give with `--json`. Maps whose names are data have one for all."""
+    found: dict[str, object] = {}
+    for command in commands.registry.commands.values():
+        for line in command.examples:
+            answer = json.loads(commands.registry.answer(commands, f"{line} --json")[0])
+            held = shape(answer["result"])
+            found[command.name] = both(found[command.name], held) if command.name in found else held
+    return found
 
 
 def gdb_commands(commands: Monitor) -> dict[str, list[list[str]]]:
@@ -85,8 +131,8 @@ def gdb_commands(commands: Monitor) -> dict[str, list[list[str]]]:
 def table(commands: Monitor) -> str:
     """The README's."""
     rows = [
-        f"| `{command.synopsis.replace('|', chr(92) + '|')}` | {command.summary.replace('|', chr(92) + '|')} |"
-        for command in commands.registry.commands.values()
+        f"| {topic} | {', '.join(f'`{command.name}`' for command in found)} |"
+        for topic, found in by_topic(commands.registry.commands.values())
     ]
     return "\n".join([HEAD, "| --- | --- |", *rows])
 
@@ -109,12 +155,13 @@ def page(commands: Monitor, shown: dict[str, str]) -> str:
         "`spa:0xfee00000`,\n`host:main`, `2:tick+0x10`. The owner is `host` or a guest's number, else who is selected; the space gva, "
         "gpa, spa or iova.\n"
     ]
-    parts += [_section(command, shown) for command in commands.registry.commands.values()]
+    for topic, found in by_topic(commands.registry.commands.values()):
+        parts += [f"## {topic}\n", *(_section(command, shown) for command in found)]
     return "\n".join(parts)
 
 
 def _section(command: Command, shown: dict[str, str]) -> str:
-    lines = [f"## {command.name}", "", f"    {command.synopsis}", "", command.summary]
+    lines = [f"### {command.name}", "", f"    {command.synopsis}", "", command.summary]
     if command.details:
         lines += ["", "```text", command.details, "```"]
     if not command.usage and command.parameters:
@@ -137,6 +184,8 @@ def main() -> None:
         example_outputs.cache_clear()
         PAGE.write_text(page(commands, shown), encoding="utf-8")
         README.write_text(readme(commands), encoding="utf-8")
+    with monitor() as commands:
+        SCHEMA.write_text(json.dumps(schema(commands), indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import pytest
 
 from introspect.commands import CommandError
 from introspect.commands.registry import example_outputs
+from introspect.commands.topics import MORE, topic_of
 from tests import reference
 from vmdbg.monitor import Monitor
 
@@ -29,6 +30,11 @@ def test_every_command_has_two_examples(commands: Monitor) -> None:
     assert not lacking
 
 
+def test_every_command_has_a_topic(commands: Monitor) -> None:
+    lacking = [name for name in commands.registry.commands if topic_of(name) == MORE]
+    assert not lacking, "name them in introspect/commands/topics.py"
+
+
 def test_examples_are_from_a_real_run(commands: Monitor) -> None:
     """On another compiler's image their outputs are others, but each works."""
     shown = reference.outputs(commands)
@@ -45,6 +51,19 @@ def test_the_readme_lists_every_command(commands: Monitor) -> None:
 
 def test_gdb_has_every_command(commands: Monitor) -> None:
     assert json.loads(reference.GDB_COMMANDS.read_text(encoding="utf-8")) == reference.gdb_commands(commands), AGAIN
+
+
+def test_the_schema_of_json_is_stable(commands: Monitor) -> None:
+    """Names and types of everything. Who changes or removes one raises `registry.SCHEMA`; more of them are no change."""
+    if reference.build_id() != example_outputs()["image"]:
+        pytest.skip("another compiler's image: what is there is not what the file was made of")
+    assert json.loads(reference.SCHEMA.read_text(encoding="utf-8")) == reference.schema(commands), AGAIN
+
+
+def test_shapes() -> None:
+    assert reference.shape([{"a": 1, "b": None}, {"a": "x"}]) == [{"a": "number|text", "b?": "null"}]
+    assert reference.both({"a?": "text"}, {"a": "text"}) == {"a?": "text"}
+    assert reference.both([], ["number"]) == ["number"]
 
 
 def test_results_are_json(commands: Monitor) -> None:

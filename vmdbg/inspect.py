@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import shlex
 import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from importlib import resources
 from pathlib import Path
 from types import FrameType
 
@@ -103,6 +105,14 @@ class Progress:
             self.clear()
 
 
+def dump_registry() -> Registry:
+    """The commands that a dump can answer, knowing the names of the others."""
+    registry = default_registry()
+    known = json.loads(resources.files("vmdbg").joinpath("gdbside.json").read_text(encoding="utf-8"))
+    registry.elsewhere = {name for commands in known.values() for name, *_ in commands} - set(registry.names)
+    return registry
+
+
 @contextlib.contextmanager
 def opened(options: argparse.Namespace) -> Iterator[Dump]:
     """The source that the options name. UsageError if it cannot be read."""
@@ -127,7 +137,9 @@ def opened(options: argparse.Namespace) -> Iterator[Dump]:
 
 
 def main(options: argparse.Namespace) -> int:
-    registry, progress = default_registry(), Progress()
+    registry, progress = dump_registry(), Progress()
+    if options.words and options.words[0].startswith("-"):
+        raise UsageError(f"{options.words[0]}: it stands where the command does; options stand before {options.source}")
     with opened(options) as dump:
         for remark in dump.remarks:
             print(f"vmdbg: {options.source}: {remark}", file=sys.stderr)

@@ -177,7 +177,11 @@ class Monitor(MachineContext):
             for p in debugger.trace.points.values()
         ]
         state = "The trace runs." if debugger.trace.running else "No trace runs."
-        return Text("\n".join([*columns(rows), state]))
+        listed: list[dict[str, object]] = [
+            {"number": p.number, "inferior": p.pid, "address": p.address, "enabled": p.enabled, "hits": p.hits, "bytes": p.usage}
+            for p in debugger.trace.points.values()
+        ]
+        return Text("\n".join([*columns(rows), state]), {"running": debugger.trace.running, "tracepoints": listed})
 
     def _why(self, context: Context, arguments: Arguments) -> Result:
         arguments.done()
@@ -187,9 +191,10 @@ class Monitor(MachineContext):
         reasons += [f"CPU {cpu.index}: {cpu.last_fault}" for cpu in machine.cpus if cpu.last_fault]
         if machine.ended:
             reasons.append(machine.ended)
-        return Text("\n".join(reasons) or "nothing was refused so far")
+        return Text("\n".join(reasons) or "nothing was refused so far", {"reasons": reasons})
 
     def _time(self, context: Context, arguments: Arguments) -> Result:
         arguments.done()
-        return Text(f"{self.debugger.machine.clock.now} ticks")
+        now = self.debugger.machine.clock.now
+        return Text(f"{now} ticks", {"ticks": now})
 

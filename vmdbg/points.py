@@ -72,7 +72,8 @@ class PointCommands:
         if chosen is not None:
             breakpoints.rule = Rule(chosen)
             self._debugger.running.agents.forget()
-            return Text(f"breakpoints hit {_RULES[breakpoints.rule]}")
+            return Text(f"breakpoints hit {_RULES[breakpoints.rule]}", {"rule": str(breakpoints.rule)})
+        points = [*breakpoints, *(point for point in watchpoints if not point.number)]
         rows = [("process", "address", "kind", "page tables", "page", "hits", "passes")]
         rows += [
             (
@@ -80,9 +81,16 @@ class PointCommands:
                 *((f"{point.home.root:#x}", f"{point.home.page:#x}") if point.home is not None else ("-", "-")),
                 str(point.hits), str(point.passes),
             )
-            for point in (*breakpoints, *(point for point in watchpoints if not point.number))
+            for point in points
         ]  # fmt: skip
-        return Text("\n".join([*columns(rows), f"They hit {_RULES[breakpoints.rule]}."]))
+        found: list[dict[str, object]] = [
+            {"inferior": point.pid, "address": point.address, "kind": _KINDS[point.kind], "length": point.length,
+             "root": point.home.root if point.home is not None else None,
+             "page": point.home.page if point.home is not None else None, "hits": point.hits, "passes": point.passes}
+            for point in points
+        ]  # fmt: skip
+        data = {"rule": str(breakpoints.rule), "points": found}
+        return Text("\n".join([*columns(rows), f"They hit {_RULES[breakpoints.rule]}."]), data)
 
     def _address(self, arguments: Arguments, word: str) -> tuple[int, Space, int]:
         """(pid, space, address) of `[GUEST:][SPACE:]ADDRESS`."""
@@ -99,7 +107,7 @@ class PointCommands:
             number = arguments.number("N")
             arguments.done()
             watchpoints.delete(number)
-            return Text(f"watchpoint {number} is deleted")
+            return Text(f"watchpoint {number} is deleted", {"number": number})
         if not arguments.words:
             rows = [("#", "process", "address", "bytes", "access", "now at", "hits")]
             rows += [
@@ -109,7 +117,14 @@ class PointCommands:
                 )
                 for p in watchpoints if p.number
             ]  # fmt: skip
-            return Text("\n".join(columns(rows)) if len(rows) > 1 else "no watchpoints are set; gdb's own stand in `breakpoints`")
+            found: list[dict[str, object]] = [
+                {"number": p.number, "inferior": None if p.space == Space.SPA else p.pid, "space": str(p.space),
+                 "address": p.address, "length": p.length, "access": _KINDS[p.kind],
+                 "spa": p.pieces[0][0] if p.pieces else None, "hits": p.hits}
+                for p in watchpoints if p.number
+            ]  # fmt: skip
+            text = "\n".join(columns(rows)) if len(rows) > 1 else "no watchpoints are set; gdb's own stand in `breakpoints`"
+            return Text(text, {"watchpoints": found})
         pid, space, address = self._address(arguments, arguments.words.pop(0))
         length = arguments.number("LENGTH", 1, 4096) if arguments.words and parse_number(arguments.words[0]) is not None else 8
         access = _ACCESSES[arguments.choice(_ACCESSES) or "w"]
@@ -118,7 +133,7 @@ class PointCommands:
         point = watchpoints.add(access, space, address, length, pid, self._debugger.context(thread))
         where = ", ".join(f"{spa:#x}" for spa, _ in point.pieces)
         there = f", which is spa {where}" if space != Space.SPA else ""
-        return Text(f"watchpoint {point.number}: {length} bytes at {space}:{address:#x}{there}")
+        return Text(f"watchpoint {point.number}: {length} bytes at {space}:{address:#x}{there}", {"number": point.number})
 
     def _range(self, context: Context, arguments: Arguments) -> Result:
         breakpoints = self._debugger.breakpoints
@@ -127,13 +142,17 @@ class PointCommands:
             arguments.done()
             if breakpoints.ranges.pop(number, None) is None:
                 raise TargetError(f"there is no range {number}; `monitor break-range` lists them")
-            return Text(f"range {number} is deleted")
+            return Text(f"range {number} is deleted", {"number": number})
         if not arguments.words:
             rows = [("#", "process", "start", "end", "hits")]
             rows += [
                 (str(n), str(r.pid), f"{r.start:#x}", f"{r.end:#x}", str(r.hits)) for n, r in breakpoints.ranges.items()
             ]
-            return Text("\n".join(columns(rows)) if len(rows) > 1 else "no ranges are set")
+            found: list[dict[str, object]] = [
+                {"number": n, "inferior": r.pid, "start": r.start, "end": r.end, "hits": r.hits}
+                for n, r in breakpoints.ranges.items()
+            ]
+            return Text("\n".join(columns(rows)) if len(rows) > 1 else "no ranges are set", {"ranges": found})
         word = arguments.words.pop(0)
         pid, space, start = self._address(arguments, word)
         if space != Space.GVA:
@@ -147,4 +166,5 @@ class PointCommands:
         if end <= start:
             raise arguments.error(f"{end:#x}", f"the end must be behind {start:#x}", "the range ends before END")
         number = breakpoints.add_range(start, end, pid)
-        return Text(f"range {number}: stops at every instruction of process {pid} from {start:#x} to below {end:#x}")
+        said = f"range {number}: stops at every instruction of process {pid} from {start:#x} to below {end:#x}"
+        return Text(said, {"number": number})

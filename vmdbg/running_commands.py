@@ -54,7 +54,7 @@ class RunningCommands:
         if chosen is not None:
             manner.follow_host = chosen == "host"
         where = "in the hypervisor, behind VMRUN" if manner.follow_host else "at the guest's next instruction"
-        return Text(f"a step that leaves a guest ends {where}")
+        return Text(f"a step that leaves a guest ends {where}", {"follow": "host" if manner.follow_host else "guest"})
 
     def _step_into_guest(self, context: Context, arguments: Arguments) -> Result:
         running = self.debugger.running
@@ -81,7 +81,7 @@ class RunningCommands:
             running.deadline = time
         arguments.done()
         at = running.deadline
-        return Text("no time to stop at is set" if at is None else f"stops at {at} ticks at the latest")
+        return Text("no time to stop at is set" if at is None else f"stops at {at} ticks at the latest", {"ticks": at})
 
     def _debug(self, context: Context, arguments: Arguments) -> Result:
         manner = self.debugger.running.resumed.manner
@@ -92,12 +92,14 @@ class RunningCommands:
             manner.chosen = frozenset(self._inferior(arguments, word) for word in words)
         arguments.words = []
         rows = [("process", "name", "attached", "stops")]
+        found: list[dict[str, object]] = []
         attached = self.debugger.running.resumed.attached
         for inferior in self.debugger.inferiors():
             stops = manner.chosen is None or inferior.pid in manner.chosen
             cells = inferior.name, "yes" if inferior.pid in attached else "no", "yes" if stops else "no"
             rows.append((str(inferior.pid), *cells))
-        return Text("\n".join(columns(rows)))
+            found.append({"number": inferior.pid, "name": inferior.name, "attached": inferior.pid in attached, "stops": stops})
+        return Text("\n".join(columns(rows)), {"inferiors": found})
 
     def _inferior(self, arguments: Arguments, word: str) -> int:
         if word == "host":
@@ -120,4 +122,4 @@ class RunningCommands:
         flags = self.debugger.step_flags()
         names = " ".join(f"{flag.name} {flag.value}" for flag in StepFlag if flag in flags)
         where = "over the handlers of interrupts" if StepFlag.NOIRQ in flags else "into the handlers of interrupts"
-        return Text(f"{int(flags)} ({names}): steps go {where}")
+        return Text(f"{int(flags)} ({names}): steps go {where}", {"flags": int(flags)})

@@ -278,7 +278,7 @@ class SwitchCommands:
         if trips is not None:
             history.keep_images(trips)
         kept = f"for the last {history.trips} VMRUNs and #VMEXITs of each guest" if history.trips else "never"
-        return Text(f"The VMCB is kept {kept}")
+        return Text(f"The VMCB is kept {kept}", {"trips": history.trips})
 
     def _clean_bits(self, context: Context, arguments: Arguments) -> Result:
         machine = self.monitor.debugger.machine
@@ -322,5 +322,6 @@ class SwitchCommands:
             history.witness = None
         watch = history.witness
         if not isinstance(watch, LeakWatch):
-            return Text("World switches are not looked at; `leak record on` begins")
-        return Text(f"{watch.log.switches} world switches looked at; `leak check` tells what was seen")
+            return Text("World switches are not looked at; `leak record on` begins", {"switches": None})
+        looked = watch.log.switches
+        return Text(f"{looked} world switches looked at; `leak check` tells what was seen", {"switches": looked})

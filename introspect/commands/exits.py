@@ -43,8 +43,9 @@ class Line:
     def row(self) -> tuple[str, ...]:
         r = self.record
         return (
-            str(r.number), str(r.time), str(r.guest), str(r.in_guest), "-" if r.in_host is None else str(r.in_host),
-            _place(r.rip, self.symbol), "~" * self.now + self.disassembly, _place(r.host_rip, self.host_symbol), what(r),
+            str(r.number), str(r.time) if r.timed else "-", str(r.guest), str(r.in_guest) if r.timed else "-",
+            "-" if r.in_host is None else str(r.in_host), _place(r.rip, self.symbol), "~" * self.now + self.disassembly,
+            _place(r.host_rip, self.host_symbol) if r.timed else "-", what(r),
         )  # fmt: skip
 
 
@@ -93,6 +94,9 @@ class Histogram:
             )
             for one in self.groups
         ]  # fmt: skip
+        if not self.time:  # of a dump, or one single moment: there are no rates
+            few = columns((*row[:3], row[9]) for row in rows)
+            return "\n".join([f"{counted} #VMEXITs, of which no times are known", *few])
         rest = f", {self.without} more without {self.key}" if self.without else ""
         return "\n".join([f"{counted} #VMEXITs in {self.time} ticks{rest}; what costs the host most time first", *columns(rows)])
 

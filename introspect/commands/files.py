@@ -23,13 +23,13 @@ MOST_LOADED = 1 << 32
 
 @dataclass(frozen=True)
 class _Size:
-    """A number of bytes, with K, M or G behind it if wanted."""
+    """A number of bytes, with K, M, G or T behind it if wanted."""
 
     noun: str = "a number of bytes"
 
     def take(self, context: Context, words: list[str]) -> int:
         word = words[0]
-        scale = {"k": 10, "m": 20, "g": 30}.get(word[-1:].lower(), 0)
+        scale = {"k": 10, "m": 20, "g": 30, "t": 40}.get(word[-1:].lower(), 0)
         value = parse_number(word[:-1] if scale and not word.lower().startswith("0x") else word)
         if value is None or value <= 0 or value << scale > 1 << 52:
             raise Misfit("it must be a number of bytes", "write it as 4096, 0x1000, 4K or 1M")

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from introspect.commands.context import Context, GuestView, Result
+from introspect.commands.context import Context, GuestView, HostView, Result
 from introspect.commands.parameters import Flag, Parameter
 from introspect.commands.registry import Arguments, Command
 from introspect.commands.render import columns, jsonable
@@ -22,6 +22,7 @@ class Guests:
     selected: int | None
     last: Mapping[int, str]
     """What the last exit of each was, for those that are known to have left."""
+    host: HostView
     complete: bool = True
     """Whether there are no others: a live machine sees each VMRUN, in a dump a search may find more."""
 
@@ -29,17 +30,19 @@ class Guests:
         if not self.guests:
             return _NONE if self.complete else "No guest is known; `guests --scan` looks for some."
         rows = [("", "guest", "name", "state", "asid", "nCR3", "paging", "last exit", "VMCB")]
+        mark, host = "*" if self.selected is None else "", self.host
+        rows.append((mark, str(host.number), host.name, "-", "0", "-", host.paging.mode, "-", "-"))
         rows += [
             (
                 "*" if guest.number == self.selected else "",
-                "  " * depth + str(guest.number),
+                "  " * (depth + 1) + str(guest.number),
                 guest.name,
                 guest.state or "-",
                 str(guest.asid),
                 "-" if guest.ncr3 is None else f"{guest.ncr3:#x}",
                 guest.paging.mode + (f" over {guest.nested.format.name}" if guest.nested else ""),
                 self.last.get(guest.number, "-"),
-                " ".join(f"{spa:#x}" for spa in guest.vmcbs),
+                " ".join(f"{spa:#x}" for spa in guest.vmcbs) or "-",
             )
             for depth, guest in self._tree(None)
         ]
@@ -67,12 +70,12 @@ def _guests(context: Context, arguments: Arguments) -> Result:
     selected = context.selected
     guests = tuple(context.guests)
     last = {guest.number: exit_name(record.code) for guest in guests for record in context.exits(guest.number, 1)}
-    return Guests(guests, selected.number if selected else None, last, not isinstance(context, Attaching))
+    return Guests(guests, selected.number if selected else None, last, context.host, not isinstance(context, Attaching))
 
 
 COMMANDS = (
     Command(
-        "guests", _guests, "List the guests as a tree: state, ASID, nCR3, paging mode, last exit, VMCBs.",
+        "guests", _guests, "List the host and its guests as a tree: state, ASID, nCR3, paging mode, last exit, VMCBs.",
         (_SCAN, _EXPLAIN),
         "* marks the selected one. A guest that is run by another guest's hypervisor stands indented below that one.\n"
         "--scan searches all memory for VMCBs and host save areas; in a dump, what it finds become guests. A score is out of\n"

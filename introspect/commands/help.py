@@ -6,6 +6,7 @@ from introspect.commands.context import Context, Result
 from introspect.commands.parameters import Candidate, CommandName, Parameter
 from introspect.commands.registry import Arguments, Command, Registry, example_outputs
 from introspect.commands.render import columns
+from introspect.commands.topics import by_topic, topic_of
 
 __all__ = ["Help", "help_command"]
 
@@ -19,12 +20,15 @@ class Help:
     def text(self) -> str:
         if len(self.commands) == 1:
             return "\n".join(_explain(self.commands[0]))
-        rows = columns((command.name, command.summary) for command in self.commands)
-        return "\n".join([*rows, "", "`help COMMAND` explains one; `--json` with any of them gives its result as JSON."])
+        width = max((len(command.name) for command in self.commands), default=0)
+        lines: list[str] = []
+        for topic, commands in by_topic(self.commands):
+            lines += [f"{topic}:", *(f"  {command.name.ljust(width)}  {command.summary}" for command in commands), ""]
+        return "\n".join([*lines, "`help COMMAND` explains one; `--json` with any of them gives its result as JSON."])
 
     def json(self) -> object:
         return [
-            {"name": c.name, "synopsis": c.synopsis, "summary": c.summary, "details": c.details,
+            {"name": c.name, "topic": topic_of(c.name), "synopsis": c.synopsis, "summary": c.summary, "details": c.details,
              "parameters": [{"name": p.name, "kind": p.kind.noun, "option": p.option, "optional": p.optional, "help": p.help}
                             for p in c.parameters],
              "examples": [{"line": line, "output": example_outputs().get(line)} for line in c.examples]}
@@ -64,4 +68,4 @@ def help_command(registry: Registry) -> Command:
             raise arguments.error(rest[0], "not understood here", f"`help {command.name}` explains that command")
         return Help((command,))
 
-    return Command("help", run, "List the commands, or explain one.", (name,), examples=("help walk", "help catch"))
+    return Command("help", run, "List the commands, or explain one.", (name,), examples=("help who-maps", "help vmrun why"))

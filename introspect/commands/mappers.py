@@ -176,11 +176,13 @@ def _isolation(context: Context, arguments: Arguments) -> Result:
     found = reverse_map(context, "page tables")
     left_out = with_devices(context, found)
     parents = {guest.number: guest.parent for guest in context.guests}
-    findings = audit_isolation(found, parents)
+    unseen: set[str] = set()
+    findings = audit_isolation(found, parents, unseen=unseen)
     findings += interrupt_findings(context.memory, iommus_of(context), found.mappers)
     findings.sort(key=lambda one: -one.severity)
     threshold = Severity[arguments[_AT].upper()]
-    return Audit(tuple(findings), threshold, len(found.mappers), (*_incomplete(context, found), *left_out))
+    incomplete = dict.fromkeys((*_incomplete(context, found), *left_out, *sorted(unseen)))
+    return Audit(tuple(findings), threshold, len(found.mappers), tuple(incomplete))
 
 
 _WHERE = Parameter("ADDRESS", Physical(), help="system-physical, unless it says another space, or whose it is")

@@ -7,7 +7,7 @@ import difflib
 import json
 import re
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -251,6 +251,8 @@ class Registry:
         self.commands: dict[str, Command] = {}
         self.names: dict[str, Command] = {}
         """The commands by all their names."""
+        self.elsewhere: Collection[str] = ()
+        """Names of commands that others have, as a live machine where this is a dump's: to say so."""
         for command in commands:
             self.add(command)
 
@@ -278,6 +280,9 @@ class Registry:
             name = " ".join(words[:count])
             if len(words) >= count and name in self.names:
                 return self.names[name], words[count:]
+            if len(words) >= count and name in self.elsewhere:
+                rule, remedy = "memory does not tell this, only a machine that runs does", "ask with `vmdbg console IMAGE`"
+                raise CommandError(name, rule, remedy)
         for count in (2, 1):
             name = " ".join(words[:count])
             fitting = {command.name: command for known, command in self.names.items() if known.startswith(name)}

@@ -174,6 +174,11 @@ class Why:
     exitcode: int
     violations: tuple[Violation, ...]
 
+    @property
+    def exit_status(self) -> int:
+        """1 if VMRUN refuses it."""
+        return int(any(violation.rule.fatal for violation in self.violations))
+
     def text(self) -> str:
         head = f"VMCB at {self.spa:#x}, {self.owner}"
         if not self.violations:

@@ -69,6 +69,8 @@ class GuestNote:
     """Of each virtual processor; empty where the VMCB has all that is known."""
     inner: int | None = None
     """The VMCB that the hypervisor in `parent` made for it."""
+    ncr3: int | None = None
+    """Its nested root: for where its VMCB is missing, since the file was cut off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +196,7 @@ def _own(contents: bytes) -> Annotations:
             int(guest["number"]), str(guest["name"])[:64], tuple(map(_number, guest["vmcbs"]))[:4096],
             None if guest.get("parent") is None else int(guest["parent"]), tuple(map(_registers, guest.get("registers", ()))),
             None if guest.get("inner") is None else _number(guest["inner"]),
+            None if guest.get("ncr3") is None else _number(guest["ncr3"]) & bits(51, 0),
         )
         for guest in value.get("guests", ())[:4096]
     )  # fmt: skip
@@ -217,7 +220,7 @@ def make_own(annotations: Annotations) -> bytes:
     """Our note, whole."""
     guests = [
         {"number": guest.number, "name": guest.name, "vmcbs": guest.vmcbs, "parent": guest.parent, "inner": guest.inner,
-         "registers": guest.registers}
+         "registers": guest.registers, "ncr3": guest.ncr3}
         for guest in annotations.guests
     ]
     value = {"version": 1, "cpus": annotations.cpus, "guests": guests, "of": annotations.of, "maxphyaddr": annotations.maxphyaddr,

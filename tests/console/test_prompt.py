@@ -233,7 +233,7 @@ def test_the_full_screen(typing: Typing) -> None:
         t.type("continue\r")
         await t.until(lambda: "Temporary breakpoint 1" in said(), "stop")
         t.type("guests | grep 0x800000\r")
-        await t.until(lambda: "*  2 " in said(), "guests")
+        await t.until(lambda: "*    2 " in said(), "guests")
         code = "\n".join(fragment_list_to_text(line) for line in screen._content("code", 80, 12)[1])
         assert code.startswith("=>  0xffffffff80100228  <work>")
         assert len(code.split("\n")) == 12

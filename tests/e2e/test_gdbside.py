@@ -57,7 +57,7 @@ def test_commands_functions_and_completion(gdb: Gdb, serve: Serve, hypervisor: P
     gdb("tbreak work")
     gdb("continue")
     assert gdb.value("$guest()") == 2
-    assert "\n*  2 " in gdb("guests")
+    assert "\n*    2 " in gdb("guests")
     assert "VMCB at 0x800000, guest 2" in gdb("vmcb")
     assert "in guest 2 (guest 2), supervisor read" in gdb("walk &counter")
     assert gdb("walk work") == gdb("walk &work") != gdb("walk work 2 x")

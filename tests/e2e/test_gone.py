@@ -26,7 +26,7 @@ def _until(gdb: Gdb, stop: str) -> str:
 
 
 def _guests(gdb: Gdb) -> list[str]:
-    return [line.split()[0] for line in gdb("monitor guests").splitlines()[1:]]
+    return [line.split()[0] for line in gdb("monitor guests").splitlines()[2:]]
 
 
 @pytest.mark.parametrize("runtime", ["native", "python"])

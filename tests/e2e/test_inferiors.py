@@ -48,8 +48,8 @@ def test_guests_come_and_go(gdb: Gdb, serve: Serve, image: Image, tmp_path: Path
     printed = gdb("continue")
     assert "Breakpoint" in printed, printed
     listing = gdb("monitor guests")
-    assert [line.split()[0] for line in listing.splitlines()[1:]] == ["2", "4"], listing
-    assert f"{vmcb3:#x}" in listing.splitlines()[2]
+    assert [line.split()[0] for line in listing.splitlines()[2:]] == ["2", "4"], listing
+    assert f"{vmcb3:#x}" in listing.splitlines()[3]
     assert "4          guest 4" in gdb("info os processes")
 
     # Corrections of the guess.

@@ -164,7 +164,7 @@ def test_interrupts_of_a_core(demo: Monitor, core: Path) -> None:
 def test_the_command_line(core: Path, raw: Path, tmp_path: Path) -> None:
     done = vmdbg("inspect", str(core), "guests")
     assert (done.returncode, done.stderr) == (0, "")
-    assert [line.split()[0] for line in done.stdout.splitlines()[1:]] == ["2", "3", "4", "5"]
+    assert [line.split()[0] for line in done.stdout.splitlines()[1:]] == ["*", "2", "3", "4", "5"]
     done = vmdbg("inspect", "--scan", "--json", str(raw), "guests")
     assert [guest["number"] for guest in json.loads(done.stdout)["result"]["guests"]] == [2, 3, 4, 5]
     done = vmdbg("inspect", str(raw), "guests", "--scan", "--json")
@@ -415,7 +415,7 @@ def test_a_dump_of_qemus(qemu: Qemu, tmp_path: Path) -> None:
     qemu.monitor(f"dump-guest-memory {path}")
     done = vmdbg("inspect", "--scan", str(path), "guests")
     assert done.returncode == 0
-    assert len(done.stdout.splitlines()) == 5
+    assert len(done.stdout.splitlines()) == 6
     dump = DumpContext(open_dump(path))
     assert len(dump.dump.annotations.cpus) == 2
     run_line(dump, "guests --scan")
@@ -439,7 +439,7 @@ def test_lime_of_the_same_memory(raw: Path, tmp_path: Path) -> None:
     ))  # fmt: skip
     one, other = (vmdbg("inspect", "--scan", str(source), "guests").stdout for source in (raw, path))
     assert one == other
-    assert len(one.splitlines()) == 5
+    assert len(one.splitlines()) == 6
 
 
 def test_a_sparse_image_of_a_tebibyte(raw: Path, tmp_path: Path) -> None:
@@ -448,4 +448,35 @@ def test_a_sparse_image_of_a_tebibyte(raw: Path, tmp_path: Path) -> None:
     shutil.copy(raw, path)
     os.truncate(path, 1 << 40)
     done = vmdbg("inspect", "--scan", str(path), "guests", timeout=60)
-    assert len(done.stdout.splitlines()) == 5
+    assert len(done.stdout.splitlines()) == 6
+
+
+def test_options_behind_the_file(core: Path) -> None:
+    done = vmdbg("inspect", str(core), "--scan", "guests")
+    assert done.returncode == 2
+    assert f"options stand before {core}" in done.stderr
+
+
+@pytest.mark.parametrize("line", ["lapic", "vmcb diff", "vmcb watch n_cr3", "catch vmexit npf", "tlb audit 2", "pci"])
+def test_what_only_a_live_machine_knows(core: Path, line: str) -> None:
+    done = vmdbg("inspect", str(core), *line.split())
+    assert done.returncode == 1
+    assert "only a machine that runs does; ask with `vmdbg console IMAGE`" in done.stderr
+
+
+@pytest.mark.parametrize(("line", "status"), [("vmrun why 2", 0), ("vmrun why 0x1000", 1), ("audit isolation", 1),
+                                              ("audit isolation --fail-at critical", 0), ("walk 99:0", 1), ("frob", 1)])  # fmt: skip
+def test_exit_statuses(core: Path, line: str, status: int) -> None:
+    assert vmdbg("inspect", str(core), *line.split()).returncode == status
+
+
+def test_a_core_that_was_cut_off(core: Path, tmp_path: Path) -> None:
+    """In front of all VMCBs: walks of guests end where the file does, with what is known."""
+    cut = tmp_path / "cut.core"
+    cut.write_bytes(core.read_bytes()[:3_000_000])
+    done = vmdbg("inspect", str(cut), "walk", "2:gva:0xffffffff80109000")
+    assert done.returncode == 0, done.stderr
+    assert "the file was cut off" in done.stderr
+    assert "over 4-level nested paging" in done.stdout
+    assert "0x801" in done.stdout
+    assert "#PF" not in done.stdout

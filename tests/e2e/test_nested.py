@@ -154,8 +154,8 @@ def test_gdb_on_every_level(gdb: Gdb, serve: Callable[..., Served], matryoshka: 
     assert "#VMEXIT CPUID of guest 4" in gdb("continue")
 
     def tree() -> str:
-        """The numbers of the listing, indented as they are."""
-        return dedent("\n".join(re.findall(r"^( +\d+) ", gdb("monitor guests").replace("*", " "), re.MULTILINE)))
+        """The guests' numbers in the listing, indented as they are."""
+        return dedent("\n".join(re.findall(r"^( +\d+) ", gdb("monitor guests").replace("*", " "), re.MULTILINE)[1:]))
 
     assert tree() == "2\n  3\n    4"
     for pid in (2, 3, 4):

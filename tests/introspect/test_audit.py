@@ -248,3 +248,17 @@ def test_it_may_be_ended() -> None:
     found.update(made.host, made.guests)
     assert not audit_isolation(found, {}, progress=lambda part: False)
     assert replace(audit(made)[0], bytes=0).severity == Severity.CRITICAL
+
+
+def test_what_was_not_compared_wholly_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guests without a finding have not passed, if only a part of what they reach was looked at."""
+    monkeypatch.setattr("introspect.audit._PIECES", 0)
+    made = fleet()
+    for number in (2, 3):
+        made.nested_tables[number].map(FREE, HSAVE, P | U)
+        made.nested_tables[number].map(FREE + 0x2000, NPT, P | U)
+    result = run_line(made, "audit isolation --fail-at critical")
+    assert exit_status(result) == 1
+    assert isinstance(result, Audit)
+    assert set(result.incomplete) >= {"guest 2 (g2)", "guest 3 (g3)"}
+    assert "nothing is proved of them" in result.text()

@@ -58,7 +58,7 @@ def test_a_vmcb_that_is_named(tmp_path: Path) -> None:
     (guest,) = dump.guests
     assert (guest.number, guest.vmcbs, guest.asid, guest.ncr3) == (2, (VMCB_A,), 1, 0x20000)
     assert f"spa {MEMORY_A + CODE:#x}" in said(dump, f"walk 2:{CODE:#x}")
-    assert said(dump, "guests").splitlines()[1].split()[:3] == ["2", "guest2", "-"]
+    assert said(dump, "guests").splitlines()[2].split()[:3] == ["2", "guest2", "-"]
     with pytest.raises(CommandError, match="no memory"):
         dump.add_vmcb(1 << 40)
     with pytest.raises(CommandError, match="aligned"):
@@ -111,7 +111,7 @@ def test_a_processor_that_was_in_a_guest(tmp_path: Path) -> None:
     assert guest.state == "on CPU 0"
     assert dump.registers(2)["rip"] == CODE + 8
     assert (dump.registers(1)["rip"], dump.host_from) == (CODE, f"the host save area at {HSAVE:#x}")
-    assert "-" in said(dump, "guests").splitlines()[1]  # no last exit
+    assert "-" in said(dump, "guests").splitlines()[2]  # no last exit
 
 
 def test_a_processor_in_a_guest_that_is_not_known() -> None:
@@ -205,3 +205,27 @@ def test_a_dump_cut_off_in_the_middle(tmp_path: Path) -> None:
     assert text.startswith("2 VMCBs and 1 host save area")
     assert "spa 0x1000" in said(dump, "walk 0x1000")
     assert "no memory" in said(dump, "guests --scan --explain") or "#PF" in said(dump, f"walk 3:{CODE:#x}")
+
+
+def test_a_core_that_ends_before_its_vmcbs(tmp_path: Path) -> None:
+    """A guest's tables are then known by their root alone, and its addresses are not taken for the machine's."""
+    note = GuestNote(2, "linux", (1 << 40,), registers=({**CPU, "cr3": 0x10000},), ncr3=1 << 41)
+    path = tmp_path / "core"
+    path.write_bytes(elf_core([(0, CONTENTS)], make_own(Annotations((CPU,), (note,)))))
+    dump = DumpContext(open_dump(path))
+    (guest,) = dump.guests
+    assert guest.ncr3 == 1 << 41
+    said_ = said(dump, "walk 2:0x1000")
+    assert "#PF" not in said_
+    assert "0x20000000000" in said_
+
+
+def test_exits_of_a_dump_claim_no_times(tmp_path: Path) -> None:
+    dump = context(tmp_path, vmcbs=(VMCB_A,))
+    (record,) = dump.exits(2, 4)
+    assert record.vmcb == VMCB_A
+    assert not record.timed
+    row = said(dump, "exits").splitlines()[1].split()
+    assert row[:5] == ["1", "-", "2", "-", "-"]
+    assert "no times are known" in said(dump, "exits --by code")
+    assert "1e+09" not in said(dump, "exits --by code")

@@ -17,7 +17,6 @@ from pathlib import Path
 
 from gdbstub.recording import Recorder
 from gdbstub.server import Server, new_event_loop
-from introspect.commands import default_registry
 from introspect.dump_context import DumpContext
 from vmdbg.attach import is_address
 from vmdbg.console.control import Goal, Report
@@ -26,7 +25,7 @@ from vmdbg.console.serial import ConsoleSerial
 from vmdbg.console.shell import Quit, Shell
 from vmdbg.console.source import ContextSource, LiveSource, Source
 from vmdbg.history import HOST
-from vmdbg.inspect import STUB, opened
+from vmdbg.inspect import STUB, dump_registry, opened
 from vmdbg.options import UsageError
 from vmdbg.run import Limit, add_machine_options, add_stub_options, build, check_stub, debugger_of, listen, writing
 
@@ -103,7 +102,7 @@ def _on_dump(options: argparse.Namespace) -> int:
         for remark in dump.remarks:
             print(f"vmdbg: {options.image}: {remark}", file=sys.stderr)
         symbols = {option.pid: (option.path, option.offset) for option in options.symbols}
-        return talk(ContextSource(options.image, DumpContext(dump, symbols=symbols), default_registry()), options)
+        return talk(ContextSource(options.image, DumpContext(dump, symbols=symbols), dump_registry()), options)
 
 
 # Who types
