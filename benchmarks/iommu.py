@@ -30,7 +30,7 @@ QEMU = ("-M", "q35", "-icount", "shift=4,sleep=off", "-device", "amd-iommu", "-d
 def measure(quick: bool) -> Report:
     path = image("iommuspeed.elf")
     report = Report("iommu", COLUMNS)
-    transfers, rounds = (200, 1) if quick else (4_000, 5)
+    transfers, rounds = (200, 1) if quick else (2_000, 3)
     qemu = qemu_version() is not None
     if not qemu:
         report.remarks.append("qemu-system-x86_64 is not installed: nothing to compare with (Debian: qemu-system-x86)")
