@@ -6,9 +6,11 @@ import pytest
 
 from introspect.iommu.records import COMMANDS, CommandCode, Event, EventCode
 from introspect.iommu.registers import CONTROL, STATUS
+from introspect.pci import RequesterId
 from tests.iommu.rig import COMMANDS_AT, DATA, DEVICE, ENTRIES, ON, STORE, Bench
 from vmdbg.iommu.commands import PORTION, PORTION_TICKS
 from vmdbg.platform.clock import TICKS_PER_SECOND
+from vmdbg.platform.pci.dma import Span
 
 
 def test_completion_wait_stores_and_interrupts() -> None:
@@ -122,6 +124,20 @@ def test_a_store_where_no_memory_is() -> None:
     bench.issue(CommandCode.COMPLETION_WAIT, Store=1, StoreAddress=0xD0000000 >> 3)
     bench.commands_done()
     assert bench.event().code == EventCode.COMMAND_HARDWARE_ERROR
+
+
+def test_memory_that_is_guarded_against_devices() -> None:
+    """As the block of SKINIT is: the IOMMU reads and writes nothing there, either."""
+    bench = Bench()
+
+    class Block:
+        def refuse(self, requester: RequesterId, span: Span, write: bool, *, quiet: bool) -> str:
+            return "guarded" if COMMANDS_AT <= span.spa < COMMANDS_AT + 0x10000 else ""
+
+    bench.dma.guards.append(Block())
+    bench.issue(CommandCode.INVALIDATE_IOMMU_ALL)
+    bench.commands_done()
+    assert bench.event() == Event(EventCode.COMMAND_HARDWARE_ERROR, 0, COMMANDS_AT, type=1)
 
 
 def test_a_reserved_length_is_an_empty_ring() -> None:

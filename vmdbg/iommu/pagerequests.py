@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-from introspect.iommu.records import PPR_RECORD, Event, EventCode
+from introspect.iommu.records import EVENTS, PPR_RECORD, Event, EventCode
 from introspect.iommu.registers import CONTROL
 from introspect.iommu.structures import DTE
 from introspect.pci import RequesterId
@@ -32,7 +32,7 @@ class PageRequests:
     """`responses`: the latest answers; `listeners` are devices that wait for theirs."""
 
     def __init__(
-        self, log: Log, registers: RegisterFile, dte: Callable[[int], int | None], event: Callable[[Event], None]
+        self, log: Log, registers: RegisterFile, dte: Callable[[int], int | None], event: Callable[[Event, int], None]
     ) -> None:
         self.log, self.registers, self.dte, self.event = log, registers, dte, event
         self.listeners: list[Callable[[Response], None]] = []
@@ -49,7 +49,8 @@ class PageRequests:
         tag &= 0x3FF
         dte = self.dte(device)
         if dte is None or not dte & DTE.V or not dte & DTE.PPR or not self.registers.control & CONTROL.PprEn:
-            self.event(Event(EventCode.INVALID_PPR_REQUEST, device, address & -0x1000, pasid=pasid))
+            tagged = EVENTS[EventCode.INVALID_PPR_REQUEST].bits.make(PPRTag=tag)
+            self.event(Event(EventCode.INVALID_PPR_REQUEST, device, address & -0x1000, pasid=pasid), tagged)
             self._answer(Response(device, pasid, tag, INVALID))
             return
         number = pasid or 0

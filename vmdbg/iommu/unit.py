@@ -15,6 +15,7 @@ from vmdbg.iommu.caches import Caches
 from vmdbg.iommu.commands import CommandProcessor
 from vmdbg.iommu.function import IommuFunction
 from vmdbg.iommu.interrupts import Interrupts
+from vmdbg.iommu.own_memory import OwnMemory
 from vmdbg.iommu.pagerequests import PageRequests
 from vmdbg.iommu.registers import RegisterFile
 from vmdbg.iommu.rings import EVENT_LOG, GA_LOG, PPR_LOG, Log
@@ -46,7 +47,7 @@ class IommuUnit:
 
     def __init__(self, number: int, function: IommuFunction, dma: Dma, clock: Clock, strict: bool) -> None:
         self.number, self.function, self.dma, self.clock = number, function, dma, clock
-        self.memory = dma.memory
+        self.memory = OwnMemory(dma, function.address)
         self.name = f"iommu {function.address}"
         self.manages: tuple[tuple[int, int], ...] = ()
         self.fault_listeners: list[Callable[[IoFault, RequesterId], None]] = []
@@ -132,8 +133,9 @@ class IommuUnit:
 
     # Events and interrupts of its own
 
-    def log(self, event: Event) -> None:
-        record = event.encode()
+    def log(self, event: Event, more: int = 0) -> None:
+        """`more`: bits of the record that `Event` has no name for."""
+        record = event.encode() | more
         if event.code in _HARDWARE_ERRORS:
             self._hardware_error(record)
         self.event_log.append(record)
