@@ -358,6 +358,8 @@ class Example:
         elif word == "echo":
             write(rest + "\n")
         elif word == "space" and rest in ("", *(space.name for space in self._SPACES)):
+            if thread.pid not in self.attached:
+                raise TargetError(f"process {thread.pid} is not attached: attach to it first, for its client's packets are meant")
             names = [space.name for space in self._SPACES]
             self.chosen[thread.pid] = names.index(rest) if rest else self.chosen_space(thread.pid)
             write(names[self.chosen[thread.pid]] + "\n")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gdbstub.target import ThreadId
 from introspect.commands import ExitRecord, GuestView, HostView
@@ -23,6 +22,7 @@ from introspect.rules import Processor as RuleProcessor
 from introspect.sources import Memory
 from introspect.symbols import Symbols
 from introspect.vmcb import VMCB
+from vmdbg import io_views
 from vmdbg.contexts import GENERAL, Context, LiveContext, SavedContext
 from vmdbg.cpu.processor import Processor
 from vmdbg.history import HOST, KnownGuest
@@ -109,35 +109,22 @@ class MachineContext:
         return device_mappers(self.debugger.machine)
 
     @property
-    def _iommu_units(self) -> Sequence[Any]:
-        """Of `vmdbg.iommu`, if the machine has any."""
-        found = getattr(self.debugger.machine.chipset, "iommus", None)
-        return () if found is None else found.units
-
-    @property
     def iommus(self) -> Sequence[Iommu]:
         """Implements `introspect.commands.devices.Devices`."""
-        return [replace(unit.view, registers=unit.registers.snapshot()) for unit in self._iommu_units]
+        return io_views.iommus(self.debugger.machine)
 
     @property
     def device_names(self) -> Mapping[int, str]:
         """Likewise."""
-        return {int(function.requester): function.kind for function in self.debugger.machine.chipset.root.functions}
+        return io_views.device_names(self.debugger.machine)
 
     def iotlb(self) -> Sequence[CachedPage]:
         """Implements `introspect.commands.devices.IoCaches`."""
-        kept = (
-            (unit.number, key, one.page) for unit in self._iommu_units for key, sizes in unit.caches.pages.items()
-            for held in sizes.values() for one in held.values()
-        )  # fmt: skip
-        return [
-            CachedPage(number, key.domain, key.device, key.pasid, page.first, page.size, int(page.spa), page.read, page.write)
-            for number, key, page in kept
-        ]
+        return io_views.iotlb(self.debugger.machine)
 
     def cached_entries(self) -> Sequence[tuple[int, int]]:
         """Likewise."""
-        return [(unit.number, device) for unit in self._iommu_units for device in unit.caches.devices]
+        return io_views.cached_entries(self.debugger.machine)
 
     @property
     def _host_context(self) -> Context:

@@ -12,6 +12,7 @@ from introspect.commands.parameters import AddressWord, parse_number
 from introspect.commands.registry import error_json
 from introspect.commands.render import columns
 from introspect.expression import Space
+from introspect.source_lines import SourceLines
 from vmdbg.catching import Catch
 from vmdbg.cpu.core import Notice
 from vmdbg.inferior_commands import InferiorCommands, as_number
@@ -133,10 +134,12 @@ class Monitor(MachineContext):
         return json.dumps({"owner": where.owner.number, "space": str(where.space), "offset": where.offset})
 
     def _symbol(self, line: str) -> str:
-        """What lies at a linear address of an inferior."""
+        """What lies at a linear address of an inferior, and the line of the source that it was made from."""
         symbols, address = self.symbols(self.thread.pid), parse_number(line)
-        name = symbols.name(address) if symbols is not None and address is not None else ""
-        return json.dumps({"name": name})
+        if symbols is None or address is None:
+            return json.dumps({"name": "", "line": ""})
+        place = SourceLines.of(symbols).at(address)
+        return json.dumps({"name": symbols.name(address), "line": f"{place.path}:{place.line}" if place is not None else ""})
 
     # Commands of the machine
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from gdbstub.target import TargetError, ThreadId
 from introspect.expression import HOST as HOST_OWNER
 from introspect.expression import Space
+from introspect.pci import RequesterId
 from introspect.symbols import Symbols
 from introspect.vmcb import NAMES, VMCB
 from vmdbg.contexts import locate_gpa, read_memory
@@ -111,7 +112,12 @@ class ThreadScope:
         return bytes(data)
 
     def of(self, owner: str) -> ThreadScope | None:
-        """The hypervisor's CPU that the thread is on, or a guest's vCPU there, or else the first."""
+        """The hypervisor's CPU that the thread is on, or a guest's vCPU there, or else the first; a device."""
+        device = RequesterId.parse(owner)
+        if device is not None:
+            from vmdbg.io_views import DeviceScope  # which is made of this
+
+            return DeviceScope(self.registers, device)
         if owner != HOST_OWNER and not owner.isdecimal():
             return None
         pid = HOST if owner == HOST_OWNER else int(owner)

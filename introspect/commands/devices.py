@@ -9,8 +9,7 @@ from typing import Protocol, runtime_checkable
 from introspect.commands.context import CommandError, Context, HostView
 from introspect.iommu.registers import CONTROL, TABLE_BASE
 from introspect.iommu.state import EVERY_FEATURE, Iommu
-from introspect.iommu.verdicts import DmaAccess, IoTranslation
-from introspect.iommu.walk import translate
+from introspect.iommu.walk import locate
 from introspect.pci import RequesterId
 from introspect.sources import Memory
 
@@ -69,13 +68,7 @@ class DeviceView(HostView):
         return f"device {self.device}"
 
     def locate_iova(self, memory: Memory, address: int) -> int | None:
-        if self.iommu is None:
-            return address
-        for write in (False, True):
-            found = translate(memory, self.iommu, self.device, address, DmaAccess(write), set_ad=False)
-            if isinstance(found, IoTranslation):
-                return int(found.spa)
-        return None
+        return locate(memory, self.iommu, self.device, address)
 
 
 def iommus_of(context: Context) -> Sequence[Iommu]:

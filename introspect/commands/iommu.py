@@ -260,7 +260,8 @@ def walk_lines(found: IoWalk) -> list[str]:
 
 
 def _step_row(step: IoStep, nested: bool, blamed: bool) -> tuple[str, ...]:
-    large = f" ({size_text(step.page_size)} page)" if step.leaf and step.kind in (StepKind.HOST, StepKind.GUEST) else ""
+    mapped = step.leaf and step.value & 1 and step.kind in (StepKind.HOST, StepKind.GUEST)
+    large = f" ({size_text(step.page_size)} page)" if mapped else ""
     skips = f" (skips {step.skipped})" if step.skipped else ""
     mark = "  <-- refuses this" if blamed else ""
     name = f"  {step.name}" if nested and step.kind == StepKind.HOST else step.name

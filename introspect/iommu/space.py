@@ -79,6 +79,7 @@ class IoSpace:
         """False where the limits, or who was told of progress, ended it."""
         self.host_tables: list[tuple[int, U64, U64]] = []
         self._left = limits.entries
+        self._ended = False
         self._prefixed = pasid is not None
         """Requests have a PASID, not just a default one."""
         guest = bool(dte & DTE.GV and iommu.control & CONTROL.GTEn)
@@ -109,27 +110,28 @@ class IoSpace:
             return EMPTY
         if not mode:
             return identity(bool(rights & PTE.IR), bool(rights & PTE.IW))
-        waiting: dict[int, list[_Rows]] = {mode: [_Rows(column(0), column(host_root(self.dte)), column(rights))]}
         parts: list[Runs] = []
         self._pages = TablePages(self.memory, 8)
-        for level in range(mode, 0, -1):
-            for rows in waiting.pop(level, []):
-                for first in range(0, len(rows.table), _BATCH):
-                    if not self._goes_on(level, mode):
-                        self.complete = False
-                        break
-                    part = _Rows(*(one[first : first + _BATCH] for one in rows))
-                    self._level(level, part, waiting, parts)
+        self._runs_left = self.limits.runs
+        self._tables(mode, _Rows(column(0), column(host_root(self.dte)), column(rights)), parts)
         del self._pages
         runs = joined([one for one in parts if len(one.start)])
-        if len(runs.start) > self.limits.runs:
-            self.complete, runs = False, runs.take(slice(0, self.limits.runs))
         return merged(runs)
 
-    def _goes_on(self, level: int, mode: int) -> bool:
-        return self._left > 0 and (self.progress is None or self.progress((mode - level) / mode))
+    def _goes_on(self, address: int) -> bool:
+        if self.progress is not None and not self._ended:
+            self._ended = not self.progress(address / (1 << 12 + 9 * DTE.get(self.dte, "Mode")))
+        return not self._ended and self._left > 0 and self._runs_left > 0
 
-    def _level(self, level: int, rows: _Rows, waiting: dict[int, list[_Rows]], parts: list[Runs]) -> None:
+    def _tables(self, level: int, rows: _Rows, parts: list[Runs]) -> None:
+        """Tables of one level, some at a time with all below them."""
+        for first in range(0, len(rows.table), _BATCH):
+            if not self._goes_on(int(rows.address[first])):
+                self.complete = False
+                return
+            self._batch(level, _Rows(*(one[first : first + _BATCH] for one in rows)), parts)
+
+    def _batch(self, level: int, rows: _Rows, parts: list[Runs]) -> None:
         count = 0x80 if level == 6 else 0x200
         self.host_tables.append((level, rows.table, rows.address))
         contents, _ = self._pages.read(rows.table, 0x200)
@@ -145,11 +147,12 @@ class IoSpace:
         address = rows.address[row] + (index.astype(np.uint64) << _U(3 + 9 * level))
         if level < 6 and leaf.any():
             parts.append(self._leaves(level, address[leaf], entry[leaf], rights[leaf], below[leaf]))
-        for next_level in range(1, level):
+            self._runs_left -= len(parts[-1].start)
+        for next_level in range(level - 1, 0, -1):
             chosen = ~leaf & (below == next_level)
             if chosen.any():
-                rows_below = _Rows(address[chosen], entry[chosen] & _U(PTE.Address), rights[chosen])
-                waiting.setdefault(next_level, []).append(rows_below)
+                inner = _Rows(address[chosen], entry[chosen] & _U(PTE.Address), rights[chosen])
+                self._tables(next_level, inner, parts)
 
     @staticmethod
     def _leaves(level: int, address: U64, entry: U64, rights: U64, below: U64) -> Runs:

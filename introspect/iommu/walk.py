@@ -35,7 +35,7 @@ from introspect.sources import Memory, Unreadable
 
 __all__ = [
     "INTERRUPT_RANGE", "PORT_RANGE", "SYSTEM_RANGE", "IoWalk", "entry_fault", "guest_format", "guest_root", "host_translate",
-    "in_interrupt_range", "leaf_is_valid", "read_dte", "translate", "walk",
+    "in_interrupt_range", "leaf_is_valid", "locate", "read_dte", "translate", "walk",
 ]  # fmt: skip
 
 INTERRUPT_RANGE = 0xFEE0_0000, 0xFEEF_FFFF
@@ -438,6 +438,17 @@ def translate(
         for spa, marks in walker.pending:
             memory.write_u32(spa, memory.read_u32(spa) | marks)
     return verdict
+
+
+def locate(memory: Memory, iommu: Iommu | None, device: int, iova: int) -> int | None:
+    """Where an address of a device leads, for a read or else for a write; None if it may do neither. No IOMMU: as it is."""
+    if iommu is None:
+        return iova
+    for write in (False, True):
+        found = translate(memory, iommu, device, iova, DmaAccess(write), set_ad=False)
+        if isinstance(found, IoTranslation):
+            return int(found.spa)
+    return None
 
 
 def walk(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from vmdbg.console.serial import ConsoleSerial
@@ -41,10 +42,11 @@ def live(image: Path, serial: ConsoleSerial | None = None) -> LiveSource:
     """A machine before its first instruction, with the demo's symbols."""
 
     def machine() -> Machine:
-        return Machine(image, Config(serial=serial or ConsoleSerial()))
+        made = Machine(image, Config(serial=serial or ConsoleSerial()))
+        made.image = replace(made.image, debug_file=debug_file(str(image)))
+        return made
 
     debugger = Debugger(machine(), lambda arguments: machine())
-    debugger.executables.image = debug_file(str(image))
     for number, name in ((2, "guest64"), (5, "gueststray")):
         debugger.executables.assign(number, image.with_name(f"{name}.elf"))
     return LiveSource("demo", debugger)

@@ -98,6 +98,56 @@ def test_lines_of_the_source(talk: Start, hypervisor: Path) -> None:
     ]
 
 
+def test_steps_by_lines(talk: Start) -> None:
+    t = talk()
+    t("set steps line")
+    t("tbreak 2:work")
+    t("c")
+
+    def line() -> int:
+        return int(t.source.where().line.partition(":")[2])
+
+    first, seen = line(), []
+    for _ in range(6):
+        t("next")
+        seen.append(line())
+    assert seen[0] == first + 1
+    assert all(one != other for one, other in zip([first, *seen], seen, strict=False))
+    assert t.control.selected.pid == 2
+    pc = t.pc
+    here = instruction(t)
+    t("si")
+    assert t.pc == pc + len(here.code) or here.target is not None
+    t("finish")
+    assert t.at().startswith("main+")
+    t("restart")
+    t("tbreak main")
+    t("c")
+    t("next 3")
+    assert t.at().startswith("main+")  # over the calls
+    t("restart")
+    t("tbreak main")
+    t("c")
+    while t.at().startswith("main"):
+        t("step")
+    assert not t.at().startswith("main")  # into one
+    t("step 2")
+    assert t.source.where().line
+
+
+def test_a_step_by_lines_where_none_are_known(talk: Start) -> None:
+    t = talk()
+    t("tbreak 3:0")  # a guest without symbols
+    t("catch guest-start guest 3")
+    t("c")
+    t("inferior 3")
+    t("set steps line")
+    before = t.pc
+    t("step")
+    assert t.pc != before
+    assert t.source.where().line == ""
+
+
 def test_steps_of_a_guest_stay_in_it(talk: Start) -> None:
     t = talk()
     t("tbreak 2:work")

@@ -123,6 +123,20 @@ def test_panes_and_completion(remote: Remote) -> None:
     assert remote.source.complete("set nothing ").candidates == remote.source.complete("nonsense x").candidates == []
 
 
+def test_the_stub_goes(stub: Stub) -> None:
+    remote = Remote(stub("--wait", "--timeout", "3"))  # it ends while the console has the machine run
+    remote("tbreak main")
+    remote("continue")
+    remote("py context.source.driver.wire.ask(b'M1013d9,2:ebfe')" if "0x1013d9" in remote("here") else "time")
+    said = remote("continue")
+    assert "has ended" in said or "the stub has closed the connection" in said
+    for _ in range(2):
+        said = remote("guests")
+        assert "has ended" in said or "the stub has closed the connection" in said
+    assert not remote.source.control.running
+    remote.close()
+
+
 def test_no_stub() -> None:
     with pytest.raises(UsageError, match="Connection refused; start `vmdbg run IMAGE --gdb` there"):
         connect("127.0.0.1:1")

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from introspect.commands import Arguments, Cancelled, Command, Context, Result
 from introspect.commands.parameters import Number, Parameter
 from tests.console.talking import Talk
+from vmdbg.console.settings import CHOICES
 from vmdbg.console.shell import Quit
 from vmdbg.results import Text
 
@@ -110,7 +111,7 @@ def test_settings(talk: Start) -> None:
     assert t("step").startswith("the host at ")
     assert t.errors("set context regs nothing")
     assert t.errors("set keys ed") == ["ed: keys takes one of emacs, vi; write set keys emacs"]
-    assert t.errors("set colours on") == ["colours: there is no such setting; choose of context, keys, pager, colour, serial, traceback"]
+    assert t.errors("set colours on") == [f"colours: there is no such setting; choose of {', '.join(CHOICES)}"]
 
 
 # Python

@@ -72,3 +72,12 @@ def test_a_target_without_them_announces_none() -> None:
     assert one.ask(b"qqemu.PhyMemMode") == b""
     assert one.ask(b"Qqemu.PhyMemMode:1") == b""
     assert one.ask(b"m2000,1;address_space:1;").startswith(b"E.there is no address space 1: jAddressSpacesInfo lists 0")
+
+
+def test_a_space_is_chosen_by_who_has_attached() -> None:
+    one = client()
+    assert one.ask(b"D;1") == b"OK"
+    said, error = one.send(b"qRcmd," + b"space physical".hex().encode())
+    assert bytes.fromhex(said[1:].decode()).startswith(b"process 1 is not attached: attach to it first")
+    assert error[:1] == b"E"
+    assert one.send(b"qRcmd," + b"echo x".hex().encode())[-1] == b"OK"

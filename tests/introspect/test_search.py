@@ -178,7 +178,7 @@ def test_what_is_left_out_is_said() -> None:
     ("line", "rule"),
     [
         ("search x in 5", "no symbol with a size"), ("search u8:256 in buffer", "does not fit 1 bytes"), ("search hex:4 in buffer", "pairs of digits"),
-        ("search x in 5 4", "is empty"), ("search x in iova:0 +4k", "no IOMMU"), ("search u32:moon in buffer", "no such name"),
+        ("search x in 5 4", "is empty"), ("search x in iova:0 +4k", "cannot be searched"), ("search u32:moon in buffer", "no such name"),
         ("search '' in buffer", "1 to 4096 characters"), ("search x on buffer", "one of in"), ("search", "missing"),
         (f"search {'x' * 5000} in buffer", "1 to 4096 characters"),
     ],

@@ -169,7 +169,7 @@ def test_numbers_as_json() -> None:
     [
         ("x", "ADDRESS: missing"), ("x/gx", "ADDRESS: missing"), ("x/0gx 1", "within 1 and"), ("x/99999999999gx 1", "within 1 and"),
         ("x/gg 1", "must be /"), ("x/y 1", "must be /"), ("x/xx 1", "must be /"), ("x/hf 0x6000", "4 or 8 bytes"), ("x/ws 1", "bytes only"),
-        ("x 0x10000", "no memory"), ("x iova:0", "no IOMMU"), ("xp", "ADDRESS: missing"), ("print", "EXPRESSION: missing"), ("print moon", "no such name"),
+        ("x 0x10000", "no memory"), ("x iova:0", "some device's"), ("xp", "ADDRESS: missing"), ("print", "EXPRESSION: missing"), ("print moon", "no such name"),
         ("print/s 1", "must be /"), ("print/gx 1", "must be /"), ("stack 0", "within"), ("stack 5000", "within"),
     ],
 )  # fmt: skip

@@ -81,28 +81,24 @@ class ConsoleCompleter(Completer):
         """Where the word begins that is completed, and what it may become."""
         shell = self.shell
         self.shell.user.refresh()
-        at = text.rfind("|")
-        if at > 0 and text[at - 1].isspace() and " " not in text[at + 1 :].strip():
-            return len(text) - len(text[at + 1 :].lstrip()), [
-                Candidate(name, path) for name in _PROGRAMS if (path := shutil.which(name))
-            ]
+        line = text.lstrip()
+        piped = re.search(r"\s\|\s*(\S*)$", text)
+        if piped is not None:
+            return piped.start(1), [Candidate(name, path) for name in _PROGRAMS if (path := shutil.which(name))]
+        if line.startswith("py "):
+            return self._python(text)
+        if line.startswith("!"):
+            return len(text), []
         if " if " in text:  # an expression: names of the inferior's
             start = len(text) - len(text.rsplit(None, 1)[-1]) if not text[-1].isspace() else len(text)
             return start, list(shell.source.addresses(text[start:]))
-        if text.lstrip().startswith("py ") or text.lstrip().startswith("!"):
-            return self._python(text) if text.lstrip().startswith("py ") else (len(text), [])
-        expanded = shell.expanded(text)
-        moved = len(expanded) - len(text)
-        expanded, text = (text, text) if not text.rstrip() or " " not in text.lstrip() else (expanded, text)
+        if " " not in line:
+            found = shell.source.complete(text)
+            aliases = [Candidate(name, f"= {words}") for name, words in shell.aliases.items() if " " not in name]
+            return found.start, [*found.candidates, *aliases]
+        expanded = shell.expanded(text)  # it may be longer or shorter before the word that is completed
         found = shell.source.complete(expanded)
-        start = found.start - moved if expanded is not text else found.start
-        candidates = found.candidates
-        if not text[:start].strip():
-            candidates = [
-                *candidates,
-                *(Candidate(name, f"= {words}") for name, words in shell.aliases.items() if " " not in name),
-            ]
-        return max(start, 0), candidates
+        return max(found.start - len(expanded) + len(text), 0), found.candidates
 
     def _python(self, text: str) -> tuple[int, list[Candidate]]:
         word = re.search(r"[\w.]*$", text)

@@ -27,6 +27,8 @@ from vmdbg.history import HOST
 __all__ = ["Control", "Goal", "Point", "Report"]
 
 KIND = BreakpointKind.SOFTWARE
+_PATIENCE = 10_000
+"""Instructions of no line that a step by lines goes through at most."""
 _STEPPED_OVER = ("call", "lcall", "rep")
 """Mnemonics of what `next` takes for one step: the function, and all of a repeated string instruction."""
 
@@ -63,6 +65,8 @@ class Goal:
     kind: str = "continue"
     thread: ThreadId | None = None
     count: int = 0
+    lines: bool = False
+    """A step is all instructions of a line of the source, where that is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +75,6 @@ class Report:
 
     text: str
     thread: ThreadId | None = None
-    ended: bool = False
 
 
 class Control:
@@ -83,6 +86,10 @@ class Control:
         self.holds = holds
         self.resolve: Callable[[Point], None] = lambda point: None
         """Find the address of a breakpoint that waits for its inferior, if that is there now."""
+        self.line_of: Callable[[ThreadId], str] = lambda thread: ""
+        """The line of the source where a thread is; empty where that is not known."""
+        self.by_lines = False
+        """What `step` and `next` mean."""
         self.points: dict[int, Point] = {}
         self._helpers: list[Point] = []
         self._next = 1
@@ -91,6 +98,8 @@ class Control:
         self.last_stop: Stop | None = None
         self._goal = Goal()
         self._left = 0
+        self._line, self._unknown = "", 0
+        """Where the step began, by lines; and how many instructions of no line there were."""
         self._limited = False
         self._over: ThreadId | None = None
         """The thread that is just stepped off a breakpoint."""
@@ -179,6 +188,7 @@ class Control:
         if self.selected not in self._threads():
             self.selected = self._first(HOST)
         self._goal, self._left = goal, goal.count
+        self._line = self.line_of(goal.thread) if goal.lines and goal.thread is not None else ""
         self._limit(limit)
         self.take_back()
         try:
@@ -279,7 +289,11 @@ class Control:
         """Run for a slice, if it runs."""
         if not self.running:
             return
-        event = self.driver.run_slice()
+        try:
+            event = self.driver.run_slice()
+        except TargetError:
+            self.running = False
+            raise
         if isinstance(event, Output):
             if not self.driver.ended:
                 yield Report(event.text.rstrip("\n"))
@@ -315,7 +329,7 @@ class Control:
         for point in self.points.values():
             point.inserted = False
         self._helpers = []
-        yield Report(f"[{self.driver.ended or 'the machine has ended'}]", self.selected, ended=True)
+        yield Report(f"[{self.driver.ended or 'the machine has ended'}]", self.selected)
 
     def _stop(self, stop: Stop, why: str) -> Report:
         self.running = False
@@ -351,11 +365,33 @@ class Control:
         self.driver.resume(dict.fromkeys(self._threads(), CONTINUE))
 
     def _made_step(self, stop: Stop) -> Iterator[Report]:
-        self._left -= 1
-        here = [point for point in self._standing_on(stop.thread) if point.number] if self._left > 0 else []
+        self._left -= self._done(stop.thread)
+        here = [point for point in self._standing_on(stop.thread) if self._stops(point, stop.thread)] if self._left > 0 else []
         if self._left <= 0 or here:
             yield self._stop(stop, ", ".join(point.words() for point in here))
             return
+        self._go_on(stop)
+
+    def _done(self, thread: ThreadId) -> bool:
+        """Whether a thread that has executed an instruction has made its step."""
+        if not self._line:
+            return True
+        line = self.line_of(thread)
+        self._unknown = 0 if line else self._unknown + 1
+        if line == self._line or (not line and self._unknown < _PATIENCE):
+            return False
+        self._line = line
+        return True
+
+    def _stops(self, point: Point, thread: ThreadId) -> bool:
+        """Whether a breakpoint that a step has come to ends it."""
+        try:
+            return bool(point.number) and (not point.condition or self.holds(point, thread))
+        except CommandError:
+            return True
+
+    def _go_on(self, stop: Stop) -> None:
+        """With the steps that are left."""
         self.last_stop = stop
         self._drop_helpers()
         self._begin()
@@ -388,12 +424,11 @@ class Control:
             self._continue()
             return
         reached = not any(told)
-        if reached and self._goal.kind == "next" and self._left > 1:
-            self._left -= 1
-            self.last_stop = stop
-            self._drop_helpers()
-            self._begin()
-            return
+        if reached and self._goal.kind == "next":
+            self._left -= self._done(stop.thread)
+            if self._left > 0:
+                self._go_on(stop)
+                return
         yield self._stop(stop, ", ".join(text for text in told if text))
 
     def restart(self) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Protocol, TextIO
 
 from vmdbg.console import paint
 
-__all__ = ["Output", "PlainOutput", "TerminalOutput", "clean"]
+__all__ = ["Output", "PlainOutput", "TerminalOutput", "blocking", "clean"]
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -80,6 +82,22 @@ def _descriptor(out: TextIO | None) -> int | TextIO | None:
         return None
 
 
+@contextlib.contextmanager
+def blocking() -> Iterator[None]:
+    """While somebody else reads the terminal: the event loop has it not block, and that is seen by all who have it open."""
+    try:
+        descriptor = sys.stdin.fileno()
+        before = os.get_blocking(descriptor)
+        os.set_blocking(descriptor, True)
+    except (OSError, ValueError):
+        yield
+        return
+    try:
+        yield
+    finally:
+        os.set_blocking(descriptor, before)
+
+
 class TerminalOutput:
     """A terminal with a prompt. `above` shows text above one that waits, False from it if none does."""
 
@@ -133,4 +151,5 @@ class TerminalOutput:
 
     def run(self, command: list[str], text: str | None = None) -> int:
         self._out.flush()
-        return _run(command, text, None)
+        with blocking():
+            return _run(command, text, None)

@@ -23,7 +23,7 @@ class Progress:
 
     def __init__(self, show: Callable[[str], None]) -> None:
         self.show = show
-        self._cancelled = False
+        self._cancelled = self._defers = False
         self._began = self._shown = self._looked = 0.0
 
     @contextmanager
@@ -41,7 +41,24 @@ class Progress:
                 signal.signal(signal.SIGINT, before)
             self.show("")
 
+    @contextmanager
+    def deferring(self) -> Iterator[None]:
+        """While the machine runs ^C raises nothing, for it could come amid an instruction: `take` tells of it."""
+        self._defers = True
+        try:
+            yield
+        finally:
+            self._defers = False
+
+    def take(self) -> bool:
+        """Whether ^C has come since it was asked last."""
+        came, self._cancelled = self._cancelled, False
+        return came
+
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self._defers:
+            self._cancelled = True
+            return
         if not self._cancelled and time.monotonic() - self._looked < _PATIENCE:
             self._cancelled = True
             return

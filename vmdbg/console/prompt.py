@@ -21,6 +21,7 @@ from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.styles import DynamicStyle
 
+from gdbstub.target import TargetError
 from vmdbg.console.completion import ConsoleCompleter
 from vmdbg.console.lexer import ConsoleLexer
 from vmdbg.console.output import TerminalOutput
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["KEYS", "Prompt", "PromptOutput", "history_in", "standing_keys"]
 
 KEYS = {"f5": "continue", "f10": "next", "f11": "step"}
-REPEATED = ("step", "next", "continue", "until", "finish")
+REPEATED = ("step", "next", "stepi", "nexti", "continue", "until", "finish")
 """Commands that an empty line makes again."""
 LINE = "LINE"
 """The buffer of the full screen's line."""
@@ -265,9 +266,12 @@ class Prompt:
             control = self.shell.source.control
             ran = control is not None and control.running
             if control is not None and ran:
-                for report in control.advance():
-                    self.shell.report(report)
-                    self.toolbar.forget()
+                try:
+                    for report in control.advance():
+                        self.shell.report(report)
+                        self.toolbar.forget()
+                except TargetError as error:
+                    self.shell.output.show(str(error), "error")
             self.shell.tell()
             now, state = loop.time(), self.toolbar.state()[1]
             if (state != shown or (ran and now - drawn > REDRAW_SECONDS)) and self._app.is_running:

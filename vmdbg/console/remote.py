@@ -149,6 +149,9 @@ class RemoteSource:
     def symbol(self, number: int, address: int) -> str:
         return str(self._symbol(number, address)["name"])
 
+    def line(self, number: int, address: int) -> str:
+        return str(self._symbol(number, address)["line"])
+
     def frames(self) -> list[tuple[int, int | None]]:
         data: Any = self.ask("bt 2").data
         return [(int(frame["pc"]), frame["cfa"]) for frame in data["frames"]]

@@ -123,6 +123,7 @@ class RunCommands:
     def __init__(self, source: Source, control: Control) -> None:
         self.source, self.control = source, control
         control.resolve = self._resolve
+        control.line_of = self._line_of
         self._where = Parameter("ADDRESS", _Where(source))
         self._who = Parameter("N", _Who(control), optional=True, help="the host (1), or a guest's number or name")
 
@@ -140,12 +141,22 @@ class RunCommands:
             self._step,
             "Execute one instruction of the selected thread, or N, into calls.",
             (_COUNT,),
+            "After `set steps line` it is a line of the source, where lines are known.\n"
             "`follow`, `sstep` and `step-into-guest` say what a step is where a guest leaves, or an interrupt comes.",
             ("step", "step 10"),
         )
         yield Command(
             "next", self._next, "The same, over calls and repeated string instructions.", (_COUNT,), "", ("next", "next 5")
         )
+        yield Command(
+            "stepi",
+            self._stepi,
+            "Execute an instruction, or N, into calls, whatever steps are.",
+            (_COUNT,),
+            "",
+            ("stepi", "stepi 3"),
+        )
+        yield Command("nexti", self._nexti, "The same, over calls.", (_COUNT,), "", ("nexti", "nexti 3"))
         yield Command(
             "finish",
             self._finish,
@@ -221,17 +232,29 @@ class RunCommands:
 
     # Running
 
+    def _line_of(self, thread: ThreadId) -> str:
+        pc = self.control.pc(thread)
+        return self.source.line(thread.pid, pc) if pc is not None else ""
+
     def _continue(self, context: Context, arguments: Arguments) -> Result:
         self.control.go(Goal(), arguments.get(_TICKS))
         return Text("")
 
-    def _step(self, context: Context, arguments: Arguments) -> Result:
-        self.control.go(Goal("step", self.control.selected, arguments[_COUNT]))
+    def _stepping(self, kind: str, arguments: Arguments, lines: bool) -> Result:
+        self.control.go(Goal(kind, self.control.selected, arguments[_COUNT], lines))
         return Text("")
 
+    def _step(self, context: Context, arguments: Arguments) -> Result:
+        return self._stepping("step", arguments, self.control.by_lines)
+
     def _next(self, context: Context, arguments: Arguments) -> Result:
-        self.control.go(Goal("next", self.control.selected, arguments[_COUNT]))
-        return Text("")
+        return self._stepping("next", arguments, self.control.by_lines)
+
+    def _stepi(self, context: Context, arguments: Arguments) -> Result:
+        return self._stepping("step", arguments, False)
+
+    def _nexti(self, context: Context, arguments: Arguments) -> Result:
+        return self._stepping("next", arguments, False)
 
     def _finish(self, context: Context, arguments: Arguments) -> Result:
         control, thread = self.control, self.control.selected

@@ -38,7 +38,7 @@ from prompt_toolkit.mouse_events import MouseEvent, MouseEventType
 from gdbstub.target import TargetError
 from introspect.commands import CommandError
 from vmdbg.console import paint
-from vmdbg.console.output import clean
+from vmdbg.console.output import blocking, clean
 from vmdbg.console.prompt import LINE, standing_keys
 from vmdbg.console.shell import Quit
 
@@ -372,7 +372,7 @@ class Screen:
         """Something that wants the terminal for itself. It `waits` for Enter before the panes cover what was said."""
         app = self.app
         app.renderer.erase(leave_alternate_screen=True)
-        with app.input.detach(), app.input.cooked_mode():
+        with app.input.detach(), app.input.cooked_mode(), blocking():
             status = act()
             if waits:
                 with contextlib.suppress(EOFError, KeyboardInterrupt):

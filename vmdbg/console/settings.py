@@ -12,6 +12,7 @@ __all__ = ["CHOICES", "Settings"]
 
 CHOICES: Mapping[str, tuple[tuple[str, ...], str]] = {
     "context": ((*SECTIONS, "on", "off"), "what is shown at each stop: some sections, all (on), or none (off)"),
+    "steps": (("instruction", "line"), "what step and next (F11, F10) are: stepi and nexti are instructions always"),
     "keys": (("emacs", "vi"), "how lines are edited"),
     "pager": (("on", "off"), "long output goes through $PAGER"),
     "colour": (("on", "off"), "colours"),
@@ -26,6 +27,7 @@ class Settings:
     """As they are."""
 
     context: tuple[str, ...] = SECTIONS
+    steps: str = "instruction"
     keys: str = "emacs"
     pager: bool = True
     colour: bool = True
@@ -46,8 +48,8 @@ class Settings:
             )
         if name == "context":
             self.context = () if "off" in words else SECTIONS if "on" in words else tuple(dict.fromkeys(words))
-        elif name == "keys":
-            self.keys = words[0]
+        elif name in ("keys", "steps"):
+            setattr(self, name, words[0])
         else:
             setattr(self, name, words[0] == "on")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import time
 import traceback
 from collections.abc import Iterable, Mapping
@@ -28,14 +27,29 @@ from vmdbg.results import Text
 __all__ = ["ALIASES", "Quit", "Shell"]
 
 ALIASES = {
-    "c": "continue", "s": "step", "si": "step", "stepi": "step", "n": "next", "ni": "next", "nexti": "next", "b": "break",
+    "c": "continue", "s": "step", "si": "stepi", "n": "next", "ni": "nexti", "b": "break",
     "tb": "tbreak", "d": "delete", "u": "until", "fin": "finish", "r": "restart", "run": "continue", "q": "quit", "exit": "quit",
     "w": "walk", "g": "guests", "v": "vmcb", "inf": "inferior", "t": "thread", "?": "help", "h": "help",
     "info breakpoints": "points", "i b": "points", "info registers": "context regs", "i r": "context regs",
     "info inferiors": "inferior", "info threads": "thread", "!": "shell",
 }  # fmt: skip
 """For fingers that know gdb."""
-RUNNING = ("continue", "step", "next", "finish", "until", "break", "tbreak", "delete", "watch", "catch", "restart", "interrupt")
+RUNNING = (
+    "continue",
+    "step",
+    "next",
+    "stepi",
+    "nexti",
+    "finish",
+    "until",
+    "break",
+    "tbreak",
+    "delete",
+    "watch",
+    "catch",
+    "restart",
+    "interrupt",
+)
 DEEPEST = 16
 """Scripts that source scripts."""
 AROUND = 13
@@ -219,10 +233,10 @@ class Shell:
         assert control is not None
         told: list[Report] = []
         while control.running and (seconds is None or time.monotonic() < until):
-            try:
+            with self.progress.deferring():
                 found = list(control.advance())
-            except KeyboardInterrupt:
-                found = list(control.interrupt())
+            if self.progress.take():
+                found += control.interrupt()
             if self.waits and not quiet:
                 for report in found:
                     self.report(report)
@@ -242,7 +256,7 @@ class Shell:
             return
         with contextlib.suppress(TargetError):
             self.source.select(report.thread)
-        if (report.text and not report.ended) or report.text:
+        if report.text:
             self.output.show(report.text, "note")
         self.view()
 
@@ -303,9 +317,3 @@ class Shell:
         finally:
             self.waits = waits
         return failed
-
-    def words(self, text: str) -> list[str]:
-        try:
-            return shlex.split(text)
-        except ValueError:
-            return text.split()

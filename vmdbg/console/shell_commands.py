@@ -150,6 +150,8 @@ class ShellCommands:
         settings = self.shell.settings
         if len(words) > 1:
             settings.set(words[0], words[1:])
+            if self.shell.source.control is not None:
+                self.shell.source.control.by_lines = settings.steps == "line"
             return Text("")
         if words and words[0] not in CHOICES:
             settings.set(words[0], [])

@@ -23,6 +23,7 @@ from introspect.commands.parameters import Address, AddressWord, Candidate, Owne
 from introspect.commands.situation import Situation, Where, situation, where
 from introspect.dump_context import DumpContext
 from introspect.expression import ExpressionError, Space, parse_address
+from introspect.source_lines import SourceLines
 from vmdbg.console.control import Control, Point, Report
 from vmdbg.console.driver import LocalDriver
 from vmdbg.console.run_commands import RunCommands
@@ -67,6 +68,9 @@ class Source(Protocol):
 
     def symbol(self, number: int, address: int) -> str:
         """The name of a linear address; empty if it has none."""
+
+    def line(self, number: int, address: int) -> str:
+        """The file and line of a linear address; empty if they are not known."""
 
     def frames(self) -> list[tuple[int, int | None]]:
         """The two innermost frames of who is selected: their addresses, and the stack pointer after they return."""
@@ -132,6 +136,11 @@ class ContextSource:
     def symbol(self, number: int, address: int) -> str:
         symbols = self.context.symbols(number)
         return symbols.name(address) if symbols is not None else ""
+
+    def line(self, number: int, address: int) -> str:
+        symbols = self.context.symbols(number)
+        place = SourceLines.of(symbols).at(address) if symbols is not None else None
+        return f"{place.path}:{place.line}" if place is not None else ""
 
     def frames(self) -> list[tuple[int, int | None]]:
         self._owner  # noqa: B018 - selects the thread
@@ -226,6 +235,11 @@ class LiveSource:
     def symbol(self, number: int, address: int) -> str:
         symbols = self.context.symbols(number)
         return symbols.name(address) if symbols is not None else ""
+
+    def line(self, number: int, address: int) -> str:
+        symbols = self.context.symbols(number)
+        place = SourceLines.of(symbols).at(address) if symbols is not None else None
+        return f"{place.path}:{place.line}" if place is not None else ""
 
     def frames(self) -> list[tuple[int, int | None]]:
         self._owner  # noqa: B018 - selects the thread

@@ -11,6 +11,7 @@ import re
 import shlex
 import stat
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,10 +26,13 @@ from vmdbg.console.shell import Quit, Shell
 from vmdbg.console.source import ContextSource, LiveSource, Source
 from vmdbg.history import HOST
 from vmdbg.inspect import STUB, dump_registry, opened
+from vmdbg.options import UsageError
 from vmdbg.run import Limit, add_machine_options, add_stub_options, build, check_stub, debugger_of, listen, writing
 
 __all__ = ["add_parser", "main", "run_beside", "talk"]
 
+REST_SECONDS = 0.2
+"""So long the guest may take for a line before its beginning is shown."""
 DESCRIPTION = """\
 A prompt over all commands: on an image, which stands before its first instruction; on the stub of a machine that runs
 (PORT, HOST:PORT or a socket's path); or on a dump (an ELF core, or LiME).
@@ -222,6 +226,10 @@ def _show_serial(serial: ConsoleSerial | None, shell: Shell) -> None:
 
 def run_beside(options: argparse.Namespace) -> int:
     """A machine, the console on it, and a stub if one is asked for."""
+    if options.gdb is not None and not interactive(options):
+        raise UsageError(
+            "--gdb beside a script: nobody would answer gdb meanwhile; run the script without it, or on a terminal with -i"
+        )
     with writing("--trace-exits", options.trace_exits) as trace, writing("--gdb-log", options.gdb_log) as log:
         serial = ConsoleSerial() if options.serial in ("console", "stdio") else None
         machine = build(options, trace, serial=serial)
@@ -229,7 +237,7 @@ def run_beside(options: argparse.Namespace) -> int:
         source = LiveSource(options.image, debugger)
         limit = Limit(options.timeout)
         server = Server(debugger, HOST, Recorder(log) if log is not None else None)
-        beside = _Beside(source, server, limit)
+        beside = _Beside(source, server, limit, serial)
         if serial is not None:
             source.send = serial.send
         try:
@@ -242,8 +250,9 @@ def run_beside(options: argparse.Namespace) -> int:
 class _Beside:
     """What a console and a stub on one machine owe each other: the machine is gdb's while one is connected."""
 
-    def __init__(self, source: LiveSource, server: Server, limit: Limit) -> None:
-        self.source, self.server, self.limit = source, server, limit
+    def __init__(self, source: LiveSource, server: Server, limit: Limit, serial: ConsoleSerial | None) -> None:
+        self.source, self.server, self.limit, self.serial = source, server, limit, serial
+        self._rested = time.monotonic()
         server.arriving = self.poll_arrival
         source.driver.take_over = server.stop_detached
 
@@ -267,6 +276,9 @@ class _Beside:
         driver, control = self.source.driver, self.source.control
         machine = self.source.debugger.machine
         machine.poll_input()
+        if self.serial is not None and time.monotonic() - self._rested > REST_SECONDS:
+            self._rested = time.monotonic()
+            self.serial.rest()
         if driver.holder and not self.server.has_client:
             driver.holder = ""
             if control is not None and not driver.ended:

@@ -68,7 +68,7 @@ SIZE = 0x14000
 def random_machine(seed: int) -> tuple[Machine, Iterator[tuple[int, int, bool, int | None, bool, bool]]]:
     """A small memory of entries that mostly point at one another; requests: device, address, write, PASID, execute, privileged."""
     chance = random.Random(seed)
-    features = EVERY_FEATURE if chance.random() < 0.8 else chance.getrandbits(64)
+    features = EVERY_FEATURE if chance.random() < 0.9 else chance.getrandbits(64)
     control = CONTROL.IommuEn * (chance.random() < 0.97) | CONTROL.GTEn * (chance.random() < 0.9)
     control |= CONTROL.make(DevTblSegEn=chance.choice((0, 0, 0, 1)), GDUpdateDis=chance.random() < 0.3)
     machine = Machine(SIZE, features, control)
@@ -79,19 +79,16 @@ def random_machine(seed: int) -> tuple[Machine, Iterator[tuple[int, int, bool, i
     machine.registers["device_table_base1"] = 0x2000
     guest = chance.random() < 0.5
     for table in range(2, SIZE >> 12):
-        data = bytearray()
-        pool = [_entry(chance, guest) for _ in range(8)]
-        for _ in range(512):
-            data += chance.choice(pool).to_bytes(8, "little")
-        memory.write(table << 12, bytes(data))
+        pool = [_entry(chance, guest).to_bytes(8, "little") for _ in range(8)]
+        memory.write(table << 12, b"".join(chance.choices(pool, k=512)))
     for number in range(8):
         machine.device(number, _device(chance, guest))
-    if chance.random() < 0.1:
+    if chance.random() < 0.04:
         machine.registers["device_table_base"] = chance.choice((0x100000, SIZE - 0x1000, 0x1001))
 
     def requests() -> Iterator[tuple[int, int, bool, int | None, bool, bool]]:
-        for _ in range(8):
-            device = chance.choice((*range(8), 127, 128, 0x8000, chance.getrandbits(16)))
+        for _ in range(16):
+            device = chance.choice((*range(8), *range(8), *range(8), 127, 0x8000, chance.getrandbits(16)))
             pasid = chance.choice((None, None, 0, 1, 513, chance.getrandbits(20))) if guest else chance.choice((None,) * 9 + (3,))
             yield device, _address(chance), chance.random() < 0.5, pasid, chance.random() < 0.3, chance.random() < 0.3
 
@@ -106,7 +103,7 @@ def _address(chance: random.Random) -> int:
         return chance.getrandbits(64)
     if kind < 0.3:
         return (1 << 64) - 1 - chance.getrandbits(chance.choice((12, 30, 46, 55)))
-    return sum(chance.randrange(3) << shift for shift in (12, 21, 30, 39, 48, 57)[: chance.randrange(7)]) + chance.getrandbits(12)
+    return sum(chance.randrange(3) << shift for shift in (12, 21, 30, 39, 48, 57)[: chance.choice((0, 1, 1, 2, 2, 3, 3, 4, 5, 6))]) + chance.getrandbits(12)
 
 
 def _entry(chance: random.Random, guest: bool) -> int:
@@ -117,7 +114,7 @@ def _entry(chance: random.Random, guest: bool) -> int:
         if chance.random() < 0.1:
             entry ^= chance.choice((1, 2, 4, 0x80, 0x180, 1 << 63, 1 << 52, 1 << 20, 1 << 13))
         return entry
-    level = chance.choice((0, 0, 1, 1, 2, 3, 4, 5, 6, 7))
+    level = chance.choice((0, 0, 0, 0, 1, 1, 1, 2, 2, 3, 4, 5, 6, 7))
     entry = chance.randrange(2, SIZE + 0x1000 >> 12) << 12 | level << 9 | 1 | chance.choice((3 << 61,) * 6 + (1 << 61, 2 << 61))
     if level == 7:
         entry = entry & ~0xF_FFFF_FFFF_F000 | (chance.choice((1, 3, 0xFF, 0x1FF, 0x3FF, 0x7FFFF, (1 << 39) - 1, (1 << 40) - 1)) << 12)
@@ -128,7 +125,7 @@ def _entry(chance: random.Random, guest: bool) -> int:
 
 def _device(chance: random.Random, guest: bool) -> int:
     dte = DTE.make(
-        Mode=chance.choice((0, 1, 2, 3, 4, 5, 6, 6, 7)), IR=chance.random() < 0.95, IW=chance.random() < 0.9,
+        Mode=chance.choice((0, 1, 2, 2, 3, 3, 4, 4, 5, 6, 6, 7) if chance.random() < 0.9 else (7,)), IR=chance.random() < 0.95, IW=chance.random() < 0.9,
         DomainID=chance.getrandbits(16), HAD=chance.choice((0, 0, 1, 3)), EX=chance.random() < 0.5,
         SysMgt=chance.randrange(4), IoCtl=chance.choice((0, 1, 2)), SA=chance.random() < 0.1, SE=chance.random() < 0.1,
         Mode0FC=chance.random() < 0.2, PageTableRoot=chance.randrange(2, SIZE >> 12),
@@ -138,7 +135,7 @@ def _device(chance: random.Random, guest: bool) -> int:
         dte |= gcr3_root_bits(chance.randrange(2, SIZE >> 12) << 12)
         if chance.random() < 0.5:
             dte &= ~DTE.Mode
-    if chance.random() < 0.15:
+    if chance.random() < 0.1:
         dte ^= 1 << chance.choice((0, 1, 2, 6, 63, 7, 8, 99, 100, 106, 52, 53, 56, 57, 182, 183))
     return dte & ~3 | (dte & 3) ^ chance.choice((0, 0, 0, 0, 0, 0, 0, 0, 1, 2))
 
@@ -155,13 +152,13 @@ def random_interrupts(seed: int) -> tuple[Machine, Iterator[tuple[int, int, int]
     if chance.random() < 0.05:
         machine.registers["device_table_base"] = 0x100000
     entries = bytearray()
-    for _ in range((SIZE - 0x2000) // 16):
+    for _ in range(255):
         entry = 1 | chance.getrandbits(8) << 8 | chance.getrandbits(8) << 16 | chance.choice((0, 0, 4, 0x40, 0x20))
         entry |= chance.getrandbits(8) << 64 | chance.choice((0, 0, 0x80 | chance.getrandbits(40) << 76)) | chance.getrandbits(32) << 32
         if chance.random() < 0.3:
             entry ^= 1 << chance.choice((0, 0, 1, 2, 3, 4, 7, 24, 31, 73, 80, 117, 122))
         entries += entry.to_bytes(16, "little")
-    machine.memory.write(0x2000, bytes(entries))
+    machine.memory.write(0x2000, (bytes(entries) * 20)[: SIZE - 0x2000])  # 255: tables differ in where they begin
     for number in range(8):
         dte = DTE.make(
             V=chance.random() < 0.5, IV=chance.random() < 0.9, IntTabLen=chance.choice((0, 1, 4, 8, 9, 11, 12, 15)),

@@ -4,6 +4,7 @@ compared with. It knows the tables by bit numbers alone and shares no code with 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 
@@ -19,12 +20,17 @@ class Stop(Exception):
         self.code, self.address, self.flags, self.low, self.write = code, address, flags, low, write
 
 
+@lru_cache(4096)
+def digits(value: int) -> str:
+    return f"{value:0256b}"
+
+
 def bit(value: int, n: int) -> int:
-    return int(bin(value)[2:].zfill(256)[-1 - n])
+    return int(digits(value)[-1 - n])
 
 
 def field(value: int, high: int, low: int) -> int:
-    return int(bin(value)[2:].zfill(256)[255 - high : 256 - low], 2)
+    return int(digits(value)[255 - high : 256 - low], 2)
 
 
 class Plain:
@@ -134,13 +140,13 @@ class Plain:
         if levels == 0:
             return address, 0, bool(allowed_reads), bool(allowed_writes)
         # The address in parts: the page offset, and an index for each level.
-        digits = {level: field(address, min(11 + 9 * level, 63), 3 + 9 * level) for level in range(1, 7)}
-        if any(digits[level] for level in range(levels + 1, 7)):
+        parts = {level: field(address, min(11 + 9 * level, 63), 3 + 9 * level) for level in range(1, 7)}
+        if any(parts[level] for level in range(levels + 1, 7)):
             raise Stop(2, -1, {52: 1}, {}, writing)
         level, base = levels, field(dte, 51, 12) * 4096
         marked: dict[int, int] = {}
         while True:
-            at = base + digits[level] * 8
+            at = base + parts[level] * 8
             try:
                 entry = self.number(at, 8)
             except NoMemory:
@@ -167,7 +173,7 @@ class Plain:
                     self.marks[where] = self.marks.get(where, 0) | mark
                 page = field(entry, 51, 12) * 4096
                 return page - page % size + address % size, size, bool(allowed_reads), bool(allowed_writes)
-            if following >= level or any(digits[n] for n in range(following + 1, level)):
+            if following >= level or any(parts[n] for n in range(following + 1, level)):
                 raise Stop(2, -1, {52: 1}, {}, writing)
             level, base = following, field(entry, 51, 12) * 4096
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import numpy as np
 import pytest
 
 from introspect.dimension import Limits
 from introspect.iommu.registers import CONTROL
-from introspect.iommu.space import SIZE_BITS, UNREADABLE, IoSpace
+from introspect.iommu.space import UNREADABLE, IoSpace
 from introspect.iommu.state import Iommu
 from introspect.iommu.structures import DTE, PTE
 from introspect.iommu.verdicts import DmaAccess, IoTranslation, Route
 from introspect.iommu.walk import read_dte, translate
 from introspect.paging import ENTRY
 
-from .machines import BDF, RW, Machine, random_machine
+from .machines import RW, Machine, random_machine
 
 
 def at(space: IoSpace, address: int) -> tuple[int, bool, bool] | None:
@@ -27,14 +29,14 @@ def at(space: IoSpace, address: int) -> tuple[int, bool, bool] | None:
     return int(runs.target[index]) + address - int(runs.start[index]), not flags & UNREADABLE, bool(flags & ENTRY.W)
 
 
-@pytest.mark.parametrize("first", range(0, 300, 100))
+@pytest.mark.parametrize("first", range(0, 120, 40))
 def test_a_listing_is_many_walks(first: int) -> None:
     found_some = 0
-    for seed in range(first, first + 100):
+    for seed in range(first, first + 40):
         machine, requests = random_machine(seed)
         machine.registers["control"] |= CONTROL.GDUpdateDis  # else tables that the host does not let be written matter, too
         memory, iommu = machine.memory, machine.iommu
-        for device, address, _, pasid, _, _ in requests:
+        for device, address, _, pasid, _, _ in islice(requests, 6):
             dte = read_dte(memory, iommu, device)
             if not isinstance(dte, int) or (not iommu.enabled and pasid is not None):
                 continue
@@ -54,7 +56,7 @@ def test_a_listing_is_many_walks(first: int) -> None:
                 expected = None if some is None else (some.spa, read, write)
                 assert at(space, iova) == expected, f"seed {seed}: device {device:#x} {iova:#x} pasid {pasid}"
                 found_some += expected is not None
-    assert found_some > 100
+    assert found_some > 50
 
 
 def test_neighbours_are_one_range() -> None:
@@ -99,7 +101,22 @@ def test_tables_that_describe_too_much_end() -> None:
             entry = (tables[level - 2] if level > 1 else 0x5000) | PTE.PR | RW | PTE.make(NextLevel=level - 1)
             machine.memory.write_u64(table + 8 * index, entry)
     dte = machine.device(Mode=6, PageTableRoot=tables[5] >> 12, IR=1, IW=1)
-    space = IoSpace(machine.memory, machine.iommu, dte, limits=Limits(1 << 18, 1 << 16))
+    space = IoSpace(machine.memory, machine.iommu, dte, limits=Limits(1 << 20, 1 << 16))
     assert not space.complete
-    assert SIZE_BITS >> 12 & 1
-    assert BDF == 0x18
+    assert len(space.runs.start) > 0, "what was looked at counts"
+
+
+def test_who_is_told_of_progress_may_end_it() -> None:
+    machine = Machine()
+    root = machine.page()
+    dte = machine.device(Mode=3, PageTableRoot=root >> 12, IR=1, IW=1)
+    machine.map(root, 3, 0x1000, 0x5000)
+    told: list[float] = []
+
+    def ends(part: float) -> bool:
+        told.append(part)
+        return False
+
+    space = IoSpace(machine.memory, machine.iommu, dte, progress=ends)
+    assert not space.complete
+    assert told == [0]

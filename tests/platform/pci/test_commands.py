@@ -108,3 +108,14 @@ def test_functions_are_among_the_devices(commands: Monitor) -> None:
 def test_completion_knows_the_functions(commands: Monitor) -> None:
     found = commands.registry.complete(commands, "dma 00")
     assert {"00:03.0", "00:04.0"} <= {one.text for one in found.candidates}
+
+
+def test_io_addresses_without_an_iommu(commands: Monitor) -> None:
+    """They are system-physical ones."""
+    commands.debugger.machine.ram.write(0x5000, b"\x78\x56\x34\x12")
+    assert "0x12345678" in say(commands, "x/wx 00:03.0:iova:0x5000")
+    assert "0x12345678" in say(commands, "print/x u32[00:03.0:iova:0x5000]")
+    assert "00:03.0" in [one.text for one in commands.registry.complete(commands, "iommu walk 00:0").candidates]
+    assert "no IOMMU is known" in say(commands, "iommu")
+    with pytest.raises(CommandError, match="no memory"):
+        say(commands, "x/wx 00:03.0:iova:0x5000000000")
