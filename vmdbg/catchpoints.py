@@ -27,6 +27,7 @@ from introspect.exits import (
 )
 from introspect.expression import Expression, ExpressionError
 from introspect.facts import EXIT_FACTS, event_facts, exit_facts
+from introspect.iommu.verdicts import IoFault
 from introspect.pci import RequesterId
 from introspect.vmcb import VMCB
 from vmdbg.cpu.control import read_tpr
@@ -34,12 +35,12 @@ from vmdbg.cpu.core import Cpu
 from vmdbg.cpu.faults import Event, Kind
 from vmdbg.cpu.operands import moved
 from vmdbg.engine.state import RAX, RCX, RDX
+from vmdbg.platform.pci.dma import Record
 from vmdbg.scopes import ThreadScope
 from vmdbg.svm import world
 
 if TYPE_CHECKING:
     from introspect.decode import Instruction
-    from vmdbg.platform.pci.dma import Record
     from vmdbg.registers import Registers
     from vmdbg.svm.guest import Guest
 
@@ -64,6 +65,7 @@ class Sort(StrEnum):
     TRIPLE_FAULT = "triple-fault"
     VMCB = "vmcb"
     DMA = "dma"
+    IOMMU_FAULT = "iommu-fault"
 
 
 class Rule(NamedTuple):
@@ -90,6 +92,9 @@ RULES = {
     Sort.TRIPLE_FAULT: Rule(),
     Sort.VMCB: Rule(facts=frozenset(("old", "value", "vmcb_pa"))),
     Sort.DMA: Rule("requester", 0xFFFF, "00:03.0", True, frozenset(("requester", "iova", "length", "write", "refused"))),
+    Sort.IOMMU_FAULT: Rule(
+        "requester", 0xFFFF, "00:03.0", True, frozenset(("requester", "iova", "write", "event", "domain", "interrupt"))
+    ),
 }
 
 Facts = Mapping[str, int | None]
@@ -122,9 +127,7 @@ class Catchpoint:
         words: list[str] = ["once"] if self.once else []
         words += [self.sort, *([self.field] if self.field else [])]
         if self.first is not None and self.last is not None:
-            first, last = (str(n) if RULES[self.sort].limit < 32 else f"{n:#x}" for n in (self.first, self.last))
-            if self.sort == Sort.DMA:
-                first, last = str(RequesterId(self.first)), str(RequesterId(self.last))
+            first, last = (self._subject_text(number) for number in (self.first, self.last))
             one = exit_name(self.first).lower() if self.sort == Sort.VMEXIT else first
             words.append(one if self.first == self.last else f"{first}-{last}")
         if self.write is not None:
@@ -134,6 +137,11 @@ class Catchpoint:
         if self.condition is not None:
             words.append(f"if {self.condition.text}")
         return " ".join(words)
+
+    def _subject_text(self, number: int) -> str:
+        if RULES[self.sort].subject == "requester":
+            return str(RequesterId(number))
+        return str(number) if RULES[self.sort].limit < 32 else f"{number:#x}"
 
     def selects(self, facts: Facts) -> bool:
         """Whether an event is one of those it waits for; its condition comes besides."""
@@ -237,11 +245,20 @@ class Catchpoints:
                 if cpu.switcher is not None:
                     cpu.switcher.watch(codes, world.host_intercepts(state))
         self._codes = codes
-        listeners = self.machine.chipset.dma.listeners
-        if self._waiting[Sort.DMA] and self._dma not in listeners:
-            listeners.append(self._dma)
-        elif not self._waiting[Sort.DMA] and self._dma in listeners:
-            listeners.remove(self._dma)
+        self._listen()
+
+    def _listen(self) -> None:
+        """To devices, while somebody waits for what they do."""
+        chipset = self.machine.chipset
+        if self._dma in chipset.dma.listeners:
+            chipset.dma.listeners.remove(self._dma)
+        if self._waiting[Sort.DMA]:
+            chipset.dma.listeners.append(self._dma)
+        for unit in chipset.iommus.units if chipset.iommus is not None else ():
+            if self._iommu_fault in unit.fault_listeners:
+                unit.fault_listeners.remove(self._iommu_fault)
+            if self._waiting[Sort.IOMMU_FAULT]:
+                unit.fault_listeners.append(self._iommu_fault)
 
     def take(self) -> Caught | None:
         """What was caught since the last time."""
@@ -406,19 +423,6 @@ class Catchpoints:
             f"{self._by(thread)}",
         )  # fmt: skip
 
-    def _dma(self, record: Record) -> None:
-        """A device's transaction: the thread is the one whose turn it is."""
-        cpu = self.machine.cpu
-        facts: Facts = {
-            "guest": None, "requester": record.requester, "iova": record.address, "length": record.length,
-            "write": record.write, "refused": bool(record.refused),
-        }  # fmt: skip
-        refused = f", refused: {record.refused}" if record.refused else ""
-        what = "write" if record.write else "read"
-        text = f"{what} of {record.length:#x} bytes at {record.address:#x} by {record.name}{refused}"
-        if self._happens(Sort.DMA, self._thread(cpu), facts, lambda: text):
-            cpu.pause = True
-
     def port(self, cpu: Cpu, insn: Instruction, port: int, size: int) -> bool:
         if not self._waiting[Sort.IO]:
             return False
@@ -453,6 +457,35 @@ class Catchpoints:
     def triple_fault(self, cpu: Cpu) -> bool:
         thread = self._thread(cpu)
         return self._happens(Sort.TRIPLE_FAULT, thread, {"guest": thread.pid}, lambda: f"triple fault {self._by(thread)}")
+
+    # Devices: whatever they do, they do between two instructions, of the CPU whose turn it is
+
+    def _dma(self, record: Record) -> None:
+        facts: Facts = {
+            "guest": None, "requester": record.requester, "iova": record.address, "length": record.length, "write": record.write,
+            "refused": bool(record.refused),
+        }  # fmt: skip
+        way = "write" if record.write else "read"
+        refused = f", refused: {record.refused}" if record.refused else ""
+        text = f"{way} of {record.length:#x} bytes at {record.address:#x} by {record.name}{refused}"
+        self._between(Sort.DMA, facts, text)
+
+    def _iommu_fault(self, fault: IoFault, requester: RequesterId) -> None:
+        event = fault.event
+        facts: Facts = {
+            "guest": None, "requester": requester, "iova": fault.iova, "write": "RW" in event.flags, "event": event.code,
+            "domain": event.domain, "interrupt": "I" in event.flags,
+        }  # fmt: skip
+        who = self.machine.chipset.dma.names(requester)
+        suppressed = f", not logged because of {fault.suppressed}" if fault.suppressed else ""
+        self._between(
+            Sort.IOMMU_FAULT, facts, f"{event.code.name} of {who} at {fault.iova:#x}: {fault.cause.value}{suppressed}"
+        )
+
+    def _between(self, sort: Sort, facts: Facts, text: str) -> None:
+        cpu = self.machine.cpu
+        if self._happens(sort, self._thread(cpu), facts, lambda: text):
+            cpu.pause = True
 
     def started(self, number: int) -> bool:
         """A guest has been entered for the first time."""

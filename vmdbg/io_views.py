@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from gdbstub.target import ThreadId
 from introspect.commands.devices import CachedPage
@@ -13,14 +12,16 @@ from introspect.iommu.state import Iommu
 from introspect.iommu.walk import locate
 from introspect.pci import RequesterId
 from vmdbg.history import HOST
+from vmdbg.iommu.unit import IommuUnit
 from vmdbg.machine import Machine
 from vmdbg.registers import Registers
 from vmdbg.scopes import PAGE, ThreadScope
 
+HOST_BRIDGE = 0x060000
 
-def _units(machine: Machine) -> Sequence[Any]:
-    """Of `vmdbg.iommu`."""
-    found = getattr(machine.chipset, "iommus", None)
+
+def _units(machine: Machine) -> Sequence[IommuUnit]:
+    found = machine.chipset.iommus
     return () if found is None else found.units
 
 
@@ -30,8 +31,11 @@ def iommus(machine: Machine) -> Sequence[Iommu]:
 
 
 def device_names(machine: Machine) -> Mapping[int, str]:
-    """What kind each function on PCI is, by the requester ID of its transactions."""
-    return {int(function.requester): function.kind for function in machine.chipset.root.functions}
+    """What kind each function on PCI is, by the requester ID of its transactions; those of the processor's side make none."""
+    return {
+        int(function.requester): function.kind for function in machine.chipset.root.functions
+        if function.class_code != HOST_BRIDGE
+    }  # fmt: skip
 
 
 def iotlb(machine: Machine) -> Sequence[CachedPage]:

@@ -26,6 +26,7 @@ from vmdbg.engine.engine import PHYSICAL_BITS, Engine
 from vmdbg.engine.physical import APIC_PAGE
 from vmdbg.engine.state import CS, DS, ES, FS, GDTR, GS, IDTR, LDTR, SS, TR
 from vmdbg.history import History
+from vmdbg.iommu.config import IommuConfig
 from vmdbg.late_launch import LateLaunch
 from vmdbg.platform.apicbus import ApicBus
 from vmdbg.platform.bus import Bus
@@ -125,6 +126,7 @@ class Config:
     tpm_seed: int = 0
     """Of its random numbers."""
     hpet: bool = False
+    iommu: IommuConfig | None = None
     reboot: bool = False
     """A reset or a triple fault starts the machine over; else it ends the run."""
 
@@ -217,7 +219,7 @@ class Machine:
         self.apic_bus.doorbell_listeners.append(self._ring)
         self.chipset = chipset = Chipset(
             clock, bus, self.apic_bus, self.ram, config.devices, config.physical_bits, self._intr, self.request_reset,
-            hpet=config.hpet,
+            config.iommu, hpet=config.hpet,
         )  # fmt: skip
         self.pic, irq = chipset.pic, chipset.irq
         self.late_launch = LateLaunch(

@@ -11,6 +11,8 @@ from typing import NamedTuple
 from vmdbg.boot.elf import linked_at
 from vmdbg.boot.image import ImageError
 from vmdbg.cpu.core import Notice
+from vmdbg.iommu.config import Reserved
+from vmdbg.iommu.topology import MOST_UNITS
 from vmdbg.platform.pci.catalogue import DeviceError, DeviceSpec
 from vmdbg.svm.ring import MOST_EXITS
 
@@ -73,6 +75,21 @@ def device(text: str) -> DeviceSpec:
     try:
         return DeviceSpec.parse(text)
     except DeviceError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def iommus(text: str) -> int:
+    """ "2", "on" or "off"."""
+    count = {"on": 1, "off": 0}.get(text, int(text) if text.isdigit() else -1)
+    if not 0 <= count <= MOST_UNITS:
+        raise argparse.ArgumentTypeError(f"{text!r} IOMMUs are not possible; choose on, off or 0 to {MOST_UNITS}")
+    return count
+
+
+def reserved_memory(text: str) -> Reserved:
+    try:
+        return Reserved.parse(text)
+    except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 

@@ -22,6 +22,7 @@ from vmdbg.boot.images import Module
 from vmdbg.debugger import Debugger
 from vmdbg.engine.errors import EngineError
 from vmdbg.history import HOST
+from vmdbg.iommu.config import IommuConfig
 from vmdbg.machine import LIMIT_REACHED, Config, Event, Machine
 from vmdbg.options import (
     MAX_PHYSICAL_BITS,
@@ -32,9 +33,11 @@ from vmdbg.options import (
     device,
     endpoint,
     exit_ring,
+    iommus,
     notices,
     number,
     physical_bits,
+    reserved_memory,
     size,
     symbol_file,
 )
@@ -98,6 +101,11 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
         help="a device exclusion vector; strict: it keeps what it has read of its bitmaps until it is told to forget (coherent)")
     add("--tpm", action="store_true", help="a TPM 2.0, with random numbers that are the same in each run")
     add("--hpet", action="store_true", help="a high precision event timer, and the ACPI table that says so")
+    add("--iommu", type=iommus, nargs="?", const=1, default=0, metavar="N", help="so many AMD IOMMUs before the devices (1)")
+    add("--iommu-cache", choices=("coherent", "strict"), default="coherent",
+        help="strict: keep what IOMMUs may keep of their tables, so that a forgotten invalidation is found (coherent)")
+    add("--iommu-memory", type=reserved_memory, action="append", default=[], metavar="WHO,FIRST-LAST[,RIGHTS]",
+        help="memory that the IVRS reserves for all, BDF or BDF-BDF: r, w, rw or exclusion (rw); may be repeated")  # fmt: skip
     add("--flat", type=number, metavar="ADDR", help="load the image as it is at this physical address")
     add("--mode", choices=("real", "protected", "long"), help="mode a flat image starts in, or a Linux kernel's entry point")
     add("--max-time", type=number, metavar="TICKS", help="end with status 124 at this guest time")
@@ -147,6 +155,7 @@ def build(
         strict_tlb=options.tlb == "strict", reboot=options.reboot,
         physical_bits=options.maxphyaddr, exit_ring=options.exit_ring, devices=tuple(options.device), hpet=options.hpet,
         dev=options.dev, tpm=options.tpm,
+        iommu=IommuConfig(options.iommu, options.iommu_cache == "strict", tuple(options.iommu_memory)) if options.iommu else None,
     )  # fmt: skip
     try:
         machine = Machine(options.image, config)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from introspect.commands.context import Context, Result
 from introspect.commands.devices import device_names
-from introspect.commands.iommu_choice import BDF, CHOICE, NO_IOMMU, choose, choose_one
+from introspect.commands.iommu_choice import BASE, BDF, CHOICE, NO_IOMMU, choose, choose_one
 from introspect.commands.mappers import reverse_map
 from introspect.commands.parameters import Address, Choice, Flag, Number, Parameter
 from introspect.commands.registry import Arguments, Command
@@ -85,8 +85,13 @@ def _ring_text(ring: Ring) -> str:
 @dataclass(frozen=True, slots=True)
 class State:
     units: tuple[UnitState, ...]
+    given: bool
+    """By where its device table is, and nothing else is known."""
 
     def text(self) -> str:
+        if self.given:
+            (base, count), used = self.units[0].iommu.tables[0], self.units[0].used
+            return f"device table at spa {base:#x}, {count} entries, {used} with V or IV; of the IOMMU nothing else is known"
         return "\n".join(line for unit in self.units for line in unit.lines()) or NO_IOMMU
 
     def json(self) -> object:
@@ -98,7 +103,7 @@ def _state(context: Context, arguments: Arguments) -> Result:
     for one in choose(context, arguments):
         used = sum(entry.last - entry.first + 1 for entry in entries(context.memory, one))
         units.append(UnitState(one, used, tuple(one.ring(name) for name in RINGS)))
-    return State(tuple(units))
+    return State(tuple(units), arguments.get(BASE) is not None)
 
 
 # iommu devices

@@ -30,6 +30,7 @@ _TRANSLATION = (
     | DTE.GCR3Root_30_15 | DTE.GCR3Root_51_31 | DTE.EX | DTE.SysMgt | DTE.IoCtl | DTE.GuestPagingMode
 )  # fmt: skip
 """What of an entry decides where addresses lead."""
+_HOST = DTE.V | DTE.TV | DTE.Mode | DTE.PageTableRoot | DTE.IR | DTE.IW
 _TOGETHER = Limits(1 << 25, 1 << 22)
 _STEPS = 1 << 16
 _MOST_MAPPERS = 1 << 10
@@ -126,13 +127,19 @@ class IoMapper:
         return self.reach.tables()
 
 
+_NONE = Iommu({}, manages=((0x0008, 0xFFFF),))
+"""Device 0 of the root bus is the root complex."""
+
+
 def io_mappers(
     memory: Memory, iommus: Sequence[Iommu], names: Mapping[int, str], guests: Sequence[Mapper]
 ) -> tuple[list[IoMapper], list[str]]:
     """What devices reach: one mapper for those that are translated alike, and for those that are there and not translated.
 
     Entries of devices that are not there count too, but not those without V. Also: what could not be looked at.
+    Without any IOMMU it is as with one that is off.
     """
+    iommus = iommus or (_NONE,)
     found: list[IoMapper] = []
     limits = _TOGETHER
     left_out: list[str] = []
@@ -156,7 +163,8 @@ def io_mappers(
             if room.entries <= 0 or room.runs <= 0 or len(found) == _MOST_MAPPERS:
                 left_out.append(f"device{'s' * (len(devices) > 1)} {_listed(devices)}")
                 continue
-            reach = IoSpace(memory, iommu, dte, limits=room)
+            # Whatever a guest has in tables for PASIDs, the host's confine it; without those PASID 0 is what is looked at.
+            reach = IoSpace(memory, iommu, dte & ~(DTE.GV | DTE.GIoV) if dte & DTE.Mode else dte, limits=room)
             limits = Limits(limits.entries - 0x200 * len(reach.tables().spa), limits.runs - len(reach.runs.start))
             if not len(reach.runs.start):
                 continue
@@ -212,11 +220,11 @@ def interrupt_findings(memory: Memory, iommus: Sequence[Iommu], mappers: Sequenc
         if not iommu.enabled:
             continue
         owners = {
-            mapper.reach.dte & _TRANSLATION: mapper.party for mapper in mappers
+            mapper.reach.dte & _HOST for mapper in mappers
             if isinstance(mapper, IoMapper) and mapper.number is not None and mapper.reach.iommu is iommu
         }  # fmt: skip
         for entry in entries(memory, iommu):
-            if entry.dte & DTE.V and entry.dte & _TRANSLATION in owners:
+            if entry.dte & DTE.V and entry.dte & _HOST in owners:
                 may = _interrupts(entry.dte)
                 if may:
                     who = f"device {entry.text()}"

@@ -80,6 +80,7 @@ class IoSpace:
         self.host_tables: list[tuple[int, U64, U64]] = []
         self._left = limits.entries
         self._ended = False
+        self._guest_tables = NO_TABLES
         self._prefixed = pasid is not None
         """Requests have a PASID, not just a default one."""
         guest = bool(dte & DTE.GV and iommu.control & CONTROL.GTEn)
@@ -177,7 +178,10 @@ class IoSpace:
         if root is None:
             return EMPTY
         form = guest_format(self.iommu, self.dte)
-        guest = Dimension(self.memory, form, root, locate=self._locate, limits=self.limits, progress=self.progress)
+        guest = Dimension(
+            self.memory, form, root, locate=self._locate, limits=self.limits, progress=self.progress, keep=True
+        )
+        self._guest_tables = guest.table_rows()
         self.complete = self.complete and not len(guest.unknown.start)
         runs = guest.runs
         if self.iommu.features & FEATURES.USSup:  # else the IOMMU does not look at U
@@ -227,9 +231,9 @@ class IoSpace:
     # What was found
 
     def tables(self) -> TableRows:
-        """The host's tables, from the root down."""
+        """The host's tables, from the root down; without those, a guest's but for GCR3 tables."""
         if not self.host_tables:
-            return NO_TABLES
+            return self._guest_tables
         levels = np.concatenate([np.full(len(spa), level, np.uint64) for level, spa, _ in self.host_tables])
         return TableRows(levels, *(np.concatenate([one[n] for one in self.host_tables]) for n in (1, 2)))
 

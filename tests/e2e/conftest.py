@@ -19,7 +19,7 @@ def examples() -> Path:
     """The directory of the examples, built."""
     if shutil.which("make") is None or shutil.which("gcc") is None:
         pytest.skip("make and gcc, which build the examples, are not in PATH")
-    for name in ("hypervisor", "bootsector", "nested", "secure-loader"):
+    for name in ("hypervisor", "bootsector", "nested", "secure-loader", "assignment"):
         subprocess.run(["make", "-s", "-C", ROOT / "examples" / name], check=True, capture_output=True)
     return ROOT / "examples"
 

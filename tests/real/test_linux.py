@@ -17,6 +17,7 @@ from tests.e2e.served import ROOT, Served
 from tests.gdbstub.gdb import Gdb
 from vmdbg.boot.images import Module
 from vmdbg.boot.state import Mode
+from vmdbg.iommu.config import IommuConfig
 from vmdbg.machine import Config, Event, Machine
 from vmdbg.platform.pci.catalogue import DeviceSpec
 from vmdbg.platform.serial import BufferSerial, Serial
@@ -37,14 +38,15 @@ pytestmark = pytest.mark.skipif(not KERNEL.exists() or not INITRD.exists(), reas
 def machine(
     command_line: str = COMMAND_LINE, serial: Serial | None = None, *, mode: Mode | None = None, python: bool = False,
     initrds: tuple[Path, ...] = (), devices: tuple[str, ...] = (), cpus: int = 1, memory: int = 512 << 20,
-    hpet: bool = False, tpm: bool = False,
+    hpet: bool = False, tpm: bool = False, kernel: Path = KERNEL, iommu: IommuConfig | None = None,
 ) -> Machine:  # fmt: skip
     modules = tuple(map(Module, (INITRD, *initrds)))
     serial = serial or BufferSerial()
     specs = tuple(map(DeviceSpec.parse, devices))
     return Machine(
-        KERNEL, Config(command_line=command_line, serial=serial, modules=modules, mode=mode, python_runtime=python,
-                       devices=specs, cpus=cpus, memory=memory, hpet=hpet, tpm=tpm)
+        kernel, Config(command_line=command_line, serial=serial, modules=modules, mode=mode, python_runtime=python,
+                       devices=specs, cpus=cpus, memory=memory, hpet=hpet, tpm=tpm,
+                       iommu=iommu)
     )  # fmt: skip
 
 
@@ -53,14 +55,14 @@ class Linux:
 
     def __init__(
         self, command_line: str = COMMAND_LINE, *, mode: Mode | None = None, initrds: tuple[Path, ...] = (),
-        devices: tuple[str, ...] = (), cpus: int = 1, memory: int = 512 << 20, hpet: bool = False,
-        tpm: bool = False,
+        devices: tuple[str, ...] = (), cpus: int = 1, memory: int = 512 << 20, kernel: Path = KERNEL,
+        hpet: bool = False, tpm: bool = False, iommu: IommuConfig | None = None,
     ) -> None:  # fmt: skip
         self.serial = BufferSerial()
         self.machine = machine(
-            command_line, self.serial, mode=mode, initrds=initrds, devices=devices, cpus=cpus, memory=memory, hpet=hpet,
-            tpm=tpm,
-        )
+            command_line, self.serial, mode=mode, initrds=initrds, devices=devices, cpus=cpus, memory=memory, kernel=kernel,
+            hpet=hpet, tpm=tpm, iommu=iommu,
+        )  # fmt: skip
         self.boot = self._until_prompt(0)
 
     def _until_prompt(self, start: int) -> str:

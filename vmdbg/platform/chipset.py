@@ -7,6 +7,8 @@ from functools import partial
 from typing import Protocol
 
 from introspect.pci import RequesterId
+from vmdbg.iommu.config import IommuConfig
+from vmdbg.iommu.translator import Iommus
 from vmdbg.platform import acpi
 from vmdbg.platform.apicbus import ApicBus
 from vmdbg.platform.bus import Bus
@@ -49,10 +51,10 @@ class Chipset:
 
     def __init__(
         self, clock: Clock, bus: Bus, apics: ApicBus, ram: Ram, devices: Sequence[DeviceSpec], physical_bits: int,
-        intr: Callable[[bool], None], reset: Callable[[], None], *, hpet: bool = False,
+        intr: Callable[[bool], None], reset: Callable[[], None], iommu: IommuConfig | None = None, *, hpet: bool = False,
     ) -> None:  # fmt: skip
         """`intr`: the 8259s' output has changed.  Raises `DeviceError`."""
-        self.ram, self.apics, self.intr = ram, apics, intr
+        self.ram, self.apics, self.intr, self.physical_bits = ram, apics, intr, physical_bits
         self.dma = Dma(ram, apics)
         self.ioapic = IoApic(apics, self._send)
         self.pic = Pic(self._pic_output)
@@ -61,6 +63,7 @@ class Chipset:
         self.root = RootComplex(self.dma, clock, self._pci_lines.set)
         self.high_memory = _high_memory(ram.end, physical_bits)
         self.ports = ConfigPorts(self.root, ResetControl(reset))
+        self.iommus = Iommus(iommu, self.root, self.dma, clock, bus) if iommu is not None else None
         add_devices(self.root, clock, devices)
         self._boot_pci()
         for first in (MASTER_PORT, SLAVE_PORT, ELCR_PORT):
@@ -96,10 +99,14 @@ class Chipset:
         if any(function.interrupt_pin for function in self.root.functions):
             for irq in PIC_IRQS:
                 self.pic.set_level_triggered(irq)
+        if self.iommus is not None:
+            self.iommus.enable()
 
     def leave_tables(self, apic_ids: Sequence[int], extra: Sequence[bytes] = (), *, tpm: bool = False) -> None:
         """Write the ACPI tables to memory."""
         board = acpi.Board(apic_ids, self.high_memory, self.hpet is not None, tpm)
+        if self.iommus is not None:
+            extra = [*extra, self.iommus.acpi_table(self.physical_bits, IOAPIC_REQUESTER)]
         self.ram.write(acpi.BASE, acpi.build(board, extra))
 
     def poll_input(self) -> bool:

@@ -73,9 +73,12 @@ def random_machine(seed: int) -> tuple[Machine, Iterator[tuple[int, int, bool, i
     control |= CONTROL.make(DevTblSegEn=chance.choice((0, 0, 0, 1)), GDUpdateDis=chance.random() < 0.3)
     machine = Machine(SIZE, features, control)
     memory = machine.memory
+    edges: list[int] = []
     if chance.random() < 0.2:
         machine.registers["exclusion_base"] = chance.randrange(16) << 12 | chance.choice((0, 1, 1, 3))
         machine.registers["exclusion_limit"] = chance.randrange(16) << 12
+        first, last = machine.registers["exclusion_base"] & ~0xFFF, machine.registers["exclusion_limit"] | 0xFFF
+        edges = [max(first - 1, 0), first, last, last + 1]
     machine.registers["device_table_base1"] = 0x2000
     guest = chance.random() < 0.5
     for table in range(2, SIZE >> 12):
@@ -90,7 +93,8 @@ def random_machine(seed: int) -> tuple[Machine, Iterator[tuple[int, int, bool, i
         for _ in range(16):
             device = chance.choice((*range(8), *range(8), *range(8), 127, 0x8000, chance.getrandbits(16)))
             pasid = chance.choice((None, None, 0, 1, 513, chance.getrandbits(20))) if guest else chance.choice((None,) * 9 + (3,))
-            yield device, _address(chance), chance.random() < 0.5, pasid, chance.random() < 0.3, chance.random() < 0.3
+            address = chance.choice(edges) if edges and chance.random() < 0.3 else _address(chance)
+            yield device, address, chance.random() < 0.5, pasid, chance.random() < 0.3, chance.random() < 0.3
 
     return machine, requests()
 

@@ -184,6 +184,30 @@ def test_two_dimensions(board: Board) -> None:
     assert "nothing is mapped" in say(board, "iommu map 00:03.0 --pasid 0"), "no page of it has U"
 
 
+def test_the_hosts_tables_confine_a_device_with_pasids(board: Board) -> None:
+    dte = DTE.make(V=1, TV=1, GV=1, GIoV=1, Mode=3, PageTableRoot=board.nic_root >> 12, IR=1, IW=1, DomainID=7, IV=1)
+    board.memory.write(TABLE + 32 * NIC, encode_dte(dte | gcr3_root_bits(0x8000)))
+    board.map(board.nic_root, 3, 0x20000, board.part(3), RW)
+    assert "writes VMCB of guest 3" in say(board, "audit isolation")
+
+
+def test_tables_of_pasid_0_confine_a_device_without_a_hosts(board: Board) -> None:
+    """As Linux has it with v2 tables."""
+    root, gcr3 = next(board.pages), next(board.pages)
+    board.memory.write_u64(gcr3, root | 1)
+    table = root
+    for _ in range(3):
+        below = next(board.pages)
+        board.memory.write_u64(table, below | 7)
+        table = below
+    board.memory.write_u64(table + 8 * 5, board.part(3) | 7)
+    dte = DTE.make(V=1, TV=1, GV=1, GIoV=1, IR=1, IW=1, DomainID=7, IV=1) | gcr3_root_bits(gcr3)
+    board.memory.write(TABLE + 32 * NIC, encode_dte(dte))
+    assert "writes VMCB of guest 3" in say(board, "audit isolation")
+    assert f"page table of device {NIC}" in say(board, f"who-maps {table:#x}")
+    assert "0x5000" in say(board, "iommu map 00:03.0")
+
+
 def test_without_an_iommu_nothing_is_translated() -> None:
     fleet = Fleet(1)
     assert "-> spa 0x1000: the IOMMU is off" in say(fleet, "iommu walk 00:03.0 0x1000")

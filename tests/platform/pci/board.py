@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from introspect.pci import COMMAND, CapabilityId, RequesterId, capabilities
 from vmdbg.engine.memory import Ram
+from vmdbg.iommu.config import IommuConfig
 from vmdbg.platform.apicbus import ApicBus, DeliveryMode
 from vmdbg.platform.bus import Bus
 from vmdbg.platform.chipset import Chipset
@@ -23,8 +24,11 @@ class Apic:
 
     def __init__(self) -> None:
         self.taken: list[tuple[int, DeliveryMode, bool]] = []
+        self.asked: list[tuple[int, bool, bool]] = []
+        """Destinations: number, logical, 32 bits wide."""
 
     def matches(self, dest: int, logical: bool, wide: bool) -> bool:
+        self.asked.append((dest, logical, wide))
         return True
 
     def accept(self, mode: DeliveryMode, vector: int, level: bool) -> None:
@@ -37,7 +41,10 @@ class Apic:
 class Board:
     """A chipset with devices, after its firmware."""
 
-    def __init__(self, *devices: str, memory: int = 16 << 20, physical_bits: int = 40, hpet: bool = False) -> None:
+    def __init__(
+        self, *devices: str, memory: int = 16 << 20, physical_bits: int = 40, hpet: bool = False,
+        iommu: IommuConfig | None = None,
+    ) -> None:  # fmt: skip
         self.clock, self.bus, self.apics, self.apic = Clock(), Bus(), ApicBus(), Apic()
         self.apics.receivers.append(self.apic)
         self.ram = Ram(memory)
@@ -45,7 +52,7 @@ class Board:
         self.resets: list[int] = []
         self.chipset = Chipset(
             self.clock, self.bus, self.apics, self.ram, [DeviceSpec.parse(text) for text in devices], physical_bits,
-            self.intr.append, lambda: self.resets.append(self.clock.now), hpet=hpet,
+            self.intr.append, lambda: self.resets.append(self.clock.now), iommu, hpet=hpet,
         )  # fmt: skip
         self.root = self.chipset.root
         self.told: list[Record] = []

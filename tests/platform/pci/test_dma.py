@@ -67,7 +67,9 @@ def test_a_write_of_four_bytes_is_a_message() -> None:
 class Offset:
     """Translates by an offset, pages apart from each other; refuses one requester."""
 
-    def translate(self, requester: RequesterId, address: Iova, length: int, write: bool, *, quiet: bool = False) -> Sequence[Span]:
+    def translate(
+        self, requester: RequesterId, address: Iova, length: int, write: bool, *, quiet: bool = False, pasid: int | None = None
+    ) -> Sequence[Span]:
         if requester == 0x666:
             raise DmaError(requester, address, write, "not this one")
         first = min(length, -address % 0x1000 or 0x1000)

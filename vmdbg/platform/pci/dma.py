@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from introspect import sources
 from introspect.address import Iova, Spa
 from introspect.pci import RequesterId
 from vmdbg.platform.apicbus import ApicBus, DeliveryMode
@@ -35,7 +36,7 @@ class Translator(Protocol):
     """An IOMMU, or the device exclusion vector."""
 
     def translate(
-        self, requester: RequesterId, address: Iova, length: int, write: bool, *, quiet: bool = False
+        self, requester: RequesterId, address: Iova, length: int, write: bool, *, quiet: bool = False, pasid: int | None = None
     ) -> Sequence[Span]:
         """Where a transaction leads, in order.  `DmaError` if it is refused; `quiet` logs nothing and caches nothing."""
 
@@ -50,10 +51,8 @@ class Guard(Protocol):
         """Why not, in words; empty if the guard has nothing against it.  `quiet` logs nothing and caches nothing."""
 
 
-class Memory(Protocol):
+class Memory(sources.Memory, Protocol):
     """RAM as devices reach it; `engine.memory.Ram` is one."""
-
-    def read(self, spa: int, length: int, /) -> bytes: ...
 
     def extent(self, spa: int, length: int) -> int: ...
 
@@ -103,18 +102,20 @@ class Dma:
         self.names: Callable[[RequesterId], str] = str
         """What debuggers call a requester."""
 
-    def locate(self, requester: RequesterId, address: int, length: int, write: bool, *, quiet: bool = True) -> Sequence[Span]:
+    def locate(
+        self, requester: RequesterId, address: int, length: int, write: bool, *, quiet: bool = True, pasid: int | None = None
+    ) -> Sequence[Span]:
         """Where a transaction would lead, without a side effect if it is `quiet`.  Raises `DmaError`."""
         if length > MOST:
             raise DmaError(requester, address, write, f"{length:#x} bytes are more than {MOST:#x} at once")
         if address < 0 or address + length > 1 << 64:
             raise DmaError(requester, address, write, "the address has more than 64 bits")
-        if address <= MSI_LAST and address + length > MSI_FIRST:
-            raise DmaError(requester, address, write, "this range is for interrupt messages of four bytes, which are written")
         if self.translator is not None:
-            spans = self.translator.translate(requester, Iova(address), length, write, quiet=quiet)
+            spans = self.translator.translate(requester, Iova(address), length, write, quiet=quiet, pasid=pasid)
         else:
             spans = [Span(Spa(address), length)]
+        if address <= MSI_LAST and address + length > MSI_FIRST:
+            raise DmaError(requester, address, write, "this range is for interrupt messages of four bytes, which are written")
         for span in spans:
             refused = self.refusal(requester, span, write, quiet=quiet)
             if refused:
@@ -131,26 +132,26 @@ class Dma:
                 return reason
         return ""
 
-    def read(self, requester: RequesterId, address: int, length: int) -> bytes:
+    def read(self, requester: RequesterId, address: int, length: int, pasid: int | None = None) -> bytes:
         """Raises `DmaError`."""
         try:
-            spans = self.locate(requester, address, length, False, quiet=False)
+            spans = self.locate(requester, address, length, False, quiet=False, pasid=pasid)
         except DmaError as error:
             self._tell(requester, address, length, False, error.reason)
             raise
         self._tell(requester, address, length, False)
         return b"".join(self.memory.read(span.spa, span.length) for span in spans)
 
-    def write(self, requester: RequesterId, address: int, data: bytes) -> None:
+    def write(self, requester: RequesterId, address: int, data: bytes, pasid: int | None = None) -> None:
         """Memory, or an interrupt message.  Raises `DmaError`."""
         try:
-            if len(data) == 4 and MSI_FIRST <= address <= MSI_LAST - 3:
+            if len(data) == 4 and pasid is None and MSI_FIRST <= address <= MSI_LAST - 3:
                 messages = self.messages(requester, address, int.from_bytes(data, "little"), quiet=False)
                 self._tell(requester, address, 4, True)
                 for message in messages:
                     self.deliver(message)
                 return
-            spans = self.locate(requester, address, len(data), True, quiet=False)
+            spans = self.locate(requester, address, len(data), True, quiet=False, pasid=pasid)
         except DmaError as error:
             self._tell(requester, address, len(data), True, error.reason)
             raise

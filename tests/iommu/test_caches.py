@@ -1,0 +1,115 @@
+"""Caches: coherent ones do not show, strict ones keep what hardware may keep until software invalidates it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from introspect.iommu.records import CommandCode
+from introspect.pci import RequesterId
+from tests.iommu.rig import DATA, DEVICE, OTHER, Bench
+from vmdbg.platform.pci.dma import DmaError
+
+EVERYTHING = 0x7FFFFFFFFFFFF
+"""Address bits 63:12 that mean all pages."""
+
+
+def reached(bench: Bench, iova: int = 0, device: int = DEVICE) -> int:
+    bench.dma.read(RequesterId(device), iova, 1)
+    return bench.dma.locate(RequesterId(device), iova, 1, False)[0].spa
+
+
+def test_coherent_changes_show_at_once() -> None:
+    bench = Bench()
+    root = bench.give({0: DATA})
+    assert reached(bench) == DATA
+    bench.ram.write_u64(bench.leaf_of(root, 0), bench.ram.read_u64(bench.leaf_of(root, 0)) + 0x1000)
+    assert reached(bench) == DATA + 0x1000
+    bench.give({0: DATA + 0x3000})
+    assert reached(bench) == DATA + 0x3000
+    bench.put("device_table_base", 0x300000 | 0x1FF)
+    assert reached(bench) == 0, "another table, without an entry"
+
+
+@pytest.mark.parametrize(
+    ("address", "size", "domain", "forgets"),
+    [
+        (0, 0, 7, True), (1, 0, 7, False), (0, 0, 8, False), (EVERYTHING, 1, 7, True), (0, 1, 7, True), (1, 1, 7, True),
+        (4, 1, 7, False), (3, 1, 7, True),
+    ],
+)  # fmt: skip
+def test_strict_pages_stay_until_their_range_is_invalidated(address: int, size: int, domain: int, forgets: bool) -> None:
+    bench = Bench(strict=True)
+    root = bench.give({0: DATA})
+    assert reached(bench) == DATA
+    bench.ram.write_u64(bench.leaf_of(root, 0), 0)
+    assert reached(bench) == DATA, "the forgotten invalidation is found"
+    bench.issue(CommandCode.INVALIDATE_IOMMU_PAGES, DomainID=domain, Address=address, S=size)
+    bench.commands_done()
+    if forgets:
+        with pytest.raises(DmaError):
+            reached(bench)
+    else:
+        assert reached(bench) == DATA
+
+
+def test_strict_entries_of_the_device_table_stay() -> None:
+    bench = Bench(strict=True)
+    bench.give({0: DATA})
+    assert reached(bench) == DATA
+    bench.give({0: DATA + 0x1000}, DomainID=8)
+    assert reached(bench) == DATA
+    bench.issue(CommandCode.INVALIDATE_DEVTAB_ENTRY, DeviceID=OTHER)
+    bench.commands_done()
+    assert reached(bench) == DATA
+    bench.issue(CommandCode.INVALIDATE_DEVTAB_ENTRY, DeviceID=DEVICE)
+    bench.commands_done()
+    assert reached(bench) == DATA + 0x1000
+
+
+def test_strict_domains_are_shared() -> None:
+    """Two devices of one domain with different tables: what is kept of one serves the other."""
+    bench = Bench(strict=True)
+    bench.give({0: DATA})
+    bench.give({0: DATA + 0x1000}, device=OTHER)
+    assert reached(bench) == DATA
+    assert reached(bench, device=OTHER) == DATA
+    bench.issue(CommandCode.INVALIDATE_IOMMU_ALL)
+    bench.commands_done()
+    assert reached(bench, device=OTHER) == DATA + 0x1000
+
+
+def test_a_missing_right_is_looked_up_anew() -> None:
+    bench = Bench(strict=True)
+    root = bench.give({0: DATA}, rights=1 << 61)
+    assert reached(bench) == DATA
+    leaf = bench.leaf_of(root, 0)
+    bench.ram.write_u64(leaf, bench.ram.read_u64(leaf) | 1 << 62)
+    bench.dma.write(DEVICE, 0, b"x")
+    assert bench.ram.read(DATA, 1) == b"x"
+
+
+def test_rights_of_the_device_are_not_shared_with_the_domain() -> None:
+    bench = Bench(strict=True)
+    bench.give({0: DATA})
+    bench.dma.write(DEVICE, 0, b"x")
+    bench.give({0: DATA}, device=OTHER, IW=0)
+    with pytest.raises(DmaError):
+        bench.dma.write(OTHER, 0, b"y")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.booleans(), st.booleans()), max_size=30))
+def test_coherent_is_as_without_caches(steps: list[tuple[int, int, bool, bool]]) -> None:
+    """Whatever is mapped, unmapped and used in between, a fresh walk says the same."""
+    bench = Bench()
+    root = bench.give({n << 12: DATA for n in range(4)})
+    for page, target, present, write in steps:
+        leaf = bench.leaf_of(root, page << 12)
+        bench.ram.write_u64(leaf, DATA + (target << 12) | present | 3 << 61)
+        try:
+            used = bench.dma.locate(DEVICE, page << 12, 8, write, quiet=False)[0].spa
+        except DmaError:
+            used = None
+        assert used == (DATA + (target << 12) if present else None)

@@ -1,0 +1,159 @@
+"""What an IOMMU keeps of its tables: device table entries, interrupt table entries, translations (IOTLB).
+
+Coherent, which is the default, nothing shows that there are caches: what is kept is used while every word of memory that it
+rests on is as it was.  Strict, it is used until software invalidates it (AMD 48882, 2.4): a forgotten invalidation is found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from introspect.sources import Unreadable
+from vmdbg.platform.pci.dma import Memory
+
+MOST_KEPT = 4096
+"""Entries of each cache: the oldest makes room."""
+
+
+class Recorder:
+    """Memory that notes what is read, and answers for some addresses with what was there once.
+
+    Implements `introspect.sources.Memory`; `who` writes accessed and dirty bits.
+    """
+
+    def __init__(self, memory: Memory, who: str, kept: Mapping[int, bytes]) -> None:
+        self._memory, self._who, self._kept = memory, who, kept
+        self.seen: list[tuple[int, bytes]] = []
+        self.wrote = False
+
+    def read(self, spa: int, length: int, /) -> bytes:
+        data = self._kept.get(spa)
+        if data is None or len(data) != length:
+            data = self._memory.read(spa, length)
+        self.seen.append((spa, data))
+        return data
+
+    def read_u32(self, spa: int, /) -> int:
+        return int.from_bytes(self.read(spa, 4), "little")
+
+    def read_u64(self, spa: int, /) -> int:
+        return int.from_bytes(self.read(spa, 8), "little")
+
+    def write(self, spa: int, data: bytes, /) -> None:
+        self.wrote = True
+        self._memory.dma(self._who, spa, data)
+
+    def write_u32(self, spa: int, value: int, /) -> None:
+        self.write(spa, value.to_bytes(4, "little"))
+
+    def write_u64(self, spa: int, value: int, /) -> None:
+        self.write(spa, value.to_bytes(8, "little"))
+
+
+class Page(NamedTuple):
+    """A translation without the rights that the device table entry gives: those are looked at each time."""
+
+    first: int
+    size: int
+    spa: int
+    read: bool
+    write: bool
+    settled: bool
+    """A write needs no update of a dirty bit any more."""
+
+
+class Kept(NamedTuple):
+    """A page with the words of memory that it rests on."""
+
+    page: Page
+    rests_on: tuple[tuple[int, bytes], ...]
+
+    def holds(self, memory: Memory) -> bool:
+        try:
+            return all(memory.read(spa, len(data)) == data for spa, data in self.rests_on)
+        except Unreadable:
+            return False
+
+
+class PageKey(NamedTuple):
+    """Under what translations are kept: strict, devices of one domain share them, as the specification allows."""
+
+    domain: int
+    pasid: int | None
+    device: int | None
+
+
+@dataclass
+class Counters:
+    hits: int = 0
+    misses: int = 0
+
+
+@dataclass
+class Caches:
+    """Of one IOMMU."""
+
+    memory: Memory
+    strict: bool
+    devices: dict[int, bytes] = field(default_factory=dict)
+    """Strict: 32 bytes of the device table, by DeviceID."""
+    interrupts: dict[int, dict[int, bytes]] = field(default_factory=dict)
+    """Strict: entries of interrupt tables, by DeviceID and address."""
+    pages: dict[PageKey, dict[int, dict[int, Kept]]] = field(default_factory=dict)
+    """By size and first address."""
+    counters: Counters = field(default_factory=Counters)
+    count: int = 0
+    """Pages at most; forgotten ones are counted until all make room."""
+
+    def key(self, domain: int, pasid: int | None, device: int) -> PageKey:
+        return PageKey(domain, pasid, None if self.strict else device)
+
+    def find_page(self, key: PageKey, iova: int) -> Page | None:
+        for size, held in self.pages.get(key, {}).items():
+            kept = held.get(iova & -size)
+            if kept is not None:
+                if self.strict or kept.holds(self.memory):
+                    self.counters.hits += 1
+                    return kept.page
+                del held[iova & -size]
+        self.counters.misses += 1
+        return None
+
+    def keep_page(self, key: PageKey, page: Page, rests_on: Iterable[tuple[int, bytes]]) -> None:
+        self.count += 1
+        if self.count > MOST_KEPT:
+            self.pages.clear()
+            self.count = 1
+        self.pages.setdefault(key, {}).setdefault(page.size, {})[page.first] = Kept(page, tuple(rests_on))
+
+    def keep_device(self, device: int, entry: bytes) -> None:
+        if self.strict:
+            self.devices[device] = entry
+
+    def keep_interrupt(self, device: int, address: int, entry: bytes) -> None:
+        if self.strict:
+            self.interrupts.setdefault(device, {})[address] = entry
+
+    def forget_device(self, device: int) -> None:
+        self.devices.pop(device, None)
+
+    def forget_interrupts(self, device: int) -> None:
+        self.interrupts.pop(device, None)
+
+    def forget_pages(self, domain: int, first: int, end: int, pasid: int | None) -> None:
+        """Of host translation (`pasid` None) all that a domain has there, guest translations through it included."""
+        for key in [key for key in self.pages if key.domain == domain and (pasid is None or key.pasid == pasid)]:
+            if pasid is None and key.pasid is not None:  # a nested translation rests on host pages that may be any
+                del self.pages[key]
+                continue
+            for size, held in self.pages[key].items():
+                for at in [at for at in held if at < end and first < at + size]:
+                    del held[at]
+
+    def forget_all(self) -> None:
+        self.devices.clear()
+        self.interrupts.clear()
+        self.pages.clear()
+        self.count = 0

@@ -1,0 +1,154 @@
+"""The command buffer (AMD 48882, 2.4): read in portions by guest time, and stopped by the first command that is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from introspect.iommu.records import COMMANDS, CommandCode, Event, EventCode, command_of, invalidated_range
+from introspect.iommu.registers import CONTROL, STATUS
+from introspect.iommu.state import RINGS
+from introspect.pci import RequesterId
+from introspect.sources import Unreadable, Unwritable
+from vmdbg.iommu.rings import Pointers
+from vmdbg.platform.clock import TICKS_PER_SECOND, Timer
+
+if TYPE_CHECKING:
+    from vmdbg.iommu.unit import IommuUnit
+
+PORTION, PORTION_TICKS = 64, 2000
+"""Commands that are carried out at once, and the guest time between two portions: 0.5 us."""
+MASTER_ABORT = 1
+"""Type of a hardware error: nobody answers at the address."""
+TIMEOUTS = {n: TICKS_PER_SECOND * 10 ** (n - 1) // 1000 for n in range(1, 7)}
+"""InvTimeOut of the control register: 1 ms to 100 s; 0 is no timeout, 7 reserved."""
+
+
+class CommandError(Exception):
+    """The command processor stops with this event."""
+
+    def __init__(self, event: EventCode, kind: int = 0) -> None:
+        super().__init__(event.name)
+        self.event, self.kind = event, kind
+
+
+class CommandProcessor(Pointers):
+    def __init__(self, iommu: IommuUnit) -> None:
+        super().__init__(RINGS["command"], STATUS.CmdBufRun, iommu.registers)
+        self.iommu = iommu
+        self._timer: Timer | None = None
+        self._extra = 0
+        """What the current command costs besides."""
+        self.done = 0
+        """Commands carried out since reset."""
+        self._handlers: dict[int, Callable[[int], None]] = {
+            CommandCode.COMPLETION_WAIT: self._completion_wait,
+            CommandCode.INVALIDATE_DEVTAB_ENTRY: self._devtab_entry,
+            CommandCode.INVALIDATE_IOMMU_PAGES: self._iommu_pages,
+            CommandCode.INVALIDATE_IOTLB_PAGES: self._iotlb_pages,
+            CommandCode.INVALIDATE_INTERRUPT_TABLE: self._interrupt_table,
+            CommandCode.PREFETCH_IOMMU_PAGES: self._prefetch,
+            CommandCode.COMPLETE_PPR_REQUEST: self._complete_ppr,
+            CommandCode.INVALIDATE_IOMMU_ALL: self._all,
+        }
+
+    def reset(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None
+        self.done = 0
+
+    def kick(self) -> None:
+        """There may be work: the tail has moved, or the processor runs again."""
+        if self.running and self.head != self.tail and self._timer is None:
+            clock = self.iommu.clock
+            self._timer = clock.at(clock.now + PORTION_TICKS, self._portion)
+
+    def _portion(self) -> None:
+        self._timer = None
+        budget = PORTION
+        while budget > 0:
+            if not self.running or self.head == self.tail:
+                return
+            at = self.base + self.head
+            try:
+                try:
+                    record = int.from_bytes(self.iommu.memory.read(at, self.ring.entry_size), "little")
+                except (Unreadable, Unwritable):
+                    raise CommandError(EventCode.COMMAND_HARDWARE_ERROR, MASTER_ABORT) from None
+                self._carry_out(record)
+            except CommandError as error:
+                self.running = False  # the head stays where it was
+                self.iommu.log(Event(error.event, 0, at, type=error.kind))
+                return
+            self.registers[self.ring.head] = self.after(self.head)
+            self.done += 1
+            budget -= 1 + self._extra
+            self._extra = 0
+        self.kick()
+
+    def _carry_out(self, record: int) -> None:
+        kind = command_of(record)
+        if kind is None or record & ~kind.bits.defined:
+            raise CommandError(EventCode.ILLEGAL_COMMAND_ERROR)
+        self._handlers[kind.code](record)
+
+    # Commands
+
+    def _completion_wait(self, record: int) -> None:
+        bits = COMMANDS[CommandCode.COMPLETION_WAIT].bits
+        if bits.get(record, "Store"):
+            data = bits.get(record, "StoreData").to_bytes(8, "little")
+            try:
+                self.iommu.memory.dma(self.iommu.name, bits.get(record, "StoreAddress") << 3, data)
+            except (Unreadable, Unwritable):
+                raise CommandError(EventCode.COMMAND_HARDWARE_ERROR, MASTER_ABORT) from None
+        if bits.get(record, "Interrupt"):
+            self.registers.status |= STATUS.ComWaitInt
+            self.iommu.status_changed()
+
+    def _devtab_entry(self, record: int) -> None:
+        bits = COMMANDS[CommandCode.INVALIDATE_DEVTAB_ENTRY].bits
+        self.iommu.caches.forget_device(bits.get(record, "DeviceID"))
+        self.iommu.translation.device_forgotten(bits.get(record, "DeviceID"))
+
+    def _iommu_pages(self, record: int) -> None:
+        bits = COMMANDS[CommandCode.INVALIDATE_IOMMU_PAGES].bits
+        first, end = invalidated_range(bits.get(record, "Address") << 12, bool(bits.get(record, "S")))
+        pasid = bits.get(record, "PASID") if bits.get(record, "GN") else None
+        self.iommu.caches.forget_pages(bits.get(record, "DomainID"), first, end, pasid)
+
+    def _iotlb_pages(self, record: int) -> None:
+        """For a device's own cache: one that has none does not answer, and the wait for it ends by the timeout."""
+        bits = COMMANDS[CommandCode.INVALIDATE_IOTLB_PAGES].bits
+        device = bits.get(record, "DeviceID")
+        first, end = invalidated_range(bits.get(record, "Address") << 12, bool(bits.get(record, "S")))
+        ticks = TIMEOUTS.get(CONTROL.get(self.registers["control"], "InvTimeOut"))
+        if self.iommu.invalidate_device(device, first, end) or ticks is None:
+            return
+        event = Event(EventCode.IOTLB_INV_TIMEOUT, device, self.base + self.head)
+        self.iommu.later(ticks, lambda: self.iommu.log(event))
+
+    def _interrupt_table(self, record: int) -> None:
+        bits = COMMANDS[CommandCode.INVALIDATE_INTERRUPT_TABLE].bits
+        self.iommu.caches.forget_interrupts(bits.get(record, "DeviceID"))
+
+    def _prefetch(self, record: int) -> None:
+        bits = COMMANDS[CommandCode.PREFETCH_IOMMU_PAGES].bits
+        pasid = bits.get(record, "PASID_19_8") << 8 | bits.get(record, "PASID_7_0") if bits.get(record, "GN") else None
+        start = bits.get(record, "Address") << 12
+        if bits.get(record, "Inval"):
+            self.iommu.caches.forget_pages(bits.get(record, "DomainID"), start, start + 0x1000, pasid)
+        count = bits.get(record, "PFCount") + 1
+        self._extra = count
+        self.iommu.translation.prefetch(RequesterId(bits.get(record, "DeviceID")), start, count, pasid)
+
+    def _complete_ppr(self, record: int) -> None:
+        bits = COMMANDS[CommandCode.COMPLETE_PPR_REQUEST].bits
+        tag = bits.get(record, "CompletionTag")
+        pasid = bits.get(record, "PASID") if bits.get(record, "GN") else None
+        self.iommu.page_requests.complete(bits.get(record, "DeviceID"), pasid, tag & 0x3FF, tag >> 12)
+
+    def _all(self, record: int) -> None:
+        self.iommu.caches.forget_all()
+        self.iommu.translation.device_forgotten(None)

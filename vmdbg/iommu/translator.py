@@ -1,0 +1,83 @@
+"""All IOMMUs of a machine, as one translator before the devices: which one it is depends on who sends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from introspect.address import Iova, Spa
+from introspect.iommu.registers import WINDOW_SIZE
+from introspect.pci import RequesterId
+from vmdbg.iommu import ivrs
+from vmdbg.iommu.config import IommuConfig
+from vmdbg.iommu.function import VIRTUAL_SIZE, IommuFunction
+from vmdbg.iommu.topology import FIRST_FUNCTION, Share, shares, unit_of
+from vmdbg.iommu.unit import IommuUnit
+from vmdbg.platform.bus import Bus
+from vmdbg.platform.clock import Clock
+from vmdbg.platform.pci.bus import Bridge
+from vmdbg.platform.pci.dma import Dma, Message, Span
+from vmdbg.platform.pci.root import RootComplex
+
+BASE = 0xFED80000
+"""Where the first one's registers are; the others' follow."""
+
+
+class Iommus:
+    """Implements `vmdbg.platform.pci.dma.Translator`."""
+
+    def __init__(self, config: IommuConfig, root: RootComplex, dma: Dma, clock: Clock, bus: Bus) -> None:
+        self.config, self.root = config, root
+        self.units: list[IommuUnit] = []
+        self.shares: list[Share] = []
+        for number in range(config.units):
+            function = IommuFunction(clock)
+            root.bus.add(function, FIRST_FUNCTION + number)
+            unit = IommuUnit(number, function, dma, clock, config.strict)
+            base = BASE + number * WINDOW_SIZE
+            bus.add_mmio(base, base + WINDOW_SIZE - 1, unit)
+            self.units.append(unit)
+        dma.translator = self
+
+    def enable(self) -> None:
+        """What firmware does, once the buses have their numbers."""
+        self.shares = shares(self.root, len(self.units))
+        for unit in self.units:
+            unit.function.enable(BASE + unit.number * WINDOW_SIZE)
+            unit.manages = tuple((int(one.first), int(one.last)) for one in self.shares if one.unit == unit.number)
+
+    def unit_for(self, requester: RequesterId) -> IommuUnit | None:
+        """None for the root complex itself, which is before all of them."""
+        number = unit_of(self.shares, requester)
+        return None if number is None else self.units[number]
+
+    def translate(
+        self, requester: RequesterId, address: Iova, length: int, write: bool, *, quiet: bool = False, pasid: int | None = None
+    ) -> Sequence[Span]:
+        unit = self.unit_for(requester)
+        return [Span(Spa(address), length)] if unit is None else unit.translate(requester, address, length, write, quiet, pasid)
+
+    def remap(self, requester: RequesterId, address: Iova, data: int, *, quiet: bool = False) -> Sequence[Message]:
+        unit = self.unit_for(requester)
+        return [Message.decode(address, data)] if unit is None else unit.remap(requester, address, data, quiet)
+
+    def acpi_table(self, physical_bits: int, ioapic: RequesterId, kinds: Sequence[int] = ivrs.KINDS) -> bytes:
+        """The IVRS, which describes them."""
+        tables = [
+            ivrs.UnitTable(
+                unit.function.address, unit.function.secure_device.offset, BASE + unit.number * WINDOW_SIZE,
+                unit.registers["extended_features"], unit.registers["extended_features2"],
+            )
+            for unit in self.units
+        ]  # fmt: skip
+        facts = ivrs.Facts(physical_bits, VIRTUAL_SIZE, ioapic)
+        return ivrs.build(facts, tables, self.shares, self._aliases(), self.config.reserved, kinds)
+
+    def _aliases(self) -> list[ivrs.Alias]:
+        """Devices on conventional PCI: their transactions come from the bridge."""
+        return [
+            ivrs.Alias(
+                RequesterId(bridge.header_field("secondary_bus") << 8),
+                RequesterId(bridge.header_field("subordinate_bus") << 8 | 0xFF), bridge.requester,
+            )
+            for bridge in self.root.functions if isinstance(bridge, Bridge) and not bridge.express
+        ]  # fmt: skip
