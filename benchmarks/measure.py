@@ -11,12 +11,15 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from vmdbg.iommu.config import IommuConfig
 from vmdbg.machine import Config, Event, Machine
+from vmdbg.platform.pci.catalogue import DeviceSpec
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "bench"
 QEMU = "qemu-system-x86_64"
@@ -82,24 +85,33 @@ def finish(machine: Machine) -> None:
         pass
 
 
-def on_vmdbg(path: Path, command_line: str, *, python: bool = False) -> float:
+def on_vmdbg(
+    path: Path, command_line: str, *, python: bool = False, iommu: IommuConfig | None = None,
+    devices: tuple[DeviceSpec, ...] = (), clock: Callable[[], float] = time.perf_counter,
+) -> float:  # fmt: skip
     """Seconds between the image's lines on this project's machine."""
-    lines = Lines()
-    finish(Machine(path, Config(command_line=command_line, serial=lines, python_runtime=python)))
+    lines = Lines(clock)
+    config = Config(command_line=command_line, serial=lines, python_runtime=python, iommu=iommu, devices=devices)
+    finish(Machine(path, config))
     return lines.seconds()
 
 
-def on_qemu(path: Path, command_line: str) -> float:
-    """The same on QEMU's software CPU."""
+def _cpu_seconds(process: int) -> float:
+    """That a process has used so far, with threads that have ended: Linux's clock of another process (clock_getcpuclockid(3))."""
+    return time.clock_gettime(~process << 3 | 2)
+
+
+def on_qemu(path: Path, command_line: str, *options: str, cpu_time: bool = False) -> float:
+    """The same on QEMU's software CPU; in seconds of processor time, if that is asked for."""
     command = (
         QEMU, "-accel", "tcg", "-cpu", "EPYC,+svm,+npt", "-serial", "stdio", "-display", "none", "-no-reboot",
-        "-device", "isa-debug-exit,iobase=0xf4,iosize=4", "-kernel", str(path), "-append", command_line,
+        "-device", "isa-debug-exit,iobase=0xf4,iosize=4", "-kernel", str(path), "-append", command_line, *options,
     )  # fmt: skip
-    lines = Lines()
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0
     ) as process:
         assert process.stdout is not None
+        lines = Lines(partial(_cpu_seconds, process.pid) if cpu_time else time.perf_counter)
         while data := os.read(process.stdout.fileno(), 4096):
             lines.write(data)
         process.wait(PATIENCE)

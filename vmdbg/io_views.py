@@ -17,6 +17,8 @@ from vmdbg.machine import Machine
 from vmdbg.registers import Registers
 from vmdbg.scopes import PAGE, ThreadScope
 
+HOST_BRIDGE = 0x060000
+
 
 def _units(machine: Machine) -> Sequence[IommuUnit]:
     found = machine.chipset.iommus
@@ -29,8 +31,11 @@ def iommus(machine: Machine) -> Sequence[Iommu]:
 
 
 def device_names(machine: Machine) -> Mapping[int, str]:
-    """What kind each function on PCI is, by the requester ID of its transactions."""
-    return {int(function.requester): function.kind for function in machine.chipset.root.functions}
+    """What kind each function on PCI is, by the requester ID of its transactions; those of the processor's side make none."""
+    return {
+        int(function.requester): function.kind for function in machine.chipset.root.functions
+        if function.class_code != HOST_BRIDGE
+    }  # fmt: skip
 
 
 def iotlb(machine: Machine) -> Sequence[CachedPage]:

@@ -60,7 +60,7 @@ int iommu_wait(void)
 {
     static volatile uint64_t done __attribute__((aligned(8)));
     static uint64_t count;
-    iommu_command(1ull << 60 | physical((void *)&done) | 1, ++count); /* COMPLETION_WAIT with store, 2.4.1 */
+    iommu_command(1ull << 60 | physical((void *)&done) | 1, ++count); /* COMPLETION_WAIT with store, 2.4 */
     for (int i = 0; i < 100000; i++) {
         if (done == count)
             return 1;
@@ -71,18 +71,18 @@ int iommu_wait(void)
 
 void iommu_forget_device(uint32_t device)
 {
-    iommu_command(2ull << 60 | device, 0); /* INVALIDATE_DEVTAB_ENTRY, 2.4.2 */
+    iommu_command(2ull << 60 | device, 0); /* INVALIDATE_DEVTAB_ENTRY, 2.4 */
 }
 
 void iommu_forget_domain(uint16_t domain)
 {
-    iommu_command(3ull << 60 | (uint64_t)domain << 32, 0x7ffffffffffff003); /* INVALIDATE_IOMMU_PAGES, all of them, 2.4.3 */
+    iommu_command(3ull << 60 | (uint64_t)domain << 32, 0x7ffffffffffff003); /* INVALIDATE_IOMMU_PAGES, all of them, 2.4 */
 }
 
 void iommu_assign(uint32_t device, uint16_t domain, const uint64_t *root, int levels)
 {
     uint64_t *entry = iommu_entry(device);
-    /* The entry is valid all the time: what it points at comes first, the quadword with the pointer last (2.2.2.2). */
+    /* The entry is valid all the time: what it points at comes first, the quadword with the pointer last (2.2.2). */
     entry[1] = domain;
     entry[0] = DTE_VALID | DTE_TRANSLATION | DTE_MODE(levels) | physical(root) | PTE_READ | PTE_WRITE;
     iommu_forget_device(device);
@@ -97,7 +97,6 @@ int iommu_event(struct event *event)
         return 0;
     event->low = events[head / 16].low;
     event->high = events[head / 16].high;
-    events[head / 16].low = 0; /* 2.5: a consumed entry is cleared, so that the next one shows when it is complete */
     iommu_write(IOMMU_EVENT_HEAD, (head + 16) % (IOMMU_ENTRIES * 16));
     return 1;
 }

@@ -127,13 +127,19 @@ class IoMapper:
         return self.reach.tables()
 
 
+_NONE = Iommu({}, manages=((0x0008, 0xFFFF),))
+"""Device 0 of the root bus is the root complex."""
+
+
 def io_mappers(
     memory: Memory, iommus: Sequence[Iommu], names: Mapping[int, str], guests: Sequence[Mapper]
 ) -> tuple[list[IoMapper], list[str]]:
     """What devices reach: one mapper for those that are translated alike, and for those that are there and not translated.
 
     Entries of devices that are not there count too, but not those without V. Also: what could not be looked at.
+    Without any IOMMU it is as with one that is off.
     """
+    iommus = iommus or (_NONE,)
     found: list[IoMapper] = []
     limits = _TOGETHER
     left_out: list[str] = []

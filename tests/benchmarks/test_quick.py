@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from benchmarks import boot, engine, exitring, exits, introspect, measure, rsp, table_peers, worldswitch
+from benchmarks import boot, engine, exitring, exits, introspect, iommu, measure, rsp, table_peers, worldswitch
 
 
 @pytest.mark.parametrize(
@@ -18,6 +18,7 @@ from benchmarks import boot, engine, exitring, exits, introspect, measure, rsp, 
         (worldswitch, 4, {"native/s", "python/s"}),
         (exits, len(exits.HOST) + len(exits.GUESTS), {"native us", "python us"}),
         (introspect, 15, {"vmdbg"}),
+        (iommu, 3, {"ours/s", "strict/s"}),
         (exitring, 4, {"all/s", "ring/s", "none/s", "ring/none", "all/none"}),
     ],
     ids=lambda value: value.__name__ if isinstance(value, ModuleType) else "",
