@@ -81,6 +81,21 @@ def test_every_beginning_of_every_example_can_be_completed(commands: Monitor) ->
                 commands.registry.complete(commands, line[:end])
 
 
+@pytest.mark.parametrize(
+    ("line", "word"),
+    [("catch ", "vmexit"), ("catch ", "delete"), ("catch once vmexit ", "npf"), ("tcatch vmexit npf ", "if"), ("catch vmcb ", "n_cr3"),
+     ("catch msr ", "w"), ("catch vmexit npf guest ", "2"), ("catch vmexit npf if ", "gpa"), ("catch delete ", "all"), ("x/", "x/8gx"),
+     ("print/", "print/x"), ("walk 2:", "2:gpa:"), ("vmcb watch ", "n_cr3"), ("msr ", "EFER"), ("exits --by ", "port")],
+)  # fmt: skip
+def test_completion(commands: Monitor, line: str, word: str) -> None:
+    assert word in [one.text for one in commands.registry.complete(commands, line).candidates]
+
+
+def test_print_has_the_symbol_of_whoever_is_named(commands: Monitor) -> None:
+    assert commands.registry.answer(commands, "print 2:work + 1")[0].endswith("<work+0x1>")
+    assert "<" not in commands.registry.answer(commands, "print 2:rax & 0")[0]
+
+
 @pytest.mark.parametrize("line", ["walk", "vmcb 99", "exits x y", "frob"])
 def test_errors_as_json(commands: Monitor, line: str) -> None:
     with pytest.raises(CommandError):

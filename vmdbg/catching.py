@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from introspect.commands import Arguments, Command, CommandError, Context, Result, worded
-from introspect.commands.parameters import parse_number
+from introspect.commands.parameters import Candidate, ExitCodeKind, Field, parse_number
 from introspect.commands.render import columns
+from introspect.exitlog import RECORD_FACTS
 from introspect.exits import EXCEPTION_BASE, ExitCode
 from introspect.expression import ExpressionError, parse
+from introspect.facts import EXIT_FACTS
 from introspect.pci import RequesterId
 from introspect.vmcb import NAMES
 from vmdbg.catchpoints import RULES, Catchpoint, Sort
@@ -47,6 +50,37 @@ tcatch, deletes it when it stops. Ranges are FIRST-LAST. What `if` can ask for:
   catch ignore 2 100       pass over the next 100 hits of number 2
   catch disable 2          or enable, delete; `delete all`"""
 SYNOPSIS = "catch [once] WHAT [guest N] [if EXPR] | delete N|all | enable|disable N | ignore N COUNT"
+
+
+_CHANGES = ("delete", "enable", "disable", "ignore")
+
+
+def _offered(context: Context, words: Sequence[str]) -> Iterator[Candidate]:
+    """What may follow these words of a `catch`."""
+    words = [word for word in words if word != "once"]
+    if "if" in words:
+        yield from (Candidate(name, "fact, register or field") for name in sorted({*EXIT_FACTS, *RECORD_FACTS}))
+        return
+    if not words:
+        yield Candidate("once", "delete it when it stops")
+        yield from (Candidate(str(sort), "an event") for sort in Sort)
+        yield from (Candidate(word, "catchpoints that are set") for word in _CHANGES)
+        return
+    if words[-1] == "guest":
+        yield from (Candidate(str(guest.number), guest.name) for guest in context.guests)
+        return
+    if words[0] == "delete":
+        yield Candidate("all", "catchpoints")
+    if words[0] in _CHANGES:
+        return
+    if len(words) == 1:
+        if words[0] == Sort.VMEXIT:
+            yield from ExitCodeKind().complete(context, "")
+        elif words[0] == Sort.VMCB:
+            yield from Field().complete(context, "")
+    if words[0] in (Sort.IO, Sort.MSR, Sort.CR, Sort.DMA) and not {"r", "w"} & set(words):
+        yield from (Candidate("r", "reads"), Candidate("w", "writes"))
+    yield from (Candidate("guest", "of one guest only"), Candidate("if", "only where an expression holds"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +125,9 @@ class Catch:
     @property
     def commands(self) -> tuple[Command, ...]:
         return (
-            worded("catch", SYNOPSIS, _HELP, self._run,
+            worded("catch", SYNOPSIS, _HELP, self._run, _offered,
                    examples=("catch vmexit npf if gpa >= 0xfee00000", "catch delete all")),
-            worded("tcatch", "tcatch WHAT [guest N] [if EXPR]", "The same as catch once.", self._once,
+            worded("tcatch", "tcatch WHAT [guest N] [if EXPR]", "The same as catch once.", self._once, _offered,
                    examples=("tcatch msr w 0xc0000080 guest 2", "tcatch triple-fault")),
         )
 

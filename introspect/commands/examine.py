@@ -2,11 +2,12 @@
 
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from introspect.commands.context import CommandError, Context, GuestView, Result
 from introspect.commands.inferior_state import OWNER, InferiorState, find_inferior, unreadable
-from introspect.commands.parameters import Address, Expression, Format, Layout, Located, Number, Parameter, Physical
+from introspect.commands.parameters import Address, AddressWord, Expression, Format, Layout, Located, Number, Parameter, Physical
 from introspect.commands.registry import Arguments, Command
 from introspect.commands.render import columns, members
 from introspect.disassembly import MAX_INSTRUCTION, instructions
@@ -265,6 +266,8 @@ def _print(context: Context, arguments: Arguments) -> Result:
     layout, word = arguments.get(_PRINT), arguments[_EXPRESSION]
     subject = InferiorState(context, context.selected or context.host)
     value = word.value(context, subject.owner)
+    with suppress(CommandError):  # `2:work` is an address in the symbols of guest 2
+        subject = InferiorState(context, AddressWord(word.text, Space.GVA).locate(context, subject.owner).owner)
     return Value(word.text, value, subject.symbol(value), _printed(subject, layout.letter, value) if layout else "")
 
 

@@ -131,7 +131,7 @@ class Audit:
             yield f"  ? {_UNSEEN.format(name)}: nothing is proved of them"
         count = len(self.findings)
         worst = f", the worst {self.findings[0].severity.word}" if self.findings else ""
-        yield f"{count or 'no'} finding{'s' * (count != 1)}{worst}, in {self.mappers} sets of tables"
+        yield f"{count or 'no'} finding{'s' * (count != 1)}{worst}, in {self.mappers} set{'s' * (self.mappers != 1)} of tables"
 
     def json(self) -> object:
         return {

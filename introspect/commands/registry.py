@@ -342,6 +342,11 @@ class Registry:
 
     def _candidates(self, context: Context, before: list[str], prefix: str) -> Iterator[Candidate]:
         if not before:
+            stem, slash, _ = prefix.partition("/")
+            if slash and stem in self.names and self.names[stem].formatted:
+                for one in self.names[stem].parameters[0].kind.complete(context, prefix):
+                    yield Candidate(stem + one.text, one.meaning)
+                return
             for name, command in self.names.items():
                 yield Candidate(name.split()[0], command.summary)
             return

@@ -188,7 +188,7 @@ def test_gdb_takes_over_from_the_console_beside_it(hypervisor: Path, gdb: Gdb, t
         found = re.search(r"extended-remote 127.0.0.1:(\d+)", terminal.sees("extended-remote"))
         assert found is not None
         terminal.type("b main", "Enter", "c", "Enter")
-        terminal.sees("<main>")
+        terminal.sees("── code at main ")
         gdb(f"file {hypervisor.with_name('hypervisor.debug')}")
         assert "main" in gdb(f"target extended-remote 127.0.0.1:{found[1]}")
         terminal.sees("[gdb has connected, and holds the machine now]")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -155,6 +157,21 @@ def test_history_is_kept_by_project(console: Console) -> None:
     t.sees("host> ")
     t.type("Up")
     t.sees("host> echo first of all")
+
+
+@pytest.mark.parametrize("panes", [False, True])
+def test_a_signal_leaves_the_terminal_as_it_was(console: Console, panes: bool) -> None:
+    t = console()
+    t.sees("host> ")
+    t.type("py print('I am', __import__('os').getpid())", "Enter")
+    found = re.search(r"^I am (\d+)$", t.sees("\nI am "), re.MULTILINE)
+    assert found is not None
+    if panes:
+        t.type("tui", "Enter")
+        t.shows_full_screen(True)
+    os.kill(int(found[1]), signal.SIGTERM)
+    t.sees("left with 0")
+    t.shows_full_screen(False)
 
 
 def test_editor(console: Console, tmp_path: Path) -> None:

@@ -93,7 +93,8 @@ def test_page_requests_that_may_not_be() -> None:
     bench.control(CONTROL.PprEn | CONTROL.PprLogEn)
     bench.entry(V=1)
     bench.unit.page_requests.request(DEVICE, 0x1000, 3)
-    assert bench.events() == [0x1000 << 64 | EventCode.INVALID_PPR_REQUEST << 60 | 3 << 32 | DEVICE]
+    read = PPR_RECORD.R
+    assert bench.events() == [0x1000 << 64 | EventCode.INVALID_PPR_REQUEST << 60 | read | 3 << 32 | DEVICE]
     assert bench.unit.page_requests.responses[-1].response == INVALID
     bench.entry(V=1, PPR=1)
     for tag in range(ENTRIES + 1):

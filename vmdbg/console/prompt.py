@@ -133,7 +133,7 @@ class Prompt:
         """`poll` is called now and then, between two slices."""
         self.shell, self.output, self.poll = shell, output, poll
         self.toolbar = Toolbar(shell)
-        self._repeat = ""
+        self._repeat, self._ends = "", False
         keys = standing_keys(self._run_standing, shell, self.toolbar)
         keys.add("c-c")(self._interrupt)
         keys.add("<sigint>")(self._interrupt)
@@ -205,6 +205,15 @@ class Prompt:
         self.apply()
         self.toolbar.forget()
 
+    def leave(self) -> None:
+        """From outside, as a signal does: the terminal is left as it was found."""
+        self._ends = True
+        if self.screen is not None:
+            self.screen.left = True
+            self.screen.app.exit()
+        elif self.session.app.is_running:
+            self.session.app.exit(exception=EOFError)
+
     def remember(self, line: str) -> str:
         """For an empty line to make it again, if it is a step."""
         command = self.shell.command_of(self.shell.expanded(line))
@@ -238,7 +247,7 @@ class Prompt:
         self.apply()
         runner = asyncio.ensure_future(self._run_machine())
         try:
-            while True:
+            while not self._ends:
                 try:
                     line = await self.session.prompt_async()
                 except EOFError:

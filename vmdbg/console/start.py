@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 import shlex
+import signal
 import stat
 import sys
 import time
@@ -203,6 +204,8 @@ async def _converse(
         if getattr(options, "lines", []):
             _script(shell, options)
         _greet(shell)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            asyncio.get_running_loop().add_signal_handler(number, prompt.leave)
         await prompt.run()
     return 0
 

@@ -185,8 +185,8 @@ def invlpga(cpu: Cpu) -> None:
     cpu.advance(insn.length)
 
 
-def check_skinit(cpu: Cpu) -> None:
-    """The engine has looked at neither the mode nor the privilege.  Of SVM, SKINIT and STGI need only one of two (APM2 15.4)."""
+def check_stgi_skinit(cpu: Cpu) -> None:
+    """The engine has looked at neither the mode nor the privilege.  One of two is enough (APM2 15.4)."""
     enabled = cpu.state.efer & EFER.SVME or "SKINIT" in cpu.cpuid_config.features
     if not cpu.protected or not enabled:
         raise CpuFault(UD)
@@ -195,7 +195,7 @@ def check_skinit(cpu: Cpu) -> None:
 
 
 def skinit(cpu: Cpu) -> None:
-    check_skinit(cpu)
+    check_stgi_skinit(cpu)
     launch(cpu, length(cpu))
 
 
@@ -230,6 +230,7 @@ def rsm(cpu: Cpu) -> None:
 
 
 def stgi(cpu: Cpu) -> None:
+    check_stgi_skinit(cpu)
     cpu.advance(length(cpu))
     _set_gif(cpu, True)
     world.set_intercepts(cpu.state, cpu.guest)
@@ -256,7 +257,8 @@ CHECK: dict[int, Callable[[Cpu], object]] = {
     **dict.fromkeys(range(0x20, 0x40), check_dr),
     0x6F: check_rdpmc,
     **{0x80 + number: partial(world.operand, what=what) for number, what in ((0, "VMRUN"), (2, "VMLOAD"), (3, "VMSAVE"))},
-    0x86: check_skinit,
+    0x84: check_stgi_skinit,
+    0x86: check_stgi_skinit,
     0x8A: check_monitor,
     0x8B: check_monitor,
     0x8D: check_xsetbv,

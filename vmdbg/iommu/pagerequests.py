@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-from introspect.iommu.records import EVENTS, PPR_RECORD, Event, EventCode
+from introspect.iommu.records import PPR_RECORD, Event, EventCode
 from introspect.iommu.registers import CONTROL
 from introspect.iommu.structures import DTE
 from introspect.pci import RequesterId
@@ -47,17 +47,17 @@ class PageRequests:
     ) -> None:  # fmt: skip
         """What cannot be logged is answered at once."""
         tag &= 0x3FF
+        number = pasid or 0
+        asked = PPR_RECORD.make(
+            PASID_15_0=number & 0xFFFF, PPRTag=tag, PASID_19_16=number >> 16, X=execute, R=read, W=write, US=user,
+            GN=pasid is not None,
+        )  # fmt: skip
         dte = self.dte(device)
         if dte is None or not dte & DTE.V or not dte & DTE.PPR or not self.registers.control & CONTROL.PprEn:
-            tagged = EVENTS[EventCode.INVALID_PPR_REQUEST].bits.make(PPRTag=tag)
-            self.event(Event(EventCode.INVALID_PPR_REQUEST, device, address & -0x1000, pasid=pasid), tagged)
+            self.event(Event(EventCode.INVALID_PPR_REQUEST, device, address & -0x1000), asked)
             self._answer(Response(device, pasid, tag, INVALID))
             return
-        number = pasid or 0
-        record = PPR_RECORD.make(
-            DeviceID=device, PASID_15_0=number & 0xFFFF, PPRTag=tag, PASID_19_16=number >> 16, X=execute, R=read, W=write,
-            US=user, GN=pasid is not None, code=PAGE_SERVICE_REQUEST, Address=address & -0x1000,
-        )  # fmt: skip
+        record = asked | PPR_RECORD.make(DeviceID=device, code=PAGE_SERVICE_REQUEST, Address=address & -0x1000)
         if not self.log.append(record):
             self._answer(Response(device, pasid, tag, FAILURE))
 
