@@ -222,6 +222,8 @@ class Machine:
             config.iommu, hpet=config.hpet,
         )  # fmt: skip
         self.pic, irq = chipset.pic, chipset.irq
+        for unit in chipset.iommus.units if chipset.iommus is not None else ():
+            unit.stale_listeners.append(lambda text: self.history.notice(self.cpu, Notice.STALE, None, text))
         self.late_launch = LateLaunch(
             clock, bus, chipset, self.ram, dev=config.dev, tpm=config.tpm, seed=config.tpm_seed
         )

@@ -80,6 +80,31 @@ def test_strict_domains_are_shared() -> None:
     assert reached(bench, device=OTHER) == DATA + 0x1000
 
 
+def test_what_was_forgotten_is_told() -> None:
+    """Strict, and only where the outcome is another."""
+    bench = Bench(strict=True)
+    told: list[str] = []
+    bench.unit.stale_listeners.append(told.append)
+    root = bench.give({0: DATA}, HAD=3)
+    leaf = bench.leaf_of(root, 0)
+    bench.dma.write(DEVICE, 0x10, b"x")
+    bench.dma.write(DEVICE, 0x10, b"x")
+    bench.ram.write_u64(leaf, bench.ram.read_u64(leaf) | 1 << 60)
+    bench.dma.write(DEVICE, 0x10, b"x")
+    assert told == []
+    bench.ram.write_u64(leaf, bench.ram.read_u64(leaf) + 0x1000)
+    bench.dma.locate(DEVICE, 0x10, 1, True)
+    assert told == [], "to ask is not to use"
+    bench.dma.write(DEVICE, 0x10, b"x")
+    assert told == [
+        f"iommu 00:00.2 uses a translation that its tables no longer have: 00:03.0 at 0x10 reaches {DATA + 0x10:#x}, "
+        f"they lead to {DATA + 0x1010:#x}; an INVALIDATE command was forgotten"
+    ]
+    bench.ram.write_u64(leaf, 0)
+    bench.dma.write(DEVICE, 0x10, b"x")
+    assert "they refuse it: IO_PAGE_FAULT: PR is 0" in told[1]
+
+
 def test_a_missing_right_is_looked_up_anew() -> None:
     bench = Bench(strict=True)
     root = bench.give({0: DATA}, rights=1 << 61)

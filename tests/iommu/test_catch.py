@@ -26,7 +26,11 @@ PROGRAM = (
 
 def debugger() -> Debugger:
     """A machine whose edu writes where it is mapped, where it is not, and reads."""
-    rig = Rig(PROGRAM, devices=("edu,slot=03.0",), iommu=IommuConfig())
+    return prepared(Rig(PROGRAM, devices=("edu,slot=03.0",), iommu=IommuConfig()))
+
+
+def prepared(rig: Rig) -> Debugger:
+    """Tables in memory, and the IOMMU on."""
     ram, bus = rig.ram, rig.machine.bus
     root = TABLES
     ram.write_u64(root + 0x10 * 8, TARGET | PTE.make(PR=1) | PTE.IR | PTE.IW)
@@ -91,6 +95,20 @@ def test_the_list_names_devices() -> None:
     with pytest.raises(TargetError, match=r"00:03\.0"):
         made.monitor("catch dma nobody", str, HOST)
     made.machine.close()
+
+
+def test_stop_on_stale() -> None:
+    """A translation that the program uses once more after the tables have changed."""
+    rig = Rig(PROGRAM, devices=("edu,slot=03.0",), iommu=IommuConfig(strict=True))
+    made = prepared(rig)
+    made.monitor("catch once dma r", str, HOST)
+    made.resume({HOST: CONTINUE})
+    while not isinstance(made.run_slice(), Stop):
+        pass
+    rig.ram.write_u64(TABLES + 0x10 * 8, 0)
+    rig.machine.chipset.dma.write(RequesterId.make(0, 3, 0), 0x10000, b"x")
+    assert "an INVALIDATE command was forgotten" in rig.machine.history.notices[-1]
+    rig.machine.close()
 
 
 def test_a_watchpoint_behind_the_translation() -> None:

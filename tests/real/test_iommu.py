@@ -83,3 +83,8 @@ def test_an_errant_device_is_stopped_and_reported(linux: Linux) -> None:
     assert re.search(r"Event logged \[IO_PAGE_FAULT domain=0x[0-9a-f]+ address=0x[0-9a-f]+ flags=0x0000\]", found)
     assert re.search(r"\[IO_PAGE_FAULT .* flags=0x0020\]", found), "a write"
     assert "0000:00:03.0" in found
+
+
+def test_no_invalidation_is_forgotten(linux: Linux) -> None:
+    """In all that went before: caches are strict."""
+    assert not [line for line in linux.machine.history.notices if "INVALIDATE" in line]

@@ -12,7 +12,7 @@ from tests.engine.rig import TABLES, A, D
 from tests.svm.covers import covers
 from tests.svm.hypervisor import GUEST, HLT, VMCB_PAGE, Hypervisor
 
-SHADOW = 0xE0000
+SHADOW = 0xC0000
 """The directory that CR3 names, then tables."""
 PF, READ_CR3, WRITE_CR3, INVLPG = 0x4E, 0x03, 0x13, 0x79
 

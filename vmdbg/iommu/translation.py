@@ -100,6 +100,8 @@ class Translation:
             key = caches.key(DTE.get(dte, "DomainID"), self._pasid(dte, access.pasid), requester)
             found = caches.find_page(key, iova)
             if found is not None and self._allows(found, dte, access.write):
+                if caches.strict and not quiet:
+                    self._look_whether_stale(requester, iova, access, found)
                 return found
         verdict, page, recorder, dte = self._walk(requester, iova, access, quiet)
         if isinstance(verdict, IoFault):
@@ -109,6 +111,19 @@ class Translation:
         if not quiet:
             self._keep(requester, verdict, page, access.pasid, recorder, dte)
         return page
+
+    def _look_whether_stale(self, requester: RequesterId, iova: int, access: DmaAccess, page: Page) -> None:
+        """Whether tables would lead elsewhere by now: then an invalidation was forgotten."""
+        fresh = translate(self.iommu.memory, self.iommu.view, requester, iova, access, set_ad=False)
+        if isinstance(fresh, IoTranslation) and fresh.spa == page.spa + iova - page.first:
+            return
+        now = f"they refuse it: {reason(fresh)}" if isinstance(fresh, IoFault) else f"they lead to {fresh.spa:#x}"
+        text = (
+            f"{self.iommu.name} uses a translation that its tables no longer have: {requester} at {iova:#x} reaches "
+            f"{page.spa + iova - page.first:#x}, {now}; an INVALIDATE command was forgotten"
+        )
+        for listener in self.iommu.stale_listeners:
+            listener(text)
 
     @staticmethod
     def _pasid(dte: int, pasid: int | None) -> int | None:

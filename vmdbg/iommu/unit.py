@@ -52,6 +52,8 @@ class IommuUnit:
         self.manages: tuple[tuple[int, int], ...] = ()
         self.fault_listeners: list[Callable[[IoFault, RequesterId], None]] = []
         """Told of each refusal, logged or not."""
+        self.stale_listeners: list[Callable[[str], None]] = []
+        """Strict: told when something is used that software forgot to invalidate."""
         self.registers = RegisterFile(self._written)
         self.caches = Caches(self.memory, strict)
         self.event_log = Log("event", EVENT_LOG, self.registers, self.memory, self.name, self.status_changed)

@@ -1,0 +1,77 @@
+"""The debugger's commands on a machine with an IOMMU whose caches are strict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from introspect.iommu.registers import CONTROL, REGISTERS
+from introspect.iommu.structures import DTE, IRTE, PTE, encode_dte
+from vmdbg.debugger import Debugger
+from vmdbg.iommu.config import IommuConfig
+from vmdbg.machine import Config, Machine
+from vmdbg.monitor import Monitor
+from vmdbg.platform.pci.catalogue import DeviceSpec
+
+TABLE, ROOT, INTERRUPTS, EVENTS, COMMANDS = 0x200000, 0x500000, 0x600000, 0x410000, 0x400000
+LEAF = 0x800000 | PTE.PR | PTE.IR | PTE.IW
+
+
+@pytest.fixture
+def commands() -> Iterator[Monitor]:
+    config = Config(
+        memory=16 << 20, flat_address=0x80000, mode="real", devices=(DeviceSpec.parse("edu,slot=03.0"),),
+        iommu=IommuConfig(1, True),
+    )  # fmt: skip
+    machine = Machine(b"\xf4", config)
+    assert machine.chipset.iommus is not None
+    unit = machine.chipset.iommus.units[0]
+    on = CONTROL.IommuEn | CONTROL.EventLogEn | CONTROL.CmdBufEn
+    for name, value in (("device_table_base", TABLE | 0x1FF), ("command_base", COMMANDS | 8 << 56), ("event_base", EVENTS | 8 << 56),
+                        ("control", on)):  # fmt: skip
+        unit.write_mmio(REGISTERS[name].offset, 8, value)
+    dte = DTE.make(V=1, TV=1, Mode=1, PageTableRoot=ROOT >> 12, IR=1, IW=1, DomainID=7, IV=1, IntCtl=2,
+                   IntTabRoot=INTERRUPTS >> 6, IntTabLen=8)  # fmt: skip
+    machine.ram.write(TABLE + 0x18 * 32, encode_dte(dte))
+    machine.ram.write(ROOT + 16, LEAF.to_bytes(8, "little"))
+    machine.ram.write(INTERRUPTS + 4 * 0x41, IRTE.make(RemapEn=1, Vector=0x51).to_bytes(4, "little"))
+    yield Debugger(machine).monitor_commands
+    machine.close()
+
+
+def say(commands: Monitor, line: str) -> str:
+    return commands.registry.answer(commands, line)[0]
+
+
+def test_tables_rings_and_caches(commands: Monitor) -> None:
+    assert "EventLogRun CmdBufRun" in say(commands, "iommu")
+    assert "00:03.0  edu   0x7     1-level at 0x500000" in say(commands, "iommu devices")
+    assert "the IOTLB is empty" in say(commands, "iommu tlb")
+    assert "spa 0x800000+0x4" in say(commands, "dma 00:03.0 0x2000 4 w cafe")
+    assert "0xfecafeca" in say(commands, "x/wx 00:03.0:iova:0x2000")
+    assert "0xfecafeca" in say(commands, "print/x u32[00:03.0:iova:0x2000]")
+    ram = commands.debugger.machine.ram
+    assert "stale" not in say(commands, "iommu tlb")
+    ram.write(ROOT + 16, bytes(8))
+    assert "! stale: a write is refused by now: PR is 0" in say(commands, "iommu tlb")
+    assert "refused" in say(commands, "dma 00:03.0 0x5000 4 w cafe")
+    assert "refused by L1 at spa 0x500028: PR is 0" in say(commands, "iommu events --explain")
+
+
+def test_what_is_only_tried_is_not_logged(commands: Monitor) -> None:
+    text = say(commands, "dma try 00:03.0 0x5000 4 w")
+    assert "refused" in text
+    assert "<-- refuses this" in text
+    text = say(commands, "irq try 00:03.0 0xfee00000 0x41")
+    assert "vector 0x51" in text
+    assert "IRTE 0x41 at spa 0x600104: RemapEn Vector=0x51" in text
+    assert "RemapEn is 0" in say(commands, "irq try 00:03.0 0xfee00000 0x42")
+    assert "no event is in the log" in say(commands, "iommu events")
+    assert "the IOTLB is empty" in say(commands, "iommu tlb")
+
+
+def test_a_device_in_audits(commands: Monitor) -> None:
+    assert "device 00:03.0 (edu) (domain 0x7)" in say(commands, "who-maps 0x800000")
+    commands.debugger.machine.ram.write(ROOT + 24, (TABLE | PTE.PR | PTE.IR | PTE.IW).to_bytes(8, "little"))
+    assert "writes device table of IOMMU 0" in say(commands, "audit isolation")
