@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from introspect.commands import Arguments, Context, Result, worded
 from vmdbg import spaces
 from vmdbg.boot.image import ImageError
-from vmdbg.history import HOST
+from vmdbg.history import HOST, KnownGuest
 from vmdbg.results import Text
 
 if TYPE_CHECKING:
@@ -70,9 +70,8 @@ class InferiorCommands:
             if not name.isprintable() or not name.strip():
                 raise arguments.error(repr(name), "a name is a line of printable characters")
             guest.name = name
-            return Text(
-                f"guest {guest.number} is called {guest.name} (in `info inferiors` once gdb attaches to it in a new inferior)"
-            )
+            where = "in `info inferiors` once gdb attaches to it in a new inferior"
+            return _changed(guest, f"guest {guest.number} is called {guest.name} ({where})")
         if action == "merge":
             other = self.debugger.guest(as_number(arguments, words[2]))
             if other is guest:
@@ -80,7 +79,8 @@ class InferiorCommands:
             if other.number in self.debugger.running.resumed.attached:
                 raise arguments.error(words[2], "a client debugs it, and it would be gone", "detach from it first")
             history.merge(guest, other)
-            return Text(f"guest {other.number} is now part of guest {guest.number}, which has {len(guest.vcpus)} vCPUs")
+            now = f"guest {other.number} is now part of guest {guest.number}, which has {len(guest.vcpus)} vCPUs"
+            return _changed(guest, now)
         if action == "parent":
             number = as_number(arguments, words[2])
             parent = None if number == HOST else self.debugger.guest(number)
@@ -88,13 +88,13 @@ class InferiorCommands:
                 history.reparent(guest, parent)
             except ValueError as error:
                 raise arguments.error(words[2], str(error), "name a guest that it runs under, or 1") from None
-            return Text(f"guest {guest.number} is now a guest of {parent.name if parent else 'the hypervisor'}")
+            return _changed(guest, f"guest {guest.number} is now a guest of {parent.name if parent else 'the hypervisor'}")
         vmcb = as_number(arguments, words[2])
         if vmcb not in guest.vcpus or len(guest.vcpus) < 2:
             rule = f"it must be one of several VMCBs of guest {guest.number}"
             raise arguments.error(words[2], rule, "`guests` lists them")
         new = history.split(vmcb)
-        return Text(f"VMCB {vmcb:#x} is now guest {new.number}")
+        return _changed(new, f"VMCB {vmcb:#x} is now guest {new.number}")
 
     def _arch(self, context: Context, arguments: Arguments) -> Result:
         words = arguments.words
@@ -104,7 +104,7 @@ class InferiorCommands:
         arguments.words = []
         self.debugger.architectures[pid] = words[1]
         how = "connects again (disconnect, target extended-remote)" if pid == 1 else "attaches to it next"
-        return Text(f"process {pid} has the registers of {words[1]} when gdb {how}")
+        return Text(f"process {pid} has the registers of {words[1]} when gdb {how}", {"inferior": pid, "architecture": words[1]})
 
     def _symbols(self, context: Context, arguments: Arguments) -> Result:
         words = arguments.words
@@ -122,7 +122,8 @@ class InferiorCommands:
         how = "when it attaches to it next (in 16-bit code use symbol-file)"
         if offset:
             how = f"{offset:#x} further up when it attaches to it next, or for the command `sharedlibrary`"
-        return Text(f"process {pid} has the symbols of {path}: gdb loads them {how}")
+        said = {"inferior": pid, "file": str(path), "offset": offset}
+        return Text(f"process {pid} has the symbols of {path}: gdb loads them {how}", said)
 
     def _space(self, context: Context, arguments: Arguments) -> Result:
         chosen, pid = arguments.choice(spaces.NAMES), self.monitor.thread.pid
@@ -137,4 +138,10 @@ class InferiorCommands:
         if chosen is not None:
             self.debugger.choose_space(pid, spaces.NAMES.index(chosen))
         kind = spaces.KINDS[self.debugger.chosen_space(pid)]
-        return Text(f"memory of process {pid} is at {kind.space.name}: {kind.words}")
+        return Text(f"memory of process {pid} is at {kind.space.name}: {kind.words}", {"inferior": pid, "space": kind.space.name})
+
+
+def _changed(guest: KnownGuest, words: str) -> Text:
+    """What a guest is now."""
+    parent = guest.parent if guest.parent != HOST else None  # as `guests` has it
+    return Text(words, {"guest": guest.number, "name": guest.name, "vmcbs": sorted(guest.vcpus), "parent": parent})

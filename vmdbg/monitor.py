@@ -149,7 +149,7 @@ class Monitor(MachineContext):
         if len(words) == 1 and words[0] in (*Notice, "nothing"):
             arguments.words = []
             history.stop_on = history.stop_on | {Notice(words[0])} if words[0] in list(Notice) else frozenset()
-            return Text("stops on " + (", ".join(sorted(history.stop_on)) or "none of " + ", ".join(Notice)))
+            return self._stops("stops on " + (", ".join(sorted(history.stop_on)) or "none of " + ", ".join(Notice)))
         if len(words) not in (2, 3) or words[0] != "vmexit":
             raise arguments.error(
                 " ".join(words) or "nothing", f"stop-on takes `vmexit` and an exit code, or one of {', '.join(Notice)}"
@@ -157,7 +157,11 @@ class Monitor(MachineContext):
         if len(words) == 3:
             self.debugger.guest(as_number(arguments, words[2]))
             arguments.words = [*words[:2], "guest", words[2]]
-        return self.catch.set(arguments, once=True)
+        point = self.catch.set(arguments, once=True)
+        return self._stops(point.text(), point.json())
+
+    def _stops(self, words: str, catchpoint: object = None) -> Text:
+        return Text(words, {"stops_on": sorted(self.debugger.history.stop_on), "catchpoint": catchpoint})
 
     def _tracepoints(self, context: Context, arguments: Arguments) -> Result:
         debugger = self.debugger

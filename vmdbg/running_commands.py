@@ -66,7 +66,7 @@ class RunningCommands:
         arguments.done()
         running.into_guest, running.wanted_guest = True, number
         whose = "any guest" if number is None else f"guest {number}"
-        return Text(f"the next VMRUN of {whose} stops at its first instruction: resume the hypervisor")
+        return Text(f"the next VMRUN of {whose} stops at its first instruction: resume the hypervisor", {"guest": number})
 
     def _stop_at(self, context: Context, arguments: Arguments) -> Result:
         running, now = self.debugger.running, self.debugger.machine.clock.now
