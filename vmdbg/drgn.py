@@ -1,8 +1,9 @@
 """A drgn program of a guest or of the hypervisor, live or from a dump: `pip install vmdbg[drgn]`.
 
-    >>> prog = vmdbg.drgn.program(context, 2)
+    >>> guest = vmdbg.drgn.guests(context)[2]
+    >>> prog = vmdbg.drgn.program(guest)
     >>> prog["counter"]
-    >>> vmdbg.drgn.vmcb(prog, context, 2).exitcode
+    >>> vmdbg.drgn.vmcb(prog, guest).exitcode
 
 `context` is what commands run on: `debugger.monitor_commands`, or a `DumpContext`. Memory is read when drgn asks for it, without
 side effects. drgn knows `struct svm_vmcb`, `enum svm_exitcode` and `union amd64_entry` (of a page table) besides the program's
@@ -12,9 +13,11 @@ own types.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 from introspect.commands.context import Context, GuestView, HostView
-from introspect.commands.parameters import find_guest, known_guests
+from introspect.commands.parameters import known_guests
 from introspect.exits import ExitCode
 from introspect.expression import Space
 from introspect.layout import Bits, Field
@@ -30,39 +33,58 @@ try:
 except ImportError as error:  # pragma: no cover - depends on what is installed
     raise ImportError("drgn is not installed; pip install 'vmdbg[drgn]'") from error
 
-__all__ = ["program", "vmcb"]
+__all__ = ["Inferior", "guests", "host", "program", "vmcb"]
 
 Owner = GuestView | HostView
 
 
-def _owner(context: Context, owner: Owner | int | str | None) -> Owner:
-    if owner is None or owner in (context.host.number, "host"):
-        return context.host
-    if isinstance(owner, (GuestView, HostView)):
-        return owner
-    guest = find_guest(context, str(owner))
-    if guest is None:
-        raise LookupError(f"{owner}: no guest has this number or name; {known_guests(context)}")
-    return guest
+@dataclass(frozen=True)
+class Inferior:
+    """A guest or the hypervisor of a context. It has the attributes of its view (`name`, `asid`, `ncr3` ...), as they are now."""
+
+    context: Context
+    number: int
+
+    @property
+    def view(self) -> Owner:
+        """LookupError if the guest is gone."""
+        known: tuple[Owner, ...] = (self.context.host, *self.context.guests)
+        found = next((view for view in known if view.number == self.number), None)
+        if found is None:
+            raise LookupError(f"{self.number}: no guest has this number any more; {known_guests(self.context)}")
+        return found
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # of no view: what copies objects asks for such before there is one
+            raise AttributeError(name)
+        return getattr(self.view, name)
+
+    def __str__(self) -> str:
+        return str(self.view)
 
 
-def program(context: Context, owner: Owner | int | str | None = None) -> drgn.Program:
-    """A drgn Program of a guest (by number, name or view), or of the host.
+def guests(context: Context) -> dict[int, Inferior]:
+    """Those that are there, by number."""
+    return {view.number: Inferior(context, view.number) for view in context.guests}
+
+
+def host(context: Context) -> Inferior:
+    return Inferior(context, context.host.number)
+
+
+def program(guest: Inferior) -> drgn.Program:
+    """A drgn Program of a guest, or of the host.
 
     A Linux kernel is one to drgn, by the VMCOREINFO in its memory. Else what the context knows as its symbols is loaded, with its
-    debug information. LookupError if there is no such guest.
+    debug information. LookupError if the guest is gone.
     """
-    who = _owner(context, owner)
-    number = who.number
+    context, who = guest.context, guest.view
     platform = drgn.Platform(drgn.Architecture.X86_64, drgn.PlatformFlags.IS_64_BIT | drgn.PlatformFlags.IS_LITTLE_ENDIAN)
     made = drgn.Program(platform)
 
-    def now() -> Owner:
-        return _owner(context, None if number == context.host.number else number)
-
     def read(space: Space) -> Callable[[int, int, int, bool], bytes]:
         def read_now(address: int, count: int, offset: int, physical: bool) -> bytes:
-            data = read_space(context.memory, now(), space, address, count)
+            data = read_space(context.memory, guest.view, space, address, count)
             if len(data) < count:
                 raise drgn.FaultError("no memory", address + len(data))
             return data
@@ -75,14 +97,14 @@ def program(context: Context, owner: Owner | int | str | None = None) -> drgn.Pr
         made.set_linux_kernel_custom(information, is_live=False)  # it stands still whenever it is looked at
     else:
         made.add_memory_segment(0, (1 << 64) - 1, read(Space.GVA))
-        _load(made, context, number)
+        _load(made, context, guest.number)
     made.register_type_finder("vmdbg", _find_type, enable_index=-1)
     return made
 
 
-def vmcb(made: drgn.Program, context: Context, owner: Owner | int | str, cpu: int = 0) -> drgn.Object:
+def vmcb(made: drgn.Program, guest: Inferior, cpu: int = 0) -> drgn.Object:
     """The VMCB of a guest's virtual processor as a `struct svm_vmcb`, as it is now. LookupError if there is none."""
-    who = _owner(context, owner)
+    context, who = guest.context, guest.view
     if not isinstance(who, GuestView) or not 0 <= cpu < len(who.vmcbs):
         raise LookupError(f"{who} has no VMCB {cpu}; {known_guests(context)}")
     contents = context.memory.read(who.vmcbs[cpu], VMCB_SIZE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,7 @@ def demo(hypervisor: Path) -> Iterator[Monitor]:
 def test_a_guest_as_it_runs(demo: Monitor) -> None:
     import vmdbg.drgn
 
-    program = vmdbg.drgn.program(demo, 2)
+    program = vmdbg.drgn.program(vmdbg.drgn.guests(demo)[2])
     symbols = demo.symbols(2)
     assert symbols is not None
     counter = program["counter"]
@@ -54,7 +55,7 @@ def test_a_guest_as_it_runs(demo: Monitor) -> None:
 def test_memory_by_physical_address_and_where_none_is(demo: Monitor) -> None:
     import vmdbg.drgn
 
-    program = vmdbg.drgn.program(demo, "guest 2")
+    program = vmdbg.drgn.program(vmdbg.drgn.guests(demo)[2])
     gpa = 0x109000
     assert program.read(gpa, 64, physical=True) == demo.scope(2).read(Space.GPA, gpa, 64)
     for address, physical in ((1 << 40, True), (0x123456, False)):
@@ -66,9 +67,8 @@ def test_memory_by_physical_address_and_where_none_is(demo: Monitor) -> None:
 def test_vmcbs_are_structures(demo: Monitor, number: int) -> None:
     import vmdbg.drgn
 
-    program = vmdbg.drgn.program(demo, number)
-    found = vmdbg.drgn.vmcb(program, demo, number)
-    guest = next(guest for guest in demo.guests if guest.number == number)
+    guest = vmdbg.drgn.guests(demo)[number]
+    found = vmdbg.drgn.vmcb(vmdbg.drgn.program(guest), guest)
     contents = demo.memory.read(guest.vmcbs[0], 0x1000)
     assert found.exitcode.format_(type_name=False) == f"VMEXIT_{exit_name(VMCB.read(contents, 'exitcode'))}"
     for field in VMCB:
@@ -87,7 +87,7 @@ def test_vmcbs_are_structures(demo: Monitor, number: int) -> None:
 def test_the_hypervisor_keeps_its_own_types(demo: Monitor) -> None:
     import vmdbg.drgn
 
-    program = vmdbg.drgn.program(demo)
+    program = vmdbg.drgn.program(vmdbg.drgn.host(demo))
     assert program.type("struct vmcb").member("exit_code").name == "exit_code"
     assert program.type("struct svm_vmcb").member("exitcode").offset == 0x70
     assert program.type("enum svm_exitcode").enumerators
@@ -100,14 +100,36 @@ def test_a_dump_is_a_program_too(demo: Monitor, hypervisor: Path, tmp_path: Path
 
     run_line(demo, f"save core {tmp_path}/core")
     dump = DumpContext(open_dump(tmp_path / "core"), symbols={2: (hypervisor.with_name("guest64.elf"), 0)})
-    live, dead = (vmdbg.drgn.program(context, 2)["counter"].value_() for context in (demo, dump))
+    live, dead = (
+        vmdbg.drgn.program(vmdbg.drgn.guests(context)[2])["counter"].value_() for context in (demo, dump)
+    )
     assert live == dead
+
+
+def test_a_guest_knows_its_context_and_has_the_attributes_of_its_view(demo: Monitor) -> None:
+    import vmdbg.drgn
+
+    found = vmdbg.drgn.guests(demo)
+    assert list(found) == [guest.number for guest in demo.guests]
+    for guest in demo.guests:
+        bound = found[guest.number]
+        assert (bound.name, bound.asid, bound.ncr3, bound.vmcbs) == (guest.name, guest.asid, guest.ncr3, guest.vmcbs)
+        assert str(bound) == str(guest)
+        assert copy(bound) == bound
+        with pytest.raises(AttributeError, match="nonsense"):
+            _ = bound.nonsense
+    assert vmdbg.drgn.host(demo).view == demo.host
 
 
 def test_who_is_not_there(demo: Monitor) -> None:
     import vmdbg.drgn
 
-    with pytest.raises(LookupError, match="99: no guest has this number"):
-        vmdbg.drgn.program(demo, 99)
+    gone = vmdbg.drgn.Inferior(demo, 99)
+    with pytest.raises(LookupError, match="99: no guest has this number any more; the guests are 2"):
+        vmdbg.drgn.program(gone)
+    host = vmdbg.drgn.host(demo)
     with pytest.raises(LookupError, match="the host has no VMCB"):
-        vmdbg.drgn.vmcb(vmdbg.drgn.program(demo), demo, 1)
+        vmdbg.drgn.vmcb(vmdbg.drgn.program(host), host)
+    guest = vmdbg.drgn.guests(demo)[2]
+    with pytest.raises(LookupError, match="has no VMCB 7"):
+        vmdbg.drgn.vmcb(vmdbg.drgn.program(guest), guest, 7)

@@ -129,7 +129,7 @@ def test_a_live_drgn_program(booted: Booted) -> None:
 
     import vmdbg.drgn
 
-    program = vmdbg.drgn.program(booted.commands)
+    program = vmdbg.drgn.program(vmdbg.drgn.host(booted.commands))
     program.register_symbol_finder("kallsyms", load_vmlinux_kallsyms(program), enable_index=0)
     address = program.symbol("init_uts_ns").address
     assert address == booted.symbols["init_uts_ns"]
