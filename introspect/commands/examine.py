@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from introspect.commands.context import CommandError, Context, GuestView, Result
+from introspect.commands.devices import DeviceView
 from introspect.commands.inferior_state import OWNER, InferiorState, find_inferior, unreadable
 from introspect.commands.parameters import Address, AddressWord, Expression, Format, Layout, Located, Number, Parameter, Physical
 from introspect.commands.registry import Arguments, Command
@@ -77,6 +78,8 @@ class Examined:
     items: tuple[Item, ...]
     end: str
     space: str
+    prefix: str = field(default="", repr=False)
+    """What stands before each address: "2:gpa:", or nothing."""
     here: int | None = field(default=None, repr=False)
     """Address of the current instruction."""
 
@@ -86,7 +89,7 @@ class Examined:
         for at in range(0, len(self.items), per_line):
             row = self.items[at : at + per_line]
             mark = ("=> " if row[0].address == self.here else "   ") if self.letter == "i" else ""
-            place = f"{row[0].address:#x}" if self.space == Space.GVA else f"{self.space}:{row[0].address:#x}"
+            place = f"{self.prefix}{row[0].address:#x}"
             symbol = f" <{row[0].symbol}>" if row[0].symbol else ""
             lines.append([f"{mark}{place}{symbol}:", *(item.text for item in row)])
         return "\n".join([*columns(lines), *([self.end] if self.end else [])])
@@ -151,7 +154,19 @@ _WHERE = Parameter("ADDRESS", Address(), optional=True, help="an address; with i
 _PHYSICAL = Parameter("ADDRESS", Physical(), help="a system-physical address; one with a guest's number is guest-physical")
 
 
-def _examine(subject: InferiorState, where: Located, layout: Layout) -> Result:
+def _prefix(context: Context, where: Located, typed: str) -> str:
+    """Owner and space of an address, so that it can be typed again: none for a linear one of who is selected."""
+    selected = (context.selected or context.host).number
+    space = "" if where.space == Space.GVA else f"{where.space}:"
+    if where.space == Space.SPA:  # it is everybody's
+        return space
+    if isinstance(where.owner, DeviceView):
+        return f"{where.owner.device}:{space}"
+    owner = InferiorState(context, where.owner).prefix
+    return owner + space if where.owner.number != selected or (space and typed.startswith(owner)) else space
+
+
+def _examine(subject: InferiorState, where: Located, layout: Layout, typed: str = "") -> Result:
     letter = layout.letter or "x"
     size = _SIZES[layout.size or {"a": "g" if subject.mode.code_bits == 64 else "w", "c": "b", "f": "g"}.get(letter, "w")]
     if letter == "f" and size < 4:
@@ -167,7 +182,7 @@ def _examine(subject: InferiorState, where: Located, layout: Layout) -> Result:
     if not items:
         raise CommandError(str(where), end.partition(": ")[2], "choose an address that memory is at")
     here = subject.pc if letter == "i" and where.space == Space.GVA and "rip" in subject.registers else None
-    return Examined(str(where), letter, size, tuple(items), end, str(where.space), here)
+    return Examined(str(where), letter, size, tuple(items), end, str(where.space), _prefix(subject.context, where, typed), here)
 
 
 def _x(context: Context, arguments: Arguments) -> Result:
@@ -176,7 +191,7 @@ def _x(context: Context, arguments: Arguments) -> Result:
         raise arguments.error("ADDRESS", "missing", "give an address")
     subject = find_inferior(context, arguments)
     where = Located(subject.owner, Space.GVA, subject.pc) if word is None else word.locate(context, named)
-    return _examine(InferiorState(context, where.owner), where, layout)
+    return _examine(InferiorState(context, where.owner), where, layout, word.text if word is not None else "")
 
 
 def _xp(context: Context, arguments: Arguments) -> Result:
@@ -184,7 +199,7 @@ def _xp(context: Context, arguments: Arguments) -> Result:
     where = word.locate(context, context.host)
     if isinstance(where.owner, GuestView) and where.space == Space.SPA and str(Space.SPA) not in word.text.split(":"):
         where = where._replace(space=Space.GPA)
-    return _examine(InferiorState(context, where.owner), where, arguments[_FORMAT])
+    return _examine(InferiorState(context, where.owner), where, arguments[_FORMAT], word.text)
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,9 +146,9 @@ def test_changes_are_marked() -> None:
         ("x/i main+0x10", ["=> 0x4010 <main+0x10>:  call 0x5000 <print>"]),
         ("x/2i", ["=> 0x4010 <main+0x10>:  call 0x5000 <print>", "   0x4015 <main+0x15>:  nop"]),
         ("x/gx spa:0x6000", ["spa:0x6000:  0x000000000000002a"]),
-        ("x/gx 2:gpa:0x6000", ["gpa:0x6000:  0x000000000000002a"]),
+        ("x/gx 2:gpa:0x6000", ["2:gpa:0x6000:  0x000000000000002a"]),
         ("xp/gd 0x6000", ["spa:0x6000:  42"]),
-        ("xp/gd 2:0x6000", ["gpa:0x6000:  42"]),
+        ("xp/gd 2:0x6000", ["2:gpa:0x6000:  42"]),
         ("xp/gd 2:spa:0x6000", ["spa:0x6000:  42"]),
         ("x/3gx 0xfff0", ["0xfff0:  0x0000000000000000  0x0000000000000000", "0:gva:0x10000: no memory at spa 0x10000"]),
         ("x /2xb 0x600e", ["0x600e:  0x01  0xff"]),
@@ -156,6 +156,18 @@ def test_changes_are_marked() -> None:
 )
 def test_x(line: str, shown: list[str]) -> None:
     assert text(world(bytes.fromhex("e8eb0f0000" "90")), line) == shown
+
+
+def test_x_says_whose_an_address_is_unless_it_is_linear_and_of_who_is_selected() -> None:
+    where = world()
+    for line, start in (("x/gx 2:0x6000", "2:0x6000 "), ("x/gx gpa:0x6000 2", "2:gpa:0x6000:"), ("x/i 2:0x4010", "2:0x4010")):
+        assert text(where, line)[0].removeprefix("   ").removeprefix("=> ").startswith(start), line
+    where.selected = where.guests[0]
+    for line, start in (
+        ("x/gx 0x6000", "0x6000"), ("x/gx 2:0x6000", "0x6000"), ("x/gx gpa:0x6000", "gpa:0x6000:"), ("x/gx 2:gpa:0x6000", "2:gpa:0x6000:"),
+        ("x/gx host:0x6000", "host:0x6000"), ("x/gx spa:0x6000", "spa:0x6000:"), ("xp/gx 0x6000", "spa:0x6000:"),
+    ):  # fmt: skip
+        assert text(where, line)[0].startswith(start), line
 
 
 def test_numbers_as_json() -> None:

@@ -335,7 +335,7 @@ def test_interrupt_tables(board: Board) -> None:
 
 def test_io_addresses_are_a_space(board: Board) -> None:
     board.memory.write(board.part(2) + RAM + 0x2000, b"\x11\x22\x33\x44")
-    assert say(board, "x/wx 00:03.0:iova:0x2000") == "iova:0x2000:  0x44332211"
+    assert say(board, "x/wx 00:03.0:iova:0x2000") == "00:03.0:iova:0x2000:  0x44332211"
     assert "0x44332211" in say(board, "x/wx 00:03.0:0x2000"), "a device has no other addresses"
     assert "0x44332211" in say(board, "x/wx 00:03.0:8192"), "no line 8192 of a file 03.0"
     assert "0x44332211" in say(board, "print u32[00:03.0:iova:0x2000]")
