@@ -256,6 +256,42 @@ def test_the_full_screen(typing: Typing) -> None:
     typing(talk)
 
 
+def test_no_menu_on_an_empty_line(typing: Typing) -> None:
+    """Lines come faster than candidates do: those of a line that was accepted meanwhile are nobody's any more."""
+
+    async def talk(t: Typist) -> None:
+        control = t.shell.source.control
+        assert control is not None
+        t.type("tbreak 2:work\rtui\r")
+        await t.until(lambda: t.prompt.screen is not None and t.prompt.screen.app.is_running)
+        screen = t.prompt.screen
+        assert screen is not None
+        buffer, offered = screen.buffer, list[str]()
+
+        def look(_: object) -> None:
+            if buffer.complete_state is not None and buffer.complete_state.completions:
+                offered.append(buffer.text)
+
+        buffer.on_completions_changed += look
+        t.type("continue\r")
+        await t.until(lambda: control.last_stop is not None and not control.running, "stop")
+        for keys in (F11, f"time\r{F11}", f"s\r{F11}{F10}", f"time\x03{F11}", f"\r{F11}", f"t\x7f{F11}", f"  {F11}", f"\x03time\r{F5}"):
+            t.type(keys)
+            await asyncio.sleep(0.2)
+            await t.until(lambda: not buffer.text.strip() and (not control.running or keys.endswith(F5)), repr(keys))
+            assert "" not in map(str.strip, offered), (keys, offered)
+            assert buffer.complete_state is None, keys
+        t.type("\x03")
+        t.type("tim")
+        await t.until(lambda: "tim" in offered, "a menu")
+        t.type("\x03")
+        await t.until(lambda: buffer.text == "")
+        t.type(F12)
+        await t.until(lambda: t.prompt.screen is None)
+
+    typing(talk)
+
+
 # Without a loop
 
 
