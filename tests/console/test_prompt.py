@@ -278,9 +278,8 @@ def test_no_menu_on_an_empty_line(typing: Typing) -> None:
         for keys in (F11, f"time\r{F11}", f"s\r{F11}{F10}", f"time\x03{F11}", f"\r{F11}", f"t\x7f{F11}", f"  {F11}", f"\x03time\r{F5}"):
             t.type(keys)
             await asyncio.sleep(0.2)
-            await t.until(lambda: not buffer.text.strip() and (not control.running or keys.endswith(F5)), repr(keys))
+            await t.until(lambda: not buffer.text.strip() and buffer.complete_state is None, repr(keys))
             assert "" not in map(str.strip, offered), (keys, offered)
-            assert buffer.complete_state is None, keys
         t.type("\x03")
         t.type("tim")
         await t.until(lambda: "tim" in offered, "a menu")
