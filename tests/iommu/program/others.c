@@ -1,0 +1,166 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* What needs a machine of another kind: strict caches, two IOMMUs, a device that asks for pages. */
+#include "kit.h"
+#include "pci.h"
+
+#define ALL_PAGES 0x7ffffffffffff003ull
+#define PAGES     (3ull << 60 | DOMAIN << 32)
+
+static void stale_pages(void)
+{
+    begin(4);
+    uint64_t *at = leaf(IOVA, 4);
+    *at = DATA | PTE_PRESENT | RW;
+    enable(0);
+    CHECK(writes(IOVA, DATA));
+    *at = DATA2 | PTE_PRESENT | RW;
+    CHECK(writes(IOVA, DATA)); /* forgotten */
+    command(PAGES, IOVA + PAGE_SIZE); /* another page's */
+    CHECK(completes() && writes(IOVA, DATA));
+    command(PAGES ^ 1ull << 32, IOVA); /* another domain's */
+    CHECK(completes() && writes(IOVA, DATA));
+    command(PAGES, IOVA);
+    CHECK(completes() && writes(IOVA, DATA2));
+    *at = DATA | PTE_PRESENT | RW;
+    command(PAGES, ALL_PAGES);
+    CHECK(completes() && writes(IOVA, DATA));
+    *at = DATA2 | PTE_PRESENT | RW;
+    command(PAGES, (IOVA & ~0x7fffull) | 0x3000 | 1); /* S: 32 KiB around */
+    CHECK(completes() && writes(IOVA, DATA2));
+    *at = 0; /* the map is gone, the device goes on */
+    CHECK(writes(IOVA, DATA2) && no_event());
+    command(PAGES, IOVA);
+    CHECK(completes() && !writes(IOVA, DATA2) && event_is(EVENT(2, FLAG_RW | DOMAIN << 32), IOVA));
+}
+
+static void stale_entry(void)
+{
+    page(DATA | PTE_PRESENT | RW);
+    CHECK(writes(IOVA, DATA));
+    entry[0] &= ~PTE_WRITE;
+    put_entry();
+    CHECK(writes(IOVA, DATA));
+    command(2ull << 60 | (edu.device + 8), 0); /* another device's */
+    CHECK(completes() && writes(IOVA, DATA));
+    command(2ull << 60 | edu.device, 0);
+    CHECK(completes() && !writes(IOVA, DATA));
+    CHECK(event_is(EVENT(2, FLAG_PR | FLAG_RW | FLAG_PE | DOMAIN << 32), IOVA));
+}
+
+static void stale_interrupt(void)
+{
+    begin(4);
+    volatile uint32_t *table = allocate_page();
+    table[5] = 1 | 0x91 << 16;
+    entry[2] = 1 | 8 << 1 | physical((void *)table) | 2ull << 60;
+    enable(0);
+    CHECK(arrives(5, 0x91));
+    table[5] = 1 | 0x92 << 16;
+    CHECK(arrives(5, 0x91));
+    command(5ull << 60 | edu.device, 0);
+    CHECK(completes() && arrives(5, 0x92));
+}
+
+static void stale_everything(void)
+{
+    begin(4);
+    uint64_t *at = leaf(IOVA, 4);
+    *at = DATA | PTE_PRESENT | RW;
+    enable(0);
+    CHECK(writes(IOVA, DATA));
+    *at = DATA2 | PTE_PRESENT | RW;
+    entry[0] &= ~PTE_READ;
+    put_entry();
+    CHECK(writes(IOVA, DATA) && reads(IOVA, DATA));
+    command(8ull << 60, 0);
+    CHECK(completes() && writes(IOVA, DATA2) && !reads(IOVA, DATA2));
+}
+
+static void prefetch(void)
+{
+    begin(4);
+    uint64_t *at = leaf(IOVA, 4);
+    *at = DATA | PTE_PRESENT | RW;
+    enable(0);
+    command(6ull << 60 | DOMAIN << 32 | edu.device, IOVA);
+    CHECK(completes());
+    *at = DATA2 | PTE_PRESENT | RW;
+    CHECK(writes(IOVA, DATA)); /* what was there when it was fetched */
+}
+
+/* Each IOMMU has devices of its own, and judges those by its own table. */
+static void two_units(void)
+{
+    struct edu one = edu, two = edu;
+    struct unit *a = unit, *b = unit + 1;
+    two.device = edu.device + 8; /* the next slot */
+    uint32_t on = pci_read(two.device, PCI_COMMAND) & 0xffff;
+    CHECK(b->registers && b->registers != a->registers && pci_read(two.device, PCI_IDENTITY) == EDU_IDENTITY);
+    pci_write(two.device, PCI_COMMAND, on | PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER);
+    two.registers = (volatile uint8_t *)(uint64_t)(pci_read(two.device, PCI_BAR0) & ~15u);
+    edu_to_memory(&one, DATA, 0, LENGTH);
+    unit = b;
+    begin(4);
+    *leaf(IOVA, 4) = DATA2 | PTE_PRESENT | RW;
+    put_entry();
+    edu = two;
+    enable(0);
+    edu = one;
+    unit = a;
+    begin(4);
+    *leaf(IOVA, 4) = DATA | PTE_PRESENT | RW;
+    enable(0);
+    edu = two;
+    put_entry(); /* each table has both devices */
+    forget_all();
+    edu = one;
+    uint64_t first = writes(IOVA, DATA) ? DATA : DATA2, second = first == DATA ? DATA2 : DATA;
+    CHECK(writes(IOVA, first) && !writes(IOVA, second));
+    struct unit *mine = first == DATA ? a : b, *other = first == DATA ? b : a;
+    unit = mine;
+    CHECK(!writes(IOVA + PAGE_SIZE, DATA) && event_is(EVENT(2, FLAG_RW | DOMAIN << 32), IOVA + PAGE_SIZE));
+    unit = other;
+    CHECK(no_event());
+    edu = two;
+    CHECK(writes(IOVA, second) && !writes(IOVA, first));
+    CHECK(!writes(IOVA + PAGE_SIZE, DATA) && event_is(EVENT(2, FLAG_RW | DOMAIN << 32), IOVA + PAGE_SIZE));
+    unit = mine;
+    CHECK(no_event());
+    put(IOMMU_CONTROL, 0); /* off, and the other one is not */
+    edu = one;
+    CHECK(writes(DATA + PAGE_SIZE, DATA + PAGE_SIZE));
+    edu = two;
+    CHECK(writes(IOVA, second));
+    unit = other;
+    put(IOMMU_CONTROL, 0);
+    edu = one;
+}
+
+/* The tester is the device that asks while this one waits: for 0x1234000, PASID 0x42, tag 7; then once more without the right. */
+static void page_requests(void)
+{
+    begin(4);
+    messages(unit->function, 0xfee00000, 0x64);
+    entry[0] |= BIT(52); /* PPR */
+    enable(CONTROL_PPR | CONTROL_GUEST_TABLES);
+    __asm__ volatile("hlt");
+    CHECK(SOON(taken[0x64] == 1) && get(IOMMU_STATUS) & STATUS_PPR);
+    CHECK(get(PPR_HEAD) == 0 && get(PPR_TAIL) == 16);
+    CHECK(unit->ppr[0] == (1ull << 60 | BIT(56) | BIT(50) | 7ull << 32 | 0x42 << 16 | edu.device) && unit->ppr[1] == 0x1234000);
+    put(PPR_HEAD, 16);
+    put(IOMMU_STATUS, STATUS_PPR);
+    entry[0] &= ~BIT(52);
+    put_entry();
+    command(2ull << 60 | edu.device, 0);
+    put(IOMMU_CONTROL, get(IOMMU_CONTROL) | CONTROL_EVENT_INTERRUPT);
+    command(7ull << 60 | 0x42ull << 32 | edu.device, BIT(2) | 7ull << 32); /* COMPLETE_PPR_REQUEST: success */
+    CHECK(completes());
+    __asm__ volatile("hlt");
+    CHECK(SOON(taken[0x64] == 2) && event_is(EVENT(9, BIT(56) | BIT(50) | 8ull << 32 | 0x42 << 16), 0x1234000));
+}
+
+const struct feature other_features[] = {
+    {"stale-pages", "strict", stale_pages}, {"stale-entry", "strict", stale_entry},
+    {"stale-interrupt", "strict", stale_interrupt}, {"stale-everything", "strict", stale_everything},
+    {"prefetch", "strict", prefetch}, {"two-units", "two", two_units}, {"page-requests", "requests", page_requests}, {0, 0, 0},
+};
