@@ -39,8 +39,8 @@ SOURCES = (
 
 EVERYWHERE = (
     "device-table", "levels", "page-sizes", "skipped-level", "rights", "faults", "hardware-errors", "suppression",
-    "exclusion-range", "accessed-dirty", "guest-tables", "completion-wait", "command-wrap", "illegal-command", "command-nowhere",
-    "iotlb-timeout", "event-log-overflow", "event-log-wrap", "x2apic-registers", "remap-32", "remap-128", "remap-refused",
+    "exclusion-range", "accessed-dirty", "guest-tables", "special-addresses", "completion-wait", "command-wrap", "illegal-command", "command-nowhere",
+    "iotlb-timeout", "event-log-overflow", "event-log-wrap", "msi-registers", "x2apic-registers", "remap-32", "remap-128", "remap-refused",
     "remap-untouched", "remap-io-apic", "guest-apic",
 )  # fmt: skip
 STRICT = ("stale-pages", "stale-entry", "stale-interrupt", "stale-everything", "prefetch")
@@ -64,14 +64,14 @@ class Ran:
     """What a run came to: verdicts by feature, all text, and what strict caches gave notice of."""
 
     def __init__(
-        self, image: Path, argument: str, *devices: str, units: int = 1, strict: bool = False, python: bool = False,
+        self, image: Path, argument: str, *devices: str, units: int = 1, strict: bool = False,
         idle: Callable[[Machine, int], None] | None = None,
     ) -> None:  # fmt: skip
         """`idle` is called each time that the program waits for what only the outside can bring."""
         serial = BufferSerial()
         config = Config(
             memory=256 << 20, command_line=argument, serial=serial, devices=tuple(map(DeviceSpec.parse, devices or (EDU,))),
-            iommu=IommuConfig(units, strict), python_runtime=python, max_time=MOST_TICKS,
+            iommu=IommuConfig(units, strict), max_time=MOST_TICKS,
         )  # fmt: skip
         self.machine = Machine(image, config)
         waits = 0
@@ -108,6 +108,10 @@ def test_with_either_kind_of_cache(plain: Ran, feature: str) -> None:
     assert plain.of(feature) == ""
 
 
+def test_the_program_forgets_no_invalidation_of_its_own(plain: Ran) -> None:
+    assert [line for line in plain.notices if "INVALIDATE" in line] == []
+
+
 @pytest.mark.parametrize("feature", STRICT)
 def test_strict_caches_keep_what_is_not_invalidated(strict: Ran, feature: str) -> None:
     assert strict.of(feature) == ""
@@ -122,6 +126,14 @@ def test_forgotten_invalidations_are_told(strict: Ran) -> None:
 def test_two_iommus(image: Path) -> None:
     ran = Ran(image, "two", EDU, EDU.replace("11.0", "12.0"), units=2)
     assert ran.of("two-units") == ""
+
+
+@pytest.mark.parametrize(
+    ("feature", "bridge"), [("segments", "bridge"), ("alias", "pci-bridge")]
+)
+def test_behind_a_bridge(image: Path, feature: str, bridge: str) -> None:
+    ran = Ran(image, feature, f"{bridge},slot=05.0,id=b", EDU.replace("slot=11.0", "bus=b"))
+    assert ran.of(feature) == ""
 
 
 def test_page_requests(image: Path) -> None:

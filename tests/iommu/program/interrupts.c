@@ -8,7 +8,6 @@
 #define ENTRY       (1ull | (uint64_t)REMAPPED << 16) /* 32 bits, RemapEn, to APIC 0 */
 #define GUEST_ENTRY (BIT(0) | BIT(2) | BIT(7) | 0xcafeull << 32) /* RemapEn, GALogIntr, GuestMode, a tag */
 #define REMAP       (2ull << 60) /* IntCtl */
-#define FAULT       EVENT(2, FLAG_I | DOMAIN << 32)
 
 static volatile uint32_t *table;
 
@@ -21,10 +20,23 @@ static void start(uint64_t control)
     enable(control);
 }
 
+static void changed(void)
+{
+    command(5ull << 60 | edu.device, 0); /* INVALIDATE_INTERRUPT_TABLE */
+    CHECK(completes());
+}
+
+static void set(uint32_t index, uint32_t value)
+{
+    table[index] = value;
+    changed();
+}
+
 static void set_wide(uint64_t low, uint64_t high)
 {
     ((volatile uint64_t *)table)[2 * INDEX] = low;
     ((volatile uint64_t *)table)[2 * INDEX + 1] = high;
+    changed();
 }
 
 /* The event of a refused interrupt: its address is the message's, with the index where data has it. */
@@ -40,13 +52,13 @@ static int refused(uint32_t data, uint64_t flags)
 static void narrow_entries(void)
 {
     start(0);
-    table[INDEX] = ENTRY;
+    set(INDEX, ENTRY);
     unsigned plain = taken[INDEX + 0x20];
     CHECK(arrives(INDEX, REMAPPED) && no_event());
     CHECK(taken[INDEX + 0x20] == plain);
-    table[INDEX] = ENTRY + 0x10000; /* coherent: seen at once */
+    set(INDEX, ENTRY + 0x10000);
     CHECK(arrives(INDEX, REMAPPED + 1));
-    table[0x25] = ENTRY | 1 << 2; /* arbitrated */
+    set(0x25, ENTRY | 1 << 2); /* arbitrated */
     CHECK(arrives(0x25, REMAPPED) && no_event());
 }
 
@@ -61,12 +73,12 @@ static void refusals(void)
 {
     start(0);
     CHECK(refused(0x45, 0)); /* RemapEn is 0 */
-    table[0x45] = ENTRY | BIT(31); /* reserved */
+    set(0x45, ENTRY | BIT(31)); /* reserved */
     CHECK(refused(0x45, FLAG_PR | FLAG_RZ));
     CHECK(refused(0x145, 0)); /* beyond the table */
-    table[0x45] = 2; /* SupIOPF */
+    set(0x45, 2); /* SupIOPF */
     CHECK(!arrives(0x45, 0x45) && no_event());
-    table[0x45] = 0;
+    set(0x45, 0);
     entry[2] |= BIT(5); /* IG */
     enable(0);
     CHECK(!arrives(0x45, 0x45) && no_event());

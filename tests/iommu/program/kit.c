@@ -241,6 +241,19 @@ static void find_units(void)
         fatal("no IOMMU");
 }
 
+/* The device on bus 1, which firmware has numbered. */
+static int behind_bridge(void)
+{
+    for (edu.device = 0x100; edu.device < 0x200; edu.device += 8)
+        if (pci_read(edu.device, PCI_IDENTITY) == EDU_IDENTITY) {
+            uint32_t on = pci_read(edu.device, PCI_COMMAND) & 0xffff;
+            pci_write(edu.device, PCI_COMMAND, on | PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER);
+            edu.registers = (volatile uint8_t *)(uint64_t)(pci_read(edu.device, PCI_BAR0) & ~15u);
+            return 1;
+        }
+    return 0;
+}
+
 static void run(const struct feature *feature, uint32_t information)
 {
     for (; feature->name; feature++) {
@@ -258,7 +271,7 @@ _Noreturn void main(uint32_t information)
 {
     serial_start();
     interrupts_start();
-    if (!edu_start(&edu))
+    if (!edu_start(&edu) && !behind_bridge())
         fatal("no edu device");
     find_units();
     run(memory_features, information);

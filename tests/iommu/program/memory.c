@@ -188,12 +188,17 @@ static void accessed_dirty(void)
 
 /*
  * Tables as processors have them, for PASID 0, which GIoV gives to requests without one; with `nested` the tables are where
- * the host's map guest-physical addresses: each page at itself. Returns the last entry.
+ * the host's map guest-physical addresses: each page at itself. GCR3 tables have `glx` + 1 levels. Returns the last entry.
  */
-static volatile uint64_t *guest(uint64_t gva, int n, int nested)
+static volatile uint64_t *guest(uint64_t gva, int n, int nested, uint64_t glx)
 {
-    uint64_t *gcr3 = allocate_page(), *top = allocate_page(), *table = top;
-    gcr3[0] = physical(top) | 1;
+    uint64_t *gcr3 = allocate_page(), *top = allocate_page(), *table = top, *last = gcr3;
+    for (uint64_t level = glx; level; level--) {
+        uint64_t *next = allocate_page();
+        last[0] = physical(next) | 1;
+        last = next;
+    }
+    last[0] = physical(top) | 1;
     for (int level = n; level > 1; level--) {
         uint64_t *next = allocate_page();
         table[gva >> (12 + 9 * (level - 1)) & 511] = physical(next) | 7;
@@ -206,7 +211,7 @@ static volatile uint64_t *guest(uint64_t gva, int n, int nested)
             ((uint64_t *)(((uint64_t *)(root[0] & PTE_ADDRESS))[0] & PTE_ADDRESS))[at / LARGE_PAGE] = at | PTE_PRESENT | RW;
         }
     uint64_t at = physical(gcr3);
-    entry[0] |= BIT(54) | BIT(55) | (at >> 12 & 7) << 58;
+    entry[0] |= BIT(54) | BIT(55) | glx << 56 | (at >> 12 & 7) << 58;
     entry[1] |= (at >> 15 & 0xffff) << 16 | (at >> 31) << 43;
     entry[2] |= (uint64_t)(n == 5) << 54;
     return &table[gva >> 12 & 511];
@@ -216,9 +221,10 @@ static void guest_tables(void)
 {
     for (int nested = 0; nested <= 1; nested++)
         for (int n = 4; n <= 5; n++) {
+            uint64_t glx = (uint64_t)(2 * nested + n - 4) % 3;
             uint64_t gva = n == 4 ? 0x00007f1234567000 : 0x00ff7f1234567000;
             begin(nested ? 4 : 0);
-            volatile uint64_t *last = guest(gva, n, nested);
+            volatile uint64_t *last = guest(gva, n, nested, glx);
             enable(CONTROL_GUEST_TABLES);
             CHECK(reads(gva, DATA) && (*last & 0x60) == 0x20); /* A, and no D */
             CHECK(writes(gva, DATA) && (*last & 0x60) == 0x60 && no_event());
@@ -229,9 +235,29 @@ static void guest_tables(void)
         }
 }
 
+/* Port I/O and system management of HyperTransport: aborted or translated, as the entry says (2.1.2). */
+static void special_addresses(void)
+{
+    static const struct { uint64_t address, type, translate; } cases[] = {
+        {0xfdfc001000, 2, 2ull << 35}, /* IoCtl */
+        {0xfdf9101000, 3, 3ull << 40}, /* SysMgt */
+    };
+    for (int i = 0; i < 2; i++) {
+        begin(4);
+        *leaf(cases[i].address, 4) = DATA | PTE_PRESENT | RW;
+        enable(0);
+        CHECK(!writes(cases[i].address, DATA));
+        CHECK(event_is(EVENT(8, cases[i].type << 57 | FLAG_RW), cases[i].address));
+        entry[1] |= cases[i].translate;
+        enable(0);
+        CHECK(writes(cases[i].address, DATA) && no_event());
+    }
+}
+
 const struct feature memory_features[] = {
     {"device-table", "all", device_table}, {"levels", "all", levels}, {"page-sizes", "all", page_sizes},
     {"skipped-level", "all", skipped_level}, {"rights", "all", rights}, {"faults", "all", faults},
     {"hardware-errors", "all", hardware_errors}, {"suppression", "all", suppression}, {"exclusion-range", "all", exclusion},
-    {"accessed-dirty", "all", accessed_dirty}, {"guest-tables", "all", guest_tables}, {0, 0, 0},
+    {"accessed-dirty", "all", accessed_dirty}, {"guest-tables", "all", guest_tables},
+    {"special-addresses", "all", special_addresses}, {0, 0, 0},
 };

@@ -136,6 +136,52 @@ static void two_units(void)
     edu = one;
 }
 
+/* The device behind a bridge: whose transactions they are, and which entry and which segment of the device table decides. */
+static void bridge(void)
+{
+    uint32_t bridge = pci_find(PCI_CLASS, 0xffff0000, 0x06040000), slot = edu.device & 0xff;
+    CHECK(bridge != PCI_NOWHERE);
+    pci_write(bridge, 0x18, 0x00808000); /* buses 80-80 are behind it */
+    pci_write(bridge, PCI_COMMAND, (pci_read(bridge, PCI_COMMAND) & 0xffff) | PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER);
+    edu.device = 0x8000 | slot;
+    CHECK(pci_read(edu.device, PCI_IDENTITY) == EDU_IDENTITY);
+}
+
+static void segments(void)
+{
+    uint64_t *high = allocate_page(), *low = unit->table;
+    uint32_t slot = edu.device & 0xff;
+    bridge();
+    begin(4);
+    *leaf(IOVA, 4) = DATA | PTE_PRESENT | RW;
+    unit->table = high - 0x8000 * 4; /* entry 8000 is the segment's first */
+    put(0x100, physical(high));      /* DeviceIDs from 8000 on, with DevTblSegEn 1 */
+    put_entry();
+    unit->table = low;
+    put(IOMMU_CONTROL, ON | 1ull << 34);
+    forget_all();
+    CHECK(writes(IOVA, DATA) && reads(IOVA, DATA) && no_event());
+    CHECK(!writes(IOVA + PAGE_SIZE, DATA) && event_is(EVENT(2, FLAG_RW | DOMAIN << 32), IOVA + PAGE_SIZE));
+    put(IOMMU_CONTROL, ON); /* one table again, of two pages: bus 80 is beyond it */
+    forget_all();
+    CHECK(!writes(IOVA, DATA) && event_is(EVENT(2, FLAG_RW), IOVA));
+    edu.device = slot;
+}
+
+/* Conventional PCI: the bridge answers for all behind it. */
+static void alias(void)
+{
+    uint32_t device = edu.device, requester = pci_find(PCI_CLASS, 0xffff0000, 0x06040000);
+    bridge();
+    begin(4);
+    *leaf(IOVA, 4) = DATA | PTE_PRESENT | RW;
+    edu.device = requester;
+    enable(0);
+    CHECK(writes(IOVA, DATA) && reads(IOVA, DATA) && no_event());
+    CHECK(!writes(IOVA + PAGE_SIZE, DATA) && event_is(EVENT(2, FLAG_RW | DOMAIN << 32), IOVA + PAGE_SIZE));
+    edu.device = device;
+}
+
 /* The tester is the device that asks while this one waits: for 0x1234000, PASID 0x42, tag 7; then once more without the right. */
 static void page_requests(void)
 {
@@ -162,5 +208,6 @@ static void page_requests(void)
 const struct feature other_features[] = {
     {"stale-pages", "strict", stale_pages}, {"stale-entry", "strict", stale_entry},
     {"stale-interrupt", "strict", stale_interrupt}, {"stale-everything", "strict", stale_everything},
-    {"prefetch", "strict", prefetch}, {"two-units", "two", two_units}, {"page-requests", "requests", page_requests}, {0, 0, 0},
+    {"prefetch", "strict", prefetch}, {"two-units", "two", two_units}, {"segments", "segments", segments},
+    {"alias", "alias", alias}, {"page-requests", "requests", page_requests}, {0, 0, 0},
 };

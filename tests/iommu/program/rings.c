@@ -128,6 +128,20 @@ static void event_log_wrap(void)
     CHECK(no_event() && !(get(IOMMU_STATUS) & STATUS_OVERFLOW));
 }
 
+/* The MSI capability as registers of the IOMMU has it (EFR.MsiCapMmioSup). */
+static void msi_registers(void)
+{
+    begin(4);
+    messages(unit->function, MESSAGE, 0x65);
+    volatile uint32_t *data = (volatile uint32_t *)(unit->registers + 0x164);
+    CHECK(*data == 0x65 && *(volatile uint32_t *)(unit->registers + 0x15c) == MESSAGE);
+    *data = 0x66;
+    enable(CONTROL_WAIT_INTERRUPT);
+    unsigned old = taken[0x65], now = taken[0x66];
+    command(1ull << 60 | 2, 0);
+    CHECK(SOON(taken[0x66] == now + 1) && taken[0x65] == old);
+}
+
 /* With IntCapXTEn registers say where interrupts go, and the MSI capability does not (3.4.11). */
 static void x2apic_registers(void)
 {
@@ -146,5 +160,6 @@ const struct feature ring_features[] = {
     {"completion-wait", "all", completion_wait}, {"command-wrap", "all", command_wrap},
     {"illegal-command", "all", illegal_command}, {"command-nowhere", "all", command_nowhere},
     {"iotlb-timeout", "all", iotlb_timeout}, {"event-log-overflow", "all", event_log_overflow},
-    {"event-log-wrap", "all", event_log_wrap}, {"x2apic-registers", "all", x2apic_registers}, {0, 0, 0},
+    {"event-log-wrap", "all", event_log_wrap}, {"msi-registers", "all", msi_registers},
+    {"x2apic-registers", "all", x2apic_registers}, {0, 0, 0},
 };
