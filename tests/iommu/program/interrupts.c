@@ -154,7 +154,28 @@ static void guest_apic(void)
     CHECK(SOON(taken[0x72] == wide + 1) && taken[0x6a] == before + 1 && no_event());
 }
 
+static void guest_apic_overflow(void)
+{
+    start(CONTROL_GUEST_APIC);
+    messages(unit->function, 0xfee00000, 0x6b);
+    volatile uint32_t *page = allocate_page();
+    set_wide(GUEST_ENTRY, 0xa5 | physical((void *)page));
+    unsigned before = taken[0x6b];
+    put(GA_HEAD, 8); /* no room: one entry stays free between tail and head */
+    arrives(INDEX, 0xa5);
+    CHECK(SOON(taken[0x6b] == before + 1) && page[0x250 / 4] == 1 << 5 && get(GA_TAIL) == 0);
+    CHECK((get(IOMMU_STATUS) & (STATUS_GA_RUN | STATUS_GA_OVERFLOW)) == STATUS_GA_OVERFLOW);
+    put(GA_HEAD, 0);
+    put(IOMMU_CONTROL, get(IOMMU_CONTROL) & ~BIT(28));
+    put(IOMMU_STATUS, STATUS_GA_OVERFLOW);
+    put(IOMMU_CONTROL, get(IOMMU_CONTROL) | BIT(28));
+    CHECK((get(IOMMU_STATUS) & (STATUS_GA_RUN | STATUS_GA_OVERFLOW)) == STATUS_GA_RUN);
+    arrives(INDEX, 0xa5);
+    CHECK(SOON(taken[0x6b] == before + 2) && get(GA_TAIL) == 8);
+}
+
 const struct feature interrupt_features[] = {
     {"remap-32", "all", narrow_entries}, {"remap-128", "all", wide_entries}, {"remap-refused", "all", refusals},
-    {"remap-untouched", "all", untouched}, {"remap-io-apic", "all", io_apic}, {"guest-apic", "all", guest_apic}, {0, 0, 0},
+    {"remap-untouched", "all", untouched}, {"remap-io-apic", "all", io_apic}, {"guest-apic", "all", guest_apic},
+    {"guest-apic-overflow", "all", guest_apic_overflow}, {0, 0, 0},
 };

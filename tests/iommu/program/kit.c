@@ -29,7 +29,12 @@ void check(int holds, const char *what, const char *file, int line)
 /* Interrupts */
 
 struct frame { uint64_t registers[15], vector, error, rip; };
-static struct { uint16_t low, selector; uint8_t ist, type; uint16_t middle; uint32_t high, reserved; } __attribute__((packed)) idt[256];
+static struct gate {
+    uint16_t low, selector;
+    uint8_t ist, type;
+    uint16_t middle;
+    uint32_t high, reserved;
+} __attribute__((packed)) idt[256];
 extern uint8_t trap_entries[256][16];
 
 void trap(struct frame *f)
@@ -278,6 +283,7 @@ _Noreturn void main(uint32_t information)
     run(ring_features, information);
     run(interrupt_features, information);
     run(other_features, information);
+    run(ivrs_features, information);
     print("features: done\n");
     end(0);
 }

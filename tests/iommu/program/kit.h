@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* What the features' programs share: one or two IOMMUs, edu devices, interrupts that are counted, and a verdict for each feature. */
+/* What the features' programs share: IOMMUs, an edu device, interrupts that are counted, and a verdict for each feature. */
 #ifndef KIT_H
 #define KIT_H
 
@@ -51,7 +51,11 @@
 #define STATUS_WAIT      BIT(2)
 #define STATUS_EVENT_RUN BIT(3)
 #define STATUS_COMMAND_RUN BIT(4)
+#define STATUS_PPR_OVERFLOW BIT(5)
 #define STATUS_PPR       BIT(6)
+#define STATUS_PPR_RUN   BIT(7)
+#define STATUS_GA_RUN    BIT(8)
+#define STATUS_GA_OVERFLOW BIT(9)
 #define STATUS_GA        BIT(10)
 
 /* Events (2.5): flags in the low quadword. */
@@ -78,7 +82,7 @@ extern uint64_t entry[4]; /* what the device's entry shall be */
 extern volatile unsigned taken[256];
 
 struct feature { const char *name, *when; void (*run)(void); };
-extern const struct feature memory_features[], ring_features[], interrupt_features[], other_features[];
+extern const struct feature memory_features[], ring_features[], interrupt_features[], other_features[], ivrs_features[];
 
 void check(int holds, const char *what, const char *file, int line);
 

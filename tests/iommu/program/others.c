@@ -182,7 +182,8 @@ static void alias(void)
     edu.device = device;
 }
 
-/* The tester is the device that asks while this one waits: for 0x1234000, PASID 0x42, tag 7; then once more without the right. */
+/* The tester is the device that asks while this one waits: for 0x1234000, PASID 0x42, tag 7; then tag 8, for
+   which the log has no room, and tag 9, without the right. */
 static void page_requests(void)
 {
     begin(4);
@@ -193,16 +194,21 @@ static void page_requests(void)
     CHECK(SOON(taken[0x64] == 1) && get(IOMMU_STATUS) & STATUS_PPR);
     CHECK(get(PPR_HEAD) == 0 && get(PPR_TAIL) == 16);
     CHECK(unit->ppr[0] == (1ull << 60 | BIT(56) | BIT(50) | 7ull << 32 | 0x42 << 16 | edu.device) && unit->ppr[1] == 0x1234000);
-    put(PPR_HEAD, 16);
+    command(7ull << 60 | 0x42ull << 32 | edu.device, BIT(2) | 7ull << 32); /* COMPLETE_PPR_REQUEST: success */
+    CHECK(completes());
+    put(PPR_HEAD, 32);
     put(IOMMU_STATUS, STATUS_PPR);
+    __asm__ volatile("hlt");
+    CHECK(SOON(taken[0x64] == 2) && get(PPR_TAIL) == 16);
+    CHECK((get(IOMMU_STATUS) & (STATUS_PPR_OVERFLOW | STATUS_PPR_RUN)) == STATUS_PPR_OVERFLOW);
+    put(IOMMU_STATUS, STATUS_PPR_OVERFLOW);
     entry[0] &= ~BIT(52);
     put_entry();
     command(2ull << 60 | edu.device, 0);
     put(IOMMU_CONTROL, get(IOMMU_CONTROL) | CONTROL_EVENT_INTERRUPT);
-    command(7ull << 60 | 0x42ull << 32 | edu.device, BIT(2) | 7ull << 32); /* COMPLETE_PPR_REQUEST: success */
     CHECK(completes());
     __asm__ volatile("hlt");
-    CHECK(SOON(taken[0x64] == 2) && event_is(EVENT(9, BIT(56) | BIT(50) | 8ull << 32 | 0x42 << 16), 0x1234000));
+    CHECK(SOON(taken[0x64] == 3) && event_is(EVENT(9, BIT(56) | BIT(50) | 9ull << 32 | 0x42 << 16), 0x1234000));
 }
 
 const struct feature other_features[] = {
