@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Protocol
@@ -94,7 +95,58 @@ def panes_of(found: Situation) -> dict[str, Pane]:
 _WHO = Parameter("GUEST|host", Owner(), optional=True, help="a guest's number or name")
 
 
-class ContextSource:
+class _Own(ABC):
+    """A source whose context is in this process."""
+
+    registry: Registry
+
+    @property
+    @abstractmethod
+    def _context(self) -> Context: ...
+
+    @property
+    @abstractmethod
+    def _owner(self) -> GuestView | HostView:
+        """Who is selected."""
+
+    def where(self) -> Where:
+        return where(self._context, self._owner)
+
+    def panes(self, sections: tuple[str, ...], width: int, rows: int | None = None) -> Mapping[str, Pane]:
+        return panes_of(situation(self._context, self._owner, sections, width, rows))
+
+    def locate(self, text: str) -> tuple[int, str, int]:
+        where = AddressWord(text, Space.GVA).locate(self._context, self._owner)
+        return where.owner.number, str(where.space), where.offset
+
+    def check(self, expression: str, number: int) -> None:
+        try:
+            parse_address(expression, self._context.names(number))
+        except ExpressionError as error:
+            raise CommandError(f"{error.value} (column {error.position + 1} behind if)", error.rule, error.remedy) from None
+
+    def symbol(self, number: int, address: int) -> str:
+        symbols = self._context.symbols(number)
+        return symbols.name(address) if symbols is not None else ""
+
+    def line(self, number: int, address: int) -> str:
+        symbols = self._context.symbols(number)
+        place = SourceLines.of(symbols).at(address) if symbols is not None else None
+        return f"{place.path}:{place.line}" if place is not None else ""
+
+    def frames(self) -> list[tuple[int, int | None]]:
+        self._owner  # noqa: B018 - selects the thread
+        found = self.registry.call(self._context, "bt", 2)
+        return [(frame.pc, frame.cfa) for frame in found.frames]  # type: ignore[attr-defined]
+
+    def complete(self, line: str) -> Completion:
+        return self.registry.complete(self._context, line)
+
+    def addresses(self, prefix: str) -> Iterable[Candidate]:
+        return Address().complete(self._context, prefix)
+
+
+class ContextSource(_Own):
     """A dump: it stands still."""
 
     def __init__(self, name: str, context: DumpContext, registry: Registry) -> None:
@@ -111,47 +163,15 @@ class ContextSource:
         return self.where()
 
     @property
+    def _context(self) -> Context:
+        return self.context
+
+    @property
     def _owner(self) -> GuestView | HostView:
         return self.context.selected or self.context.host
 
     def select(self, thread: ThreadId) -> None:
         self.context.select(None if thread.pid == HOST_NUMBER else thread.pid)
-
-    def where(self) -> Where:
-        return where(self.context, self._owner)
-
-    def panes(self, sections: tuple[str, ...], width: int, rows: int | None = None) -> Mapping[str, Pane]:
-        return panes_of(situation(self.context, self._owner, sections, width, rows))
-
-    def locate(self, text: str) -> tuple[int, str, int]:
-        where = AddressWord(text, Space.GVA).locate(self.context, self._owner)
-        return where.owner.number, str(where.space), where.offset
-
-    def check(self, expression: str, number: int) -> None:
-        try:
-            parse_address(expression, self.context.names(number))
-        except ExpressionError as error:
-            raise CommandError(f"{error.value} (column {error.position + 1} behind if)", error.rule, error.remedy) from None
-
-    def symbol(self, number: int, address: int) -> str:
-        symbols = self.context.symbols(number)
-        return symbols.name(address) if symbols is not None else ""
-
-    def line(self, number: int, address: int) -> str:
-        symbols = self.context.symbols(number)
-        place = SourceLines.of(symbols).at(address) if symbols is not None else None
-        return f"{place.path}:{place.line}" if place is not None else ""
-
-    def frames(self) -> list[tuple[int, int | None]]:
-        self._owner  # noqa: B018 - selects the thread
-        found = self.registry.call(self.context, "bt", 2)
-        return [(frame.pc, frame.cfa) for frame in found.frames]  # type: ignore[attr-defined]
-
-    def complete(self, line: str) -> Completion:
-        return self.registry.complete(self.context, line)
-
-    def addresses(self, prefix: str) -> Iterable[Candidate]:
-        return Address().complete(self.context, prefix)
 
     def on_progress(self, report: Progress) -> None:
         def told(part: float, what: str) -> bool:
@@ -185,7 +205,7 @@ class LiveContext(Monitor):
         return earlier
 
 
-class LiveSource:
+class LiveSource(_Own):
     """The machine of this process."""
 
     def __init__(self, name: str, debugger: Debugger) -> None:
@@ -212,45 +232,13 @@ class LiveSource:
         self.control.selected = self.context.thread = thread
 
     @property
+    def _context(self) -> Context:
+        return self.context
+
+    @property
     def _owner(self) -> GuestView | HostView:
         self.context.thread = self.control.selected
         return self.context.selected or self.context.host
-
-    def where(self) -> Where:
-        return where(self.context, self._owner)
-
-    def panes(self, sections: tuple[str, ...], width: int, rows: int | None = None) -> Mapping[str, Pane]:
-        return panes_of(situation(self.context, self._owner, sections, width, rows))
-
-    def locate(self, text: str) -> tuple[int, str, int]:
-        where = AddressWord(text, Space.GVA).locate(self.context, self._owner)
-        return where.owner.number, str(where.space), where.offset
-
-    def check(self, expression: str, number: int) -> None:
-        try:
-            parse_address(expression, self.context.names(number))
-        except ExpressionError as error:
-            raise CommandError(f"{error.value} (column {error.position + 1} behind if)", error.rule, error.remedy) from None
-
-    def symbol(self, number: int, address: int) -> str:
-        symbols = self.context.symbols(number)
-        return symbols.name(address) if symbols is not None else ""
-
-    def line(self, number: int, address: int) -> str:
-        symbols = self.context.symbols(number)
-        place = SourceLines.of(symbols).at(address) if symbols is not None else None
-        return f"{place.path}:{place.line}" if place is not None else ""
-
-    def frames(self) -> list[tuple[int, int | None]]:
-        self._owner  # noqa: B018 - selects the thread
-        found = self.registry.call(self.context, "bt", 2)
-        return [(frame.pc, frame.cfa) for frame in found.frames]  # type: ignore[attr-defined]
-
-    def complete(self, line: str) -> Completion:
-        return self.registry.complete(self.context, line)
-
-    def addresses(self, prefix: str) -> Iterable[Candidate]:
-        return Address().complete(self.context, prefix)
 
     def on_progress(self, report: Progress) -> None:
         self.context.report = report
