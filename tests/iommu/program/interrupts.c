@@ -7,6 +7,7 @@
 #define REMAPPED    0x91
 #define ENTRY       (1ull | (uint64_t)REMAPPED << 16) /* 32 bits, RemapEn, to APIC 0 */
 #define GUEST_ENTRY (BIT(0) | BIT(2) | BIT(7) | 0xcafeull << 32) /* RemapEn, GALogIntr, GuestMode, a tag */
+#define LAPIC_LOGICAL 0xfee000d0
 #define REMAP       (2ull << 60) /* IntCtl */
 
 static volatile uint32_t *table;
@@ -39,27 +40,28 @@ static void set_wide(uint64_t low, uint64_t high)
     changed();
 }
 
-/* The event of a refused interrupt: its address is the message's, with the index where data has it. */
+/* It does not arrive, and there is one event, which has the address of the message. */
 static int refused(uint32_t data, uint64_t flags)
 {
-    if (arrives(data, (int)(data & 0xff)) || !SOON(!no_event()))
-        return 0;
-    uint64_t head = get(IOMMU_EVENT_HEAD), low = unit->events[head / 8];
-    put(IOMMU_EVENT_HEAD, (head + 16) % RING);
-    return (low & ~FLAG_RW & ~(0xffffull << 32)) == (EVENT(2, FLAG_I | flags)) && no_event();
+    return !arrives(data, (int)(data & 0xff)) && event_is(EVENT(2, FLAG_I | flags | DOMAIN << 32), 0xfee00000) && no_event();
 }
 
 static void narrow_entries(void)
 {
     start(0);
     set(INDEX, ENTRY);
-    unsigned plain = taken[INDEX + 0x20];
     CHECK(arrives(INDEX, REMAPPED) && no_event());
-    CHECK(taken[INDEX + 0x20] == plain);
     set(INDEX, ENTRY + 0x10000);
     CHECK(arrives(INDEX, REMAPPED + 1));
     set(0x25, ENTRY | 1 << 2); /* arbitrated */
     CHECK(arrives(0x25, REMAPPED) && no_event());
+    set(INDEX, ENTRY | 3 << 8); /* to APIC 3, which there is not */
+    CHECK(!arrives(INDEX, REMAPPED));
+    *(volatile uint32_t *)LAPIC_LOGICAL = 0x40000000;
+    set(INDEX, ENTRY | BIT(6) | 0x40 << 8); /* DM: a logical destination */
+    CHECK(arrives(INDEX, REMAPPED));
+    set(INDEX, ENTRY | BIT(6) | 0x20 << 8);
+    CHECK(!arrives(INDEX, REMAPPED) && no_event());
 }
 
 static void wide_entries(void)
@@ -67,6 +69,11 @@ static void wide_entries(void)
     start(CONTROL_WIDE_ENTRIES);
     set_wide(1, 0x92);
     CHECK(arrives(INDEX, 0x92) && no_event());
+    start(CONTROL_WIDE_ENTRIES | CONTROL_WIDE_DESTINATIONS);
+    set_wide(1, 0x93);
+    CHECK(arrives(INDEX, 0x93));
+    set_wide(1, 0x93 | BIT(56)); /* to x2APIC 1000000 */
+    CHECK(!arrives(INDEX, 0x93) && no_event());
 }
 
 static void refusals(void)

@@ -44,6 +44,7 @@
 #define CONTROL_GUEST_TABLES    BIT(16)
 #define CONTROL_WIDE_ENTRIES    BIT(17) /* GAEn */
 #define CONTROL_GUEST_APIC      (BIT(17) | BIT(25) | BIT(28) | BIT(29)) /* GAEn, GAMEn 1, log, interrupt */
+#define CONTROL_WIDE_DESTINATIONS BIT(50) /* XTEn */
 #define CONTROL_X2APIC          BIT(51)
 
 #define STATUS_OVERFLOW  BIT(0)
