@@ -72,7 +72,7 @@ def test_commands_functions_and_completion(gdb: Gdb, serve: Serve, hypervisor: P
     assert "memory of process 2 is at gpa" in gdb("space gpa")
     assert "memory of process 2 is at gva" in gdb("space gva")
     assert "usage" in gdb("stop-on moon")
-    assert "List the guests" in gdb("help guests")
+    assert "List the host and its guests" in gdb("help guests")
     assert "monitor help walk" in gdb("help walk")
 
     assert gdb("complete vmcb 2 guest_as") == "vmcb 2 guest_asid\n"
