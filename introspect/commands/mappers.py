@@ -41,7 +41,9 @@ def reverse_map(context: Context, what: str) -> ReverseMap:
 def with_devices(context: Context, found: ReverseMap) -> list[str]:
     """Take in what devices reach, and the tables of IOMMUs. Says what there was no room for."""
     iommus = iommus_of(context)
-    mappers, left_out = io_mappers(context.memory, iommus, device_names(context), found.mappers)
+    # Where a DEV confines devices it has told what they reach, and no IOMMU lets them reach more.
+    names = {} if getattr(context, "mappers", ()) and not iommus else device_names(context)
+    mappers, left_out = io_mappers(context.memory, iommus, names, found.mappers)
     found.mappers += mappers
     found.areas += io_areas(context.memory, iommus)
     return left_out

@@ -15,7 +15,7 @@ from tests.svm.hypervisor import GUEST, HLT, IOPM, NPF, VMMCALL, A, D, Hyperviso
 from vmdbg.engine.state import DS, ES, RCX, RDI, RDX, RSI
 
 IOIO_EXIT, UD_EXIT, GP_EXIT, PF_EXIT = 0x7B, 0x46, 0x4D, 0x4E
-DEVICE, NOWHERE = 0xD0000000, 0xE0000000
+DEVICE, NOWHERE = 0xD0000000, 0xD8000000
 WIDTHS = {"b": 1, "w": 2, "l": 4}
 BEFORE = bytes(range(0x80, 0xA0))
 

@@ -54,8 +54,9 @@ def store(**fields: int) -> str:
 OPERATIONS = ("vmrun", "vmload", "vmsave", "stgi", "clgi", "invlpga")
 
 
-@pytest.mark.parametrize("text", OPERATIONS)
+@pytest.mark.parametrize("text", [text for text in OPERATIONS if text != "stgi"])
 def test_undefined_without_svme(text: str, python: bool) -> None:
+    """All but STGI, for which CPUID's SKINIT is enough (APM2 15.4)."""
     h = Hypervisor("vmmcall", host=text, python=python)
     h.state.efer &= ~SVME
     h.state.refresh()
