@@ -270,8 +270,10 @@ class Form:
     """Vectors that it may raise behind the intercept."""
 
 
-def _form(name: str, code: int | None, *before: Check, **more: object) -> Form:
-    return Form(name, code, (NO_LOCK, *before), **more)  # type: ignore[arg-type]
+def _form(
+    name: str, code: int | None, *before: Check, special: str = "", after: Raised | None = None, may: frozenset[int] = frozenset()
+) -> Form:
+    return Form(name, code, (NO_LOCK, *before), special, after, may)
 
 
 _C = ExitCode

@@ -9,7 +9,7 @@ from pathlib import Path
 from introspect.commands.context import CommandError, Context, Result
 from introspect.commands.parameters import Choice, ExitCodeKind, File, Flag, Guest, Number, Parameter, Text
 from introspect.commands.registry import Arguments, Command
-from introspect.commands.render import columns, jsonable
+from introspect.commands.render import columns, jsonable, members
 from introspect.disassembly import instruction_text
 from introspect.exit_export import as_object, json_lines, trace_text
 from introspect.exit_plot import page, svg
@@ -101,7 +101,7 @@ class Histogram:
         return "\n".join([f"{counted} #VMEXITs in {self.time} ticks{rest}; what costs the host most time first", *columns(rows)])
 
     def json(self) -> object:
-        groups = [{**dict(jsonable(one)), "mean_in_host": one.mean_in_host} for one in self.groups]  # type: ignore[call-overload]
+        groups = [{**members(one), "mean_in_host": one.mean_in_host} for one in self.groups]
         return {"key": self.key, "exits": self.exits, "without": self.without, "time": self.time, "ticks_per_ms": self.unit,
                 "groups": groups}  # fmt: skip
 

@@ -1,6 +1,7 @@
 """What a command may be given: parameters with kinds, which read words, complete them, and say what they are."""
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, Protocol, TypeVar
@@ -58,7 +59,7 @@ class Kind(Protocol[T_co]):
     def complete(self, context: Context, prefix: str) -> Iterable[Candidate]: ...
 
 
-class _OneWord(Generic[T]):
+class _OneWord(ABC, Generic[T]):
     """A kind that is one word; subclasses parse it."""
 
     def take(self, context: Context, words: list[str]) -> T:
@@ -66,8 +67,9 @@ class _OneWord(Generic[T]):
         words.pop(0)
         return value
 
+    @abstractmethod
     def parse(self, context: Context, word: str) -> T:
-        raise NotImplementedError
+        """The value of a word.  Raises `Misfit`."""
 
     def complete(self, context: Context, prefix: str) -> Iterable[Candidate]:
         return ()

@@ -92,6 +92,6 @@ class ConsoleLexer(Lexer):
                 return "symbol"
             if context.names(number).variable(name.lower()):
                 return "register"
-        except Exception:
+        except Exception:  # a colour must not take the prompt with it: guests go, stubs do
             return "word"
         return "keyword" if name in ("if", "host", "guest") else "word"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -290,5 +290,5 @@ class Prompt:
             await asyncio.sleep(0 if ran else IDLE_SECONDS)
 
 
-async def _awaited(awaitable: object) -> None:
-    await awaitable  # type: ignore[misc]
+async def _awaited(awaitable: Awaitable[object]) -> None:
+    await awaitable

@@ -20,6 +20,7 @@ from introspect.commands import (
     Registry,
     Result,
 )
+from introspect.commands.backtrace import Backtrace
 from introspect.commands.parameters import Address, AddressWord, Candidate, Owner, Parameter
 from introspect.commands.situation import Situation, Where, situation, where
 from introspect.dump_context import DumpContext
@@ -137,7 +138,8 @@ class _Own(ABC):
     def frames(self) -> list[tuple[int, int | None]]:
         self._owner  # noqa: B018 - selects the thread
         found = self.registry.call(self._context, "bt", 2)
-        return [(frame.pc, frame.cfa) for frame in found.frames]  # type: ignore[attr-defined]
+        assert isinstance(found, Backtrace)
+        return [(frame.pc, frame.cfa) for frame in found.frames]
 
     def complete(self, line: str) -> Completion:
         return self.registry.complete(self._context, line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
 from introspect.layout import Field, Structure
@@ -68,16 +69,16 @@ class Capability:
         """The registers are as after reset; what is kept besides follows."""
 
 
-class MessageInterrupts(Capability):
+class MessageInterrupts(Capability, ABC):
     """MSI or MSI-X."""
 
     @property
-    def enabled(self) -> bool:
-        raise NotImplementedError
+    @abstractmethod
+    def enabled(self) -> bool: ...
 
+    @abstractmethod
     def signal(self, vector: int) -> None:
         """Send a vector's message, or keep it pending while it is masked."""
-        raise NotImplementedError
 
 
 class Msi(MessageInterrupts):
