@@ -69,6 +69,8 @@ class Machine(MachineCommands):
         given = machine_options.parsed(image, options)
         own = BufferSerial() if "serial" not in options else None
         self._own_serial = own
+        self.options: Mapping[str, object] = dict(options)
+        """What it was given, as keyword arguments."""
         self._options = given
         stack = ExitStack()
         with translated(), stack:

@@ -10,7 +10,7 @@ from itertools import islice
 from introspect.commands.render import columns
 from introspect.exitlog import what
 from introspect.exits import exit_name
-from vmdbg.testkit.golden import Seen, Tolerance, Trace, View
+from vmdbg.testkit.golden import GoldenError, Seen, Tolerance, Trace, View
 
 __all__ = ["Divergence", "compare"]
 
@@ -106,7 +106,8 @@ def _exits(count: int) -> str:
 def _row(sign: str, seen: Seen) -> tuple[str, ...]:
     record = seen.record
     place = f"{record.rip:#x}" + (f" <{seen.symbol}>" if seen.symbol else "")
-    return sign, str(record.number), str(record.guest), exit_name(record.code), place, what(record)
+    number = f"line {record.number}" if sign == "-" else str(record.number)
+    return sign, number, str(record.guest), exit_name(record.code), place, what(record)
 
 
 def _value(seen: Seen, field: str) -> str:
@@ -117,8 +118,14 @@ def _value(seen: Seen, field: str) -> str:
 
 
 def compare(golden: Trace, run: Trace, tolerance: Tolerance | None = None) -> Divergence | None:
-    """The first exit of `run` that is not as in `golden`, or None.  `tolerance`: the golden trace's, if none is given."""
+    """The first exit of `run` that is not as in `golden`, or None.  `tolerance`: the golden trace's, if none is given.
+
+    GoldenError for one that grants less than the golden trace was recorded with: the file does not hold what would be compared.
+    """
     tolerance = golden.tolerance if tolerance is None else tolerance
+    lacking = tolerance.within(golden.tolerance)
+    if lacking:
+        raise GoldenError(f"{golden.source or 'golden trace'}: recorded with {lacking}, which cannot be taken back; record it anew")
     view = View(tolerance)
     sides = [[(seen, key) for seen in trace.exits if (key := view.key(seen)) is not None] for trace in (golden, run)]
     if tolerance.reorder == "guests":
@@ -139,9 +146,10 @@ def compare(golden: Trace, run: Trace, tolerance: Tolerance | None = None) -> Di
 Pair = tuple[Seen, tuple[object, ...]]
 
 
-def _when(one: Divergence) -> int:
-    side = one.run if one.at < len(one.run) else one.golden
-    return side[one.at].record.number
+def _when(one: Divergence) -> tuple[bool, int]:
+    """A side that only ended earlier comes behind all that differs."""
+    ended = one.at >= len(one.run)
+    return ended, one.golden[one.at].record.number if ended else one.run[one.at].record.number
 
 
 def _first(golden: list[Pair], run: list[Pair], guest: int | None, view: View, source: str) -> Divergence | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from introspect.audit import RULES, Severity
 from introspect.commands.mappers import Audit
-from introspect.commands.vmcb import VmrunWhy
+from introspect.commands.vmcb import Why
 from introspect.exitlog import RECORD_FACTS
 from introspect.exits import exit_name
 from introspect.facts import EXIT_FACTS
@@ -89,6 +89,8 @@ class Wanted:
         if within == 0:
             return self.among(self.remembered()), None
         machine = self.machine
+        if machine.exit_status is not None:
+            return None, machine.stop
         began, point = machine.time, machine.catch(self.event())
         try:
             while True:
@@ -146,10 +148,12 @@ def expect_exit(
     """
     wanted = Wanted(whom, code, facts)
     before = 0 if within == 0 else wanted.machine.exit_count
+    ended = wanted.machine.exit_status is not None
     came, stop = wanted.run(within, ticks, wall)
     if came is None:
         where = " among the exits that are remembered" if within == 0 else _within(within, ticks, wall)
-        raise AssertionError("\n".join((f"expected {wanted}{where}, which did not come", *_instead(wanted, before, stop))))
+        over = "" if within == 0 or not ended else "; the machine had ended before: within=0 looks at the exits that are remembered"
+        raise AssertionError("\n".join((f"expected {wanted}{where}, which did not come{over}", *_instead(wanted, before, stop))))
     return came
 
 
@@ -180,7 +184,7 @@ def _instead(wanted: Wanted, since: int, stop: Stop | None) -> Iterator[str]:
         return
     counts = ", ".join(f"{name} {count}" for name, count in Counter(one.name for one in exits).most_common())
     yield f"what came instead: {len(exits)} exits ({counts})"
-    alike = [one for one in exits if one.number in {other.number for other in wanted.remembered(since)}]
+    alike = wanted.remembered(since)
     if alike and wanted.facts:
         nearest = sorted(alike, key=lambda one: _distance(wanted, one))[:NEAREST]
         yield f"nearest of {len(alike)} {nearest[0].name if wanted.code is not None else 'exits'}:"
@@ -237,7 +241,7 @@ def assert_vmrun_ok(whom: Machine | Inferior) -> None:
     for number in guests:
         for vmcb in machine.debugger.history.guests[number].vcpus:
             verdict = machine.command(f"vmrun why {vmcb:#x}")
-            assert isinstance(verdict, VmrunWhy)
+            assert isinstance(verdict, Why)
             if verdict.exit_status:
                 wrong.append(verdict.text())
         refused = list(machine.exits(number, "INVALID"))

@@ -10,10 +10,12 @@
     rip: function
     exits: 2
 
-    2 IOIO rip=0xffffffff8010016c info1=0x3f80e10 info2=0xffffffff8010016d rax=0x36 insn=ee time=5448864 ; put+0x10
-    3 CPUID rip=0xc01001fe rax=0x40000000 insn=0fa2 time=5448901 ; vendor+0x12
+    2 IOIO rip=0xffffffff8010016c info1=0x3f80e10 info2=0xffffffff8010016d rax=0x36 insn=ee ; put+0x1a
+    3 CPUID rip=0xc0100235 rax=0x40000000 insn=0fa2 ; vendor+0x25
 
 An exit is a line: the guest, EXITCODE, fields that are not 0, and the symbol of RIP.  Lines that begin with # are comments.
+What the tolerance ignores is not written, and with `reorder: guests` exits stand guest by guest: so that another recording
+changes the lines of what has changed.
 """
 
 from __future__ import annotations
@@ -95,14 +97,18 @@ class Tolerance:
             self.reorder if reorder is None else _choice("reorder", reorder, REORDERS), self.rip if rip is None else _choice("rip", rip, RIPS),
         )  # fmt: skip
 
+    def within(self, other: Tolerance) -> str:
+        """What this one compares and a file recorded with `other` does not hold; empty if there is nothing."""
+        lacking = [f"ignore={word}" for word in other.ignore if word not in self.ignore and word.rpartition(".")[2] not in self.ignore]
+        lacking += [f"skip={code}" for code in other.skip if _code(code) not in {_code(own) for own in self.skip}]
+        lacking += [f"reorder={other.reorder}"] if other.reorder and not self.reorder else []
+        return ", ".join(lacking)
+
     def lines(self) -> Iterator[str]:
         yield f"ignore: {' '.join(self.ignore)}".rstrip()
         yield f"skip: {' '.join(self.skip)}".rstrip()
         yield f"reorder: {self.reorder}".rstrip()
         yield f"rip: {self.rip}"
-
-
-DEFAULT = Tolerance()
 
 
 def _words(value: Iterable[str] | str) -> tuple[str, ...]:
@@ -123,6 +129,9 @@ def _known(code: str, key: str) -> None:
         raise ValueError(f"{key}: there is no EXITCODE {code!r}; write the manual's name, as NPF, or a number") from None
 
 
+DEFAULT = Tolerance()
+
+
 @dataclass(frozen=True, slots=True)
 class Seen:
     """An exit with the symbol of its RIP: "tick+0x4", or nothing."""
@@ -136,12 +145,11 @@ class Seen:
             return self.record.rip
         return self.symbol if how == "symbol" else re.sub(r"\+0x[0-9a-f]+$", "", self.symbol)
 
-    def line(self) -> str:
+    def line(self, names: Iterable[str] = FIELDS) -> str:
+        """What stands in a file."""
         words = [str(self.record.guest), exit_name(self.record.code)]
-        for name in FIELDS:
-            value = getattr(self.record, name)
-            if value:
-                words.append(f"{name}={value.hex() if isinstance(value, bytes) else value if name in ('time', 'cpu') else hex(value)}")
+        values = ((name, getattr(self.record, name)) for name in names)
+        words += [f"{name}={value.hex() if isinstance(value, bytes) else hex(value)}" for name, value in values if value]
         return " ".join(words) + (f" ; {self.symbol}" if self.symbol else "")
 
 
@@ -158,6 +166,13 @@ class View:
                 self._within.setdefault(_code(code), set()).add(name)
         self._names: dict[int, tuple[str, ...]] = {}
 
+    def skips(self, seen: Seen) -> bool:
+        return seen.record.code in self._skipped
+
+    def kept(self, code: int) -> tuple[str, ...]:
+        """The fields of a kind of exit that stand in a file."""
+        return tuple(name for name in FIELDS if name == "info2" or name in self._compared(code))
+
     def _compared(self, code: int) -> tuple[str, ...]:
         found = self._names.get(code)
         if found is None:
@@ -171,7 +186,7 @@ class View:
     def key(self, seen: Seen) -> tuple[object, ...] | None:
         """All that is compared; None for an exit that is left out."""
         record = seen.record
-        if record.code in self._skipped:
+        if self.skips(seen):
             return None
         return record.guest, record.code, *(self._value(seen, name) for name in self._compared(record.code))
 
@@ -205,10 +220,14 @@ class Trace:
         yield f"image: {_one_line(self.image)}".rstrip()
         yield f"options: {_one_line(self.options)}".rstrip()
         yield from self.tolerance.lines()
-        yield f"exits: {len(self.exits)}"
+        view = View(self.tolerance)
+        kept = [seen for seen in self.exits if not view.skips(seen)]
+        if self.tolerance.reorder:
+            kept.sort(key=lambda seen: seen.record.guest)
+        yield f"exits: {len(kept)}"
         yield ""
-        for seen in self.exits:
-            yield _one_line(seen.line())
+        for seen in kept:
+            yield _one_line(seen.line(view.kept(seen.record.code)))
 
     @classmethod
     def load(cls, path: Path) -> Trace:
@@ -245,6 +264,7 @@ class _Reader:
         return GoldenError(f"{self.name}:{self.number}: {words}")
 
     def trace(self) -> Trace:
+        """The records' numbers are lines of the file."""
         self.number = 1
         first = self.lines[0].split()
         if first[:-1] != MAGIC.split():
@@ -283,14 +303,12 @@ class _Reader:
             raise self.wrong(str(error)) from None
 
     def _exits(self) -> Iterator[Seen]:
-        count = 0
         for line in self.lines[self.number :]:
             self.number += 1
             if line.strip() and not line.startswith("#"):
-                count += 1
-                yield self._exit(line, count)
+                yield self._exit(line)
 
-    def _exit(self, line: str, number: int) -> Seen:
+    def _exit(self, line: str) -> Seen:
         values, _, symbol = line.partition(" ; ")
         words = values.split()
         if len(words) < 2 or not re.fullmatch(r"[0-9]{1,9}", words[0]):
@@ -309,7 +327,7 @@ class _Reader:
         n = {name: value for name, value in found.items() if isinstance(value, int)}.get
         assert isinstance(insn, bytes)
         record = ExitRecord(
-            number, int(words[0]), n("time", 0), n("rip", 0), code, n("info1", 0), n("info2", 0), n("intinfo", 0), n("cpu", 0),
+            self.number, int(words[0]), n("time", 0), n("rip", 0), code, n("info1", 0), n("info2", 0), n("intinfo", 0), n("cpu", 0),
             n("vmcb", 0), n("host_rip", 0), rax=n("rax", 0), rcx=n("rcx", 0), insn=insn,
         )  # fmt: skip
         return Seen(record, symbol.strip())

@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from introspect.disassembly import instruction_text
 from introspect.exitlog import ExitRecord
 from vmdbg.api.errors import Error
 from vmdbg.testkit.divergence import compare
@@ -76,7 +79,7 @@ class Recording:
             if place not in names:
                 symbols = self.machine.context.symbols(record.guest)
                 names[place] = symbols.name(record.rip) if symbols else ""
-            exits.append(Seen(record, names[place]))
+            exits.append(Seen(replace(record, insn=_instruction(record.insn, record.bits)), names[place]))
         return Trace(exits, DEFAULT.changed(ignore, skip, reorder, rip), _image(self.machine.image), self._options())
 
     def _options(self) -> str:
@@ -105,3 +108,10 @@ class Recording:
 
 def _image(path: Path) -> str:
     return f"{path.name} sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+
+
+@lru_cache(4096)
+def _instruction(code: bytes, bits: int) -> bytes:
+    """Without the bytes behind it."""
+    found = instruction_text(code, 0, bits) if code else None
+    return code[: found[1]] if found is not None else b""
