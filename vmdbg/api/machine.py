@@ -89,6 +89,8 @@ class Machine(MachineCommands):
         """Those that are there now, by number: `for guest in machine.guests`, `machine.guests[2]`, `len(machine.guests)`."""
         self.host = Host(self, HOST)
         self._runner = Runner(self)
+        self.deadline: float | None = None
+        """When (`time.monotonic()`) running must have an end, however often it is begun: then `TimeUp` is raised."""
 
     # Its life
 
