@@ -200,7 +200,8 @@ class Runner:
         stop = self._stop(reason, text, final, notes)
         if time.monotonic() >= deadline and machine.exit_status is None:
             self.last = stop
-            raise TimeUp(f"the time for this machine is over: it stands at {stop.inferior.name}, {_place(stop)}, guest time {stop.time}")
+            where = f"{stop.inferior.name}, {_place(stop)}, guest time {stop.time}"
+            raise TimeUp(f"the time for this machine is over: it stands at {where}")
         if reason == Reason.INTERRUPTED:
             self.last = stop
             raise KeyboardInterrupt

@@ -55,19 +55,22 @@ class Divergence:
         number = self.run[self.at].record.number if self.at < len(self.run) else None
         place = f" (#{number} of this run)" if number is not None else ""
         yield f"{name}: exit {self.at + 1}{whose}{place} differs: {self._reason()}"
-        rows = [("", "#", "guest", "exit", "rip", "what")]
+        rows: list[tuple[str, ...]] = [("", "#", "guest", "exit", "rip", "what")]
         rows += [_row(" ", seen) for seen in self.run[max(self.at - BEFORE, 0) : self.at]]
         for sign, side, most in (("-", self.golden, self.lacks), ("+", self.run, self.adds)):
-            shown = side[self.at : self.at + max(min(most, BEHIND), 1 if self.together else BEHIND)] if most or not self.together else ()
-            rows += [_row(sign, seen) for seen in shown]
-            if not side[self.at :]:
+            shown = min(most, BEHIND) if self.together else BEHIND
+            rows += [_row(sign, seen) for seen in side[self.at : self.at + shown]]
+            if self.at == len(side):
                 rows.append((sign, "", "", "end", "", "no more exits"))
+            elif self.together and most > shown:
+                rows.append((sign, "", "", "...", "", f"{most - shown} more"))
         if self.together:
             behind = self.run[self.at + self.adds : self.at + self.adds + 2]
             rows += [_row(" ", seen) for seen in behind]
         yield from columns(rows, "  ")
         for field in self.fields:
-            yield f"  {field}: {_value(self.golden[self.at], field)} in the golden trace (-), {_value(self.run[self.at], field)} in this run (+)"
+            golden, run = (_value(side[self.at], field) for side in (self.golden, self.run))
+            yield f"  {field}: {golden} in the golden trace (-), {run} in this run (+)"
         yield self._afterwards()
 
     @property
@@ -89,7 +92,7 @@ class Divergence:
 
     def _afterwards(self) -> str:
         if not self.together:
-            return f"golden trace (-): {len(self.golden)} exits; this run (+): {len(self.run)} exits; they do not agree soon again"
+            return f"golden trace (-): {len(self.golden)} exits, this run (+): {len(self.run)}; they do not agree soon again"
         if self.lacks and self.adds:
             change = f"{_exits(self.lacks)} of the golden trace came as {_exits(self.adds)}"
         elif self.lacks:
@@ -125,7 +128,8 @@ def compare(golden: Trace, run: Trace, tolerance: Tolerance | None = None) -> Di
     tolerance = golden.tolerance if tolerance is None else tolerance
     lacking = tolerance.within(golden.tolerance)
     if lacking:
-        raise GoldenError(f"{golden.source or 'golden trace'}: recorded with {lacking}, which cannot be taken back; record it anew")
+        name = golden.source or "golden trace"
+        raise GoldenError(f"{name}: recorded with {lacking}, which cannot be taken back; record it anew")
     view = View(tolerance)
     sides = [[(seen, key) for seen in trace.exits if (key := view.key(seen)) is not None] for trace in (golden, run)]
     if tolerance.reorder == "guests":
@@ -172,7 +176,8 @@ def _first(golden: list[Pair], run: list[Pair], guest: int | None, view: View, s
 def _together(here: list[tuple[object, ...]], there: list[tuple[object, ...]], at: int) -> tuple[int, int]:
     """The smallest numbers of exits to leave out behind `at` on both sides so that some agree; (0, 0) if there are none."""
     for most in range(1, FAR):
-        for lacks, adds in ((most, 0), (0, most), *((most, n) for n in range(1, most)), *((n, most) for n in range(1, most)), (most, most)):
+        fewer = range(1, most)
+        for lacks, adds in ((most, 0), (0, most), *((most, n) for n in fewer), *((n, most) for n in fewer), (most, most)):
             left = max(len(here) - at - lacks, 0), max(len(there) - at - adds, 0)
             needed = min(AGAIN, max(left))
             if at + lacks > len(here) or at + adds > len(there):

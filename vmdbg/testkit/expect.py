@@ -17,6 +17,7 @@ from introspect.facts import EXIT_FACTS
 from vmdbg.api.errors import Error
 from vmdbg.api.inferior import Inferior
 from vmdbg.cpu.core import Notice
+from vmdbg.history import HOST
 
 if TYPE_CHECKING:
     from vmdbg.api.exits import Exit
@@ -42,7 +43,8 @@ class Wanted:
         for name, value in facts.items():
             if name not in _NAMES:
                 near = difflib.get_close_matches(name, _NAMES, 1)
-                raise Error(f"{name}: exits have no such fact" + (f"; did you mean {near[0]}" if near else f"; there are {', '.join(sorted(_NAMES))}"))
+                known = f"did you mean {near[0]}" if near else f"there are {', '.join(sorted(_NAMES))}"
+                raise Error(f"{name}: exits have no such fact; {known}")
             if isinstance(value, str) and name not in ("rip", "host_rip"):
                 raise Error(f"{name}={value!r}: only rip and host_rip are compared with symbols; give a number, a range or a set")
 
@@ -75,7 +77,7 @@ class Wanted:
         return wrong
 
     def _host_symbol(self, address: int) -> str:
-        symbols = self.machine.context.symbols(None)
+        symbols = self.machine.context.symbols(HOST)
         return symbols.name(address) if symbols else ""
 
     def among(self, exits: Iterable[Exit]) -> Exit | None:
@@ -141,8 +143,8 @@ def expect_exit(
     Facts are those of `exits --if`: gpa, port, msr, write, rip, vector, cpu ...; each a number, a range or a set of numbers, and
     `rip` a symbol as well: `expect_exit(guest, "NPF", gpa=range(0x40000, 0x50000), write=1, within=1_000_000)`.
 
-    `within`: instructions of the machine, `ticks`: guest time, `wall`: seconds; without any to the machine's end.  `within=0` runs
-    nothing: such an exit must be among those that are remembered.  Breakpoints and other catchpoints are passed.
+    `within`: instructions of the machine, `ticks`: guest time, `wall`: seconds; without any to the machine's end.  `within=0`
+    runs nothing: such an exit must be among those that are remembered.  Breakpoints and other catchpoints are passed.
 
     AssertionError names the nearest exits that came instead.  `Error` for a fact that exits do not have.
     """
@@ -152,7 +154,7 @@ def expect_exit(
     came, stop = wanted.run(within, ticks, wall)
     if came is None:
         where = " among the exits that are remembered" if within == 0 else _within(within, ticks, wall)
-        over = "" if within == 0 or not ended else "; the machine had ended before: within=0 looks at the exits that are remembered"
+        over = "; the machine had ended before: within=0 looks at what is remembered" if within != 0 and ended else ""
         raise AssertionError("\n".join((f"expected {wanted}{where}, which did not come{over}", *_instead(wanted, before, stop))))
     return came
 
@@ -180,7 +182,8 @@ def _instead(wanted: Wanted, since: int, stop: Stop | None) -> Iterator[str]:
     exits = [one for one in machine.exits(wanted.guest) if one.number > since]
     if not exits:
         there = ", ".join(str(guest.number) for guest in machine.guests) or "none"
-        yield f"there were no exits{f' of guest {wanted.guest}' if wanted.guest is not None else ''} meanwhile; guests are {there}"
+        whose = f" of guest {wanted.guest}" if wanted.guest is not None else ""
+        yield f"there were no exits{whose} meanwhile; guests are {there}"
         return
     counts = ", ".join(f"{name} {count}" for name, count in Counter(one.name for one in exits).most_common())
     yield f"what came instead: {len(exits)} exits ({counts})"
@@ -202,9 +205,8 @@ def _distance(wanted: Wanted, one: Exit) -> tuple[int, int]:
         value, found = wanted.facts[name], one.facts.get(name)
         if found is None or isinstance(value, str):
             continue
-        ends = (value,) if isinstance(value, int) else (value[0], value[-1]) if isinstance(value, range) and value else tuple(value)
-        if ends and isinstance(ends, tuple):
-            far += min(abs(found - end) for end in ends if isinstance(end, int))
+        ends = [value] if isinstance(value, int) else [value[0], value[-1]] if isinstance(value, range) and value else list(value)
+        far += min((abs(found - end) for end in ends), default=0)
     return len(wrong), far
 
 
@@ -236,7 +238,7 @@ def assert_vmrun_ok(whom: Machine | Inferior) -> None:
     machine: Machine = whom.machine if isinstance(whom, Inferior) else whom
     guests = [whom.number] if isinstance(whom, Inferior) else [guest.number for guest in machine.guests]
     if not guests:
-        raise AssertionError("expected VMCBs that VMRUN accepts: there are no guests yet, VMRUN was never executed; run the machine first")
+        raise AssertionError("expected VMCBs that VMRUN accepts: VMRUN has not been executed yet; run the machine first")
     wrong = []
     for number in guests:
         for vmcb in machine.debugger.history.guests[number].vcpus:
@@ -260,4 +262,5 @@ def expect_no_notice(machine: Machine, *kinds: str) -> None:
             raise Error(f"{kind!r}: there are no such notices; there are {', '.join(known)}")
     found = [line for line in machine.debugger.history.notices if line.split(" ", 1)[0] in (kinds or known)]
     if found:
-        raise AssertionError("\n".join((f"expected no notices of {', '.join(kinds or known)}, and there are:", *(f"  {line}" for line in found))))
+        head = f"expected no notices of {', '.join(kinds or known)}, and there are:"
+        raise AssertionError("\n".join((head, *(f"  {line}" for line in found))))

@@ -48,9 +48,8 @@ def _told(tell: Callable[[Machine], str], machine: Machine) -> str:
 
 def _state(machine: Machine) -> str:
     stop = machine.stop
-    lines = [f"{machine.image.name}: {machine.ended or stop or 'it has not run'}", f"guest time {machine.time}, {machine.exit_count} #VMEXITs"]
-    lines += machine.debugger.history.notices
-    return "\n".join(lines)
+    head = f"{machine.image.name}: {machine.ended or stop or 'it has not run'}"
+    return "\n".join((head, f"guest time {machine.time}, {machine.exit_count} #VMEXITs", *machine.debugger.history.notices))
 
 
 def _exits(machine: Machine) -> str:

@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 import pytest
 
@@ -21,13 +21,13 @@ from vmdbg.api.machine import Machine
 from vmdbg.attach import find_gdb
 from vmdbg.history import HOST
 from vmdbg.run import debug_file
+from vmdbg.testkit.golden import Tolerances
 from vmdbg.testkit.mi import Gdb
 from vmdbg.testkit.plugin import RECORDED
 from vmdbg.testkit.recording import Recording
 
 if TYPE_CHECKING:
     from vmdbg.api.inferior import Inferior
-    from vmdbg.testkit.recording import Words
 
 __all__ = ["Bench", "Golden"]
 
@@ -39,29 +39,18 @@ _OURS = ("image", "guest", "wall")
 
 def options_of(words: list[str]) -> dict[str, object]:
     """Words of a `vmdbg run` command line as keyword arguments.  OptionError."""
-    found: dict[str, object] = {}
+    found: dict[str, list[str]] = {}
     name = ""
     for word in words:
         if word.startswith("--"):
-            name, equals, value = word[2:].replace("-", "_").partition("=") if "=" not in word else _split(word)
-            found[name] = _more(found.get(name), value) if equals else found.get(name, True)
+            key, equals, value = word[2:].partition("=")
+            name = key.replace("-", "_")
+            found.setdefault(name, []).extend([value] if equals else [])
         elif name:
-            found[name] = _more(found[name], word)
-            name = ""
+            found[name].append(word)
         else:
             raise OptionError(f"{word}: an option of `vmdbg run` begins with --; write --tlb strict")
-    return found
-
-
-def _split(word: str) -> tuple[str, str, str]:
-    name, equals, value = word[2:].partition("=")
-    return name.replace("-", "_"), equals, value
-
-
-def _more(before: object, value: str) -> object:
-    if before is None or before is True:
-        return value
-    return [*(before if isinstance(before, list) else [before]), value]
+    return {name: values if len(values) > 1 else values[0] if values else True for name, values in found.items()}
 
 
 class Stub:
@@ -104,9 +93,7 @@ class Golden:
         plain = re.sub(r"[^\w.-]+", "-", name or item.name).strip("-")
         return item.path.parent / "golden" / f"{plain}.exits"
 
-    def __call__(
-        self, name: str = "", *, ignore: Words = None, skip: Words = None, reorder: str | None = None, rip: str | None = None
-    ) -> None:  # fmt: skip
+    def __call__(self, name: str = "", **tolerance: Unpack[Tolerances]) -> None:
         """Compare the exits so far with a golden trace, or with --vmdbg-record make it one; tolerances are those of `Tolerance`.
 
         AssertionError tells the first exit that differs, GoldenError that there is no golden trace, or none that can be used.
@@ -114,10 +101,10 @@ class Golden:
         path = self.path(name)
         try:
             if self.bench.config.getoption("vmdbg_record"):
-                self.recording.save(path, ignore=ignore, skip=skip, reorder=reorder, rip=rip)
+                self.recording.save(path, **tolerance)
                 self.bench.item.user_properties.append((RECORDED, str(path)))
             else:
-                self.recording.check(path, ignore=ignore, skip=skip, reorder=reorder, rip=rip)
+                self.recording.check(path, **tolerance)
         except ValueError as error:
             raise Error(str(error)) from None
 
@@ -216,6 +203,7 @@ class Bench:
         gdb = Gdb(find_gdb(), idle=stub.turn, timeout=self.wall)
         self.gdbs.append(gdb)
         symbols = debug_file(str(machine.image))
+        gdb.execute(f"directory {machine.image.parent}")
         if symbols is not None:
             gdb.execute(f"file {symbols}")
         gdb.connect(stub.path)

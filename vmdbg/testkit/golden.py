@@ -24,13 +24,13 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeVar, get_args
+from typing import Literal, TypedDict, TypeVar, Unpack, get_args
 
 from introspect.exitlog import ExitRecord
 from introspect.exits import ExitCode, exit_name
 from vmdbg.api.errors import Error
 
-__all__ = ["DEFAULT", "FIELDS", "GoldenError", "Rip", "Seen", "Tolerance", "Trace", "View"]
+__all__ = ["DEFAULT", "FIELDS", "GoldenError", "Rip", "Seen", "Tolerance", "Tolerances", "Trace", "View"]
 
 MAGIC = "vmdbg exit trace"
 VERSION = 1
@@ -50,6 +50,15 @@ REORDERS: tuple[Reorder, ...] = get_args(Reorder)
 
 
 Choice = TypeVar("Choice", bound=str)
+
+
+class Tolerances(TypedDict, total=False):
+    """The fields of `Tolerance`, as arguments; lists may be words of one text."""
+
+    ignore: Iterable[str] | str
+    skip: Iterable[str] | str
+    reorder: str
+    rip: str
 
 
 class GoldenError(Error):
@@ -87,19 +96,16 @@ class Tolerance:
         for code in self.skip:
             _known(code, "skip")
 
-    def changed(
-        self, ignore: Iterable[str] | str | None = None, skip: Iterable[str] | str | None = None, reorder: str | None = None,
-        rip: str | None = None,
-    ) -> Tolerance:  # fmt: skip
+    def changed(self, **given: Unpack[Tolerances]) -> Tolerance:
         """With what is given.  ValueError."""
-        return Tolerance(
-            self.ignore if ignore is None else _words(ignore), self.skip if skip is None else _words(skip),
-            self.reorder if reorder is None else _choice("reorder", reorder, REORDERS), self.rip if rip is None else _choice("rip", rip, RIPS),
-        )  # fmt: skip
+        ignore, skip = given.get("ignore", self.ignore), given.get("skip", self.skip)
+        reorder, rip = given.get("reorder", self.reorder), given.get("rip", self.rip)
+        return Tolerance(_words(ignore), _words(skip), _choice("reorder", reorder, REORDERS), _choice("rip", rip, RIPS))
 
     def within(self, other: Tolerance) -> str:
         """What this one compares and a file recorded with `other` does not hold; empty if there is nothing."""
-        lacking = [f"ignore={word}" for word in other.ignore if word not in self.ignore and word.rpartition(".")[2] not in self.ignore]
+        mine = self.ignore
+        lacking = [f"ignore={word}" for word in other.ignore if not {word, word.rpartition(".")[2]} & {*mine}]
         lacking += [f"skip={code}" for code in other.skip if _code(code) not in {_code(own) for own in self.skip}]
         lacking += [f"reorder={other.reorder}"] if other.reorder and not self.reorder else []
         return ", ".join(lacking)
@@ -237,7 +243,7 @@ class Trace:
                 raise GoldenError(f"{path}: it has more than {LARGEST} bytes; record a shorter run")
             text = path.read_text(encoding="utf-8")
         except FileNotFoundError:
-            raise GoldenError(f"{path}: there is no such golden trace; record it (pytest --vmdbg-record, Recording.save)") from None
+            raise GoldenError(f"{path}: there is no such golden trace; record it (pytest --vmdbg-record)") from None
         except UnicodeDecodeError as error:
             raise GoldenError(f"{path}: byte {error.start} is no text: this is no golden trace; record it anew") from None
         except OSError as error:
@@ -297,7 +303,9 @@ class _Reader:
 
     def _tolerance(self, header: dict[str, str]) -> Tolerance:
         try:
-            return DEFAULT.changed(header["ignore"], header["skip"], header["reorder"], header["rip"])
+            return DEFAULT.changed(
+                ignore=header["ignore"], skip=header["skip"], reorder=header["reorder"], rip=header["rip"]
+            )
         except ValueError as error:
             self.number = 1 + next(n for n, line in enumerate(self.lines) if line.startswith(str(error).partition(":")[0] + ":"))
             raise self.wrong(str(error)) from None
@@ -327,8 +335,8 @@ class _Reader:
         n = {name: value for name, value in found.items() if isinstance(value, int)}.get
         assert isinstance(insn, bytes)
         record = ExitRecord(
-            self.number, int(words[0]), n("time", 0), n("rip", 0), code, n("info1", 0), n("info2", 0), n("intinfo", 0), n("cpu", 0),
-            n("vmcb", 0), n("host_rip", 0), rax=n("rax", 0), rcx=n("rcx", 0), insn=insn,
+            self.number, int(words[0]), n("time", 0), n("rip", 0), code, n("info1", 0), n("info2", 0), n("intinfo", 0),
+            n("cpu", 0), n("vmcb", 0), n("host_rip", 0), rax=n("rax", 0), rcx=n("rcx", 0), insn=insn,
         )  # fmt: skip
         return Seen(record, symbol.strip())
 

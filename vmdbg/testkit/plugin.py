@@ -33,7 +33,7 @@ BENCH: pytest.StashKey[Bench] = pytest.StashKey()
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("vmdbg", "debugged machines (vmdbg)")
     group.addoption("--vmdbg-image", metavar="FILE", help="the image of tests that name none; instead of the ini file's")
-    group.addoption("--vmdbg-options", metavar="WORDS", default="", help="options of `vmdbg run` for all machines: '--tlb strict'")
+    group.addoption("--vmdbg-options", metavar="WORDS", default="", help="options of `vmdbg run` for all machines")
     group.addoption("--vmdbg-record", action="store_true", help="record golden exit traces instead of comparing with them")
     group.addoption("--vmdbg-snapshots", metavar="DIR", help="where snapshots of failed tests go (pytest's temporary directory)")
     parser.addini("vmdbg_image", "the image of tests that name none, beside the ini file")
@@ -47,6 +47,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 # Fixtures
+
+
+def _bench(request: pytest.FixtureRequest) -> Bench:
+    found: Bench = request.node.stash[BENCH]
+    return found
 
 
 @pytest.fixture
@@ -70,20 +75,20 @@ def machine(boot: Callable[..., Machine]) -> Machine:
 @pytest.fixture
 def guest(request: pytest.FixtureRequest, machine: Machine) -> Inferior:
     """The guest of the marker (2, the first one), before its first instruction; the machine has run until there."""
-    return request.node.stash[BENCH].reach_guest(machine)
+    return _bench(request).reach_guest(machine)
 
 
 @pytest.fixture
 def gdb(request: pytest.FixtureRequest, machine: Machine) -> Gdb:
     """A real gdb on the machine, with the hypervisor's symbols, as inferior 1; gdb runs the machine from then on."""
-    return request.node.stash[BENCH].gdb(machine)
+    return _bench(request).gdb(machine)
 
 
 @pytest.fixture
 def golden(request: pytest.FixtureRequest, machine: Machine) -> Golden:
     """`golden()` compares the machine's exits so far with the golden trace of the test, `golden("boot", ignore=["rax"])` with
     golden/boot.exits beside the test's file; with --vmdbg-record it records it."""
-    return request.node.stash[BENCH].golden(machine)
+    return _bench(request).golden(machine)
 
 
 # Reports

@@ -9,25 +9,21 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 from introspect.disassembly import instruction_text
 from introspect.exitlog import ExitRecord
 from vmdbg.api.errors import Error
 from vmdbg.testkit.divergence import compare
-from vmdbg.testkit.golden import DEFAULT, Seen, Trace
+from vmdbg.testkit.golden import DEFAULT, Seen, Tolerances, Trace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from vmdbg.api.machine import Machine
 
 __all__ = ["Recording"]
 
 MOST = 2_000_000
 """Exits that are kept."""
-
-Words = "Iterable[str] | str | None"
 
 
 class Recording:
@@ -64,9 +60,7 @@ class Recording:
     def __len__(self) -> int:
         return len(self._records)
 
-    def trace(
-        self, *, ignore: Words = None, skip: Words = None, reorder: str | None = None, rip: str | None = None
-    ) -> Trace:  # fmt: skip
+    def trace(self, **tolerance: Unpack[Tolerances]) -> Trace:
         """What has been recorded so far.  `Error` if it is not the whole; ValueError for a tolerance that is none."""
         if self._lost:
             raise Error(f"{len(self) + self._lost} exits: a recording has {MOST} at most; run for less, as with ticks=")
@@ -80,28 +74,22 @@ class Recording:
                 symbols = self.machine.context.symbols(record.guest)
                 names[place] = symbols.name(record.rip) if symbols else ""
             exits.append(Seen(replace(record, insn=_instruction(record.insn, record.bits)), names[place]))
-        return Trace(exits, DEFAULT.changed(ignore, skip, reorder, rip), _image(self.machine.image), self._options())
+        return Trace(exits, DEFAULT.changed(**tolerance), _image(self.machine.image), self._options())
 
     def _options(self) -> str:
         return " ".join(f"{name}={value}" for name, value in self.machine.options.items() if name != "symbols")
 
-    def save(
-        self, path: str | os.PathLike[str], *, ignore: Words = None, skip: Words = None, reorder: str | None = None,
-        rip: str | None = None,
-    ) -> None:  # fmt: skip
+    def save(self, path: str | os.PathLike[str], **tolerance: Unpack[Tolerances]) -> None:
         """Make it a golden trace, with the tolerances that later runs are to be granted.  GoldenError."""
-        self.trace(ignore=ignore, skip=skip, reorder=reorder, rip=rip).save(Path(path))
+        self.trace(**tolerance).save(Path(path))
 
-    def check(
-        self, path: str | os.PathLike[str], *, ignore: Words = None, skip: Words = None, reorder: str | None = None,
-        rip: str | None = None,
-    ) -> None:  # fmt: skip
+    def check(self, path: str | os.PathLike[str], **tolerance: Unpack[Tolerances]) -> None:
         """Compare it with a golden trace: AssertionError tells the first exit that differs.
 
         Tolerances that are given stand in the place of those in the file.
         """
         golden = Trace.load(Path(path))
-        found = compare(golden, self.trace(), golden.tolerance.changed(ignore, skip, reorder, rip))
+        found = compare(golden, self.trace(), golden.tolerance.changed(**tolerance))
         if found is not None:
             raise AssertionError(found.text())
 

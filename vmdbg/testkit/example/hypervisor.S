@@ -6,6 +6,7 @@
  * The guest is 32-bit code and has no R8 to R15, so the hypervisor works in these (and RAX, which the VMCB holds) and the
  * guest's other registers stay where they are.
  */
+#define GUEST_MEMORY 0x200000 /* behind the hypervisor's own */
 #define GUEST_SIZE 0x10000
 #define GUEST_PAGES_AT_ONCE 8
 #define LOAD 0x1000
@@ -64,7 +65,7 @@ main:
     rep stosb
 
     mov $guest_image, %esi
-    mov $guest_memory + LOAD, %edi
+    mov $GUEST_MEMORY + LOAD, %edi
     mov $guest_image_end - guest_image, %ecx
     rep movsb
 
@@ -144,7 +145,7 @@ on_vmmcall:
 map:
     mov %r9, %r10
     shr $12, %r10
-    lea guest_memory + 7(%r9), %r11 /* present, writable, user */
+    lea GUEST_MEMORY + 7(%r9), %r11 /* present, writable, user */
     mov %r11, nested_pt(, %r10, 8)
     ret
 
@@ -210,8 +211,6 @@ maps:
 io_map: .skip 3 * 4096
 msr_map: .skip 2 * 4096
 maps_end:
-    .globl guest_memory
-guest_memory: .skip GUEST_SIZE
     .skip 4096
 stack_top:
     .section .note.GNU-stack, "", @progbits
