@@ -11,6 +11,7 @@ import keyword
 import typing
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby
 from pathlib import Path
 
 from introspect.commands import Command, Registry, Result
@@ -57,6 +58,12 @@ def names_of(commands: Iterable[Command]) -> dict[type, str]:
         kind: kind.__name__ if counts[kind.__name__] == 1 else kind.__module__.rpartition(".")[2].title() + kind.__name__
         for kind in kinds
     }
+
+
+def _imports(module: str, names: Iterable[str]) -> Iterator[str]:
+    """As ruff sorts them: what has another name here stands in a line of its own."""
+    for renamed, held in groupby(sorted(names), key=lambda name: name if " as " in name else ""):
+        yield f"from {module} import {renamed or ', '.join(held)}"
 
 
 def _docstring(command: Command) -> Iterator[str]:
@@ -135,10 +142,7 @@ def commands_module(commands: Iterable[Command]) -> str:
         "from os import PathLike",
         "from typing import Literal",
         "",
-        *(
-            f"from {module} import {', '.join(sorted(names))}"
-            for module, names in sorted(imports.items())
-        ),
+        *(line for module, names in sorted(imports.items()) for line in _imports(module, names)),
         "",
         '__all__ = ["Commands", "InferiorCommands", "MachineCommands"]',
         "",

@@ -20,7 +20,8 @@ from introspect.commands.cpuid import Cpuid
 from introspect.commands.descriptors import Table, TaskState, Vectors
 from introspect.commands.disassemble import Disassembly
 from introspect.commands.examine import Examined, Stack, Value
-from introspect.commands.exits import Exits, Histogram, Written as ExitsWritten
+from introspect.commands.exits import Exits, Histogram
+from introspect.commands.exits import Written as ExitsWritten
 from introspect.commands.files import Moved, SavedCore
 from introspect.commands.guests import Guests
 from introspect.commands.help import Help
@@ -31,14 +32,16 @@ from introspect.commands.iommu_reach import Map, Tlb
 from introspect.commands.leaks import Leaks
 from introspect.commands.mappers import Audit, WhoMaps
 from introspect.commands.msr import Msrs as MsrMsrs
-from introspect.commands.permissions import Msrs as PermissionsMsrs, Ports
+from introspect.commands.permissions import Msrs as PermissionsMsrs
+from introspect.commands.permissions import Ports
 from introspect.commands.registers import Registers
 from introspect.commands.scan import Scanned
 from introspect.commands.search import Matches
 from introspect.commands.situation import Situation, Where
 from introspect.commands.skinit import Verdict
 from introspect.commands.symbols import Found
-from introspect.commands.tables import Space, Written as TablesWritten
+from introspect.commands.tables import Space
+from introspect.commands.tables import Written as TablesWritten
 from introspect.commands.vmcb import Intercepts, Rules, VmcbView, Why
 from introspect.commands.walk import Walked
 from introspect.commands.why_no_irq import Chain
