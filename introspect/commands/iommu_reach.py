@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from introspect.commands.context import CommandError, Context, Result
-from introspect.commands.devices import CachedPage, IoCaches, iommus_of
+from introspect.commands.devices import CachedPage, IoCaches, barrier_of, iommus_of
 from introspect.commands.iommu_choice import CHOICE, NO_IOMMU, choose, choose_one
 from introspect.commands.mappers import reverse_map
 from introspect.commands.parameters import Candidate, Flag, Misfit, Number, Parameter, Requester, parse_number
@@ -84,16 +84,23 @@ class Picture:
     bytes: int
     tables: int
     complete: bool
+    guard: str
+    """What else confines them; empty if nothing does."""
+    denied: int
+    """Bytes that are mapped, and yet out of reach because of that, or of SKINIT's protection."""
 
     def lines(self) -> Iterator[str]:
         pasid = f", PASID {self.pasid:#x}" if self.pasid is not None else ""
         domain = f", domain {DTE.get(self.dte, 'DomainID'):#x}" if self.dte & DTE.V else ", not translated"
         tables = f"{self.tables} table{'s' * (self.tables != 1)}"
-        yield f"{', '.join(self.devices)}{domain}{pasid}: {amount_text(self.bytes)} mapped, {tables}"
+        guard = f", {self.guard}" if self.guard else ""
+        yield f"{', '.join(self.devices)}{domain}{pasid}{guard}: {amount_text(self.bytes)} mapped, {tables}"
         head = ("start", "end", "size", "rights", "pages", "leads to", "of")
         yield from columns([head, *(one.row() for one in self.ranges)], "  ") if self.ranges else ("  nothing is mapped",)
         if self.left_out:
             yield f"  ... ({self.left_out} more ranges; --limit 0 lists all)"
+        if self.denied:
+            yield f"  {amount_text(self.denied)} more are mapped and out of reach: `dev` says why"
         if not self.complete:
             yield "  ? not all was looked at: the tables describe too much, or it took too long"
 
@@ -114,32 +121,39 @@ class Map:
 
 def _map(context: Context, arguments: Arguments) -> Result:
     who = arguments[_WHO]
-    found: dict[tuple[int, int], list[str]] = {}
+    found: dict[tuple[int, int, int], list[str]] = {}
+    barrier = barrier_of(context)
     units: dict[int, Iommu] = {}
     if isinstance(who, RequesterId):
         iommu = choose_one(context, arguments, who)
         dte = read_dte(context.memory, iommu, who) if iommu.enabled else 0
         if not isinstance(dte, int):
             raise CommandError(str(who), dte.value, "`iommu` says where the device table is, and how long")
-        found[iommu.index, dte], units[iommu.index] = [str(who)], iommu
+        domain = barrier.domain_of(who) if barrier is not None else 0
+        found[iommu.index, dte, domain], units[iommu.index] = [str(who)], iommu
     else:
         for iommu in choose(context, arguments):
             units[iommu.index] = iommu
-            for entry in entries(context.memory, iommu):
+            for entry in entries(context.memory, iommu, barrier.apart if barrier is not None else frozenset()):
                 if entry.dte & DTE.V and DTE.get(entry.dte, "DomainID") == who:
-                    found.setdefault((iommu.index, entry.dte & (1 << 128) - 1), []).append(entry.text())
+                    domain = barrier.domain_of(entry.first) if barrier is not None else 0
+                    found.setdefault((iommu.index, entry.dte & (1 << 128) - 1, domain), []).append(entry.text())
         if not found:
             raise CommandError(f"{who:#x}", "no device table entry has this domain", "`iommu devices` lists them")
     guests = reverse_map(context, "nested page tables").mappers if context.guests else []
     limit, linear = arguments[_LIMIT] or 1 << 32, arguments.given(_LINEAR)
     pictures = []
-    for (index, dte), devices in found.items():
-        space = IoSpace(context.memory, units[index], dte, pasid=arguments.get(_PASID), progress=going_on(context, "I/O tables"))
+    for (index, dte, domain), devices in found.items():
+        space = IoSpace(
+            context.memory, units[index], dte, pasid=arguments.get(_PASID), progress=going_on(context, "I/O tables"),
+            left=barrier.left(domain) if barrier is not None else None,
+        )  # fmt: skip
         ranges = list(space.ranges(linear=linear or bool(guests)))
         shown = tuple(Reached(one, tuple(_landing(one, guests))) for one in ranges[:limit])
         tables = len(space.tables().spa)
         pictures.append(Picture(
-            tuple(devices), dte, space.pasid, shown, len(ranges) - len(shown), space.bytes_mapped, tables, space.complete
+            tuple(devices), dte, space.pasid, shown, len(ranges) - len(shown), space.bytes_mapped, tables, space.complete,
+            barrier.words(domain) if barrier is not None else "", space.bytes_denied,
         ))  # fmt: skip
     return Map(tuple(pictures))
 
@@ -241,7 +255,8 @@ COMMANDS = (
         "iommu map", _map, "List everything that a device or a domain reaches, with the guests' RAM that it ends in.",
         (_WHO, _PASID, _LINEAR, _LIMIT, *CHOICE),
         "Neighbours with the same rights are one range, whatever their page sizes; where there are guests, only those that lead\n"
-        "on linearly. The interrupt range, and special addresses that the entry does not have translated, are left out.",
+        "on linearly. The interrupt range, and special addresses that the entry does not have translated, are left out; so is\n"
+        "what a DEV denies the device, and a block that SKINIT protects.",
         ("iommu map 00:03.0", "iommu map 00:03.0 --limit 4"),
     ),
     Command(
