@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from gdbstub.target import ThreadId
 from introspect.commands import ExitRecord, GuestView, HostView
-from introspect.commands.devices import CachedPage
+from introspect.commands.devices import CachedEntry, CachedPage
 from introspect.commands.inferior_state import MapRange
 from introspect.dev import Barrier
 from introspect.exits import ExitCode
@@ -123,7 +123,7 @@ class MachineContext:
         """Implements `introspect.commands.devices.IoCaches`."""
         return io_views.iotlb(self.debugger.machine)
 
-    def cached_entries(self) -> Sequence[tuple[int, int]]:
+    def cached_entries(self) -> Sequence[CachedEntry]:
         """Likewise."""
         return io_views.cached_entries(self.debugger.machine)
 

@@ -15,8 +15,8 @@ from introspect.pci import RequesterId
 from introspect.sources import Memory
 
 __all__ = [
-    "CachedPage", "DeviceView", "Devices", "Guarded", "IoCaches", "barrier_of", "device_names", "device_view", "given_iommu",
-    "iommu_of", "iommus_of",
+    "CachedEntry", "CachedPage", "DeviceView", "Devices", "Guarded", "IoCaches", "barrier_of", "device_names", "device_view",
+    "given_iommu", "iommu_of", "iommus_of",
 ]  # fmt: skip
 
 ON = CONTROL.IommuEn | CONTROL.GTEn | CONTROL.GAMEn & -CONTROL.GAMEn
@@ -57,14 +57,25 @@ class CachedPage:
     writable: bool
 
 
+@dataclass(frozen=True, slots=True)
+class CachedEntry:
+    """An entry of a table that an IOMMU keeps: `kind` of table, `of` whom, `spa` where it is, `data` as it was read."""
+
+    iommu: int
+    kind: str
+    of: str
+    spa: int
+    data: bytes
+
+
 @runtime_checkable
 class IoCaches(Protocol):
     """A context that knows what its IOMMUs have cached."""
 
     def iotlb(self) -> Sequence[CachedPage]: ...
 
-    def cached_entries(self) -> Sequence[tuple[int, int]]:
-        """(number of the IOMMU, DeviceID) of each device table entry that is cached."""
+    def cached_entries(self) -> Sequence[CachedEntry]:
+        """Of device tables, interrupt tables and page directories."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

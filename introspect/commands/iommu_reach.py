@@ -6,12 +6,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from introspect.commands.context import CommandError, Context, Result
-from introspect.commands.devices import CachedPage, IoCaches, barrier_of, iommus_of
+from introspect.commands.devices import CachedEntry, CachedPage, IoCaches, barrier_of, iommus_of
 from introspect.commands.iommu_choice import CHOICE, NO_IOMMU, choose, choose_one
 from introspect.commands.mappers import reverse_map
 from introspect.commands.parameters import Candidate, Flag, Misfit, Number, Parameter, Requester, parse_number
 from introspect.commands.registry import Arguments, Command
-from introspect.commands.render import amount_text, columns, jsonable, members, size_text
+from introspect.commands.render import amount_text, columns, members, size_text
 from introspect.commands.tables import going_on
 from introspect.expression import Space
 from introspect.iommu.devices import entries
@@ -20,12 +20,16 @@ from introspect.iommu.state import Iommu
 from introspect.iommu.structures import DTE
 from introspect.iommu.verdicts import DmaAccess, IoTranslation
 from introspect.iommu.walk import read_dte, translate
+from introspect.paging import ENTRY
 from introspect.pci import RequesterId
 from introspect.reverse_map import Mapper
 from introspect.runs import Runs, Spans, column, overlaps
+from introspect.sources import Unreadable
 
 __all__ = ["COMMANDS"]
 
+_MARKS = ENTRY.A | ENTRY.D
+"""What hardware itself changes in page table entries, the host's and a guest's."""
 _PIECES = 1 << 16
 """Of guests' RAM, as many as are counted."""
 
@@ -193,9 +197,30 @@ class Cached:
 
 
 @dataclass(frozen=True, slots=True)
+class CachedWord:
+    entry: CachedEntry
+    now: bytes | None
+    """What memory has there by now; None where it is as it was, but for accessed and dirty bits."""
+
+    def row(self) -> tuple[str, ...]:
+        one = self.entry
+        value = int.from_bytes(one.data, "little")
+        mark = f"! stale: {int.from_bytes(self.now, 'little'):#x} by now" if self.now is not None else ""
+        return (str(one.iommu), one.kind, one.of, f"spa {one.spa:#x}", f"{value:#x}", mark)
+
+    def json(self) -> dict[str, object]:
+        one, now = self.entry, self.now
+        return {
+            "iommu": one.iommu, "kind": one.kind, "of": one.of, "spa": one.spa,
+            "value": f"{int.from_bytes(one.data, 'little'):#x}",
+            "now": None if now is None else f"{int.from_bytes(now, 'little'):#x}",
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
 class Tlb:
     pages: tuple[Cached, ...]
-    entries: tuple[tuple[int, int], ...]
+    entries: tuple[CachedWord, ...]
     left_out: int
     known: bool = field(repr=False, default=True)
 
@@ -204,15 +229,15 @@ class Tlb:
             return NO_IOMMU
         head = ("IOMMU", "domain", "device", "PASID", "iova", "size", "rights", "leads to", "")
         lines = columns([head, *(one.row() for one in self.pages)]) if self.pages else ["the IOTLB is empty"]
+        if self.entries:
+            lines += columns([("IOMMU", "entry of a", "of", "at", "value", ""), *(one.row() for one in self.entries)])
         if self.left_out:
             lines.append(f"... ({self.left_out} more)")
-        if self.entries:
-            lines.append("device table entries: " + ", ".join(str(RequesterId(device)) for _, device in self.entries))
         return "\n".join(lines)
 
     def json(self) -> object:
         return {"pages": [{**members(one.page), "stale": one.stale} for one in self.pages],
-                "entries": jsonable(self.entries), "left_out": self.left_out}  # fmt: skip
+                "entries": [one.json() for one in self.entries], "left_out": self.left_out}  # fmt: skip
 
 
 def _tlb(context: Context, arguments: Arguments) -> Result:
@@ -223,7 +248,19 @@ def _tlb(context: Context, arguments: Arguments) -> Result:
         raise CommandError("iommu tlb", "what an IOMMU keeps is known on a live machine alone", "`iommu walk` reads the tables")
     pages, limit = context.iotlb(), arguments[_LIMIT] or 1 << 32
     shown = tuple(Cached(one, _stale(context, units[one.iommu], one)) for one in pages[:limit] if one.iommu in units)
-    return Tlb(shown, tuple(context.cached_entries()), max(0, len(pages) - limit))
+    entries = context.cached_entries()
+    words = tuple(CachedWord(one, _now(context, one)) for one in entries[:limit])
+    return Tlb(shown, words, max(0, len(pages) - limit) + max(0, len(entries) - limit))
+
+
+def _now(context: Context, one: CachedEntry) -> bytes | None:
+    try:
+        now = context.memory.read(one.spa, len(one.data))
+    except Unreadable:
+        return b""
+    marks = _MARKS if one.kind == "page directory" else 0
+    changed = (int.from_bytes(now, "little") ^ int.from_bytes(one.data, "little")) & ~marks
+    return now if changed else None
 
 
 def _stale(context: Context, iommu: Iommu, one: CachedPage) -> str:
@@ -261,8 +298,9 @@ COMMANDS = (
     ),
     Command(
         "iommu tlb", _tlb, "List what the IOMMUs keep of their tables, and what of it is stale.", (_LIMIT,),
-        "Without `--iommu-cache strict` a machine keeps nothing that its tables do not say any more. Strict, what is stale is\n"
-        "an invalidation that the hypervisor forgot.",
+        "Translations, and with `--iommu-cache strict` entries of device tables, interrupt tables and page directories. Without\n"
+        "that a machine keeps nothing that its tables do not say any more. Strict, what is stale is an invalidation that is\n"
+        "still due, or was forgotten; `stop-on stale` stops where it is used.",
         ("iommu tlb", "iommu tlb --limit 8"),
     ),
 )  # fmt: skip
