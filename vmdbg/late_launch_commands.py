@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from introspect.commands import Arguments, Command, Context, Result
+from introspect.commands import Arguments, Command, Context
 from introspect.commands.parameters import Choice, Number, Parameter, Requester
 from introspect.commands.render import columns, size_text
 from introspect.dev import DEV_CR, DEV_ERR_STATUS, DevRegisters, denied_pages
@@ -220,13 +220,13 @@ class LateLaunchCommands:
     def _late(self) -> LateLaunch:
         return self.debugger.machine.late_launch
 
-    def _trace(self, context: Context, arguments: Arguments) -> Result:
+    def _trace(self, context: Context, arguments: Arguments) -> LaunchView | Text:
         launch = self._late.last
         if launch is None:
             return Text("no SKINIT has been executed; `skinit verify` says what one would do")
         return LaunchView(launch, self._late.protection.base == launch.block.base)
 
-    def _pcr(self, context: Context, arguments: Arguments) -> Result:
+    def _pcr(self, context: Context, arguments: Arguments) -> PcrView | Text:
         if self._late.tis is None:
             return _NO_TPM
         number, word = arguments.get(self._number), arguments.get(self._bank)
@@ -235,10 +235,10 @@ class LateLaunchCommands:
         values = self._late.tis.tpm.pcrs.banks
         return PcrView({bank: {n: values[bank][n] for n in numbers} for bank in banks})
 
-    def _log(self, context: Context, arguments: Arguments) -> Result:
+    def _log(self, context: Context, arguments: Arguments) -> LogView | Text:
         return _NO_TPM if self._late.tis is None else LogView(tuple(self._late.tis.tpm.pcrs.log))
 
-    def _dev(self, context: Context, arguments: Arguments) -> Result:
+    def _dev(self, context: Context, arguments: Arguments) -> DevView:
         late, machine = self._late, self.debugger.machine
         block = late.protection.base
         if late.dev is None:

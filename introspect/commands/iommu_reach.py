@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from introspect.commands.context import CommandError, Context, Result
+from introspect.commands.context import CommandError, Context
 from introspect.commands.devices import CachedEntry, CachedPage, IoCaches, barrier_of, iommus_of
 from introspect.commands.iommu_choice import CHOICE, NO_IOMMU, choose, choose_one
 from introspect.commands.mappers import reverse_map
@@ -123,7 +123,7 @@ class Map:
         return {"maps": [one.json() for one in self.pictures]}
 
 
-def _map(context: Context, arguments: Arguments) -> Result:
+def _map(context: Context, arguments: Arguments) -> Map:
     who = arguments[_WHO]
     found: dict[tuple[int, int, int], list[str]] = {}
     barrier = barrier_of(context)
@@ -240,7 +240,7 @@ class Tlb:
                 "entries": [one.json() for one in self.entries], "left_out": self.left_out}  # fmt: skip
 
 
-def _tlb(context: Context, arguments: Arguments) -> Result:
+def _tlb(context: Context, arguments: Arguments) -> Tlb:
     units = {one.index: one for one in iommus_of(context)}
     if not units:
         return Tlb((), (), 0, known=False)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from introspect.audit import RULES, Finding, Severity, audit_isolation
-from introspect.commands.context import CommandError, Context, Result
+from introspect.commands.context import CommandError, Context
 from introspect.commands.devices import barrier_of, device_names, iommus_of
 from introspect.commands.parameters import Choice, Number, Parameter, Physical
 from introspect.commands.registry import Arguments, Command
@@ -148,7 +148,7 @@ def _incomplete(context: Context, found: ReverseMap) -> tuple[str, ...]:
     return tuple(dict.fromkeys(parties if found.host_known else [str(context.host), *parties]))
 
 
-def _who_maps(context: Context, arguments: Arguments) -> Result:
+def _who_maps(context: Context, arguments: Arguments) -> WhoMaps:
     word = arguments[_WHERE]
     if ":" in word.text:  # with an owner and no space it is that one's linear address, as everywhere
         word = replace(word, space=Space.GVA)
@@ -171,7 +171,7 @@ def _symbol(context: Context, mapping: Mapping) -> str:
     return symbols.name(mapping.address) if symbols is not None else ""
 
 
-def _isolation(context: Context, arguments: Arguments) -> Result:
+def _isolation(context: Context, arguments: Arguments) -> Audit:
     found = reverse_map(context, "page tables")
     left_out = with_devices(context, found)
     parents = {guest.number: guest.parent for guest in context.guests}
