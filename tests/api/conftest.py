@@ -56,13 +56,13 @@ def whole() -> Iterator[Machine]:
 @pytest.fixture
 def program(tmp_path: Path) -> Iterator[Callable[..., Machine]]:
     """A machine that executes assembly, in long mode or another, at 0x8000."""
-    made = []
+    made: list[Machine] = []
 
     def start(source: str, bits: int = 64, **options: int) -> Machine:
         path = tmp_path / f"program{len(made)}.bin"
         path.write_bytes(assemble(source, 0x8000, bits).code)
         modes = {16: "real", 32: "protected", 64: "long"}
-        made.append(Machine(path, memory="16M", flat=0x8000, mode=modes[bits], **options))
+        made.append(Machine.with_options(path, {"memory": "16M", "flat": 0x8000, "mode": modes[bits], **options}))
         return made[-1]
 
     yield start

@@ -123,7 +123,7 @@ def test_options_are_those_of_vmdbg_run(tmp_path: Path, options: dict[str, objec
     path = tmp_path / "image"
     path.write_bytes(b"\xf4")
     with pytest.raises(vmdbg.Error) as caught:
-        Machine(path, flat=0x8000, **options)
+        Machine.with_options(path, {"flat": 0x8000, **options})
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 
 import vmdbg
+from introspect.commands.binding import method_name
 from introspect.commands.tables import Space
 from introspect.commands.walk import Walked
 from introspect.exits import ExitCode
@@ -140,14 +141,14 @@ def test_steps(machine: Machine) -> None:
 
 
 def test_guests(machine: Machine) -> None:
-    with pytest.raises(vmdbg.Error, match="run\\(until='guest-start'\\)"):
+    with pytest.raises(vmdbg.Error, match="guest-start"):
         machine.guest(2)
     machine.run(until="2:tick")
     guest = machine.guests[2]
     assert guest is machine.guest(2)
     assert guest.rip == guest.registers["rip"] == guest.registers.rip == guest.pc == guest.symbol("tick")
     assert guest.symbol(guest.rip) == "tick"
-    assert machine.guest("host") is machine.host
+    assert machine.guest("guest 2") is guest
     assert guest in machine.guests
     assert 2 in machine.guests
     with pytest.raises(vmdbg.Error, match="no guest has this number"):
@@ -171,7 +172,7 @@ def test_memory(machine: Machine) -> None:
     assert guest.read(f"gpa:{verdict.gpa:#x}", 8) == machine.host.read(f"spa:{verdict.spa:#x}", 8) == (77).to_bytes(8, "little")
     guest.write(address, b"abc\0")
     assert guest.string("counter") == "abc"
-    with pytest.raises(vmdbg.Error, match="0x5000_?000.* is not mapped"):
+    with pytest.raises(vmdbg.Error, match=r"0x5000_?000.* is not mapped"):
         guest.read(0x50000000, 4)
     with pytest.raises(vmdbg.Error, match="nothing was written"):
         guest.write(0x50000000, b"x")
@@ -254,9 +255,9 @@ def test_watchpoints_say_who_wrote(machine: Machine) -> None:
     assert (stop.reason, stop.points) == (Reason.WATCHPOINT, (point,))
     assert "was written by an instruction" in stop.text
     assert point.hits == 1
-    assert machine.watchpoints == (point,)
+    assert list(machine.watchpoints) == [point]
     point.delete()
-    assert machine.watchpoints == ()
+    assert not machine.watchpoints
 
 
 def test_catchpoints(machine: Machine) -> None:
@@ -306,7 +307,7 @@ def test_serial_is_the_scripts(whole: Machine) -> None:
 def test_every_command_is_a_method(machine: Machine) -> None:
     """With the parameters of its own: what is given by name reaches the command."""
     machine.run(until="2:tick")
-    assert {api_source.method_name(name) for name in machine.registry.commands} <= set(dir(machine.commands))
+    assert {method_name(name) for name in machine.registry.commands} <= set(dir(machine.commands))
     found = machine.npt(2, limit=3)
     assert isinstance(found, Space)
     assert found.json() == machine.command("npt 2 --limit 3").json()
@@ -339,7 +340,9 @@ def test_commands_that_run_the_machine_end_when_it_stops(machine: Machine) -> No
     found = machine.command("continue 1000")
     assert isinstance(found, Stopped)
     assert found.stop.reason == Reason.LIMIT
-    assert found.json() == {**found.json(), "reason": "limit", "inferior": 1}
+    shown = found.json()
+    assert isinstance(shown, dict)
+    assert (shown["reason"], shown["inferior"]) == ("limit", 1)
     stop = machine.commands.until("host:main").stop
     assert stop.symbol == "main"
     assert machine.stop == stop
@@ -366,9 +369,9 @@ def test_reading_changes_nothing(machine: Machine, whole: Machine) -> None:
 
 def test_what_is_shown_in_a_notebook(machine: Machine) -> None:
     stop = machine.run(until="2:tick")
-    shown = [stop, machine.guests, machine.exits(), machine.guest(2).registers, machine.guest(2).vmcb]
-    for one in shown:
-        html = one._repr_html_()
+    shown = [one._repr_html_() for one in (stop, machine.guests, machine.exits())]
+    shown += [machine.guest(2).registers._repr_html_(), machine.guest(2).vmcb._repr_html_()]
+    for html in shown:
         assert "<table>" in html
         assert "\x1b" not in html
     assert "&lt;tick&gt;" in stop._repr_html_()

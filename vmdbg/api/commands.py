@@ -88,9 +88,10 @@ class _Everywhere(_Called):
         Critical: an agent writes a VMCB, permission map, save area, nested table, table of an IOMMU or the hypervisor's
         image, or a guest's user code reaches them. High: it reads them; two agents write the same page; the host's user code
         reaches them; a guest's device sends interrupts that no table decides. Medium: one agent reads what another writes;
-        pages of the host are writable and executable. Low: the same in a guest. Agents are guests and, behind an IOMMU,
-        devices, each of which belongs to the guest whose RAM its tables map most of. A guest that runs within another shares
-        that one's memory by design. The exit status of `vmdbg inspect` is 1 if there are findings.
+        pages of the host are writable and executable. Low: the same in a guest. Agents are guests and devices. A device
+        reaches what IOMMU, DEV and SKINIT's protection all let pass, and belongs to the guest whose RAM the IOMMU's tables
+        map most of. A guest that runs within another shares that one's memory by design. The exit status of `vmdbg inspect`
+        is 1 if there are findings.
 
         fail_at: the exit status is 1 from such findings on (medium)
         """
@@ -514,7 +515,8 @@ class _Everywhere(_Called):
         """List everything that a device or a domain reaches, with the guests' RAM that it ends in.
 
         Neighbours with the same rights are one range, whatever their page sizes; where there are guests, only those that lead
-        on linearly. The interrupt range, and special addresses that the entry does not have translated, are left out.
+        on linearly. The interrupt range, and special addresses that the entry does not have translated, are left out; so is
+        what a DEV denies the device, and a block that SKINIT protects.
 
         pasid: the addresses of this PASID
         limit: so many lines at most (256); 0 for all
@@ -534,8 +536,9 @@ class _Everywhere(_Called):
     def iommu_tlb(self, *, limit: int | None = None) -> Tlb:
         """List what the IOMMUs keep of their tables, and what of it is stale.
 
-        Without `--iommu-cache strict` a machine keeps nothing that its tables do not say any more. Strict, what is stale is
-        an invalidation that the hypervisor forgot.
+        Translations, and with `--iommu-cache strict` entries of device tables, interrupt tables and page directories. Without
+        that a machine keeps nothing that its tables do not say any more. Strict, what is stale is an invalidation that is
+        still due, or was forgotten; `stop-on stale` stops where it is used.
 
         limit: so many lines at most (256); 0 for all
         """
@@ -1140,9 +1143,9 @@ class _Everywhere(_Called):
         """Say what leads to a page, and whose it is: the reverse of all page tables there are.
 
         Looked through are the host's tables, those of each guest (through its nested ones), each nested table, and what
-        devices behind an IOMMU reach. Whose it is: VMCB, HSAVE, IOPM, MSRPM, AVIC page, page table of which level of whom,
-        table or ring of an IOMMU, the hypervisor's image, RAM of a guest. Of guests' tables those are known that their VMCBs
-        name: not of each process.
+        devices reach: what IOMMU, DEV and SKINIT's protection all let pass. Whose it is: VMCB, HSAVE, IOPM, MSRPM,
+        AVIC page, page table of which level of whom, table or ring of an IOMMU, the hypervisor's image, RAM of a guest. Of
+        guests' tables those are known that their VMCBs name: not of each process.
 
         address: system-physical, unless it says another space, or whose it is
         limit: addresses that are listed of each set of tables (16)

@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Self, Unpack
 
 from gdbstub.target import ThreadId
 from introspect.commands import Arguments, CommandError, GuestView, HostView, Result
@@ -25,7 +25,7 @@ from vmdbg.api.display import register
 from vmdbg.api.errors import Closed, CommandFailed, Error, translated
 from vmdbg.api.exits import Exit, ExitList
 from vmdbg.api.guests import Guests
-from vmdbg.api.inferior import Access, Host, Inferior, Thread
+from vmdbg.api.inferior import Access, Guest, Host, Inferior, Thread
 from vmdbg.api.keywords import MachineOptions
 from vmdbg.api.points import Breakpoint, Catchpoint, Watchpoint
 from vmdbg.api.results import Stopped
@@ -72,9 +72,21 @@ class Machine(MachineCommands):
 
     def __init__(self, image: str | os.PathLike[str], **options: Unpack[MachineOptions]) -> None:
         """Raises `OptionError` for an option, a value or an image that cannot be used."""
+        self._make(image, dict(options))
+
+    @classmethod
+    def with_options(cls, image: str | os.PathLike[str], options: Mapping[str, object]) -> Self:
+        """The same for options that are not known before the program runs."""
+        made = cls.__new__(cls)
+        made._make(image, options)
+        return made
+
+    def _make(self, image: str | os.PathLike[str], options: Mapping[str, object]) -> None:
         given = machine_options.parsed(image, options)
         own = BufferSerial() if "serial" not in options else None
         self._own_serial = own
+        self.options: Mapping[str, object] = dict(options)
+        """What it was given, as keyword arguments."""
         self._options = given
         stack = ExitStack()
         with translated(), stack:
@@ -93,6 +105,8 @@ class Machine(MachineCommands):
         """Those that are there now, by number: `for guest in machine.guests`, `machine.guests[2]`, `len(machine.guests)`."""
         self.host = Host(self, HOST)
         self._runner = Runner(self)
+        self.deadline: float | None = None
+        """When (`time.monotonic()`) running must have an end, however often it is begun: then `TimeUp` is raised."""
 
     # Its life
 
@@ -192,10 +206,8 @@ class Machine(MachineCommands):
 
     # Who
 
-    def guest(self, number: int | str) -> Inferior:
-        """A guest by its number or name, the hypervisor as 1 or "host".  `Error` if there is none of it (yet)."""
-        if number in (HOST, "host"):
-            return self.host
+    def guest(self, number: int | str) -> Guest:
+        """A guest by its number or name.  `Error` if there is none of it (yet); the hypervisor is `host`."""
         return self.guests[number]
 
     @property
