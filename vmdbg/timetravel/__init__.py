@@ -1,0 +1,1 @@
+"""Moments of a machine: snapshots in memory and in files."""
