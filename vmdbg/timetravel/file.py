@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Snapshots in files: written at once or not at all, read without trust.
 
 Sections (sections.py): HEAD (JSON: versions, configuration, files outside), IMAG and one MODU for each module (the files that the
@@ -18,14 +19,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from vmdbg.boot.image import ImageError
-from vmdbg.boot.images import Module
+from vmdbg.boot.images import File, Module
 from vmdbg.engine.errors import EngineError
 from vmdbg.engine.memory import PAGE, Ram
 from vmdbg.machine import Config, Machine
 from vmdbg.platform.pci.catalogue import DeviceError
 
 from . import memory
-from .making import Source, check_files, config_from, config_json, digest_of, outside_files
+from .making import check_files, config_from, config_json, digest_of, outside_files
 from .restoring import restore
 from .sections import MAGIC, MOST, Reader, Writer
 from .snapshot import Snapshot, take
@@ -54,12 +55,11 @@ def save(machine: Machine, path: str | Path, snapshot: Snapshot | None = None) -
     What was at `path` stays until all is written.
     """
     snapshot = snapshot or take(machine)
-    sources = [Source.of(machine.source), *(Source.of(module.source) for module in machine.config.modules)]
     partial = Path(f"{path}.part")
     try:
-        header = _header(machine, snapshot, sources)
+        header = _header(machine, snapshot)
         with partial.open("wb") as file:
-            _write(file, header, snapshot, sources)
+            _write(file, header, snapshot, machine.files)
             size = file.tell()
         os.replace(partial, path)
     except (OSError, ValueError) as error:
@@ -70,23 +70,24 @@ def save(machine: Machine, path: str | Path, snapshot: Snapshot | None = None) -
     return size
 
 
-def _header(machine: Machine, snapshot: Snapshot, sources: list[Source]) -> dict[str, Any]:
-    modules = machine.config.modules
+def _header(machine: Machine, snapshot: Snapshot) -> dict[str, Any]:
+    image, *modules = ({"path": os.path.abspath(file.path) if file.path else ""} for file in machine.files)
     strings = [
-        module.string if module.string is not None else source.path for module, source in zip(modules, sources[1:], strict=True)
+        file.name if module.string is None else module.string
+        for module, file in zip(machine.config.modules, machine.files[1:], strict=True)
     ]
     return {
         "format": FORMAT, "vmdbg": _release(), "time": snapshot.time, "lacks": machine.engine.lacks,
         "config": config_json(machine.config), "files": outside_files(machine.config),
-        "image": {"path": sources[0].path, "digest": digest_of(sources[0].data)},
-        "modules": [{"path": one.path, "string": string} for one, string in zip(sources[1:], strings, strict=True)],
+        "image": image | {"digest": digest_of(machine.files[0].data)},
+        "modules": [module | {"string": string} for module, string in zip(modules, strings, strict=True)],
     }  # fmt: skip
 
 
-def _write(file: BinaryIO, header: dict[str, Any], snapshot: Snapshot, sources: list[Source]) -> None:
+def _write(file: BinaryIO, header: dict[str, Any], snapshot: Snapshot, files: list[File]) -> None:
     writer = Writer(file)
     writer.write(_HEAD, json.dumps(header).encode())
-    for tag, source in zip([_IMAGE, *[_MODULE] * (len(sources) - 1)], sources, strict=True):
+    for tag, source in zip([_IMAGE, *[_MODULE] * (len(files) - 1)], files, strict=True):
         for piece in _cut(source.data):
             writer.write(tag, piece)
         writer.write(tag, b"")
@@ -163,9 +164,9 @@ class SnapshotFile:
                 )
             self.release = made_by
             self.time = int(header["time"])
-            self.image = Source(str(header["image"]["path"]), self._source(_IMAGE))
+            self.image = File(str(header["image"]["path"]), self._source(_IMAGE))
             modules = tuple(
-                Module(self._source(_MODULE), str(one["string"])) for one in header["modules"]
+                Module(File(str(one["path"]), self._source(_MODULE)), str(one["string"])) for one in header["modules"]
             )
             self.config = config_from(header["config"], modules)
             self._files, self._lacks = list(header["files"]), list(header["lacks"])
@@ -192,7 +193,7 @@ class SnapshotFile:
     def _restore(self, config: Config) -> Machine:
         reader = self._reader
         try:
-            machine = Machine(self.image.data, config)
+            machine = Machine(self.image, config)
         except (ImageError, EngineError, DeviceError) as error:
             raise SnapshotError(f"{self.name}: its machine cannot be made here: {error}") from None
         try:
@@ -217,8 +218,6 @@ class SnapshotFile:
         except BaseException:
             machine.close()
             raise
-        if self.image.path:
-            machine.source = self.image.path
         return machine
 
     def _rest(self, ram: Ram) -> bytes:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Objects that come and go with a run, and how each is kept: guests, timers, translations, what waits."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Every class of the machine: which objects are its parts, and what of each is no state.
 
 A machine is made of *parts*: objects that its constructor makes and that stay.  All their attributes are state, and kept, but
@@ -71,7 +72,7 @@ OUTSIDE = "outside the machine"
 MADE = "made from what is kept: see restoring.py"
 
 NOT_STATE: dict[type, dict[str, str]] = {
-    machine_module.Machine: {"ram": WIRING, "source": "the file has it, see file.py"},
+    machine_module.Machine: {"ram": WIRING, "files": "a snapshot file has them, see file.py"},
     Ram: dict.fromkeys(("size", "ranges", "end"), WIRING)
     | dict.fromkeys(("buffer", "view", "address"), "memory is kept by itself")
     | {"memo": CACHE, "device": DEBUGGER, "pages": MADE},

@@ -1,12 +1,12 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Of what a machine in a snapshot file is made: its configuration, its image, the files that its devices read."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from hashlib import blake2b
-from pathlib import Path
 from typing import Any
 
 from introspect.pci import RequesterId
@@ -33,32 +33,6 @@ _CHOICES = {"dev": ("", "coherent", "strict"), "mode": (None, "real", "protected
 
 def digest_of(data: bytes) -> str:
     return blake2b(data, digest_size=16).hexdigest()
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A file, or bytes, that the machine was made from."""
-
-    path: str
-    """Absolute; empty if it was given as bytes."""
-    data: bytes
-
-    @classmethod
-    def of(cls, source: str | os.PathLike[str] | bytes) -> Source:
-        if isinstance(source, bytes):
-            return cls("", source)
-        try:
-            return cls(str(Path(source).absolute()), Path(source).read_bytes())
-        except OSError as error:
-            raise SnapshotError(f"{source}: {error.strerror}; a snapshot holds the image, so that must be there still") from None
-
-    @property
-    def is_current(self) -> bool:
-        """Whether the file still has these contents."""
-        try:
-            return bool(self.path) and Path(self.path).read_bytes() == self.data
-        except OSError:
-            return False
 
 
 def config_json(config: Config) -> dict[str, Any]:

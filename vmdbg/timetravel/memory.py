@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """RAM in snapshots: what was ever touched and is not zero, in pieces that snapshots of one machine share."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The whole state of a machine but its memory, as a tree, and back into a machine of the same making.
 
 Most of it are the parts' attributes, by the inventory.  The rest is here: registers in the engine's form, what lies behind

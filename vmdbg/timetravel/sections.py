@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The frame of a snapshot file: sections, each with its length and a digest, so that nothing of a broken file is believed.
 
     8 bytes   "vmdbg\\r\\n\\x1a"

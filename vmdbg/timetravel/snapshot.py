@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A moment of a machine, in memory: taken, put back, again and again."""
 
 from __future__ import annotations

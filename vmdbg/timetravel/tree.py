@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Machine state as a tree of plain values, and back: no code comes out of a tree, whatever it says.
 
 A tree is None, a bool, an int, a str, bytes, or a list whose first element names what the rest is:
