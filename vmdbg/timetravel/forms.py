@@ -26,6 +26,7 @@ from vmdbg.engine.physical import Mirror, Shadow
 from vmdbg.history import KnownGuest, Vcpu
 from vmdbg.iommu.caches import Kept, Page, PageKey
 from vmdbg.iommu.pagerequests import Response
+from vmdbg.iommu.topology import Share
 from vmdbg.platform.clock import Timer
 from vmdbg.platform.tpm.pcr import Change
 from vmdbg.svm.avic import Avic, BackingPage
@@ -222,7 +223,7 @@ FORMS = dict(map(_made, (
     _plain(Avic, "cpu", "guest", "base", "page", "logical_table", "physical_table", "last_id", "request", "exit"),
     *map(_plain, (
         Event, Instruction, Interrupted, Line, Origin, PortAccess, Range, Change, Launch, Kept, Page, PageKey, Response,
-        GuestInterrupt, IoFault, IommuEvent,
+        GuestInterrupt, IoFault, IommuEvent, Share,
     )),
 )))  # fmt: skip
 """By the names that trees use."""

@@ -28,7 +28,7 @@ from vmdbg.cpu import core, debug, events, exits, faults, processor
 from vmdbg.engine import engine, physical, state
 from vmdbg.engine.memory import Ram
 from vmdbg.history import History
-from vmdbg.iommu import caches, commands, function, interrupts, own_memory, pagerequests, registers, rings, topology, unit
+from vmdbg.iommu import caches, commands, function, interrupts, own_memory, pagerequests, registers, rings, unit
 from vmdbg.iommu import config as iommu_config
 from vmdbg.iommu import translation as iommu_translation
 from vmdbg.iommu import translator as iommu_translator
@@ -128,7 +128,7 @@ PARTS = frozenset((
 
 FIXED = frozenset((
     machine_module.Config, BootImage, cpuid.CpuidConfig, iommu_config.IommuConfig, edu.EduOptions, catalogue.DeviceSpec,
-    rings.LogBits, RingType, topology.Share, msrs.Msr,
+    rings.LogBits, RingType, msrs.Msr,
 ))  # fmt: skip
 """What never changes: an attribute that holds one of these is no state."""
 
