@@ -86,8 +86,13 @@ def add_stub_options(parser: argparse.ArgumentParser) -> None:
 
 def add_machine_options(parser: argparse.ArgumentParser) -> None:
     """The image and what the machine is made of."""
+    parser.add_argument("image", metavar="IMAGE", help="the image to boot")
+    add_configuration(parser)
+
+
+def add_configuration(parser: argparse.ArgumentParser) -> None:
+    """What the machine is made of, whatever it boots."""
     add = parser.add_argument
-    add("image", metavar="IMAGE", help="the image to boot")
     add("--append", default="", metavar="S", help="command line for the image")
     add("--memory", type=size, default=512 << 20, metavar="SIZE", help="RAM: 512M, 1G ... (512M)")
     add("--cpus", type=cpus, default=1, metavar="N", help="processors (1)")
