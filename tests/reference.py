@@ -1,6 +1,7 @@
 """The command reference, made from the registry: `python -m tests.reference` writes docs/commands.md, the table in the README and
-the outputs that `help` shows (introspect/commands/examples.json), all from one run of the demo hypervisor, and the names that the
-module on gdb's side registers (vmdbg/gdbside.json). And what names and types `--json` gives: tests/schema.json.
+the outputs that `help` shows (introspect/commands/examples.json), all from one run of the demo hypervisor, the names that the
+module on gdb's side registers (vmdbg/gdbside.json), and the methods of the Python API (tests/api_source.py). And what names and types
+`--json` gives: tests/schema.json.
 
 A run depends on its image alone, so tests/test_reference.py can compare: where the compiler makes the same image, to the letter.
 """
@@ -14,9 +15,11 @@ from collections.abc import Iterator
 from contextlib import chdir, closing, contextmanager
 from pathlib import Path
 
-from introspect.commands import Command
+from introspect.commands import Command, Registry
 from introspect.commands.registry import example_outputs
 from introspect.commands.topics import by_topic
+from tests import api_source
+from vmdbg.console.source import LiveSource
 from vmdbg.debugger import Debugger
 from vmdbg.history import HOST
 from vmdbg.machine import Machine
@@ -120,6 +123,11 @@ def schema(commands: Monitor) -> dict[str, object]:
     return found
 
 
+def api_registry(commands: Monitor) -> Registry:
+    """What the Python API has: these commands, and those that run the machine."""
+    return LiveSource(str(IMAGE), commands.debugger).registry
+
+
 def gdb_commands(commands: Monitor) -> dict[str, list[list[str]]]:
     """What the module on gdb's side registers: names, synopses and summaries by the first word of the name."""
     found: dict[str, list[list[str]]] = {}
@@ -184,6 +192,7 @@ def main() -> None:
         example_outputs.cache_clear()
         PAGE.write_text(page(commands, shown), encoding="utf-8")
         README.write_text(readme(commands), encoding="utf-8")
+        api_source.write(api_registry(commands))
     with monitor() as commands:
         SCHEMA.write_text(json.dumps(schema(commands), indent=1) + "\n", encoding="utf-8")
 

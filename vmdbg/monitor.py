@@ -41,6 +41,7 @@ class Monitor(MachineContext):
     def __init__(self, debugger: Debugger) -> None:
         super().__init__(debugger)
         self.registry = default_registry()
+        self.points = PointCommands(self)
         for command in (
             worded("stop-on", "stop-on vmexit CODE [GUEST] | vmrun-fail | shutdown | stale | nothing",
                     "Stop at the next #VMEXIT with this code, or at what a hypervisor does wrong.\n"
@@ -55,7 +56,7 @@ class Monitor(MachineContext):
                     "memory at the address for one's that has.\n"
                     "  tracepoints 3 2  tracepoint 3 is one of guest 2", self._tracepoints,
                    examples=("tracepoints", "tracepoints --json")),
-            *PointCommands(self).commands(),
+            *self.points.commands(),
             worded("why", "why", "Why it stopped, VMRUN failed, a guest shut down, or something was refused.", self._why,
                    examples=("why", "why --json")),
             worded("time", "time", "Guest time in ticks (bytes of code executed).", self._time,

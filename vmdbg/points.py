@@ -12,7 +12,7 @@ from introspect.commands.render import columns
 from introspect.expression import Space as AnySpace
 from vmdbg.breakpoints import Rule
 from vmdbg.results import Text
-from vmdbg.watchpoints import Space
+from vmdbg.watchpoints import Space, Watchpoint
 
 if TYPE_CHECKING:
     from vmdbg.monitor import Monitor
@@ -129,11 +129,15 @@ class PointCommands:
         length = arguments.number("LENGTH", 1, 4096) if arguments.words and parse_number(arguments.words[0]) is not None else 8
         access = _ACCESSES[arguments.choice(_ACCESSES) or "w"]
         arguments.done()
-        thread = self._monitor.thread if self._monitor.thread.pid == pid else self._debugger.who.first_thread(pid)
-        point = watchpoints.add(access, space, address, length, pid, self._debugger.context(thread))
+        point = self.watch(access, space, address, length, pid)
         where = ", ".join(f"{spa:#x}" for spa, _ in point.pieces)
         there = f", which is spa {where}" if space != Space.SPA else ""
         return Text(f"watchpoint {point.number}: {length} bytes at {space}:{address:#x}{there}", {"number": point.number})
+
+    def watch(self, access: BreakpointKind, space: Space, address: int, length: int, pid: int) -> Watchpoint:
+        """Set a numbered one. TargetError where the address leads nowhere that can be watched."""
+        thread = self._monitor.thread if self._monitor.thread.pid == pid else self._debugger.who.first_thread(pid)
+        return self._debugger.watchpoints.add(access, space, address, length, pid, self._debugger.context(thread))
 
     def _range(self, context: Context, arguments: Arguments) -> Result:
         breakpoints = self._debugger.breakpoints

@@ -36,6 +36,7 @@ from vmdbg.inferiors import Inferiors
 from vmdbg.machine import Event, Machine
 from vmdbg.resumed import Resumed
 from vmdbg.stepping import Place, Stepping
+from vmdbg.stops import Why, WorldStop
 from vmdbg.watchpoints import Watchpoints
 
 if TYPE_CHECKING:
@@ -236,7 +237,7 @@ class Running:
 
     def _at_deadline(self) -> Stop:
         text, self.deadline = f"[guest time {self.deadline} is reached]", None
-        return Stop(self.resumed.reported(self.inferiors.thread_on(self.machine.cpu)), text=text)
+        return WorldStop(self.resumed.reported(self.inferiors.thread_on(self.machine.cpu)), text=text, why=Why.DEADLINE)
 
     def _run(self, breakpoints: bool, watch: Collection[Processor] = ()) -> StubEvent | None:
         """Run for about `SLICE_SECONDS`: what that is in guest time, world switches and devices decide."""
@@ -360,7 +361,7 @@ class Running:
             text = ", which stands still" if thread in self.holds else (
                 f": it does not run for gdb. `attach {number}` in a new inferior, or resume it, too (schedule-multiple)"
             )  # fmt: skip
-        self._exit_stop = Stop(told, text=f"[VMRUN has entered guest {number}{text}]")
+        self._exit_stop = WorldStop(told, text=f"[VMRUN has entered guest {number}{text}]", why=Why.WORLD_SWITCH)
         self._entering = cpu.pause = True
 
     def _on_exit(self, cpu: Processor, thread: ThreadId, code: int) -> None:
@@ -390,7 +391,7 @@ class Running:
 
     def _stop_behind_exit(self, cpu: Processor, thread: ThreadId, text: str) -> None:
         """Stop at the hypervisor's first instruction behind VMRUN, and say so of this thread."""
-        self._exit_stop = Stop(self.resumed.reported(thread), text=text)
+        self._exit_stop = WorldStop(self.resumed.reported(thread), text=text, why=Why.WORLD_SWITCH)
         cpu.pause = True
 
     def _happened(self, event: Event) -> StubEvent | None:
@@ -404,7 +405,7 @@ class Running:
             return caught
         if self.history.stopped_for and self.resumed.awaited:
             text, self.history.stopped_for = self.history.stopped_for, ""
-            return Stop(self.resumed.reported(self.inferiors.thread_on(cpu)), text=f"[{text}]")
+            return WorldStop(self.resumed.reported(self.inferiors.thread_on(cpu)), text=f"[{text}]", why=Why.NOTICE)
         if event == Event.BREAKPOINT:
             point = self.hits.at(cpu)
             if point is not None:
@@ -435,12 +436,16 @@ class Running:
     def _caught(self) -> Stop | None:
         """The stop of a catchpoint, if one was hit."""
         caught = self.catchpoints.take()
-        return Stop(self.resumed.reported(caught.thread), text=caught.text) if caught is not None else None
+        if caught is None:
+            return None
+        told = self.resumed.reported(caught.thread)
+        return WorldStop(told, text=caught.text, why=Why.CATCHPOINT, points=caught.points, about=caught.thread)
 
     def _machine_ended(self) -> StubEvent | None:
         machine = self.machine
         if any(cpu.shutdown for cpu in machine.cpus):
-            return Stop(self.resumed.reported(self.inferiors.thread_on(machine.cpu)), Signal.SEGV, text=machine.ended)
+            thread = self.resumed.reported(self.inferiors.thread_on(machine.cpu))
+            return WorldStop(thread, Signal.SEGV, text=machine.ended, why=Why.SHUTDOWN)
         if not self.ended:
             self.ended = True
             self._events += [Output(f"[{machine.ended}]\n"), Exited(HOST, (machine.exit_status or 0) & 0xFF)]

@@ -112,6 +112,23 @@ class Arguments:
         if not command.own_grammar:
             self._parse()
 
+    @classmethod
+    def none(cls, context: Context, command: Command) -> "Arguments":
+        """What a program gives them, one by one with `give`, to a command without a grammar of its own."""
+        found = cls.__new__(cls)
+        found.context, found.command, found.words, found._values = context, command, [], {}
+        return found
+
+    def give(self, parameter: Parameter[Any], words: Sequence[str]) -> None:
+        """The value of one, as words. CommandError if they are none."""
+        left = list(words)
+        try:
+            self._values[parameter] = True if isinstance(parameter.kind, Flag) else parameter.kind.take(self.context, left)
+        except Misfit as misfit:
+            raise self._misfit(words[0], parameter, misfit) from None
+        if left and not isinstance(parameter.kind, Flag):
+            raise self.error(left[0], f"{parameter.name} is {parameter.kind.noun}, and nothing behind it")
+
     def __getitem__(self, parameter: Parameter[T]) -> T:
         """The value of one that is required, or has a default."""
         value: Any = self._values.get(parameter, parameter.default)

@@ -302,7 +302,15 @@ class RunCommands:
         return number, offset
 
     def _break(self, context: Context, arguments: Arguments, *, once: bool) -> Result:
-        where, condition = arguments[self._where], arguments.get(_IF) or ""
+        point = self.set(arguments[self._where], arguments.get(_IF) or "", once=once)
+        who = "the host" if point.pid == HOST_NUMBER else f"guest {point.pid}"
+        if point.address is None:
+            return Text(f"{point.words()} waits for guest {point.pid}")
+        name = self.source.symbol(point.pid, point.address)
+        return Text(f"{point.words()} at {point.address:#x}{f' <{name}>' if name else ''} of {who}")
+
+    def set(self, where: str, condition: str = "", *, once: bool = False) -> Point:
+        """A breakpoint, with a number. CommandError and TargetError for what cannot be one."""
         pid, address = self._place(where)
         if condition and address is not None:
             self.source.check(condition, pid)
@@ -313,11 +321,7 @@ class RunCommands:
         except (TargetError, CommandError):
             del self.control.points[point.number]
             raise
-        who = "the host" if pid == HOST_NUMBER else f"guest {pid}"
-        if address is None:
-            return Text(f"{point.words()} waits for guest {pid}")
-        name = self.source.symbol(pid, address)
-        return Text(f"{point.words()} at {address:#x}{f' <{name}>' if name else ''} of {who}")
+        return point
 
     def _resolve(self, point: Point) -> None:
         try:

@@ -219,7 +219,8 @@ class LiveSource(_Own):
         self.reports: deque[Report] = deque()
         self.send: Callable[[bytes], object] | None = None
         """To the guest's serial port, where that is the console's."""
-        for command in RunCommands(self, self.control).commands():
+        self.running = RunCommands(self, self.control)
+        for command in self.running.commands():
             self.registry.add(command)
 
     def _holds(self, point: Point, thread: ThreadId) -> bool:

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The options of `vmdbg run` as keyword arguments: its own parser reads them, so that names, rules and errors are the same."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from vmdbg.api.errors import OptionError
+from vmdbg.run import add_machine_options
+
+__all__ = ["parsed", "signature"]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise OptionError(message)
+
+
+_NOT_HERE = frozenset(("help", "image", "timeout", "verbose"))
+"""`timeout` is `wall` of each run."""
+
+
+def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.Action]]:
+    parser = _Parser(prog="vmdbg.Machine", add_help=False)
+    add_machine_options(parser)
+    actions = {action.dest: action for action in parser._actions if action.dest not in _NOT_HERE}
+    return parser, actions
+
+
+def parsed(image: str | os.PathLike[str], options: Mapping[str, object]) -> argparse.Namespace:
+    """What `vmdbg run` would have been told.
+
+    A name is that of the option with _ for -; True stands for an option without a value, a list for one that is repeated,
+    and `symbols` may be a mapping from inferiors to files. Raises `OptionError`.
+    """
+    parser, actions = _parser()
+    words: list[str] = []
+    for name, value in options.items():
+        action = actions.get(name)
+        if action is None:
+            raise OptionError(f"{name}: a machine has no such option; it takes {', '.join(sorted(actions))}")
+        words += _words(action, value)
+    return parser.parse_args([*words, "--", os.fspath(image)])
+
+
+def _words(action: argparse.Action, value: object) -> Iterable[str]:
+    option = action.option_strings[-1]
+    if value is None or value is False:
+        return
+    if value is True:
+        if action.nargs is None and action.const is None:
+            raise OptionError(f"{action.dest}=True: {option} needs a value; see `vmdbg run --help`")
+        yield option
+        return
+    match value:
+        case Mapping():
+            several: list[object] = [f"{who}={os.fspath(file)}" for who, file in value.items()]
+        case list() | tuple():
+            several = list(value)
+        case set() | frozenset():
+            several = sorted(value)
+        case _:
+            several = [value]
+    given = [str(os.fspath(one)) if isinstance(one, os.PathLike) else str(one) for one in several]
+    if not isinstance(action, argparse._AppendAction):
+        given = [",".join(given)]
+    yield from (f"{option}={one}" for one in given)
+
+
+def signature() -> inspect.Signature:
+    """Of `Machine`, for who asks in a notebook."""
+    _, actions = _parser()
+    kinds = inspect.Parameter
+    return inspect.Signature([
+        kinds("image", kinds.POSITIONAL_OR_KEYWORD, annotation=str | Path),
+        *(kinds(name, kinds.KEYWORD_ONLY, default=action.default, annotation=Any) for name, action in actions.items()),
+    ])  # fmt: skip
