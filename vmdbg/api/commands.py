@@ -224,6 +224,13 @@ class _Everywhere(_Called):
         """Let a disabled breakpoint stop again, or all."""
         return self._call("enable", {"n": n}, ())
 
+    def expect(self, expression: str) -> Result:
+        """Fail if an expression is 0: what a script expects.
+
+        Expressions are those of `print`. A script of `vmdbg test` ends there, gdb's has an error, `vmdbg console -x` a status.
+        """
+        return self._call("expect", {"expression": expression}, ())
+
     def follow(self, *words: object) -> Result:
         """Choose where a step of a guest ends that leaves it.
 

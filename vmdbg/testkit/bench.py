@@ -14,7 +14,7 @@ from vmdbg.boot.image import ImageError
 from vmdbg.debugger import Debugger
 from vmdbg.history import HOST, History
 from vmdbg.machine import LIMIT_REACHED, Machine
-from vmdbg.platform.serial import NullSerial
+from vmdbg.platform.serial import BufferSerial
 from vmdbg.run import build
 from vmdbg.svm.ring import MOST_EXITS
 from vmdbg.testkit import keys, machine_options
@@ -70,22 +70,22 @@ class SharedText:
         self._memory.close()
 
 
-class JobSerial(NullSerial):
+class JobSerial(BufferSerial):
     """A serial port whose other end is the job's."""
 
     def __init__(self, printed: SharedText, given: bytes) -> None:
-        self.printed, self._given = printed, bytearray(given)
+        super().__init__()
+        self.printed = printed
+        self.input += given
 
     def write(self, data: bytes) -> None:
         self.printed.add(data)
+        if not self.printed.lost:
+            super().write(data)
 
     def send(self, data: bytes) -> None:
-        self._given += data
-
-    def receive(self) -> bytes:
-        data = bytes(self._given)
-        self._given.clear()
-        return data
+        """For the guest to read."""
+        self.input += data
 
 
 class _Exits:

@@ -105,7 +105,7 @@ def _describe(bench: Bench, outcome: Outcome) -> None:
     bench.describe(outcome)
     outcome.serial = bench.serial.printed.text()
     if outcome.verdict is Verdict.NOT_RUN:
-        known = [bench.budget] if bench.budget else []
+        known = [outcome.ended if outcome.ended.startswith(bench.budget) else bench.budget] if bench.budget else []
         reasons = [*known, *(reason for reason in outcome.reasons if reason not in known), *unmet(bench, outcome)]
         outcome = _judged(outcome, reasons)
     if outcome.bad:
@@ -156,7 +156,7 @@ def _run(bench: Bench) -> list[str]:
         if machine.history.stopped_for:
             machine.give_up(f"stopped: {machine.history.stopped_for},")
         if event == Event.IDLE and not machine.poll_input():
-            if machine.waits_forever:
+            if not machine.chipset.hears:
                 machine.give_up("every CPU waits, and nothing is left that could wake one,")
             else:
                 time.sleep(IDLE_SECONDS)

@@ -31,14 +31,8 @@ _CODE = b"\xf4\xb8\x00\x00\x00\x00\xe7\xf4"
 
 def warm(*, pytest_too: bool) -> None:
     """Once, before the first fork: import what tests need, have a machine, and let go of it."""
-    import vmdbg.console.shell
-    import vmdbg.testkit.carry_out
-    import vmdbg.testkit.console_scripts
-    import vmdbg.testkit.gdb_scripts
-    import vmdbg.testkit.mi_scripts
-    import vmdbg.testkit.python_scripts  # noqa: F401
     if pytest_too:
-        import vmdbg.testkit.pytests
+        pass
     from vmdbg.debugger import Debugger
     from vmdbg.machine import Config, Machine
 

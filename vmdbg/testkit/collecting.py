@@ -6,8 +6,8 @@ from __future__ import annotations
 import fnmatch
 import os
 import tomllib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vmdbg.testkit import keys
@@ -17,7 +17,7 @@ from vmdbg.testkit.keys import KEYS
 from vmdbg.testkit.outcome import Outcome
 from vmdbg.testkit.schedule import Task
 
-__all__ = ["Collection", "collect"]
+__all__ = ["Tests", "collect"]
 
 SCRIPTS = (".gdb", ".mi", ".vmdbg", ".py")
 _OTHERS = frozenset(("pyproject.toml", "cargo.toml", "ruff.toml", "rustfmt.toml", "clippy.toml", "book.toml", "poetry.toml"))
@@ -28,7 +28,7 @@ PYTEST_WALL = 600.0
 
 
 @dataclass(slots=True)
-class Collection:
+class Tests:
     """Tests, and what is wrong with others."""
 
     tasks: list[Task] = field(default_factory=list)
@@ -43,9 +43,12 @@ class Selection:
     patterns: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
     """Behind ::; all if there is none."""
+    without: frozenset[str] = frozenset()
 
     def __call__(self, id: str) -> bool:
         name = id.partition("::")[2]
+        if name in self.without:
+            return False
         if self.names and not any(name == one or name.startswith((f"{one}::", f"{one}[")) for one in self.names):
             return False
         return not self.patterns or any(_fits(id, pattern) for pattern in self.patterns)
@@ -93,6 +96,9 @@ class JobTask:
 
         return [skeleton(self.job)]
 
+    def rest(self, done: Collection[str]) -> Task | None:
+        return None
+
 
 @dataclass(slots=True)
 class PytestTask:
@@ -120,6 +126,13 @@ class PytestTask:
 
         return [Outcome(COLLECTION, self.id, 1, "pytest", reproduce=[f"vmdbg test {self.id}"])]
 
+    def rest(self, done: Collection[str]) -> Task | None:
+        from vmdbg.testkit.pytests import COLLECTION
+
+        if COLLECTION in done or not done:
+            return None
+        return replace(self, wanted=replace(self.wanted, without=self.wanted.without | set(done)))
+
 
 @dataclass(slots=True)
 class _Search:
@@ -129,7 +142,7 @@ class _Search:
     patterns: tuple[str, ...]
     fail_fast: bool
     pytest_wall: float
-    found: Collection = field(default_factory=Collection)
+    found: Tests = field(default_factory=Tests)
     seen: set[str] = field(default_factory=set)
 
     def file(self, path: Path, shown_as: str, names: tuple[str, ...]) -> None:
@@ -198,7 +211,7 @@ def _files(top: Path) -> Iterator[Path]:
 def collect(
     words: Iterable[str], defaults: Defaults, patterns: Iterable[str] = (), *, fail_fast: bool = False,
     pytest_wall: float = PYTEST_WALL,
-) -> Collection:  # fmt: skip
+) -> Tests:  # fmt: skip
     """The tests that words name: a file, FILE::NAME, or a directory."""
     search = _Search(defaults, tuple(patterns), fail_fast, pytest_wall)
     named: dict[str, tuple[str, ...]] = {}

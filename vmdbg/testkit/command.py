@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from vmdbg.options import UsageError, version
 from vmdbg.testkit import machine_options
-from vmdbg.testkit.collecting import PYTEST_WALL, Collection, collect
+from vmdbg.testkit.collecting import PYTEST_WALL, Tests, collect
 from vmdbg.testkit.display import display
 from vmdbg.testkit.jobs import Defaults
 from vmdbg.testkit.outcome import Report
@@ -130,7 +130,7 @@ def _write(form: str, path: Path, report: Report) -> None:
         raise UsageError(f"--{form} {path}: {error.strerror}; choose a file that can be written") from None
 
 
-def run_tasks(found: Collection, options: argparse.Namespace) -> tuple[Report, int]:
+def run_tasks(found: Tests, options: argparse.Namespace) -> tuple[Report, int]:
     """Run them all; the report, and the exit status."""
     # Threads of numeric libraries have no part in this, and would be lost in a fork.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -14,8 +14,6 @@ from vmdbg.testkit.bench import Bench, numbered
 
 __all__ = ["run"]
 
-_ENDED = 124
-
 
 class _Output(PlainOutput):
     """Keeps the last error, which is why a line has failed."""
@@ -44,7 +42,7 @@ def run(bench: Bench) -> list[str]:
             print(f"> {line}", flush=True)
             output.error = ""
             if shell.execute(line):
-                return [f"{name}:{number}: {line}: {output.error or 'it has findings, which the output shows'}"]
+                return [f"{name}:{number}: {output.error or f'{line}: it has findings, which the output shows'}"]
             if bench.budget:
                 return []
     return []

@@ -34,7 +34,7 @@ class Display(Protocol):
 
     def started(self, task: Task) -> None: ...
 
-    def ended(self, task: Task, outcomes: Sequence[Outcome]) -> None: ...
+    def ended(self, task: Task, outcomes: Sequence[Outcome], over: bool) -> None: ...
 
     def tick(self) -> None: ...
 
@@ -65,8 +65,8 @@ class _Lines:
     def started(self, task: Task) -> None:
         pass
 
-    def ended(self, task: Task, outcomes: Sequence[Outcome]) -> None:
-        self.done += 1
+    def ended(self, task: Task, outcomes: Sequence[Outcome], over: bool) -> None:
+        self.done += over
         for one in outcomes:
             if one.bad or not self.quiet:
                 mark = f"{_MARKS[one.verdict][1]:7} {one.seconds:6.2f} s"
@@ -117,9 +117,9 @@ class _Terminal:
     def started(self, task: Task) -> None:
         self.running[task.id] = time.monotonic()
 
-    def ended(self, task: Task, outcomes: Sequence[Outcome]) -> None:
+    def ended(self, task: Task, outcomes: Sequence[Outcome], over: bool) -> None:
         self.running.pop(task.id, None)
-        self.done += 1
+        self.done += over
         for one in outcomes:
             self.counts[one.verdict] += 1
             mark, _, style = _MARKS[one.verdict]

@@ -14,8 +14,6 @@ from vmdbg.testkit.serving import Gdb, serve
 __all__ = ["run"]
 
 _PLACE = re.compile(r"(.*:\d+): Error in sourced command file:")
-_CONTEXT = 3
-"""Lines before the place that may say what was wrong, as monitor's do."""
 
 
 def run(bench: Bench) -> list[str]:
@@ -47,11 +45,11 @@ def why(lines: list[str], status: int) -> str:
     """What gdb's last lines say of a script that has failed."""
     for number in reversed(range(len(lines))):
         if (place := _PLACE.fullmatch(lines[number])) is not None:
-            error = " ".join(lines[number + 1 : number + 2])
-            # Where monitor refuses, gdb says so with words of its own, and monitor's stand before them.
-            told = [line for line in lines[max(number - _CONTEXT, 0) : number] if line.strip()] if "Rcmd" in error else []
-            told = told or ([lines[number - 1], error] if number and "Python" in error else [error])
-            return f"{place[1]}: {' '.join(told[-2:] if len(told) == 2 and told[1] == error else told[-1:])}"
+            error = "".join(lines[number + 1 : number + 2])
+            # Where monitor refuses, or Python raises, gdb's own words say nothing; the reason stands before them.
+            elsewhere = "Rcmd" in error or "Python" in error
+            told = [line for line in lines[:number] if line.strip()] if elsewhere else []
+            return f"{place[1]}: {told[-1] if told else error}"
     if status < 0:
         return f"gdb was killed by signal {-status}"
     return f"gdb has ended with status {status}" + (f"; its last line: {lines[-1]}" if lines else "")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from vmdbg.testkit import keys, machine_options
 from vmdbg.testkit.keys import KEYS, Values, WrongValue, shown
+from vmdbg.testkit.outcome import test_id
 from vmdbg.testkit.positions import positions
 
 __all__ = ["Defaults", "Job", "JobError", "block_of", "read_file", "read_script"]
@@ -48,7 +49,7 @@ class Job:
     @property
     def id(self) -> str:
         """What `-k` looks at, and what `vmdbg test` takes to run this one alone."""
-        return f"{self.file}::{self.name}"
+        return test_id(self.file, self.name)
 
     @property
     def kind(self) -> str:
@@ -127,7 +128,7 @@ def read_script(path: Path, shown_as: str, defaults: Defaults) -> list[Job]:
             f"{shown_as}:1: image: none is named; say --image FILE, or name the script in a job file, or write at its top "
             '`# /// job`, `# image = "FILE"` and `# ///`, a line each'
         )
-    return _jobs(stated + block, path.parent, shown_as, defaults, path.name, first - 1)
+    return _jobs(stated + block, path.parent, shown_as, defaults, path.stem, first - 1)
 
 
 def _quoted(text: str) -> str:
@@ -232,7 +233,7 @@ def _check(reader: _Reader, job: Job, own: Mapping[str, object], path: tuple[str
     def at(key: str) -> tuple[str | int, ...]:
         return (*path, key) if key in own or key not in job.values.given else (key,)
 
-    if not job.image and job.kind != "python":
+    if not job.image:
         raise reader.error(at("image"), "it is missing; name the image to boot")
     script = job.values[keys.SCRIPT]
     for key, name in ((keys.IMAGE, job.image), (keys.SCRIPT, script)):

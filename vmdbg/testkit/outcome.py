@@ -9,13 +9,19 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
-__all__ = ["SCHEMA", "Outcome", "Report", "Verdict", "printable"]
+__all__ = ["SCHEMA", "Outcome", "Report", "Verdict", "printable", "test_id"]
 
 SCHEMA = 1
 """Version of the JSON: it changes when a name or a type in it does, not when something is added."""
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+
+
+def test_id(file: str, name: str) -> str:
+    """FILE::NAME; of a test that is its file's only one, and named like it, FILE."""
+    return file if name == Path(file).stem else f"{file}::{name}"
 
 
 class Verdict(StrEnum):
@@ -68,7 +74,7 @@ class Outcome:
 
     @property
     def id(self) -> str:
-        return f"{self.file}::{self.name}"
+        return test_id(self.file, self.name)
 
     @property
     def bad(self) -> bool:

@@ -15,7 +15,7 @@ import selectors
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -59,6 +59,9 @@ class Task(Protocol):
 
     def skeletons(self) -> list[Outcome]:
         """What is known of its tests from the beginning."""
+
+    def rest(self, done: Collection[str]) -> Task | None:
+        """What is left to run, if its process has died behind these of its tests; None if nothing is."""
 
 
 @dataclass(slots=True)
@@ -104,13 +107,16 @@ class _Child:
 
 
 class Pool:
-    """Runs tasks; `started`, `ended` and `tick` are told of it as it happens."""
+    """Runs tasks; `started`, `ended` and `tick` are told of it as it happens.
+
+    A task may end several times: `ended` says whether it is over.
+    """
 
     def __init__(self, tasks: Sequence[Task], workers: int, *, fail_fast: bool = False) -> None:
         self.workers, self.fail_fast = workers, fail_fast
         self.tasks = list(tasks)
         self.started: Callable[[Task], object] = lambda task: None
-        self.ended: Callable[[Task, Sequence[Outcome]], object] = lambda task, outcomes: None
+        self.ended: Callable[[Task, Sequence[Outcome], bool], object] = lambda task, outcomes, over: None
         self.tick: Callable[[], object] = lambda: None
         self.asked = ""
         """Set it to have the run stop, and why; also from a signal handler."""
@@ -130,10 +136,14 @@ class Pool:
                 while self._waiting and not self.stopping and len(self._running) < self.workers:
                     self._start(self._waiting.popleft())
                 for child in self._advance():
-                    outcomes = found[child.task.id] = self._outcomes_of(child)
+                    outcomes = self._outcomes_of(child)
+                    found.setdefault(child.task.id, []).extend(outcomes)
+                    rest = None if child.done or self.stopping else child.task.rest(child.outcomes)
+                    if rest is not None:
+                        self._waiting.appendleft(rest)
                     if self.fail_fast and not self.stopping and any(one.bad for one in outcomes):
                         self.stop(f"{next(one.id for one in outcomes if one.bad)} failed, and --fail-fast was given")
-                    self.ended(child.task, outcomes)
+                    self.ended(child.task, outcomes, rest is None)
                 self.tick()
                 if self.asked and not self.stopping:
                     self.stop(self.asked)
