@@ -190,9 +190,12 @@ class Bench:
 
     def explain(self, outcome: Outcome) -> None:
         """What a report of a failure shows of the machine."""
-        outcome.exits = self._answer(f"exits --last {LAST_EXITS}").splitlines()
-        for title, line in (("why", "why"), ("context", "context"), ("guests", "guests")):
-            if text := self._answer(line):
+        asked = {"why": "why", "context": "context"}
+        if self.machine.history.total.value:
+            outcome.exits = self._answer(f"exits --last {LAST_EXITS}").splitlines()
+            asked["guests"] = "guests"
+        for title, line in asked.items():
+            if (text := self._answer(line)) and text != outcome.ended:
                 outcome.sections[title] = text
 
     def _answer(self, line: str) -> str:
