@@ -9,12 +9,16 @@ from __future__ import annotations
 import ast
 import keyword
 import typing
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby
 from pathlib import Path
 
 from introspect.commands import Command, Registry, Result
 from introspect.commands.binding import bindings, method_name
 from introspect.vmcb import VMCB
+from vmdbg.api.results import Stopped
+from vmdbg.console.run_commands import Started
 
 API = Path(__file__).resolve().parents[1] / "vmdbg/api"
 COMMANDS, FIELDS = API / "commands.py", API / "fields.py"
@@ -43,7 +47,23 @@ def own_names(name: str) -> set[str]:
 def results(command: Command) -> tuple[type, ...]:
     """The types of what a command gives."""
     found = typing.get_type_hints(command.run).get("return", Result)
-    return typing.get_args(found) or (found,)
+    return tuple(Stopped if one is Started else one for one in typing.get_args(found) or (found,))
+
+
+def names_of(commands: Iterable[Command]) -> dict[type, str]:
+    """What each type of a result is called in the module: two of one name have that of their module before it."""
+    kinds = dict.fromkeys(kind for command in commands for kind in results(command))
+    counts = Counter(kind.__name__ for kind in kinds)
+    return {
+        kind: kind.__name__ if counts[kind.__name__] == 1 else kind.__module__.rpartition(".")[2].title() + kind.__name__
+        for kind in kinds
+    }
+
+
+def _imports(module: str, names: Iterable[str]) -> Iterator[str]:
+    """As ruff sorts them: what has another name here stands in a line of its own."""
+    for renamed, held in groupby(sorted(names), key=lambda name: name if " as " in name else ""):
+        yield f"from {module} import {renamed or ', '.join(held)}"
 
 
 def _docstring(command: Command) -> Iterator[str]:
@@ -63,7 +83,7 @@ def _docstring(command: Command) -> Iterator[str]:
     yield '        """'
 
 
-def _method(command: Command) -> Iterator[str]:
+def _method(command: Command, types: Mapping[type, str]) -> Iterator[str]:
     own = bindings(command)
     parts = ["self"]
     for one in own:
@@ -74,7 +94,7 @@ def _method(command: Command) -> Iterator[str]:
     if command.own_grammar:
         parts.append("*words: object")
     kinds = results(command)
-    kind = " | ".join(dict.fromkeys(one.__name__ for one in kinds))
+    kind = " | ".join(types[one] for one in kinds)
     line = f"    def {method_name(command.name)}({', '.join(parts)}) -> {kind}:"
     if len(line) <= WIDTH:
         yield line
@@ -102,11 +122,11 @@ def _method(command: Command) -> Iterator[str]:
 def commands_module(commands: Iterable[Command]) -> str:
     """vmdbg/api/commands.py."""
     listed = sorted(commands, key=lambda command: method_name(command.name))
-    imports: dict[str, set[str]] = {}
-    for command in listed:
-        for kind in results(command):
-            if kind is not Result:
-                imports.setdefault(kind.__module__, set()).add(kind.__name__)
+    types = names_of(listed)
+    imports: dict[str, set[str]] = {"introspect.commands": {"Result"}, "introspect.commands.binding": {"Numbered"}}
+    for kind, name in types.items():
+        if kind is not Result:
+            imports.setdefault(kind.__module__, set()).add(kind.__name__ + f" as {name}" * (name != kind.__name__))
     lines = [
         "# SPDX-License-Identifier: GPL-2.0-or-later",
         "# ruff: noqa: E501",
@@ -122,10 +142,7 @@ def commands_module(commands: Iterable[Command]) -> str:
         "from os import PathLike",
         "from typing import Literal",
         "",
-        *(
-            f"from {module} import {', '.join(sorted(names))}"
-            for module, names in sorted({**imports, "introspect.commands": {"Result"}, "introspect.commands.binding": {"Numbered"}}.items())
-        ),
+        *(line for module, names in sorted(imports.items()) for line in _imports(module, names)),
         "",
         '__all__ = ["Commands", "InferiorCommands", "MachineCommands"]',
         "",
@@ -148,7 +165,7 @@ def commands_module(commands: Iterable[Command]) -> str:
         names.setdefault(where, f"_{''.join(sorted(where))}")
         lines += ["", f"class {names[where]}(_Called):", '    """Some of the commands."""', ""]
         for command in held:
-            lines += _method(command)
+            lines += _method(command, types)
     for base in sorted(taken):
         parents = ", ".join(names[where] for where in groups if base in where)
         lines += ["", f"class {base}({parents}):", '    """Those commands whose names have no other use here."""', ""]

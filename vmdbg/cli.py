@@ -1,5 +1,5 @@
 """The command line: `vmdbg run` boots an image, `console` is a prompt on one, `gdb` attaches gdb, `inspect` reads a dump,
-`test` runs tests."""
+`test` runs tests, `demo` shows how."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from vmdbg import attach, inspect, run
 from vmdbg.console import start
+from vmdbg.demo import command as demo
 from vmdbg.options import UsageError, version
 from vmdbg.testkit import command as tests
 
@@ -36,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
     start.add_parser(commands)
     inspect.add_parser(commands)
     tests.add_parser(commands)
+    demo.add_parser(commands)
     return top
 
 

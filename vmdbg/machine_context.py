@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from gdbstub.target import ThreadId
 from introspect.commands import ExitRecord, GuestView, HostView
-from introspect.commands.devices import CachedPage
+from introspect.commands.devices import CachedEntry, CachedPage
 from introspect.commands.inferior_state import MapRange
+from introspect.dev import Barrier
 from introspect.exits import ExitCode
 from introspect.interception import OPTIONAL
 from introspect.iommu.state import Iommu
@@ -17,7 +18,6 @@ from introspect.msrs import MSRS
 from introspect.paging import NestedTranslation, PagingState, nested_translate
 from introspect.processor_state import ProcessorState
 from introspect.registers import CR4
-from introspect.reverse_map import Mapper
 from introspect.rules import Processor as RuleProcessor
 from introspect.sources import Memory
 from introspect.symbols import Symbols
@@ -26,7 +26,6 @@ from vmdbg import io_views
 from vmdbg.contexts import GENERAL, Context, LiveContext, SavedContext
 from vmdbg.cpu.processor import Processor
 from vmdbg.history import HOST, KnownGuest
-from vmdbg.late_launch_commands import device_mappers
 from vmdbg.leakwatch import LeakWatch
 from vmdbg.machine import Machine
 from vmdbg.platform.clock import TICKS_PER_SECOND
@@ -104,9 +103,11 @@ class MachineContext:
         return self.debugger.machine.ram
 
     @property
-    def mappers(self) -> Sequence[Mapper]:
-        """What confines devices, for `who-maps` and `audit isolation`."""
-        return device_mappers(self.debugger.machine)
+    def barrier(self) -> Barrier:
+        """Implements `introspect.commands.devices.Guarded`."""
+        machine = self.debugger.machine
+        dev, block = machine.late_launch.dev, machine.late_launch.protection.base
+        return Barrier(machine.ram, machine.ram.end, None if dev is None else dev.registers, block)
 
     @property
     def iommus(self) -> Sequence[Iommu]:
@@ -122,7 +123,7 @@ class MachineContext:
         """Implements `introspect.commands.devices.IoCaches`."""
         return io_views.iotlb(self.debugger.machine)
 
-    def cached_entries(self) -> Sequence[tuple[int, int]]:
+    def cached_entries(self) -> Sequence[CachedEntry]:
         """Likewise."""
         return io_views.cached_entries(self.debugger.machine)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from gdbstub.target import TargetError, ThreadId
-from introspect.commands import Arguments, CommandError, Context, Result, default_registry, exit_status, worded
+from introspect.commands import Arguments, CommandError, Context, default_registry, exit_status, worded
 from introspect.commands.parameters import AddressWord, parse_number
 from introspect.commands.registry import error_json
 from introspect.commands.render import columns
@@ -144,7 +144,7 @@ class Monitor(MachineContext):
 
     # Commands of the machine
 
-    def _stop_on(self, context: Context, arguments: Arguments) -> Result:
+    def _stop_on(self, context: Context, arguments: Arguments) -> Text:
         words = arguments.words
         history = self.debugger.history
         if len(words) == 1 and words[0] in (*Notice, "nothing"):
@@ -164,7 +164,7 @@ class Monitor(MachineContext):
     def _stops(self, words: str, catchpoint: object = None) -> Text:
         return Text(words, {"stops_on": sorted(self.debugger.history.stop_on), "catchpoint": catchpoint})
 
-    def _tracepoints(self, context: Context, arguments: Arguments) -> Result:
+    def _tracepoints(self, context: Context, arguments: Arguments) -> Text:
         debugger = self.debugger
         debugger.flush_trace()
         if arguments.words:
@@ -188,7 +188,7 @@ class Monitor(MachineContext):
         ]
         return Text("\n".join([*columns(rows), state]), {"running": debugger.trace.running, "tracepoints": listed})
 
-    def _why(self, context: Context, arguments: Arguments) -> Result:
+    def _why(self, context: Context, arguments: Arguments) -> Text:
         arguments.done()
         machine = self.debugger.machine
         stop = self.debugger.running.why()
@@ -198,7 +198,7 @@ class Monitor(MachineContext):
             reasons.append(machine.ended)
         return Text("\n".join(reasons) or "nothing was refused so far", {"reasons": reasons})
 
-    def _time(self, context: Context, arguments: Arguments) -> Result:
+    def _time(self, context: Context, arguments: Arguments) -> Text:
         arguments.done()
         now = self.debugger.machine.clock.now
         return Text(f"{now} ticks", {"ticks": now})

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from introspect.commands import Arguments, Command, CommandError, Context, Result
+from introspect.commands import Arguments, Command, CommandError, Context
 from introspect.commands.devices import iommu_of
 from introspect.commands.iommu import WalkedIo, try_access
 from introspect.commands.iommu_interrupts import Tried, try_message
@@ -283,7 +283,7 @@ class PciCommands:
                     ("dma 00:03.0 0xe0000 16 r", "dma 05:00.1 0x5000 4 w cafe")),
         )  # fmt: skip
 
-    def _pci(self, context: Context, arguments: Arguments) -> Result:
+    def _pci(self, context: Context, arguments: Arguments) -> Decoded | Tree:
         root = self.debugger.machine.chipset.root
         address = arguments.get(self._function)
         if address is None:
@@ -311,7 +311,7 @@ class PciCommands:
             raise CommandError(str(where), "a device knows no linear or guest-physical addresses", "write iova:0x1000")
         return arguments[self._who], where.offset, arguments[self._length], arguments[self._way] == "w"
 
-    def _try(self, context: Context, arguments: Arguments) -> Result:
+    def _try(self, context: Context, arguments: Arguments) -> Transaction:
         who, address, length, write = self._asked(context, arguments)
         iommu = iommu_of(context, who)
         walk = try_access(context, iommu, who, address, length, write) if iommu is not None and iommu.enabled else None
@@ -322,7 +322,7 @@ class PciCommands:
         pieces = tuple((int(spa), size) for spa, size in spans)
         return Transaction(str(who), address, length, write, False, pieces, "", "", walk=walk)
 
-    def _irq_try(self, context: Context, arguments: Arguments) -> Result:
+    def _irq_try(self, context: Context, arguments: Arguments) -> Interrupt:
         who, where, data = arguments[self._who], arguments[self._address].locate(context, context.host), arguments[self._word]
         machine, iommu = self.debugger.machine, iommu_of(context, who)
         walk = None
@@ -337,7 +337,7 @@ class PciCommands:
                 cpu.index for cpu in machine.cpus if cpu.lapic.matches(message.dest, message.logical, message.wide)))
             for message in found), "", walk)  # fmt: skip
 
-    def _dma(self, context: Context, arguments: Arguments) -> Result:
+    def _dma(self, context: Context, arguments: Arguments) -> Transaction:
         who, address, length, write = self._asked(context, arguments)
         data = _bytes(arguments, self._data, length) if write else b""
         if not write and arguments.given(self._data):

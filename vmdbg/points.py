@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from gdbstub.target import BreakpointKind, TargetError
-from introspect.commands import Arguments, Command, Context, Result, worded
+from introspect.commands import Arguments, Command, Context, worded
 from introspect.commands.parameters import AddressWord, parse_number
 from introspect.commands.render import columns
 from introspect.expression import Space as AnySpace
@@ -64,7 +64,7 @@ class PointCommands:
             examples=("break-range host:handle_exit host:handle_exit+0x10", "break-range delete 1"),
         )  # fmt: skip
 
-    def _breakpoints(self, context: Context, arguments: Arguments) -> Result:
+    def _breakpoints(self, context: Context, arguments: Arguments) -> Text:
         breakpoints, watchpoints = self._debugger.breakpoints, self._debugger.watchpoints
         chosen = arguments.choice(tuple(Rule))
         if arguments.words:
@@ -101,7 +101,7 @@ class PointCommands:
             raise arguments.error(word, f"there are no points in the space {where.space}", f"choose {', '.join(Space)}")
         return where.owner.number, Space(where.space), where.offset
 
-    def _watch(self, context: Context, arguments: Arguments) -> Result:
+    def _watch(self, context: Context, arguments: Arguments) -> Text:
         watchpoints = self._debugger.watchpoints
         if arguments.choice(("delete",)):
             number = arguments.number("N")
@@ -139,7 +139,7 @@ class PointCommands:
         thread = self._monitor.thread if self._monitor.thread.pid == pid else self._debugger.who.first_thread(pid)
         return self._debugger.watchpoints.add(access, space, address, length, pid, self._debugger.context(thread))
 
-    def _range(self, context: Context, arguments: Arguments) -> Result:
+    def _range(self, context: Context, arguments: Arguments) -> Text:
         breakpoints = self._debugger.breakpoints
         if arguments.choice(("delete",)):
             number = arguments.number("N")

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from introspect.commands.context import CommandError, Context, Result
+from introspect.commands.context import CommandError, Context
 from introspect.commands.parameters import Choice, ExitCodeKind, File, Flag, Guest, Number, Parameter, Text
 from introspect.commands.registry import Arguments, Command
 from introspect.commands.render import columns, jsonable, members
@@ -224,7 +224,7 @@ def _write(path: str, parts: Iterable[str]) -> str:
     return path
 
 
-def _exits(context: Context, arguments: Arguments) -> Result:
+def _exits(context: Context, arguments: Arguments) -> Exits | Histogram | Written:
     key = arguments.get(_BY)
     targets = [(option, path) for option in (_JSONL, _PERFETTO, _PLOT) if (path := arguments.get(option)) is not None]
     records = _chosen(context, arguments, listed=key is None and not targets)

@@ -7,11 +7,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from introspect.commands.context import CommandError, Context, Result
+from introspect.commands.context import CommandError, Context
 from introspect.commands.parameters import Expression, ExpressionWord, Parameter
 from introspect.commands.registry import Arguments, Command
 
-__all__ = ["COMMANDS"]
+__all__ = ["COMMANDS", "Held"]
 
 _EXPRESSION = Parameter("EXPRESSION", Expression())
 _BRACKETS = {"(": 1, "[": 1, ")": -1, "]": -1}
@@ -60,7 +60,7 @@ def _told(context: Context, sides: tuple[str, ...]) -> Iterator[str]:
             yield f"{side} is {value}" + (f" ({value:#x})" if value > 9 else "")
 
 
-def _expect(context: Context, arguments: Arguments) -> Result:
+def _expect(context: Context, arguments: Arguments) -> Held:
     word = arguments[_EXPRESSION]
     value = word.value(context)
     if not value:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from introspect.avic import APIC_ADDRESS
-from introspect.commands.context import CommandError, Context, Result
+from introspect.commands.context import CommandError, Context
 from introspect.commands.iommu import fault_json, fault_lines
 from introspect.commands.iommu_choice import BDF, CHOICE, choose_one
 from introspect.commands.parameters import Flag, Number, Parameter
@@ -70,7 +70,7 @@ class InterruptTable:
         return {**members(self), "slots": [one.json() for one in self.slots]}
 
 
-def _irt(context: Context, arguments: Arguments) -> Result:
+def _irt(context: Context, arguments: Arguments) -> InterruptTable:
     device = arguments[BDF]
     iommu = choose_one(context, arguments, device)
     if not iommu.enabled:
@@ -174,7 +174,7 @@ def _delivered(one: Remapped, guest: str) -> str:
     return f"{one.mode_name} interrupt, vector {one.vector:#x}, {logical}destination {one.destination:#x}"
 
 
-def _try(context: Context, arguments: Arguments) -> Result:
+def _try(context: Context, arguments: Arguments) -> Tried:
     device, address = arguments[BDF], arguments[_ADDRESS]
     if not in_interrupt_range(address):
         raise CommandError(f"{address:#x}", "an interrupt message is a write to 0xfee00000-0xfeefffff", "`dma try` is for others")

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from introspect.commands.context import HOST_NUMBER, CommandError, Context, Result
+from introspect.commands.context import HOST_NUMBER, CommandError, Context
 from introspect.commands.parameters import File, Parameter, Physical
 from introspect.commands.registry import Arguments, Command
 from introspect.commands.render import columns
@@ -60,7 +60,7 @@ class Verdict:
         }  # fmt: skip
 
 
-def _verify(context: Context, arguments: Arguments) -> Result:
+def _verify(context: Context, arguments: Arguments) -> Verdict:
     name = arguments.get(_FILE)
     if name is not None:
         if arguments.given(_ADDRESS):

@@ -13,7 +13,48 @@ from os import PathLike
 from typing import Literal
 
 from introspect.commands import Result
+from introspect.commands.avic import Avic
+from introspect.commands.backtrace import Backtrace
 from introspect.commands.binding import Numbered
+from introspect.commands.cpuid import Cpuid
+from introspect.commands.descriptors import Table, TaskState, Vectors
+from introspect.commands.disassemble import Disassembly
+from introspect.commands.examine import Examined, Stack, Value
+from introspect.commands.exits import Exits, Histogram
+from introspect.commands.exits import Written as ExitsWritten
+from introspect.commands.expectation import Held
+from introspect.commands.files import Moved, SavedCore
+from introspect.commands.guests import Guests
+from introspect.commands.help import Help
+from introspect.commands.iommu import DeviceList, State, WalkedIo
+from introspect.commands.iommu_interrupts import InterruptTable
+from introspect.commands.iommu_logs import CommandsList, Events
+from introspect.commands.iommu_reach import Map, Tlb
+from introspect.commands.leaks import Leaks
+from introspect.commands.mappers import Audit, WhoMaps
+from introspect.commands.msr import Msrs as MsrMsrs
+from introspect.commands.permissions import Msrs as PermissionsMsrs
+from introspect.commands.permissions import Ports
+from introspect.commands.registers import Registers
+from introspect.commands.scan import Scanned
+from introspect.commands.search import Matches
+from introspect.commands.situation import Situation, Where
+from introspect.commands.skinit import Verdict
+from introspect.commands.symbols import Found
+from introspect.commands.tables import Space
+from introspect.commands.tables import Written as TablesWritten
+from introspect.commands.vmcb import Intercepts, Rules, VmcbView, Why
+from introspect.commands.walk import Walked
+from introspect.commands.why_no_irq import Chain
+from introspect.commands.would_exit import Predicted
+from vmdbg.api.results import Stopped
+from vmdbg.catching import Listing, Set
+from vmdbg.console.run_commands import Points
+from vmdbg.late_launch_commands import DevView, LaunchView, LogView, PcrView
+from vmdbg.pci_commands import Decoded, Interrupt, Transaction, Tree
+from vmdbg.platform_commands import Devices, MapView
+from vmdbg.results import Text
+from vmdbg.switch_commands import CleanBits, TlbAudit, VmcbDiff
 
 __all__ = ["Commands", "InferiorCommands", "MachineCommands"]
 
@@ -29,7 +70,7 @@ class _Called(ABC):
 class _Everywhere(_Called):
     """Some of the commands."""
 
-    def arch(self, *words: object) -> Result:
+    def arch(self, *words: object) -> Text:
         """Choose the registers of an inferior.
 
         Needed where its mode is another one when gdb attaches than when it is debugged. gdb reads it
@@ -38,23 +79,28 @@ class _Everywhere(_Called):
 
         Words as in the command language: `arch PID i386:x86-64|i386|i8086`.
         """
-        return self._call("arch", {}, words)
+        found = self._call("arch", {}, words)
+        assert isinstance(found, Text)
+        return found
 
-    def audit_isolation(self, *, fail_at: Literal['low', 'medium', 'high', 'critical'] | None = None) -> Result:
+    def audit_isolation(self, *, fail_at: Literal['low', 'medium', 'high', 'critical'] | None = None) -> Audit:
         """Find where guests are not kept apart, or reach what confines them.
 
         Critical: an agent writes a VMCB, permission map, save area, nested table, table of an IOMMU or the hypervisor's
         image, or a guest's user code reaches them. High: it reads them; two agents write the same page; the host's user code
         reaches them; a guest's device sends interrupts that no table decides. Medium: one agent reads what another writes;
-        pages of the host are writable and executable. Low: the same in a guest. Agents are guests and, behind an IOMMU,
-        devices, each of which belongs to the guest whose RAM its tables map most of. A guest that runs within another shares
-        that one's memory by design. The exit status of `vmdbg inspect` is 1 if there are findings.
+        pages of the host are writable and executable. Low: the same in a guest. Agents are guests and devices. A device
+        reaches what IOMMU, DEV and SKINIT's protection all let pass, and belongs to the guest whose RAM the IOMMU's tables
+        map most of. A guest that runs within another shares that one's memory by design. The exit status of `vmdbg inspect`
+        is 1 if there are findings.
 
         fail_at: the exit status is 1 from such findings on (medium)
         """
-        return self._call("audit isolation", {"fail_at": fail_at}, ())
+        found = self._call("audit isolation", {"fail_at": fail_at}, ())
+        assert isinstance(found, Audit)
+        return found
 
-    def avic(self, guest: Who | None = None) -> Result:
+    def avic(self, guest: Who | None = None) -> Avic:
         """Show a virtual APIC: its registers, what is requested and in service, and AVIC's two tables.
 
         PA is the address of a VMCB: a guest with several has one APIC for each, and `guests` lists them. Registers that
@@ -62,9 +108,11 @@ class _Everywhere(_Called):
 
         guest: whose VMCB, or where it is; else the selected guest's
         """
-        return self._call("avic", {"guest": guest}, ())
+        found = self._call("avic", {"guest": guest}, ())
+        assert isinstance(found, Avic)
+        return found
 
-    def break_(self, address: int | str, condition: str | None = None) -> Result:
+    def break_(self, address: int | str, condition: str | None = None) -> Text:
         """Stop at an address.
 
         Of the selected inferior unless the address names another: host:main, 2:work. One of a guest that is not there yet
@@ -72,9 +120,11 @@ class _Everywhere(_Called):
 
         condition: an expression that must not be 0 then
         """
-        return self._call("break", {"address": address, "condition": condition}, ())
+        found = self._call("break", {"address": address, "condition": condition}, ())
+        assert isinstance(found, Text)
+        return found
 
-    def break_range(self, *words: object) -> Result:
+    def break_range(self, *words: object) -> Text:
         """Stop at every instruction within START <= address < END; or list, or delete.
 
           break-range 0x101000 0x101200
@@ -82,9 +132,11 @@ class _Everywhere(_Called):
 
         Words as in the command language: `break-range [[GUEST:]START END] | break-range delete N`.
         """
-        return self._call("break-range", {}, words)
+        found = self._call("break-range", {}, words)
+        assert isinstance(found, Text)
+        return found
 
-    def bt(self, frames: int | None = None, guest: Who | None = None) -> Result:
+    def bt(self, frames: int | None = None, guest: Who | None = None) -> Backtrace:
         """Show the frames of the stack: who called whom.
 
         By the call frame information (.debug_frame, .eh_frame) of the inferior's symbol file where that has any, else by
@@ -93,9 +145,11 @@ class _Everywhere(_Called):
         frames: how many frames at most (64)
         guest: whose; else who is selected
         """
-        return self._call("bt", {"frames": frames, "guest": guest}, ())
+        found = self._call("bt", {"frames": frames, "guest": guest}, ())
+        assert isinstance(found, Backtrace)
+        return found
 
-    def clean_bits_check(self, guest: Who | None = None) -> Result:
+    def clean_bits_check(self, guest: Who | None = None) -> CleanBits:
         """Find fields that were changed without clearing their VMCB clean bit.
 
         At the VMRUNs that are kept (`vmcb record`), and if VMRUN came now. With `vmdbg run --vmcb-cache strict` a CPU
@@ -103,18 +157,22 @@ class _Everywhere(_Called):
 
         guest: all of them if none is named
         """
-        return self._call("clean-bits check", {"guest": guest}, ())
+        found = self._call("clean-bits check", {"guest": guest}, ())
+        assert isinstance(found, CleanBits)
+        return found
 
-    def continue_(self, ticks: int | None = None) -> Result:
+    def continue_(self, ticks: int | None = None) -> Stopped:
         """Run until something stops it, or for some ticks of guest time.
 
         ^C stops it. While it runs, everything that only reads can be asked.
 
         ticks: ticks to run at most; without, until something stops it
         """
-        return self._call("continue", {"ticks": ticks}, ())
+        found = self._call("continue", {"ticks": ticks}, ())
+        assert isinstance(found, Stopped)
+        return found
 
-    def cpuid(self, leaf: int | None = None, subleaf: int | None = None, guest: Who | None = None) -> Result:
+    def cpuid(self, leaf: int | None = None, subleaf: int | None = None, guest: Who | None = None) -> Cpuid:
         """Show what CPUID returns, features by name.
 
         Says whether the guest's hypervisor intercepts it. Numbers in front are LEAF and SUBLEAF: name a guest with --guest.
@@ -123,9 +181,11 @@ class _Everywhere(_Called):
         subleaf: ECX; without it all that are worth asking for
         guest: whose; else who is selected
         """
-        return self._call("cpuid", {"leaf": leaf, "subleaf": subleaf, "guest": guest}, ())
+        found = self._call("cpuid", {"leaf": leaf, "subleaf": subleaf, "guest": guest}, ())
+        assert isinstance(found, Cpuid)
+        return found
 
-    def debug(self, *words: object) -> Result:
+    def debug(self, *words: object) -> Text:
         """Choose the inferiors that stop, or list them.
 
         The others run through, breakpoints, watchpoints and all; a step of theirs that is asked for is made.
@@ -135,38 +195,48 @@ class _Everywhere(_Called):
 
         Words as in the command language: `debug [all | host | [guest] N[,N...]]`.
         """
-        return self._call("debug", {}, words)
+        found = self._call("debug", {}, words)
+        assert isinstance(found, Text)
+        return found
 
-    def delete(self, n: int | None = None) -> Result:
+    def delete(self, n: int | None = None) -> Points:
         """Delete a breakpoint, or all.
 
         Watchpoints and catchpoints are deleted by `watch delete N` and `catch delete N`.
         """
-        return self._call("delete", {"n": n}, ())
+        found = self._call("delete", {"n": n}, ())
+        assert isinstance(found, Points)
+        return found
 
-    def dev(self, bdf: int | str | None = None) -> Result:
+    def dev(self, bdf: int | str | None = None) -> DevView:
         """Show the device exclusion vector: registers, domains, what they deny.
 
         `dma try` says what it makes of one access; `audit isolation` and `who-maps` know it, too.
 
         bdf: only the domain of this device
         """
-        return self._call("dev", {"bdf": bdf}, ())
+        found = self._call("dev", {"bdf": bdf}, ())
+        assert isinstance(found, DevView)
+        return found
 
-    def devices(self, name: int | str | None = None) -> Result:
+    def devices(self, name: int | str | None = None) -> Devices:
         """List the devices, or show what one holds now.
 
         Nothing changes: no register is read as software would read it.
 
         name: this one, with what it holds now
         """
-        return self._call("devices", {"name": name}, ())
+        found = self._call("devices", {"name": name}, ())
+        assert isinstance(found, Devices)
+        return found
 
-    def disable(self, n: int | None = None) -> Result:
+    def disable(self, n: int | None = None) -> Points:
         """Let a breakpoint, or all, pass."""
-        return self._call("disable", {"n": n}, ())
+        found = self._call("disable", {"n": n}, ())
+        assert isinstance(found, Points)
+        return found
 
-    def disasm(self, address: int | str | None = None, count: int | None = None, guest: Who | None = None) -> Result:
+    def disasm(self, address: int | str | None = None, count: int | None = None, guest: Who | None = None) -> Disassembly:
         """Disassemble code in the inferior's mode: names, and what its hypervisor intercepts.
 
         Without ADDRESS around the current instruction, which => marks. A first number is the address: to name a guest write
@@ -177,7 +247,9 @@ class _Everywhere(_Called):
         count: how many instructions (12)
         guest: whose; else who is selected
         """
-        return self._call("disasm", {"address": address, "count": count, "guest": guest}, ())
+        found = self._call("disasm", {"address": address, "count": count, "guest": guest}, ())
+        assert isinstance(found, Disassembly)
+        return found
 
     def dma(
         self,
@@ -186,7 +258,7 @@ class _Everywhere(_Called):
         length: int,
         access: Literal['r', 'w'],
         data: int | str | None = None,
-    ) -> Result:
+    ) -> Transaction:
         """Read or write as a device would: any requester, any address.
 
         It happens now, with all that follows from it: a write of four bytes to 0xfeexxxxx is an interrupt
@@ -197,9 +269,11 @@ class _Everywhere(_Called):
         length: bytes
         data: for w: bytes in hexadecimal, repeated to LENGTH
         """
-        return self._call("dma", {"bdf": bdf, "address": address, "length": length, "access": access, "data": data}, ())
+        found = self._call("dma", {"bdf": bdf, "address": address, "length": length, "access": access, "data": data}, ())
+        assert isinstance(found, Transaction)
+        return found
 
-    def dma_try(self, bdf: int | str, address: int | str, length: int, access: Literal['r', 'w']) -> Result:
+    def dma_try(self, bdf: int | str, address: int | str, length: int, access: Literal['r', 'w']) -> Transaction:
         """Say where a device's access would lead, without a side effect.
 
         Whether a device may master the bus does not matter. Behind an IOMMU, the entries that decide are shown.
@@ -208,9 +282,11 @@ class _Everywhere(_Called):
         address: as the device has it: an IOMMU would translate it
         length: bytes
         """
-        return self._call("dma try", {"bdf": bdf, "address": address, "length": length, "access": access}, ())
+        found = self._call("dma try", {"bdf": bdf, "address": address, "length": length, "access": access}, ())
+        assert isinstance(found, Transaction)
+        return found
 
-    def dump(self, file: str | PathLike[str], address: int | str, length: int | str, *, holes: bool = False) -> Result:
+    def dump(self, file: str | PathLike[str], address: int | str, length: int | str, *, holes: bool = False) -> Moved:
         """Write a stretch of memory to a file, as it is.
 
         The address is linear unless it names another space. Where a part of it is not mapped, nothing is written unless
@@ -218,20 +294,26 @@ class _Everywhere(_Called):
 
         holes: write zeros for what cannot be read
         """
-        return self._call("dump", {"file": file, "address": address, "length": length, "holes": holes}, ())
+        found = self._call("dump", {"file": file, "address": address, "length": length, "holes": holes}, ())
+        assert isinstance(found, Moved)
+        return found
 
-    def enable(self, n: int | None = None) -> Result:
+    def enable(self, n: int | None = None) -> Points:
         """Let a disabled breakpoint stop again, or all."""
-        return self._call("enable", {"n": n}, ())
+        found = self._call("enable", {"n": n}, ())
+        assert isinstance(found, Points)
+        return found
 
-    def expect(self, expression: str) -> Result:
+    def expect(self, expression: str) -> Held:
         """Fail if an expression is 0: what a script expects.
 
         Expressions are those of `print`. A script of `vmdbg test` ends there, gdb's has an error, `vmdbg console -x` a status.
         """
-        return self._call("expect", {"expression": expression}, ())
+        found = self._call("expect", {"expression": expression}, ())
+        assert isinstance(found, Held)
+        return found
 
-    def follow(self, *words: object) -> Result:
+    def follow(self, *words: object) -> Text:
         """Choose where a step of a guest ends that leaves it.
 
           follow guest  at the guest's next instruction: the hypervisor runs meanwhile (default)
@@ -239,29 +321,37 @@ class _Everywhere(_Called):
 
         Words as in the command language: `follow [guest|host]`.
         """
-        return self._call("follow", {}, words)
+        found = self._call("follow", {}, words)
+        assert isinstance(found, Text)
+        return found
 
-    def gdt(self, guest: Who | None = None) -> Result:
+    def gdt(self, guest: Who | None = None) -> Table:
         """Show the global descriptor table: types, DPL, bases, limits, gates.
 
         Null descriptors are left out. Behind each the segment registers that hold its selector.
 
         guest: whose; else who is selected
         """
-        return self._call("gdt", {"guest": guest}, ())
+        found = self._call("gdt", {"guest": guest}, ())
+        assert isinstance(found, Table)
+        return found
 
-    def help(self, command: int | str | None = None) -> Result:
+    def help(self, command: int | str | None = None) -> Help:
         """List the commands, or explain one."""
-        return self._call("help", {"command": command}, ())
+        found = self._call("help", {"command": command}, ())
+        assert isinstance(found, Help)
+        return found
 
-    def here(self, guest: Who | None = None) -> Result:
+    def here(self, guest: Who | None = None) -> Where:
         """Say in one line where an inferior is: mode, CPL, ASID, CR3, nCR3, RIP, last exit.
 
         guest: whose; else the selected one's
         """
-        return self._call("here", {"guest": guest}, ())
+        found = self._call("here", {"guest": guest}, ())
+        assert isinstance(found, Where)
+        return found
 
-    def idt(self, guest: Who | None = None, *, vector: int | None = None) -> Result:
+    def idt(self, guest: Who | None = None, *, vector: int | None = None) -> Vectors:
         """Show the interrupt descriptor table, or real mode's vectors: gates and where they lead.
 
         Vectors that are zero are left out, and those that differ in nothing but a handler at equal distances are one line.
@@ -269,25 +359,33 @@ class _Everywhere(_Called):
         guest: whose; else who is selected
         vector: this one only
         """
-        return self._call("idt", {"guest": guest, "vector": vector}, ())
+        found = self._call("idt", {"guest": guest, "vector": vector}, ())
+        assert isinstance(found, Vectors)
+        return found
 
-    def intercepts(self, guest: Who | None = None) -> Result:
+    def intercepts(self, guest: Who | None = None) -> Intercepts:
         """List what a guest's VMCB intercepts.
 
         guest: whose VMCB, or where it is; else the selected guest's
         """
-        return self._call("intercepts", {"guest": guest}, ())
+        found = self._call("intercepts", {"guest": guest}, ())
+        assert isinstance(found, Intercepts)
+        return found
 
-    def interrupt(self) -> Result:
+    def interrupt(self) -> Text:
         """Stop the machine where it is, as ^C does."""
-        return self._call("interrupt", {}, ())
+        found = self._call("interrupt", {}, ())
+        assert isinstance(found, Text)
+        return found
 
-    def ioapic(self) -> Result:
+    def ioapic(self) -> Devices:
         """Show what the I/O APIC holds now.
 
         The same as `devices ioapic`.
         """
-        return self._call("ioapic", {}, ())
+        found = self._call("ioapic", {}, ())
+        assert isinstance(found, Devices)
+        return found
 
     def iommu(
         self,
@@ -295,7 +393,7 @@ class _Everywhere(_Called):
         base: int | str | None = None,
         entries: int | None = None,
         irte: Literal['32', '128'] | None = None,
-    ) -> Result:
+    ) -> State:
         """Show the IOMMUs: what is on, features, device table, rings.
 
         Head and tail are in bytes. Without an IOMMU, as in most dumps, name where a device table is: --base.
@@ -304,7 +402,9 @@ class _Everywhere(_Called):
         entries: with --base: how many devices the table has (65536)
         irte: with --base: the size of interrupt table entries (128)
         """
-        return self._call("iommu", {"base": base, "entries": entries, "irte": irte}, ())
+        found = self._call("iommu", {"base": base, "entries": entries, "irte": irte}, ())
+        assert isinstance(found, State)
+        return found
 
     def iommu_commands(
         self,
@@ -314,7 +414,7 @@ class _Everywhere(_Called):
         base: int | str | None = None,
         entries: int | None = None,
         irte: Literal['32', '128'] | None = None,
-    ) -> Result:
+    ) -> CommandsList:
         """List the command buffer, decoded: what is waiting, and what was done last.
 
         `new` are those from head to tail, which the IOMMU has still to carry out; `old` ones it has.
@@ -325,7 +425,9 @@ class _Everywhere(_Called):
         entries: with --base: how many devices the table has (65536)
         irte: with --base: the size of interrupt table entries (128)
         """
-        return self._call("iommu commands", {"count": count, "ring": ring, "base": base, "entries": entries, "irte": irte}, ())
+        found = self._call("iommu commands", {"count": count, "ring": ring, "base": base, "entries": entries, "irte": irte}, ())
+        assert isinstance(found, CommandsList)
+        return found
 
     def iommu_devices(
         self,
@@ -334,7 +436,7 @@ class _Everywhere(_Called):
         entries: int | None = None,
         irte: Literal['32', '128'] | None = None,
         limit: int | None = None,
-    ) -> Result:
+    ) -> DeviceList:
         """List the device table: domain, tables, interrupts and owner of each device.
 
         Every entry with V or IV, neighbours that are the same as one line. Interrupts: `any` (IV is 0), `none`, `any fixed`,
@@ -346,7 +448,9 @@ class _Everywhere(_Called):
         irte: with --base: the size of interrupt table entries (128)
         limit: so many lines at most (256); 0 for all
         """
-        return self._call("iommu devices", {"base": base, "entries": entries, "irte": irte, "limit": limit}, ())
+        found = self._call("iommu devices", {"base": base, "entries": entries, "irte": irte, "limit": limit}, ())
+        assert isinstance(found, DeviceList)
+        return found
 
     def iommu_events(
         self,
@@ -357,7 +461,7 @@ class _Everywhere(_Called):
         entries: int | None = None,
         irte: Literal['32', '128'] | None = None,
         explain: bool = False,
-    ) -> Result:
+    ) -> Events:
         """List the event log, decoded; replayed to the entry that refused.
 
         `new` are those that software has not read yet (from head to tail); `old` ones are those before, as far as they are
@@ -370,11 +474,13 @@ class _Everywhere(_Called):
         irte: with --base: the size of interrupt table entries (128)
         explain: replay each to the entry that refused
         """
-        return self._call(
+        found = self._call(
             "iommu events",
             {"count": count, "ring": ring, "base": base, "entries": entries, "irte": irte, "explain": explain},
             (),
         )
+        assert isinstance(found, Events)
+        return found
 
     def iommu_irt(
         self,
@@ -385,7 +491,7 @@ class _Everywhere(_Called):
         entries: int | None = None,
         irte: Literal['32', '128'] | None = None,
         all: bool = False,
-    ) -> Result:
+    ) -> InterruptTable:
         """List the interrupt remapping table of a device.
 
         An entry with GuestMode leads to the virtual APIC of a guest, which is named where it is known.
@@ -397,11 +503,13 @@ class _Everywhere(_Called):
         irte: with --base: the size of interrupt table entries (128)
         all: entries without RemapEn, too, unless they are 0
         """
-        return self._call(
+        found = self._call(
             "iommu irt",
             {"bdf": bdf, "limit": limit, "base": base, "entries": entries, "irte": irte, "all": all},
             (),
         )
+        assert isinstance(found, InterruptTable)
+        return found
 
     def iommu_map(
         self,
@@ -413,11 +521,12 @@ class _Everywhere(_Called):
         entries: int | None = None,
         irte: Literal['32', '128'] | None = None,
         linear: bool = False,
-    ) -> Result:
+    ) -> Map:
         """List everything that a device or a domain reaches, with the guests' RAM that it ends in.
 
         Neighbours with the same rights are one range, whatever their page sizes; where there are guests, only those that lead
-        on linearly. The interrupt range, and special addresses that the entry does not have translated, are left out.
+        on linearly. The interrupt range, and special addresses that the entry does not have translated, are left out; so is
+        what a DEV denies the device, and a block that SKINIT protects.
 
         pasid: the addresses of this PASID
         limit: so many lines at most (256); 0 for all
@@ -426,21 +535,26 @@ class _Everywhere(_Called):
         irte: with --base: the size of interrupt table entries (128)
         linear: a new range also where it does not lead on linearly
         """
-        return self._call(
+        found = self._call(
             "iommu map",
             {"bdf": bdf, "pasid": pasid, "limit": limit, "base": base, "entries": entries, "irte": irte, "linear": linear},
             (),
         )
+        assert isinstance(found, Map)
+        return found
 
-    def iommu_tlb(self, *, limit: int | None = None) -> Result:
+    def iommu_tlb(self, *, limit: int | None = None) -> Tlb:
         """List what the IOMMUs keep of their tables, and what of it is stale.
 
-        Without `--iommu-cache strict` a machine keeps nothing that its tables do not say any more. Strict, what is stale is
-        an invalidation that the hypervisor forgot.
+        Translations, and with `--iommu-cache strict` entries of device tables, interrupt tables and page directories. Without
+        that a machine keeps nothing that its tables do not say any more. Strict, what is stale is an invalidation that is
+        still due, or was forgotten; `stop-on stale` stops where it is used.
 
         limit: so many lines at most (256); 0 for all
         """
-        return self._call("iommu tlb", {"limit": limit}, ())
+        found = self._call("iommu tlb", {"limit": limit}, ())
+        assert isinstance(found, Tlb)
+        return found
 
     def iommu_walk(
         self,
@@ -453,7 +567,7 @@ class _Everywhere(_Called):
         irte: Literal['32', '128'] | None = None,
         access: Literal['r', 'w', 'x'] | None = None,
         supervisor: bool = False,
-    ) -> Result:
+    ) -> WalkedIo:
         """Translate an address of a device: every entry, skipped levels, rights, verdict or event.
 
         Nothing changes, neither accessed and dirty bits nor the log. Entries L1 to L6 are of the host's tables; GCR3 and
@@ -468,7 +582,7 @@ class _Everywhere(_Called):
         access: read, write, or with a PASID execute (r)
         supervisor: with a PASID: as supervisor
         """
-        return self._call(
+        found = self._call(
             "iommu walk",
             {
                 "bdf": bdf,
@@ -482,15 +596,19 @@ class _Everywhere(_Called):
             },
             (),
         )
+        assert isinstance(found, WalkedIo)
+        return found
 
-    def iopm(self, guest: Who | None = None) -> Result:
+    def iopm(self, guest: Who | None = None) -> Ports:
         """List the ports that a guest's I/O permission map intercepts.
 
         guest: whose VMCB, or where it is; else the selected guest's
         """
-        return self._call("iopm", {"guest": guest}, ())
+        found = self._call("iopm", {"guest": guest}, ())
+        assert isinstance(found, Ports)
+        return found
 
-    def irq_try(self, bdf: int | str, address: int | str, data: int) -> Result:
+    def irq_try(self, bdf: int | str, address: int | str, data: int) -> Interrupt:
         """Say which interrupt a device's message would be, without a side effect.
 
         A message is a write of four bytes to 0xfeexxxxx; an IOMMU may make another of it.
@@ -499,27 +617,33 @@ class _Everywhere(_Called):
         address: as the device has it: an IOMMU would translate it
         data: what is written
         """
-        return self._call("irq try", {"bdf": bdf, "address": address, "data": data}, ())
+        found = self._call("irq try", {"bdf": bdf, "address": address, "data": data}, ())
+        assert isinstance(found, Interrupt)
+        return found
 
-    def lapic(self, cpu: int | None = None) -> Result:
+    def lapic(self, cpu: int | None = None) -> Devices:
         """Show the local APICs: mode, priorities, vectors requested and in service, LVT, timer.
 
         Nothing changes: no register is read as software would read it. A guest's virtual APIC is shown by `avic`.
 
         cpu: of this CPU; else of each
         """
-        return self._call("lapic", {"cpu": cpu}, ())
+        found = self._call("lapic", {"cpu": cpu}, ())
+        assert isinstance(found, Devices)
+        return found
 
-    def ldt(self, guest: Who | None = None) -> Result:
+    def ldt(self, guest: Who | None = None) -> Table:
         """Show the local descriptor table, where there is one.
 
         Selectors have bit 2 set: they name the LDT.
 
         guest: whose; else who is selected
         """
-        return self._call("ldt", {"guest": guest}, ())
+        found = self._call("ldt", {"guest": guest}, ())
+        assert isinstance(found, Table)
+        return found
 
-    def leak_check(self, guest: Who | None = None) -> Result:
+    def leak_check(self, guest: Who | None = None) -> Leaks:
         """Find state that VMRUN does not switch and the hypervisor forgot: DR0-3, XMM, STAR, PAT ...
 
         seen: at a VMRUN a register held what another guest, or the host, had left there; `leak record on` has the machine
@@ -528,24 +652,30 @@ class _Everywhere(_Called):
 
         guest: whose VMCB, or where it is; else the selected guest's
         """
-        return self._call("leak check", {"guest": guest}, ())
+        found = self._call("leak check", {"guest": guest}, ())
+        assert isinstance(found, Leaks)
+        return found
 
-    def leak_record(self, switch: Literal['on', 'off'] | None = None) -> Result:
+    def leak_record(self, switch: Literal['on', 'off'] | None = None) -> Text:
         """Look at each world switch for what VMRUN does not switch, or no more.
 
         Some thirty times slower meanwhile: world switches are made in Python. `leak check` tells what was seen.
         """
-        return self._call("leak record", {"switch": switch}, ())
+        found = self._call("leak record", {"switch": switch}, ())
+        assert isinstance(found, Text)
+        return found
 
-    def load(self, file: str | PathLike[str], address: int | str) -> Result:
+    def load(self, file: str | PathLike[str], address: int | str) -> Moved:
         """Write a file into memory, past all rights.
 
         The address is linear unless it names another space. All of it must be mapped, or nothing is written. A dump cannot be
         changed.
         """
-        return self._call("load", {"file": file, "address": address}, ())
+        found = self._call("load", {"file": file, "address": address}, ())
+        assert isinstance(found, Moved)
+        return found
 
-    def msr(self, msr: int | str | None = None, guest: Who | None = None) -> Result:
+    def msr(self, msr: int | str | None = None, guest: Who | None = None) -> MsrMsrs:
         """Read model-specific registers by number or name, without side effects.
 
         As the inferior's own RDMSR would find them if its hypervisor let it; ! marks accesses that its MSR permission map
@@ -554,28 +684,36 @@ class _Everywhere(_Called):
         msr: this one only; else all that are known and not 0
         guest: whose; else who is selected
         """
-        return self._call("msr", {"msr": msr, "guest": guest}, ())
+        found = self._call("msr", {"msr": msr, "guest": guest}, ())
+        assert isinstance(found, MsrMsrs)
+        return found
 
-    def msrpm(self, guest: Who | None = None) -> Result:
+    def msrpm(self, guest: Who | None = None) -> PermissionsMsrs:
         """List the MSRs that a guest's MSR permission map intercepts.
 
         guest: whose VMCB, or where it is; else the selected guest's
         """
-        return self._call("msrpm", {"guest": guest}, ())
+        found = self._call("msrpm", {"guest": guest}, ())
+        assert isinstance(found, PermissionsMsrs)
+        return found
 
-    def mtree(self) -> Result:
+    def mtree(self) -> MapView:
         """Show the physical memory map, RAM, devices and their owners, and the ports.
 
         Of the machine, that is of the hypervisor; what a guest has instead is in its nested page tables: `npt`.
         """
-        return self._call("mtree", {}, ())
+        found = self._call("mtree", {}, ())
+        assert isinstance(found, MapView)
+        return found
 
-    def nexti(self, n: int | None = None) -> Result:
+    def nexti(self, n: int | None = None) -> Stopped:
         """The same, over calls.
 
         n: how many (1)
         """
-        return self._call("nexti", {"n": n}, ())
+        found = self._call("nexti", {"n": n}, ())
+        assert isinstance(found, Stopped)
+        return found
 
     def npt(
         self,
@@ -584,7 +722,7 @@ class _Everywhere(_Called):
         limit: int | None = None,
         map: str | PathLike[str] | None = None,
         linear: bool = False,
-    ) -> Result:
+    ) -> Space | TablesWritten:
         """List everything that a guest's nested page tables map, as ranges; or draw it.
 
         Neighbours with the same rights and memory type are one range, whatever their page sizes. The type is the one of the
@@ -596,36 +734,46 @@ class _Everywhere(_Called):
         map: draw it instead: a picture (SVG, or HTML by the file's name) of what maps where
         linear: a new range also where it does not lead on linearly
         """
-        return self._call("npt", {"guest": guest, "limit": limit, "map": map, "linear": linear}, ())
+        found = self._call("npt", {"guest": guest, "limit": limit, "map": map, "linear": linear}, ())
+        assert isinstance(found, Space | TablesWritten)
+        return found
 
-    def pci(self, bdf: int | str | None = None) -> Result:
+    def pci(self, bdf: int | str | None = None) -> Decoded | Tree:
         """Show the functions on PCI, or one with its registers and capabilities.
 
         BARs in parentheses do not answer: the command register or the power state keeps them off.
 
         bdf: this function in full: bus:device.function, as 00:03.0
         """
-        return self._call("pci", {"bdf": bdf}, ())
+        found = self._call("pci", {"bdf": bdf}, ())
+        assert isinstance(found, Decoded | Tree)
+        return found
 
-    def pic(self) -> Result:
+    def pic(self) -> Devices:
         """Show what the 8259A interrupt controllers hold now.
 
         The same as `devices pic`.
         """
-        return self._call("pic", {}, ())
+        found = self._call("pic", {}, ())
+        assert isinstance(found, Devices)
+        return found
 
-    def pit(self) -> Result:
+    def pit(self) -> Devices:
         """Show what the 8254 interval timer holds now.
 
         The same as `devices pit`.
         """
-        return self._call("pit", {}, ())
+        found = self._call("pit", {}, ())
+        assert isinstance(found, Devices)
+        return found
 
-    def points(self) -> Result:
+    def points(self) -> Points:
         """List the breakpoints of the console."""
-        return self._call("points", {}, ())
+        found = self._call("points", {}, ())
+        assert isinstance(found, Points)
+        return found
 
-    def print(self, expression: str, format: str | None = None) -> Result:
+    def print(self, expression: str, format: str | None = None) -> Value:
         """Evaluate an expression: decimal, hexadecimal, and the symbol that an address belongs to.
 
         Names are registers, VMCB fields (vmcb.rip), exit codes and symbols, whose value is their address; u8 to u64[...] read
@@ -633,9 +781,11 @@ class _Everywhere(_Called):
 
         format: one of x d u o t z c a, as gdb's print
         """
-        return self._call("print", {"expression": expression, "format": format}, ())
+        found = self._call("print", {"expression": expression, "format": format}, ())
+        assert isinstance(found, Value)
+        return found
 
-    def pt(self, guest: Who | None = None, *, limit: int | None = None, linear: bool = False) -> Result:
+    def pt(self, guest: Who | None = None, *, limit: int | None = None, linear: bool = False) -> Space:
         """List everything that page tables map, as ranges; a guest's combined with its nested ones.
 
         The rights are those that both dimensions grant together. What the guest's tables map and the nested ones do not is
@@ -645,9 +795,11 @@ class _Everywhere(_Called):
         limit: so many ranges at most (256); 0 for all
         linear: a new range also where it does not lead on linearly
         """
-        return self._call("pt", {"guest": guest, "limit": limit, "linear": linear}, ())
+        found = self._call("pt", {"guest": guest, "limit": limit, "linear": linear}, ())
+        assert isinstance(found, Space)
+        return found
 
-    def regs(self, group: Literal['general', 'system', 'svm', 'all'] | None = None, guest: Who | None = None) -> Result:
+    def regs(self, group: Literal['general', 'system', 'svm', 'all'] | None = None, guest: Who | None = None) -> Registers:
         """Show the registers of the hypervisor or a guest by groups, flags by name.
 
         general: the general registers, segments and control registers; system: segments, CR, DR and MSRs; svm: the control
@@ -658,20 +810,26 @@ class _Everywhere(_Called):
         group: general (the default), system, svm or all
         guest: whose; else who is selected
         """
-        return self._call("regs", {"group": group, "guest": guest}, ())
+        found = self._call("regs", {"group": group, "guest": guest}, ())
+        assert isinstance(found, Registers)
+        return found
 
-    def rtc(self) -> Result:
+    def rtc(self) -> Devices:
         """Show what the real-time clock and CMOS memory holds now.
 
         The same as `devices rtc`.
         """
-        return self._call("rtc", {}, ())
+        found = self._call("rtc", {}, ())
+        assert isinstance(found, Devices)
+        return found
 
-    def rules(self) -> Result:
+    def rules(self) -> Rules:
         """List the consistency rules of VMRUN."""
-        return self._call("rules", {}, ())
+        found = self._call("rules", {}, ())
+        assert isinstance(found, Rules)
+        return found
 
-    def save_core(self, file: str | PathLike[str], guest: Who | None = None) -> Result:
+    def save_core(self, file: str | PathLike[str], guest: Who | None = None) -> SavedCore:
         """Write an ELF core of the machine, or of one guest, that gdb, drgn and Volatility open.
 
         Without GUEST the machine as its hypervisor sees it. p_paddr is the physical address, for a guest the guest-physical
@@ -681,7 +839,9 @@ class _Everywhere(_Called):
 
         guest: whose core: a guest's, or the machine's (host)
         """
-        return self._call("save core", {"file": file, "guest": guest}, ())
+        found = self._call("save core", {"file": file, "guest": guest}, ())
+        assert isinstance(found, SavedCore)
+        return found
 
     def search(
         self,
@@ -692,7 +852,7 @@ class _Everywhere(_Called):
         *,
         max: int | None = None,
         align: int | None = None,
-    ) -> Result:
+    ) -> Matches:
         """Search memory for text, bytes with wildcards, or numbers.
 
         Text is searched as it is, a number as 4 bytes, or 8 where it needs them, bytes as "48 8b ?? 90". u8: u16: u32: u64:
@@ -706,20 +866,24 @@ class _Everywhere(_Called):
         max: matches at most (100)
         align: at its multiples only (1)
         """
-        return self._call(
+        found = self._call(
             "search",
             {"what": what, "address": address, "end": end, "guest": guest, "max": max, "align": align},
             (),
         )
+        assert isinstance(found, Matches)
+        return found
 
-    def skinit_trace(self) -> Result:
+    def skinit_trace(self) -> LaunchView | Text:
         """Show what the last SKINIT did: header, measurement, PCR 17, the state behind it.
 
         `skinit verify` says beforehand what it would be.
         """
-        return self._call("skinit trace", {}, ())
+        found = self._call("skinit trace", {}, ())
+        assert isinstance(found, LaunchView | Text)
+        return found
 
-    def skinit_verify(self, address: int | str | None = None, *, file: str | PathLike[str] | None = None) -> Result:
+    def skinit_verify(self, address: int | str | None = None, *, file: str | PathLike[str] | None = None) -> Verdict:
         """Say what SKINIT would make of a block: its header, what is measured, PCR 17.
 
         PCR 17 is what a TPM has behind the launch: zeros, extended with the digest of the bytes that the header names.
@@ -729,9 +893,11 @@ class _Everywhere(_Called):
         address: system-physical, unless it says another space; without it EAX
         file: a raw image in place of memory
         """
-        return self._call("skinit verify", {"address": address, "file": file}, ())
+        found = self._call("skinit verify", {"address": address, "file": file}, ())
+        assert isinstance(found, Verdict)
+        return found
 
-    def space(self, *words: object) -> Result:
+    def space(self, *words: object) -> Text:
         """Choose the addresses that reading and writing memory means.
 
         Also for `find` and `x`; breakpoints and symbols stay at gva. For an inferior, until gdb lets go of it.
@@ -742,9 +908,11 @@ class _Everywhere(_Called):
 
         Words as in the command language: `space [gva|gpa|spa] [PID]`.
         """
-        return self._call("space", {}, words)
+        found = self._call("space", {}, words)
+        assert isinstance(found, Text)
+        return found
 
-    def sstep(self, *words: object) -> Result:
+    def sstep(self, *words: object) -> Text:
         """Choose what a single step is, as QEMU's packets do, or say what is chosen.
 
         FLAGS is a sum. 1 ENABLE: there are steps (must be set). 2 NOIRQ: over the handlers of interrupts,
@@ -755,9 +923,11 @@ class _Everywhere(_Called):
 
         Words as in the command language: `sstep [FLAGS]`.
         """
-        return self._call("sstep", {}, words)
+        found = self._call("sstep", {}, words)
+        assert isinstance(found, Text)
+        return found
 
-    def stack(self, words: int | None = None, guest: Who | None = None) -> Result:
+    def stack(self, words: int | None = None, guest: Who | None = None) -> Stack:
         """Show the words at the top of the stack, with symbols.
 
         The word's size is that of the stack's mode. A first number is N; name a guest behind it, or with --guest.
@@ -765,9 +935,11 @@ class _Everywhere(_Called):
         words: how many words (16)
         guest: whose; else who is selected
         """
-        return self._call("stack", {"words": words, "guest": guest}, ())
+        found = self._call("stack", {"words": words, "guest": guest}, ())
+        assert isinstance(found, Stack)
+        return found
 
-    def step_into_guest(self, *words: object) -> Result:
+    def step_into_guest(self, *words: object) -> Text:
         """Stop at a guest's first instruction behind the next VMRUN.
 
         Once, and for what resumes the hypervisor next: `continue`, `next` or `stepi` at VMRUN itself.
@@ -775,16 +947,20 @@ class _Everywhere(_Called):
 
         Words as in the command language: `step-into-guest [GUEST]`.
         """
-        return self._call("step-into-guest", {}, words)
+        found = self._call("step-into-guest", {}, words)
+        assert isinstance(found, Text)
+        return found
 
-    def stepi(self, n: int | None = None) -> Result:
+    def stepi(self, n: int | None = None) -> Stopped:
         """Execute an instruction, or N, into calls, whatever steps are.
 
         n: how many (1)
         """
-        return self._call("stepi", {"n": n}, ())
+        found = self._call("stepi", {"n": n}, ())
+        assert isinstance(found, Stopped)
+        return found
 
-    def stop_at(self, *words: object) -> Result:
+    def stop_at(self, *words: object) -> Text:
         """Stop at a guest time at the latest, or say at which.
 
         Once. It is the same moment in every run: `time` says what it is now.
@@ -793,9 +969,11 @@ class _Everywhere(_Called):
 
         Words as in the command language: `stop-at [TICKS|+TICKS|never]`.
         """
-        return self._call("stop-at", {}, words)
+        found = self._call("stop-at", {}, words)
+        assert isinstance(found, Text)
+        return found
 
-    def stop_on(self, *words: object) -> Result:
+    def stop_on(self, *words: object) -> Text:
         """Stop at the next #VMEXIT with this code, or at what a hypervisor does wrong.
 
         vmrun-fail: VMRUN refuses a VMCB; shutdown: a guest ends so; stale: a strict mode has used
@@ -806,9 +984,11 @@ class _Everywhere(_Called):
 
         Words as in the command language: `stop-on vmexit CODE [GUEST] | vmrun-fail | shutdown | stale | nothing`.
         """
-        return self._call("stop-on", {}, words)
+        found = self._call("stop-on", {}, words)
+        assert isinstance(found, Text)
+        return found
 
-    def sym(self, name: int | str, guest: Who | None = None) -> Result:
+    def sym(self, name: int | str, guest: Who | None = None) -> Found:
         """Look up symbols: by name, pattern or part of a name, or the one that an address belongs to.
 
         Names are looked for in the selected inferior first, then in all others that have symbols; an address begins with a
@@ -817,9 +997,11 @@ class _Everywhere(_Called):
         name: a name, a pattern with * and ?, a part of a name, or an address
         guest: whose; else who is selected
         """
-        return self._call("sym", {"name": name, "guest": guest}, ())
+        found = self._call("sym", {"name": name, "guest": guest}, ())
+        assert isinstance(found, Found)
+        return found
 
-    def symbols(self, *words: object) -> Result:
+    def symbols(self, *words: object) -> Text:
         """Offer a file with symbols to gdb when it attaches to an inferior.
 
         OFFSET is added to all its addresses: gdb then has it as a shared library.
@@ -828,9 +1010,11 @@ class _Everywhere(_Called):
 
         Words as in the command language: `symbols PID FILE [OFFSET]`.
         """
-        return self._call("symbols", {}, words)
+        found = self._call("symbols", {}, words)
+        assert isinstance(found, Text)
+        return found
 
-    def tbreak(self, address: int | str, condition: str | None = None) -> Result:
+    def tbreak(self, address: int | str, condition: str | None = None) -> Text:
         """Stop at an address, once.
 
         Of the selected inferior unless the address names another: host:main, 2:work. One of a guest that is not there yet
@@ -838,16 +1022,20 @@ class _Everywhere(_Called):
 
         condition: an expression that must not be 0 then
         """
-        return self._call("tbreak", {"address": address, "condition": condition}, ())
+        found = self._call("tbreak", {"address": address, "condition": condition}, ())
+        assert isinstance(found, Text)
+        return found
 
-    def tcatch(self, *words: object) -> Result:
+    def tcatch(self, *words: object) -> Set:
         """The same as catch once.
 
         Words as in the command language: `tcatch WHAT [guest N] [if EXPR]`.
         """
-        return self._call("tcatch", {}, words)
+        found = self._call("tcatch", {}, words)
+        assert isinstance(found, Set)
+        return found
 
-    def tlb_audit(self, guest: Who | None = None) -> Result:
+    def tlb_audit(self, guest: Who | None = None) -> TlbAudit:
         """Compare the translations that TLBs hold with what the tables say now.
 
         Needs `vmdbg run --tlb strict`: without it, nothing is held that the tables do not say. Stale ones are flushes
@@ -855,17 +1043,21 @@ class _Everywhere(_Called):
 
         guest: all of them if none is named
         """
-        return self._call("tlb audit", {"guest": guest}, ())
+        found = self._call("tlb audit", {"guest": guest}, ())
+        assert isinstance(found, TlbAudit)
+        return found
 
-    def tpm_log(self) -> Result:
+    def tpm_log(self) -> LogView | Text:
         """List what has changed PCRs since power-on: when, by whom, with which digest.
 
         By whom is a locality: 0 is the operating system, 4 the processor.
         The last 1024 changes are kept.
         """
-        return self._call("tpm log", {}, ())
+        found = self._call("tpm log", {}, ())
+        assert isinstance(found, LogView | Text)
+        return found
 
-    def tpm_pcr(self, n: int | None = None, *, bank: Literal['sha1', 'sha256'] | None = None) -> Result:
+    def tpm_pcr(self, n: int | None = None, *, bank: Literal['sha1', 'sha256'] | None = None) -> PcrView | Text:
         """Show the TPM's PCRs.
 
         No command is sent to the TPM: what software has begun there stays as it is.
@@ -873,9 +1065,11 @@ class _Everywhere(_Called):
         n: this one; without it all
         bank: of this bank; without it of all
         """
-        return self._call("tpm pcr", {"n": n, "bank": bank}, ())
+        found = self._call("tpm pcr", {"n": n, "bank": bank}, ())
+        assert isinstance(found, PcrView | Text)
+        return found
 
-    def tracepoints(self, *words: object) -> Result:
+    def tracepoints(self, *words: object) -> Text:
         """List tracepoints, or say whose one is.
 
         gdb defines them all while one inferior is selected: they are taken for that one's, or where it has no
@@ -884,22 +1078,28 @@ class _Everywhere(_Called):
 
         Words as in the command language: `tracepoints [NUMBER PID]`.
         """
-        return self._call("tracepoints", {}, words)
+        found = self._call("tracepoints", {}, words)
+        assert isinstance(found, Text)
+        return found
 
-    def tss(self, guest: Who | None = None) -> Result:
+    def tss(self, guest: Who | None = None) -> TaskState:
         """Show the task state segment: stacks, IST, the ports of its I/O permission bitmap.
 
         The ports are those that code without the privilege of IOPL may access all the same.
 
         guest: whose; else who is selected
         """
-        return self._call("tss", {"guest": guest}, ())
+        found = self._call("tss", {"guest": guest}, ())
+        assert isinstance(found, TaskState)
+        return found
 
-    def until(self, address: int | str) -> Result:
+    def until(self, address: int | str) -> Stopped:
         """Run until an inferior gets to an address."""
-        return self._call("until", {"address": address}, ())
+        found = self._call("until", {"address": address}, ())
+        assert isinstance(found, Stopped)
+        return found
 
-    def vmcb_diff(self, n: int | None = None, m: int | None = None, *, net: bool = False, guest: Who | None = None) -> Result:
+    def vmcb_diff(self, n: int | None = None, m: int | None = None, *, net: bool = False, guest: Who | None = None) -> VmcbDiff:
         """Show which fields of a VMCB changed between #VMEXITs, and who changed them.
 
         By hardware: #VMEXIT has stored it. By software: the hypervisor, or a debugger, before VMRUN. A store while
@@ -911,18 +1111,22 @@ class _Everywhere(_Called):
         net: only fields that are others in the end, in one line each
         guest: the selected one if none is named
         """
-        return self._call("vmcb diff", {"n": n, "m": m, "net": net, "guest": guest}, ())
+        found = self._call("vmcb diff", {"n": n, "m": m, "net": net, "guest": guest}, ())
+        assert isinstance(found, VmcbDiff)
+        return found
 
-    def vmcb_record(self, n: int | None = None) -> Result:
+    def vmcb_record(self, n: int | None = None) -> Text:
         """Say or choose for how many VMRUNs of each guest the VMCB is kept.
 
         Each takes 2.3 KiB. What is kept so far goes.
 
         n: how many VMRUNs with their #VMEXITs; 0 for none
         """
-        return self._call("vmcb record", {"n": n}, ())
+        found = self._call("vmcb record", {"n": n}, ())
+        assert isinstance(found, Text)
+        return found
 
-    def vmcb_watch(self, field: int | str, guest: Who | None = None) -> Result:
+    def vmcb_watch(self, field: int | str, guest: Who | None = None) -> Set:
         """Stop when a field of a VMCB has another value than at the last world switch.
 
         The stop says by whom: the processor at #VMEXIT, or software before VMRUN. It is `catch vmcb FIELD`, where
@@ -930,38 +1134,46 @@ class _Everywhere(_Called):
 
         guest: all of them if none is named
         """
-        return self._call("vmcb watch", {"field": field, "guest": guest}, ())
+        found = self._call("vmcb watch", {"field": field, "guest": guest}, ())
+        assert isinstance(found, Set)
+        return found
 
-    def vmrun_why(self, guest: Who | None = None) -> Result:
+    def vmrun_why(self, guest: Who | None = None) -> Why:
         """Say why VMRUN refuses a VMCB: every rule it breaks, the value, and the remedy.
 
         The rules are applied to the VMCB as it is in memory now.
 
         guest: whose VMCB, or where it is; else the selected guest's
         """
-        return self._call("vmrun why", {"guest": guest}, ())
+        found = self._call("vmrun why", {"guest": guest}, ())
+        assert isinstance(found, Why)
+        return found
 
-    def who_maps(self, address: int | str, *, limit: int | None = None) -> Result:
+    def who_maps(self, address: int | str, *, limit: int | None = None) -> WhoMaps:
         """Say what leads to a page, and whose it is: the reverse of all page tables there are.
 
         Looked through are the host's tables, those of each guest (through its nested ones), each nested table, and what
-        devices behind an IOMMU reach. Whose it is: VMCB, HSAVE, IOPM, MSRPM, AVIC page, page table of which level of whom,
-        table or ring of an IOMMU, the hypervisor's image, RAM of a guest. Of guests' tables those are known that their VMCBs
-        name: not of each process.
+        devices reach: what IOMMU, DEV and SKINIT's protection all let pass. Whose it is: VMCB, HSAVE, IOPM, MSRPM,
+        AVIC page, page table of which level of whom, table or ring of an IOMMU, the hypervisor's image, RAM of a guest. Of
+        guests' tables those are known that their VMCBs name: not of each process.
 
         address: system-physical, unless it says another space, or whose it is
         limit: addresses that are listed of each set of tables (16)
         """
-        return self._call("who-maps", {"address": address, "limit": limit}, ())
+        found = self._call("who-maps", {"address": address, "limit": limit}, ())
+        assert isinstance(found, WhoMaps)
+        return found
 
-    def why(self, *words: object) -> Result:
+    def why(self, *words: object) -> Text:
         """Why it stopped, VMRUN failed, a guest shut down, or something was refused.
 
         Words as in the command language: `why`.
         """
-        return self._call("why", {}, words)
+        found = self._call("why", {}, words)
+        assert isinstance(found, Text)
+        return found
 
-    def why_no_irq(self, vector: int | str | None = None, *, guest: Who | None = None) -> Result:
+    def why_no_irq(self, vector: int | str | None = None, *, guest: Who | None = None) -> Chain:
         """Say why an interrupt is not taken: each link of its way, and the one that blocks it.
 
         Of a guest, the way of virtual interrupts (V_IRQ, or AVIC) and that of physical ones; with vector 2 or nmi, of NMIs.
@@ -971,7 +1183,9 @@ class _Everywhere(_Called):
         vector: which one, 2 or nmi for NMIs; else any
         guest: who is meant; else who is selected
         """
-        return self._call("why-no-irq", {"vector": vector, "guest": guest}, ())
+        found = self._call("why-no-irq", {"vector": vector, "guest": guest}, ())
+        assert isinstance(found, Chain)
+        return found
 
     def would_exit(
         self,
@@ -980,7 +1194,7 @@ class _Everywhere(_Called):
         cpl: int | None = None,
         guest: Who | None = None,
         inner: bool = False,
-    ) -> Result:
+    ) -> Predicted:
         """Say whether an instruction, an access or an event would leave a guest, and what decides it.
 
         WHAT is one of
@@ -1002,9 +1216,11 @@ class _Everywhere(_Called):
         guest: whose VMCB, or where it is; else the selected guest's
         inner: by the VMCB that the guest's own hypervisor made for it: whether that one gets the exit
         """
-        return self._call("would-exit", {"what": what, "cpl": cpl, "guest": guest, "inner": inner}, ())
+        found = self._call("would-exit", {"what": what, "cpl": cpl, "guest": guest, "inner": inner}, ())
+        assert isinstance(found, Predicted)
+        return found
 
-    def x(self, format: str | None = None, address: int | str | None = None, guest: Who | None = None) -> Result:
+    def x(self, format: str | None = None, address: int | str | None = None, guest: Who | None = None) -> Examined:
         """Examine memory in gdb's formats, at an address of any space.
 
         The format is a count, a letter and a size: x/8gx; without, one word in hexadecimal. Letters: x d u o t z c a f as in
@@ -1014,9 +1230,11 @@ class _Everywhere(_Called):
         address: an address; with i the current instruction's if it is left out
         guest: whose; else who is selected
         """
-        return self._call("x", {"format": format, "address": address, "guest": guest}, ())
+        found = self._call("x", {"format": format, "address": address, "guest": guest}, ())
+        assert isinstance(found, Examined)
+        return found
 
-    def xp(self, address: int | str, format: str | None = None) -> Result:
+    def xp(self, address: int | str, format: str | None = None) -> Examined:
         """Examine physical memory in gdb's formats.
 
         Addresses are system-physical; those with a guest's number, as 2:0x1000, are that guest's guest-physical ones.
@@ -1024,13 +1242,15 @@ class _Everywhere(_Called):
         address: a system-physical address; one with a guest's number is guest-physical
         format: count, letter (x d u o t z c a f s i) and size (b h w g), as gdb's x
         """
-        return self._call("xp", {"address": address, "format": format}, ())
+        found = self._call("xp", {"address": address, "format": format}, ())
+        assert isinstance(found, Examined)
+        return found
 
 
 class _InferiorCommands(_Called):
     """Some of the commands."""
 
-    def breakpoints(self, *words: object) -> Result:
+    def breakpoints(self, *words: object) -> Text:
         """List breakpoints and watchpoints, or choose where they hit.
 
         One belongs to the address space that was in use when gdb first put it in, at a resume: to its
@@ -1042,7 +1262,9 @@ class _InferiorCommands(_Called):
 
         Words as in the command language: `breakpoints [any|shared|own]`.
         """
-        return self._call("breakpoints", {}, words)
+        found = self._call("breakpoints", {}, words)
+        assert isinstance(found, Text)
+        return found
 
     def context(
         self,
@@ -1051,7 +1273,7 @@ class _InferiorCommands(_Called):
         *,
         width: int | None = None,
         rows: int | None = None,
-    ) -> Result:
+    ) -> Situation:
         """Show an inferior at a glance: registers, code, stack, VMCB, last exits.
 
         Of a hypervisor the VMCB and the exits are those of the guest that left last. Registers that have changed since
@@ -1062,7 +1284,9 @@ class _InferiorCommands(_Called):
         width: of the screen (100)
         rows: lines of code, source, stack, exits
         """
-        return self._call("context", {"guest": guest, "section": section, "width": width, "rows": rows}, ())
+        found = self._call("context", {"guest": guest, "section": section, "width": width, "rows": rows}, ())
+        assert isinstance(found, Situation)
+        return found
 
     def exits(
         self,
@@ -1076,7 +1300,7 @@ class _InferiorCommands(_Called):
         jsonl: str | PathLike[str] | None = None,
         perfetto: str | PathLike[str] | None = None,
         plot: str | PathLike[str] | None = None,
-    ) -> Result:
+    ) -> Exits | Histogram | ExitsWritten:
         """Show the last #VMEXITs of one guest or of all, oldest first; count, export or draw them.
 
         A first number that is the number of a guest names that guest. `in guest` is the time from VMRUN to the exit,
@@ -1092,7 +1316,7 @@ class _InferiorCommands(_Called):
         perfetto: write a trace for ui.perfetto.dev or chrome://tracing: guests, and the host beside them
         plot: write a picture: a page, or an image if FILE ends in .svg
         """
-        return self._call(
+        found = self._call(
             "exits",
             {
                 "guest": guest,
@@ -1107,8 +1331,10 @@ class _InferiorCommands(_Called):
             },
             (),
         )
+        assert isinstance(found, Exits | Histogram | ExitsWritten)
+        return found
 
-    def guest(self, *words: object) -> Result:
+    def guest(self, *words: object) -> Text:
         """Correct the guess which VMCBs are one guest, and whose.
 
           guest name 2 linux      call guest 2 so
@@ -1118,9 +1344,11 @@ class _InferiorCommands(_Called):
 
         Words as in the command language: `guest name|merge|split|parent N ...`.
         """
-        return self._call("guest", {}, words)
+        found = self._call("guest", {}, words)
+        assert isinstance(found, Text)
+        return found
 
-    def guests(self, *, scan: bool = False, explain: bool = False) -> Result:
+    def guests(self, *, scan: bool = False, explain: bool = False) -> Guests | Scanned:
         """List the host and its guests as a tree: state, ASID, nCR3, paging mode, last exit, VMCBs.
 
         * marks the selected one. A guest that is run by another guest's hypervisor stands indented below that one.
@@ -1131,36 +1359,44 @@ class _InferiorCommands(_Called):
         scan: search memory for VMCBs, without symbols
         explain: say what each score is made of
         """
-        return self._call("guests", {"scan": scan, "explain": explain}, ())
+        found = self._call("guests", {"scan": scan, "explain": explain}, ())
+        assert isinstance(found, Guests | Scanned)
+        return found
 
-    def inferior(self, n: Who | None = None) -> Result:
+    def inferior(self, n: Who | None = None) -> Text:
         """Choose whose the commands are, or list who there is.
 
         Breakpoints choose the one that stops.
 
         n: the host (1), or a guest's number or name
         """
-        return self._call("inferior", {"n": n}, ())
+        found = self._call("inferior", {"n": n}, ())
+        assert isinstance(found, Text)
+        return found
 
-    def restart(self) -> Result:
+    def restart(self) -> Text:
         """Start the machine over, and stop before its first instruction.
 
         Breakpoints stay; those of guests wait for these to appear.
         """
-        return self._call("restart", {}, ())
+        found = self._call("restart", {}, ())
+        assert isinstance(found, Text)
+        return found
 
-    def time(self, *words: object) -> Result:
+    def time(self, *words: object) -> Text:
         """Guest time in ticks (bytes of code executed).
 
         Words as in the command language: `time`.
         """
-        return self._call("time", {}, words)
+        found = self._call("time", {}, words)
+        assert isinstance(found, Text)
+        return found
 
 
 class _Nowhere(_Called):
     """Some of the commands."""
 
-    def catch(self, *words: object) -> Result:
+    def catch(self, *words: object) -> Listing | Set:
         """Stop at an event of the processor, or list such catchpoints with their hits.
 
           vmexit [CODE|any]    a guest has left; CODE is a name (npf, cpuid, vmmcall) or a number
@@ -1191,20 +1427,26 @@ class _Nowhere(_Called):
 
         Words as in the command language: `catch [once] WHAT [guest N] [if EXPR] | delete N|all | enable|disable N | ignore N COUNT`.
         """
-        return self._call("catch", {}, words)
+        found = self._call("catch", {}, words)
+        assert isinstance(found, Listing | Set)
+        return found
 
-    def finish(self) -> Result:
+    def finish(self) -> Stopped:
         """Run until the selected thread returns from its function."""
-        return self._call("finish", {}, ())
+        found = self._call("finish", {}, ())
+        assert isinstance(found, Stopped)
+        return found
 
-    def next(self, n: int | None = None) -> Result:
+    def next(self, n: int | None = None) -> Stopped:
         """The same, over calls and repeated string instructions.
 
         n: how many (1)
         """
-        return self._call("next", {"n": n}, ())
+        found = self._call("next", {"n": n}, ())
+        assert isinstance(found, Stopped)
+        return found
 
-    def step(self, n: int | None = None) -> Result:
+    def step(self, n: int | None = None) -> Stopped:
         """Execute one instruction of the selected thread, or N, into calls.
 
         After `set steps line` it is a line of the source, where lines are known.
@@ -1212,16 +1454,20 @@ class _Nowhere(_Called):
 
         n: how many (1)
         """
-        return self._call("step", {"n": n}, ())
+        found = self._call("step", {"n": n}, ())
+        assert isinstance(found, Stopped)
+        return found
 
-    def thread(self, n: int | None = None) -> Result:
+    def thread(self, n: int | None = None) -> Text:
         """Choose a CPU or vCPU of the selected inferior, or list them.
 
         n: of the selected inferior
         """
-        return self._call("thread", {"n": n}, ())
+        found = self._call("thread", {"n": n}, ())
+        assert isinstance(found, Text)
+        return found
 
-    def watch(self, *words: object) -> Result:
+    def watch(self, *words: object) -> Text:
         """Stop when memory is written (w), read (r) or either (a), and say who did it; or list, or delete.
 
         ADDRESS is linear (gva, the default), guest-physical or system-physical, of the selected inferior
@@ -1233,13 +1479,15 @@ class _Nowhere(_Called):
 
         Words as in the command language: `watch [[GUEST:][gva:|gpa:|spa:]ADDRESS [LENGTH] [w|r|a]] | watch delete N`.
         """
-        return self._call("watch", {}, words)
+        found = self._call("watch", {}, words)
+        assert isinstance(found, Text)
+        return found
 
 
 class _MachineCommands(_Called):
     """Some of the commands."""
 
-    def vmcb(self, guest: Who | None = None, inner: Literal['inner'] | None = None) -> Result:
+    def vmcb(self, guest: Who | None = None, inner: Literal['inner'] | None = None) -> VmcbView:
         """Decode every field of a VMCB, with flags by name and oddities marked by !.
 
         PA is a system-physical address; a number that is a guest's names the guest. With `inner`, the VMCB that the
@@ -1248,7 +1496,9 @@ class _MachineCommands(_Called):
         guest: whose VMCB, or where it is; else the selected guest's
         inner: the VMCB that the guest's own hypervisor made for it
         """
-        return self._call("vmcb", {"guest": guest, "inner": inner}, ())
+        found = self._call("vmcb", {"guest": guest, "inner": inner}, ())
+        assert isinstance(found, VmcbView)
+        return found
 
     def walk(
         self,
@@ -1258,7 +1508,7 @@ class _MachineCommands(_Called):
         *,
         cpl: int | None = None,
         vmcb: int | str | None = None,
-    ) -> Result:
+    ) -> Walked:
         """Translate a linear address: every entry of both dimensions, rights, verdict, memory type.
 
         Without GUEST the selected guest, or the host. The access is a read with the current privilege unless given:
@@ -1270,7 +1520,9 @@ class _MachineCommands(_Called):
         cpl: the privilege of the access; else the current one
         vmcb: a VMCB anywhere in memory, whose guest is meant
         """
-        return self._call("walk", {"gva": gva, "guest": guest, "access": access, "cpl": cpl, "vmcb": vmcb}, ())
+        found = self._call("walk", {"gva": gva, "guest": guest, "access": access, "cpl": cpl, "vmcb": vmcb}, ())
+        assert isinstance(found, Walked)
+        return found
 
 
 class InferiorCommands(_Everywhere, _InferiorCommands):

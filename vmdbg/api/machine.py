@@ -26,7 +26,8 @@ from vmdbg.api.exits import Exit, ExitList
 from vmdbg.api.guests import Guests
 from vmdbg.api.inferior import Access, Host, Inferior, Thread
 from vmdbg.api.points import Breakpoint, Catchpoint, Watchpoint
-from vmdbg.api.runner import Runner, Stopped, Until
+from vmdbg.api.results import Stopped
+from vmdbg.api.runner import Runner, Until
 from vmdbg.api.stop import Stop
 from vmdbg.catching import Set
 from vmdbg.console.control import Goal

@@ -25,7 +25,7 @@ from vmdbg.stops import Why, WorldStop
 if TYPE_CHECKING:
     from vmdbg.api.machine import Machine
 
-__all__ = ["Runner", "Stopped", "Until"]
+__all__ = ["Runner", "Until"]
 
 AnyPoint: TypeAlias = Breakpoint | Watchpoint | Catchpoint
 Until: TypeAlias = "str | int | AnyPoint | Sequence[AnyPoint] | Callable[[Machine], bool] | None"
@@ -36,23 +36,6 @@ _REASONS = {
     Why.CATCHPOINT: Reason.CATCHPOINT, Why.WATCHPOINT: Reason.WATCHPOINT, Why.RANGE: Reason.RANGE,
     Why.WORLD_SWITCH: Reason.WORLD_SWITCH, Why.NOTICE: Reason.NOTICE, Why.DEADLINE: Reason.LIMIT, Why.SHUTDOWN: Reason.SHUTDOWN,
 }  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Stopped:
-    """A stop as the result of a command."""
-
-    stop: Stop
-
-    def text(self) -> str:
-        return str(self.stop)
-
-    def json(self) -> object:
-        stop = self.stop
-        return {
-            "reason": str(stop.reason), "text": stop.text, "inferior": stop.inferior.number, "thread": stop.thread,
-            "time": stop.time, "pc": stop.pc, "symbol": stop.symbol, "exit_status": stop.exit_status, "notes": list(stop.notes),
-        }  # fmt: skip
 
 
 @dataclass

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gdbstub.target import TargetError, ThreadId
-from introspect.commands import HOST_NUMBER, Arguments, Command, CommandError, Context, Result
+from introspect.commands import HOST_NUMBER, Arguments, Command, CommandError, Context
 from introspect.commands.parameters import Candidate, Misfit, Number, Parameter
 from introspect.commands.render import columns
 from vmdbg.console.control import Control, Goal, Point
@@ -16,7 +16,7 @@ from vmdbg.results import Text
 if TYPE_CHECKING:
     from vmdbg.console.source import Source
 
-__all__ = ["RunCommands"]
+__all__ = ["RunCommands", "Started"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,10 @@ _COUNT = Parameter("N", Number(1, 1 << 20), optional=True, default=1, help="how 
 _IF = Parameter("if EXPR", _Condition(), optional=True, help="an expression that must not be 0 then")
 _NUMBER = Parameter("N", Number(1, noun="a breakpoint's number"), optional=True)
 _THREAD = Parameter("N", Number(1), optional=True, help="of the selected inferior")
+
+
+class Started(Text):
+    """The machine runs now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +221,7 @@ class RunCommands:
         )
 
     def _breaking(self, name: str, summary: str) -> Command:
-        def run(context: Context, arguments: Arguments) -> Result:
+        def run(context: Context, arguments: Arguments) -> Text:
             return self._break(context, arguments, once=name == "tbreak")
 
         return Command(
@@ -236,27 +240,27 @@ class RunCommands:
         pc = self.control.pc(thread)
         return self.source.line(thread.pid, pc) if pc is not None else ""
 
-    def _continue(self, context: Context, arguments: Arguments) -> Result:
+    def _continue(self, context: Context, arguments: Arguments) -> Started:
         self.control.go(Goal(), arguments.get(_TICKS))
-        return Text("")
+        return Started("")
 
-    def _stepping(self, kind: str, arguments: Arguments, lines: bool) -> Result:
+    def _stepping(self, kind: str, arguments: Arguments, lines: bool) -> Started:
         self.control.go(Goal(kind, self.control.selected, arguments[_COUNT], lines))
-        return Text("")
+        return Started("")
 
-    def _step(self, context: Context, arguments: Arguments) -> Result:
+    def _step(self, context: Context, arguments: Arguments) -> Started:
         return self._stepping("step", arguments, self.control.by_lines)
 
-    def _next(self, context: Context, arguments: Arguments) -> Result:
+    def _next(self, context: Context, arguments: Arguments) -> Started:
         return self._stepping("next", arguments, self.control.by_lines)
 
-    def _stepi(self, context: Context, arguments: Arguments) -> Result:
+    def _stepi(self, context: Context, arguments: Arguments) -> Started:
         return self._stepping("step", arguments, False)
 
-    def _nexti(self, context: Context, arguments: Arguments) -> Result:
+    def _nexti(self, context: Context, arguments: Arguments) -> Started:
         return self._stepping("next", arguments, False)
 
-    def _finish(self, context: Context, arguments: Arguments) -> Result:
+    def _finish(self, context: Context, arguments: Arguments) -> Started:
         control, thread = self.control, self.control.selected
         frames = self.source.frames()
         stack = frames[0][1] if len(frames) > 1 else None
@@ -266,24 +270,24 @@ class RunCommands:
             )
         frame = frames[1][0]
         control.reach(Point(0, thread.pid, frame, "", once=True, above=stack - 1, thread=thread), "finish")
-        return Text(f"runs until it returns to {frame:#x}")
+        return Started(f"runs until it returns to {frame:#x}")
 
-    def _until(self, context: Context, arguments: Arguments) -> Result:
+    def _until(self, context: Context, arguments: Arguments) -> Started:
         text = arguments[self._where]
         pid, address = self._place(text)
         if address is None:
             raise CommandError(text, f"there is no guest {pid} yet", "`tbreak` waits for it")
         self.control.reach(Point(0, pid, address, text, once=True), "until")
-        return Text("")
+        return Started("")
 
-    def _interrupt(self, context: Context, arguments: Arguments) -> Result:
+    def _interrupt(self, context: Context, arguments: Arguments) -> Text:
         if not self.control.running:
             return Text("it does not run")
         for report in self.control.interrupt():
             self.source.reports.append(report)
         return Text("")
 
-    def _restart(self, context: Context, arguments: Arguments) -> Result:
+    def _restart(self, context: Context, arguments: Arguments) -> Text:
         self.control.restart()
         self.source.select(self.control.selected)
         return Text("the machine stands before its first instruction")
@@ -301,7 +305,7 @@ class RunCommands:
             raise CommandError(text, "code is executed at linear addresses", "leave out the space, or write gva")
         return number, offset
 
-    def _break(self, context: Context, arguments: Arguments, *, once: bool) -> Result:
+    def _break(self, context: Context, arguments: Arguments, *, once: bool) -> Text:
         point = self.set(arguments[self._where], arguments.get(_IF) or "", once=once)
         who = "the host" if point.pid == HOST_NUMBER else f"guest {point.pid}"
         if point.address is None:
@@ -337,26 +341,26 @@ class RunCommands:
             )
         return list(points.values()) if number is None else [points[number]]
 
-    def _list(self, context: Context, arguments: Arguments) -> Result:
+    def _list(self, context: Context, arguments: Arguments) -> Points:
         return Points(tuple(self.control.points.values()))
 
-    def _each(self, arguments: Arguments, act: Callable[[Point], None]) -> Result:
+    def _each(self, arguments: Arguments, act: Callable[[Point], None]) -> Points:
         for point in self._known(arguments):
             act(point)
         return Points(tuple(self.control.points.values()))
 
-    def _delete(self, context: Context, arguments: Arguments) -> Result:
+    def _delete(self, context: Context, arguments: Arguments) -> Points:
         return self._each(arguments, self.control.delete)
 
-    def _enable(self, context: Context, arguments: Arguments) -> Result:
+    def _enable(self, context: Context, arguments: Arguments) -> Points:
         return self._each(arguments, lambda point: self.control.enable(point, True))
 
-    def _disable(self, context: Context, arguments: Arguments) -> Result:
+    def _disable(self, context: Context, arguments: Arguments) -> Points:
         return self._each(arguments, lambda point: self.control.enable(point, False))
 
     # Whose
 
-    def _inferior(self, context: Context, arguments: Arguments) -> Result:
+    def _inferior(self, context: Context, arguments: Arguments) -> Text:
         driver, pid = self.control.driver, arguments.get(self._who)
         if pid is not None and pid != self.control.selected.pid:
             self.source.select(ThreadId(pid, driver.threads(pid)[0].tid))
@@ -365,7 +369,7 @@ class RunCommands:
             rows.append(("*" if one.pid == self.control.selected.pid else "", str(one.pid), one.name, one.state))
         return Text("\n".join(columns(rows)))
 
-    def _thread(self, context: Context, arguments: Arguments) -> Result:
+    def _thread(self, context: Context, arguments: Arguments) -> Text:
         selected, number = self.control.selected, arguments.get(_THREAD)
         threads = self.control.driver.threads(selected.pid)
         if number is not None:

@@ -145,7 +145,7 @@ class ShellCommands:
             for name, command in self.shell.registry.commands.items():
                 yield Candidate(name, command.summary)
 
-    def _set(self, context: Context, arguments: Arguments) -> Result:
+    def _set(self, context: Context, arguments: Arguments) -> Text:
         words, arguments.words = arguments.words, []
         settings = self.shell.settings
         if len(words) > 1:
@@ -158,7 +158,7 @@ class ShellCommands:
         rows = [(name, settings.said(name), meaning) for name, (_, meaning) in CHOICES.items() if not words or name == words[0]]
         return Text("\n".join(columns(rows)))
 
-    def _alias(self, context: Context, arguments: Arguments) -> Result:
+    def _alias(self, context: Context, arguments: Arguments) -> Text:
         words, arguments.words = arguments.words, []
         aliases = self.shell.aliases
         if len(words) < 2:
@@ -169,17 +169,17 @@ class ShellCommands:
         aliases[words[0]] = shlex.join(words[1:])
         return Text("")
 
-    def _unalias(self, context: Context, arguments: Arguments) -> Result:
+    def _unalias(self, context: Context, arguments: Arguments) -> Text:
         name = " ".join(arguments.words)
         arguments.words = []
         if self.shell.aliases.pop(name, None) is None:
             raise arguments.error(name or "nothing", "there is no such alias", "`alias` lists them")
         return Text("")
 
-    def _source(self, context: Context, arguments: Arguments) -> Result:
+    def _source(self, context: Context, arguments: Arguments) -> _Done:
         return _Done(self.shell.run_file(arguments[_FILE]))
 
-    def _edit(self, context: Context, arguments: Arguments) -> Result:
+    def _edit(self, context: Context, arguments: Arguments) -> _Done:
         name = arguments.get(_OPTIONAL_FILE)
         editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
         if name is not None:
@@ -193,17 +193,17 @@ class ShellCommands:
         finally:
             os.unlink(file.name)
 
-    def _echo(self, context: Context, arguments: Arguments) -> Result:
+    def _echo(self, context: Context, arguments: Arguments) -> Text:
         words, arguments.words = arguments.words, []
         return Text(" ".join(words))
 
-    def _tui(self, context: Context, arguments: Arguments) -> Result:
+    def _tui(self, context: Context, arguments: Arguments) -> Text:
         if not self.shell.output.interactive:
             raise CommandError("tui", "there is no terminal to fill", "start vmdbg console on one")
         self.shell.wants_screen = True
         return Text("")
 
-    def _send(self, context: Context, arguments: Arguments) -> Result:
+    def _send(self, context: Context, arguments: Arguments) -> Text:
         words, arguments.words = arguments.words, []
         send = getattr(self.shell.source, "send", None)
         if send is None:

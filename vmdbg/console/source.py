@@ -18,7 +18,6 @@ from introspect.commands import (
     GuestView,
     HostView,
     Registry,
-    Result,
 )
 from introspect.commands.backtrace import Backtrace
 from introspect.commands.parameters import Address, AddressWord, Candidate, Owner, Parameter
@@ -158,7 +157,7 @@ class ContextSource(_Own):
         registry.add(Command("inferior", self._inferior, "Choose whose the commands are, or say whose.", (_WHO,), "",
                              ("inferior 2", "inferior host")))  # fmt: skip
 
-    def _inferior(self, context: Context, arguments: Arguments) -> Result:
+    def _inferior(self, context: Context, arguments: Arguments) -> Where:
         owner = arguments.get(_WHO)
         if owner is not None:
             self.context.select(owner.number if isinstance(owner, GuestView) else None)

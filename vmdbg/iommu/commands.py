@@ -117,6 +117,8 @@ class CommandProcessor(Pointers):
         first, end = invalidated_range(bits.get(record, "Address") << 12, bool(bits.get(record, "S")))
         pasid = bits.get(record, "PASID") if bits.get(record, "GN") else None
         self.iommu.caches.forget_pages(bits.get(record, "DomainID"), first, end, pasid)
+        if bits.get(record, "PDE"):
+            self.iommu.caches.forget_directories(bits.get(record, "DomainID"), first, end, pasid)
 
     def _iotlb_pages(self, record: int) -> None:
         """For a device's own cache: one that has none does not answer, and the wait for it ends by the timeout."""

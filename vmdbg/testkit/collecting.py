@@ -23,8 +23,6 @@ SCRIPTS = (".gdb", ".mi", ".vmdbg", ".py")
 _OTHERS = frozenset(("pyproject.toml", "cargo.toml", "ruff.toml", "rustfmt.toml", "clippy.toml", "book.toml", "poetry.toml"))
 """TOML files of other tools, that nobody takes for job files."""
 _PASSED_OVER = ("__pycache__", "node_modules", "venv")
-PYTEST_WALL = 600.0
-"""Seconds for all tests of a file."""
 
 
 @dataclass(slots=True)
@@ -210,7 +208,7 @@ def _files(top: Path) -> Iterator[Path]:
 
 def collect(
     words: Iterable[str], defaults: Defaults, patterns: Iterable[str] = (), *, fail_fast: bool = False,
-    pytest_wall: float = PYTEST_WALL,
+    pytest_wall: float = 600.0,
 ) -> Tests:  # fmt: skip
     """The tests that words name: a file, FILE::NAME, or a directory."""
     search = _Search(defaults, tuple(patterns), fail_fast, pytest_wall)

@@ -17,12 +17,10 @@ from typing import TYPE_CHECKING
 
 from vmdbg.options import UsageError, version
 from vmdbg.testkit import machine_options
-from vmdbg.testkit.collecting import PYTEST_WALL, Tests, collect
-from vmdbg.testkit.display import display
-from vmdbg.testkit.jobs import Defaults
-from vmdbg.testkit.outcome import Report
 
 if TYPE_CHECKING:
+    from vmdbg.testkit.collecting import Tests
+    from vmdbg.testkit.outcome import Report
     from vmdbg.testkit.schedule import Pool
 
 __all__ = ["add_parser", "main", "run_tasks"]
@@ -31,6 +29,8 @@ DESCRIPTION = """\
 Run tests: job files (.toml), gdb scripts (.gdb), MI commands (.mi), console scripts (.vmdbg), pytest files (test_*.py), or
 all that are in a directory. FILE::NAME is one test of a file. docs/jobs.md says what a job file has.
 Exit status: 0 if all passed, 1 if one failed, 2 for a test that cannot be read (nothing runs then), 130 for ^C."""
+PYTEST_WALL = 600.0
+"""Seconds for all tests of a file of pytest's."""
 NOTHING = 2
 """Exit status if something is wrong with the tests themselves."""
 
@@ -77,6 +77,9 @@ def seconds(text: str) -> float:
 
 def main(options: argparse.Namespace) -> int:
     """Returns the exit status."""
+    from vmdbg.testkit.collecting import collect
+    from vmdbg.testkit.jobs import Defaults
+
     machine_options.namespace("", options.words)  # what is wrong with them is told at once
     image = str(Path(options.image).absolute()) if options.image else ""
     if image and not Path(image).is_file():
@@ -121,6 +124,7 @@ def _writable(options: argparse.Namespace) -> dict[str, Path]:
 
 def _write(form: str, path: Path, report: Report) -> None:
     from vmdbg.testkit.junit import junit
+    from vmdbg.testkit.outcome import Report
     from vmdbg.testkit.page import page
 
     text = {"junit": junit, "json": Report.as_json, "html": page}[form](report)
@@ -135,6 +139,8 @@ def run_tasks(found: Tests, options: argparse.Namespace) -> tuple[Report, int]:
     # Threads of numeric libraries have no part in this, and would be lost in a fork.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from vmdbg.testkit.child import warm
+    from vmdbg.testkit.display import display
+    from vmdbg.testkit.outcome import Report
     from vmdbg.testkit.schedule import Pool
 
     warm(pytest_too=any(task.id.endswith(".py") for task in found.tasks))
