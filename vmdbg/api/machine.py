@@ -75,22 +75,26 @@ class Machine(MachineCommands):
             trace = stack.enter_context(writing("trace_exits", given.trace_exits))
             machine = build(given, trace, serial=own)
             debugger = debugger_of(machine, given, trace, own)
-            self._stand_on(debugger, given, own)
+            self._stand_on(debugger, given, own, options)
             self._close = weakref.finalize(self, _closing, debugger, stack.pop_all())
 
     @classmethod
     def on(cls, debugger: Debugger, options: argparse.Namespace, serial: BufferSerial | None) -> Machine:
         """One that somebody else has built, from `options`, and closes."""
         machine = cls.__new__(cls)
-        machine._stand_on(debugger, options, serial)
+        machine._stand_on(debugger, options, serial, {})
         machine._close = weakref.finalize(machine, _letting_go, debugger, ExitStack())
         return machine
 
-    def _stand_on(self, debugger: Debugger, options: argparse.Namespace, serial: BufferSerial | None) -> None:
-        self._own_serial, self._options = serial, options
+    def _stand_on(
+        self, debugger: Debugger, given: argparse.Namespace, serial: BufferSerial | None, options: Mapping[str, object]
+    ) -> None:
+        self._own_serial, self._options = serial, given
+        self.options: Mapping[str, object] = dict(options)
+        """What it was given, as keyword arguments."""
         self.debugger = debugger
         """The target below, as gdb sees it."""
-        self.source = LiveSource(options.image, debugger)
+        self.source = LiveSource(given.image, debugger)
         self.control: Control = self.source.control
         self.context: LiveContext = self.source.context
         """What commands ask, for those who want more than they tell."""
@@ -100,6 +104,8 @@ class Machine(MachineCommands):
         """Those that are there now, by number: `for guest in machine.guests`, `machine.guests[2]`, `len(machine.guests)`."""
         self.host = Host(self, HOST)
         self._runner = Runner(self)
+        self.deadline: float | None = None
+        """When (`time.monotonic()`) running must have an end, however often it is begun: then `TimeUp` is raised."""
 
     # Its life
 
