@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from vmdbg.engine.errors import EngineError
 from vmdbg.machine import LIMIT_REACHED, Event
@@ -20,6 +21,9 @@ from vmdbg.testkit.bench import Bench, SharedText, tail
 from vmdbg.testkit.jobs import Job
 from vmdbg.testkit.outcome import Outcome, Verdict
 from vmdbg.testkit.reproduction import commands_of
+
+if TYPE_CHECKING:
+    from vmdbg.testkit.golden_jobs import Golden
 
 __all__ = ["WallBudget", "budget", "carry_out", "skeleton"]
 
@@ -59,8 +63,8 @@ def budget(seconds: float, over: Callable[[], object]) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def carry_out(job: Job, printed: SharedText, say: Callable[[Outcome], None]) -> None:
-    """Run a job; `say` takes its outcome, and before the end what is known so far."""
+def carry_out(job: Job, printed: SharedText, say: Callable[[Outcome], None], *, record: bool = False) -> None:
+    """Run a job; `say` takes its outcome, and before the end what is known so far.  `record` its golden trace anew."""
     outcome = skeleton(job)
     if job.values[keys.SKIP]:
         outcome.verdict, outcome.reasons = Verdict.SKIPPED, [job.values[keys.SKIP]]
@@ -73,6 +77,11 @@ def carry_out(job: Job, printed: SharedText, say: Callable[[Outcome], None]) -> 
         say(outcome)
         return
     wall = job.values[keys.WALL]
+    golden = None
+    if job.values[keys.GOLDEN].file:
+        from vmdbg.testkit.golden_jobs import Golden
+
+        golden = Golden(bench, record)
 
     def over() -> None:
         bench.end(f"the wall budget of {wall:g} s is used up")
@@ -96,27 +105,23 @@ def carry_out(job: Job, printed: SharedText, say: Callable[[Outcome], None]) -> 
         traceback.print_exc()
         outcome.verdict = Verdict.ERROR
         outcome.reasons = [f"{type(error).__name__}: {error}; this is a mistake of vmdbg's, its traceback is in the output"]
-    _describe(bench, outcome)
+    _describe(bench, golden, outcome)
     say(outcome)
     bench.close()
 
 
-def _describe(bench: Bench, outcome: Outcome) -> None:
+def _describe(bench: Bench, golden: Golden | None, outcome: Outcome) -> None:
     bench.describe(outcome)
     outcome.serial = bench.serial.printed.text()
     if outcome.verdict is Verdict.NOT_RUN:
         known = [outcome.ended if outcome.ended.startswith(bench.budget) else bench.budget] if bench.budget else []
-        reasons = [*known, *(reason for reason in outcome.reasons if reason not in known), *unmet(bench, outcome)]
-        outcome = _judged(outcome, reasons)
+        outcome.reasons = [*known, *(reason for reason in outcome.reasons if reason not in known), *unmet(bench, outcome)]
+        if golden is not None and not bench.budget and (differs := golden.judge(outcome)):
+            outcome.reasons.append(differs)
+        outcome.settle()
     if outcome.bad:
         bench.explain(outcome)
     outcome.serial = tail(outcome.serial)
-
-
-def _judged(outcome: Outcome, reasons: list[str]) -> Outcome:
-    outcome.reasons = reasons
-    outcome.settle()
-    return outcome
 
 
 def unmet(bench: Bench, outcome: Outcome) -> Iterator[str]:

@@ -63,6 +63,7 @@ class JobTask:
     """A job in a process of its own."""
 
     job: Job
+    record: bool = False
 
     @property
     def id(self) -> str:
@@ -87,7 +88,7 @@ class JobTask:
     def run(self, printed: SharedText, say: Callable[[Outcome], None]) -> None:
         from vmdbg.testkit.carry_out import carry_out
 
-        carry_out(self.job, printed, say)
+        carry_out(self.job, printed, say, record=self.record)
 
     def skeletons(self) -> list[Outcome]:
         from vmdbg.testkit.carry_out import skeleton
@@ -139,6 +140,7 @@ class _Search:
     defaults: Defaults
     patterns: tuple[str, ...]
     fail_fast: bool
+    record: bool
     pytest_wall: float
     found: Tests = field(default_factory=Tests)
     seen: set[str] = field(default_factory=set)
@@ -161,7 +163,7 @@ class _Search:
             near = ", ".join(job.name for job in jobs[:8])
             self.found.errors.append(f"{shown_as}::{names[0]}: there is no such job; there are {near}")
         for job in chosen:
-            self._add(JobTask(job))
+            self._add(JobTask(job, self.record))
 
     def _add(self, task: Task) -> None:
         if task.id not in self.seen:
@@ -207,11 +209,11 @@ def _files(top: Path) -> Iterator[Path]:
 
 
 def collect(
-    words: Iterable[str], defaults: Defaults, patterns: Iterable[str] = (), *, fail_fast: bool = False,
+    words: Iterable[str], defaults: Defaults, patterns: Iterable[str] = (), *, fail_fast: bool = False, record: bool = False,
     pytest_wall: float = 600.0,
 ) -> Tests:  # fmt: skip
     """The tests that words name: a file, FILE::NAME, or a directory."""
-    search = _Search(defaults, tuple(patterns), fail_fast, pytest_wall)
+    search = _Search(defaults, tuple(patterns), fail_fast, record, pytest_wall)
     named: dict[str, tuple[str, ...]] = {}
     for word in words:
         file, _, name = word.partition("::")

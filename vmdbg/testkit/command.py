@@ -47,6 +47,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("-k", dest="patterns", action="append", default=[], metavar="PATTERN",
         help="only tests whose FILE::NAME has PATTERN in it, or fits it (* and ?); may be repeated")  # fmt: skip
     add("-q", "--quiet", action="store_true", help="say nothing of tests that pass")
+    add("--record", action="store_true", help="write the golden traces of jobs anew, of those that are all right otherwise")
     add("--list", action="store_true", help="list the tests, and run none")
     add("--junit", metavar="FILE", help="write a report as JUnit XML")
     add("--json", metavar="FILE", help="write a report as JSON")
@@ -86,7 +87,7 @@ def main(options: argparse.Namespace) -> int:
         raise UsageError(f"--image {options.image}: there is no such file; name the image to boot")
     found = collect(
         options.paths, Defaults(image, tuple(options.words)), options.patterns, fail_fast=options.fail_fast,
-        pytest_wall=options.wall or PYTEST_WALL,
+        record=options.record, pytest_wall=options.wall or PYTEST_WALL,
     )  # fmt: skip
     for note in found.notes:
         print(f"vmdbg: {note}", file=sys.stderr)

@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from vmdbg.testkit.outcome import Outcome, Report, Verdict, printable
+from vmdbg.testkit.outcome import RECORDED, Outcome, Report, Verdict, printable
 from vmdbg.testkit.schedule import Task
 
 __all__ = ["Display", "display"]
@@ -50,7 +50,9 @@ def display(tasks: int, *, quiet: bool, workers: int) -> Display:
 
 
 def _words(one: Outcome) -> list[str]:
-    """What is said of a failure at once."""
+    """What is said at once: why it failed, or which file it has changed."""
+    if not one.bad:
+        return [f"    {printable(text)}" for title, text in one.sections.items() if title == RECORDED]
     lines = [f"    {line}" for reason in one.reasons[:3] for line in printable(reason).split("\n")[:12]]
     return [*lines, *(f"    $ {printable(command)}" for command in one.reproduce[:1])]
 
@@ -71,8 +73,8 @@ class _Lines:
             if one.bad or not self.quiet:
                 mark = f"{_MARKS[one.verdict][1]:7} {one.seconds:6.2f} s"
                 print(f"[{self.done}/{self.tasks}] {mark}  {printable(one.id)}", file=self.out)
-            if one.bad:
-                print("\n".join(_words(one)), file=self.out)
+            if said := _words(one):
+                print("\n".join(said), file=self.out)
         self.out.flush()
 
     def tick(self) -> None:
@@ -123,9 +125,9 @@ class _Terminal:
         for one in outcomes:
             self.counts[one.verdict] += 1
             mark, _, style = _MARKS[one.verdict]
-            if one.bad:
+            if said := _words(one):
                 self.console.print(Text(f"{mark} {printable(one.id)}", style), Text(f"{one.seconds:.2f} s", "dim"))
-                self.console.print(Text("\n".join(_words(one))))
+                self.console.print(Text("\n".join(said)))
 
     def tick(self) -> None:
         if time.monotonic() - self._shown >= _REFRESH:

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vmdbg.testkit import keys, machine_options
-from vmdbg.testkit.keys import KEYS, Values, WrongValue, shown
+from vmdbg.testkit.keys import KEYS, Values
 from vmdbg.testkit.outcome import test_id
 from vmdbg.testkit.positions import positions
+from vmdbg.testkit.wrong import WrongValue, shown
 
 __all__ = ["Defaults", "Job", "JobError", "block_of", "read_file", "read_script"]
 

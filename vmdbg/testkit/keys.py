@@ -9,29 +9,14 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from vmdbg.testkit.exit_patterns import ExitPattern
+from vmdbg.testkit.golden import DEFAULT, Tolerances
+from vmdbg.testkit.wrong import WrongValue, shown
 
-__all__ = ["KEYS", "Key", "Values", "WrongValue"]
+__all__ = ["KEYS", "Key", "Values"]
 
 T = TypeVar("T")
 _SIZE = re.compile(r"(\d+)([KMG]?)(?:i?B)?", re.IGNORECASE)
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-
-
-class WrongValue(ValueError):
-    """A value that its key does not take: the rule and the remedy, in words.  `at` leads to the part that is meant."""
-
-    def __init__(self, words: str, *at: str | int) -> None:
-        super().__init__(words)
-        self.at = at
-
-
-def shown(value: object) -> str:
-    """A value as TOML has it, shortened."""
-    text = {True: "true", False: "false"}[value] if isinstance(value, bool) else (
-        f'"{value}"' if isinstance(value, str) else "a table" if isinstance(value, dict) else
-        "an array" if isinstance(value, list) else str(value))  # fmt: skip
-    text = text.encode("unicode_escape").decode("ascii")
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _text(value: object) -> str:
@@ -142,6 +127,43 @@ def _matrix(value: object) -> dict[str, list[object]]:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class GoldenTrace:
+    """A file, and in what a run may differ from it besides what the file says."""
+
+    file: str
+    tolerance: Tolerances
+
+
+def _golden(value: object) -> GoldenTrace:
+    table = value if isinstance(value, dict) else {"file": value}
+    for name in table:
+        if name not in ("file", *Tolerances.__annotations__):
+            raise WrongValue(f"there is no such key; there are file, {', '.join(Tolerances.__annotations__)}", name)
+    if "file" not in table:
+        raise WrongValue('the file is missing; write { file = "boot.exits" }')
+    file = table["file"]
+    if not isinstance(file, str) or not file:
+        raise WrongValue(f"{shown(file)} is no path; write it in quotes", *(["file"] if isinstance(value, dict) else []))
+    tolerance: Tolerances = {}
+    try:
+        if "ignore" in table:
+            tolerance["ignore"] = _texts(table["ignore"])
+        if "skip" in table:
+            tolerance["skip"] = _texts(table["skip"])
+        if "reorder" in table:
+            tolerance["reorder"] = _text(table["reorder"])
+        if "rip" in table:
+            tolerance["rip"] = _text(table["rip"])
+        DEFAULT.changed(**tolerance)
+    except WrongValue:
+        raise
+    except ValueError as error:
+        key, _, words = str(error).partition(": ")
+        raise WrongValue(words, key) from None
+    return GoldenTrace(file, tolerance)
+
+
 @dataclass(frozen=True, eq=False)
 class Key(Generic[T]):
     """`read` takes a value as tomllib gives it; it raises `WrongValue`."""
@@ -209,8 +231,10 @@ PRINTS = Key("output", _patterns, _NOTHING, "texts", "What the script must have 
 EXITS = Key("exits", _exit_patterns, _NO_EXITS, "exit patterns",
             "#VMEXITs that must come in this order; others may come between.")  # fmt: skip
 EXITS_NEVER = Key("exits-never", _exit_patterns, _NO_EXITS, "exit patterns", "#VMEXITs that must not come.")
-GOLDEN = Key("golden", _text, "", "a path",
-             "A golden exit trace to compare with; `vmdbg test --record` writes it.", "none")  # fmt: skip
+GOLDEN: Key[GoldenTrace] = Key(
+    "golden", _golden, GoldenTrace("", {}), "a path, or a table",
+    "A golden exit trace to compare with, which `vmdbg test --record` writes. In a table beside `file`, what may differ: "
+    "`ignore`, `skip`, `reorder`, `rip` ([regression.md](regression.md)).", "none")  # fmt: skip
 SKIP = Key("skip", _text, "", "text", "Why the job is not run for now.")
 
 KEYS: dict[str, Key[Any]] = {key.name: key for key in (

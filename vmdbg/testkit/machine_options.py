@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from vmdbg.options import UsageError
 from vmdbg.run import add_configuration
-from vmdbg.testkit.keys import WrongValue, shown
+from vmdbg.testkit.wrong import WrongValue, shown
 
 __all__ = ["add_to", "namespace", "words_of"]
 

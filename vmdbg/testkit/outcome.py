@@ -12,7 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-__all__ = ["SCHEMA", "Outcome", "Report", "Verdict", "printable", "test_id"]
+__all__ = ["RECORDED", "SCHEMA", "Outcome", "Report", "Verdict", "printable", "test_id"]
 
 SCHEMA = 1
 """Version of the JSON: it changes when a name or a type in it does, not when something is added."""
@@ -35,6 +35,8 @@ class Verdict(StrEnum):
     """The run ended before."""
 
 
+RECORDED = "recorded"
+"""The section that says which golden trace a test has written."""
 BAD = (Verdict.FAILED, Verdict.ERROR)
 
 
