@@ -57,7 +57,7 @@ def known() -> list[str]:
 
 def namespace(image: str, words: Sequence[str]) -> argparse.Namespace:
     """What `vmdbg.run.build` takes.  UsageError for words that are no options of a machine."""
-    return _parser().parse_args(list(words), argparse.Namespace(image=image))
+    return _parser().parse_args(list(words), argparse.Namespace(image=image, snapshot=None))
 
 
 def words_of(name: str, value: object) -> list[str]:

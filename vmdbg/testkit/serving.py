@@ -17,6 +17,7 @@ from vmdbg.attach import find_gdb, gdb_command, host_symbols
 from vmdbg.boot.elf import is_elf, is_elf64
 from vmdbg.history import HOST
 from vmdbg.run import IDLE_SECONDS, debug_file
+from vmdbg.saved import image_file
 from vmdbg.testkit.bench import Bench
 
 __all__ = ["Gdb", "serve"]
@@ -30,8 +31,9 @@ class Gdb:
     """Starts gdb as `vmdbg gdb` does."""
 
     def __init__(self, bench: Bench, socket: str) -> None:
-        symbols = host_symbols(bench.options) or debug_file(bench.job.image)
-        executable = symbols is not None and is_elf64(symbols) and is_elf(Path(bench.job.image))
+        image = image_file(bench.options)
+        symbols = host_symbols(bench.options) or (debug_file(image) if image else None)
+        executable = symbols is not None and is_elf64(symbols) and is_elf(Path(image))
         self._arguments = (socket, symbols, executable)
 
     async def start(
