@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -20,7 +22,7 @@ from vmdbg.testkit import keys
 from vmdbg.testkit.bench import Bench, SharedText, tail
 from vmdbg.testkit.jobs import Job
 from vmdbg.testkit.outcome import Outcome, Verdict
-from vmdbg.testkit.reproduction import commands_of
+from vmdbg.testkit.reproduction import commands_of, joined
 
 if TYPE_CHECKING:
     from vmdbg.testkit.golden_jobs import Golden
@@ -63,8 +65,13 @@ def budget(seconds: float, over: Callable[[], object]) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def carry_out(job: Job, printed: SharedText, say: Callable[[Outcome], None], *, record: bool = False) -> None:
-    """Run a job; `say` takes its outcome, and before the end what is known so far.  `record` its golden trace anew."""
+def carry_out(
+    job: Job, printed: SharedText, say: Callable[[Outcome], None], *, record: bool = False, snapshots: Path | None = None
+) -> None:
+    """Run a job; `say` takes its outcome, and before the end what is known so far.
+
+    `record`: its golden trace is written anew. `snapshots`: where a machine that has failed is kept.
+    """
     outcome = skeleton(job)
     if job.values[keys.SKIP]:
         outcome.verdict, outcome.reasons = Verdict.SKIPPED, [job.values[keys.SKIP]]
@@ -107,7 +114,25 @@ def carry_out(job: Job, printed: SharedText, say: Callable[[Outcome], None], *, 
         outcome.reasons = [f"{type(error).__name__}: {error}; this is a mistake of vmdbg's, its traceback is in the output"]
     _describe(bench, golden, outcome)
     say(outcome)
+    if outcome.bad and snapshots is not None:
+        _keep(bench, outcome, snapshots)
+        say(outcome)
     bench.close()
+
+
+def _keep(bench: Bench, outcome: Outcome, folder: Path) -> None:
+    """Save the machine as it is at the failure."""
+    from vmdbg.timetravel.file import save
+    from vmdbg.timetravel.tree import SnapshotError
+
+    path = folder / f"{re.sub(r'[^A-Za-z0-9_.=-]+', '-', outcome.id).strip('-.')}.snapshot"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save(bench.machine, str(path))
+    except (SnapshotError, OSError) as error:
+        outcome.sections["snapshot"] = f"none: {error}"
+        return
+    outcome.reproduce.append(joined(["vmdbg", "console", str(path)]))
 
 
 def _describe(bench: Bench, golden: Golden | None, outcome: Outcome) -> None:

@@ -64,6 +64,7 @@ class JobTask:
 
     job: Job
     record: bool = False
+    snapshots: Path | None = None
 
     @property
     def id(self) -> str:
@@ -88,7 +89,7 @@ class JobTask:
     def run(self, printed: SharedText, say: Callable[[Outcome], None]) -> None:
         from vmdbg.testkit.carry_out import carry_out
 
-        carry_out(self.job, printed, say, record=self.record)
+        carry_out(self.job, printed, say, record=self.record, snapshots=self.snapshots)
 
     def skeletons(self) -> list[Outcome]:
         from vmdbg.testkit.carry_out import skeleton
@@ -141,6 +142,7 @@ class _Search:
     patterns: tuple[str, ...]
     fail_fast: bool
     record: bool
+    snapshots: Path | None
     pytest_wall: float
     found: Tests = field(default_factory=Tests)
     seen: set[str] = field(default_factory=set)
@@ -163,7 +165,7 @@ class _Search:
             near = ", ".join(job.name for job in jobs[:8])
             self.found.errors.append(f"{shown_as}::{names[0]}: there is no such job; there are {near}")
         for job in chosen:
-            self._add(JobTask(job, self.record))
+            self._add(JobTask(job, self.record, self.snapshots))
 
     def _add(self, task: Task) -> None:
         if task.id not in self.seen:
@@ -210,10 +212,10 @@ def _files(top: Path) -> Iterator[Path]:
 
 def collect(
     words: Iterable[str], defaults: Defaults, patterns: Iterable[str] = (), *, fail_fast: bool = False, record: bool = False,
-    pytest_wall: float = 600.0,
+    snapshots: Path | None = None, pytest_wall: float = 600.0,
 ) -> Tests:  # fmt: skip
     """The tests that words name: a file, FILE::NAME, or a directory."""
-    search = _Search(defaults, tuple(patterns), fail_fast, record, pytest_wall)
+    search = _Search(defaults, tuple(patterns), fail_fast, record, snapshots, pytest_wall)
     named: dict[str, tuple[str, ...]] = {}
     for word in words:
         file, _, name = word.partition("::")

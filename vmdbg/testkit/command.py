@@ -48,6 +48,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="only tests whose FILE::NAME has PATTERN in it, or fits it (* and ?); may be repeated")  # fmt: skip
     add("-q", "--quiet", action="store_true", help="say nothing of tests that pass")
     add("--record", action="store_true", help="write the golden traces of jobs anew, of those that are all right otherwise")
+    add("--snapshots", metavar="DIR", help="keep the machine of each job that fails there, for `vmdbg console` to open")
     add("--list", action="store_true", help="list the tests, and run none")
     add("--junit", metavar="FILE", help="write a report as JUnit XML")
     add("--json", metavar="FILE", help="write a report as JSON")
@@ -81,13 +82,14 @@ def main(options: argparse.Namespace) -> int:
     from vmdbg.testkit.collecting import collect
     from vmdbg.testkit.jobs import Defaults
 
-    machine_options.namespace("", options.words)  # what is wrong with them is told at once
+    machine_options.namespace("", options.machine_words)  # what is wrong with them is told at once
     image = str(Path(options.image).absolute()) if options.image else ""
     if image and not Path(image).is_file():
         raise UsageError(f"--image {options.image}: there is no such file; name the image to boot")
     found = collect(
-        options.paths, Defaults(image, tuple(options.words)), options.patterns, fail_fast=options.fail_fast,
-        record=options.record, pytest_wall=options.wall or PYTEST_WALL,
+        options.paths, Defaults(image, tuple(options.machine_words)), options.patterns, fail_fast=options.fail_fast,
+        record=options.record, snapshots=Path(options.snapshots).absolute() if options.snapshots else None,
+        pytest_wall=options.wall or PYTEST_WALL,
     )  # fmt: skip
     for note in found.notes:
         print(f"vmdbg: {note}", file=sys.stderr)

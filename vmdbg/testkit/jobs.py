@@ -46,6 +46,8 @@ class Job:
     words: tuple[str, ...] = ()
     """The machine's options, as for `vmdbg run`."""
     values: Values = field(default_factory=lambda: Values({}))
+    given: tuple[str, ...] = ()
+    """What of it comes from the command line, as words of one."""
 
     @property
     def id(self) -> str:
@@ -219,6 +221,7 @@ def _matrix(
             job = Job(
                 f"{name}[{suffix}]" if suffix else name, reader.file, reader.line(path), folder, image,
                 (*defaults.words, *itertools.chain.from_iterable(turned.values())), Values(values),
+                (*(["--image", image] if image and image == defaults.image else []), *defaults.words),
             )  # fmt: skip
             _check(reader, job, own, path)
             yield job

@@ -33,4 +33,4 @@ def commands_of(job: Job) -> list[str]:
     }[job.kind]
     there = os.path.relpath(job.folder)
     prefix = "" if there == os.curdir else f"cd {shlex.quote(str(Path(there)))} && "
-    return [joined(["vmdbg", "test", job.id]), *([prefix + joined(by_hand)] if by_hand else [])]
+    return [joined(["vmdbg", "test", job.id, *job.given]), *([prefix + joined(by_hand)] if by_hand else [])]
