@@ -21,7 +21,7 @@ fail = { echo "vmdbg: $(1)" >&2; exit 1; }
 demo: $(V)/ready gdb
 	@test -n "$(GCC)" || $(call fail,the demo hypervisor is compiled here and needs gcc and ld for x86-64; apt install gcc binutils)
 	@$(MAKE) --no-print-directory --silent -C examples/hypervisor
-	@$(RUN) examples/hypervisor/demo.py
+	@$(V)/bin/vmdbg demo
 
 test: $(V)/ready gdb examples
 	@$(RUN) -m pytest $(ARGS)

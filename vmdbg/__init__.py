@@ -25,13 +25,14 @@ if TYPE_CHECKING:
         Registers,
         Stop,
         Thread,
+        TimeUp,
         Vmcb,
         Watchpoint,
     )
 
 __all__ = [
     "Breakpoint", "Catchpoint", "Closed", "CommandFailed", "Error", "Exit", "ExitList", "Guest", "Guests", "Host", "Inferior",
-    "Machine", "OptionError", "Reason", "Registers", "Stop", "Thread", "Vmcb", "Watchpoint",
+    "Machine", "OptionError", "Reason", "Registers", "Stop", "Thread", "TimeUp", "Vmcb", "Watchpoint",
 ]  # fmt: skip
 
 

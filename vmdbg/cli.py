@@ -1,4 +1,5 @@
-"""The command line: `vmdbg run` boots an image, `console` is a prompt on one, `gdb` attaches gdb, `inspect` reads a dump."""
+"""The command line: `vmdbg run` boots an image, `console` is a prompt on one, `gdb` attaches gdb, `inspect` reads a dump,
+`demo` shows how."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from typing import NoReturn
 
 from vmdbg import attach, inspect, run
 from vmdbg.console import start
+from vmdbg.demo import command as demo
 from vmdbg.options import UsageError
 
 EXIT_USAGE = 2
@@ -41,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
     attach.add_parser(commands)
     start.add_parser(commands)
     inspect.add_parser(commands)
+    demo.add_parser(commands)
     return top
 
 

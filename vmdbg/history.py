@@ -115,6 +115,8 @@ class History:
         """Called when a VMCB changes hands, or when its next VMRUN is a special one."""
         self.witness: Witness | None = None
         self.trace: TextIO | None = None
+        self.recorders: list[Callable[[ExitRecord], None]] = []
+        """Who is given each exit as it happens: rings forget."""
         self.version = 0
         """Changes when a guest appears, goes, or is regrouped."""
         self._next = HOST + 1
@@ -124,7 +126,7 @@ class History:
     @property
     def attentive(self) -> bool:
         """Whether each world switch must come here at once."""
-        return self.watching or self.trace is not None or self.witness is not None
+        return self.watching or self.trace is not None or self.witness is not None or bool(self.recorders)
 
     def notice(self, cpu: Cpu, what: Notice, guest: Guest | None, text: str) -> None:
         """Note it, in the trace too; pause if it is one to stop for."""
@@ -320,8 +322,12 @@ class History:
         crossing.leave(owner.ring.add(*values), number)
         if self.witness is not None:
             self.witness.leaves(cpu, guest, number, code)
-        if self.trace is not None:
-            self.trace.write(_told(owner.number, Record(*values)).line() + "\n")
+        if self.trace is not None or self.recorders:
+            record = _told(owner.number, Record(*values))
+            for recorder in self.recorders:
+                recorder(record)
+            if self.trace is not None:
+                self.trace.write(record.line() + "\n")
 
     def left(self, cpu: Cpu, guest: Guest, rip: int) -> None:
         images = self.by_vmcb[guest.vmcb][0].images

@@ -12,7 +12,7 @@ from introspect.sources import Unreadable
 from vmdbg.engine.errors import EngineError
 from vmdbg.options import UsageError
 
-__all__ = ["Closed", "CommandFailed", "Error", "OptionError", "translated"]
+__all__ = ["Closed", "CommandFailed", "Error", "OptionError", "TimeUp", "translated"]
 
 
 class Error(Exception):
@@ -33,6 +33,10 @@ class CommandFailed(Error):
 
 class Closed(Error):
     """The machine has been closed: there is nothing left of it."""
+
+
+class TimeUp(Error):
+    """The machine's `deadline` has passed while it ran: where it was."""
 
 
 @contextmanager

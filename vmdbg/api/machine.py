@@ -70,6 +70,8 @@ class Machine(MachineCommands):
         given = machine_options.parsed(image, options)
         own = BufferSerial() if "serial" not in options else None
         self._own_serial = own
+        self.options: Mapping[str, object] = dict(options)
+        """What it was given, as keyword arguments."""
         self._options = given
         stack = ExitStack()
         with translated(), stack:
@@ -88,6 +90,8 @@ class Machine(MachineCommands):
         """Those that are there now, by number: `for guest in machine.guests`, `machine.guests[2]`, `len(machine.guests)`."""
         self.host = Host(self, HOST)
         self._runner = Runner(self)
+        self.deadline: float | None = None
+        """When (`time.monotonic()`) running must have an end, however often it is begun: then `TimeUp` is raised."""
 
     # Its life
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from gdbstub.target import Reason as TargetReason
 from gdbstub.target import Signal
-from vmdbg.api.errors import CommandFailed, Error, translated
+from vmdbg.api.errors import CommandFailed, Error, TimeUp, translated
 from vmdbg.api.points import Breakpoint, Catchpoint, Watchpoint
 from vmdbg.api.stop import Reason, Stop
 from vmdbg.catchpoints import Catchpoint as CatchpointData
@@ -150,6 +151,7 @@ class Runner:
 
     def _wait(self, until: float | None, wall: float | None, notes: list[str]) -> Stop:
         machine, control = self.machine, self.machine.control
+        deadline = machine.deadline if machine.deadline is not None else math.inf
         final: Report | None = None
         reason: Reason | None = None
         with translated(), _interrupts() as interrupts:
@@ -164,7 +166,7 @@ class Runner:
                     break
                 if interrupts.came:
                     reason = Reason.INTERRUPTED
-                elif until is not None and time.monotonic() >= until:
+                elif time.monotonic() >= min(deadline, math.inf if until is None else until):
                     reason = Reason.LIMIT
                 elif self._idle():
                     reason = Reason.IDLE
@@ -179,6 +181,10 @@ class Runner:
             Reason.INTERRUPTED: "interrupted",
         }.get(reason, "") if reason is not None else final.text if final is not None else ""  # fmt: skip
         stop = self._stop(reason, text, final, notes)
+        if time.monotonic() >= deadline and machine.exit_status is None:
+            self.last = stop
+            where = f"{stop.inferior.name}, {_place(stop)}, guest time {stop.time}"
+            raise TimeUp(f"the time for this machine is over: it stands at {where}")
         if reason == Reason.INTERRUPTED:
             self.last = stop
             raise KeyboardInterrupt
@@ -230,3 +236,7 @@ class Runner:
         if last is not None and last.reason in (TargetReason.SWBREAK, TargetReason.HWBREAK):
             return Reason.BREAKPOINT, []
         return Reason.INTERRUPTED if last is not None and last.signal == Signal.INT else Reason.STEP, []
+
+
+def _place(stop: Stop) -> str:
+    return "?" if stop.pc is None else f"{stop.pc:#x}{f' <{stop.symbol}>' if stop.symbol else ''}"
