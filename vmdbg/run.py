@@ -91,6 +91,7 @@ def add_stub_options(parser: argparse.ArgumentParser) -> None:
 
 def add_machine_options(parser: argparse.ArgumentParser) -> None:
     """The image and what the machine is made of."""
+    remember_given(parser)
     add = parser.add_argument
     add("image", metavar="IMAGE", nargs="?", help="the image to boot")
     add("--snapshot", metavar="FILE", help="start from a snapshot instead; its machine is as it was, see docs/snapshots.md")

@@ -1557,6 +1557,7 @@ RESULTS: tuple[type, ...] = (
     Exits,
     Histogram,
     ExitsWritten,
+    Held,
     Table,
     Guests,
     Scanned,
