@@ -13,10 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.timetravel.cases import CASES, LINUX, TOP, Case, finish
+from tests.timetravel.cases import CASES, TOP, Case, finish
 from vmdbg.machine import Machine
 from vmdbg.timetravel.file import save
-from vmdbg.timetravel.snapshot import put_back, take
 
 pytestmark = pytest.mark.usefixtures("examples")
 Half = Callable[[str, Path], dict[str, object]]
