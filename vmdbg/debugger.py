@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 from gdbstub.description import Description
@@ -54,6 +55,8 @@ class Debugger(Spaces):
         self._input = -1
         self.snapshots: dict[str, Snapshot] = {}
         """By name, in the order in which they were taken."""
+        self.restoring: list[Callable[[], AbstractContextManager[None]]] = []
+        """Who has to do something before a snapshot is restored, and behind it."""
         self.trace = Trace(self, lambda: self.machine.clock.now, TICKS_PER_SECOND // 1_000_000)
         self._use(machine)
 
@@ -258,6 +261,12 @@ class Debugger(Spaces):
 
     def restore(self, snapshot: Snapshot) -> None:
         """Make the machine what it was at a snapshot of it.  Breakpoints and the like stay; clients are told of nothing."""
+        with ExitStack() as stack:
+            for each in self.restoring:
+                stack.enter_context(each())
+            self._restore(snapshot)
+
+    def _restore(self, snapshot: Snapshot) -> None:
         put_back(self.machine, snapshot)
         self._descriptions = {pid: one for pid, one in self._descriptions.items() if self.who.alive(pid)}
         self._blocks.clear()

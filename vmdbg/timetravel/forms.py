@@ -16,7 +16,7 @@ from introspect.iommu.remapping import GuestInterrupt
 from introspect.iommu.verdicts import IoFault
 from introspect.paging import Nested
 from introspect.pci import RequesterId
-from introspect.skinit import Launch
+from introspect.skinit import Block, Launch
 from vmdbg.cpu.core import Line
 from vmdbg.cpu.debug import Range
 from vmdbg.cpu.faults import Event
@@ -24,7 +24,7 @@ from vmdbg.cpu.smm import Interrupted, PortAccess
 from vmdbg.engine.memory import PAGE
 from vmdbg.engine.physical import Mirror, Shadow
 from vmdbg.history import KnownGuest, Vcpu
-from vmdbg.iommu.caches import Kept, Page, PageKey
+from vmdbg.iommu.caches import Directories, Kept, Page, PageKey
 from vmdbg.iommu.pagerequests import Response
 from vmdbg.iommu.topology import Share
 from vmdbg.platform.clock import Timer
@@ -223,8 +223,8 @@ FORMS = dict(map(_made, (
     _plain(KnownGuest), _plain(Timer), _plain(Held, "_by_size"), _plain(Space, "linear", "nested", "mirror", "paging", "by"),
     _plain(Avic, "cpu", "guest", "base", "page", "logical_table", "physical_table", "last_id", "request", "exit"),
     *map(_plain, (
-        Event, Instruction, Interrupted, Line, Origin, PortAccess, Range, Change, Launch, Kept, Page, PageKey, Response,
-        GuestInterrupt, IoFault, IommuEvent, Share,
+        Event, Instruction, Interrupted, Line, Origin, PortAccess, Range, Change, Launch, Block, Directories, Kept, Page, PageKey,
+        Response, GuestInterrupt, IoFault, IommuEvent, Share,
     )),
 )))  # fmt: skip
 """By the names that trees use."""
