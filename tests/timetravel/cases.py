@@ -55,12 +55,12 @@ _SECURE = {"tpm": True, "memory": 64 << 20, "devices": _devices("edu"), "cpus": 
 CASES = {
     "hypervisor": Case(_HYPERVISOR),
     "hypervisor, 2 CPUs": Case(_HYPERVISOR, {"cpus": 2}),
-    "hypervisor, 4 CPUs, Python": Case(_HYPERVISOR, {"cpus": 4, "python_runtime": True}),
+    "hypervisor, 4 CPUs, Python": Case(_HYPERVISOR, {"cpus": 4, "python_runtime": True}, end=9_000_000),
     "hypervisor, strict": Case(_HYPERVISOR, {"cpus": 2, **_STRICT}),
     "hypervisor, Python's switch": Case(_HYPERVISOR, {"native_switch": False}),
     "nested": Case(EXAMPLES / "nested/build/matryoshka.elf", {"command_line": "depth=2"}),
     "nested, strict": Case(EXAMPLES / "nested/build/matryoshka.elf", {"command_line": "depth=2 vgif vls", **_STRICT}),
-    "bench worldswitch": Case(EXAMPLES / "bench/build/worldswitch.elf", end=30_000_000),
+    "bench worldswitch": Case(EXAMPLES / "bench/build/worldswitch.elf", end=1_000_000),
     "bench tables": Case(EXAMPLES / "bench/build/tables.elf", end=30_000_000),
     "bootsector": Case(EXAMPLES / "bootsector/build/bootsector.img", end=50_000_000),
     "assignment": Case(EXAMPLES / "assignment/build/assignment.elf", {"iommu": IommuConfig(), **_ASSIGNMENT}),
@@ -101,8 +101,11 @@ def digest(machine: Machine) -> str:
     found = blake2b()
     for address, data in sorted(memory.pieces(machine.ram, {}).items()):
         found.update(address.to_bytes(8, "little") + data)
-    kept, cpus, (code, _branches, *_, total) = state(machine)  # of branches, where the engine was entered anew may count as one
-    found.update(repr((kept, cpus, code, total)).encode())
+    tree = state(machine)
+    assert isinstance(tree, list)
+    assert isinstance(tree[-1], list)
+    del tree[-1][1:5]  # the record of branches: where the engine is entered anew may be told for one
+    found.update(repr(tree).encode())
     return found.hexdigest()
 
 

@@ -815,17 +815,6 @@ class _Everywhere(_Called):
         assert isinstance(found, Registers)
         return found
 
-    def restore(self, name: int | str) -> Restored:
-        """Make the machine what it was when a snapshot was taken.
-
-        Breakpoints, watchpoints and catchpoints stay. `restore` and `snapshot restore` are the same; gdb has a `restore` of its own.
-        Behind `monitor restore` gdb still shows registers and memory of before: `maintenance flush register-cache` and `maintenance
-        flush dcache` have it look again. `snapshot restore` of the module that `vmdbg gdb` loads does that by itself.
-        """
-        found = self._call("restore", {"name": name}, ())
-        assert isinstance(found, Restored)
-        return found
-
     def rtc(self) -> Devices:
         """Show what the real-time clock and CMOS memory holds now.
 
@@ -907,16 +896,6 @@ class _Everywhere(_Called):
         """
         found = self._call("skinit verify", {"address": address, "file": file}, ())
         assert isinstance(found, Verdict)
-        return found
-
-    def snapshot(self, name: int | str) -> Taken:
-        """Keep the machine as it is now, under a name, to come back to.
-
-        CPUs, memory, devices, timers, and what was remembered of exits. The machine does not notice. Memory that has
-        not changed since the snapshot before costs nothing. An earlier snapshot of this name is forgotten.
-        """
-        found = self._call("snapshot", {"name": name}, ())
-        assert isinstance(found, Taken)
         return found
 
     def snapshot_delete(self, name: int | str) -> Moments:
@@ -1440,6 +1419,27 @@ class _InferiorCommands(_Called):
         """
         found = self._call("restart", {}, ())
         assert isinstance(found, Text)
+        return found
+
+    def restore(self, name: int | str) -> Restored:
+        """Make the machine what it was when a snapshot was taken.
+
+        Breakpoints, watchpoints and catchpoints stay. `restore` and `snapshot restore` are the same; gdb has a `restore` of its own.
+        Behind `monitor restore` gdb still shows registers and memory of before: `maintenance flush register-cache` and `maintenance
+        flush dcache` have it look again. `snapshot restore` of the module that `vmdbg gdb` loads does that by itself.
+        """
+        found = self._call("restore", {"name": name}, ())
+        assert isinstance(found, Restored)
+        return found
+
+    def snapshot(self, name: int | str) -> Taken:
+        """Keep the machine as it is now, under a name, to come back to.
+
+        CPUs, memory, devices, timers, and what was remembered of exits. The machine does not notice. Memory that has
+        not changed since the snapshot before costs nothing. An earlier snapshot of this name is forgotten.
+        """
+        found = self._call("snapshot", {"name": name}, ())
+        assert isinstance(found, Taken)
         return found
 
     def time(self, *words: object) -> Text:
