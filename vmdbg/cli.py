@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn
 
-from vmdbg import attach, inspect, run
+from vmdbg import attach, completion, inspect, run
 from vmdbg.console import start
 from vmdbg.demo import command as demo
 from vmdbg.options import UsageError
@@ -44,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
     start.add_parser(commands)
     inspect.add_parser(commands)
     demo.add_parser(commands)
+    completion.add_parser(commands, top)
     return top
 
 
