@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A debugger for hypervisors: an AMD-V machine whose hypervisor and guests are GDB inferiors.
 
-`vmdbg.Machine` and what belongs to it come from `vmdbg.api`, when they are first asked for.
+`vmdbg.Machine` and what belongs to it are `vmdbg.api`, which is loaded when it is first asked for.
 """
 
 from typing import TYPE_CHECKING
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         OptionError,
         Reason,
         Registers,
+        Snapshot,
         Stop,
         Thread,
         TimeUp,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Breakpoint", "Catchpoint", "Closed", "CommandFailed", "Error", "Exit", "ExitList", "Guest", "Guests", "Host", "Inferior",
-    "Machine", "OptionError", "Reason", "Registers", "Stop", "Thread", "TimeUp", "Vmcb", "Watchpoint",
+    "Machine", "OptionError", "Reason", "Registers", "Snapshot", "Stop", "Thread", "TimeUp", "Vmcb", "Watchpoint",
 ]  # fmt: skip
 
 

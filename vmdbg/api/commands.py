@@ -22,6 +22,7 @@ from introspect.commands.disassemble import Disassembly
 from introspect.commands.examine import Examined, Stack, Value
 from introspect.commands.exits import Exits, Histogram
 from introspect.commands.exits import Written as ExitsWritten
+from introspect.commands.expectation import Held
 from introspect.commands.files import Moved, SavedCore
 from introspect.commands.guests import Guests
 from introspect.commands.help import Help
@@ -55,7 +56,7 @@ from vmdbg.platform_commands import Devices, MapView
 from vmdbg.results import Text
 from vmdbg.switch_commands import CleanBits, TlbAudit, VmcbDiff
 
-__all__ = ["Commands", "InferiorCommands", "MachineCommands"]
+__all__ = ["RESULTS", "Commands", "InferiorCommands", "MachineCommands"]
 
 Who = int | str | Numbered
 """An inferior: its number, its name, or the object."""
@@ -301,6 +302,15 @@ class _Everywhere(_Called):
         """Let a disabled breakpoint stop again, or all."""
         found = self._call("enable", {"n": n}, ())
         assert isinstance(found, Points)
+        return found
+
+    def expect(self, expression: str) -> Held:
+        """Fail if an expression is 0: what a script expects.
+
+        Expressions are those of `print`. A script of `vmdbg test` ends there, gdb's has an error, `vmdbg console -x` a status.
+        """
+        found = self._call("expect", {"expression": expression}, ())
+        assert isinstance(found, Held)
         return found
 
     def follow(self, *words: object) -> Text:
@@ -1525,3 +1535,74 @@ class MachineCommands(_Everywhere, _MachineCommands):
 
 class Commands(_Everywhere, _InferiorCommands, _Nowhere, _MachineCommands):
     """All commands."""
+
+
+RESULTS: tuple[type, ...] = (
+    Text,
+    Audit,
+    Avic,
+    Backtrace,
+    Listing,
+    Set,
+    CleanBits,
+    Situation,
+    Stopped,
+    Cpuid,
+    Points,
+    DevView,
+    Devices,
+    Disassembly,
+    Transaction,
+    Moved,
+    Exits,
+    Histogram,
+    ExitsWritten,
+    Held,
+    Table,
+    Guests,
+    Scanned,
+    Help,
+    Where,
+    Vectors,
+    Intercepts,
+    State,
+    CommandsList,
+    DeviceList,
+    Events,
+    InterruptTable,
+    Map,
+    Tlb,
+    WalkedIo,
+    Ports,
+    Interrupt,
+    Leaks,
+    MsrMsrs,
+    PermissionsMsrs,
+    MapView,
+    Space,
+    TablesWritten,
+    Decoded,
+    Tree,
+    Value,
+    Registers,
+    Rules,
+    SavedCore,
+    Matches,
+    LaunchView,
+    Verdict,
+    Stack,
+    Found,
+    TlbAudit,
+    LogView,
+    PcrView,
+    TaskState,
+    VmcbView,
+    VmcbDiff,
+    Why,
+    Walked,
+    WhoMaps,
+    Chain,
+    Predicted,
+    Examined,
+)
+"""What they give."""

@@ -3,30 +3,36 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self, Unpack
 
 from gdbstub.target import ThreadId
-from introspect.commands import Arguments, GuestView, HostView, Result
+from introspect.commands import Arguments, CommandError, GuestView, HostView, Result
 from introspect.commands.binding import arguments
 from introspect.commands.parameters import AddressWord, Located
 from introspect.exitlog import ExitRecord
 from introspect.exits import ExitCode
-from introspect.expression import Space
+from introspect.expression import ExpressionError, Space, parse_address
 from introspect.scope import read_space
+from introspect.source_lines import SourceLines, is_line
 from vmdbg.api import options as machine_options
-from vmdbg.api.commands import Commands, MachineCommands
+from vmdbg.api import snapshots
+from vmdbg.api.commands import RESULTS, Commands, MachineCommands
+from vmdbg.api.display import register
 from vmdbg.api.errors import Closed, CommandFailed, Error, translated
 from vmdbg.api.exits import Exit, ExitList
 from vmdbg.api.guests import Guests
-from vmdbg.api.inferior import Access, Host, Inferior, Thread
+from vmdbg.api.inferior import Access, Guest, Host, Inferior, Thread
+from vmdbg.api.keywords import MachineOptions
 from vmdbg.api.points import Breakpoint, Catchpoint, Watchpoint
 from vmdbg.api.results import Stopped
 from vmdbg.api.runner import Runner, Until
+from vmdbg.api.snapshots import Snapshot
 from vmdbg.api.stop import Stop
 from vmdbg.catching import Set
 from vmdbg.console.control import Goal
@@ -43,6 +49,8 @@ if TYPE_CHECKING:
     from vmdbg.debugger import Debugger
 
 __all__ = ["AllCommands", "Machine"]
+
+register(RESULTS)
 
 
 class AllCommands(Commands):
@@ -65,23 +73,46 @@ class Machine(MachineCommands):
     A machine is used from one thread, and ends with its `with` block, with `close`, or when nothing refers to it any more.
     """
 
-    def __init__(self, image: str | os.PathLike[str], **options: object) -> None:
+    def __init__(self, image: str | os.PathLike[str], **options: Unpack[MachineOptions]) -> None:
         """Raises `OptionError` for an option, a value or an image that cannot be used."""
+        self._make(image, dict(options))
+
+    @classmethod
+    def with_options(cls, image: str | os.PathLike[str] | None, options: Mapping[str, object]) -> Self:
+        """The same for options that are not known before the program runs."""
+        made = cls.__new__(cls)
+        made._make(image, options)
+        return made
+
+    def _make(self, image: str | os.PathLike[str] | None, options: Mapping[str, object]) -> None:
         given = machine_options.parsed(image, options)
         own = BufferSerial() if "serial" not in options else None
-        self._own_serial = own
-        self.options: Mapping[str, object] = dict(options)
-        """What it was given, as keyword arguments."""
-        self._options = given
         stack = ExitStack()
         with translated(), stack:
             trace = stack.enter_context(writing("trace_exits", given.trace_exits))
             machine = build(given, trace, serial=own)
-            self.debugger: Debugger = debugger_of(machine, given, trace, own)
-            """The target below, as gdb sees it."""
-            self.source = LiveSource(given.image, self.debugger)
-            self.control: Control = self.source.control
-            self._close = weakref.finalize(self, _closing, self.debugger, stack.pop_all())
+            debugger = debugger_of(machine, given, trace, own)
+            self._stand_on(debugger, given, own, options)
+            self._close = weakref.finalize(self, _closing, debugger, stack.pop_all())
+
+    @classmethod
+    def on(cls, debugger: Debugger, options: argparse.Namespace, serial: BufferSerial | None) -> Machine:
+        """One that somebody else has built, from `options`, and closes."""
+        machine = cls.__new__(cls)
+        machine._stand_on(debugger, options, serial, {})
+        machine._close = weakref.finalize(machine, _letting_go, debugger, ExitStack())
+        return machine
+
+    def _stand_on(
+        self, debugger: Debugger, given: argparse.Namespace, serial: BufferSerial | None, options: Mapping[str, object]
+    ) -> None:
+        self._own_serial, self._options = serial, given
+        self.options: Mapping[str, object] = dict(options)
+        """What it was given, as keyword arguments."""
+        self.debugger = debugger
+        """The target below, as gdb sees it."""
+        self.source = LiveSource(given.image, debugger)
+        self.control: Control = self.source.control
         self.context: LiveContext = self.source.context
         """What commands ask, for those who want more than they tell."""
         self.registry = self.source.registry
@@ -90,6 +121,8 @@ class Machine(MachineCommands):
         """Those that are there now, by number: `for guest in machine.guests`, `machine.guests[2]`, `len(machine.guests)`."""
         self.host = Host(self, HOST)
         self._runner = Runner(self)
+        self._kept: Snapshot | None = None
+        """The last one: the next shares memory with it."""
         self.deadline: float | None = None
         """When (`time.monotonic()`) running must have an end, however often it is begun: then `TimeUp` is raised."""
 
@@ -189,12 +222,41 @@ class Machine(MachineCommands):
             self.source.select(self.control.selected)
         self._runner.last = None
 
+    # Moments
+
+    def snapshot(self) -> Snapshot:
+        """The machine as it is now, in memory; it does not notice."""
+        self.check_open()
+        self._kept = snapshots.take(self, self._own_serial, self._kept)
+        return self._kept
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go back to a snapshot of this machine, also from its end.  It goes on exactly as it did then; `serial` is what it was.
+
+        Breakpoints, watchpoints and catchpoints stay.
+        """
+        self.check_open()
+        snapshots.restore(self, self._own_serial, snapshot)
+        self._runner.last = None
+
+    def save(self, path: str | os.PathLike[str]) -> int:
+        """Write the whole machine to a file, which `restore_from` and `vmdbg run --snapshot` take; its size in bytes."""
+        self.check_open()
+        return snapshots.save(self, path)
+
+    @classmethod
+    def restore_from(cls, path: str | os.PathLike[str], **options: Unpack[MachineOptions]) -> Self:
+        """A machine as it was when it was saved.
+
+        Options may say what is outside of it (`symbols`, `stop_on` ...), but not what it is made of.  `OptionError` for a file
+        that is no snapshot, or not a whole one.
+        """
+        return cls.with_options(None, {**options, "snapshot": path})
+
     # Who
 
-    def guest(self, number: int | str) -> Inferior:
-        """A guest by its number or name, the hypervisor as 1 or "host".  `Error` if there is none of it (yet)."""
-        if number in (HOST, "host"):
-            return self.host
+    def guest(self, number: int | str) -> Guest:
+        """A guest by its number or name.  `Error` if there is none of it (yet); the hypervisor is `host`."""
         return self.guests[number]
 
     @property
@@ -225,7 +287,23 @@ class Machine(MachineCommands):
         self.check_open()
         with translated():
             location = f"{where:#x}" if isinstance(where, int) else where
+            self._check_names(location)
             return Breakpoint(self, self.source.running.set(location, when, once=once))
+
+    def _check_names(self, location: str) -> None:
+        """CommandError for a location in a guest to come that no symbols are known of: it would be waited for in vain."""
+        owner, _, rest = location.partition(":")
+        if not owner.isdecimal() or int(owner) == HOST or int(owner) in self.guests.numbers:
+            return
+        symbols, line = self.context.symbols(int(owner)), is_line(rest)
+        try:
+            if line is None:
+                parse_address(rest, self.context.names(int(owner)))
+                return
+        except ExpressionError as error:
+            raise CommandError(error.value, error.rule, f"give symbols={{{owner}: FILE}}, or {error.remedy}") from None
+        if symbols is None or SourceLines.of(symbols).address(line[1], line[2]) is None:
+            raise CommandError(location, "no code is known of this line", f"give symbols={{{owner}: FILE}}, or name a symbol")
 
     def watch(self, where: str | int, access: Access = "w", length: int = 8) -> Watchpoint:
         """Stop when memory is written (w), read (r) or either (a): "2:counter", "2:gpa:0x5000", "spa:0x10f6000"."""
@@ -385,6 +463,10 @@ def _exit_code(code: str | int) -> int:
     if name not in ExitCode.__members__:
         raise CommandFailed(code, "there is no such EXITCODE", "write the manual's name, as NPF or CPUID, or a number")
     return ExitCode[name].value
+
+
+def _letting_go(debugger: Debugger, stack: ExitStack) -> None:
+    """Its machine is closed by whoever has built it."""
 
 
 def _closing(debugger: Debugger, stack: ExitStack) -> None:
