@@ -13,7 +13,7 @@ from pathlib import Path
 from sphinx.application import Sphinx
 
 sys.path.insert(0, str(Path(__file__).parent))
-from docstrings import as_rst  # noqa: E402  (beside this file, which is no module of a package)
+from docstrings import as_rst
 
 TOP = Path(__file__).resolve().parents[2]
 REFERENCE = "docs/_generated"
@@ -25,7 +25,7 @@ NAVIGATION = {
     "The machine": ["svm", "devices", "iommu", "iommu-qemu", "skinit"],
     "Reference": [
         "commands", "_generated/vmdbg", "_generated/vmdbg.testkit", "gdbstub", "_generated/gdbstub", "_generated/introspect",
-    ],  # fmt: skip
+    ],
     "The project": ["design", "performance", "roadmap"],
 }
 """The pages in docs/ of each part, in a newcomer's order.  Others come behind them."""
