@@ -14,7 +14,7 @@ import pytest
 from tests.e2e.served import ROOT
 from tests.gdbstub.gdb import GDBS
 
-EXAMPLES = sorted(path for path in (ROOT / "examples").iterdir() if path.is_dir())
+EXAMPLES = sorted(path.parent for path in (ROOT / "examples").glob("*/Makefile"))
 PROGRAMS = ("make", "vmdbg", "pytest")
 GOOD = 1
 """What the images write to port F4 when all went well makes this exit status: (0 << 1) | 1."""
@@ -33,6 +33,10 @@ def run(example: Path, command: str) -> subprocess.CompletedProcess[str]:
         command, shell=True, cwd=example, env={**os.environ, "PATH": path}, stdin=subprocess.DEVNULL, capture_output=True, text=True,
         timeout=300,
     )  # fmt: skip
+
+
+def test_each_directory_is_one() -> None:
+    assert {path for path in (ROOT / "examples").iterdir() if path.is_dir() and any(path.rglob("*.c"))} <= set(EXAMPLES)
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
