@@ -138,26 +138,26 @@ class SnapshotCommands:
                 "snapshot", self._take, "Keep the machine as it is now, under a name, to come back to.", (self._new,),
                 "CPUs, memory, devices, timers, and what was remembered of exits. The machine does not notice. Memory that has\n"
                 "not changed since the snapshot before costs nothing. An earlier snapshot of this name is forgotten.",
-                ("snapshot before", "snapshots --json"),
+                ("snapshot before", "snapshot after"),
             ),
             Command(
                 "snapshots", self._list, "List the snapshots.", (),
-                "They last as long as the debugger, over a restart of the machine, too.", ("snapshots",),
+                "They last as long as the debugger, over a restart of the machine, too.", ("snapshots", "snapshots --json"),
             ),
             Command(
                 "snapshot save", self._save, "Write the machine, or a snapshot of it, to a file.", (self._file, self._which),
                 "`vmdbg run --snapshot FILE` and `vmdbg console FILE` go on from it, as the machine itself would.",
-                ("snapshot save machine.snapshot",),
+                ("snapshot save machine.snapshot", "snapshot save then.snapshot before"),
             ),
             *(
                 Command(
                     name, self._restore, "Make the machine what it was when a snapshot was taken.", (self._name,), _RESTORE,
-                    (f"{name} before",),
+                    (f"{name} before", f"{name} before --json"),
                 )
                 for name in ("restore", "snapshot restore")
             ),
             Command(
-                "snapshot delete", self._delete, "Forget a snapshot.", (self._name,), "", ("snapshot delete before",),
+                "snapshot delete", self._delete, "Forget a snapshot.", (self._name,), "", ("snapshot delete before", "snapshot delete after"),
             ),
         )  # fmt: skip
 
