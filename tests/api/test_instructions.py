@@ -45,7 +45,6 @@ def test_as_many_as_single_steps(program: Program, name: str, runtime: str) -> N
         stop = counted.run(instructions=count)
         assert (stop.reason, stop.reached) == (Reason.LIMIT, False)
         assert "instructions are used up" in stop.text
-        below = stepped.debugger.machine
         for _ in range(count):
             step(stepped)
         assert (counted.time, counted.host.pc) == (stepped.time, stepped.host.pc), count
