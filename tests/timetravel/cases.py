@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from vmdbg.machine import Config, Event, Machine
 from vmdbg.platform.pci.catalogue import DeviceSpec
 from vmdbg.platform.serial import BufferSerial
 from vmdbg.timetravel import memory
-from vmdbg.timetravel.file import SnapshotFile, with_outside
+from vmdbg.timetravel.file import SnapshotFile
 from vmdbg.timetravel.restoring import state
 
 TOP = Path(__file__).resolve().parents[2]
@@ -111,7 +111,7 @@ def digest(machine: Machine) -> str:
 
 def second_half(case: Case, path: str) -> dict[str, object]:
     file = SnapshotFile(path)
-    machine = file.restore(replace(with_outside(file.config, case.config()), native_switch=case.config().native_switch))
+    machine = file.restore(case.config())
     try:
         return finish(machine)
     finally:
