@@ -89,7 +89,7 @@ NOT_STATE: dict[type, dict[str, str]] = {
     core.Cpu: {
         "npt": MADE, "_paging_key": CACHE, "_paging": CACHE, "accepted": CACHE, "crossing": "kept by restoring.py",
         "catches": DEBUGGER, "pause": DEBUGGER, "hold": DEBUGGER, "watched": DEBUGGER, "dr": "kept by restoring.py",
-        "executor": WIRING, "cr4_valid": WIRING,
+        "executor": WIRING, "cr4_valid": WIRING, "switcher": MADE,
     },
     debug.DebugRegisters: dict.fromkeys(("active", "instructions", "data", "ports"), "follows from DR0 to DR7")
     | {"follower": DEBUGGER},
