@@ -109,9 +109,10 @@ def carry_out(
     except MemoryError:
         outcome.verdict, outcome.reasons = Verdict.ERROR, ["not enough memory (address-space)"]
     except Exception as error:
-        traceback.print_exc()
-        outcome.verdict = Verdict.ERROR
-        outcome.reasons = [f"{type(error).__name__}: {error}; this is a mistake of vmdbg's, its traceback is in the output"]
+        if not bench.budget:  # or else it is what a machine that has ended amid a script comes to
+            traceback.print_exc()
+            outcome.verdict = Verdict.ERROR
+            outcome.reasons = [f"{type(error).__name__}: {error}; this is a mistake of vmdbg's, its traceback is in the output"]
     _describe(bench, golden, outcome)
     say(outcome)
     if outcome.bad and snapshots is not None:

@@ -7,15 +7,18 @@ import fnmatch
 import os
 import tomllib
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from vmdbg.testkit import keys
+from vmdbg.testkit import keys, machine_options
 from vmdbg.testkit.bench import SharedText
 from vmdbg.testkit.jobs import Defaults, Job, JobError, block_of, read_file, read_script
 from vmdbg.testkit.keys import KEYS
 from vmdbg.testkit.outcome import Outcome
 from vmdbg.testkit.schedule import Task
+from vmdbg.timetravel.file import SnapshotFile, is_snapshot
+from vmdbg.timetravel.tree import SnapshotError
 
 __all__ = ["Tests", "collect"]
 
@@ -80,7 +83,13 @@ class JobTask:
 
     @property
     def address_space(self) -> int:
-        return self.job.values[keys.MEMORY]
+        options = machine_options.namespace(self.job.image, self.job.words)
+        ram: int = options.memory
+        path = self.job.folder / self.job.image
+        if is_snapshot(path):
+            with suppress(SnapshotError), closing(SnapshotFile(path)) as saved:
+                ram = saved.config.memory
+        return self.job.values[keys.MEMORY] + ram
 
     @property
     def folder(self) -> Path:

@@ -216,8 +216,8 @@ INSTRUCTIONS: Key[int | None] = Key(
 TICKS: Key[int | None] = Key("ticks", _count, None, "a number",
                              "The same in ticks, exactly: bytes of code executed (`--max-time`).", "no end")  # fmt: skip
 WALL = Key("wall", _seconds, 60.0, "seconds", "Budget of wall time, of the script and all that it starts too.", "60")
-MEMORY = Key("address-space", _bytes, 8 << 30, "a size",
-             "Address space that the test's process may have besides the machine's RAM.", "\"8G\"")  # fmt: skip
+MEMORY = Key("address-space", _bytes, 4 << 30, "a size",
+             "Address space that the test's process may have besides the machine's RAM.", "\"4G\"")  # fmt: skip
 OUTPUT = Key("output-limit", _bytes, 16 << 20, "a size",
              "So much may the serial port, and so much may the script print; more ends the job.", "\"16M\"")  # fmt: skip
 STATUS: Key[tuple[int, ...]] = Key(
