@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from vmdbg import attach, inspect, run
+from vmdbg import attach, completion, inspect, run
 from vmdbg.console import start
 from vmdbg.demo import command as demo
 from vmdbg.options import UsageError, version
@@ -38,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
     inspect.add_parser(commands)
     tests.add_parser(commands)
     demo.add_parser(commands)
+    completion.add_parser(commands, top)
     return top
 
 
