@@ -15,7 +15,7 @@ from vmdbg.testkit import keys, machine_options
 from vmdbg.testkit.bench import SharedText
 from vmdbg.testkit.jobs import Defaults, Job, JobError, block_of, read_file, read_script
 from vmdbg.testkit.keys import KEYS
-from vmdbg.testkit.outcome import Outcome
+from vmdbg.testkit.outcome import Outcome, Verdict
 from vmdbg.testkit.schedule import Task
 from vmdbg.timetravel.file import SnapshotFile, is_snapshot
 from vmdbg.timetravel.tree import SnapshotError
@@ -105,6 +105,16 @@ class JobTask:
 
         return [skeleton(self.job)]
 
+    def review(self, outcome: Outcome, printed: str) -> None:
+        """What the script must have printed: an outcome that says nothing of it is not complete."""
+        if outcome.verdict not in (Verdict.PASSED, Verdict.FAILED):
+            return
+        printed = printed.replace("\r\n", "\n")
+        missing = [pattern.text for pattern in self.job.values[keys.PRINTS] if not pattern.search(printed)]
+        if missing:
+            outcome.verdict = Verdict.FAILED
+            outcome.reasons += [f"the script has not printed {text!r}" for text in missing]
+
     def rest(self, done: Collection[str]) -> Task | None:
         return None
 
@@ -134,6 +144,9 @@ class PytestTask:
         from vmdbg.testkit.pytests import COLLECTION
 
         return [Outcome(COLLECTION, self.id, 1, "pytest", reproduce=[f"vmdbg test {self.id}"])]
+
+    def review(self, outcome: Outcome, printed: str) -> None:
+        """pytest has judged."""
 
     def rest(self, done: Collection[str]) -> Task | None:
         from vmdbg.testkit.pytests import COLLECTION
