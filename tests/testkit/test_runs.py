@@ -59,6 +59,15 @@ name = "out of instructions"
 instructions = 1000
 
 [[job]]
+name = "out of ticks"
+ticks = 5000
+
+[[job]]
+name = "out of instructions in a script"
+instructions = 2000
+script = "machine.py"
+
+[[job]]
 name = "not now"
 skip = "it waits for a bug to be mended"
 
@@ -196,7 +205,11 @@ def test_budgets(ran: Run) -> None:
     spent, silent = reasons(ran, "boot.toml::out of instructions")
     assert silent == "the serial port has not printed 'hello from the guest'"
     assert spent.startswith("the budget instructions = 1000 is used up at RIP 0x")
-    assert ran.tests["boot.toml::out of instructions"]["ticks"] in range(4000, 4100)
+    assert 1000 <= ran.tests["boot.toml::out of instructions"]["ticks"] <= 15000
+    assert reasons(ran, "boot.toml::out of ticks")[0].startswith("the budget ticks = 5000 is used up at RIP 0x")
+    in_script = reasons(ran, "boot.toml::out of instructions in a script")
+    assert in_script[0].startswith("the budget instructions = 2000 is used up at RIP 0x")
+    assert not any("machine.py" in reason for reason in in_script), "what the script says of that is no reason"
     assert reasons(ran, "boot.toml::too much")[0] == "it has printed more than 65536 bytes (output-limit)"
     assert reasons(ran, "boot.toml::hungry") == ["not enough memory (address-space)"]
 
@@ -266,13 +279,13 @@ def test_the_command_that_reproduces_does(ran: Run) -> None:
 def test_json(ran: Run) -> None:
     report = ran.report
     assert report["schema"] == 1
-    assert report["counts"] == {"passed": 10, "failed": 9, "error": 7, "skipped": 3, "not run": 0}
+    assert report["counts"] == {"passed": 10, "failed": 11, "error": 7, "skipped": 3, "not run": 0}
     assert len(report["tests"]) == sum(report["counts"].values())
 
 
 def test_junit(ran: Run) -> None:
     top = Xml.parse(ran.folder / "out/r.xml").getroot()
-    assert (top.tag, top.get("tests"), top.get("failures"), top.get("errors"), top.get("skipped")) == ("testsuites", "29", "9", "7", "3")
+    assert (top.tag, top.get("tests"), top.get("failures"), top.get("errors"), top.get("skipped")) == ("testsuites", "31", "11", "7", "3")
     cases = {f"{case.get('classname')}::{case.get('name')}": case for case in top.iter("testcase")}
     bad = cases["boot.toml::everything is wrong"].find("failure")
     assert bad is not None
@@ -286,9 +299,9 @@ def test_junit(ran: Run) -> None:
 
 
 def test_lines_of_a_log(ran: Run) -> None:
-    assert re.search(r"^\[\d+/21\] pass +\d+\.\d\d s  boot\.toml::boots$", ran.said, re.MULTILINE)
-    assert re.search(r"^\[\d+/21\] ERROR +\d+\.\d\d s  crash\.vmdbg\n    its process was killed by SIGSEGV", ran.said, re.MULTILINE)
-    assert re.search(r"^10 passed, 9 failed, 7 error, 3 skipped in [\d.]+ s; 3 at once, \d+% busy$", ran.said, re.MULTILINE)
+    assert re.search(r"^\[\d+/23\] pass +\d+\.\d\d s  boot\.toml::boots$", ran.said, re.MULTILINE)
+    assert re.search(r"^\[\d+/23\] ERROR +\d+\.\d\d s  crash\.vmdbg\n    its process was killed by SIGSEGV", ran.said, re.MULTILINE)
+    assert re.search(r"^10 passed, 11 failed, 7 error, 3 skipped in [\d.]+ s; 3 at once, \d+% busy$", ran.said, re.MULTILINE)
 
 
 # gdb

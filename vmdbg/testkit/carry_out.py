@@ -182,6 +182,7 @@ def _run(bench: Bench) -> list[str]:
     while bench.machine.exit_status is None:
         machine = bench.machine
         machine.poll_input()
+        bench.bound()
         event = machine.run()
         bench.look()
         if machine.history.stopped_for:

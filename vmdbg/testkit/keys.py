@@ -211,10 +211,10 @@ SCRIPT = Key("script", _text, "", "a path",
 INPUT = Key("input", _text, "", "text", "What the guest finds on the serial port: there from the beginning.", "nothing")
 INSTRUCTIONS: Key[int | None] = Key(
     "instructions", _count, None, "a number",
-    "Budget of guest time, in instructions of all CPUs together: each counts as four ticks, its usual length.",
-    "no end")  # fmt: skip
+    "Budget of guest time, in instructions of all CPUs together. Counting them makes a run two or three times as "
+    "long.", "no end")  # fmt: skip
 TICKS: Key[int | None] = Key("ticks", _count, None, "a number",
-                             "The same in ticks, exactly: bytes of code executed (`--max-time`).", "no end")  # fmt: skip
+                             "The same in ticks, bytes of code executed (`--max-time`). It costs nothing.", "no end")  # fmt: skip
 WALL = Key("wall", _seconds, 60.0, "seconds", "Budget of wall time, of the script and all that it starts too.", "60")
 MEMORY = Key("address-space", _bytes, 4 << 30, "a size",
              "Address space that the test's process may have besides the machine's RAM.", "\"4G\"")  # fmt: skip
