@@ -234,7 +234,7 @@ EXITS_NEVER = Key("exits-never", _exit_patterns, _NO_EXITS, "exit patterns", "#V
 GOLDEN: Key[GoldenTrace] = Key(
     "golden", _golden, GoldenTrace("", {}), "a path, or a table",
     "A golden exit trace to compare with, which `vmdbg test --record` writes. In a table beside `file`, what may differ: "
-    "`ignore`, `skip`, `reorder`, `rip` ([regression.md](regression.md)).", "none")  # fmt: skip
+    "`ignore`, `skip`, `reorder`, `rip` (see regression.md).", "none")  # fmt: skip
 SKIP = Key("skip", _text, "", "text", "Why the job is not run for now.")
 
 KEYS: dict[str, Key[Any]] = {key.name: key for key in (
