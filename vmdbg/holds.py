@@ -60,7 +60,14 @@ class Holds:
 
     def tell_cpus(self) -> None:
         for cpu in self.machine.cpus:
-            cpu.hold = self.of(cpu)
+            self.tell(cpu)
+
+    def tell(self, cpu: Cpu) -> None:
+        """What a CPU has to do now.  It depends on when the client says so, as input does."""
+        hold = self.of(cpu)
+        if hold != cpu.hold:
+            cpu.hold = hold
+            self.machine.outside("debugger", f"hold {cpu.index} {hold.name}".encode())
 
     def of(self, cpu: Cpu) -> Hold:
         """What it means for a CPU now."""

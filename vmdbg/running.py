@@ -332,7 +332,7 @@ class Running:
         vcpu, host = self.history.by_vmcb[guest.vmcb][1], ThreadId(HOST, cpu.index + 1)
         if self.arrivals.pending or self.holds.stops(thread) or thread in self.trace.stepping:
             cpu.pause = True
-            cpu.hold = self.holds.of(cpu)
+            self.holds.tell(cpu)
         stepping = self._steppings.get(thread)
         if stepping is not None:
             event = guest.eventinj

@@ -21,6 +21,7 @@ from . import layout
 from .attention import call_attention
 from .bases import mend_code_bases, mend_segment_overrides
 from .errors import EngineError
+from .fingerprint import Sums
 from .memory import PAGE, Ram
 from .physical import APIC_PAGE, MSRPM_PAGES, PRIVATE, PRIVATE_SIZE, VMCB_PAGE, WINDOW, WINDOW_PAGES, Npt, Physical
 from .repair import (
@@ -97,9 +98,11 @@ class Engine:
     """One Unicorn instance, its RAM, and the runtime around it."""
 
     def __init__(
-        self, memory_size: int, clock: HasNow, *, python: bool = False, physical_bits: int = PHYSICAL_BITS
-    ) -> None:
-        """`memory_size` in bytes; `python` takes the twin even where the native runtime exists.
+        self, memory_size: int, clock: HasNow, *, python: bool = False, physical_bits: int = PHYSICAL_BITS,
+        sums: Sums | None = None,
+    ) -> None:  # fmt: skip
+        """`memory_size` in bytes; `python` takes the twin even where the native runtime exists; `sums`: what executed code is
+        added to, if a fingerprint is wanted.
 
         `physical_bits`: of an address.  With fewer than the engine's own, what an entry of a page table has beyond them stops
         it as a nested fault at that address: see `Stop`.
@@ -150,7 +153,8 @@ class Engine:
         uc.mmio_map(WINDOW, WINDOW_PAGES * PAGE, self._mmio_read, None, self._mmio_write, None)
         self.devices: Devices | None = None
         self._error: BaseException | None = None
-        self.binding = Binding(uc, python=python)
+        self._sums = sums
+        self.binding = Binding(uc, python=python, sums=sums)
         self.rt = self.binding.state
         self.rt.record = 1
         self.rt.mixed = self.physical.mixed
@@ -337,7 +341,7 @@ class Engine:
             if budget <= 0:
                 return Stop(Reason.BUDGET)
             rt.budget = budget
-            if judge:
+            if judge or self._sums is not None:
                 rt.begun = clock.now
             self.binding.run()
             clock.now += rt.executed
@@ -392,7 +396,7 @@ class Engine:
     def _enter(self, state: CpuState, npt: Npt) -> None:
         if self._active is not state or state.q[_NESTED_CR3] != npt.root:
             self._active = state
-            self.rt.context = state.address
+            self.rt.context, self.rt.salt = state.address, state.salt
             state.q[_NESTED_CR3] = npt.root
             self.rt.flush = 1
 

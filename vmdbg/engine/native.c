@@ -151,6 +151,25 @@ static void on_block(void *uc, uint64_t address, uint32_t size, void *user)
         account(rt, address, size);
 }
 
+/* Add the code up to the end of the last block, `unexecuted` bytes before it, to the fingerprint: all that was executed since
+ * the last time, since this is called for each block.  fingerprint.py has the formula. */
+static inline void sum_up(struct runtime *rt, uint64_t unexecuted)
+{
+    uint64_t time = (uint64_t)(rt->begun + rt->entered - rt->budget), to = time - unexecuted;
+    rt->fingerprint->code += fp_mix(rt->block_start + rt->block_size - time + rt->salt) * (fp_mix(to) - fp_mix(rt->summed));
+    rt->summed = to;
+}
+
+/* In place of on_block where there is a fingerprint: two functions, so that nobody else pays for it. */
+static void on_summed_block(void *uc, uint64_t address, uint32_t size, void *user)
+{
+    struct runtime *rt = user;
+    if (__builtin_expect(rt->mixed & !rt->step, 0))
+        restarted(rt, address, size);
+    sum_up(rt, 0);
+    on_block(uc, address, size, user);
+}
+
 static uint64_t linear_rip(struct runtime *rt)
 {
     uint64_t eip = FIELD(rt, uint64_t, at.eip);
@@ -279,10 +298,11 @@ static uint64_t unexecuted(struct runtime *rt)
 static void run_once(struct runtime *rt)
 {
     int64_t before = rt->entered = rt->budget;
-    uint64_t rip;
+    uint64_t rip, left;
     rt->special = rt->step | rt->window ? PARTICULAR : rt->mixed ? MIXED : 0;
     rt->reason = 0;
     rt->block_size = 0;
+    rt->summed = (uint64_t)rt->begun;
     rt->saved = rt->reading = 0;
     rt->context_restore(rt->uc, rt->context);
     if (rt->flush)
@@ -298,7 +318,10 @@ static void run_once(struct runtime *rt)
     FIELD(rt, uint64_t, at.cc_src) = FIELD(rt, uint64_t, at.eflags) & EFLAGS_CC;
     if (rt->error)
         rt->reason = FAILED;
-    rt->executed = before - rt->budget - (int64_t)unexecuted(rt);
+    left = unexecuted(rt);
+    if (rt->fingerprint)
+        sum_up(rt, left);
+    rt->executed = before - rt->budget - (int64_t)left;
     rt->budget = before - rt->executed;
     rt->begun += rt->executed;
 }
@@ -395,6 +418,9 @@ static void step(struct runtime *rt)
             rt->executed += rt->block_size;
             rt->begun += rt->block_size;
             rt->budget -= rt->block_size;
+            rt->entered = rt->budget;
+            if (rt->fingerprint)
+                sum_up(rt, 0);
         }
     }
 }
@@ -455,8 +481,8 @@ static PyObject *symbols(PyObject *self, PyObject *args)
     if (!PyArg_ParseTuple(args, "y*", &layout) || !take_offsets(&layout, &at, sizeof at))
         return NULL;
 #define ADDRESS(f) #f, (unsigned long long)(uintptr_t)f
-    return Py_BuildValue("{sKsKsKsKsKsKsKsK}", ADDRESS(on_block), ADDRESS(on_interrupt), ADDRESS(on_in), ADDRESS(on_out),
-                         ADDRESS(on_syscall), ADDRESS(on_sysenter), ADDRESS(on_breakpoint),
+    return Py_BuildValue("{sKsKsKsKsKsKsKsKsK}", ADDRESS(on_block), ADDRESS(on_summed_block), ADDRESS(on_interrupt),
+                         ADDRESS(on_in), ADDRESS(on_out), ADDRESS(on_syscall), ADDRESS(on_sysenter), ADDRESS(on_breakpoint),
                          "size", (unsigned long long)sizeof(struct runtime));
 }
 

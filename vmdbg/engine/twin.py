@@ -10,6 +10,7 @@ from unicorn import x86_const as x86
 from unicorn.unicorn_py3.unicorn import uclib
 
 from . import layout
+from .fingerprint import MASK, Sums, stretch
 from .runtime import Point
 
 if TYPE_CHECKING:
@@ -44,9 +45,10 @@ def rep_of(code: bytes, cs64: bool) -> int:
 class Twin:
     """Hook callbacks and entry points of native.c; see there for the reasons."""
 
-    def __init__(self, uc: Any, state: Runtime) -> None:
+    def __init__(self, uc: Any, state: Runtime, sums: Sums | None) -> None:
         self.uch = uc._uch
         self.state = state
+        self.sums = sums
         self._eflags = ctypes.c_uint64()
 
     def _field(self, kind: Any, offset: int) -> Any:
@@ -103,6 +105,22 @@ class Twin:
         rt.budget -= size
         rt.block_start = address
         rt.block_size = size
+
+    def _sum_up(self, unexecuted: int) -> None:
+        rt, sums = self.state, self.sums
+        if sums is not None:
+            end = rt.block_start + rt.block_size - unexecuted
+            to = rt.begun + rt.entered - rt.budget - unexecuted
+            size = to - rt.summed
+            sums.code = sums.code + stretch(end - size, rt.summed, size, rt.salt) & MASK
+            rt.summed = to
+
+    def on_summed_block(self, _uc: int, address: int, size: int, _user: int) -> None:
+        rt = self.state
+        if rt.mixed and not rt.step:
+            self._restarted(address, size)
+        self._sum_up(0)
+        self.on_block(_uc, address, size, _user)
 
     def _save(self) -> None:
         rt = self.state
@@ -172,9 +190,10 @@ class Twin:
 
     def run(self) -> None:
         rt = self.state
-        before = rt.budget
+        before = rt.entered = rt.budget
         rt.reason = 0
         rt.block_size = 0
+        rt.summed = rt.begun
         rt.saved = 0
         context = ctypes.c_void_p(rt.context)
         uclib.uc_context_restore(self.uch, context)
@@ -192,8 +211,11 @@ class Twin:
         self._field(ctypes.c_uint64, layout.CC_SRC).value = eflags.value & EFLAGS_CC
         if rt.error:
             rt.reason = FAILED
-        rt.executed = before - rt.budget - self._unexecuted()
+        left = self._unexecuted()
+        self._sum_up(left)
+        rt.executed = before - rt.budget - left
         rt.budget = before - rt.executed
+        rt.begun += rt.executed
 
     def step(self) -> None:
         rt = self.state
@@ -213,7 +235,10 @@ class Twin:
             zf = bool(self._field(ctypes.c_uint64, layout.EFLAGS).value & EFLAGS_ZF)
             if not rt.rep & 0x100 or zf == (rt.rep & 0xFF == 0xF3):
                 rt.executed += rt.block_size
+                rt.begun += rt.block_size
                 rt.budget -= rt.block_size
+                rt.entered = rt.budget
+                self._sum_up(0)
 
     def step_through(self) -> None:
         rt = self.state
