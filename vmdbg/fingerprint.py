@@ -87,7 +87,7 @@ class Fingerprint:
         self.sums = Sums()
         self.every, self.first = options.every, options.first
         self.checkpoints: list[Checkpoint] = []
-        self.next = max(-(-options.first // options.every), 1) * options.every
+        self.next = max(self._on_grid(options.first), options.every)
         """The tick of the next checkpoint."""
         self._events = bytes(DIGITS // 2)
 
@@ -150,8 +150,12 @@ class Fingerprint:
         self.next = (now // self.every + 1) * self.every
         if len(self.checkpoints) > MOST:
             self.every *= 2
-            self.checkpoints = [one for one in self.checkpoints if one.tick % self.every == 0]
-            self.next = -(-self.next // self.every) * self.every
+            # One between two ticks of the new grid stands at the later one: if that has none, nothing has happened since.
+            self.checkpoints = list({(at := self._on_grid(one.tick)): one._replace(tick=at) for one in self.checkpoints}.values())
+            self.next = self._on_grid(self.next)
+
+    def _on_grid(self, tick: int) -> int:
+        return -(-tick // self.every) * self.every
 
     def _so_far(self, tick: int) -> Checkpoint:
         return Checkpoint(tick, f"{self.sums.code:016x}", f"{self.sums.switches:016x}", self._events.hex())

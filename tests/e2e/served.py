@@ -22,6 +22,8 @@ class Outcome(NamedTuple):
     serial: bytes
     exits: str
     """The exit trace."""
+    fingerprint: str
+    """Its identity and the hash of all that it did."""
 
 
 def vmdbg(*arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
@@ -38,11 +40,17 @@ def _ticks(errors: str) -> int:
     return int(found[1])
 
 
+def _fingerprint(errors: str) -> str:
+    found = re.search(r"fingerprint: identity=\w+ trace=\w+", errors)
+    assert found is not None, errors
+    return found[0]
+
+
 def run(image: Path, folder: Path, *arguments: str) -> Outcome:
     """An undebugged run."""
     serial, trace = folder / "serial", folder / "exits"
-    done = vmdbg("run", str(image), "-v", "--serial", f"file:{serial}", "--trace-exits", str(trace), *arguments)
-    return Outcome(done.returncode, _ticks(done.stderr), serial.read_bytes(), trace.read_text())
+    done = vmdbg("run", str(image), "-v", "--serial", f"file:{serial}", "--trace-exits", str(trace), "--fingerprint", *arguments)
+    return Outcome(done.returncode, _ticks(done.stderr), serial.read_bytes(), trace.read_text(), _fingerprint(done.stderr))
 
 
 def build_image(name: str, folder: Path) -> Path:
@@ -63,7 +71,7 @@ class Served:
         self.serial, self.trace = folder / "serial", folder / "exits"
         command = [
             sys.executable, "-m", "vmdbg", "run", str(image), "-v", "--serial", f"file:{self.serial}", "--trace-exits",
-            str(self.trace), "--gdb", "0", "--wait", "--timeout", "100", *arguments,
+            str(self.trace), "--fingerprint", "--gdb", "0", "--wait", "--timeout", "100", *arguments,
         ]  # fmt: skip
         self.process = subprocess.Popen(
             command, cwd=ROOT, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -89,7 +97,8 @@ class Served:
         """Wait for the end of the machine, whose client must be gone or about to go."""
         self.errors += self.process.communicate(timeout=60)[1]
         return Outcome(
-            self.process.returncode, _ticks(self.errors), self.serial.read_bytes(), self.trace.read_text()
+            self.process.returncode, _ticks(self.errors), self.serial.read_bytes(), self.trace.read_text(),
+            _fingerprint(self.errors),
         )
 
     def close(self) -> None:

@@ -6,7 +6,7 @@ slices.  So what is summed up must not know of blocks.  Each byte of code, execu
 
     mix(a - t + SALT * cpu) * (mix(t + 1) - mix(t))                            (mod 2^64)
 
-and as long as code is executed straight on, `a - t` stays the same, and the differences add up: any stretch from tick t to t + n is
+and as long as code is executed straight on, `a - t` stays the same, and the differences add up: any stretch of n ticks is
 
     mix(a - t + SALT * cpu) * (mix(t + n) - mix(t))
 
