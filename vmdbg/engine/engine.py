@@ -25,6 +25,7 @@ from .fingerprint import Sums
 from .memory import PAGE, Ram
 from .physical import APIC_PAGE, MSRPM_PAGES, PRIVATE, PRIVATE_SIZE, VMCB_PAGE, WINDOW, WINDOW_PAGES, Npt, Physical
 from .repair import (
+    end_blocks_at_pages,
     knows_privilege,
     mend_nested_walker,
     mend_reserved_bits,
@@ -136,9 +137,11 @@ class Engine:
         """Nested leaves that hold code of one privilege only are enforced."""
         self.checks_reserved = mend_reserved_bits()
         """All reserved bits of a guest's tables are."""
+        ends = end_blocks_at_pages()
         mended = {
             "no-execute in nested tables": self.physical.nx, "GMET": self.has_gmet, "XSAVE": self.has_xsave,
             "reserved bits of upper page-table entries": self.checks_reserved,
+            "accessed bits of executed pages alone": ends,
         }  # fmt: skip
         self.lacks = [what for what, works in mended.items() if not works]
         """In words, what a processor has and this does not, since its Unicorn is not as we know it."""
