@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # make demo    a narrated session of a real gdb on the demo hypervisor
 # make test    every test that this machine can run; what was skipped, and why, stands at the end
-# make thorough  random VMCBs, page walks and predictions of exits, by the ten and hundred thousand
+# make thorough  random VMCBs, page walks and predictions of exits, by the ten and hundred thousand; fingerprints of all examples
 # make lint    ruff, and mypy --strict
 # make bench   speed of the engine and of world switches
 # make clean   remove everything that was made here
@@ -26,10 +26,11 @@ demo: $(V)/ready gdb
 test: $(V)/ready gdb examples
 	@$(RUN) -m pytest $(ARGS)
 
-thorough: $(V)/ready
+thorough: $(V)/ready gdb examples
 	@$(RUN) -m tests.thorough vmcbs
 	@$(RUN) -m tests.thorough walks
 	@$(RUN) -m tests.thorough exits
+	@$(RUN) -m tests.thorough fingerprints
 
 lint: $(V)/ready
 	@$(V)/bin/ruff check .

@@ -167,7 +167,7 @@ class Debugger(Spaces):
                 f"{bad:#x} is not mapped to memory in process {thread.pid}, so nothing was written; "
                 "`monitor walk` shows why"
             )
-        self.machine.outside("debugger", f"memory {thread} {address:#x} ".encode() + data)
+        self.machine.outside("debugger", f"memory {thread.pid}.{thread.tid} {address:#x} ".encode() + data)
 
     def memory_region(self, thread: ThreadId, address: int) -> MemoryRegion:
         return region(self.machine.ram, self.context(thread), address)

@@ -251,7 +251,7 @@ class Registers:
         before = self.read(thread, name)
         self._write(thread, name, value)
         if self.read(thread, name) != before:
-            self.who.machine.outside("debugger", f"register {thread} {name} {value:#x}".encode())
+            self.who.machine.outside("debugger", f"register {thread.pid}.{thread.tid} {name} {value:#x}".encode())
 
     def _write(self, thread: ThreadId, name: str, value: int) -> None:
         context = self.who.context(thread)

@@ -87,11 +87,16 @@ class Served:
     def connect(self, gdb: Gdb) -> str:
         return gdb(f"target extended-remote 127.0.0.1:{self.port}")
 
-    def ends_as(self, gdb: Gdb, undebugged: Outcome) -> None:
-        """The machine runs to its end, and all that it leaves behind is what it leaves undebugged."""
+    def ends_as(self, gdb: Gdb, undebugged: Outcome, *, changed: bool = False) -> None:
+        """The machine runs to its end, and all that it leaves behind is what it leaves undebugged.  `changed`: the debugger has
+        written something that leaves no trace but in the fingerprint."""
         assert f"exited with code 0{undebugged.status:o}" in gdb("continue")
         gdb.close()
-        assert self.finish() == undebugged
+        outcome = self.finish()
+        if changed:
+            assert outcome.fingerprint != undebugged.fingerprint
+            undebugged = undebugged._replace(fingerprint=outcome.fingerprint)
+        assert outcome == undebugged
 
     def finish(self) -> Outcome:
         """Wait for the end of the machine, whose client must be gone or about to go."""
