@@ -5,28 +5,27 @@ A bit for each 4 KiB page says whether devices are kept out.  No address is tran
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
 
-from introspect.dimension import NO_TABLES, TableRows
-from introspect.expression import Space
 from introspect.layout import Bits, Field, Structure, bit, bits
-from introspect.paging import ENTRY
 from introspect.pci import RequesterId
-from introspect.runs import EMPTY, Runs, column
+from introspect.runs import Spans, column, covered, gaps
 from introspect.sources import Memory, Unreadable
 
 __all__ = [
     "DEV", "DEV_BASE_HI", "DEV_BASE_LO", "DEV_CAP", "DEV_CR", "DEV_ERR_STATUS", "DEV_MAP", "PAGE", "REGISTERS", "SLB_SIZE",
-    "SL_PROTECT", "SL_PROTECT_OFFSET", "DevFunction", "DevMapper", "DevRegisters", "Domain", "denied_pages",
+    "SL_PROTECT", "SL_PROTECT_OFFSET", "Barrier", "DevFunction", "DevRegisters", "Domain", "denied_pages",
 ]  # fmt: skip
 
 PAGE = 0x1000
 SLB_SIZE = 0x10000
 SL_PROTECT_OFFSET = 0x384
+_REACH = 1 << 52
+"""No system-physical address has more bits."""
 _GIB4 = 4 << 30
 
 
@@ -175,7 +174,7 @@ class DevRegisters:
 
 
 def denied_pages(memory: Memory, domain: Domain, end: int) -> list[tuple[int, int]]:
-    """(first, end) addresses below `end` that the bitmap denies; what cannot be read of it denies."""
+    """(first, end) addresses below `end` that are denied; what cannot be read of the bitmap denies."""
     found: list[tuple[int, int]] = []
     if not domain.valid:
         return found
@@ -202,46 +201,44 @@ def denied_pages(memory: Memory, domain: Domain, end: int) -> list[tuple[int, in
     return found
 
 
-class DevMapper:
-    """What the devices of a domain reach, for `who-maps` and `audit isolation`: all memory that the DEV does not deny."""
+@dataclass(frozen=True, eq=False)
+class Barrier:
+    """What keeps devices from memory wherever an IOMMU lets them: a DEV, and the protection of a secure loader's block.
 
-    space = Space.IOVA
-    number = None
-    label = ""
-    host = False
-    confines = True
-    complete = True
+    `end` of RAM: bitmaps are not looked at beyond it. `dev` None: there is none. `block`: where SKINIT's is, if it is protected.
+    """
 
-    def __init__(self, memory: Memory, party: str, ranges: Sequence[tuple[int, int]], domain: Domain | None,
-                 blocked: Sequence[tuple[int, int]] = ()) -> None:  # fmt: skip
-        """`ranges`: RAM; `domain` None: nothing is denied; `blocked`: what is denied besides."""
-        self.memory, self.party, self.ranges, self.domain, self.blocked = memory, party, tuple(ranges), domain, tuple(blocked)
-        self.runs = EMPTY
-        self.refresh()
+    memory: Memory
+    end: int
+    dev: DevRegisters | None
+    block: int | None = None
 
-    def shown(self, address: int) -> int:
-        return address
+    @property
+    def on(self) -> bool:
+        """Whether the DEV denies anything."""
+        return self.dev is not None and bool(self.dev.cr & DEV_CR.DEVEN)
 
-    def refresh(self) -> bool:
-        denied = list(self.blocked)
-        if self.domain is not None:
-            denied += denied_pages(self.memory, self.domain, max((end for _, end in self.ranges), default=0))
-        denied.sort()
-        rows: list[tuple[int, int]] = []
-        for start, end in self.ranges:
-            for first, last in denied:
-                if last <= start or first >= end:
-                    continue
-                if first > start:
-                    rows.append((start, first))
-                start = max(start, last)
-            if start < end:
-                rows.append((start, end))
-        starts = column(*(start for start, _ in rows))
-        lengths = column(*(end - start for start, end in rows))
-        flags = column(*(ENTRY.W | ENTRY.U for _ in rows))
-        before, self.runs = self.runs, Runs(starts, lengths, starts, flags)
-        return not (np.array_equal(before.start, starts) and np.array_equal(before.length, lengths))
+    @property
+    def apart(self) -> frozenset[int]:
+        """DeviceIDs whose domain may not be 0, as all others' is."""
+        if self.dev is None:
+            return frozenset()
+        return frozenset(bus << 8 | device << 3 | n for bus, device, _ in self.dev.mapped() for n in range(8))
 
-    def tables(self) -> TableRows:
-        return NO_TABLES
+    def domain_of(self, device: int) -> int:
+        return self.dev.domain_of(RequesterId(device)) if self.dev is not None and self.on else 0
+
+    def words(self, domain: int) -> str:
+        """What confines a domain's devices; empty without a DEV."""
+        if self.dev is None:
+            return ""
+        return f"DEV domain {domain}" if self.on else "the DEV is off"
+
+    def left(self, domain: int) -> Spans | None:
+        """The memory that devices of a domain reach; None for all of it."""
+        denied = [] if self.block is None else [(self.block, self.block + SLB_SIZE)]
+        if self.dev is not None and self.on:
+            denied += denied_pages(self.memory, self.dev.domain(domain), self.end)
+        if not denied:
+            return None
+        return gaps(covered(column(*(start for start, _ in denied)), column(*(end for _, end in denied))), _REACH)

@@ -5,7 +5,7 @@ The map is kept up to date rather than made anew: page tables that are as they w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 from weakref import WeakKeyDictionary
@@ -78,9 +78,6 @@ class Mapper(Protocol):
 
     def shown(self, address: int) -> int:
         """An address as software writes it."""
-
-    def refresh(self) -> bool:
-        """Look for changes; says whether there are any."""
 
     def tables(self) -> TableRows:
         """The tables themselves."""
@@ -215,10 +212,9 @@ class ReverseMap:
         self,
         host: HostView,
         guests: Sequence[GuestView],
-        others: Iterable[Mapper] = (),
         progress: Progress | None = None,
     ) -> bool:
-        """Bring the map up to date. `others` are mappers of other kinds, which are refreshed, too.
+        """Bring the map up to date.
 
         False if `progress`, told of the part that is done, did not want to go on: then it is incomplete.
         """
@@ -243,9 +239,6 @@ class ReverseMap:
         if self._ended:
             self._known = {**before, **self._known}  # what was not looked at now may be next time
             return False
-        for other in others:
-            self.walked += other.refresh()
-            self.mappers.append(other)
         self.areas = list(_areas(self.memory, host, guests))
         return True
 

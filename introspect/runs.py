@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 __all__ = [
     "EMPTY", "U64", "ByTarget", "Indices", "Mask", "Runs", "Spans", "column", "covered", "gaps", "inside", "joined", "leading_to",
-    "merged", "merged_alike", "overlaps",
+    "merged", "merged_alike", "overlaps", "within",
 ]  # fmt: skip
 
 U64: TypeAlias = npt.NDArray[Any]
@@ -174,6 +174,13 @@ def overlaps(start: U64, end: U64, spans: Spans, limit: int) -> tuple[Indices, I
     mine = np.repeat(np.arange(done), count)
     theirs = np.arange(int(total[-1]) if done else 0) + np.repeat(low - (total - count), count)
     return mine, theirs, np.maximum(start[mine], spans.start[theirs]), np.minimum(end[mine], spans.end[theirs]), done
+
+
+def within(runs: Runs, spans: Spans, limit: int) -> tuple[Runs, bool]:
+    """Of runs that which leads into the spans, and whether `limit` pieces were enough for all."""
+    mine, _, start, end, done = overlaps(runs.target, runs.end - runs.start + runs.target, spans, limit)
+    clipped = Runs(runs.start[mine] + (start - runs.target[mine]), end - start, start, runs.attributes[mine])
+    return clipped, done == len(runs.start)
 
 
 def leading_to(runs: Runs, target: int, limit: int) -> list[tuple[int, int, int, int]]:

@@ -44,7 +44,7 @@ class _Row(NamedTuple):
 
 
 def is_line(text: str) -> tuple[str, str, int] | None:
-    """(owner, file, line) of "exits.c:253" or "2:guest64.c:56"; None for what is no line of a file."""
+    """(owner, file, line) of "exits.c:256" or "2:guest64.c:56"; None for what is no line of a file."""
     found = _LINE.fullmatch(text)
     return (found["owner"] or "", found["file"], int(found["line"])) if found is not None and len(found["line"]) < 10 else None
 

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import argparse
 import re
-import subprocess
-import sys
-import tarfile
 import tomllib
-import zipfile
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
-from vmdbg.attach import MODULE
 from vmdbg.cli import parser
 
 TOP = Path(__file__).resolve().parents[1]
@@ -64,7 +59,7 @@ def test_readme_lists_the_options_of_run() -> None:
 
 def test_gdb_takes_the_machine_options_of_run() -> None:
     run, gdb = options("run"), options("gdb")
-    assert run.keys() - gdb.keys() == {"--gdb [ADDR]", "--allow-remote", "--gdb-log FILE", "--wait", "--console"}
+    assert run.keys() - gdb.keys() == {"--gdb [ADDR]", "--allow-remote", "--gdb-log FILE", "--wait", "--console", "--save-at TICK,FILE"}
     assert gdb.keys() - run.keys() == {"--print-module"}
 
 
@@ -72,49 +67,3 @@ def test_gdb_takes_the_machine_options_of_run() -> None:
 def test_pages_name_only_files_that_exist(page: str) -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", (TOP / page).read_text(encoding="utf-8")):
         assert ((TOP / page).parent / target).exists(), target
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The names in a wheel built from a copy of what is under version control or would be."""
-    into = tmp_path_factory.mktemp("wheel")
-    build = (
-        "import sys, setuptools.build_meta as build; "
-        "print(build.build_wheel(sys.argv[1]))"
-    )
-    source = tmp_path_factory.mktemp("source")
-    for name in (*OURS, "pyproject.toml", "README.md", "LICENSE"):
-        subprocess.run(["cp", "-r", str(TOP / name), str(source)], check=True)
-    subprocess.run([sys.executable, "-c", build, str(into)], cwd=source, check=True, capture_output=True)
-    with zipfile.ZipFile(next(into.glob("*.whl"))) as archive:
-        return archive.namelist()
-
-
-def test_wheel_has_every_module_and_nothing_else(wheel: list[str]) -> None:
-    modules = {str(path.relative_to(TOP)) for name in OURS for path in (TOP / name).rglob("*.py")}
-    assert {name for name in wheel if name.endswith(".py")} == modules
-    assert {name.split("/")[0] for name in wheel if ".dist-info/" not in name} == set(OURS)
-
-
-def test_wheel_has_what_gdb_loads(wheel: list[str]) -> None:
-    assert {str(MODULE.relative_to(TOP)), str(MODULE.with_suffix(".json").relative_to(TOP))} <= set(wheel)
-
-
-def test_source_distribution_builds_what_is_built_in_a_checkout(tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    source.mkdir()
-    for name in (*OURS, "pyproject.toml", "README.md", "LICENSE"):
-        subprocess.run(["cp", "-r", str(TOP / name), str(source)], check=True)
-    build = "import sys, setuptools.build_meta as build; print(build.build_sdist(sys.argv[1]))"
-    subprocess.run([sys.executable, "-c", build, str(tmp_path)], cwd=source, check=True, capture_output=True)
-    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
-        names = {name.partition("/")[2] for name in archive.getnames()}
-    sources = {str(path.relative_to(TOP)) for pattern in ("*.c", "*.h", "*.py") for name in OURS for path in (TOP / name).rglob(pattern)}
-    assert sources <= names, sources - names
-    assert {"LICENSE", "pyproject.toml", *(f"{name}/py.typed" for name in OURS)} <= names
-
-
-def test_wheel_tells_that_it_is_typed_and_licensed(wheel: list[str]) -> None:
-    for name in OURS:
-        assert f"{name}/py.typed" in wheel
-    assert any(name.endswith("licenses/LICENSE") for name in wheel)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from introspect.commands import Arguments, Command, CommandError, Context, Result, worded
+from introspect.commands import Arguments, Command, CommandError, Context, worded
 from introspect.commands.parameters import Candidate, ExitCodeKind, Field, parse_number
 from introspect.commands.render import columns
 from introspect.exitlog import RECORD_FACTS
@@ -131,7 +131,7 @@ class Catch:
                    examples=("tcatch msr w 0xc0000080 guest 2", "tcatch triple-fault")),
         )
 
-    def _run(self, context: Context, arguments: Arguments) -> Result:
+    def _run(self, context: Context, arguments: Arguments) -> Listing | Set:
         points = self.debugger.catchpoints.points
         action = arguments.choice(("delete", "enable", "disable", "ignore"))
         if action is None and arguments.words:
@@ -150,7 +150,7 @@ class Catch:
         self.debugger.catchpoints.arm()
         return Listing(tuple(points.values()))
 
-    def _once(self, context: Context, arguments: Arguments) -> Result:
+    def _once(self, context: Context, arguments: Arguments) -> Set:
         return self.set(arguments, once=True)
 
     def _known(self, arguments: Arguments) -> Catchpoint:

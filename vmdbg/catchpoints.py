@@ -189,10 +189,11 @@ class Catchpoint:
 
 
 class Caught(NamedTuple):
-    """Which thread was caught, and why in words."""
+    """Which thread was caught, why in words, and by which catchpoints."""
 
     thread: ThreadId
     text: str
+    points: tuple[Catchpoint, ...] = ()
 
 
 class Catchpoints:
@@ -273,7 +274,7 @@ class Catchpoints:
         self, sort: Sort, thread: ThreadId, facts: Facts, text: Callable[[], str], among: Sequence[Catchpoint] | None = None
     ) -> bool:
         """Whether one of them stops for it, of all of this sort or `among` some."""
-        found = []
+        found, points = [], []
         for point in [p for p in among or self._waiting[sort] if p.selects(facts)] if self.live else ():
             trouble = ""
             try:
@@ -289,9 +290,12 @@ class Catchpoints:
                 self.points.pop(point.number, None)
                 self._waiting[sort].remove(point)
             found.append(f"catchpoint {point.number}{trouble}")
+            points.append(point)
         if found:
-            before = f"{self._caught.text}; " if self._caught is not None else ""
-            self._caught = Caught(thread, f"{before}{', '.join(found)}: {text()}")
+            before = self._caught
+            words = f"{before.text}; " if before is not None else ""
+            earlier = before.points if before is not None else ()
+            self._caught = Caught(thread, f"{words}{', '.join(found)}: {text()}", (*earlier, *points))
         return bool(found)
 
     def _thread(self, cpu: Cpu) -> ThreadId:

@@ -180,10 +180,12 @@ class Fingerprint:
         self, *, code: int, switches: int, events: str, every: int, first: int, next: int,
         checkpoints: Sequence[tuple[int, str, str, str]],
     ) -> None:  # fmt: skip
-        """Go on as that run would have."""
+        """Go on as that run would have.  TypeError or ValueError for what `state` did not give."""
+        if min(every, next) < 1:
+            raise ValueError("no grid")
         self.sums.code, self.sums.switches, self._events = code, switches, bytes.fromhex(events)
-        self.every, self.first, self.next = every, first, next
-        self.checkpoints = [Checkpoint(*one) for one in checkpoints]
+        self.every, self.first, self.next = int(every), int(first), int(next)
+        self.checkpoints = [Checkpoint(int(tick), *map(str, rest)) for tick, *rest in checkpoints]
 
 
 class _Devices:

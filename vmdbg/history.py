@@ -6,6 +6,7 @@ import ctypes
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 from introspect.exitlog import ExitRecord
@@ -74,6 +75,10 @@ class KnownGuest:
         """Those that the ring keeps, oldest first."""
         return [_told(self.number, record) for record in self.ring.records()]
 
+    def newest(self, count: int) -> list[ExitRecord]:
+        """The last so many, if the ring keeps them, oldest first."""
+        return [_told(self.number, record) for record in reversed(list(islice(self.ring.latest(), count)))]
+
     def last_exit(self, cpu: int | None = None, *, refused: bool = False) -> Record:
         """The last exit, on one CPU or any, if it is among those kept: else one of number 0.
 
@@ -117,6 +122,8 @@ class History:
         self.witness: Witness | None = None
         self.fingerprint: Fingerprint | None = None
         self.trace: TextIO | None = None
+        self.recorders: list[Callable[[ExitRecord], None]] = []
+        """Who is given each exit as it happens: rings forget."""
         self.version = 0
         """Changes when a guest appears, goes, or is regrouped."""
         self._next = HOST + 1
@@ -126,7 +133,7 @@ class History:
     @property
     def attentive(self) -> bool:
         """Whether each world switch must come here at once."""
-        return self.watching or self.trace is not None or self.witness is not None
+        return self.watching or self.trace is not None or self.witness is not None or bool(self.recorders)
 
     def notice(self, cpu: Cpu, what: Notice, guest: Guest | None, text: str) -> None:
         """Note it, in the trace too; pause if it is one to stop for."""
@@ -326,8 +333,12 @@ class History:
         crossing.leave(owner.ring.add(*values), number)
         if self.witness is not None:
             self.witness.leaves(cpu, guest, number, code)
-        if self.trace is not None:
-            self.trace.write(_told(owner.number, Record(*values)).line() + "\n")
+        if self.trace is not None or self.recorders:
+            record = _told(owner.number, Record(*values))
+            for recorder in self.recorders:
+                recorder(record)
+            if self.trace is not None:
+                self.trace.write(record.line() + "\n")
 
     def left(self, cpu: Cpu, guest: Guest, rip: int) -> None:
         images = self.by_vmcb[guest.vmcb][0].images

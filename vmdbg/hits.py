@@ -12,6 +12,7 @@ from vmdbg.cpu.processor import Processor
 from vmdbg.inferiors import Inferiors
 from vmdbg.platform.clock import Clock
 from vmdbg.resumed import Resumed
+from vmdbg.stops import Why, WorldStop
 from vmdbg.watchpoints import Fired, Space, Watchpoint
 
 REASONS = {
@@ -83,7 +84,7 @@ class Hits:
         if number is None or self.clock.now == self.resumed_at or not self.resumed.acts(thread):
             return None
         self.breakpoints.ranges[number].hits += 1
-        return Stop(thread, text=f"[range {number} was entered at {pc:#x}]")
+        return WorldStop(thread, text=f"[range {number} was entered at {pc:#x}]", why=Why.RANGE)
 
     def fired(self, thread: ThreadId, fired: Sequence[Fired], pc: int | None) -> Stop | None:
         """A stop for the first watchpoint whose inferior was told to run; `thread` executed the instruction at `pc`."""
@@ -100,6 +101,6 @@ class Hits:
                 at = f", {self.inferiors.name(thread)} at {pc:#x}" if pc is not None else ""
                 text = f"[{point} was {how} by {by or 'an instruction'}{at}]"
             if point.number:
-                return Stop(where, text=text)
+                return WorldStop(where, text=text, why=Why.WATCHPOINT, points=(point,))
             return Stop(where, reason=REASONS[point.kind], address=point.address, text=text)
         return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, fields, is_dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -95,11 +95,13 @@ class Inputs:
         """For a snapshot, of JSON's types; `restore` takes it."""
         return {"chain": self.chain, "kinds": dict(self.kinds), "last": [[i.tick, i.what, i.data.hex()] for i in self.last]}
 
-    def restore(self, chain: str, kinds: Mapping[str, int], last: Iterator[tuple[int, str, str]]) -> None:
-        self.chain, self.kinds = chain, Counter(kinds)
+    def restore(self, chain: str, kinds: Mapping[str, int], last: Iterable[tuple[int, str, str]]) -> None:
+        """TypeError or ValueError for what `state` did not give."""
+        self.chain = str(chain)
+        self.kinds = Counter({str(what): int(count) for what, count in dict(kinds).items()})
         self.count = self.kinds.total()
         self.last.clear()
-        self.last.extend(Input(tick, what, bytes.fromhex(data)) for tick, what, data in last)
+        self.last.extend(Input(int(tick), str(what), bytes.fromhex(data)) for tick, what, data in last)
 
 
 class Identity:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from introspect.commands import Arguments, Context, Result, worded
+from introspect.commands import Arguments, Context, worded
 from vmdbg import spaces
 from vmdbg.boot.image import ImageError
 from vmdbg.history import HOST, KnownGuest
@@ -57,7 +57,7 @@ class InferiorCommands:
                    examples=("space gpa 2", "space gva 2")),
         )  # fmt: skip
 
-    def _guest(self, context: Context, arguments: Arguments) -> Result:
+    def _guest(self, context: Context, arguments: Arguments) -> Text:
         words = arguments.words
         if len(words) < 3 or words[0] not in ("name", "merge", "split", "parent"):
             rule = "guest takes name, merge, split or parent, and two more words"
@@ -96,7 +96,7 @@ class InferiorCommands:
         new = history.split(vmcb)
         return _changed(new, f"VMCB {vmcb:#x} is now guest {new.number}")
 
-    def _arch(self, context: Context, arguments: Arguments) -> Result:
+    def _arch(self, context: Context, arguments: Arguments) -> Text:
         words = arguments.words
         if len(words) != 2 or words[1] not in ("i386:x86-64", "i386", "i8086"):
             raise arguments.error(" ".join(words) or "nothing", "arch takes a pid and i386:x86-64, i386 or i8086")
@@ -106,7 +106,7 @@ class InferiorCommands:
         how = "connects again (disconnect, target extended-remote)" if pid == 1 else "attaches to it next"
         return Text(f"process {pid} has the registers of {words[1]} when gdb {how}", {"inferior": pid, "architecture": words[1]})
 
-    def _symbols(self, context: Context, arguments: Arguments) -> Result:
+    def _symbols(self, context: Context, arguments: Arguments) -> Text:
         words = arguments.words
         if len(words) not in (2, 3):
             raise arguments.error(" ".join(words) or "nothing", "symbols takes a pid, a file, and an offset if it is relocated")
@@ -125,7 +125,7 @@ class InferiorCommands:
         said = {"inferior": pid, "file": str(path), "offset": offset}
         return Text(f"process {pid} has the symbols of {path}: gdb loads them {how}", said)
 
-    def _space(self, context: Context, arguments: Arguments) -> Result:
+    def _space(self, context: Context, arguments: Arguments) -> Text:
         chosen, pid = arguments.choice(spaces.NAMES), self.monitor.thread.pid
         if arguments.words:
             word = arguments.words.pop(0)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from gdbstub.target import ThreadId
-from introspect.commands.devices import CachedPage
+from introspect.commands.devices import CachedEntry, CachedPage
 from introspect.expression import Space
 from introspect.iommu.state import Iommu
 from introspect.iommu.walk import locate
@@ -50,9 +50,22 @@ def iotlb(machine: Machine) -> Sequence[CachedPage]:
     ]
 
 
-def cached_entries(machine: Machine) -> Sequence[tuple[int, int]]:
-    """(number of the IOMMU, DeviceID) of device table entries that are kept."""
-    return [(unit.number, device) for unit in _units(machine) for device in unit.caches.devices]
+def cached_entries(machine: Machine) -> Sequence[CachedEntry]:
+    """Of device tables, interrupt tables and page directories that are kept."""
+    return [one for unit in _units(machine) for one in _entries(unit)]
+
+
+def _entries(unit: IommuUnit) -> Iterator[CachedEntry]:
+    caches, number = unit.caches, unit.number
+    for device, data in caches.devices.items():
+        yield CachedEntry(number, "device table", str(RequesterId(device)), unit.view.entry_address(device) or 0, data)
+    for device, entries in caches.interrupts.items():
+        for spa, data in entries.items():
+            yield CachedEntry(number, "interrupt table", str(RequesterId(device)), spa, data)
+    for (domain, pasid), kept in caches.directories.items():
+        who = f"domain {domain:#x}" + ("" if pasid is None else f", PASID {pasid:#x}")
+        for spa, data in kept.data.items():
+            yield CachedEntry(number, "page directory", who, spa, data)
 
 
 class DeviceScope(ThreadScope):

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from introspect.commands import Arguments, Command, Context, Result
+from introspect.commands import Arguments, Command, Context
 from introspect.commands.parameters import Choice, Number, Parameter, Requester
 from introspect.commands.render import columns, size_text
-from introspect.dev import DEV_CR, DEV_ERR_STATUS, DevMapper, DevRegisters, denied_pages
+from introspect.dev import DEV_CR, DEV_ERR_STATUS, DevRegisters, denied_pages
 from introspect.pci import RequesterId
 from introspect.skinit import SLB_SIZE, STATE_AFTER, TPM_FAILED, Launch
 from introspect.tpm import BANKS, PCRS, Algorithm
@@ -26,25 +26,6 @@ _TOLD = 16
 _SHOWN = 32
 """Bytes of the image that `skinit trace` shows."""
 _NO_TPM = Text("the machine has no TPM; --tpm gives it one")
-_NAMED = 4
-"""Devices that are named of a domain."""
-
-
-def device_mappers(machine: Machine) -> list[DevMapper]:
-    """What the devices of each domain reach, on a machine with a DEV; others have no tables of this kind."""
-    dev = machine.late_launch.dev
-    if dev is None:
-        return []
-    registers = dev.registers
-    on = bool(registers.cr & DEV_CR.DEVEN)
-    block = machine.late_launch.protection.base
-    blocked = [] if block is None else [(block, block + SLB_SIZE)]
-    found = []
-    for number, devices in _by_domain(machine, registers).items():
-        names = ", ".join(map(str, devices[:_NAMED])) + ", ..." * (len(devices) > _NAMED)
-        party = f"device{'s' * (len(devices) > 1)} {names} ({f'DEV domain {number}' if on else 'the DEV is off'})"
-        found.append(DevMapper(machine.ram, party, machine.ram.ranges, registers.domain(number) if on else None, blocked))
-    return found
 
 
 def _by_domain(machine: Machine, registers: DevRegisters) -> Mapping[int, list[RequesterId]]:
@@ -239,13 +220,13 @@ class LateLaunchCommands:
     def _late(self) -> LateLaunch:
         return self.debugger.machine.late_launch
 
-    def _trace(self, context: Context, arguments: Arguments) -> Result:
+    def _trace(self, context: Context, arguments: Arguments) -> LaunchView | Text:
         launch = self._late.last
         if launch is None:
             return Text("no SKINIT has been executed; `skinit verify` says what one would do")
         return LaunchView(launch, self._late.protection.base == launch.block.base)
 
-    def _pcr(self, context: Context, arguments: Arguments) -> Result:
+    def _pcr(self, context: Context, arguments: Arguments) -> PcrView | Text:
         if self._late.tis is None:
             return _NO_TPM
         number, word = arguments.get(self._number), arguments.get(self._bank)
@@ -254,10 +235,10 @@ class LateLaunchCommands:
         values = self._late.tis.tpm.pcrs.banks
         return PcrView({bank: {n: values[bank][n] for n in numbers} for bank in banks})
 
-    def _log(self, context: Context, arguments: Arguments) -> Result:
+    def _log(self, context: Context, arguments: Arguments) -> LogView | Text:
         return _NO_TPM if self._late.tis is None else LogView(tuple(self._late.tis.tpm.pcrs.log))
 
-    def _dev(self, context: Context, arguments: Arguments) -> Result:
+    def _dev(self, context: Context, arguments: Arguments) -> DevView:
         late, machine = self._late, self.debugger.machine
         block = late.protection.base
         if late.dev is None:

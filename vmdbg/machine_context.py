@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from gdbstub.target import ThreadId
 from introspect.commands import ExitRecord, GuestView, HostView
-from introspect.commands.devices import CachedPage
+from introspect.commands.devices import CachedEntry, CachedPage
 from introspect.commands.inferior_state import MapRange
+from introspect.dev import Barrier
 from introspect.exits import ExitCode
 from introspect.interception import OPTIONAL
 from introspect.iommu.state import Iommu
@@ -17,7 +19,6 @@ from introspect.msrs import MSRS
 from introspect.paging import NestedTranslation, PagingState, nested_translate
 from introspect.processor_state import ProcessorState
 from introspect.registers import CR4
-from introspect.reverse_map import Mapper
 from introspect.rules import Processor as RuleProcessor
 from introspect.sources import Memory
 from introspect.symbols import Symbols
@@ -26,7 +27,6 @@ from vmdbg import io_views
 from vmdbg.contexts import GENERAL, Context, LiveContext, SavedContext
 from vmdbg.cpu.processor import Processor
 from vmdbg.history import HOST, KnownGuest
-from vmdbg.late_launch_commands import device_mappers
 from vmdbg.leakwatch import LeakWatch
 from vmdbg.machine import Machine
 from vmdbg.platform.clock import TICKS_PER_SECOND
@@ -54,6 +54,8 @@ _REMEMBERED = 16
 _LOADERS = ("the boot area", "the multiboot information", "the initrd", "module ")
 """What the names of those parts of an image begin with that are not the hypervisor's own: it reads them once, or gives them to
 guests."""
+_paging = lru_cache(64)(PagingState)
+"""Of the hypervisor: it is asked for with each command, and hardly ever changes."""
 
 
 def _rip(context: Context) -> int:
@@ -104,9 +106,11 @@ class MachineContext:
         return self.debugger.machine.ram
 
     @property
-    def mappers(self) -> Sequence[Mapper]:
-        """What confines devices, for `who-maps` and `audit isolation`."""
-        return device_mappers(self.debugger.machine)
+    def barrier(self) -> Barrier:
+        """Implements `introspect.commands.devices.Guarded`."""
+        machine = self.debugger.machine
+        dev, block = machine.late_launch.dev, machine.late_launch.protection.base
+        return Barrier(machine.ram, machine.ram.end, None if dev is None else dev.registers, block)
 
     @property
     def iommus(self) -> Sequence[Iommu]:
@@ -122,7 +126,7 @@ class MachineContext:
         """Implements `introspect.commands.devices.IoCaches`."""
         return io_views.iotlb(self.debugger.machine)
 
-    def cached_entries(self) -> Sequence[tuple[int, int]]:
+    def cached_entries(self) -> Sequence[CachedEntry]:
         """Likewise."""
         return io_views.cached_entries(self.debugger.machine)
 
@@ -131,26 +135,23 @@ class MachineContext:
         index = self.thread.tid - 1 if self.thread.pid == 1 else 0
         return self.debugger.context(ThreadId(1, min(index, len(self.debugger.machine.cpus) - 1) + 1))
 
-    @property
-    def _host(self) -> tuple[int, int, int, int]:
-        """CR0, CR3, CR4 and EFER of the hypervisor, also while a guest runs on its CPU."""
-        cr0, cr3, cr4, efer = (self._host_context.read(name) or 0 for name in ("cr0", "cr3", "cr4", "efer"))
-        return cr0, cr3, cr4, efer
+    @staticmethod
+    def _modes(context: Context) -> tuple[int, int, int, int]:
+        """CR0, CR3, CR4 and EFER."""
+        return context.read("cr0") or 0, context.read("cr3") or 0, context.read("cr4") or 0, context.read("efer") or 0
 
     @property
     def processor(self) -> RuleProcessor:
-        cr0, _, cr4, efer = self._host
+        cr0, _, cr4, efer = self._modes(self._host_context)
         return known_processor(self.debugger.machine, cr0, cr4, efer)
 
     @property
     def host(self) -> HostView:
-        paging = PagingState(*self._host, maxphyaddr=self.debugger.machine.config.physical_bits)
-        image = tuple(
-            (segment.address, segment.end) for segment in self.debugger.machine.image.segments
-            if not segment.name.startswith(_LOADERS)
-        )  # fmt: skip
-        saves = tuple(cpu.state.field("vm_hsave") & ~0xFFF for cpu in self.debugger.machine.cpus)
-        return HostView(paging=paging, caching=self._host_context.caching(), image=image, saves=saves)
+        machine, context = self.debugger.machine, self._host_context
+        paging = _paging(*self._modes(context), maxphyaddr=machine.config.physical_bits)
+        image = [(part.address, part.end) for part in machine.image.segments if not part.name.startswith(_LOADERS)]
+        saves = [cpu.state.field("vm_hsave") & ~0xFFF for cpu in machine.cpus]
+        return HostView(paging=paging, caching=context.caching(), image=tuple(image), saves=tuple(saves))
 
     @property
     def guests(self) -> Sequence[GuestView]:

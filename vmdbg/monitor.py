@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from gdbstub.target import TargetError, ThreadId
-from introspect.commands import Arguments, CommandError, Context, Result, default_registry, exit_status, worded
+from introspect.commands import Arguments, CommandError, Context, default_registry, exit_status, worded
 from introspect.commands.parameters import AddressWord, parse_number
 from introspect.commands.registry import error_json
 from introspect.commands.render import columns
@@ -42,6 +42,7 @@ class Monitor(MachineContext):
     def __init__(self, debugger: Debugger) -> None:
         super().__init__(debugger)
         self.registry = default_registry()
+        self.points = PointCommands(self)
         for command in (
             worded("stop-on", "stop-on vmexit CODE [GUEST] | vmrun-fail | shutdown | stale | nothing",
                     "Stop at the next #VMEXIT with this code, or at what a hypervisor does wrong.\n"
@@ -56,7 +57,7 @@ class Monitor(MachineContext):
                     "memory at the address for one's that has.\n"
                     "  tracepoints 3 2  tracepoint 3 is one of guest 2", self._tracepoints,
                    examples=("tracepoints", "tracepoints --json")),
-            *PointCommands(self).commands(),
+            *self.points.commands(),
             worded("why", "why", "Why it stopped, VMRUN failed, a guest shut down, or something was refused.", self._why,
                    examples=("why", "why --json")),
             worded("time", "time", "Guest time in ticks (bytes of code executed).", self._time,
@@ -145,7 +146,7 @@ class Monitor(MachineContext):
 
     # Commands of the machine
 
-    def _stop_on(self, context: Context, arguments: Arguments) -> Result:
+    def _stop_on(self, context: Context, arguments: Arguments) -> Text:
         words = arguments.words
         history = self.debugger.history
         if len(words) == 1 and words[0] in (*Notice, "nothing"):
@@ -165,7 +166,7 @@ class Monitor(MachineContext):
     def _stops(self, words: str, catchpoint: object = None) -> Text:
         return Text(words, {"stops_on": sorted(self.debugger.history.stop_on), "catchpoint": catchpoint})
 
-    def _tracepoints(self, context: Context, arguments: Arguments) -> Result:
+    def _tracepoints(self, context: Context, arguments: Arguments) -> Text:
         debugger = self.debugger
         debugger.flush_trace()
         if arguments.words:
@@ -189,7 +190,7 @@ class Monitor(MachineContext):
         ]
         return Text("\n".join([*columns(rows), state]), {"running": debugger.trace.running, "tracepoints": listed})
 
-    def _why(self, context: Context, arguments: Arguments) -> Result:
+    def _why(self, context: Context, arguments: Arguments) -> Text:
         arguments.done()
         machine = self.debugger.machine
         stop = self.debugger.running.why()
@@ -199,7 +200,7 @@ class Monitor(MachineContext):
             reasons.append(machine.ended)
         return Text("\n".join(reasons) or "nothing was refused so far", {"reasons": reasons})
 
-    def _time(self, context: Context, arguments: Arguments) -> Result:
+    def _time(self, context: Context, arguments: Arguments) -> Text:
         arguments.done()
         now = self.debugger.machine.clock.now
         return Text(f"{now} ticks", {"ticks": now})

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from introspect.commands import Arguments, Command, CommandError, Context, Result
+from introspect.commands import Arguments, Command, CommandError, Context
 from introspect.commands.devices import iommu_of
 from introspect.commands.iommu import WalkedIo, try_access
 from introspect.commands.iommu_interrupts import Tried, try_message
@@ -275,7 +275,7 @@ class PciCommands:
             Command("irq try", self._irq_try, "Say which interrupt a device's message would be, without a side effect.",
                     (self._who, self._address, self._word),
                     "A message is a write of four bytes to 0xfeexxxxx; an IOMMU may make another of it.",
-                    ("irq try 00:03.0 0xfee01000 0x4041", "irq try 00:03.0 0xfee00000 0x400")),
+                    ("irq try 00:03.0 0xfee00000 0", "irq try 00:03.0 0xfee00000 0x400")),
             Command("dma", self._dma, "Read or write as a device would: any requester, any address.",
                     (self._who, self._address, self._length, self._way, self._data),
                     "It happens now, with all that follows from it: a write of four bytes to 0xfeexxxxx is an interrupt\n"
@@ -283,7 +283,7 @@ class PciCommands:
                     ("dma 00:03.0 0xe0000 16 r", "dma 05:00.1 0x5000 4 w cafe")),
         )  # fmt: skip
 
-    def _pci(self, context: Context, arguments: Arguments) -> Result:
+    def _pci(self, context: Context, arguments: Arguments) -> Decoded | Tree:
         root = self.debugger.machine.chipset.root
         address = arguments.get(self._function)
         if address is None:
@@ -311,7 +311,7 @@ class PciCommands:
             raise CommandError(str(where), "a device knows no linear or guest-physical addresses", "write iova:0x1000")
         return arguments[self._who], where.offset, arguments[self._length], arguments[self._way] == "w"
 
-    def _try(self, context: Context, arguments: Arguments) -> Result:
+    def _try(self, context: Context, arguments: Arguments) -> Transaction:
         who, address, length, write = self._asked(context, arguments)
         iommu = iommu_of(context, who)
         walk = try_access(context, iommu, who, address, length, write) if iommu is not None and iommu.enabled else None
@@ -322,7 +322,7 @@ class PciCommands:
         pieces = tuple((int(spa), size) for spa, size in spans)
         return Transaction(str(who), address, length, write, False, pieces, "", "", walk=walk)
 
-    def _irq_try(self, context: Context, arguments: Arguments) -> Result:
+    def _irq_try(self, context: Context, arguments: Arguments) -> Interrupt:
         who, where, data = arguments[self._who], arguments[self._address].locate(context, context.host), arguments[self._word]
         machine, iommu = self.debugger.machine, iommu_of(context, who)
         walk = None
@@ -337,7 +337,7 @@ class PciCommands:
                 cpu.index for cpu in machine.cpus if cpu.lapic.matches(message.dest, message.logical, message.wide)))
             for message in found), "", walk)  # fmt: skip
 
-    def _dma(self, context: Context, arguments: Arguments) -> Result:
+    def _dma(self, context: Context, arguments: Arguments) -> Transaction:
         who, address, length, write = self._asked(context, arguments)
         data = _bytes(arguments, self._data, length) if write else b""
         if not write and arguments.given(self._data):

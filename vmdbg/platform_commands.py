@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from introspect.commands import Arguments, Command, CommandError, Context, Result
+from introspect.commands import Arguments, Command, CommandError, Context
 from introspect.commands.inferior_state import MapRange
 from introspect.commands.parameters import Candidate, Number, Parameter, Text
 from introspect.commands.render import columns, members, size_text
@@ -151,13 +151,13 @@ class PlatformCommands:
         return self.debugger.machine
 
     def _single(self, name: str, what: str) -> Command:
-        def run(context: Context, arguments: Arguments) -> Result:
+        def run(context: Context, arguments: Arguments) -> Devices:
             return self._named_device(name)
 
         return Command(name, run, f"Show what {what} holds now." if not what.endswith("s") else f"Show what {what} hold now.", (),
                        f"The same as `devices {name}`.", (name, f"{name} --json"))  # fmt: skip
 
-    def _mtree(self, context: Context, arguments: Arguments) -> Result:
+    def _mtree(self, context: Context, arguments: Arguments) -> MapView:
         machine = self.machine
         ports = (MapRange(claim.first, claim.last, "port", _name(claim.device)) for claim in machine.bus.port_claims())
         return MapView(tuple(physical_map(machine)), tuple(ports))
@@ -169,11 +169,11 @@ class PlatformCommands:
             raise CommandError(name, "the machine has no such device", f"it has {', '.join(view.name for view in known)}")
         return Devices(found, True)
 
-    def _show(self, context: Context, arguments: Arguments) -> Result:
+    def _show(self, context: Context, arguments: Arguments) -> Devices:
         name = arguments.get(self._named)
         return Devices(tuple(_devices(self.machine)), False) if name is None else self._named_device(name)
 
-    def _lapic(self, context: Context, arguments: Arguments) -> Result:
+    def _lapic(self, context: Context, arguments: Arguments) -> Devices:
         cpu = arguments.get(self._cpu)
         if cpu is not None:
             return self._named_device(f"lapic{cpu}")

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from gdbstub.target import BreakpointKind, TargetError
-from introspect.commands import Arguments, Command, Context, Result, worded
+from introspect.commands import Arguments, Command, Context, worded
 from introspect.commands.parameters import AddressWord, parse_number
 from introspect.commands.render import columns
 from introspect.expression import Space as AnySpace
 from vmdbg.breakpoints import Rule
 from vmdbg.results import Text
-from vmdbg.watchpoints import Space
+from vmdbg.watchpoints import Space, Watchpoint
 
 if TYPE_CHECKING:
     from vmdbg.monitor import Monitor
@@ -64,7 +64,7 @@ class PointCommands:
             examples=("break-range host:handle_exit host:handle_exit+0x10", "break-range delete 1"),
         )  # fmt: skip
 
-    def _breakpoints(self, context: Context, arguments: Arguments) -> Result:
+    def _breakpoints(self, context: Context, arguments: Arguments) -> Text:
         breakpoints, watchpoints = self._debugger.breakpoints, self._debugger.watchpoints
         chosen = arguments.choice(tuple(Rule))
         if arguments.words:
@@ -101,7 +101,7 @@ class PointCommands:
             raise arguments.error(word, f"there are no points in the space {where.space}", f"choose {', '.join(Space)}")
         return where.owner.number, Space(where.space), where.offset
 
-    def _watch(self, context: Context, arguments: Arguments) -> Result:
+    def _watch(self, context: Context, arguments: Arguments) -> Text:
         watchpoints = self._debugger.watchpoints
         if arguments.choice(("delete",)):
             number = arguments.number("N")
@@ -129,13 +129,17 @@ class PointCommands:
         length = arguments.number("LENGTH", 1, 4096) if arguments.words and parse_number(arguments.words[0]) is not None else 8
         access = _ACCESSES[arguments.choice(_ACCESSES) or "w"]
         arguments.done()
-        thread = self._monitor.thread if self._monitor.thread.pid == pid else self._debugger.who.first_thread(pid)
-        point = watchpoints.add(access, space, address, length, pid, self._debugger.context(thread))
+        point = self.watch(access, space, address, length, pid)
         where = ", ".join(f"{spa:#x}" for spa, _ in point.pieces)
         there = f", which is spa {where}" if space != Space.SPA else ""
         return Text(f"watchpoint {point.number}: {length} bytes at {space}:{address:#x}{there}", {"number": point.number})
 
-    def _range(self, context: Context, arguments: Arguments) -> Result:
+    def watch(self, access: BreakpointKind, space: Space, address: int, length: int, pid: int) -> Watchpoint:
+        """Set a numbered one. TargetError where the address leads nowhere that can be watched."""
+        thread = self._monitor.thread if self._monitor.thread.pid == pid else self._debugger.who.first_thread(pid)
+        return self._debugger.watchpoints.add(access, space, address, length, pid, self._debugger.context(thread))
+
+    def _range(self, context: Context, arguments: Arguments) -> Text:
         breakpoints = self._debugger.breakpoints
         if arguments.choice(("delete",)):
             number = arguments.number("N")

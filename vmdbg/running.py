@@ -36,6 +36,7 @@ from vmdbg.inferiors import Inferiors
 from vmdbg.machine import Event, Machine
 from vmdbg.resumed import Resumed
 from vmdbg.stepping import Place, Stepping
+from vmdbg.stops import Why, WorldStop
 from vmdbg.watchpoints import Watchpoints
 
 if TYPE_CHECKING:
@@ -220,6 +221,7 @@ class Running:
 
     def _advance(self) -> StubEvent | None:
         """Run a little; an event if something happened that the client must know."""
+        self.holds.note()
         for thread in [thread for thread in self._steppings if not self.inferiors.alive(thread.pid)]:
             del self._steppings[thread]
         if self.deadline is not None and self.machine.clock.now >= self.deadline and self.resumed.awaited:
@@ -236,7 +238,7 @@ class Running:
 
     def _at_deadline(self) -> Stop:
         text, self.deadline = f"[guest time {self.deadline} is reached]", None
-        return Stop(self.resumed.reported(self.inferiors.thread_on(self.machine.cpu)), text=text)
+        return WorldStop(self.resumed.reported(self.inferiors.thread_on(self.machine.cpu)), text=text, why=Why.DEADLINE)
 
     def _run(self, breakpoints: bool, watch: Collection[Processor] = ()) -> StubEvent | None:
         """Run for about `SLICE_SECONDS`: what that is in guest time, world switches and devices decide."""
@@ -332,7 +334,7 @@ class Running:
         vcpu, host = self.history.by_vmcb[guest.vmcb][1], ThreadId(HOST, cpu.index + 1)
         if self.arrivals.pending or self.holds.stops(thread) or thread in self.trace.stepping:
             cpu.pause = True
-            self.holds.tell(cpu)
+            cpu.hold = self.holds.of(cpu)
         stepping = self._steppings.get(thread)
         if stepping is not None:
             event = guest.eventinj
@@ -360,7 +362,7 @@ class Running:
             text = ", which stands still" if thread in self.holds else (
                 f": it does not run for gdb. `attach {number}` in a new inferior, or resume it, too (schedule-multiple)"
             )  # fmt: skip
-        self._exit_stop = Stop(told, text=f"[VMRUN has entered guest {number}{text}]")
+        self._exit_stop = WorldStop(told, text=f"[VMRUN has entered guest {number}{text}]", why=Why.WORLD_SWITCH)
         self._entering = cpu.pause = True
 
     def _on_exit(self, cpu: Processor, thread: ThreadId, code: int) -> None:
@@ -390,7 +392,7 @@ class Running:
 
     def _stop_behind_exit(self, cpu: Processor, thread: ThreadId, text: str) -> None:
         """Stop at the hypervisor's first instruction behind VMRUN, and say so of this thread."""
-        self._exit_stop = Stop(self.resumed.reported(thread), text=text)
+        self._exit_stop = WorldStop(self.resumed.reported(thread), text=text, why=Why.WORLD_SWITCH)
         cpu.pause = True
 
     def _happened(self, event: Event) -> StubEvent | None:
@@ -404,7 +406,7 @@ class Running:
             return caught
         if self.history.stopped_for and self.resumed.awaited:
             text, self.history.stopped_for = self.history.stopped_for, ""
-            return Stop(self.resumed.reported(self.inferiors.thread_on(cpu)), text=f"[{text}]")
+            return WorldStop(self.resumed.reported(self.inferiors.thread_on(cpu)), text=f"[{text}]", why=Why.NOTICE)
         if event == Event.BREAKPOINT:
             point = self.hits.at(cpu)
             if point is not None:
@@ -435,12 +437,16 @@ class Running:
     def _caught(self) -> Stop | None:
         """The stop of a catchpoint, if one was hit."""
         caught = self.catchpoints.take()
-        return Stop(self.resumed.reported(caught.thread), text=caught.text) if caught is not None else None
+        if caught is None:
+            return None
+        told = self.resumed.reported(caught.thread)
+        return WorldStop(told, text=caught.text, why=Why.CATCHPOINT, points=caught.points, about=caught.thread)
 
     def _machine_ended(self) -> StubEvent | None:
         machine = self.machine
         if any(cpu.shutdown for cpu in machine.cpus):
-            return Stop(self.resumed.reported(self.inferiors.thread_on(machine.cpu)), Signal.SEGV, text=machine.ended)
+            thread = self.resumed.reported(self.inferiors.thread_on(machine.cpu))
+            return WorldStop(thread, Signal.SEGV, text=machine.ended, why=Why.SHUTDOWN)
         if not self.ended:
             self.ended = True
             self._events += [Output(f"[{machine.ended}]\n"), Exited(HOST, (machine.exit_status or 0) & 0xFF)]

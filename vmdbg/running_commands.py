@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gdbstub.target import StepFlag
-from introspect.commands import Arguments, Context, Result, worded
+from introspect.commands import Arguments, Context, worded
 from introspect.commands.render import columns
 from vmdbg.history import HOST
 from vmdbg.results import Text
@@ -46,7 +46,7 @@ class RunningCommands:
                    examples=("sstep", "sstep 7")),
         )  # fmt: skip
 
-    def _follow(self, context: Context, arguments: Arguments) -> Result:
+    def _follow(self, context: Context, arguments: Arguments) -> Text:
         manner = self.debugger.running.resumed.manner
         chosen = arguments.choice(("guest", "host"))
         if arguments.words:
@@ -56,7 +56,7 @@ class RunningCommands:
         where = "in the hypervisor, behind VMRUN" if manner.follow_host else "at the guest's next instruction"
         return Text(f"a step that leaves a guest ends {where}", {"follow": "host" if manner.follow_host else "guest"})
 
-    def _step_into_guest(self, context: Context, arguments: Arguments) -> Result:
+    def _step_into_guest(self, context: Context, arguments: Arguments) -> Text:
         running = self.debugger.running
         number = None
         if arguments.words:
@@ -68,7 +68,7 @@ class RunningCommands:
         whose = "any guest" if number is None else f"guest {number}"
         return Text(f"the next VMRUN of {whose} stops at its first instruction: resume the hypervisor", {"guest": number})
 
-    def _stop_at(self, context: Context, arguments: Arguments) -> Result:
+    def _stop_at(self, context: Context, arguments: Arguments) -> Text:
         running, now = self.debugger.running, self.debugger.machine.clock.now
         if arguments.choice(("never",)):
             running.deadline = None
@@ -83,7 +83,7 @@ class RunningCommands:
         at = running.deadline
         return Text("no time to stop at is set" if at is None else f"stops at {at} ticks at the latest", {"ticks": at})
 
-    def _debug(self, context: Context, arguments: Arguments) -> Result:
+    def _debug(self, context: Context, arguments: Arguments) -> Text:
         manner = self.debugger.running.resumed.manner
         words = [word for word in ",".join(arguments.words).split(",") if word not in ("", "guest")]
         if words == ["all"]:
@@ -112,7 +112,7 @@ class RunningCommands:
             self.debugger.guest(number)
         return number
 
-    def _sstep(self, context: Context, arguments: Arguments) -> Result:
+    def _sstep(self, context: Context, arguments: Arguments) -> Text:
         if arguments.words:
             chosen = StepFlag(arguments.number("FLAGS", 0, sum(StepFlag)))
             arguments.done()

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from itertools import chain, groupby
 from typing import TYPE_CHECKING
 
-from introspect.commands import Arguments, Command, Context, Result
+from introspect.commands import Arguments, Command, Context
 from introspect.commands.context import HOST_NUMBER, GuestView
 from introspect.commands.parameters import Choice, Field, Flag, Guest, Number, Parameter
 from introspect.commands.render import columns, jsonable, size_text
 from introspect.tlb_audit import Audit, Stale, audit
 from introspect.vmcb import VMCB
 from introspect.vmcb_history import By, Change, Forgotten, Image, changes, forgotten, forgotten_in, net
+from vmdbg.catching import Set
 from vmdbg.leakwatch import LeakWatch, unswitched
 from vmdbg.results import Text
 from vmdbg.svm.images import MOST_TRIPS
@@ -243,7 +244,7 @@ class SwitchCommands:
             found[image.vmcb] = [*found.pop(image.vmcb, []), image]
         return found
 
-    def _diff(self, context: Context, arguments: Arguments) -> Result:
+    def _diff(self, context: Context, arguments: Arguments) -> VmcbDiff:
         guest = self._guest(arguments, _WHOSE)
         images = self._images(guest)
         numbers = {vmcb: [image.number for image in kept if image.at_exit] for vmcb, kept in images.items()}
@@ -267,12 +268,12 @@ class SwitchCommands:
         names = {step.rip: symbols.name(step.rip) for step in steps} if symbols is not None else {}
         return VmcbDiff(guest.name, vmcb, first, last or mine[-1], tuple(mine), steps, names, arguments.given(_NET))
 
-    def _watch(self, context: Context, arguments: Arguments) -> Result:
+    def _watch(self, context: Context, arguments: Arguments) -> Set:
         guest = arguments.get(_ANY)
         words = ["vmcb", arguments[_FIELD], *(["guest", str(guest.number)] if guest is not None else [])]
-        return self.monitor.registry.run_line(self.monitor, " ".join(["catch", *words]))
+        return self.monitor.catch.set(Arguments(context, self.monitor.registry.commands["catch"], words))
 
-    def _record(self, context: Context, arguments: Arguments) -> Result:
+    def _record(self, context: Context, arguments: Arguments) -> Text:
         history = self.monitor.debugger.history
         trips = arguments.get(_TRIPS)
         if trips is not None:
@@ -280,7 +281,7 @@ class SwitchCommands:
         kept = f"for the last {history.trips} VMRUNs and #VMEXITs of each guest" if history.trips else "never"
         return Text(f"The VMCB is kept {kept}", {"trips": history.trips})
 
-    def _clean_bits(self, context: Context, arguments: Arguments) -> Result:
+    def _clean_bits(self, context: Context, arguments: Arguments) -> CleanBits:
         machine = self.monitor.debugger.machine
         strict = any(cpu.vmcb_cache is not None for cpu in machine.cpus)
         checked, found = 0, list[CleanBit]()
@@ -305,14 +306,14 @@ class SwitchCommands:
                         found += [CleanBit(guest.number, vmcb, True, time, 0, cpu, strict, one) for one in forgotten(cached, now)]
         return CleanBits(checked, strict, tuple(found))
 
-    def _tlb(self, context: Context, arguments: Arguments) -> Result:
+    def _tlb(self, context: Context, arguments: Arguments) -> TlbAudit:
         machine = self.monitor.debugger.machine
         chosen = arguments.get(_ANY)
         asid = chosen.asid if chosen is not None else None
         strict = any(cpu.tlb is not None for cpu in machine.cpus)
         return TlbAudit(audit(machine.ram, chain.from_iterable(held_by(cpu, asid) for cpu in machine.cpus)), strict)
 
-    def _leak_record(self, context: Context, arguments: Arguments) -> Result:
+    def _leak_record(self, context: Context, arguments: Arguments) -> Text:
         history, machine = self.monitor.debugger.history, self.monitor.debugger.machine
         switch = arguments.get(_SWITCH)
         if switch == "on":

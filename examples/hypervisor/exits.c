@@ -172,6 +172,9 @@ static int on_hypercall(struct guest *guest)
         else
             guest->timer_vector = first;
         break;
+    case HYPERCALL_RELEASE:
+        vmcb->rax = npt_release(guest, first) ? 0 : NO_PAGE;
+        break;
     default:
         vmcb->rax = NO_PAGE;
     }

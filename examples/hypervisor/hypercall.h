@@ -11,6 +11,7 @@
 #define HYPERCALL_YIELD 2 /* let the others run */
 #define HYPERCALL_DONE  3 /* RBX: 0 if all went well; does not return */
 #define HYPERCALL_TIMER 4 /* RBX: vector, 32 to 255, to interrupt at every host tick; 0: no more. No EOI is wanted */
+#define HYPERCALL_RELEASE 5 /* RBX: guest-physical address of a 4 KiB page that is given back; the next touch brings an empty one */
 
 #define MSR_GUEST_NUMBER 0x40000000 /* read-only; outside the ranges of the MSR permission map, so always intercepted */
 

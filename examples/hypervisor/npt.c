@@ -49,6 +49,24 @@ int npt_fill(struct guest *guest, uint64_t gpa)
     return 1;
 }
 
+int npt_release(struct guest *guest, uint64_t gpa)
+{
+    if (guest_to_system(guest, gpa) == NO_PAGE || guest->kind->mapping == MAP_SHADOW)
+        return 0;
+    uint64_t *table = guest->table;
+    for (int level = 3; level > 0; level--) {
+        uint64_t entry = table[index_at(gpa, level)];
+        if (!(entry & PRESENT) || entry & LARGE)
+            return 0;
+        table = (uint64_t *)(entry & ADDRESS);
+    }
+    if (!(table[index_at(gpa, 0)] & PRESENT))
+        return 0;
+    table[index_at(gpa, 0)] = 0;
+    guest->vmcb->tlb_control = TLB_FLUSH_ALL; /* the guest would go on using what its TLB still holds (APM2 15.16.2) */
+    return 1;
+}
+
 void npt_show(const struct guest *guest, uint64_t gpa)
 {
     static const char *const names[] = {"PT", "PD", "PDPT", "PML4"};

@@ -11,6 +11,8 @@
 void npt_create(struct guest *guest);
 /* After a #NPF: map the page if it belongs to the guest. Returns 0 if it does not. */
 int npt_fill(struct guest *guest, uint64_t gpa);
+/* Take the 4 KiB page at `gpa` away, until npt_fill brings an empty one. Returns 0 if there is none, or it is part of a large one. */
+int npt_release(struct guest *guest, uint64_t gpa);
 /* Print the entry of each level on the way to `gpa`. */
 void npt_show(const struct guest *guest, uint64_t gpa);
 

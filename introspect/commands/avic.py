@@ -16,7 +16,7 @@ from introspect.avic import (
     logical_name,
     vectors,
 )
-from introspect.commands.context import Context, Result
+from introspect.commands.context import Context
 from introspect.commands.registry import Arguments, Command
 from introspect.commands.render import columns, jsonable
 from introspect.commands.which import WHICH, find_vmcb
@@ -163,7 +163,7 @@ def _logical(memory: Memory, table: int, dfr: int) -> tuple[Logical, ...] | None
     )  # fmt: skip
 
 
-def _avic(context: Context, arguments: Arguments) -> Result:
+def _avic(context: Context, arguments: Arguments) -> Avic:
     spa, owner, vmcb = find_vmcb(context, arguments)
     values = VMCB.decode(vmcb)
     backing, logical, physical = (

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from introspect.cfi import Cfi
-from introspect.commands.context import CommandError, Context, Result
+from introspect.commands.context import CommandError, Context
 from introspect.commands.inferior_state import OWNER, find_inferior
 from introspect.commands.parameters import Number, Parameter
 from introspect.commands.registry import Arguments, Command
@@ -44,7 +44,7 @@ class Backtrace:
 _LIMIT = Parameter("N", Number(1, MAX_FRAMES), optional=True, option="--frames", default=64, help="how many frames at most (64)")
 
 
-def _bt(context: Context, arguments: Arguments) -> Result:
+def _bt(context: Context, arguments: Arguments) -> Backtrace:
     subject = find_inferior(context, arguments)
     symbols = subject.symbols
     cfi = Cfi.load(symbols.path, symbols.offset) if symbols is not None and symbols.path is not None else None

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from introspect.commands.context import CommandError, Context, Result
+from introspect.commands.context import CommandError, Context
 from introspect.commands.inferior_state import OWNER, find_inferior
 from introspect.commands.parameters import Number, Parameter
 from introspect.commands.registry import Arguments, Command
@@ -70,7 +70,7 @@ _LEAF = Parameter("LEAF", Number(0, 0xFFFFFFFF), optional=True, help="EAX; witho
 _SUBLEAF = Parameter("SUBLEAF", Number(0, 0xFFFFFFFF), optional=True, help="ECX; without it all that are worth asking for")
 
 
-def _cpuid(context: Context, arguments: Arguments) -> Result:
+def _cpuid(context: Context, arguments: Arguments) -> Cpuid:
     subject, leaf, subleaf = find_inferior(context, arguments), arguments.get(_LEAF), arguments.get(_SUBLEAF)
     if not isinstance(context, HasCpuid):
         raise CommandError("cpuid", "memory does not tell what the processor was", "ask a live machine")

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from introspect.commands.context import CommandError, Context, Result
+from introspect.commands.context import CommandError, Context
 from introspect.commands.inferior_state import OWNER, InferiorState, find_inferior, unreadable
 from introspect.commands.parameters import Located, Number, Parameter
 from introspect.commands.registry import Arguments, Command
@@ -198,7 +198,7 @@ def _used(subject: InferiorState, index: int, local: bool) -> tuple[str, ...]:
     return tuple(name for name in names if subject.registers.get(f"{name}.selector", 0) & ~3 == wanted)
 
 
-def _segments(context: Context, arguments: Arguments, local: bool) -> Result:
+def _segments(context: Context, arguments: Arguments, local: bool) -> Table:
     subject = find_inferior(context, arguments)
     register = "ldtr" if local else "gdtr"
     base, limit = subject.require(f"{register}.base", f"{register}.limit")
@@ -216,18 +216,18 @@ def _segments(context: Context, arguments: Arguments, local: bool) -> Result:
     return Table("LDT" if local else "GDT", subject.title, base, limit, subject.mode.name, tuple(entries), end)
 
 
-def _gdt(context: Context, arguments: Arguments) -> Result:
+def _gdt(context: Context, arguments: Arguments) -> Table:
     return _segments(context, arguments, False)
 
 
-def _ldt(context: Context, arguments: Arguments) -> Result:
+def _ldt(context: Context, arguments: Arguments) -> Table:
     return _segments(context, arguments, True)
 
 
 _VECTOR = Parameter("N", Number(0, 255), option="--vector", only_option=True, help="this one only")
 
 
-def _idt(context: Context, arguments: Arguments) -> Result:
+def _idt(context: Context, arguments: Arguments) -> Vectors:
     subject, wanted = find_inferior(context, arguments), arguments.get(_VECTOR)
     base, limit = subject.require("idtr.base", "idtr.limit")
     real = subject.mode.real and not subject.registers.get("rflags", 0) & RFLAGS.VM
@@ -272,7 +272,7 @@ def _segment_bases(subject: InferiorState) -> dict[int, int]:
     return {at: found.base for at, found in table(data, False) if found.base is not None}
 
 
-def _tss(context: Context, arguments: Arguments) -> Result:
+def _tss(context: Context, arguments: Arguments) -> TaskState:
     subject = find_inferior(context, arguments)
     selector, attrib, base, limit = subject.require("tr.selector", "tr.attrib", "tr.base", "tr.limit")
     layout = task_state(attrib, subject.mode.long)

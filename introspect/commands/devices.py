@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from introspect.commands.context import CommandError, Context, HostView
+from introspect.dev import Barrier
 from introspect.iommu.registers import CONTROL, TABLE_BASE
 from introspect.iommu.state import EVERY_FEATURE, Iommu
 from introspect.iommu.walk import locate
@@ -14,7 +15,8 @@ from introspect.pci import RequesterId
 from introspect.sources import Memory
 
 __all__ = [
-    "CachedPage", "DeviceView", "Devices", "IoCaches", "device_names", "device_view", "given_iommu", "iommu_of", "iommus_of",
+    "CachedEntry", "CachedPage", "DeviceView", "Devices", "Guarded", "IoCaches", "barrier_of", "device_names", "device_view",
+    "given_iommu", "iommu_of", "iommus_of",
 ]  # fmt: skip
 
 ON = CONTROL.IommuEn | CONTROL.GTEn | CONTROL.GAMEn & -CONTROL.GAMEn
@@ -32,6 +34,14 @@ class Devices(Protocol):
         """Of the functions that are there, by DeviceID: what kind each is."""
 
 
+@runtime_checkable
+class Guarded(Protocol):
+    """A context that knows what denies devices memory behind all IOMMUs."""
+
+    @property
+    def barrier(self) -> Barrier: ...
+
+
 @dataclass(frozen=True, slots=True)
 class CachedPage:
     """A translation that an IOMMU keeps. `device` or `pasid` None: for any, or for requests without one."""
@@ -47,14 +57,25 @@ class CachedPage:
     writable: bool
 
 
+@dataclass(frozen=True, slots=True)
+class CachedEntry:
+    """An entry of a table that an IOMMU keeps: `kind` of table, `of` whom, `spa` where it is, `data` as it was read."""
+
+    iommu: int
+    kind: str
+    of: str
+    spa: int
+    data: bytes
+
+
 @runtime_checkable
 class IoCaches(Protocol):
     """A context that knows what its IOMMUs have cached."""
 
     def iotlb(self) -> Sequence[CachedPage]: ...
 
-    def cached_entries(self) -> Sequence[tuple[int, int]]:
-        """(number of the IOMMU, DeviceID) of each device table entry that is cached."""
+    def cached_entries(self) -> Sequence[CachedEntry]:
+        """Of device tables, interrupt tables and page directories."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +95,11 @@ class DeviceView(HostView):
 def iommus_of(context: Context) -> Sequence[Iommu]:
     """Those that are known; a dump has none."""
     return context.iommus if isinstance(context, Devices) else ()
+
+
+def barrier_of(context: Context) -> Barrier | None:
+    """A dump has none."""
+    return context.barrier if isinstance(context, Guarded) else None
 
 
 def device_names(context: Context) -> Mapping[int, str]:

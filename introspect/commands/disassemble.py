@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from introspect.commands.context import CommandError, Context, Result
+from introspect.commands.context import CommandError, Context
 from introspect.commands.inferior_state import OWNER, InferiorState, find_inferior, unreadable
 from introspect.commands.live import vmcb_registers
 from introspect.commands.parameters import Address, AddressWord, Located, Misfit, Number, Parameter
@@ -137,7 +137,7 @@ def _start(subject: InferiorState) -> int:
     return starts[-_BEFORE:][0] if aligned else pc
 
 
-def _disassemble(context: Context, arguments: Arguments) -> Result:
+def _disassemble(context: Context, arguments: Arguments) -> Disassembly:
     word, count = arguments.get(_WHERE), arguments[_COUNT]
     subject = find_inferior(context, arguments)
     where = Located(subject.owner, Space.GVA, 0) if word is None else word.locate(context, subject.owner)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from introspect.commands.context import CommandError, Context, GuestView, Result
+from introspect.commands.context import CommandError, Context, GuestView
 from introspect.commands.devices import DeviceView
 from introspect.commands.inferior_state import OWNER, InferiorState, find_inferior, unreadable
 from introspect.commands.parameters import Address, AddressWord, Expression, Format, Layout, Located, Number, Parameter, Physical
@@ -166,7 +166,7 @@ def _prefix(context: Context, where: Located, typed: str) -> str:
     return owner + space if where.owner.number != selected or (space and typed.startswith(owner)) else space
 
 
-def _examine(subject: InferiorState, where: Located, layout: Layout, typed: str = "") -> Result:
+def _examine(subject: InferiorState, where: Located, layout: Layout, typed: str = "") -> Examined:
     letter = layout.letter or "x"
     size = _SIZES[layout.size or {"a": "g" if subject.mode.code_bits == 64 else "w", "c": "b", "f": "g"}.get(letter, "w")]
     if letter == "f" and size < 4:
@@ -185,7 +185,7 @@ def _examine(subject: InferiorState, where: Located, layout: Layout, typed: str 
     return Examined(str(where), letter, size, tuple(items), end, str(where.space), _prefix(subject.context, where, typed), here)
 
 
-def _x(context: Context, arguments: Arguments) -> Result:
+def _x(context: Context, arguments: Arguments) -> Examined:
     layout, word, named = arguments[_FORMAT], arguments.get(_WHERE), arguments.get(OWNER)
     if word is None and layout.letter != "i":
         raise arguments.error("ADDRESS", "missing", "give an address")
@@ -194,7 +194,7 @@ def _x(context: Context, arguments: Arguments) -> Result:
     return _examine(InferiorState(context, where.owner), where, layout, word.text if word is not None else "")
 
 
-def _xp(context: Context, arguments: Arguments) -> Result:
+def _xp(context: Context, arguments: Arguments) -> Examined:
     word = arguments[_PHYSICAL]
     where = word.locate(context, context.host)
     if isinstance(where.owner, GuestView) and where.space == Space.SPA and str(Space.SPA) not in word.text.split(":"):
@@ -236,7 +236,7 @@ _WORDS = Parameter("N", Number(1, 4096), optional=True, option="--words", defaul
 _POINTERS = ("rsp", "rbp", "rax", "rbx", "rcx", "rdx", "rsi", "rdi", *(f"r{n}" for n in range(8, 16)))
 
 
-def _stack(context: Context, arguments: Arguments) -> Result:
+def _stack(context: Context, arguments: Arguments) -> Stack:
     subject, count = find_inferior(context, arguments), arguments[_WORDS]
     width = subject.mode.stack_bits // 8
     where = Located(subject.owner, Space.GVA, subject.sp)
@@ -277,7 +277,7 @@ _PRINT = Parameter("/FMT", Format("xduotzca", sizes=False), optional=True, help=
 _EXPRESSION = Parameter("EXPRESSION", Expression())
 
 
-def _print(context: Context, arguments: Arguments) -> Result:
+def _print(context: Context, arguments: Arguments) -> Value:
     layout, word = arguments.get(_PRINT), arguments[_EXPRESSION]
     subject = InferiorState(context, context.selected or context.host)
     value = word.value(context, subject.owner)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from introspect.commands.context import CommandError, Context, GuestView, HostView, Result
+from introspect.commands.context import CommandError, Context, GuestView, HostView
 from introspect.commands.parameters import Address, Candidate, File, Flag, Misfit, Owner, Parameter, parse_number
 from introspect.commands.registry import Arguments, Command
 from introspect.commands.render import jsonable, size_text
@@ -92,7 +92,7 @@ def _unwritten(path: str, error: OSError) -> CommandError:
     return CommandError(path, error.strerror or "it cannot be written", "choose a file that can be")
 
 
-def _save_core(context: Context, arguments: Arguments) -> Result:
+def _save_core(context: Context, arguments: Arguments) -> SavedCore:
     owner = arguments.get(_OWNER) or context.host
     path = arguments[_FILE]
     try:
@@ -115,7 +115,7 @@ def _pieces(
         done += count
 
 
-def _dump(context: Context, arguments: Arguments) -> Result:
+def _dump(context: Context, arguments: Arguments) -> Moved:
     path, length, holes = arguments[_FILE], arguments[_LENGTH], arguments[_HOLES]
     where = arguments[_ADDRESS].locate(context)
     part = Path(path + ".part")
@@ -151,7 +151,7 @@ def _dump(context: Context, arguments: Arguments) -> Result:
     return Moved(path, str(where), length, "dump", unreadable)
 
 
-def _load(context: Context, arguments: Arguments) -> Result:
+def _load(context: Context, arguments: Arguments) -> Moved:
     path = arguments[_FILE]
     where = arguments[_ADDRESS].locate(context)
     try:

@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from introspect.commands.context import Context, GuestView, HostView, Result
+from introspect.commands.context import Context, GuestView, HostView
 from introspect.commands.parameters import Flag, Parameter
 from introspect.commands.registry import Arguments, Command
 from introspect.commands.render import columns, jsonable
-from introspect.commands.scan import Attaching, scan_guests
+from introspect.commands.scan import Attaching, Scanned, scan_guests
 from introspect.exits import exit_name
 
 __all__ = ["COMMANDS"]
@@ -64,7 +64,7 @@ _SCAN = Parameter("SCAN", Flag(), optional=True, option="--scan", default=False,
 _EXPLAIN = Parameter("EXPLAIN", Flag(), optional=True, option="--explain", default=False, help="say what each score is made of")
 
 
-def _guests(context: Context, arguments: Arguments) -> Result:
+def _guests(context: Context, arguments: Arguments) -> Guests | Scanned:
     if arguments[_SCAN]:
         return scan_guests(context, arguments[_EXPLAIN])
     selected = context.selected

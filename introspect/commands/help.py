@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from introspect.commands.context import Context, Result
+from introspect.commands.context import Context
 from introspect.commands.parameters import Candidate, CommandName, Parameter
 from introspect.commands.registry import Arguments, Command, Registry, example_outputs
 from introspect.commands.render import columns
@@ -47,7 +47,7 @@ def _explain(command: Command) -> list[str]:
         lines += ["", *columns(rows, "  ")]
     for line in command.examples:
         lines += ["", f"> {line}"]
-        lines += example_outputs().get(line, "").split("\n") if line in example_outputs() else []
+        lines += [output] if (output := example_outputs().get(line)) else []
     return lines
 
 
@@ -59,7 +59,7 @@ def help_command(registry: Registry) -> Command:
 
     name = Parameter("COMMAND", CommandName(names), optional=True)
 
-    def run(context: Context, arguments: Arguments) -> Result:
+    def run(context: Context, arguments: Arguments) -> Help:
         words = (arguments.get(name) or "").split()
         if not words:
             return Help(tuple(registry.commands.values()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from introspect.commands.context import Context, Result
+from introspect.commands.context import Context
 from introspect.commands.devices import device_names
 from introspect.commands.iommu_choice import BASE, BDF, CHOICE, NO_IOMMU, choose, choose_one
 from introspect.commands.mappers import reverse_map
@@ -98,7 +98,7 @@ class State:
         return {"iommus": [unit.json() for unit in self.units]}
 
 
-def _state(context: Context, arguments: Arguments) -> Result:
+def _state(context: Context, arguments: Arguments) -> State:
     units = []
     for one in choose(context, arguments):
         used = sum(entry.last - entry.first + 1 for entry in entries(context.memory, one))
@@ -176,7 +176,7 @@ class DeviceList:
         return {"devices": [row.json() for row in self.rows], "left_out": self.left_out}
 
 
-def _devices(context: Context, arguments: Arguments) -> Result:
+def _devices(context: Context, arguments: Arguments) -> DeviceList:
     chosen, names = choose(context, arguments), device_names(context)
     guests = reverse_map(context, "nested page tables").mappers if chosen and context.guests else []
     rows: list[DeviceRow] = []
@@ -306,7 +306,7 @@ def fault_lines(fault: IoFault) -> Iterator[str]:
     yield f"   event {record & (1 << 64) - 1:#018x} {record >> 64:#018x}{f': {words}' if words else ''}"
 
 
-def _walk(context: Context, arguments: Arguments) -> Result:
+def _walk(context: Context, arguments: Arguments) -> WalkedIo:
     device = arguments[BDF]
     where = arguments[_IOVA].locate(context, context.host)
     access = arguments.get(_ACCESS) or "r"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from introspect.avic import APIC_ADDRESS
-from introspect.commands.context import CommandError, Context, Result
+from introspect.commands.context import CommandError, Context
 from introspect.commands.iommu import fault_json, fault_lines
 from introspect.commands.iommu_choice import BDF, CHOICE, choose_one
 from introspect.commands.parameters import Flag, Number, Parameter
@@ -70,7 +70,7 @@ class InterruptTable:
         return {**members(self), "slots": [one.json() for one in self.slots]}
 
 
-def _irt(context: Context, arguments: Arguments) -> Result:
+def _irt(context: Context, arguments: Arguments) -> InterruptTable:
     device = arguments[BDF]
     iommu = choose_one(context, arguments, device)
     if not iommu.enabled:
@@ -101,7 +101,7 @@ def _irt(context: Context, arguments: Arguments) -> Result:
             guest = vapics.get(GUEST_IRTE.get(value, "VAPICRoot") << 12, "") if size == 16 and value & IRTE.GuestMode else ""
             slots.append(Slot(index, root + index * size, value, irte_type(value, size).describe(value), guest))
     limit = arguments[_LIMIT] or len(slots)
-    state = f"{words}: {count} entries of {size} bytes at spa {root:#x}, {len(slots)} in use"
+    state = f"{words}: {count} {'entry' if count == 1 else 'entries'} of {size} bytes at spa {root:#x}, {len(slots)} in use"
     return InterruptTable(str(device), state, size, count, tuple(slots[:limit]), max(0, len(slots) - limit), unreadable)
 
 
@@ -174,7 +174,7 @@ def _delivered(one: Remapped, guest: str) -> str:
     return f"{one.mode_name} interrupt, vector {one.vector:#x}, {logical}destination {one.destination:#x}"
 
 
-def _try(context: Context, arguments: Arguments) -> Result:
+def _try(context: Context, arguments: Arguments) -> Tried:
     device, address = arguments[BDF], arguments[_ADDRESS]
     if not in_interrupt_range(address):
         raise CommandError(f"{address:#x}", "an interrupt message is a write to 0xfee00000-0xfeefffff", "`dma try` is for others")
@@ -205,6 +205,6 @@ COMMANDS = (
         "irq try", _try, "Say what an interrupt message of a device would become, without a side effect.",
         (BDF, _ADDRESS, _DATA, *CHOICE),
         "The message is a write of DATA to ADDRESS, as MSI and MSI-X registers have them.",
-        ("irq try 00:03.0 0xfee00000 0x41", "irq try 00:03.0 0xfee01000 0x400"),
+        ("irq try 00:03.0 0xfee00000 0", "irq try 00:03.0 0xfee01000 0x400"),
     ),
 )  # fmt: skip

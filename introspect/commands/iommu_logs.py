@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from introspect.commands.context import CommandError, Context, Result
+from introspect.commands.context import CommandError, Context
 from introspect.commands.iommu import fault_json, walk_lines
 from introspect.commands.iommu_choice import BASE, CHOICE, NO_IOMMU, choose
 from introspect.commands.parameters import Flag, Number, Parameter, Physical
@@ -144,7 +144,7 @@ class Events:
         return {"events": [one.json() for one in self.events]}
 
 
-def _events(context: Context, arguments: Arguments) -> Result:
+def _events(context: Context, arguments: Arguments) -> Events:
     found, known = [], False
     for iommu, ring in _rings(context, arguments, "event"):
         known = True
@@ -249,7 +249,7 @@ def _range_words(record: Record) -> str:
     return "  (all pages)" if end - first == 1 << 64 else f"  ({first:#x}-{end - 1:#x})"
 
 
-def _commands(context: Context, arguments: Arguments) -> Result:
+def _commands(context: Context, arguments: Arguments) -> CommandsList:
     found, known = [], False
     for iommu, ring in _rings(context, arguments, "command"):
         known = True

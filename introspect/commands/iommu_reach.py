@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from introspect.commands.context import CommandError, Context, Result
-from introspect.commands.devices import CachedPage, IoCaches, iommus_of
+from introspect.commands.context import CommandError, Context
+from introspect.commands.devices import CachedEntry, CachedPage, IoCaches, barrier_of, iommus_of
 from introspect.commands.iommu_choice import CHOICE, NO_IOMMU, choose, choose_one
 from introspect.commands.mappers import reverse_map
 from introspect.commands.parameters import Candidate, Flag, Misfit, Number, Parameter, Requester, parse_number
 from introspect.commands.registry import Arguments, Command
-from introspect.commands.render import amount_text, columns, jsonable, members, size_text
+from introspect.commands.render import amount_text, columns, members, size_text
 from introspect.commands.tables import going_on
 from introspect.expression import Space
 from introspect.iommu.devices import entries
@@ -20,12 +20,16 @@ from introspect.iommu.state import Iommu
 from introspect.iommu.structures import DTE
 from introspect.iommu.verdicts import DmaAccess, IoTranslation
 from introspect.iommu.walk import read_dte, translate
+from introspect.paging import ENTRY
 from introspect.pci import RequesterId
 from introspect.reverse_map import Mapper
 from introspect.runs import Runs, Spans, column, overlaps
+from introspect.sources import Unreadable
 
 __all__ = ["COMMANDS"]
 
+_MARKS = ENTRY.A | ENTRY.D
+"""What hardware itself changes in page table entries, the host's and a guest's."""
 _PIECES = 1 << 16
 """Of guests' RAM, as many as are counted."""
 
@@ -84,16 +88,23 @@ class Picture:
     bytes: int
     tables: int
     complete: bool
+    guard: str
+    """What else confines them; empty if nothing does."""
+    denied: int
+    """Bytes that are mapped, and yet out of reach because of that, or of SKINIT's protection."""
 
     def lines(self) -> Iterator[str]:
         pasid = f", PASID {self.pasid:#x}" if self.pasid is not None else ""
         domain = f", domain {DTE.get(self.dte, 'DomainID'):#x}" if self.dte & DTE.V else ", not translated"
         tables = f"{self.tables} table{'s' * (self.tables != 1)}"
-        yield f"{', '.join(self.devices)}{domain}{pasid}: {amount_text(self.bytes)} mapped, {tables}"
+        guard = f", {self.guard}" if self.guard else ""
+        yield f"{', '.join(self.devices)}{domain}{pasid}{guard}: {amount_text(self.bytes)} mapped, {tables}"
         head = ("start", "end", "size", "rights", "pages", "leads to", "of")
         yield from columns([head, *(one.row() for one in self.ranges)], "  ") if self.ranges else ("  nothing is mapped",)
         if self.left_out:
             yield f"  ... ({self.left_out} more ranges; --limit 0 lists all)"
+        if self.denied:
+            yield f"  {amount_text(self.denied)} more are mapped and out of reach: `dev` says why"
         if not self.complete:
             yield "  ? not all was looked at: the tables describe too much, or it took too long"
 
@@ -112,34 +123,41 @@ class Map:
         return {"maps": [one.json() for one in self.pictures]}
 
 
-def _map(context: Context, arguments: Arguments) -> Result:
+def _map(context: Context, arguments: Arguments) -> Map:
     who = arguments[_WHO]
-    found: dict[tuple[int, int], list[str]] = {}
+    found: dict[tuple[int, int, int], list[str]] = {}
+    barrier = barrier_of(context)
     units: dict[int, Iommu] = {}
     if isinstance(who, RequesterId):
         iommu = choose_one(context, arguments, who)
         dte = read_dte(context.memory, iommu, who) if iommu.enabled else 0
         if not isinstance(dte, int):
             raise CommandError(str(who), dte.value, "`iommu` says where the device table is, and how long")
-        found[iommu.index, dte], units[iommu.index] = [str(who)], iommu
+        domain = barrier.domain_of(who) if barrier is not None else 0
+        found[iommu.index, dte, domain], units[iommu.index] = [str(who)], iommu
     else:
         for iommu in choose(context, arguments):
             units[iommu.index] = iommu
-            for entry in entries(context.memory, iommu):
+            for entry in entries(context.memory, iommu, barrier.apart if barrier is not None else frozenset()):
                 if entry.dte & DTE.V and DTE.get(entry.dte, "DomainID") == who:
-                    found.setdefault((iommu.index, entry.dte & (1 << 128) - 1), []).append(entry.text())
+                    domain = barrier.domain_of(entry.first) if barrier is not None else 0
+                    found.setdefault((iommu.index, entry.dte & (1 << 128) - 1, domain), []).append(entry.text())
         if not found:
             raise CommandError(f"{who:#x}", "no device table entry has this domain", "`iommu devices` lists them")
     guests = reverse_map(context, "nested page tables").mappers if context.guests else []
     limit, linear = arguments[_LIMIT] or 1 << 32, arguments.given(_LINEAR)
     pictures = []
-    for (index, dte), devices in found.items():
-        space = IoSpace(context.memory, units[index], dte, pasid=arguments.get(_PASID), progress=going_on(context, "I/O tables"))
+    for (index, dte, domain), devices in found.items():
+        space = IoSpace(
+            context.memory, units[index], dte, pasid=arguments.get(_PASID), progress=going_on(context, "I/O tables"),
+            left=barrier.left(domain) if barrier is not None else None,
+        )  # fmt: skip
         ranges = list(space.ranges(linear=linear or bool(guests)))
         shown = tuple(Reached(one, tuple(_landing(one, guests))) for one in ranges[:limit])
         tables = len(space.tables().spa)
         pictures.append(Picture(
-            tuple(devices), dte, space.pasid, shown, len(ranges) - len(shown), space.bytes_mapped, tables, space.complete
+            tuple(devices), dte, space.pasid, shown, len(ranges) - len(shown), space.bytes_mapped, tables, space.complete,
+            barrier.words(domain) if barrier is not None else "", space.bytes_denied,
         ))  # fmt: skip
     return Map(tuple(pictures))
 
@@ -179,9 +197,30 @@ class Cached:
 
 
 @dataclass(frozen=True, slots=True)
+class CachedWord:
+    entry: CachedEntry
+    now: bytes | None
+    """What memory has there by now; None where it is as it was, but for accessed and dirty bits."""
+
+    def row(self) -> tuple[str, ...]:
+        one = self.entry
+        value = int.from_bytes(one.data, "little")
+        mark = f"! stale: {int.from_bytes(self.now, 'little'):#x} by now" if self.now is not None else ""
+        return (str(one.iommu), one.kind, one.of, f"spa {one.spa:#x}", f"{value:#x}", mark)
+
+    def json(self) -> dict[str, object]:
+        one, now = self.entry, self.now
+        return {
+            "iommu": one.iommu, "kind": one.kind, "of": one.of, "spa": one.spa,
+            "value": f"{int.from_bytes(one.data, 'little'):#x}",
+            "now": None if now is None else f"{int.from_bytes(now, 'little'):#x}",
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
 class Tlb:
     pages: tuple[Cached, ...]
-    entries: tuple[tuple[int, int], ...]
+    entries: tuple[CachedWord, ...]
     left_out: int
     known: bool = field(repr=False, default=True)
 
@@ -190,18 +229,18 @@ class Tlb:
             return NO_IOMMU
         head = ("IOMMU", "domain", "device", "PASID", "iova", "size", "rights", "leads to", "")
         lines = columns([head, *(one.row() for one in self.pages)]) if self.pages else ["the IOTLB is empty"]
+        if self.entries:
+            lines += columns([("IOMMU", "entry of a", "of", "at", "value", ""), *(one.row() for one in self.entries)])
         if self.left_out:
             lines.append(f"... ({self.left_out} more)")
-        if self.entries:
-            lines.append("device table entries: " + ", ".join(str(RequesterId(device)) for _, device in self.entries))
         return "\n".join(lines)
 
     def json(self) -> object:
         return {"pages": [{**members(one.page), "stale": one.stale} for one in self.pages],
-                "entries": jsonable(self.entries), "left_out": self.left_out}  # fmt: skip
+                "entries": [one.json() for one in self.entries], "left_out": self.left_out}  # fmt: skip
 
 
-def _tlb(context: Context, arguments: Arguments) -> Result:
+def _tlb(context: Context, arguments: Arguments) -> Tlb:
     units = {one.index: one for one in iommus_of(context)}
     if not units:
         return Tlb((), (), 0, known=False)
@@ -209,7 +248,19 @@ def _tlb(context: Context, arguments: Arguments) -> Result:
         raise CommandError("iommu tlb", "what an IOMMU keeps is known on a live machine alone", "`iommu walk` reads the tables")
     pages, limit = context.iotlb(), arguments[_LIMIT] or 1 << 32
     shown = tuple(Cached(one, _stale(context, units[one.iommu], one)) for one in pages[:limit] if one.iommu in units)
-    return Tlb(shown, tuple(context.cached_entries()), max(0, len(pages) - limit))
+    entries = context.cached_entries()
+    words = tuple(CachedWord(one, _now(context, one)) for one in entries[:limit])
+    return Tlb(shown, words, max(0, len(pages) - limit) + max(0, len(entries) - limit))
+
+
+def _now(context: Context, one: CachedEntry) -> bytes | None:
+    try:
+        now = context.memory.read(one.spa, len(one.data))
+    except Unreadable:
+        return b""
+    marks = _MARKS if one.kind == "page directory" else 0
+    changed = (int.from_bytes(now, "little") ^ int.from_bytes(one.data, "little")) & ~marks
+    return now if changed else None
 
 
 def _stale(context: Context, iommu: Iommu, one: CachedPage) -> str:
@@ -241,13 +292,15 @@ COMMANDS = (
         "iommu map", _map, "List everything that a device or a domain reaches, with the guests' RAM that it ends in.",
         (_WHO, _PASID, _LINEAR, _LIMIT, *CHOICE),
         "Neighbours with the same rights are one range, whatever their page sizes; where there are guests, only those that lead\n"
-        "on linearly. The interrupt range, and special addresses that the entry does not have translated, are left out.",
+        "on linearly. The interrupt range, and special addresses that the entry does not have translated, are left out; so is\n"
+        "what a DEV denies the device, and a block that SKINIT protects.",
         ("iommu map 00:03.0", "iommu map 00:03.0 --limit 4"),
     ),
     Command(
         "iommu tlb", _tlb, "List what the IOMMUs keep of their tables, and what of it is stale.", (_LIMIT,),
-        "Without `--iommu-cache strict` a machine keeps nothing that its tables do not say any more. Strict, what is stale is\n"
-        "an invalidation that the hypervisor forgot.",
+        "Translations, and with `--iommu-cache strict` entries of device tables, interrupt tables and page directories. Without\n"
+        "that a machine keeps nothing that its tables do not say any more. Strict, what is stale is an invalidation that is\n"
+        "still due, or was forgotten; `stop-on stale` stops where it is used.",
         ("iommu tlb", "iommu tlb --limit 8"),
     ),
 )  # fmt: skip

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from introspect.commands.context import HOST_NUMBER, Context, Result
+from introspect.commands.context import HOST_NUMBER, Context
 from introspect.commands.registry import Arguments, Command
 from introspect.commands.render import jsonable
 from introspect.commands.which import WHICH, find_vmcb
@@ -67,7 +67,7 @@ def _evidence(one: Evidence) -> str:
     return f"{one.name} {one.value:#x} at the VMRUN at {one.time}{after}{own}"
 
 
-def _leaks(context: Context, arguments: Arguments) -> Result:
+def _leaks(context: Context, arguments: Arguments) -> Leaks:
     spa, owner, vmcb = find_vmcb(context, arguments)
     live = isinstance(context, _Witness)
     seen = context.leaks() if isinstance(context, _Witness) else None

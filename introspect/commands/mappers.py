@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from introspect.audit import RULES, Finding, Severity, audit_isolation
-from introspect.commands.context import CommandError, Context, Result
-from introspect.commands.devices import device_names, iommus_of
+from introspect.commands.context import CommandError, Context
+from introspect.commands.devices import barrier_of, device_names, iommus_of
 from introspect.commands.parameters import Choice, Number, Parameter, Physical
 from introspect.commands.registry import Arguments, Command
 from introspect.commands.render import amount_text, columns, members, size_text
@@ -29,11 +29,10 @@ _RANGES = 4
 def reverse_map(context: Context, what: str) -> ReverseMap:
     """The reverse map of the context's memory, up to date. CommandError if nobody wanted to wait for it.
 
-    What devices reach comes in by `with_devices`; a context with mappers of other kinds has them as `mappers`.
+    What devices reach comes in by `with_devices`.
     """
     found = reverse_map_of(context.memory)
-    others = getattr(context, "mappers", ())
-    if not found.update(context.host, context.guests, others, going_on(context, what)):
+    if not found.update(context.host, context.guests, going_on(context, what)):
         raise CommandError(what, "stopped before all tables were read", "ask again: what was read so far is kept")
     return found
 
@@ -41,9 +40,7 @@ def reverse_map(context: Context, what: str) -> ReverseMap:
 def with_devices(context: Context, found: ReverseMap) -> list[str]:
     """Take in what devices reach, and the tables of IOMMUs. Says what there was no room for."""
     iommus = iommus_of(context)
-    # Where a DEV confines devices it has told what they reach, and no IOMMU lets them reach more.
-    names = {} if getattr(context, "mappers", ()) and not iommus else device_names(context)
-    mappers, left_out = io_mappers(context.memory, iommus, names, found.mappers)
+    mappers, left_out = io_mappers(context.memory, iommus, device_names(context), found.mappers, barrier_of(context))
     found.mappers += mappers
     found.areas += io_areas(context.memory, iommus)
     return left_out
@@ -151,7 +148,7 @@ def _incomplete(context: Context, found: ReverseMap) -> tuple[str, ...]:
     return tuple(dict.fromkeys(parties if found.host_known else [str(context.host), *parties]))
 
 
-def _who_maps(context: Context, arguments: Arguments) -> Result:
+def _who_maps(context: Context, arguments: Arguments) -> WhoMaps:
     word = arguments[_WHERE]
     if ":" in word.text:  # with an owner and no space it is that one's linear address, as everywhere
         word = replace(word, space=Space.GVA)
@@ -174,7 +171,7 @@ def _symbol(context: Context, mapping: Mapping) -> str:
     return symbols.name(mapping.address) if symbols is not None else ""
 
 
-def _isolation(context: Context, arguments: Arguments) -> Result:
+def _isolation(context: Context, arguments: Arguments) -> Audit:
     found = reverse_map(context, "page tables")
     left_out = with_devices(context, found)
     parents = {guest.number: guest.parent for guest in context.guests}
@@ -198,9 +195,9 @@ COMMANDS = (
         "who-maps", _who_maps, "Say what leads to a page, and whose it is: the reverse of all page tables there are.",
         (_WHERE, _LIMIT),
         "Looked through are the host's tables, those of each guest (through its nested ones), each nested table, and what\n"
-        "devices behind an IOMMU reach. Whose it is: VMCB, HSAVE, IOPM, MSRPM, AVIC page, page table of which level of whom,\n"
-        "table or ring of an IOMMU, the hypervisor's image, RAM of a guest. Of guests' tables those are known that their VMCBs\n"
-        "name: not of each process.",
+        "devices reach: what IOMMU, DEV and SKINIT's protection all let pass. Whose it is: VMCB, HSAVE, IOPM, MSRPM,\n"
+        "AVIC page, page table of which level of whom, table or ring of an IOMMU, the hypervisor's image, RAM of a guest. Of\n"
+        "guests' tables those are known that their VMCBs name: not of each process.",
         ("who-maps 0x801000", "who-maps 2:tick"),
     ),
     Command(
@@ -208,9 +205,10 @@ COMMANDS = (
         "Critical: an agent writes a VMCB, permission map, save area, nested table, table of an IOMMU or the hypervisor's\n"
         "image, or a guest's user code reaches them. High: it reads them; two agents write the same page; the host's user code\n"
         "reaches them; a guest's device sends interrupts that no table decides. Medium: one agent reads what another writes;\n"
-        "pages of the host are writable and executable. Low: the same in a guest. Agents are guests and, behind an IOMMU,\n"
-        "devices, each of which belongs to the guest whose RAM its tables map most of. A guest that runs within another shares\n"
-        "that one's memory by design. The exit status of `vmdbg inspect` is 1 if there are findings.",
+        "pages of the host are writable and executable. Low: the same in a guest. Agents are guests and devices. A device\n"
+        "reaches what IOMMU, DEV and SKINIT's protection all let pass, and belongs to the guest whose RAM the IOMMU's tables\n"
+        "map most of. A guest that runs within another shares that one's memory by design. The exit status of `vmdbg inspect`\n"
+        "is 1 if there are findings.",
         ("audit isolation", "audit isolation --fail-at critical --json"),
     ),
 )  # fmt: skip

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from introspect.commands.context import CommandError, Context, Result
+from introspect.commands.context import CommandError, Context
 from introspect.commands.inferior_state import OWNER, InferiorState, find_inferior
 from introspect.commands.parameters import Candidate, Misfit, Parameter, find_guest, parse_number
 from introspect.commands.registry import Arguments, Command
@@ -107,7 +107,7 @@ def _exits(subject: InferiorState, vmcb: bytes, number: int) -> str:
     return "".join(letter for letter, write in (("r", False), ("w", True)) if msrpm_intercepts(memory, base, number, write))
 
 
-def _msr(context: Context, arguments: Arguments) -> Result:
+def _msr(context: Context, arguments: Arguments) -> Msrs:
     subject, wanted = find_inferior(context, arguments), arguments.get(_NUMBER)
     values, source = _values(subject)
     if wanted is not None and wanted not in values:

@@ -277,7 +277,7 @@ class AddressWord:
         return Located(owner, address.space or self.space, offset)
 
     def _of_line(self, context: Context, owner: GuestView | HostView, named: str, file: str, line: int) -> Located:
-        """Of a line of the source: "exits.c:253"."""
+        """Of a line of the source: "exits.c:256"."""
         owner = _named_owner(context, named) if named else owner
         symbols = context.symbols(owner.number)
         address = SourceLines.of(symbols).address(file, line) if symbols is not None else None

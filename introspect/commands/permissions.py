@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from introspect.commands.context import Context, Result
+from introspect.commands.context import Context
 from introspect.commands.registry import Arguments, Command
 from introspect.commands.render import columns, jsonable
 from introspect.commands.which import WHICH, find_vmcb
@@ -57,14 +57,14 @@ def _head(kind: str, intercept: str, owner: str, base: int, active: bool) -> str
     return f"{kind} of {owner} at {base:#x}{note}, intercepts:"
 
 
-def _iopm(context: Context, arguments: Arguments) -> Result:
+def _iopm(context: Context, arguments: Arguments) -> Ports:
     _, owner, vmcb = find_vmcb(context, arguments)
     base = VMCB.read(vmcb, "iopm_base_pa") & ~0xFFF
     active = intercepted(words_of(vmcb), ExitCode.IOIO)
     return Ports(owner, base, active, tuple(iopm_ranges(context.memory, base)))
 
 
-def _msrpm(context: Context, arguments: Arguments) -> Result:
+def _msrpm(context: Context, arguments: Arguments) -> Msrs:
     _, owner, vmcb = find_vmcb(context, arguments)
     base = VMCB.read(vmcb, "msrpm_base_pa") & ~0xFFF
     active = intercepted(words_of(vmcb), ExitCode.MSR)

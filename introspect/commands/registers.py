@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from introspect.commands.context import CommandError, Context, Result
+from introspect.commands.context import CommandError, Context
 from introspect.commands.inferior_state import OWNER, InferiorState, Remembers, find_inferior
 from introspect.commands.parameters import Choice, Parameter
 from introspect.commands.registry import Arguments, Command
@@ -179,7 +179,7 @@ _GROUP = Parameter("GROUP", Choice(_GROUPS, ("general, segment and control regis
                    optional=True, default="general", help="general (the default), system, svm or all")  # fmt: skip
 
 
-def _regs(context: Context, arguments: Arguments) -> Result:
+def _regs(context: Context, arguments: Arguments) -> Registers:
     subject, group = find_inferior(context, arguments), arguments[_GROUP]
     views = tuple(_views(subject, group))
     missing = []

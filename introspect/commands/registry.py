@@ -9,7 +9,7 @@ import re
 import shlex
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib import resources
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -34,9 +34,11 @@ T = TypeVar("T")
 SCHEMA = 1
 """Version of what `--json` gives: it changes when a name or a type in it does, not when something is added."""
 _JSON = "--json"
+_UNQUOTED = re.compile(r"[ !#-&(-\[\]-~]*")
+"""Lines in which shlex, which takes a while, would find nothing that `split` does not: ASCII without quotes and backslashes."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Command:
     """An entry of the registry. `name` may be two words."""
 
@@ -61,20 +63,20 @@ class Command:
         name = self.name + "".join(parameter.synopsis for parameter in format)
         return " ".join([name, *(parameter.synopsis for parameter in rest)])
 
-    @property
+    @cached_property
     def formatted(self) -> bool:
         """Whether the first parameter may stick to the name, as in gdb's x/8gx."""
         return bool(self.parameters) and isinstance(self.parameters[0].kind, Format)
 
-    @property
+    @cached_property
     def options(self) -> dict[str, Parameter[Any]]:
         return {parameter.option: parameter for parameter in self.parameters if parameter.option}
 
-    @property
+    @cached_property
     def positional(self) -> list[Parameter[Any]]:
         return [p for p in self.parameters if not p.only_option and not isinstance(p.kind, Flag)]
 
-    @property
+    @cached_property
     def own_grammar(self) -> bool:
         """Whether it reads its words itself, those that look like options too."""
         return any(isinstance(parameter.kind, Rest) for parameter in self.parameters)
@@ -111,6 +113,23 @@ class Arguments:
         self._values: dict[Parameter[Any], Any] = {}
         if not command.own_grammar:
             self._parse()
+
+    @classmethod
+    def none(cls, context: Context, command: Command) -> "Arguments":
+        """What a program gives them, one by one with `give`, to a command without a grammar of its own."""
+        found = cls.__new__(cls)
+        found.context, found.command, found.words, found._values = context, command, [], {}
+        return found
+
+    def give(self, parameter: Parameter[Any], words: Sequence[str]) -> None:
+        """The value of one, as words. CommandError if they are none."""
+        left = list(words)
+        try:
+            self._values[parameter] = True if isinstance(parameter.kind, Flag) else parameter.kind.take(self.context, left)
+        except Misfit as misfit:
+            raise self._misfit(words[0], parameter, misfit) from None
+        if left and not isinstance(parameter.kind, Flag):
+            raise self.error(left[0], f"{parameter.name} is {parameter.kind.noun}, and nothing behind it")
 
     def __getitem__(self, parameter: Parameter[T]) -> T:
         """The value of one that is required, or has a default."""
@@ -295,7 +314,7 @@ class Registry:
 
     def _read(self, line: str) -> _Call:
         try:
-            words = shlex.split(line)
+            words = line.split() if _UNQUOTED.fullmatch(line) else shlex.split(line)
         except ValueError as error:
             raise CommandError(line, str(error).lower(), "close the quotation") from error
         as_json = _JSON in words

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-from introspect.commands.context import CommandError, Context, Result
+from introspect.commands.context import CommandError, Context
 from introspect.commands.inferior_state import OWNER, InferiorState
 from introspect.commands.parameters import (
     Address,
@@ -169,7 +169,7 @@ def _pieces(context: Context, where: Located, end: int, wanted: Pattern) -> Iter
     return physical_pieces(memory, where.offset, end, zeros)
 
 
-def _search(context: Context, arguments: Arguments) -> Result:
+def _search(context: Context, arguments: Arguments) -> Matches:
     where, end = _range(context, arguments)
     subject = InferiorState(context, where.owner)
     wanted = arguments[_WHAT].compile(context, subject)

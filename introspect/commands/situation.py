@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
-from introspect.commands.context import Context, ExitRecord, GuestView, HostView, Result
+from introspect.commands.context import Context, ExitRecord, GuestView, HostView
 from introspect.commands.disassemble import Predictions
 from introspect.commands.inferior_state import InferiorState, Remembers
 from introspect.commands.parameters import Choice, Number, Owner, Parameter
@@ -386,13 +386,13 @@ _WIDTH = Parameter("COLUMNS", Number(30, 1000), option="--width", only_option=Tr
 _LINES = Parameter("ROWS", Number(1, 1000), option="--rows", only_option=True, help="lines of code, source, stack, exits")
 
 
-def _context(context: Context, arguments: Arguments) -> Result:
+def _context(context: Context, arguments: Arguments) -> Situation:
     owner = arguments.owner_or_selected(_OWNER)
     chosen = tuple(name for parameter in _SECTIONS if (name := arguments.get(parameter)))
     return situation(context, owner, tuple(dict.fromkeys(chosen)) or SECTIONS, arguments[_WIDTH], arguments.get(_LINES))
 
 
-def _where(context: Context, arguments: Arguments) -> Result:
+def _where(context: Context, arguments: Arguments) -> Where:
     return where(context, arguments.owner_or_selected(_OWNER))
 
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from introspect.commands.context import HOST_NUMBER, CommandError, Context, Result
+from introspect.commands.context import HOST_NUMBER, CommandError, Context
 from introspect.commands.parameters import File, Parameter, Physical
 from introspect.commands.registry import Arguments, Command
 from introspect.commands.render import columns
@@ -60,7 +60,7 @@ class Verdict:
         }  # fmt: skip
 
 
-def _verify(context: Context, arguments: Arguments) -> Result:
+def _verify(context: Context, arguments: Arguments) -> Verdict:
     name = arguments.get(_FILE)
     if name is not None:
         if arguments.given(_ADDRESS):
@@ -111,6 +111,6 @@ COMMANDS = (
         "PCR 17 is what a TPM has behind the launch: zeros, extended with the digest of the bytes that the header names.\n"
         "Wrong is an entry outside of them, a block not 64 KiB aligned or not below 4 GiB, an image shorter than it says.\n"
         "The exit status of `vmdbg inspect` is 1 if something is.",
-        ("skinit verify 0x100000", "skinit verify --file examples/secure-loader/build/loader.bin"),
+        ("skinit verify 0x200000", "skinit verify --file examples/secure-loader/build/loader.bin"),
     ),
 )  # fmt: skip

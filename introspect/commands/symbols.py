@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fnmatch import translate as glob
 from itertools import islice
 
-from introspect.commands.context import CommandError, Context, GuestView, HostView, Result
+from introspect.commands.context import CommandError, Context, GuestView, HostView
 from introspect.commands.inferior_state import OWNER, InferiorState
 from introspect.commands.parameters import AddressWord, Parameter, Symbol
 from introspect.commands.registry import Arguments, Command
@@ -73,7 +73,7 @@ def _views(subject: InferiorState, what: str) -> Iterator[SymbolView]:
             yield SymbolView(subject.prefix, one.name, one.address, one.size, 0)
 
 
-def _sym(context: Context, arguments: Arguments) -> Result:
+def _sym(context: Context, arguments: Arguments) -> Found:
     what, named = arguments[_WHAT], arguments.get(OWNER)
     if _ADDRESS.match(what):
         return _at(context, what, named)
@@ -88,7 +88,7 @@ def _sym(context: Context, arguments: Arguments) -> Result:
     return Found(what, tuple(found[:_MOST]), len(found) > _MOST)
 
 
-def _at(context: Context, what: str, named: GuestView | HostView | None) -> Result:
+def _at(context: Context, what: str, named: GuestView | HostView | None) -> Found:
     where = AddressWord(what, Space.GVA).locate(context, named)
     subject = InferiorState(context, where.owner)
     if where.space != Space.GVA:

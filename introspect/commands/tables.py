@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from introspect.commands.context import Cancelled, CommandError, Context, GuestView, HostView, Result
+from introspect.commands.context import Cancelled, CommandError, Context, GuestView, HostView
 from introspect.commands.memory_picture import picture
 from introspect.commands.parameters import File, Flag, Guest, Number, Owner, Parameter
 from introspect.commands.registry import Arguments, Command
@@ -204,14 +204,14 @@ def _space(
     )  # fmt: skip
 
 
-def _pt(context: Context, arguments: Arguments) -> Result:
+def _pt(context: Context, arguments: Arguments) -> Space:
     who = arguments.owner_or_selected(_OWNER)
     goes_on, targets = going_on(context, "page tables"), arguments.given(_LINEAR)
     listing = list_space(context.memory, who.paging, who.nested, targets=targets, progress=goes_on)
     return _space(context, arguments, who, "linear", listing, who.nested is not None and who.nested.gmet)
 
 
-def _npt(context: Context, arguments: Arguments) -> Result:
+def _npt(context: Context, arguments: Arguments) -> Space | Written:
     guest = arguments.guest_or_selected(_GUEST)
     if guest.nested is None:
         raise CommandError(str(guest), "it runs without nested paging", f"its page tables: pt {guest.number}")

@@ -13,7 +13,7 @@ TOPICS: Mapping[str, tuple[str, ...]] = {
     ),
     "Registers and descriptors": ("regs", "gdt", "ldt", "idt", "tss", "msr", "cpuid"),
     "Memory and code": (
-        "x", "xp", "stack", "print", "disasm", "bt", "sym", "search", "dump", "load", "save core",
+        "x", "xp", "stack", "print", "expect", "disasm", "bt", "sym", "search", "dump", "load", "save core",
     ),
     "Address translation and isolation": ("walk", "npt", "pt", "who-maps", "audit isolation", "tlb audit"),
     "VMCBs and VMRUN": (
@@ -22,9 +22,9 @@ TOPICS: Mapping[str, tuple[str, ...]] = {
     ),
     "Exits, interrupts and leaks": ("exits", "would-exit", "why-no-irq", "leak check", "leak record"),
     "Stopping and stepping": (
-        "continue", "step", "next", "finish", "until", "interrupt", "restart", "break", "tbreak", "points", "delete", "enable",
-        "disable", "breakpoints", "tracepoints", "watch", "break-range", "catch", "tcatch", "stop-on", "stop-at", "follow",
-        "step-into-guest", "sstep", "debug",
+        "continue", "step", "next", "stepi", "nexti", "finish", "until", "interrupt", "restart", "break", "tbreak", "points",
+        "delete", "enable", "disable", "breakpoints", "tracepoints", "watch", "break-range", "catch", "tcatch", "stop-on",
+        "stop-at", "follow", "step-into-guest", "sstep", "debug",
     ),
     "Platform and devices": (
         "mtree", "devices", "lapic", "ioapic", "pic", "pit", "rtc", "pci", "dma", "send",

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from introspect.commands.context import Context, Result
+from introspect.commands.context import Context
 from introspect.commands.registry import Arguments, Command
 from introspect.commands.render import columns, jsonable
 from introspect.commands.which import INNER, WHICH, find_vmcb
@@ -119,7 +119,7 @@ def _violation_json(violation: Violation) -> dict[str, object]:
     return {**_rule_json(violation.rule), "values": violation.values}
 
 
-def _vmcb(context: Context, arguments: Arguments) -> Result:
+def _vmcb(context: Context, arguments: Arguments) -> VmcbView:
     spa, owner, contents = find_vmcb(context, arguments)
     values = VMCB.decode(contents)
     broken = tuple(violations(contents, context.processor, context.memory))
@@ -160,7 +160,7 @@ def _wrapped(names: tuple[str, ...], width: int = 100) -> Iterator[str]:
     yield line
 
 
-def _intercepts(context: Context, arguments: Arguments) -> Result:
+def _intercepts(context: Context, arguments: Arguments) -> Intercepts:
     _, owner, contents = find_vmcb(context, arguments)
     return Intercepts(owner, tuple(list_intercepts(contents)))
 
@@ -190,7 +190,7 @@ class Why:
         return {"spa": self.spa, "owner": self.owner, "exitcode": self.exitcode, "violations": found}
 
 
-def _why(context: Context, arguments: Arguments) -> Result:
+def _why(context: Context, arguments: Arguments) -> Why:
     spa, owner, contents = find_vmcb(context, arguments)
     found = tuple(violations(contents, context.processor, context.memory))
     return Why(spa, owner, VMCB.read(contents, "exitcode"), found)
@@ -209,7 +209,7 @@ class Rules:
         return [_rule_json(rule) for rule in self.rules]
 
 
-def _rules(context: Context, arguments: Arguments) -> Result:
+def _rules(context: Context, arguments: Arguments) -> Rules:
     return Rules(RULES)
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from introspect.address import Gva
 from introspect.blame import reason
-from introspect.commands.context import CommandError, Context, GuestView, HostView, Result
+from introspect.commands.context import CommandError, Context, GuestView, HostView
 from introspect.commands.parameters import Address, Choice, Number, Owner, Parameter, Physical
 from introspect.commands.registry import Arguments, Command
 from introspect.commands.render import columns, members, size_text
@@ -154,7 +154,7 @@ def _owner(context: Context, arguments: Arguments) -> GuestView | HostView | Non
     )  # fmt: skip
 
 
-def _walk(context: Context, arguments: Arguments) -> Result:
+def _walk(context: Context, arguments: Arguments) -> Walked:
     named = _owner(context, arguments)
     where = arguments[_WHERE].locate(context, named)
     owner = named if named is not None and where.owner.number == named.number else where.owner

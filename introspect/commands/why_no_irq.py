@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from introspect.commands.context import Context, Result
+from introspect.commands.context import Context
 from introspect.commands.live import on_processor, processor_state, vmcb_registers
 from introspect.commands.parameters import Candidate, Misfit, Parameter, parse_number
 from introspect.commands.registry import Arguments, Command
@@ -84,7 +84,7 @@ class _Vector:
 _VECTOR = Parameter("VECTOR", _Vector(), optional=True, help="which one, 2 or nmi for NMIs; else any")
 
 
-def _why(context: Context, arguments: Arguments) -> Result:
+def _why(context: Context, arguments: Arguments) -> Chain:
     vector = arguments.get(_VECTOR)
     named = arguments.get(HOST_OR_WHICH)
     if named == context.host or (named is None and context.selected is None):
@@ -98,7 +98,7 @@ def _why(context: Context, arguments: Arguments) -> Result:
     return Chain(owner, where if live is not None else "as its VMCB has it: at its next VMRUN", found)
 
 
-def _of_host(context: Context, vector: int | None) -> Result:
+def _of_host(context: Context, vector: int | None) -> Chain:
     live = processor_state(context, None)
     guest, where = None, "as its registers are"
     if live is not None:

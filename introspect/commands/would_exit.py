@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from introspect import msrs
-from introspect.commands.context import CommandError, Context, GuestView, Result
+from introspect.commands.context import CommandError, Context, GuestView
 from introspect.commands.live import on_processor, processor_state, vmcb_registers
 from introspect.commands.parameters import Address, AddressWord, Candidate, Flag, Located, Misfit, Number, Parameter, parse_number
 from introspect.commands.registry import Arguments, Command
@@ -291,7 +291,7 @@ def _fetched(situation: Situation) -> Prediction:
     return found
 
 
-def _would_exit(context: Context, arguments: Arguments) -> Result:
+def _would_exit(context: Context, arguments: Arguments) -> Predicted:
     spa, owner, contents = find_vmcb(context, arguments, WHICH_OPTION)
     registers = dict(vmcb_registers(context, spa, contents))
     cpl = arguments.get(_CPL)

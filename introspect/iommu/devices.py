@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from introspect.audit import Finding, Severity
+from introspect.dev import Barrier
 from introspect.dimension import Limits, TableRows
 from introspect.expression import Space
 from introspect.iommu.registers import CONTROL
@@ -19,7 +20,7 @@ from introspect.iommu.structures import DTE, DTE_SIZE, decode_dte, interrupt_roo
 from introspect.iommu.walk import read_dte
 from introspect.pci import RequesterId
 from introspect.reverse_map import Area, Mapper
-from introspect.runs import Runs, covered, overlaps
+from introspect.runs import Runs, Spans, covered, overlaps
 from introspect.sources import Memory, Unreadable
 
 __all__ = ["Entry", "IoMapper", "entries", "interrupt_findings", "io_areas", "io_mappers", "owner_of"]
@@ -120,9 +121,6 @@ class IoMapper:
     def shown(self, address: int) -> int:
         return address
 
-    def refresh(self) -> bool:
-        return True
-
     def tables(self) -> TableRows:
         return self.reach.tables()
 
@@ -132,31 +130,34 @@ _NONE = Iommu({}, manages=((0x0008, 0xFFFF),))
 
 
 def io_mappers(
-    memory: Memory, iommus: Sequence[Iommu], names: Mapping[int, str], guests: Sequence[Mapper]
+    memory: Memory, iommus: Sequence[Iommu], names: Mapping[int, str], guests: Sequence[Mapper], barrier: Barrier | None = None
 ) -> tuple[list[IoMapper], list[str]]:
-    """What devices reach: one mapper for those that are translated alike, and for those that are there and not translated.
+    """What devices reach: one mapper for those that are confined alike, and for those that are there and not translated.
 
     Entries of devices that are not there count too, but not those without V. Also: what could not be looked at.
-    Without any IOMMU it is as with one that is off.
+    Without any IOMMU it is as with one that is off. What `barrier` denies is out of reach.
     """
-    iommus = iommus or (_NONE,)
+    behind = iommus or (_NONE,)
+    domain_of: Callable[[int], int] = (lambda device: 0) if barrier is None else barrier.domain_of
+    left: dict[int, Spans | None] = {}
     found: list[IoMapper] = []
     limits = _TOGETHER
     left_out: list[str] = []
-    for iommu in iommus:
-        groups: dict[int, list[str]] = {}
-        example: dict[int, int] = {}
+    for iommu in behind:
+        groups: dict[tuple[int, int], list[str]] = {}
+        example: dict[tuple[int, int], int] = {}
         own = iommu.device
         if iommu.enabled:
-            for entry in entries(memory, iommu):
+            for entry in entries(memory, iommu, frozenset() if barrier is None else barrier.apart):
                 if entry.dte & DTE.V:
-                    key = entry.dte & _TRANSLATION
+                    key = entry.dte & _TRANSLATION, domain_of(entry.first)
                     groups.setdefault(key, []).append(_named(entry, names))
                     example.setdefault(key, entry.dte)
-        free = [device for device in names if iommu.handles(device) and device != own and _untranslated(memory, iommu, device)]
-        if free:
-            groups[0] = [f"{RequesterId(device)}" for device in free]
-            example[0] = 0
+        for device in names:
+            if iommu.handles(device) and device != own and _untranslated(memory, iommu, device):
+                key = 0, domain_of(device)
+                groups.setdefault(key, []).append(f"{RequesterId(device)}")
+                example[key] = 0
         for key, devices in groups.items():
             dte = example[key]
             room = Limits(min(LIMITS.entries, limits.entries), min(LIMITS.runs, limits.runs))
@@ -164,13 +165,19 @@ def io_mappers(
                 left_out.append(f"device{'s' * (len(devices) > 1)} {_listed(devices)}")
                 continue
             # Whatever a guest has in tables for PASIDs, the host's confine it; without those PASID 0 is what is looked at.
-            reach = IoSpace(memory, iommu, dte & ~(DTE.GV | DTE.GIoV) if dte & DTE.Mode else dte, limits=room)
+            _, domain = key
+            if barrier is not None and domain not in left:
+                left[domain] = barrier.left(domain)
+            looked_at = dte & ~(DTE.GV | DTE.GIoV) if dte & DTE.Mode else dte
+            reach = IoSpace(memory, iommu, looked_at, limits=room, left=left.get(domain))
             limits = Limits(limits.entries - 0x200 * len(reach.tables().spa), limits.runs - len(reach.runs.start))
             if not len(reach.runs.start):
                 continue
-            owner = owner_of(reach.runs, guests) if dte & DTE.V and dte & (DTE.Mode | DTE.GV) else None
+            owner = owner_of(reach.translated, guests) if dte & DTE.V and dte & (DTE.Mode | DTE.GV) else None
             plural = "devices" if len(devices) > 1 else "device"
-            label = "not translated" if not dte & DTE.V else f"domain {DTE.get(dte, 'DomainID'):#x}"
+            translated = f"domain {DTE.get(dte, 'DomainID'):#x}" if dte & DTE.V else "not translated"
+            guard = barrier.words(domain) if barrier is not None else ""
+            label = ", ".join(word for word in (translated if iommus or not guard else "", guard) if word)
             found.append(IoMapper(f"{plural} {_listed(devices)}", owner.number if owner else None, label, reach))
     return found, left_out
 
@@ -221,7 +228,7 @@ def interrupt_findings(memory: Memory, iommus: Sequence[Iommu], mappers: Sequenc
             continue
         owners = {
             mapper.reach.dte & _HOST for mapper in mappers
-            if isinstance(mapper, IoMapper) and mapper.number is not None and mapper.reach.iommu is iommu
+            if isinstance(mapper, IoMapper) and mapper.number is not None and mapper.reach.iommu.index == iommu.index
         }  # fmt: skip
         for entry in entries(memory, iommu):
             if entry.dte & DTE.V and entry.dte & _HOST in owners:

@@ -18,7 +18,7 @@ from introspect.iommu.structures import DTE, PTE, PTE_LEAF_RESERVED, PTE_TABLE_R
 from introspect.iommu.walk import INTERRUPT_RANGE, PORT_RANGE, SYSTEM_RANGE, guest_format, guest_root, host_translate
 from introspect.layout import bits
 from introspect.paging import ENTRY
-from introspect.runs import EMPTY, U64, Runs, Spans, column, joined, merged, merged_alike, overlaps
+from introspect.runs import EMPTY, U64, Runs, Spans, column, joined, merged, merged_alike, overlaps, within
 from introspect.sources import Memory
 from introspect.table_pages import TablePages
 
@@ -67,14 +67,18 @@ class _Rows(NamedTuple):
 
 
 class IoSpace:
-    """The I/O addresses of a device, of one PASID if it is given: with `dte` as its entry."""
+    """The I/O addresses of a device, of one PASID if it is given: with `dte` as its entry.
+
+    `left`: the memory that a DEV, or the protection of a secure loader's block, leaves to the device; None for all.
+    """
 
     def __init__(
         self, memory: Memory, iommu: Iommu, dte: int, *, pasid: int | None = None, limits: Limits = LIMITS,
-        progress: Progress | None = None,
+        progress: Progress | None = None, left: Spans | None = None,
     ) -> None:  # fmt: skip
         self.memory, self.iommu, self.dte, self.limits, self.progress = memory, iommu, dte, limits, progress
-        self.runs: Runs = EMPTY
+        self.translated: Runs = EMPTY
+        """What the IOMMU lets pass."""
         self.complete = True
         """False where the limits, or who was told of progress, ended it."""
         self.host_tables: list[tuple[int, U64, U64]] = []
@@ -88,11 +92,16 @@ class IoSpace:
             pasid = 0
         self.pasid = pasid
         self._make(guest)
+        self.runs = self.translated
+        """What the device reaches."""
+        if left is not None:
+            self.runs, whole = within(self.translated, left, limits.runs)
+            self.complete = self.complete and whole
 
     def _make(self, guest: bool) -> None:
         dte, iommu, pasid = self.dte, self.iommu, self.pasid
         if not iommu.enabled or not dte & DTE.V:
-            self.runs = identity()
+            self.translated = identity()
             return
         if dma_problem(dte, iommu.features) is not None:
             return
@@ -100,7 +109,7 @@ class IoSpace:
         if dte & DTE.TV and (pasid is None or guest):
             host = self._host()
             runs = host if pasid is None else self._through(pasid, host)
-        self.runs = self._special(runs)
+        self.translated = self._special(runs)
 
     # Host tables
 
@@ -240,6 +249,12 @@ class IoSpace:
     @property
     def bytes_mapped(self) -> int:
         return sum(self.runs.length.tolist())
+
+    @property
+    def bytes_denied(self) -> int:
+        """What the tables map, and is out of reach nevertheless."""
+        mapped: int = sum(self.translated.length.tolist())
+        return mapped - self.bytes_mapped
 
     def ranges(self, *, linear: bool = False) -> Iterator[IoRange]:
         """Neighbours with the same rights as one; with `linear` only where they lead on linearly, too."""

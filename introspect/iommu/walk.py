@@ -425,14 +425,16 @@ class _Walker:
 
 
 def translate(
-    memory: Memory, iommu: Iommu, device: int, iova: int, access: DmaAccess, *, set_ad: bool, dte: int | None = None
-) -> IoTranslation | IoFault:
+    memory: Memory, iommu: Iommu, device: int, iova: int, access: DmaAccess, *, set_ad: bool, dte: int | None = None,
+    trace: list[IoStep] | None = None,
+) -> IoTranslation | IoFault:  # fmt: skip
     """Translate one address of a device (its 16-bit DeviceID). `dte`: the entry, where it is cached; else the table is read.
+    The entries that are read are added to `trace`.
 
     With `set_ad` a permitted access leaves accessed and dirty bits where HAD (host) and the guest's tables want them; a refused
     one leaves no mark. `Unwritable` then comes from a source that cannot be written.
     """
-    walker = _Walker(memory, iommu, device, access, None)
+    walker = _Walker(memory, iommu, device, access, trace)
     verdict = walker.run(iova, dte)
     if set_ad and walker.pending and isinstance(verdict, IoTranslation):
         for spa, marks in walker.pending:

@@ -154,9 +154,9 @@ def test_serial_port_on_tcp(image: Callable[[str], Path], hypervisor: Path) -> N
         cwd=ROOT, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     received = b""
-    for _ in range(200):
+    while process.poll() is None:
         try:
-            with socket.create_connection(("127.0.0.1", port), 5) as client:
+            with socket.create_connection(("127.0.0.1", port), 60) as client:
                 while data := client.recv(65536):
                     received += data
             break

@@ -35,13 +35,14 @@ def fleet(count: int = 2) -> Fleet:
     return made
 
 
-def audit(made: Fleet, *others: object) -> list[Finding]:
+def audit(made: Fleet, *others: Device) -> list[Finding]:
     found = ReverseMap(made.memory)
-    assert found.update(made.host, made.guests, others)  # type: ignore[arg-type]
+    assert found.update(made.host, made.guests)
+    found.mappers += others
     return audit_isolation(found, {guest.number: guest.parent for guest in made.guests})
 
 
-def told(made: Fleet, *others: object) -> list[tuple[str, str, str, str]]:
+def told(made: Fleet, *others: Device) -> list[tuple[str, str, str, str]]:
     return [(one.severity.word, one.rule, one.who, one.what) for one in audit(made, *others)]
 
 
@@ -195,9 +196,6 @@ class Device:
 
     def shown(self, address: int) -> int:
         return address
-
-    def refresh(self) -> bool:
-        return False
 
     def tables(self) -> TableRows:
         return NO_TABLES

@@ -134,19 +134,15 @@ def test_other_mappers_join() -> None:
         def shown(self, address: int) -> int:
             return address
 
-        def refresh(self) -> bool:
-            return False
-
         def tables(self) -> TableRows:
             return TableRows(column(1), column(0x30000), column(0))
 
     fleet = Fleet(1)
     found = ReverseMap(fleet.memory)
-    found.update(fleet.host, fleet.guests, [Domain()])
+    found.update(fleet.host, fleet.guests)
+    found.mappers.append(Domain())
     assert (None, Space.IOVA, 0x2010, 1) in ways(found, IMAGE + 0x10)
     assert "I/O page table of device 00:03.0, for iova 0x0 and on" in owners(found, 0x30008)
-    fleet.mappers = [Domain()]  # type: ignore[attr-defined]
-    assert "device 00:03.0  iova 0x2010" in text(fleet, f"who-maps {IMAGE + 0x10:#x}")
 
 
 # Up to date

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from introspect.iommu.records import CommandCode
+from introspect.iommu.structures import PTE
 from introspect.pci import RequesterId
-from tests.iommu.rig import DATA, DEVICE, OTHER, Bench
+from tests.iommu.rig import DATA, DEVICE, OTHER, RW, Bench
 from vmdbg.platform.pci.dma import DmaError
 
 EVERYTHING = 0x7FFFFFFFFFFFF
@@ -98,11 +99,94 @@ def test_what_was_forgotten_is_told() -> None:
     bench.dma.write(DEVICE, 0x10, b"x")
     assert told == [
         f"iommu 00:00.2 uses a translation that its tables no longer have: 00:03.0 at 0x10 reaches {DATA + 0x10:#x}, "
-        f"they lead to {DATA + 0x1010:#x}; an INVALIDATE command was forgotten"
+        f"they lead to {DATA + 0x1010:#x}; INVALIDATE_IOMMU_PAGES was forgotten"
     ]
     bench.ram.write_u64(leaf, 0)
     bench.dma.write(DEVICE, 0x10, b"x")
     assert "they refuse it: IO_PAGE_FAULT: PR is 0" in told[1]
+
+
+def replaced(bench: Bench, root: int, iova: int, spa: int) -> int:
+    """Have the last directory entry for an address lead to another table, whose entry leads to `spa`; where it is."""
+    table = bench.table()
+    bench.ram.write_u64(table + (iova >> 12 & 0x1FF) * 8, spa | PTE.PR | RW)
+    at = root
+    for level in (4, 3):
+        at = bench.ram.read_u64(at + (iova >> 12 + 9 * (level - 1) & 0x1FF) * 8) & PTE.Address
+    slot = at + (iova >> 21 & 0x1FF) * 8
+    bench.ram.write_u64(slot, table | PTE.make(PR=1, NextLevel=1) | RW)
+    return slot
+
+
+@pytest.mark.parametrize(
+    ("address", "pde", "domain", "forgets"),
+    [(EVERYTHING, 0, 7, False), (0, 0, 7, False), (0, 1, 8, False), (0x400, 1, 7, False), (0, 1, 7, True), (EVERYTHING, 1, 7, True)],
+)
+def test_strict_directories_stay_until_pde(address: int, pde: int, domain: int, forgets: bool) -> None:
+    bench = Bench(strict=True)
+    told: list[str] = []
+    bench.unit.stale_listeners.append(told.append)
+    root = bench.give({0: DATA, 0x1000: DATA + 0x1000})
+    assert reached(bench) == DATA
+    slot = replaced(bench, root, 0x1000, DATA + 0x5000)
+    bench.issue(CommandCode.INVALIDATE_IOMMU_PAGES, DomainID=domain, Address=address, S=address == EVERYTHING, PDE=pde)
+    bench.commands_done()
+    bench.dma.read(DEVICE, 0x1000, 1)
+    if forgets:
+        assert bench.dma.locate(DEVICE, 0x1000, 1, False)[0].spa == DATA + 0x5000
+        assert told == []
+    else:
+        assert bench.dma.locate(DEVICE, 0x1000, 1, False)[0].spa == DATA + 0x1000
+        assert told == [
+            f"iommu 00:00.2 uses the page directory entry at {slot:#x} that its tables no longer have: 00:03.0 at 0x1000 reaches "
+            f"{DATA + 0x1000:#x}, they lead to {DATA + 0x5000:#x}; INVALIDATE_IOMMU_PAGES with PDE was forgotten"
+        ]
+
+
+def test_a_directory_that_was_not_there_is_not_kept() -> None:
+    """Without NpCache nobody has to invalidate what becomes present."""
+    bench = Bench(strict=True)
+    told: list[str] = []
+    bench.unit.stale_listeners.append(told.append)
+    root = bench.give({0: DATA})
+    with pytest.raises(DmaError):
+        bench.dma.read(DEVICE, 0x200000, 1)
+    replaced(bench, root, 0x200000, DATA + 0x2000)
+    assert reached(bench, 0x200000) == DATA + 0x2000
+    assert told == []
+
+
+def test_stale_entries_of_the_device_table_are_told() -> None:
+    bench = Bench(strict=True)
+    told: list[str] = []
+    bench.unit.stale_listeners.append(told.append)
+    bench.give({0: DATA})
+    bench.dma.read(DEVICE, 0, 1)
+    bench.give({0: DATA + 0x1000})
+    bench.dma.read(DEVICE, 0, 1)
+    assert told == [
+        f"iommu 00:00.2 uses a device table entry that its tables no longer have: 00:03.0 at 0x0 reaches {DATA:#x}, "
+        f"they lead to {DATA + 0x1000:#x}; INVALIDATE_DEVTAB_ENTRY was forgotten"
+    ]
+    bench.issue(CommandCode.INVALIDATE_DEVTAB_ENTRY, DeviceID=DEVICE)
+    bench.commands_done()
+    bench.dma.read(DEVICE, 0, 1)
+    assert told[1].endswith("a translation that its tables no longer have: 00:03.0 at 0x0 reaches 0x800000, they lead to 0x801000; "
+                            "INVALIDATE_IOMMU_PAGES was forgotten"), "the entry is right by now, the pages are not"  # fmt: skip
+
+
+def test_what_a_stale_entry_refuses_is_told() -> None:
+    bench = Bench(strict=True)
+    told: list[str] = []
+    bench.unit.stale_listeners.append(told.append)
+    bench.give({0: DATA}, IW=0)
+    for _ in range(2):
+        with pytest.raises(DmaError):
+            bench.dma.write(DEVICE, 0, b"x")
+        bench.give({0: DATA})
+    assert [one.partition(": 00:03.0")[2] for one in told] == [
+        " at 0x0 is refused (IO_PAGE_FAULT: IR or IW is missing), they lead to 0x800000; INVALIDATE_DEVTAB_ENTRY was forgotten"
+    ]
 
 
 def test_a_missing_right_is_looked_up_anew() -> None:

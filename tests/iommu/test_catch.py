@@ -107,7 +107,7 @@ def test_stop_on_stale() -> None:
         pass
     rig.ram.write_u64(TABLES + 0x10 * 8, 0)
     rig.machine.chipset.dma.write(RequesterId.make(0, 3, 0), 0x10000, b"x")
-    assert "an INVALIDATE command was forgotten" in rig.machine.history.notices[-1]
+    assert "INVALIDATE_IOMMU_PAGES was forgotten" in rig.machine.history.notices[-1]
     rig.machine.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -53,10 +54,39 @@ def test_tables_rings_and_caches(commands: Monitor) -> None:
     assert "0xfecafeca" in say(commands, "print/x u32[00:03.0:iova:0x2000]")
     ram = commands.debugger.machine.ram
     assert "stale" not in say(commands, "iommu tlb")
+    assert "0      device table  00:03.0  spa 0x200300" in say(commands, "iommu tlb")
     ram.write(ROOT + 16, bytes(8))
     assert "! stale: a write is refused by now: PR is 0" in say(commands, "iommu tlb")
     assert "refused" in say(commands, "dma 00:03.0 0x5000 4 w cafe")
     assert "refused by L1 at spa 0x500028: PR is 0" in say(commands, "iommu events --explain")
+
+
+def test_kept_entries_and_what_memory_has_by_now(commands: Monitor) -> None:
+    machine = commands.debugger.machine
+    directory = 0x700000
+    machine.ram.write(directory, ((ROOT | PTE.make(PR=1, NextLevel=1)) | PTE.IR | PTE.IW).to_bytes(8, "little"))
+    dte = DTE.make(V=1, TV=1, Mode=2, PageTableRoot=directory >> 12, IR=1, IW=1, DomainID=7, IV=1, IntCtl=2,
+                   IntTabRoot=INTERRUPTS >> 6, IntTabLen=8)  # fmt: skip
+    machine.ram.write(TABLE + 0x18 * 32, encode_dte(dte))
+    say(commands, "dma 00:03.0 0x2000 4 w cafe")
+    say(commands, "dma 00:03.0 0xfee00000 4 w 41000000")
+    text = say(commands, "iommu tlb")
+    assert "stale" not in text
+    for row in ("0      device table     00:03.0     spa 0x200300", "0      interrupt table  00:03.0     spa 0x600104",
+                "0      page directory   domain 0x7  spa 0x700000"):  # fmt: skip
+        assert row in text
+    machine.ram.write(directory, machine.ram.read(directory, 1) + b"\x0e")
+    machine.ram.write(INTERRUPTS + 4 * 0x41, IRTE.make(RemapEn=1, Vector=0x52).to_bytes(4, "little"))
+    machine.ram.write(TABLE + 0x18 * 32, bytes(32))
+    lines = say(commands, "iommu tlb").splitlines()
+    stale = {line.split()[1]: line.partition("! stale: ")[2] for line in lines if "spa" in line and "! stale" in line}
+    assert stale["interrupt"] == "0x520001 by now"
+    assert stale["device"] == "0x0 by now"
+    assert stale["page"].endswith("e01 by now")
+    found = json.loads(say(commands, "iommu tlb --json"))["result"]
+    assert [(one["kind"], one["now"] is None) for one in found["entries"]] == [
+        ("device table", False), ("interrupt table", False), ("page directory", False)
+    ]  # fmt: skip
 
 
 def test_what_is_only_tried_is_not_logged(commands: Monitor) -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from introspect.pci import RequesterId
 from tests.e2e.served import ROOT
+from vmdbg.cpu.core import Notice
 from vmdbg.iommu.config import IommuConfig, Reserved
 from vmdbg.iommu.pagerequests import FAILURE, INVALID, SUCCESS, Response
 from vmdbg.machine import Config, Event, Machine
@@ -44,7 +45,7 @@ EVERYWHERE = (
     "x2apic-registers", "remap-32", "remap-128", "remap-refused", "remap-untouched", "remap-io-apic", "guest-apic",
     "guest-apic-overflow",
 )  # fmt: skip
-STRICT = ("stale-pages", "stale-entry", "stale-interrupt", "stale-everything", "prefetch")
+STRICT = ("stale-pages", "stale-directory", "stale-entry", "stale-interrupt", "stale-everything", "prefetch")
 ON_ANOTHER_MACHINE = ("two-units", "segments", "alias", "ivrs", "page-requests")
 EDU = "edu,slot=11.0,dma-mask=64"
 DEVICE = RequesterId.make(0, 0x11, 0)
@@ -111,7 +112,7 @@ def test_with_either_kind_of_cache(plain: Ran, feature: str) -> None:
 
 
 def test_the_program_forgets_no_invalidation_of_its_own(plain: Ran) -> None:
-    assert [line for line in plain.notices if "INVALIDATE" in line] == []
+    assert [line for line in plain.notices if "was forgotten" in line] == []
 
 
 @pytest.mark.parametrize("feature", STRICT)
@@ -120,9 +121,35 @@ def test_strict_caches_keep_what_is_not_invalidated(strict: Ran, feature: str) -
 
 
 def test_forgotten_invalidations_are_told(strict: Ran) -> None:
-    stale = [line for line in strict.notices if "an INVALIDATE command was forgotten" in line]
-    assert any("00:11.0 at 0x345000 reaches 0x2000000, they lead to 0x2200000" in line for line in stale)
-    assert any("they refuse it: IO_PAGE_FAULT" in line for line in stale)
+    stale = [line for line in strict.notices if "was forgotten" in line]
+    for words in (
+        "a translation that its tables no longer have: 00:11.0 at 0x345000 reaches 0x2000000, they lead to 0x2200000; "
+        "INVALIDATE_IOMMU_PAGES was forgotten", "they refuse it: IO_PAGE_FAULT",
+        "00:11.0 at 0x345000 reaches 0x2000000, they lead to 0x2200000; INVALIDATE_IOMMU_PAGES with PDE was forgotten",
+        "a device table entry that its tables no longer have: 00:11.0 at 0x345000 reaches 0x2000000, they refuse it",
+        "an interrupt table entry that its tables no longer have: the message 0x5 of 00:11.0 becomes vector 0x91 (fixed) of APIC 0x0, "
+        "by them it becomes vector 0x92 (fixed) of APIC 0x0; INVALIDATE_INTERRUPT_TABLE was forgotten",
+    ):  # fmt: skip
+        assert any(words in line for line in stale), (words, stale)
+
+
+def test_a_run_stops_at_a_stale_entry(image: Path) -> None:
+    """`--stop-on stale`: at the first of each kind, with the reason."""
+    serial = BufferSerial()
+    config = Config(
+        memory=256 << 20, command_line="strict", serial=serial, devices=(DeviceSpec.parse(EDU),), iommu=IommuConfig(1, True),
+        max_time=MOST_TICKS, stop_on=frozenset((Notice.STALE,)),
+    )  # fmt: skip
+    machine = Machine(image, config)
+    stops: list[str] = []
+    while (event := machine.run()) != Event.EXIT:
+        assert event != Event.IDLE
+        stops.append(machine.history.notices[-1])
+    machine.close()
+    for command in (
+        "INVALIDATE_IOMMU_PAGES", "INVALIDATE_IOMMU_PAGES with PDE", "INVALIDATE_DEVTAB_ENTRY", "INVALIDATE_INTERRUPT_TABLE",
+    ):  # fmt: skip
+        assert any(text.endswith(f"; {command} was forgotten") for text in stops), command
 
 
 def test_two_iommus(image: Path) -> None:

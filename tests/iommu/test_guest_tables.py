@@ -132,3 +132,24 @@ def test_host_invalidations_take_nested_ones_along() -> None:
     bench.issue(CommandCode.INVALIDATE_IOMMU_PAGES, DomainID=7, S=1, Address=0x7FFFFFFFFFFFF)
     bench.commands_done()
     assert bench.dma.read(DEVICE, GVA, 5, PASID) == b"other"
+
+
+@pytest.mark.parametrize("pde", [0, 1])
+def test_strict_guest_directories_go_by_pasid(pde: int) -> None:
+    bench = Bench(control=ON | CONTROL.GTEn, strict=True)
+    told: list[str] = []
+    bench.unit.stale_listeners.append(told.append)
+    guest = Guest(bench, nested=True)
+    table, slot = guest.leaf
+    before, after, fresh = guest.take(), guest.take(), guest.take()
+    guest.put(table, slot + 1, before | P_RW_US)
+    guest.put(fresh, slot + 1, after | P_RW_US)
+    bench.dma.read(DEVICE, GVA, 1, PASID)
+    guest.put(*guest.slots[-2], fresh | P_RW_US)
+    for fields in ({"PASID": PASID + 1, "PDE": 1}, {"PASID": PASID, "PDE": pde}):
+        bench.issue(CommandCode.INVALIDATE_IOMMU_PAGES, DomainID=7, GN=1, Address=0x7FFFFFFFFFFFF, S=1, **fields)
+    bench.commands_done()
+    bench.dma.read(DEVICE, GVA + 0x1000, 1, PASID)
+    found = bench.dma.locate(DEVICE, GVA + 0x1000, 1, False, pasid=PASID)[0].spa
+    assert found == guest.shift + (after if pde else before)
+    assert [one.rpartition("; ")[2] for one in told] == ([] if pde else ["INVALIDATE_IOMMU_PAGES with PDE was forgotten"])

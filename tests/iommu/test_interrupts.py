@@ -142,18 +142,33 @@ def test_memory_changes_behind_the_instruction_that_asks() -> None:
 
 def test_strict_entries_stay_until_they_are_invalidated() -> None:
     bench = Bench(strict=True)
+    told: list[str] = []
+    bench.unit.stale_listeners.append(told.append)
     bench.irte(5, plain_irte(0x91))
     bench.message(5)
-    bench.irte(5, plain_irte(0x92))
     bench.message(5)
+    assert told == []
+    bench.irte(5, plain_irte(0x92))
+    bench.dma.messages(DEVICE, 0xFEE00000, 5)
+    assert told == [], "to ask is not to use"
+    bench.message(5)
+    assert told == [
+        "iommu 00:00.2 uses an interrupt table entry that its tables no longer have: the message 0x5 of 00:03.0 becomes vector 0x91 "
+        "(fixed) of APIC 0x0, by them it becomes vector 0x92 (fixed) of APIC 0x0; INVALIDATE_INTERRUPT_TABLE was forgotten"
+    ]
     bench.issue(CommandCode.INVALIDATE_INTERRUPT_TABLE, DeviceID=DEVICE)
     bench.commands_done()
     bench.message(5)
-    assert bench.vectors == [0x91, 0x91, 0x92]
+    assert bench.vectors == [0x91, 0x91, 0x91, 0x92]
     bench.irte(5, plain_irte(0x93))
     bench.control(CONTROL.IRTCacheDis)
     bench.message(5)
     assert bench.vectors[-1] == 0x93
+    assert len(told) == 1
+    bench.irte(5, plain_irte(0x93), IntCtl=1)
+    bench.message(5)
+    assert told[1].endswith("becomes vector 0x93 (fixed) of APIC 0x0, by them it becomes vector 0x5 (fixed) of APIC 0x0; "
+                            "INVALIDATE_DEVTAB_ENTRY was forgotten")  # fmt: skip
 
 
 def test_dma_and_interrupts_have_halves_of_their_own() -> None:

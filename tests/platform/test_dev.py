@@ -14,8 +14,8 @@ from introspect.dev import (
     DEV_CAP,
     DEV_CR,
     DEV_MAP,
+    Barrier,
     DevFunction,
-    DevMapper,
     DevRegisters,
     Domain,
     denied_pages,
@@ -201,17 +201,25 @@ def test_denied_ranges_are_those_of_the_bits(pages: set[int], end: int) -> None:
     assert all(before[1] < after[0] for before, after in pairwise(found))
 
 
-def test_a_mapper_has_what_is_left() -> None:
+def test_a_barrier_leaves_what_neither_dev_nor_skinit_denies() -> None:
     data = bytearray(0x2000)
     data[0x1000] = 0b1100
-    mapper = DevMapper(BytesMemory({0: bytes(data)}), "devices", [(0, 0x10000), (0x20000, 0x30000)],
-                       Domain(0, True, False, 4 << 30, 0x1000), [(0x28000, 0x29000)])  # fmt: skip
-    assert [(start, length) for start, length, _, _ in mapper.runs.rows()] == [
-        (0, 0x2000), (0x4000, 0xC000), (0x20000, 0x8000), (0x29000, 0x7000),
-    ]  # fmt: skip
-    assert not mapper.refresh()
-    mapper.domain = None
-    assert mapper.refresh()
+    memory, maps = BytesMemory({0: bytes(data)}), (DEV_MAP.make(BUS=1, UNIT0=3, VALID0=1, DOMAIN0=1),)
+    low = (DEV_BASE_LO.VALID | 0x1000, 0)
+    on, off = (DevRegisters(low, (0, 0), maps, control) for control in (DEV_CR.DEVEN, 0))
+
+    def left(dev: DevRegisters | None, domain: int, block: int | None = None) -> list[tuple[int, int]] | None:
+        spans = Barrier(memory, 0x30000, dev, block).left(domain)
+        return None if spans is None else list(spans.rows())
+
+    assert left(on, 0, 0x20000) == [(0, 0x2000), (0x4000, 0x20000), (0x30000, 1 << 52)]
+    assert left(on, 0, 0x3000) == [(0, 0x2000), (0x13000, 1 << 52)]
+    assert left(on, 1) is None
+    assert left(off, 0) is None
+    assert left(None, 0, 0) == [(0x10000, 1 << 52)]
+    barrier = Barrier(memory, 0x30000, on)
+    assert barrier.apart == frozenset(range(0x118, 0x120))
+    assert [barrier.domain_of(device) for device in (0x117, 0x118, 0x11F, 0x120)] == [0, 1, 1, 0]
 
 
 def test_the_block_of_skinit_is_kept_without_deven() -> None:

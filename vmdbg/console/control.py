@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from gdbstub.target import (
@@ -75,6 +75,8 @@ class Report:
 
     text: str
     thread: ThreadId | None = None
+    points: tuple[Point, ...] = ()
+    """Breakpoints that it stopped for, whose condition held."""
 
 
 class Control:
@@ -331,11 +333,11 @@ class Control:
         self._helpers = []
         yield Report(f"[{self.driver.ended or 'the machine has ended'}]", self.selected)
 
-    def _stop(self, stop: Stop, why: str) -> Report:
+    def _stop(self, stop: Stop, why: str, points: Iterable[Point] = ()) -> Report:
         self.running = False
         self.last_stop, self.selected, self._over = stop, stop.thread, None
         self._drop_helpers()
-        return Report(why, stop.thread)
+        return Report(why, stop.thread, tuple(points))
 
     def _stopped(self, stop: Stop) -> Iterator[Report]:
         plain = stop.reason == Reason.NONE and not stop.text and stop.signal == Signal.TRAP
@@ -368,7 +370,7 @@ class Control:
         self._left -= self._done(stop.thread)
         here = [point for point in self._standing_on(stop.thread) if self._stops(point, stop.thread)] if self._left > 0 else []
         if self._left <= 0 or here:
-            yield self._stop(stop, ", ".join(point.words() for point in here))
+            yield self._stop(stop, ", ".join(point.words() for point in here), here)
             return
         self._go_on(stop)
 
@@ -399,7 +401,7 @@ class Control:
     def _hit(self, stop: Stop) -> Iterator[Report]:
         """A breakpoint: one of those here that counts stops it."""
         pc, stack = self.pc(stop.thread), None
-        told = []
+        told, met = [], []
         for point in [*self._helpers, *self.points.values()]:
             if not point.inserted or point.pid != stop.thread.pid or point.address != pc:
                 continue
@@ -417,6 +419,7 @@ class Control:
                 continue
             point.hits += point.number > 0
             told.append(point.words() if point.number else "")
+            met.append(point)
             if point.once and point.number:
                 self.delete(point)
         if not told:  # nobody's that counts: go on, off it
@@ -429,7 +432,7 @@ class Control:
             if self._left > 0:
                 self._go_on(stop)
                 return
-        yield self._stop(stop, ", ".join(text for text in told if text))
+        yield self._stop(stop, ", ".join(text for text in told if text), met)
 
     def restart(self) -> None:
         """Start over, with all breakpoints: those of guests wait for them."""

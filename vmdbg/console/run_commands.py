@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gdbstub.target import TargetError, ThreadId
-from introspect.commands import HOST_NUMBER, Arguments, Command, CommandError, Context, Result
+from introspect.commands import HOST_NUMBER, Arguments, Command, CommandError, Context
 from introspect.commands.parameters import Candidate, Misfit, Number, Parameter
 from introspect.commands.render import columns
 from vmdbg.console.control import Control, Goal, Point
@@ -16,7 +16,7 @@ from vmdbg.results import Text
 if TYPE_CHECKING:
     from vmdbg.console.source import Source
 
-__all__ = ["RunCommands"]
+__all__ = ["RunCommands", "Started"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,10 @@ _NUMBER = Parameter("N", Number(1, noun="a breakpoint's number"), optional=True)
 _THREAD = Parameter("N", Number(1), optional=True, help="of the selected inferior")
 
 
+class Started(Text):
+    """The machine runs now."""
+
+
 @dataclass(frozen=True, slots=True)
 class Points:
     """Breakpoints as a table."""
@@ -62,19 +66,20 @@ class Points:
         return "\n".join(columns(rows))
 
     def json(self) -> object:
-        return [
-            {
-                "number": p.number,
-                "inferior": p.pid,
-                "address": p.address,
-                "hits": p.hits,
-                "once": p.once,
-                "enabled": p.enabled,
-                "what": p.text,
-                "condition": p.condition,
-            }
-            for p in self.points
-        ]
+        return [_as_json(point) for point in self.points]
+
+
+def _as_json(point: Point) -> dict[str, object]:
+    return {
+        "number": point.number,
+        "inferior": point.pid,
+        "address": point.address,
+        "hits": point.hits,
+        "once": point.once,
+        "enabled": point.enabled,
+        "what": point.text,
+        "condition": point.condition,
+    }
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,7 +222,7 @@ class RunCommands:
         )
 
     def _breaking(self, name: str, summary: str) -> Command:
-        def run(context: Context, arguments: Arguments) -> Result:
+        def run(context: Context, arguments: Arguments) -> Text:
             return self._break(context, arguments, once=name == "tbreak")
 
         return Command(
@@ -236,27 +241,27 @@ class RunCommands:
         pc = self.control.pc(thread)
         return self.source.line(thread.pid, pc) if pc is not None else ""
 
-    def _continue(self, context: Context, arguments: Arguments) -> Result:
+    def _continue(self, context: Context, arguments: Arguments) -> Started:
         self.control.go(Goal(), arguments.get(_TICKS))
-        return Text("")
+        return Started("")
 
-    def _stepping(self, kind: str, arguments: Arguments, lines: bool) -> Result:
+    def _stepping(self, kind: str, arguments: Arguments, lines: bool) -> Started:
         self.control.go(Goal(kind, self.control.selected, arguments[_COUNT], lines))
-        return Text("")
+        return Started("")
 
-    def _step(self, context: Context, arguments: Arguments) -> Result:
+    def _step(self, context: Context, arguments: Arguments) -> Started:
         return self._stepping("step", arguments, self.control.by_lines)
 
-    def _next(self, context: Context, arguments: Arguments) -> Result:
+    def _next(self, context: Context, arguments: Arguments) -> Started:
         return self._stepping("next", arguments, self.control.by_lines)
 
-    def _stepi(self, context: Context, arguments: Arguments) -> Result:
+    def _stepi(self, context: Context, arguments: Arguments) -> Started:
         return self._stepping("step", arguments, False)
 
-    def _nexti(self, context: Context, arguments: Arguments) -> Result:
+    def _nexti(self, context: Context, arguments: Arguments) -> Started:
         return self._stepping("next", arguments, False)
 
-    def _finish(self, context: Context, arguments: Arguments) -> Result:
+    def _finish(self, context: Context, arguments: Arguments) -> Started:
         control, thread = self.control, self.control.selected
         frames = self.source.frames()
         stack = frames[0][1] if len(frames) > 1 else None
@@ -266,24 +271,24 @@ class RunCommands:
             )
         frame = frames[1][0]
         control.reach(Point(0, thread.pid, frame, "", once=True, above=stack - 1, thread=thread), "finish")
-        return Text(f"runs until it returns to {frame:#x}")
+        return Started(f"runs until it returns to {frame:#x}")
 
-    def _until(self, context: Context, arguments: Arguments) -> Result:
+    def _until(self, context: Context, arguments: Arguments) -> Started:
         text = arguments[self._where]
         pid, address = self._place(text)
         if address is None:
             raise CommandError(text, f"there is no guest {pid} yet", "`tbreak` waits for it")
         self.control.reach(Point(0, pid, address, text, once=True), "until")
-        return Text("")
+        return Started("")
 
-    def _interrupt(self, context: Context, arguments: Arguments) -> Result:
+    def _interrupt(self, context: Context, arguments: Arguments) -> Text:
         if not self.control.running:
             return Text("it does not run")
         for report in self.control.interrupt():
             self.source.reports.append(report)
         return Text("")
 
-    def _restart(self, context: Context, arguments: Arguments) -> Result:
+    def _restart(self, context: Context, arguments: Arguments) -> Text:
         self.control.restart()
         self.source.select(self.control.selected)
         return Text("the machine stands before its first instruction")
@@ -301,8 +306,16 @@ class RunCommands:
             raise CommandError(text, "code is executed at linear addresses", "leave out the space, or write gva")
         return number, offset
 
-    def _break(self, context: Context, arguments: Arguments, *, once: bool) -> Result:
-        where, condition = arguments[self._where], arguments.get(_IF) or ""
+    def _break(self, context: Context, arguments: Arguments, *, once: bool) -> Text:
+        point = self.set(arguments[self._where], arguments.get(_IF) or "", once=once)
+        who = "the host" if point.pid == HOST_NUMBER else f"guest {point.pid}"
+        if point.address is None:
+            return Text(f"{point.words()} waits for guest {point.pid}", _as_json(point))
+        name = self.source.symbol(point.pid, point.address)
+        return Text(f"{point.words()} at {point.address:#x}{f' <{name}>' if name else ''} of {who}", _as_json(point))
+
+    def set(self, where: str, condition: str = "", *, once: bool = False) -> Point:
+        """A breakpoint, with a number. CommandError and TargetError for what cannot be one."""
         pid, address = self._place(where)
         if condition and address is not None:
             self.source.check(condition, pid)
@@ -313,11 +326,7 @@ class RunCommands:
         except (TargetError, CommandError):
             del self.control.points[point.number]
             raise
-        who = "the host" if pid == HOST_NUMBER else f"guest {pid}"
-        if address is None:
-            return Text(f"{point.words()} waits for guest {pid}")
-        name = self.source.symbol(pid, address)
-        return Text(f"{point.words()} at {address:#x}{f' <{name}>' if name else ''} of {who}")
+        return point
 
     def _resolve(self, point: Point) -> None:
         try:
@@ -333,35 +342,32 @@ class RunCommands:
             )
         return list(points.values()) if number is None else [points[number]]
 
-    def _list(self, context: Context, arguments: Arguments) -> Result:
+    def _list(self, context: Context, arguments: Arguments) -> Points:
         return Points(tuple(self.control.points.values()))
 
-    def _each(self, arguments: Arguments, act: Callable[[Point], None]) -> Result:
+    def _each(self, arguments: Arguments, act: Callable[[Point], None]) -> Points:
         for point in self._known(arguments):
             act(point)
         return Points(tuple(self.control.points.values()))
 
-    def _delete(self, context: Context, arguments: Arguments) -> Result:
+    def _delete(self, context: Context, arguments: Arguments) -> Points:
         return self._each(arguments, self.control.delete)
 
-    def _enable(self, context: Context, arguments: Arguments) -> Result:
+    def _enable(self, context: Context, arguments: Arguments) -> Points:
         return self._each(arguments, lambda point: self.control.enable(point, True))
 
-    def _disable(self, context: Context, arguments: Arguments) -> Result:
+    def _disable(self, context: Context, arguments: Arguments) -> Points:
         return self._each(arguments, lambda point: self.control.enable(point, False))
 
     # Whose
 
-    def _inferior(self, context: Context, arguments: Arguments) -> Result:
+    def _inferior(self, context: Context, arguments: Arguments) -> Text:
         driver, pid = self.control.driver, arguments.get(self._who)
         if pid is not None and pid != self.control.selected.pid:
             self.source.select(ThreadId(pid, driver.threads(pid)[0].tid))
-        rows = [("", "inferior", "name", "state")]
-        for one in driver.inferiors():
-            rows.append(("*" if one.pid == self.control.selected.pid else "", str(one.pid), one.name, one.state))
-        return Text("\n".join(columns(rows)))
+        return _listed("inferior", [(one.pid, one.name, one.state) for one in driver.inferiors()], self.control.selected.pid)
 
-    def _thread(self, context: Context, arguments: Arguments) -> Result:
+    def _thread(self, context: Context, arguments: Arguments) -> Text:
         selected, number = self.control.selected, arguments.get(_THREAD)
         threads = self.control.driver.threads(selected.pid)
         if number is not None:
@@ -369,7 +375,11 @@ class RunCommands:
                 known = ", ".join(str(thread.tid) for thread in threads)
                 raise arguments.error(str(number), f"inferior {selected.pid} has no such thread", f"it has {known}")
             self.source.select(ThreadId(selected.pid, number))
-        rows = [("", "thread", "name", "state")]
-        for one in threads:
-            rows.append(("*" if one.tid == self.control.selected.tid else "", str(one.tid), one.name, one.state))
-        return Text("\n".join(columns(rows)))
+        return _listed("thread", [(one.tid, one.name, one.state) for one in threads], self.control.selected.tid)
+
+
+def _listed(what: str, known: list[tuple[int, str, str]], selected: int) -> Text:
+    """A table of (number, name, state), the selected one marked."""
+    rows = [("*" if number == selected else "", str(number), name, state) for number, name, state in known]
+    data = [{"number": number, "name": name, "state": state, "selected": number == selected} for number, name, state in known]
+    return Text("\n".join(columns([("", what, "name", "state"), *rows])), {f"{what}s": data})

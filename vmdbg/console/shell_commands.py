@@ -53,7 +53,7 @@ class ShellCommands:
             + "\n".join(f"  {name:9} {meaning}" for name, (_, meaning) in CHOICES.items()),
             self._set,
             self._settings,
-            ("set context regs code", "set keys vi"),
+            ("set context regs code", "set"),
         )
         yield worded(
             "alias",
@@ -61,7 +61,7 @@ class ShellCommands:
             "Give a command, or the beginning of one, a name; or list such names.\nWhat follows the name in a line is added.",
             self._alias,
             self._names,
-            ("alias pg walk --access w", "alias"),
+            ("alias pg walk --access w", "alias pg"),
         )
         yield worded("unalias", "unalias NAME", "Take such a name back.", self._unalias, self._names, ("unalias pg", "unalias w"))
         yield Command(
@@ -98,7 +98,7 @@ class ShellCommands:
             "Run a command of the system's shell, or that shell itself; ! does the same.",
             self._unreachable,
             lambda context, words: (),
-            ("shell date", "!ls"),
+            ("shell cat setup.vmdbg", "!ls *.vmdbg"),
         )
         yield worded(
             "echo", "echo WORDS", "Show these words.", self._echo, lambda context, words: (), ("echo hello", "echo 'two  spaces'")
@@ -109,7 +109,7 @@ class ShellCommands:
             "Fill the screen with panes: code, registers, stack, VMCB, exits, console. Again: leave it.",
             (),
             "PgUp and PgDn, or the mouse wheel, scroll the console; F12 leaves.",
-            ("tui", "tui --json"),
+            ("tui", "tui # in a narrow window"),
         )
         yield worded(
             "send",
@@ -125,7 +125,7 @@ class ShellCommands:
             "Leave. A machine of this process ends; one behind a stub does not.",
             self._quit,
             lambda context, words: (),
-            ("quit", "quit"),
+            ("quit", "q"),
         )
 
     def _settings(self, context: Context, words: Sequence[str]) -> Iterator[Candidate]:
@@ -145,7 +145,7 @@ class ShellCommands:
             for name, command in self.shell.registry.commands.items():
                 yield Candidate(name, command.summary)
 
-    def _set(self, context: Context, arguments: Arguments) -> Result:
+    def _set(self, context: Context, arguments: Arguments) -> Text:
         words, arguments.words = arguments.words, []
         settings = self.shell.settings
         if len(words) > 1:
@@ -156,30 +156,30 @@ class ShellCommands:
         if words and words[0] not in CHOICES:
             settings.set(words[0], [])
         rows = [(name, settings.said(name), meaning) for name, (_, meaning) in CHOICES.items() if not words or name == words[0]]
-        return Text("\n".join(columns(rows)))
+        return Text("\n".join(columns(rows)), {"settings": {name: value for name, value, _ in rows}})
 
-    def _alias(self, context: Context, arguments: Arguments) -> Result:
+    def _alias(self, context: Context, arguments: Arguments) -> Text:
         words, arguments.words = arguments.words, []
         aliases = self.shell.aliases
         if len(words) < 2:
             rows = [(name, meaning) for name, meaning in sorted(aliases.items()) if not words or name == words[0]]
             if words and not rows:
                 raise arguments.error(words[0], "there is no such alias", "give the command, too")
-            return Text("\n".join(columns(rows)))
+            return Text("\n".join(columns(rows)), {"aliases": dict(rows)})
         aliases[words[0]] = shlex.join(words[1:])
         return Text("")
 
-    def _unalias(self, context: Context, arguments: Arguments) -> Result:
+    def _unalias(self, context: Context, arguments: Arguments) -> Text:
         name = " ".join(arguments.words)
         arguments.words = []
         if self.shell.aliases.pop(name, None) is None:
             raise arguments.error(name or "nothing", "there is no such alias", "`alias` lists them")
         return Text("")
 
-    def _source(self, context: Context, arguments: Arguments) -> Result:
+    def _source(self, context: Context, arguments: Arguments) -> _Done:
         return _Done(self.shell.run_file(arguments[_FILE]))
 
-    def _edit(self, context: Context, arguments: Arguments) -> Result:
+    def _edit(self, context: Context, arguments: Arguments) -> _Done:
         name = arguments.get(_OPTIONAL_FILE)
         editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
         if name is not None:
@@ -193,17 +193,17 @@ class ShellCommands:
         finally:
             os.unlink(file.name)
 
-    def _echo(self, context: Context, arguments: Arguments) -> Result:
+    def _echo(self, context: Context, arguments: Arguments) -> Text:
         words, arguments.words = arguments.words, []
         return Text(" ".join(words))
 
-    def _tui(self, context: Context, arguments: Arguments) -> Result:
+    def _tui(self, context: Context, arguments: Arguments) -> Text:
         if not self.shell.output.interactive:
             raise CommandError("tui", "there is no terminal to fill", "start vmdbg console on one")
         self.shell.wants_screen = True
         return Text("")
 
-    def _send(self, context: Context, arguments: Arguments) -> Result:
+    def _send(self, context: Context, arguments: Arguments) -> Text:
         words, arguments.words = arguments.words, []
         send = getattr(self.shell.source, "send", None)
         if send is None:

@@ -18,7 +18,6 @@ from introspect.commands import (
     GuestView,
     HostView,
     Registry,
-    Result,
 )
 from introspect.commands.backtrace import Backtrace
 from introspect.commands.parameters import Address, AddressWord, Candidate, Owner, Parameter
@@ -156,9 +155,9 @@ class ContextSource(_Own):
         self.control = None
         self.reports: deque[Report] = deque()
         registry.add(Command("inferior", self._inferior, "Choose whose the commands are, or say whose.", (_WHO,), "",
-                             ("inferior 2", "inferior host")))  # fmt: skip
+                             ("inferior 3", "inferior host")))  # fmt: skip
 
-    def _inferior(self, context: Context, arguments: Arguments) -> Result:
+    def _inferior(self, context: Context, arguments: Arguments) -> Where:
         owner = arguments.get(_WHO)
         if owner is not None:
             self.context.select(owner.number if isinstance(owner, GuestView) else None)
@@ -219,7 +218,8 @@ class LiveSource(_Own):
         self.reports: deque[Report] = deque()
         self.send: Callable[[bytes], object] | None = None
         """To the guest's serial port, where that is the console's."""
-        for command in RunCommands(self, self.control).commands():
+        self.running = RunCommands(self, self.control)
+        for command in self.running.commands():
             self.registry.add(command)
 
     def _holds(self, point: Point, thread: ThreadId) -> bool:

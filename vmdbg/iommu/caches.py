@@ -1,4 +1,4 @@
-"""What an IOMMU keeps of its tables: device table entries, interrupt table entries, translations (IOTLB).
+"""What an IOMMU keeps of its tables: entries of the device table and of interrupt tables, translations (IOTLB), page directories.
 
 Coherent, which is the default, nothing shows that there are caches: what is kept is used while every word of memory that it
 rests on is as it was.  Strict, it is used until software invalidates it (AMD 48882, 2.4): a forgotten invalidation is found.
@@ -6,10 +6,11 @@ rests on is as it was.  Strict, it is used until software invalidates it (AMD 48
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from introspect.iommu.verdicts import IoStep, StepKind
 from introspect.sources import Unreadable
 from vmdbg.platform.pci.dma import Memory
 
@@ -23,14 +24,21 @@ class Recorder:
     Implements `introspect.sources.Memory`; `who` writes accessed and dirty bits.
     """
 
-    def __init__(self, memory: Memory, who: str, kept: Mapping[int, bytes]) -> None:
+    def __init__(self, memory: Memory, who: str, *kept: Mapping[int, bytes]) -> None:
         self._memory, self._who, self._kept = memory, who, kept
         self.seen: list[tuple[int, bytes]] = []
+        self.old: list[int] = []
+        """Where what was kept has answered."""
         self.wrote = False
 
     def read(self, spa: int, length: int, /) -> bytes:
-        data = self._kept.get(spa)
-        if data is None or len(data) != length:
+        data = None
+        for kept in self._kept:
+            data = kept.get(spa)
+            if data is not None and len(data) == length:
+                self.old.append(spa)
+                break
+        else:
             data = self._memory.read(spa, length)
         self.seen.append((spa, data))
         return data
@@ -69,6 +77,8 @@ class Kept(NamedTuple):
 
     page: Page
     rests_on: tuple[tuple[int, bytes], ...]
+    directories: frozenset[int] = frozenset()
+    """Strict: addresses of those of the words that lead to tables."""
 
     def holds(self, memory: Memory) -> bool:
         try:
@@ -83,6 +93,19 @@ class PageKey(NamedTuple):
     domain: int
     pasid: int | None
     device: int | None
+
+
+@dataclass(frozen=True)
+class Directories:
+    """Of a domain, or of a PASID within one: entries that lead to tables, by their own address."""
+
+    data: dict[int, bytes] = field(default_factory=dict)
+    translates: dict[int, set[tuple[int, int]]] = field(default_factory=dict)
+    """(first, end) of the addresses that lead through each: several, where tables are shared."""
+
+    def forget(self, first: int, end: int) -> None:
+        for spa in [spa for spa, ranges in self.translates.items() if any(at < end and first < stop for at, stop in ranges)]:
+            del self.data[spa], self.translates[spa]
 
 
 @dataclass
@@ -103,6 +126,8 @@ class Caches:
     """Strict: entries of interrupt tables, by DeviceID and address."""
     pages: dict[PageKey, dict[int, dict[int, Kept]]] = field(default_factory=dict)
     """By size and first address."""
+    directories: dict[tuple[int, int | None], Directories] = field(default_factory=dict)
+    """Strict: by domain, and PASID for guests' tables."""
     counters: Counters = field(default_factory=Counters)
     count: int = 0
     """Pages at most; forgotten ones are counted until all make room."""
@@ -110,23 +135,45 @@ class Caches:
     def key(self, domain: int, pasid: int | None, device: int) -> PageKey:
         return PageKey(domain, pasid, None if self.strict else device)
 
-    def find_page(self, key: PageKey, iova: int) -> Page | None:
+    def find_page(self, key: PageKey, iova: int) -> Kept | None:
         for size, held in self.pages.get(key, {}).items():
             kept = held.get(iova & -size)
             if kept is not None:
                 if self.strict or kept.holds(self.memory):
                     self.counters.hits += 1
-                    return kept.page
+                    return kept
                 del held[iova & -size]
         self.counters.misses += 1
         return None
 
-    def keep_page(self, key: PageKey, page: Page, rests_on: Iterable[tuple[int, bytes]]) -> None:
+    def keep_page(
+        self, key: PageKey, page: Page, rests_on: Iterable[tuple[int, bytes]], directories: frozenset[int] = frozenset()
+    ) -> None:
         self.count += 1
         if self.count > MOST_KEPT:
             self.pages.clear()
             self.count = 1
-        self.pages.setdefault(key, {}).setdefault(page.size, {})[page.first] = Kept(page, tuple(rests_on))
+        self.pages.setdefault(key, {}).setdefault(page.size, {})[page.first] = Kept(page, tuple(rests_on), directories)
+
+    def keep_directories(self, domain: int, pasid: int | None, trace: Sequence[IoStep]) -> None:
+        """Those of a walk. What is not present is not kept: the capability header has no NpCache."""
+        for step in trace:
+            if step.leaf or step.kind not in (StepKind.HOST, StepKind.GUEST):
+                continue
+            host = step.kind == StepKind.HOST
+            if step.next_level is None if host else not step.value & 1:
+                continue
+            if sum(len(one.data) for one in self.directories.values()) >= MOST_KEPT:
+                self.directories.clear()
+            shift = 3 + 9 * step.level
+            first = step.address >> shift << shift
+            kept = self.directories.setdefault((domain, None if host else pasid), Directories())
+            kept.data.setdefault(step.spa, step.value.to_bytes(8, "little"))
+            kept.translates.setdefault(step.spa, set()).add((first, first + (1 << shift)))
+
+    def kept_directories(self, domain: int, pasid: int | None) -> Sequence[Mapping[int, bytes]]:
+        """As `Recorder` takes them."""
+        return [self.directories[key].data for key in {(domain, None), (domain, pasid)} if key in self.directories]
 
     def keep_device(self, device: int, entry: bytes) -> None:
         if self.strict:
@@ -152,8 +199,17 @@ class Caches:
                 for at in [at for at in held if at < end and first < at + size]:
                     del held[at]
 
+    def forget_directories(self, domain: int, first: int, end: int, pasid: int | None) -> None:
+        """Likewise: a guest's tables lie in host pages that may be any."""
+        for key in [key for key in self.directories if key[0] == domain and (pasid is None or key[1] == pasid)]:
+            if pasid is None and key[1] is not None:
+                del self.directories[key]
+            else:
+                self.directories[key].forget(first, end)
+
     def forget_all(self) -> None:
         self.devices.clear()
         self.interrupts.clear()
+        self.directories.clear()
         self.pages.clear()
         self.count = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from introspect.iommu.records import COMMANDS, CommandCode, Event, EventCode, command_of, invalidated_range
@@ -117,6 +118,8 @@ class CommandProcessor(Pointers):
         first, end = invalidated_range(bits.get(record, "Address") << 12, bool(bits.get(record, "S")))
         pasid = bits.get(record, "PASID") if bits.get(record, "GN") else None
         self.iommu.caches.forget_pages(bits.get(record, "DomainID"), first, end, pasid)
+        if bits.get(record, "PDE"):
+            self.iommu.caches.forget_directories(bits.get(record, "DomainID"), first, end, pasid)
 
     def _iotlb_pages(self, record: int) -> None:
         """For a device's own cache: one that has none does not answer, and the wait for it ends by the timeout."""
@@ -127,7 +130,7 @@ class CommandProcessor(Pointers):
         if self.iommu.invalidate_device(device, first, end) or ticks is None:
             return
         event = Event(EventCode.IOTLB_INV_TIMEOUT, device, self.base + self.head)
-        self.iommu.later(ticks, lambda: self.iommu.log(event))
+        self.iommu.later(ticks, partial(self.iommu.log, event))
 
     def _interrupt_table(self, record: int) -> None:
         bits = COMMANDS[CommandCode.INVALIDATE_INTERRUPT_TABLE].bits

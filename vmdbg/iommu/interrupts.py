@@ -14,7 +14,7 @@ from introspect.iommu.verdicts import IoFault
 from introspect.pci import RequesterId
 from introspect.sources import Unreadable, Unwritable
 from vmdbg.iommu.caches import Recorder
-from vmdbg.iommu.translation import reason
+from vmdbg.iommu.staleness import reason
 from vmdbg.platform.apicbus import DeliveryMode
 from vmdbg.platform.pci.dma import DmaError, Message
 
@@ -36,13 +36,14 @@ class Interrupts:
     def remap(self, requester: RequesterId, address: int, data: int, quiet: bool) -> Sequence[Message]:
         """What a message becomes: nothing for the processors, if it went to a guest.  Raises `DmaError`."""
         iommu, view = self.iommu, self.iommu.view
-        kept = iommu.translation.kept_entry(requester)
-        if not iommu.registers.control & CONTROL.IRTCacheDis:
-            kept |= iommu.caches.interrupts.get(requester, {})
-        recorder = Recorder(iommu.memory, iommu.name, kept)
+        cached = not iommu.registers.control & CONTROL.IRTCacheDis
+        kept = iommu.caches.interrupts.get(requester, {}) if cached else {}
+        recorder = Recorder(iommu.memory, iommu.name, iommu.translation.kept_entry(requester), kept)
         verdict = remap(recorder, view, requester, address, data)
         if not quiet:
             self._keep(requester, recorder)
+            if recorder.old:
+                iommu.translation.staleness.interrupt(requester, address, data, verdict)
         if isinstance(verdict, IoFault):
             if not quiet:
                 iommu.later(SOON, partial(iommu.translation.refused, verdict, requester))

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from introspect.address import Spa
 from introspect.iommu.structures import DTE, DTE_SIZE, decode_dte
-from introspect.iommu.verdicts import DmaAccess, IoFault, IoTranslation
+from introspect.iommu.verdicts import DmaAccess, IoFault, IoStep, IoTranslation, StepKind
 from introspect.iommu.walk import translate
 from introspect.pci import RequesterId
 from introspect.sources import Unreadable
 from vmdbg.iommu.caches import Page, Recorder
+from vmdbg.iommu.staleness import Staleness, reason
 from vmdbg.platform.pci.dma import DmaError, Span
 
 if TYPE_CHECKING:
@@ -22,11 +23,15 @@ GRAIN = 0x1000
 ALL = 1 << 64
 
 
-def reason(fault: IoFault) -> str:
-    """For people: the event, and why."""
-    detail = f" ({fault.detail})" if fault.detail else ""
-    kept = f", not logged because of {fault.suppressed}" if fault.suppressed else ""
-    return f"{fault.event.code.name}: {fault.cause.value}{detail}{kept}"
+class _Walked(NamedTuple):
+    """What the tables, or what is kept of them, say of an address."""
+
+    verdict: IoTranslation | IoFault
+    page: Page
+    recorder: Recorder
+    dte: int
+    directories: frozenset[int]
+    """Strict: where the entries are that led to tables."""
 
 
 class Translation:
@@ -34,6 +39,7 @@ class Translation:
 
     def __init__(self, iommu: IommuUnit) -> None:
         self.iommu = iommu
+        self.staleness = Staleness(iommu)
         self.reset()
 
     def reset(self) -> None:
@@ -89,9 +95,9 @@ class Translation:
         if not self.iommu.view.enabled:
             return
         for at in range(address, address + pages * GRAIN, GRAIN):
-            verdict, page, recorder, dte = self._walk(requester, at % ALL, DmaAccess(False, pasid), True)
-            if isinstance(verdict, IoTranslation):
-                self._keep(requester, verdict, page, pasid, recorder, dte)
+            walked = self._walk(requester, at % ALL, DmaAccess(False, pasid), True)
+            if isinstance(walked.verdict, IoTranslation):
+                self._keep(requester, walked.verdict, pasid, walked)
 
     def _page(self, requester: RequesterId, iova: int, access: DmaAccess, quiet: bool) -> Page:
         caches, view = self.iommu.caches, self.iommu.view
@@ -99,31 +105,24 @@ class Translation:
         if dte is not None and dte & DTE.V and dte & DTE.TV and view.exclusion is None:
             key = caches.key(DTE.get(dte, "DomainID"), self._pasid(dte, access.pasid), requester)
             found = caches.find_page(key, iova)
-            if found is not None and self._allows(found, dte, access.write):
+            if found is not None and self._allows(found.page, dte, access.write):
+                page = found.page
                 if caches.strict and not quiet:
-                    self._look_whether_stale(requester, iova, access, found)
-                return found
-        verdict, page, recorder, dte = self._walk(requester, iova, access, quiet)
+                    spa = page.spa + iova - page.first
+                    self.staleness.translation(requester, iova, access, spa, found.rests_on, found.directories)
+                return page
+        walked = self._walk(requester, iova, access, quiet)
+        verdict = walked.verdict
+        if walked.recorder.old and not quiet:
+            used = verdict if isinstance(verdict, IoFault) else int(verdict.spa)
+            self.staleness.translation(requester, iova, access, used, walked.recorder.seen, walked.directories)
         if isinstance(verdict, IoFault):
             if not quiet:
                 self.refused(verdict, requester)
             raise DmaError(requester, iova, access.write, reason(verdict))
         if not quiet:
-            self._keep(requester, verdict, page, access.pasid, recorder, dte)
-        return page
-
-    def _look_whether_stale(self, requester: RequesterId, iova: int, access: DmaAccess, page: Page) -> None:
-        """Whether tables would lead elsewhere by now: then an invalidation was forgotten."""
-        fresh = translate(self.iommu.memory, self.iommu.view, requester, iova, access, set_ad=False)
-        if isinstance(fresh, IoTranslation) and fresh.spa == page.spa + iova - page.first:
-            return
-        now = f"they refuse it: {reason(fresh)}" if isinstance(fresh, IoFault) else f"they lead to {fresh.spa:#x}"
-        text = (
-            f"{self.iommu.name} uses a translation that its tables no longer have: {requester} at {iova:#x} reaches "
-            f"{page.spa + iova - page.first:#x}, {now}; an INVALIDATE command was forgotten"
-        )
-        for listener in self.iommu.stale_listeners:
-            listener(text)
+            self._keep(requester, verdict, access.pasid, walked)
+        return walked.page
 
     @staticmethod
     def _pasid(dte: int, pasid: int | None) -> int | None:
@@ -137,41 +136,57 @@ class Translation:
             return page.write and page.settled and bool(dte & DTE.IW)
         return page.read and bool(dte & DTE.IR)
 
-    def _walk(
-        self, requester: RequesterId, iova: int, access: DmaAccess, quiet: bool
-    ) -> tuple[IoTranslation | IoFault, Page, Recorder, int]:
-        """The verdict, the page around the address, what was read for it, and the device's entry."""
-        iommu = self.iommu
-        recorder = Recorder(iommu.memory, iommu.name, self.kept_entry(requester))
-        verdict = translate(recorder, iommu.view, requester, iova, access, set_ad=not quiet)
+    def _walk(self, requester: RequesterId, iova: int, access: DmaAccess, quiet: bool) -> _Walked:
+        iommu, caches = self.iommu, self.iommu.caches
+        trace: list[IoStep] | None = [] if caches.strict else None
+        recorder, verdict = self._ask(requester, iova, access, quiet, trace, self._kept_directories(requester, access.pasid))
         spa = iommu.view.entry_address(requester)
+        if isinstance(verdict, IoFault) and any(at != spa for at in recorder.old):
+            # What is missing in a directory that is kept is looked for in the tables, as with pages.
+            trace = []
+            recorder, verdict = self._ask(requester, iova, access, quiet, trace, ())
         entry = next((data for at, data in recorder.seen if at == spa), b"")
-        if entry and not quiet:
-            iommu.caches.keep_device(requester, entry)
         dte = decode_dte(entry)
+        if entry and not quiet:
+            caches.keep_device(requester, entry)
+            if trace:
+                caches.keep_directories(DTE.get(dte, "DomainID"), self._pasid(dte, access.pasid), trace)
+        directories = frozenset(int(step.spa) for step in trace or () if not step.leaf and step.kind != StepKind.DTE)
         if isinstance(verdict, IoFault):
-            return verdict, Page(iova, 0, 0, False, False, False), recorder, dte
+            return _Walked(verdict, Page(iova, 0, 0, False, False, False), recorder, dte, directories)
         size = verdict.page_size or GRAIN
         settled = access.write or (not dte & DTE.HAD and verdict.gpa is None)
         first = iova & -size
         page = Page(first, size, verdict.spa - (iova - first), verdict.readable, verdict.writable, settled)
-        return verdict, page, recorder, dte
+        return _Walked(verdict, page, recorder, dte, directories)
+
+    def _ask(
+        self, requester: RequesterId, iova: int, access: DmaAccess, quiet: bool, trace: list[IoStep] | None,
+        directories: Sequence[Mapping[int, bytes]],
+    ) -> tuple[Recorder, IoTranslation | IoFault]:  # fmt: skip
+        iommu = self.iommu
+        recorder = Recorder(iommu.memory, iommu.name, self.kept_entry(requester), *directories)
+        return recorder, translate(recorder, iommu.view, requester, iova, access, set_ad=not quiet, trace=trace)
+
+    def _kept_directories(self, requester: RequesterId, pasid: int | None) -> Sequence[Mapping[int, bytes]]:
+        caches = self.iommu.caches
+        dte = self.entry(requester) if caches.directories else None
+        return () if dte is None else caches.kept_directories(DTE.get(dte, "DomainID"), self._pasid(dte, pasid))
 
     def kept_entry(self, device: int) -> dict[int, bytes]:
         """What memory shall answer instead of what is there, as `Recorder` takes it."""
         kept, spa = self.iommu.caches.devices.get(device), self.iommu.view.entry_address(device)
         return {} if kept is None or spa is None else {spa: kept}
 
-    def _keep(
-        self, requester: RequesterId, verdict: IoTranslation, page: Page, pasid: int | None, recorder: Recorder, dte: int
-    ) -> None:
+    def _keep(self, requester: RequesterId, verdict: IoTranslation, pasid: int | None, walked: _Walked) -> None:
         """Only what tables say is kept; of a nested translation that page which both dimensions share.
 
         Where accessed and dirty bits were set, entries are no longer as they were read: coherent, the next walk finds them so.
         """
-        caches = self.iommu.caches
+        caches, recorder = self.iommu.caches, walked.recorder
         if verdict.page_size and (caches.strict or not recorder.wrote):
-            caches.keep_page(caches.key(verdict.domain, self._pasid(dte, pasid), requester), page, recorder.seen)
+            key = caches.key(verdict.domain, self._pasid(walked.dte, pasid), requester)
+            caches.keep_page(key, walked.page, recorder.seen, walked.directories)
 
     def refused(self, fault: IoFault, requester: RequesterId) -> None:
         """Log it, unless the tables say not to."""

@@ -102,6 +102,9 @@ void main(uint32_t iterations)
         }
         hypercall(HYPERCALL_YIELD, 0, 0);
     }
+    /* A page given back is empty when it is touched next. */
+    if (hypercall(HYPERCALL_RELEASE, 0x200000, 0) || *UPPER)
+        hypercall(HYPERCALL_DONE, 4, 0);
     put("done\n");
     hypercall(HYPERCALL_DONE, 0, 0);
 }

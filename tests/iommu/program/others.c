@@ -33,6 +33,33 @@ static void stale_pages(void)
     CHECK(completes() && !writes(IOVA, DATA2) && event_is(EVENT(2, FLAG_RW | DOMAIN << 32), IOVA));
 }
 
+/* A table is replaced, as after unmapping all of it: that its entries are forgotten does not make the entry above forgotten. */
+static void stale_directory(void)
+{
+    begin(4);
+    uint64_t *at = leaf(IOVA, 4), *next = allocate_page(), *directory = root;
+    *at = DATA | PTE_PRESENT | RW;
+    at[1] = 0;
+    next[IOVA >> 12 & 511] = next[(IOVA >> 12 & 511) + 1] = DATA2 | PTE_PRESENT | RW;
+    enable(0);
+    CHECK(writes(IOVA, DATA));
+    for (int level = 4; level > 2; level--)
+        directory = (uint64_t *)(directory[IOVA >> (12 + 9 * (level - 1)) & 511] & PTE_ADDRESS);
+    uint64_t *pde = &directory[IOVA >> 21 & 511], before = *pde;
+    *pde = physical(next) | PTE_NEXT(1) | PTE_PRESENT | RW;
+    command(PAGES, ALL_PAGES & ~2ull); /* all pages, and no directory */
+    CHECK(completes() && writes(IOVA, DATA));
+    CHECK(writes(IOVA + PAGE_SIZE, DATA2) && no_event()); /* what a stale one refuses is looked for in the tables */
+    command(PAGES, (IOVA + LARGE_PAGE) | 2); /* another directory entry's */
+    command(PAGES, IOVA);
+    CHECK(completes() && writes(IOVA, DATA));
+    command(PAGES, IOVA | 2);
+    CHECK(completes() && writes(IOVA, DATA2));
+    *pde = before;
+    command(PAGES, ALL_PAGES);
+    CHECK(completes() && writes(IOVA, DATA));
+}
+
 static void stale_entry(void)
 {
     page(DATA | PTE_PRESENT | RW);
@@ -212,7 +239,7 @@ static void page_requests(void)
 }
 
 const struct feature other_features[] = {
-    {"stale-pages", "strict", stale_pages}, {"stale-entry", "strict", stale_entry},
+    {"stale-pages", "strict", stale_pages}, {"stale-directory", "strict", stale_directory}, {"stale-entry", "strict", stale_entry},
     {"stale-interrupt", "strict", stale_interrupt}, {"stale-everything", "strict", stale_everything},
     {"prefetch", "strict", prefetch}, {"two-units", "two", two_units}, {"segments", "segments", segments},
     {"alias", "alias", alias}, {"page-requests", "requests", page_requests}, {0, 0, 0},

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A narrated session: a real gdb on the demo hypervisor and its guests.  `make demo` in the top directory runs it.
+"""The session of `vmdbg demo`: a real gdb on the demo hypervisor and its guests.
 
 Every command shown is sent to gdb as it stands, everything below it is gdb's answer.  What the narration claims is
 checked: exit status 1, and a line that says what was expected, if an answer is not as told.
@@ -18,11 +18,8 @@ import time
 from pathlib import Path
 
 from vmdbg.attach import GDB_SETTINGS, find_gdb
-from vmdbg.options import UsageError
+from vmdbg.demo import IMAGE
 
-HERE = Path(__file__).resolve().parent
-BUILD = HERE / "build"
-TOP = HERE.parents[1]
 WIDTH = 100
 SECONDS = 60.0
 """No answer takes longer."""
@@ -37,12 +34,12 @@ class UnexpectedError(Exception):
 class Machine:
     """`vmdbg run` with its stub on a free port, waiting before the first instruction; its console in a file."""
 
-    def __init__(self, console: Path) -> None:
+    def __init__(self, source: Path, console: Path) -> None:
         self.console = console
         self._shown = 0
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "vmdbg", "run", str(BUILD / "hypervisor.elf"), "--serial", f"file:{console}",
-             "--symbols", f"guest2={BUILD / 'guest64.elf'}", "--symbols", f"guest5={BUILD / 'gueststray.elf'}",
+            [sys.executable, "-m", "vmdbg", "run", str(source / IMAGE), "--serial", f"file:{console}",
+             "--symbols", f"guest2={source / 'build/guest64.elf'}", "--symbols", f"guest5={source / 'build/gueststray.elf'}",
              "--gdb", "0", "--wait"],
             stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
         )  # fmt: skip
@@ -75,12 +72,12 @@ class Machine:
 
 
 class Gdb:
-    """gdb on a pair of pipes: a command goes in, its whole answer comes out."""
+    """gdb on a pair of pipes, among the sources: a command goes in, its whole answer comes out."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, gdb: str, source: Path, directory: Path) -> None:
         environment = {**os.environ, "HOME": str(directory), "XDG_CACHE_HOME": str(directory), "TERM": "dumb"}
         self._process = subprocess.Popen(
-            [find_gdb(), "-q", "-nx", "-iex", "set prompt"], cwd=TOP, env=environment, start_new_session=True,
+            [gdb, "-q", "-nx", "-iex", "set prompt"], cwd=source, env=environment, start_new_session=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         assert self._process.stdin is not None
@@ -114,7 +111,8 @@ class Gdb:
 class Transcript:
     """What the reader sees.  Colours only on a terminal."""
 
-    def __init__(self) -> None:
+    def __init__(self, source: Path) -> None:
+        self._source = source
         self.colours = sys.stdout.isatty() and "NO_COLOR" not in os.environ
         self._chapter = 0
 
@@ -139,7 +137,7 @@ class Transcript:
         self._print(f"(gdb) {text}", "1;33")
 
     def answer(self, text: str) -> None:
-        for line in text.replace(f"{TOP}/", "").splitlines():
+        for line in text.replace(f"{self._source}/", "").splitlines():
             self._folded("  ", line.rstrip())
 
     def console(self, lines: list[str]) -> None:
@@ -181,7 +179,6 @@ class Session:
 def play(gdb: Session, out: Transcript, machine: Machine) -> None:
     """The session itself."""
     say, chapter = out.say, out.chapter
-    symbols = BUILD.relative_to(TOP)
 
     chapter("A machine at its first instruction")
     say(
@@ -189,7 +186,7 @@ def play(gdb: Session, out: Transcript, machine: Machine) -> None:
         "AMD64 machine with SVM, and waits. gdb connects: the hypervisor is an ordinary inferior, with its "
         "source."
     )
-    gdb(f"file {symbols}/hypervisor.debug")
+    gdb("file build/hypervisor.debug")
     gdb(f"target extended-remote localhost:{machine.port}", r"_start \(\) at boot\.S:\d+")
     gdb("info inferiors", r"^\* 1 +process 1 .*hypervisor\.debug", absent=r"process 2")
 
@@ -323,55 +320,31 @@ def play(gdb: Session, out: Transcript, machine: Machine) -> None:
         raise UnexpectedError(f"the machine was to end with status 1, that is (0 << 1) | 1 of port F4, not {status}")
 
 
-BY_HAND = """\
-Now by hand. In one terminal:
-
-    cd examples/hypervisor/build
-    ../../../.venv/bin/vmdbg run hypervisor.elf --append loop=0 --symbols guest2=guest64.elf --gdb 1234 --wait
-
-In another:
-
-    gdb -ex 'set schedule-multiple on' examples/hypervisor/build/hypervisor.debug
-    (gdb) target extended-remote localhost:1234
-    (gdb) continue                                        # the guests run for ever; Ctrl-C stops them
-    (gdb) add-inferior
-    (gdb) inferior 2
-    (gdb) attach 2
-    (gdb) break tick
-    (gdb) continue
-    (gdb) monitor help
-
-Or both at once: .venv/bin/vmdbg gdb examples/hypervisor/build/hypervisor.elf --append loop=0
-"""
-
-
-def main() -> int:
-    out = Transcript()
+def main(source: Path) -> int:
+    """Play it on what was compiled in `source`/build; returns the exit status."""
+    gdb_path = find_gdb()
+    out = Transcript(source)
     out.title("vmdbg: a hypervisor and its guests under gdb")
     out.say("Lines behind (gdb) are sent to gdb, what follows is its answer, `console |` is the machine's serial port. "
-            "Paths are shown from the top of the source tree. What is said here is checked as it runs.")
+            f"Paths are shown from {source}. What is said here is checked as it runs.")
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="vmdbg-demo-") as name:
         directory = Path(name)
         machine = gdb = None
         try:
-            machine = Machine(directory / "console")
-            gdb = Gdb(directory)
+            machine = Machine(source, directory / "console")
+            gdb = Gdb(gdb_path, source, directory)
             play(Session(machine, gdb, out), out, machine)
-        except (UnexpectedError, UsageError) as error:
+        except UnexpectedError as error:
             print(f"\ndemo: {error}", file=sys.stderr)
             return 1
-        except KeyboardInterrupt:
-            return 130
+        except BrokenPipeError:  # whoever reads has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
         finally:
             if gdb is not None:
                 gdb.close()
             if machine is not None:
                 machine.close()
     out.say(f"All as told, in {time.monotonic() - started:.1f} seconds.")
-    print(f"\n{BY_HAND}", end="")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What stands in the report of a failed test: the machine as it was then, and how to be there again."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from vmdbg.api.errors import Error
+
+if TYPE_CHECKING:
+    from vmdbg.api.machine import Machine
+    from vmdbg.testkit.fixtures import Bench
+
+__all__ = ["sections"]
+
+EXITS, LINES, CHARACTERS = 12, 30, 6000
+_UNPRINTABLE = {code: "?" for code in (*range(32), *range(127, 160)) if code not in (9, 10)}
+"""Guests write what they like: nothing of it moves a terminal's cursor."""
+
+
+def sections(bench: Bench) -> Iterator[tuple[str, str]]:
+    """(title, text) of each section."""
+    for number, machine in enumerate(bench.machines):
+        which = f" of machine {number + 1}" if len(bench.machines) > 1 else ""
+        if machine.closed:
+            yield f"machine{which}", f"{machine.image}: the test has closed it"
+            continue
+        for title, tell in _PARTS:
+            text = _told(tell, machine)
+            if text:
+                yield f"{title}{which}", text
+        yield f"again{which}", _told(lambda machine: _again(bench, machine), machine)
+    for gdb in bench.gdbs:
+        yield "gdb", _tail(gdb.transcript)
+
+
+def _told(tell: Callable[[Machine], str], machine: Machine) -> str:
+    """A report that cannot be made says why, and the others are made."""
+    try:
+        return tell(machine)
+    except Error as error:
+        return f"not known: {error}"
+
+
+def _state(machine: Machine) -> str:
+    stop = machine.stop
+    head = f"{machine.image.name}: {machine.ended or stop or 'it has not run'}"
+    return "\n".join((head, f"guest time {machine.time}, {machine.exit_count} #VMEXITs", *machine.debugger.history.notices))
+
+
+def _exits(machine: Machine) -> str:
+    return "\n".join(map(str, machine.exits(last=EXITS)))
+
+
+def _context(machine: Machine) -> str:
+    return machine.command("context").text()
+
+
+def _serial(machine: Machine) -> str:
+    return _tail(machine.serial.replace("\r\n", "\n")) if machine.options.get("serial") is None else ""
+
+
+_PARTS: tuple[tuple[str, Callable[[Machine], str]], ...] = (
+    ("machine", _state), ("last exits", _exits), ("context", _context), ("serial output", _serial),
+)  # fmt: skip
+
+
+def _tail(text: str) -> str:
+    lines = text.translate(_UNPRINTABLE)[-CHARACTERS:].splitlines()
+    left = len(text.splitlines()) - LINES
+    return "\n".join(([f"... ({left} lines before)"] if left > 0 else []) + lines[-LINES:])
+
+
+def _again(bench: Bench, machine: Machine) -> str:
+    """Commands that lead here: runs are the same each time, so guest time is a place."""
+    words = ["vmdbg", "console", os.path.relpath(machine.image), *_words(machine.options)]
+    if machine.time:
+        words += ["-c", f"continue {machine.time}", "-i"]
+    python = os.path.basename(sys.executable)
+    return "\n".join((
+        "the machine as it is here, at the prompt:", f"    {shlex.join(words)}", "the test:",
+        f"    {python} -m pytest {shlex.quote(bench.item.nodeid)}",
+    ))  # fmt: skip
+
+
+def _words(options: Mapping[str, object]) -> Iterator[str]:
+    """Keyword arguments as `vmdbg run` takes them."""
+    for name, value in options.items():
+        option = f"--{name.replace('_', '-')}"
+        if value is True:
+            yield option
+        elif isinstance(value, Mapping):
+            for who, file in value.items():
+                yield f"{option}={who}={os.path.relpath(file)}"
+        elif isinstance(value, list | tuple):
+            yield from (f"{option}={one}" for one in value)
+        elif value is not None and value is not False:
+            yield f"{option}={value}"

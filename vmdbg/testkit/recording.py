@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Exits of a running machine, all of them: what a golden trace is made from and compared with."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Unpack
+
+from introspect.disassembly import instruction_text
+from introspect.exitlog import ExitRecord
+from vmdbg.api.errors import Error
+from vmdbg.testkit.divergence import compare
+from vmdbg.testkit.golden import DEFAULT, Seen, Tolerances, Trace
+
+if TYPE_CHECKING:
+    from vmdbg.api.machine import Machine
+
+__all__ = ["Recording"]
+
+MOST = 2_000_000
+"""Exits that are kept."""
+
+
+class Recording:
+    """Every #VMEXIT of a machine from now on, also those that its rings forget.
+
+    The machine's world switches are made in Python meanwhile, so that runs with a hundred thousand exits take seconds longer;
+    the run is the same.  As a context manager it ends with the block.
+    """
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self._history = machine.debugger.history
+        self._records: list[ExitRecord] = []
+        self._lost = 0
+        self._history.recorders.append(self._note)
+
+    def _note(self, record: ExitRecord) -> None:
+        if len(self._records) < MOST:
+            self._records.append(record)
+        else:
+            self._lost += 1
+
+    def close(self) -> None:
+        """Record no more.  What has been recorded stays."""
+        if self._note in self._history.recorders:
+            self._history.recorders.remove(self._note)
+
+    def __enter__(self) -> Recording:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def trace(self, **tolerance: Unpack[Tolerances]) -> Trace:
+        """What has been recorded so far.  `Error` if it is not the whole; ValueError for a tolerance that is none."""
+        if self._lost:
+            raise Error(f"{len(self) + self._lost} exits: a recording has {MOST} at most; run for less, as with ticks=")
+        if self.machine.debugger.history is not self._history:
+            raise Error("the machine has started over since the recording began; record anew behind restart()")
+        names: dict[tuple[int, int], str] = {}
+        exits = []
+        for record in self._records:
+            place = record.guest, record.rip
+            if place not in names:
+                symbols = self.machine.context.symbols(record.guest)
+                names[place] = symbols.name(record.rip) if symbols else ""
+            exits.append(Seen(replace(record, insn=_instruction(record.insn, record.bits)), names[place]))
+        return Trace(exits, DEFAULT.changed(**tolerance), _image(self.machine.image), self._options())
+
+    def _options(self) -> str:
+        return " ".join(f"{name}={value}" for name, value in self.machine.options.items() if name != "symbols")
+
+    def save(self, path: str | os.PathLike[str], **tolerance: Unpack[Tolerances]) -> None:
+        """Make it a golden trace, with the tolerances that later runs are to be granted.  GoldenError."""
+        self.trace(**tolerance).save(Path(path))
+
+    def check(self, path: str | os.PathLike[str], **tolerance: Unpack[Tolerances]) -> None:
+        """Compare it with a golden trace: AssertionError tells the first exit that differs.
+
+        Tolerances that are given stand in the place of those in the file.
+        """
+        golden = Trace.load(Path(path))
+        found = compare(golden, self.trace(), golden.tolerance.changed(**tolerance))
+        if found is not None:
+            raise AssertionError(found.text())
+
+
+def _image(path: Path) -> str:
+    return f"{path.name} sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+
+
+@lru_cache(4096)
+def _instruction(code: bytes, bits: int) -> bytes:
+    """Without the bytes behind it."""
+    found = instruction_text(code, 0, bits) if code else None
+    return code[: found[1]] if found is not None else b""
