@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """All examples on both runtimes, with one processor and with several, alone and under debuggers: one identity, one trace.
 
 `python -m tests.thorough fingerprints` runs all of it; tests/test_fingerprint.py a part.

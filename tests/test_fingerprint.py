@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A run has one fingerprint, however it is executed and whoever looks on; another run has another one."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The fingerprint of a run: a hash of what it executed and when, of what its processors, devices and the outside did, and of what
 it has left in registers and memory.  docs/determinism.md says what is in it, and how two of them are compared.
 """

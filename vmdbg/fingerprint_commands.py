@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """`fingerprint`: what run this is, and the hash of all that it has done so far."""
 
 from __future__ import annotations

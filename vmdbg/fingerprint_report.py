@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """`--fingerprint`: what a run says of itself at its end, the file that keeps it, and where two runs part."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What a run is given: the image, the options that its software can see or that end it, and what comes in from outside.
 
 Runs of one identity are one run: what they execute, and when, is the same to the last byte (docs/determinism.md).  So nothing is

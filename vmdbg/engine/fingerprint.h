@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
 /* What a run is told apart by, as far as C sees it: vmdbg/engine/fingerprint.py has the same arithmetic, and says why. */
 #ifndef VMDBG_FINGERPRINT_H
 #define VMDBG_FINGERPRINT_H

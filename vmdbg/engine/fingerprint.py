@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The part of a run's fingerprint that is made where blocks are executed and worlds switched, in Python; fingerprint.h is the
 same in C.
 
