@@ -187,6 +187,8 @@ class Machine:
         self.exit_status: int | None = None
         self.ended = ""
         """In words, why the machine ended."""
+        self._last_instruction: int | None = None
+        """At which `run` stops, as the engine counts them."""
         self._reset_requested = False
         self._next_look = LOOK
         self._a20 = [True, True]
@@ -468,6 +470,11 @@ class Machine:
             deadline = min(end, self._quantum_end, self._next_look)
             if self.fingerprint is not None:
                 deadline = min(deadline, self.fingerprint.next)
+            left = self.instructions_left
+            if left is not None:  # no instruction is shorter than a tick
+                deadline = min(deadline, clock.now + left)
+            if left == 0:
+                return Event.SLICE
             timer = clock.next_deadline()
             if timer is not None:
                 deadline = min(deadline, timer)
@@ -475,6 +482,16 @@ class Machine:
             if event is not None:
                 return event
         return Event.SLICE
+
+    def limit_instructions(self, count: int | None) -> None:
+        """Let `run` go no further than so many instructions from here, of all CPUs together; None: as far as it likes."""
+        self.engine.count(count is not None)
+        self._last_instruction = None if count is None else self.engine.instructions + count
+
+    @property
+    def instructions_left(self) -> int | None:
+        """Of `limit_instructions`; None without a limit."""
+        return None if self._last_instruction is None else max(self._last_instruction - self.engine.instructions, 0)
 
     def step(self, cpu: Processor) -> Event:
         """Execute one instruction, or take one event, on the CPU that `turn` gave."""

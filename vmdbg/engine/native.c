@@ -19,9 +19,10 @@ static struct layout at;
 enum { HF_CPL = 3, HF_INHIBIT_IRQ = 1 << 3, HF_CS32 = 1 << 4, HF_TF = 1 << 8, HF_CS64 = 1 << 15 };
 enum { EFLAGS_CC = 0x8d5, EFLAGS_TF = 0x100, EFLAGS_IF = 0x200, EFLAGS_ZF = 0x40, EFLAGS_RF = 1 << 16 };
 enum { EFER_SCE = 1 };
-enum { REG_EFLAGS = 25, REG_DR0 = 66 };
+enum { REG_EFLAGS = 25, REG_RCX = 38, REG_DR0 = 66 };
 enum { PROT_EXEC_ = 4 };
 #define CTL_TLB_FLUSH 0x4000000bu
+#define CTL_TB_REQUEST_CACHE 0xc8000008u
 
 struct segment { uint32_t selector, pad; uint64_t base; uint32_t limit, flags; };
 #define SEGMENT(rt, number) FIELD(rt, struct segment, at.segments + sizeof(struct segment) * (number))
@@ -74,13 +75,17 @@ static bool block_code(struct runtime *rt, uint64_t address, uint8_t *code, size
 /* A store into the block that makes it ends that block in its middle: the engine goes back to the storing instruction and
  * runs it as a block of its own.  No jump within a block ends before the block does, so that shows it; what did not run is
  * given back.  (A store by the last instruction of its block is taken for a jump to it.) */
-static inline void restarted(struct runtime *rt, uint64_t address, uint32_t size)
+static inline uint64_t given_back(struct runtime *rt, uint64_t address, uint32_t size)
 {
     uint64_t done = address - rt->block_start;
-    if (__builtin_expect((done < rt->block_size) & (done + size < rt->block_size), 0)) {
-        rt->budget += rt->block_size - done;
-        rt->block_size = done;
-    }
+    return __builtin_expect((done < rt->block_size) & (done + size < rt->block_size), 0) ? rt->block_size - done : 0;
+}
+
+static inline void restarted(struct runtime *rt, uint64_t address, uint32_t size)
+{
+    uint64_t back = given_back(rt, address, size);
+    rt->budget += back;
+    rt->block_size -= back;
 }
 
 /* A block begins: its time, and the branch that led to it. */
@@ -96,6 +101,48 @@ static inline void account(struct runtime *rt, uint64_t address, uint32_t size)
     rt->budget -= size;
     rt->block_start = address;
     rt->block_size = size;
+}
+
+/* What the engine knows of a translated block (uc_tb). */
+struct tb { uint64_t pc; uint16_t instructions, size; };
+
+/* Is the count of the REP instruction that is this block 0?  It is entered so behind its last iteration. */
+static bool repeated(struct runtime *rt, uint32_t size, bool cs64)
+{
+    uint64_t count = 0;
+    bool cs32 = FIELD(rt, uint32_t, at.hflags) & HF_CS32, other = memchr(rt->block_code, 0x67, size);
+    rt->reg_read(rt->uc, REG_RCX, &count);
+    if (!cs64 || other)
+        count &= cs64 || cs32 != other ? 0xffffffffu : 0xffffu;
+    return !count;
+}
+
+/* The instructions of the block that begins, and its code: for what a stop leaves undone of it. */
+static __attribute__((noinline)) void count(struct runtime *rt, uint64_t address, uint32_t size)
+{
+    bool cs64 = FIELD(rt, uint32_t, at.hflags) & HF_CS64;
+    uint32_t length = size < sizeof rt->block_code ? size : sizeof rt->block_code;
+    struct tb tb = {0};
+    rt->ctl(rt->uc, CTL_TB_REQUEST_CACHE, address, &tb);
+    if (tb.size != size)   /* restarted: one instruction, which the engine does not keep as a block */
+        tb.instructions = 1;
+    if (block_code(rt, address, rt->block_code, length, cs64) && tb.instructions == 1 &&
+        rep_of(rt->block_code, length, cs64) && repeated(rt, length, cs64))
+        tb.instructions = 0;
+    rt->instructions += rt->block_count = tb.instructions;
+}
+
+/* A block of so many bytes was restarted.  How many instructions there are before the one that it goes on with, Python knows:
+ * true.  When the engine is entered anew, there is none. */
+static bool recount(struct runtime *rt, uint64_t before)
+{
+    rt->undone_from = rt->block_size;
+    rt->undone = before - rt->block_size;
+    if (rt->block_size)
+        stop(rt, RECOUNT);
+    else
+        rt->instructions -= rt->block_count;
+    return rt->block_size;
 }
 
 enum special { MIXED = 1, PARTICULAR };
@@ -116,8 +163,12 @@ static __attribute__((noinline)) void on_special_block(struct runtime *rt, uint6
         rt->tf = (eflags(rt) & EFLAGS_TF) != 0;
         rt->rep = block_code(rt, address, code, length, cs64) ? rep_of(code, length, cs64) : 0;
     } else {
-        if (rt->mixed)
+        if (rt->mixed) {
+            uint64_t before = rt->block_size;
             restarted(rt, address, size);
+            if (rt->counting && rt->block_size != before && recount(rt, before))
+                return;
+        }
         if (rt->window && (eflags(rt) & EFLAGS_IF)) {   /* before the budget: what is left of that is stepped through */
             stop(rt, WINDOW);
             return;
@@ -128,6 +179,8 @@ static __attribute__((noinline)) void on_special_block(struct runtime *rt, uint6
         }
     }
     account(rt, address, size);
+    if (rt->counting)
+        count(rt, address, size);
 }
 
 /* With mixed pages every block comes here: counted on the spot.  A function of its own, since on_block loses by its bulk. */
@@ -164,9 +217,7 @@ static inline void sum_up(struct runtime *rt, uint64_t unexecuted)
 static void on_summed_block(void *uc, uint64_t address, uint32_t size, void *user)
 {
     struct runtime *rt = user;
-    if (__builtin_expect(rt->mixed & !rt->step, 0))
-        restarted(rt, address, size);
-    sum_up(rt, 0);
+    sum_up(rt, __builtin_expect(rt->mixed & !rt->step, 0) ? given_back(rt, address, size) : 0);
     on_block(uc, address, size, user);
 }
 
@@ -298,8 +349,8 @@ static uint64_t unexecuted(struct runtime *rt)
 static void run_once(struct runtime *rt)
 {
     int64_t before = rt->entered = rt->budget;
-    uint64_t rip, left;
-    rt->special = rt->step | rt->window ? PARTICULAR : rt->mixed ? MIXED : 0;
+    uint64_t rip, left = 0;
+    rt->special = rt->step | rt->window | rt->counting ? PARTICULAR : rt->mixed ? MIXED : 0;
     rt->reason = 0;
     rt->block_size = 0;
     rt->summed = (uint64_t)rt->begun;
@@ -318,10 +369,14 @@ static void run_once(struct runtime *rt)
     FIELD(rt, uint64_t, at.cc_src) = FIELD(rt, uint64_t, at.eflags) & EFLAGS_CC;
     if (rt->error)
         rt->reason = FAILED;
-    left = unexecuted(rt);
+    rt->executed = before - rt->budget;
+    if (rt->reason != RECOUNT) {
+        rt->undone = left = unexecuted(rt);
+        rt->undone_from = rt->block_size - rt->undone;
+        rt->executed -= rt->undone;
+    }
     if (rt->fingerprint)
         sum_up(rt, left);
-    rt->executed = before - rt->budget - (int64_t)left;
     rt->budget = before - rt->executed;
     rt->begun += rt->executed;
 }

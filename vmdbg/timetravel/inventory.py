@@ -72,7 +72,7 @@ OUTSIDE = "outside the machine"
 MADE = "made from what is kept: see restoring.py"
 
 NOT_STATE: dict[type, dict[str, str]] = {
-    machine_module.Machine: {"ram": WIRING, "files": "a snapshot file has them, see file.py"}
+    machine_module.Machine: {"ram": WIRING, "files": "a snapshot file has them, see file.py", "_last_instruction": DEBUGGER}
     | dict.fromkeys(("identity", "fingerprint"), "kept by restoring.py"),
     Ram: dict.fromkeys(("size", "ranges", "end"), WIRING)
     | dict.fromkeys(("buffer", "view", "address"), "memory is kept by itself")
