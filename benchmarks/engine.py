@@ -2,7 +2,8 @@
 
 The kernels are those of examples/bench/compute.elf.  Every run boots the image here as far as the kernel's first
 instruction.  From there the kernel runs on the native runtime, the same with a fingerprint of what it executes, on the Python
-twin, on the native runtime as a guest under nested paging, or on a plain `Uc` without a single hook, given the same memory, page tables and registers.
+twin, on the native runtime as a guest under nested paging, or on a plain `Uc` without a single hook, given the same memory, page
+tables and registers.
 """
 
 from __future__ import annotations

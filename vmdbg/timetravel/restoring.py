@@ -99,8 +99,8 @@ def _restore_run(machine: Machine, tree: Tree) -> None:
         raise Malformed("what it says of the run's fingerprint is none") from None
     if machine.fingerprint is not None and fingerprint is None:
         raise SnapshotError(
-            "the snapshot is of a run without --fingerprint, whose beginning has no trace. Save it from a run with that option, or "
-            "go on without"
+            "the snapshot is of a run without --fingerprint, whose beginning has no trace. Save it from a run with that option, "
+            "or go on without"
         )
 
 
