@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from introspect.commands import Arguments, Command, Context, Result
+from introspect.commands import Arguments, Command, Context
 from introspect.commands.parameters import Number, Parameter
 from introspect.commands.render import columns
 from vmdbg.fingerprint import MOST, Checkpoint, Trace
@@ -62,7 +62,7 @@ class FingerprintCommands:
             ("fingerprint", "fingerprint 5"),
         )  # fmt: skip
 
-    def _show(self, context: Context, arguments: Arguments) -> Result:
+    def _show(self, context: Context, arguments: Arguments) -> FingerprintView:
         machine, count = self.debugger.machine, arguments.get(self._count)
         fingerprint = machine.fingerprint
         checkpoints = fingerprint.checkpoints[-count:] if fingerprint is not None and count is not None else []

@@ -211,6 +211,11 @@ class Machine:
         if self.fingerprint is not None:
             self.fingerprint.attach(self)
 
+    def is_like(self, other: Machine) -> bool:
+        """Whether both are made of the same: what is kept of one fits the other."""
+        mine, its = (replace(one.config, serial=NullSerial(), trace=None, modules=()) for one in (self, other))
+        return replace(mine, serial=its.serial) == its and self.files == other.files
+
     def _load(self) -> BootImage:
         config = self.config
         image, *modules = self.files

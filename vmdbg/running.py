@@ -103,6 +103,16 @@ class Running:
     def _say(self, text: str) -> None:
         self._events.append(Output(text))
 
+    def restored(self) -> None:
+        """The machine is as it was at another time: nothing of what was to happen does."""
+        self._steppings = {}
+        self._events.clear()
+        self.last_stop = self._exit_stop = self.deadline = None
+        self._entering = self.ended = False
+        self.hits.resumed_at = self.machine.clock.now
+        self.agents.forget()
+        self.watchpoints.renew()
+
     # Stopping together
 
     def resume(self, actions: Mapping[ThreadId, Action]) -> None:

@@ -50,11 +50,13 @@ from introspect.commands.would_exit import Predicted
 from vmdbg.api.results import Stopped
 from vmdbg.catching import Listing, Set
 from vmdbg.console.run_commands import Points
+from vmdbg.fingerprint_commands import FingerprintView
 from vmdbg.late_launch_commands import DevView, LaunchView, LogView, PcrView
 from vmdbg.pci_commands import Decoded, Interrupt, Transaction, Tree
 from vmdbg.platform_commands import Devices, MapView
 from vmdbg.results import Text
 from vmdbg.switch_commands import CleanBits, TlbAudit, VmcbDiff
+from vmdbg.timetravel.commands import Kept, Moments, Restored, Taken
 
 __all__ = ["RESULTS", "Commands", "InferiorCommands", "MachineCommands"]
 
@@ -313,7 +315,7 @@ class _Everywhere(_Called):
         assert isinstance(found, Held)
         return found
 
-    def fingerprint(self, count: int | None = None) -> Result:
+    def fingerprint(self, count: int | None = None) -> FingerprintView:
         """Show what run this is, and the hash of all that it has done so far.
 
         Two runs of one identity that stand at the same tick have the same trace, whoever looks on and however often they
@@ -321,7 +323,9 @@ class _Everywhere(_Called):
 
         count: show the last so many checkpoints, too
         """
-        return self._call("fingerprint", {"count": count}, ())
+        found = self._call("fingerprint", {"count": count}, ())
+        assert isinstance(found, FingerprintView)
+        return found
 
     def follow(self, *words: object) -> Text:
         """Choose where a step of a guest ends that leaves it.
@@ -907,6 +911,43 @@ class _Everywhere(_Called):
         assert isinstance(found, Verdict)
         return found
 
+    def snapshot_delete(self, name: int | str) -> Moments:
+        """Forget a snapshot."""
+        found = self._call("snapshot delete", {"name": name}, ())
+        assert isinstance(found, Moments)
+        return found
+
+    def snapshot_restore(self, name: int | str) -> Restored:
+        """Make the machine what it was when a snapshot was taken.
+
+        Breakpoints, watchpoints and catchpoints stay. `restore` and `snapshot restore` are the same; gdb has a `restore` of its own.
+        Behind `monitor restore` gdb still shows registers and memory of before: `maintenance flush register-cache` and `maintenance
+        flush dcache` have it look again. `snapshot restore` of the module that `vmdbg gdb` loads does that by itself.
+        """
+        found = self._call("snapshot restore", {"name": name}, ())
+        assert isinstance(found, Restored)
+        return found
+
+    def snapshot_save(self, file: str | PathLike[str], name: int | str | None = None) -> Kept:
+        """Write the machine, or a snapshot of it, to a file.
+
+        `vmdbg run --snapshot FILE` and `vmdbg console FILE` go on from it, as the machine itself would.
+
+        name: a snapshot that was taken; now if none is named
+        """
+        found = self._call("snapshot save", {"file": file, "name": name}, ())
+        assert isinstance(found, Kept)
+        return found
+
+    def snapshots(self) -> Moments:
+        """List the snapshots.
+
+        They last as long as the debugger, over a restart of the machine, too.
+        """
+        found = self._call("snapshots", {}, ())
+        assert isinstance(found, Moments)
+        return found
+
     def space(self, *words: object) -> Text:
         """Choose the addresses that reading and writing memory means.
 
@@ -1393,6 +1434,27 @@ class _InferiorCommands(_Called):
         assert isinstance(found, Text)
         return found
 
+    def restore(self, name: int | str) -> Restored:
+        """Make the machine what it was when a snapshot was taken.
+
+        Breakpoints, watchpoints and catchpoints stay. `restore` and `snapshot restore` are the same; gdb has a `restore` of its own.
+        Behind `monitor restore` gdb still shows registers and memory of before: `maintenance flush register-cache` and `maintenance
+        flush dcache` have it look again. `snapshot restore` of the module that `vmdbg gdb` loads does that by itself.
+        """
+        found = self._call("restore", {"name": name}, ())
+        assert isinstance(found, Restored)
+        return found
+
+    def snapshot(self, name: int | str) -> Taken:
+        """Keep the machine as it is now, under a name, to come back to.
+
+        CPUs, memory, devices, timers, and what was remembered of exits. The machine does not notice. Memory that has
+        not changed since the snapshot before costs nothing. An earlier snapshot of this name is forgotten.
+        """
+        found = self._call("snapshot", {"name": name}, ())
+        assert isinstance(found, Taken)
+        return found
+
     def time(self, *words: object) -> Text:
         """Guest time in ticks (bytes of code executed).
 
@@ -1568,6 +1630,7 @@ RESULTS: tuple[type, ...] = (
     Histogram,
     ExitsWritten,
     Held,
+    FingerprintView,
     Table,
     Guests,
     Scanned,
@@ -1595,11 +1658,15 @@ RESULTS: tuple[type, ...] = (
     Tree,
     Value,
     Registers,
+    Restored,
     Rules,
     SavedCore,
     Matches,
     LaunchView,
     Verdict,
+    Taken,
+    Moments,
+    Kept,
     Stack,
     Found,
     TlbAudit,
