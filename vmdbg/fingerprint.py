@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from vmdbg.contexts import GENERAL, LiveContext
-from vmdbg.engine.fingerprint import VMEXIT, VMRUN, Sums, chain
+from vmdbg.engine.fingerprint import MASK, VMEXIT, VMRUN, Sums, chain, stretch
 from vmdbg.engine.memory import PAGE, Ram
 from vmdbg.identity import DIGITS, digest
 
@@ -110,6 +110,11 @@ class Fingerprint:
     def port(self, cpu: Cpu, port: int, size: int, write: bool, value: int) -> None:
         """IN and OUT, as executed."""
         self._note(b"port", cpu.engine.clock.now, cpu.index, port, size, write, value)
+
+    def executed(self, cpu: Cpu, length: int) -> None:
+        """A read of a control register, which the engine executes unless a debugger waits for it."""
+        state = cpu.state
+        self.sums.code = self.sums.code + stretch(state.linear_rip, cpu.engine.clock.now, length, state.salt) & MASK
 
     def mmio(self, now: int, cpu: int, spa: int, size: int, write: bool, value: int) -> None:
         self._note(b"mmio", now, cpu, spa, size, write, value)

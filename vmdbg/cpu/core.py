@@ -119,6 +119,9 @@ class Recorder(Protocol):
     def port(self, cpu: Cpu, port: int, size: int, write: bool, value: int) -> None:
         """IN, OUT, INS or OUTS has been executed, or one iteration of it."""
 
+    def executed(self, cpu: Cpu, length: int) -> None:
+        """The instruction at RIP is executed by us, which else the engine does: it counts in both."""
+
     def taken(self, cpu: Cpu, event: Event, source: int) -> None:
         """An interrupt or exception has come to its handler, from the instruction at RIP `source`."""
 
