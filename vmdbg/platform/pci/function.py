@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeVar
 
@@ -98,6 +98,9 @@ class Function:
         self.devfn = 0
         self.config = ConfigSpace()
         self.capabilities: list[Capability] = []
+        self.on_input: Callable[[str, bytes], None] = lambda name, data: None
+        """Told what `poll` takes from outside."""
+        self._msix: MsiX | None = None
         self._intx = False
         self._timers: list[Timer] = []
 
@@ -120,6 +123,10 @@ class Function:
     def poll(self) -> bool:
         """Take input from outside the machine; whether there was some."""
         return False
+
+    def identity(self) -> Mapping[str, str | int | bool]:
+        """What software can see of how the device was made, besides its kind and its place."""
+        return {}
 
     @property
     def hears(self) -> bool:
@@ -241,6 +248,7 @@ class Function:
     def _chain(self) -> None:
         at, link = self.first_capability, self.header.offset_of("capabilities")
         self.capabilities = [one for one in self.make_capabilities() if self._on_express or not isinstance(one, Express)]
+        self._msix = self.capability(MsiX)
         for capability in self.capabilities:
             assert at + capability.size <= CONVENTIONAL
             self.config.define_at(link, 1, Rule(at))
@@ -340,7 +348,7 @@ class Function:
 
     def access(self, bar: Bar, offset: int, size: int, value: int | None) -> int:
         """Software reads (`value` is None) or writes in a BAR; a table of MSI-X in it is not the device's own."""
-        messages = self.capability(MsiX)
+        messages = self._msix
         if messages is not None and messages.claims(bar.index, offset):
             if value is None:
                 return messages.read(offset, size)
