@@ -174,8 +174,8 @@ TREES: dict[str, Callable[[Any], object]] = {
     "an object before it is made": lambda tree: _swap(tree, ["ref", 7]),
     "no kind": lambda tree: _swap(tree, ["lambda", "x"]),
     "a huge number": lambda tree: _swap(tree, {"at": 0, "length": 1 << 62}),
-    "no CPU": lambda tree: [tree[0], [], tree[2]],
-    "registers": lambda tree: [tree[0], [[{"at": 0, "length": 9}, *tree[1][0][1:]]], tree[2]],
+    "no CPU": lambda tree: [tree[0], [], *tree[2:]],
+    "registers": lambda tree: [tree[0], [[{"at": 0, "length": 9}, *tree[1][0][1:]]], *tree[2:]],
     "a frozen ring": lambda tree: _swap(tree, ["new", "Ring", 1 << 60, 0, 0, {"at": 0, "length": 0}]),
 }  # fmt: skip
 

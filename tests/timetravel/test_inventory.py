@@ -30,7 +30,8 @@ ROOMS = ("cpu", "engine", "iommu", "platform", "svm", "machine", "history", "lat
 MOMENTARY = frozenset((
     "vmdbg.cpu.attention.Encoding", "vmdbg.cpu.core.Cpu", "vmdbg.cpu.pending.Pending", "vmdbg.cpu.accesses.Accesses",
     "vmdbg.cpu.descriptors.Descriptor", "vmdbg.cpu.floats.Format", "vmdbg.cpu.floats.Number", "vmdbg.cpu.simd.Form",
-    "vmdbg.engine.engine.Stop", "vmdbg.engine.layout.Probe", "vmdbg.engine.physical.Arena", "vmdbg.engine.physical.TableReader",
+    "vmdbg.engine.engine.Stop", "vmdbg.engine.fingerprint.Sums", "vmdbg.engine.layout.Probe",
+    "vmdbg.engine.physical.Arena", "vmdbg.engine.physical.TableReader",
     "vmdbg.engine.runtime.Binding", "vmdbg.engine.runtime.Branch", "vmdbg.engine.runtime.Point", "vmdbg.engine.runtime.Runtime",
     "vmdbg.engine.twin.Twin", "vmdbg.engine.twin._Block", "vmdbg.iommu.translation._Walked", "vmdbg.iommu.caches.Recorder", "vmdbg.iommu.config.Reserved", "vmdbg.iommu.ivrs.Alias",
     "vmdbg.iommu.ivrs.Facts", "vmdbg.iommu.ivrs.UnitTable", "vmdbg.iommu.rings.Pointers", "vmdbg.platform.acpi.Board",

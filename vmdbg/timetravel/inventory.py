@@ -104,7 +104,7 @@ NOT_STATE: dict[type, dict[str, str]] = {
     commands.CommandProcessor: {"_handlers": WIRING},
     pagerequests.PageRequests: {"listeners": WIRING},
     unit.IommuUnit: {"fault_listeners": DEBUGGER, "stale_listeners": WIRING, "_view": CACHE},
-    root.RootComplex: {"_decoded": CACHE},
+    root.RootComplex: dict.fromkeys(("_decoded", "_routes"), CACHE),
     msrs.MsrFile: {"table": WIRING},
     uart.Uart: {"backend": OUTSIDE},
     console.Console: {"serial": OUTSIDE},
