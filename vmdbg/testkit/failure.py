@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -80,11 +79,18 @@ def _again(bench: Bench, machine: Machine) -> str:
     words = ["vmdbg", "console", os.path.relpath(machine.image), *_words(machine.options)]
     if machine.time:
         words += ["-c", f"continue {machine.time}", "-i"]
-    python = os.path.basename(sys.executable)
-    return "\n".join((
-        "the machine as it is here, at the prompt:", f"    {shlex.join(words)}", "the test:",
-        f"    {python} -m pytest {shlex.quote(bench.item.nodeid)}",
-    ))  # fmt: skip
+    lines = ["the machine as it is here, at the prompt:", f"    {shlex.join(words)}"]
+    return "\n".join([*lines, "the test:", f"    {shlex.join(_pytest(bench))}"])
+
+
+def _pytest(bench: Bench) -> Iterator[str]:
+    """The command line for this test alone, as from where pytest was started."""
+    config, item = bench.config, bench.item
+    yield from ("pytest", f"{os.path.relpath(item.path, config.invocation_params.dir)}::{item.nodeid.partition('::')[2]}")
+    for option in ("image", "options"):
+        given = config.getoption(f"vmdbg_{option}")
+        if given:
+            yield f"--vmdbg-{option}={given}"
 
 
 def _words(options: Mapping[str, object]) -> Iterator[str]:
