@@ -98,6 +98,7 @@ class Golden:
 
         AssertionError tells the first exit that differs, GoldenError that there is no golden trace, or none that can be used.
         """
+        __tracebackhide__ = True
         path = self.path(name)
         try:
             if self.bench.config.getoption("vmdbg_record"):

@@ -53,8 +53,12 @@ Choice = TypeVar("Choice", bound=str)
 
 
 class Tolerances(TypedDict, total=False):
-    """The fields of `Tolerance`, as arguments; lists may be words of one text."""
+    """`Tolerance` as arguments; lists may be words of one text.
 
+    `exact`: time, CPU, and where the hypervisor and the VMCB lie are compared as well, which is for runs of one and the same build.
+    """
+
+    exact: bool
     ignore: Iterable[str] | str
     skip: Iterable[str] | str
     reorder: str
@@ -91,16 +95,23 @@ class Tolerance:
         for word in self.ignore:
             code, _, name = word.rpartition(".")
             if name not in FIELDS:
-                raise ValueError(f"ignore: {name!r} is no field of an exit; there are {', '.join(FIELDS)}")
+                raise ValueError(f"ignore: {word!r} is no field of an exit; there are {', '.join(FIELDS)}")
             _known(code or "NPF", "ignore")
         for code in self.skip:
             _known(code, "skip")
 
+    @classmethod
+    def of(cls, ignore: Iterable[str] | str, skip: Iterable[str] | str, reorder: str, rip: str) -> Tolerance:
+        """Just these.  ValueError."""
+        return cls(_words(ignore), _words(skip), _choice("reorder", reorder, REORDERS), _choice("rip", rip, RIPS))
+
     def changed(self, **given: Unpack[Tolerances]) -> Tolerance:
-        """With what is given.  ValueError."""
-        ignore, skip = given.get("ignore", self.ignore), given.get("skip", self.skip)
-        reorder, rip = given.get("reorder", self.reorder), given.get("rip", self.rip)
-        return Tolerance(_words(ignore), _words(skip), _choice("reorder", reorder, REORDERS), _choice("rip", rip, RIPS))
+        """With what is given: `ignore` and `skip` are added.  ValueError."""
+        ignore = [name for name in self.ignore if not (given.get("exact") and name in _HOSTS)]
+        return Tolerance.of(
+            dict.fromkeys([*ignore, *_words(given.get("ignore", ()))]), dict.fromkeys([*self.skip, *_words(given.get("skip", ()))]),
+            given.get("reorder", self.reorder), given.get("rip", self.rip),
+        )  # fmt: skip
 
     def within(self, other: Tolerance) -> str:
         """What this one compares and a file recorded with `other` does not hold; empty if there is nothing."""
@@ -303,9 +314,7 @@ class _Reader:
 
     def _tolerance(self, header: dict[str, str]) -> Tolerance:
         try:
-            return DEFAULT.changed(
-                ignore=header["ignore"], skip=header["skip"], reorder=header["reorder"], rip=header["rip"]
-            )
+            return Tolerance.of(header["ignore"], header["skip"], header["reorder"], header["rip"])
         except ValueError as error:
             self.number = 1 + next(n for n, line in enumerate(self.lines) if line.startswith(str(error).partition(":")[0] + ":"))
             raise self.wrong(str(error)) from None

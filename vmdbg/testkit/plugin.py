@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vmdbg.testkit.mi import Gdb
 
 MARKER = """\
-vmdbg(image=None, *, guest=2, wall=60, **options): the machine of a test: its image (beside the test's file), the guest that the \
+vmdbg(image=None, *, guest=2, wall=120, **options): the machine of a test: its image (beside the test's file), the guest that the \
 fixture `guest` waits for, seconds that its machines may run; options are those of vmdbg.Machine, as cpus=2 or tlb="strict"."""
 RECORDED = "vmdbg_recorded"
 """Name of a report's property: a golden trace that was recorded."""
@@ -38,7 +38,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--vmdbg-snapshots", metavar="DIR", help="where snapshots of failed tests go (pytest's temporary directory)")
     parser.addini("vmdbg_image", "the image of tests that name none, beside the ini file")
     parser.addini("vmdbg_options", "options of `vmdbg run` for all machines", type="args", default=[])
-    parser.addini("vmdbg_wall", "seconds that the machines of a test may run (60)", default="60")
+    parser.addini("vmdbg_wall", "seconds that the machines of a test may run (120)", default="120")
 
 
 def pytest_configure(config: pytest.Config) -> None:
