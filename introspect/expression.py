@@ -157,6 +157,9 @@ def parse(text: str, names: Names | None = None) -> Expression:
 
 def parse_address(text: str, names: Names | None = None) -> Address:
     """Compile an address, `owner:space:offset`.  Raises `ExpressionError`."""
+    if len(text) <= MAX_LENGTH and _NUMBER.fullmatch(text):  # as most are that programs ask for
+        number = _number(_Token("number", text, 0))
+        return Address(text, None, None, lambda scope: Place(scope, Space.GVA, number))
     parser = _Parser(text, names or NoNames())
     owner, space, place = parser.address()
     parser.end()
@@ -294,17 +297,21 @@ class _Parser:
             parts.append(self._binary(0))
         return parts[0] if len(parts) == 1 else lambda scope: int(all(part(scope) for part in parts))
 
-    def _binary(self, level: int) -> _Value:
-        if level == len(_BINARY):
-            return self._unary()
-        first, operations = self._binary(level + 1), _BINARY[level]
-        rest: list[tuple[Callable[[int, int], int], _Value, _Token]] = []
-        while True:
+    def _binary(self, loosest: int) -> _Value:
+        """Operators of this level, and of those that bind more tightly."""
+        value = self._unary()
+        for level in range(len(_BINARY) - 1, loosest - 1, -1):
+            if self._token.kind != "operator":
+                break
+            operations = _BINARY[level]
+            rest: list[tuple[Callable[[int, int], int], _Value, _Token]] = []
             token = self._token
-            taken = self._take(*operations)
-            if taken is None:
-                return first if not rest else _chain(first, rest)
-            rest.append((operations[taken], self._binary(level + 1), token))
+            while taken := self._take(*operations):
+                rest.append((operations[taken], self._binary(level + 1), token))
+                token = self._token
+            if rest:
+                value = _chain(value, rest)
+        return value
 
     def _unary(self) -> _Value:
         operations = []
@@ -361,9 +368,8 @@ class _Parser:
         return lambda scope: value(_other(scope, owner, token))
 
     @contextmanager
-    def _owned(self, owner: str | None) -> Iterator[None]:
-        before = self._owner
-        self._owner = before if owner is None else owner
+    def _owned(self, owner: str) -> Iterator[None]:
+        before, self._owner = self._owner, owner
         yield
         self._owner = before
 
@@ -374,8 +380,11 @@ class _Parser:
         if self._token.text in _PLACES and self._tokens[self._next + 1].text == ":":
             space = Space(self._token.text)
             self._next += 2
-        with self._owned(owner):
+        if owner is None:
             offset = self.condition()
+        else:
+            with self._owned(owner):
+                offset = self.condition()
         kind = space or Space.GVA
 
         def place(scope: Scope) -> Place:

@@ -6,7 +6,7 @@ Page tables where there is no memory read as all ones, as an unclaimed bus does,
 """
 
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, lru_cache
 from itertools import takewhile
 from typing import Literal, NamedTuple, Self, TypeAlias
 
@@ -221,7 +221,12 @@ class Step(NamedTuple):
     @property
     def flags(self) -> str:
         """The set flags by name."""
-        return ENTRY.describe(self.value & ENTRY.defined)
+        return _described(self.value & ENTRY.defined)
+
+
+@lru_cache(1024)
+def _described(flags: int) -> str:
+    return ENTRY.describe(flags)
 
 
 class Translation(NamedTuple):

@@ -1,5 +1,7 @@
 """Flag tables of the AMD64 control, debug and segment registers (APM2 3.1, 4.8, 13.1, 15.5.1)."""
 
+from functools import lru_cache
+
 from introspect.layout import Bits, bit, bits
 
 __all__ = ["ATTRIB", "CR0", "CR4", "DBGCTL", "DR6", "DR7", "EFER", "RFLAGS", "describe_segment", "memory_types"]
@@ -168,6 +170,7 @@ def describe_segment(attrib: int) -> str:
 _PAT_TYPES = {0: "UC", 1: "WC", 4: "WT", 5: "WP", 6: "WB", 7: "UC-"}
 
 
-def memory_types(pat: int) -> list[str | None]:
+@lru_cache(64)
+def memory_types(pat: int) -> tuple[str | None, ...]:
     """The eight memory types of a PAT register, PA0 first; None for an encoding the manual reserves (APM2 7.8.1)."""
-    return [_PAT_TYPES.get(pat >> shift & 0xFF) for shift in range(0, 64, 8)]
+    return tuple(_PAT_TYPES.get(pat >> shift & 0xFF) for shift in range(0, 64, 8))

@@ -6,8 +6,10 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import keyword
+import textwrap
 import typing
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,11 +19,12 @@ from pathlib import Path
 from introspect.commands import Command, Registry, Result
 from introspect.commands.binding import bindings, method_name
 from introspect.vmcb import VMCB
+from vmdbg.api.options import actions
 from vmdbg.api.results import Stopped
 from vmdbg.console.run_commands import Started
 
 API = Path(__file__).resolve().parents[1] / "vmdbg/api"
-COMMANDS, FIELDS = API / "commands.py", API / "fields.py"
+COMMANDS, FIELDS, KEYWORDS = API / "commands.py", API / "fields.py", API / "keywords.py"
 WIDTH = 130
 _MADE = "Made by `python -m tests.reference`: change"
 _BASES = {"Inferior": "InferiorCommands", "Machine": "MachineCommands"}
@@ -144,7 +147,7 @@ def commands_module(commands: Iterable[Command]) -> str:
         "",
         *(line for module, names in sorted(imports.items()) for line in _imports(module, names)),
         "",
-        '__all__ = ["Commands", "InferiorCommands", "MachineCommands"]',
+        '__all__ = ["RESULTS", "Commands", "InferiorCommands", "MachineCommands"]',
         "",
         "Who = int | str | Numbered",
         '"""An inferior: its number, its name, or the object."""',
@@ -169,7 +172,9 @@ def commands_module(commands: Iterable[Command]) -> str:
     for base in sorted(taken):
         parents = ", ".join(names[where] for where in groups if base in where)
         lines += ["", f"class {base}({parents}):", '    """Those commands whose names have no other use here."""', ""]
-    lines += ["", f"class Commands({', '.join(names[where] for where in groups)}):", '    """All commands."""']
+    lines += ["", f"class Commands({', '.join(names[where] for where in groups)}):", '    """All commands."""', "", ""]
+    lines += ["RESULTS: tuple[type, ...] = (", *(f"    {name}," for kind, name in types.items() if kind is not Result), ")"]
+    lines += ['"""What they give."""']
     return "\n".join(lines) + "\n"
 
 
@@ -177,6 +182,7 @@ def write(registry: Registry) -> None:
     """Both modules."""
     COMMANDS.write_text(commands_module(registry.commands.values()), encoding="utf-8")
     FIELDS.write_text(fields_module(), encoding="utf-8")
+    KEYWORDS.write_text(keywords_module(), encoding="utf-8")
 
 
 def fields_module() -> str:
@@ -219,3 +225,65 @@ def fields_module() -> str:
             f'        self.write("{field.name}", value)',
         ]
     return "\n".join(lines) + "\n"
+
+
+_FILES = ("initrd", "trace_exits")
+_TYPES = {
+    "size": "int | str", "number": "int | str", "cpus": "int", "physical_bits": "int", "exit_ring": "int", "iommus": "int",
+    "notices": "str | Iterable[str]", "device": "str", "reserved_memory": "str",
+    "symbol_file": "Symbols",
+}  # fmt: skip
+"""By the function that reads a value on the command line."""
+
+
+def _keyword(name: str, action: argparse.Action) -> str:
+    if action.nargs == 0:
+        return "bool"
+    if action.choices is not None:
+        found = f"Literal[{', '.join(map(repr, action.choices))}]"
+    elif name in _FILES:
+        found = "File"
+    else:
+        found = _TYPES.get(getattr(action.type, "__name__", ""), "str")
+    if action.nargs == "?":
+        found += " | bool"
+    if isinstance(action.default, list):
+        return f"{found} | Sequence[str]" if found == "Symbols" else f"Sequence[{found}]"
+    return found
+
+
+def keywords_module() -> str:
+    """vmdbg/api/keywords.py."""
+    lines = [
+        "# SPDX-License-Identifier: GPL-2.0-or-later",
+        '"""The keyword arguments of a machine.',
+        "",
+        f"{_MADE} vmdbg/run.py, not this.",
+        '"""',
+        "",
+        "from __future__ import annotations",
+        "",
+        "from collections.abc import Iterable, Mapping, Sequence",
+        "from os import PathLike",
+        "from typing import Literal, TypedDict",
+        "",
+        '__all__ = ["MachineOptions"]',
+        "",
+        "File = str | PathLike[str]",
+        "Symbols = Mapping[int, File] | Mapping[str, File] | Mapping[int | str, File]",
+        '"""Files with symbols by whose they are: 2, "guest2", "host"."""',
+        "",
+        "",
+        "class MachineOptions(TypedDict, total=False):",
+        '    """Options of `vmdbg run`, with _ for -."""',
+    ]
+    for name, action in actions().items():
+        lines += ["", f"    {name}: {_keyword(name, action)}"]
+        help = (action.help or "").replace("\\", "\\\\")
+        own = f'"""{help[:1].upper()}{help[1:]}."""'
+        lines += [f"    {own}" if len(own) < WIDTH - 4 else f'    """{_wrapped(help)}"""']
+    return "\n".join(lines) + "\n"
+
+
+def _wrapped(text: str) -> str:
+    return "\n    ".join(textwrap.wrap(text[:1].upper() + text[1:] + ".", WIDTH - 12))

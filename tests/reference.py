@@ -1,7 +1,7 @@
 """The command reference, made from the registry: `python -m tests.reference` writes docs/commands.md, the table in the README and
-the outputs that `help` shows (introspect/commands/examples.json), all from one run of the demo hypervisor, the names that the
-module on gdb's side registers (vmdbg/gdbside.json), and the methods of the Python API (tests/api_source.py). And what names and types
-`--json` gives: tests/schema.json.
+the outputs that `help` shows (introspect/commands/examples.json), all from one run of the demo hypervisor, those of the console's own
+commands from consoles on it (tests/console/examples.py), the names that the module on gdb's side registers (vmdbg/gdbside.json), and
+the methods of the Python API (tests/api_source.py). And what names and types `--json` gives: tests/schema.json.
 
 A run depends on its image alone, so tests/test_reference.py can compare: where the compiler makes the same image, to the letter.
 """
@@ -19,6 +19,7 @@ from introspect.commands import Command, Registry
 from introspect.commands.registry import example_outputs
 from introspect.commands.topics import by_topic
 from tests import api_source
+from tests.console import examples
 from vmdbg.console.source import LiveSource
 from vmdbg.debugger import Debugger
 from vmdbg.history import HOST
@@ -38,6 +39,7 @@ GDB_COMMANDS = TOP / "vmdbg/gdbside.json"
 PAGE = TOP / "docs/commands.md"
 README = TOP / "README.md"
 HEAD = "| about | commands |"
+CONSOLE = "The console's own"
 LINES, WIDTH = 24, 150
 """As much of an output as `help` and the page show."""
 
@@ -77,6 +79,18 @@ def outputs(commands: Monitor) -> dict[str, str]:
         for line in command.examples:
             found[line] = shortened(commands.registry.answer(commands, line)[0])
     return found
+
+
+def console_outputs() -> tuple[dict[str, str], dict[str, object]]:
+    """The same of the console's own commands, but for those that fill the screen; and the shapes of their results, by command."""
+    found, results = examples.carried_out(IMAGE)
+    shapes: dict[str, object] = {}
+    for command in examples.own_commands(IMAGE):
+        for line in command.examples:
+            if line in results:
+                held = shape(results[line])
+                shapes[command.name] = both(shapes[command.name], held) if command.name in shapes else held
+    return {line: shortened(text) for line, text in found.items()}, shapes
 
 
 def shape(value: object) -> object:
@@ -138,9 +152,10 @@ def gdb_commands(commands: Monitor) -> dict[str, list[list[str]]]:
 
 def table(commands: Monitor) -> str:
     """The README's."""
+    own = [command for _, found in by_topic(examples.own_commands(IMAGE)) for command in found]
     rows = [
         f"| {topic} | {', '.join(f'`{command.name}`' for command in found)} |"
-        for topic, found in by_topic(commands.registry.commands.values())
+        for topic, found in [*by_topic(commands.registry.commands.values()), (CONSOLE, own)]
     ]
     return "\n".join([HEAD, "| --- | --- |", *rows])
 
@@ -165,6 +180,13 @@ def page(commands: Monitor, shown: dict[str, str]) -> str:
     ]
     for topic, found in by_topic(commands.registry.commands.values()):
         parts += [f"## {topic}\n", *(_section(command, shown) for command in found)]
+    parts += [
+        f"## {CONSOLE}\n\nThese only the console has ([console.md](console.md)): gdb has its own, and a dump stands still. The outputs are what "
+        "consoles on\nthe same demo show that read a script, in which a stop is a line; at a prompt the context view is behind it. What stands in "
+        "brackets\nat the beginning is said by this page.\n"
+    ]
+    for _, found in by_topic(examples.own_commands(IMAGE)):
+        parts += [_section(command, shown) for command in found]
     return "\n".join(parts)
 
 
@@ -179,14 +201,15 @@ def _section(command: Command, shown: dict[str, str]) -> str:
     if examples:
         lines += ["", "```text"]
         for line in examples:
-            lines += [f"> {line}", shown[line]]
+            lines += [f"> {line}", *([shown[line]] if shown[line] else [])]
         lines.append("```")
     return "\n".join([*lines, ""])
 
 
 def main() -> None:
+    of_console, shapes = console_outputs()
     with monitor() as commands:
-        shown = outputs(commands)
+        shown = outputs(commands) | of_console | examples.screens(IMAGE)
         OUTPUTS.write_text(json.dumps(shown, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         GDB_COMMANDS.write_text(json.dumps(gdb_commands(commands), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         example_outputs.cache_clear()
@@ -194,7 +217,7 @@ def main() -> None:
         README.write_text(readme(commands), encoding="utf-8")
         api_source.write(api_registry(commands))
     with monitor() as commands:
-        SCHEMA.write_text(json.dumps(schema(commands), indent=1) + "\n", encoding="utf-8")
+        SCHEMA.write_text(json.dumps(schema(commands) | shapes, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

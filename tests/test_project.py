@@ -59,7 +59,7 @@ def test_readme_lists_the_options_of_run() -> None:
 
 def test_gdb_takes_the_machine_options_of_run() -> None:
     run, gdb = options("run"), options("gdb")
-    assert run.keys() - gdb.keys() == {"--gdb [ADDR]", "--allow-remote", "--gdb-log FILE", "--wait", "--console"}
+    assert run.keys() - gdb.keys() == {"--gdb [ADDR]", "--allow-remote", "--gdb-log FILE", "--wait", "--console", "--save-at TICK,FILE"}
     assert gdb.keys() - run.keys() == {"--print-module"}
 
 

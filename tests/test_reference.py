@@ -11,9 +11,18 @@ from introspect.commands import CommandError
 from introspect.commands.registry import example_outputs
 from introspect.commands.topics import MORE, topic_of
 from tests import reference
+from tests.console import examples
 from vmdbg.monitor import Monitor
 
 AGAIN = "run `python -m tests.reference`"
+
+
+@pytest.fixture(scope="module")
+def of_console() -> tuple[dict[str, str], dict[str, object]]:
+    """What the examples of the console's own commands show, and the shapes of what they give."""
+    if not reference.IMAGE.exists():
+        pytest.skip("the demo hypervisor is not built: no gcc and ld for x86-64")
+    return reference.console_outputs()
 
 
 @pytest.fixture
@@ -26,23 +35,33 @@ def commands() -> Iterator[Monitor]:
 
 
 def test_every_command_has_two_examples(commands: Monitor) -> None:
-    lacking = [command.name for command in commands.registry.commands.values() if len(command.examples) < 2]
-    assert not lacking
+    all_of_them = [*commands.registry.commands.values(), *examples.own_commands(reference.IMAGE)]
+    assert not [command.name for command in all_of_them if len(set(command.examples)) < 2]
+    lines = [line for command in all_of_them for line in command.examples]
+    assert len(set(lines)) == len(lines), "outputs are kept by line"
 
 
 def test_every_command_has_a_topic(commands: Monitor) -> None:
-    lacking = [name for name in commands.registry.commands if topic_of(name) == MORE]
-    assert not lacking, "name them in introspect/commands/topics.py"
+    names = [*commands.registry.commands, *(command.name for command in examples.own_commands(reference.IMAGE))]
+    assert not [name for name in names if topic_of(name) == MORE], "name them in introspect/commands/topics.py"
 
 
-def test_examples_are_from_a_real_run(commands: Monitor) -> None:
-    """On another compiler's image their outputs are others, but each works."""
-    shown = reference.outputs(commands)
+def test_examples_are_from_a_real_run(commands: Monitor, of_console: tuple[dict[str, str], dict[str, object]]) -> None:
+    """On another compiler's image their outputs are others, but each works. Those that fill the screen have a test of their own."""
+    screens = {line: example_outputs()[line] for line in examples.SCREENS}
+    shown = reference.outputs(commands) | of_console[0] | screens
     known = dict(example_outputs())
     assert shown.keys() == known.keys(), AGAIN
     if shown["image"] == known["image"]:
         assert shown == known, AGAIN
         assert reference.PAGE.read_text(encoding="utf-8") == reference.page(commands, shown), AGAIN
+
+
+def test_screens_are_from_a_real_terminal() -> None:
+    if reference.build_id() != example_outputs()["image"]:
+        pytest.skip("another compiler's image: what it shows is not what is kept")
+    shown = examples.screens(reference.IMAGE)
+    assert shown == {line: example_outputs()[line] for line in examples.SCREENS}, AGAIN
 
 
 def test_the_readme_lists_every_command(commands: Monitor) -> None:
@@ -53,11 +72,11 @@ def test_gdb_has_every_command(commands: Monitor) -> None:
     assert json.loads(reference.GDB_COMMANDS.read_text(encoding="utf-8")) == reference.gdb_commands(commands), AGAIN
 
 
-def test_the_schema_of_json_is_stable(commands: Monitor) -> None:
+def test_the_schema_of_json_is_stable(commands: Monitor, of_console: tuple[dict[str, str], dict[str, object]]) -> None:
     """Names and types of everything. Who changes or removes one raises `registry.SCHEMA`; more of them are no change."""
     if reference.build_id() != example_outputs()["image"]:
         pytest.skip("another compiler's image: what is there is not what the file was made of")
-    assert json.loads(reference.SCHEMA.read_text(encoding="utf-8")) == reference.schema(commands), AGAIN
+    assert json.loads(reference.SCHEMA.read_text(encoding="utf-8")) == reference.schema(commands) | of_console[1], AGAIN
 
 
 def test_shapes() -> None:

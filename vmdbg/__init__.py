@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A debugger for hypervisors: an AMD-V machine whose hypervisor and guests are GDB inferiors.
 
-`vmdbg.Machine` and what belongs to it come from `vmdbg.api`, when they are first asked for.
+`vmdbg.Machine` and what belongs to it are `vmdbg.api`, which is loaded when it is first asked for.
 """
 
 from typing import TYPE_CHECKING

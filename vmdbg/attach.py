@@ -16,6 +16,7 @@ from vmdbg.boot.elf import is_elf, is_elf64
 from vmdbg.history import HOST
 from vmdbg.options import UsageError
 from vmdbg.run import add_machine_options, debug_file
+from vmdbg.saved import image_file, settle
 
 START_SECONDS = 20.0
 
@@ -88,6 +89,7 @@ def main(options: argparse.Namespace) -> int:
     """Run gdb to its end; returns its exit status."""
     gdb = find_gdb()
     arguments = list(options.gdb_arguments)
+    settle(options)
     if is_address(options.image):
         symbols = _host_symbols(options)
         where = f"127.0.0.1:{options.image}" if options.image.isdigit() else options.image
@@ -96,15 +98,16 @@ def main(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="vmdbg-") as directory:
         socket = str(Path(directory) / "gdb")
         machine = subprocess.Popen(
-            [sys.executable, "-m", "vmdbg", *machine_arguments(options), "--gdb", f"unix:{socket}", "--wait"],
+            [sys.executable, "-m", "vmdbg", "run", *options.words, "--gdb", f"unix:{socket}", "--wait"],
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # ^C in gdb is gdb's
         )
         try:
             _wait_for(machine, socket)
-            symbols = _host_symbols(options) or debug_file(options.image)
+            image = image_file(options)
+            symbols = _host_symbols(options) or (debug_file(image) if image else None)
             # An image that is no ELF file, a boot sector for one, may have symbols of a mode that it comes to later.
-            executable = symbols is not None and is_elf64(symbols) and is_elf(Path(options.image))
+            executable = symbols is not None and is_elf64(symbols) and is_elf(Path(image))
             return subprocess.call(gdb_command(gdb, socket, symbols, executable, arguments))
         finally:
             machine.terminate()
@@ -119,22 +122,3 @@ def _wait_for(machine: subprocess.Popen[bytes], socket: str) -> None:
         if time.monotonic() > until:
             raise UsageError(f"the machine did not start within {START_SECONDS:g} s; run `vmdbg run` to see why")
         time.sleep(0.02)
-
-
-def machine_arguments(options: argparse.Namespace) -> list[str]:
-    """The `vmdbg run` command line of the same machine."""
-    words = ["run", options.image, "--memory", str(options.memory), "--cpus", str(options.cpus)]
-    words += ["--serial", options.serial, "--append", options.append, "--runtime", options.runtime]
-    for name in options.initrd:
-        words += ["--initrd", name]
-    for name, value in (
-        ("--flat", options.flat), ("--mode", options.mode), ("--max-time", options.max_time),
-        ("--timeout", options.timeout), ("--trace-exits", options.trace_exits),
-    ):  # fmt: skip
-        if value is not None:
-            words += [name, str(value)]
-    for option in options.symbols:
-        words += ["--symbols", str(option)]
-    if options.reboot:
-        words.append("--reboot")
-    return [*words, "-v"] if options.verbose else words

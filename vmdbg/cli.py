@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         at = words.index("--")
         words, behind = words[:at], words[at + 1 :]
     options = parser().parse_args(words)
-    options.gdb_arguments = behind
+    options.gdb_arguments, options.words = behind, words[1:]
     try:
         status: int = options.run(options)
     except UsageError as error:

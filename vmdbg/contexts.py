@@ -8,6 +8,8 @@ translations leave no accessed bits, devices are not read.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
+from operator import itemgetter
 from typing import NamedTuple, Protocol
 
 from introspect.memo import Place
@@ -36,6 +38,8 @@ NUMBERS = {name: number for number, name in enumerate(GENERAL)} | {
 }
 SEGMENTS = {"es": ES, "cs": CS, "ss": SS, "ds": DS, "fs": FS, "gs": GS}
 _FPSTT, _FPUS, _FPUC, _FPTAGS, _FPREGS = (layout.FPU + at for at in (4, 8, 10, 12, 24))
+_FIXED, _BASES = itemgetter(*MTRR_FIXED), itemgetter(*MTRR_VARIABLE)
+_MASKS = itemgetter(*(number + 1 for number in MTRR_VARIABLE))
 _PAGE = 4096
 _UNPAGED = 1 << 32
 """Without paging linear addresses have 32 bits and are the physical ones."""
@@ -64,10 +68,13 @@ def host_pat(cpu: Processor) -> int:
     return cpu.guest.host_pat if cpu.guest is not None and cpu.guest.np else cpu.state.field("pat")
 
 
+_mtrrs = lru_cache(64)(Mtrrs)
+"""They hardly ever change."""
+
+
 def mtrrs(cpu: Processor) -> Mtrrs:
     values = cpu.msrs.values
-    pairs = tuple((values[number], values[number + 1]) for number in MTRR_VARIABLE)
-    return Mtrrs(values[MTRR_DEF_TYPE], tuple(values[number] for number in MTRR_FIXED), pairs)
+    return _mtrrs(values[MTRR_DEF_TYPE], _FIXED(values), tuple(zip(_BASES(values), _MASKS(values), strict=True)))
 
 
 def float_register(state: CpuState, name: str) -> int | None:

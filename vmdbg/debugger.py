@@ -290,5 +290,5 @@ class Debugger(Spaces):
             return False  # no name of a file
 
     def _own_files(self) -> set[Path]:
-        source, symbols = self.machine.source, self.executables.of(HOST)
-        return {Path(f).resolve() for f in (source, symbols, self.exec_file(HOST)) if isinstance(f, str | Path)}
+        image, symbols = self.machine.files[0].path, self.executables.of(HOST)
+        return {Path(f).resolve() for f in (image, symbols, self.exec_file(HOST)) if f}

@@ -5,16 +5,15 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections.abc import Container
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum, auto
 from functools import partial
-from pathlib import Path
 from typing import TextIO
 
 from introspect.registers import EFER
 from introspect.rules import SVM_FEATURES
 from vmdbg.boot.image import BootImage
-from vmdbg.boot.images import BootOptions, Module, load
+from vmdbg.boot.images import BootOptions, Module, Source, load, read
 from vmdbg.boot.memory_map import EBDA
 from vmdbg.boot.state import GENERAL_REGISTERS, Mode
 from vmdbg.cpu import smm
@@ -163,9 +162,10 @@ def _root(cpu: Processor) -> int:
 class Machine:
     """An AMD64 machine with an image loaded, ready to run."""
 
-    def __init__(self, image: str | Path | bytes, config: Config | None = None) -> None:
+    def __init__(self, image: Source, config: Config | None = None) -> None:
         self.config = config = config or Config()
-        self.source = image
+        self.files = [read(image), *(read(module.source) for module in config.modules)]
+        """The image and its modules, as they were when they were read."""
         self.image = self._load()
         self.clock = Clock()
         self.engine = Engine(
@@ -202,11 +202,13 @@ class Machine:
 
     def _load(self) -> BootImage:
         config = self.config
+        image, *modules = self.files
         options = BootOptions(
-            ram_size=config.memory, command_line=config.command_line, modules=config.modules,
+            ram_size=config.memory, command_line=config.command_line,
+            modules=tuple(replace(module, source=file) for module, file in zip(config.modules, modules, strict=True)),
             flat_address=config.flat_address, mode=config.mode,
         )  # fmt: skip
-        return load(self.source, options)
+        return load(image, options)
 
     def _devices(self) -> None:
         config, clock, bus = self.config, self.clock, self.bus

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from gdbstub.target import ThreadId
@@ -53,6 +54,8 @@ _REMEMBERED = 16
 _LOADERS = ("the boot area", "the multiboot information", "the initrd", "module ")
 """What the names of those parts of an image begin with that are not the hypervisor's own: it reads them once, or gives them to
 guests."""
+_paging = lru_cache(64)(PagingState)
+"""Of the hypervisor: it is asked for with each command, and hardly ever changes."""
 
 
 def _rip(context: Context) -> int:
@@ -132,26 +135,23 @@ class MachineContext:
         index = self.thread.tid - 1 if self.thread.pid == 1 else 0
         return self.debugger.context(ThreadId(1, min(index, len(self.debugger.machine.cpus) - 1) + 1))
 
-    @property
-    def _host(self) -> tuple[int, int, int, int]:
-        """CR0, CR3, CR4 and EFER of the hypervisor, also while a guest runs on its CPU."""
-        cr0, cr3, cr4, efer = (self._host_context.read(name) or 0 for name in ("cr0", "cr3", "cr4", "efer"))
-        return cr0, cr3, cr4, efer
+    @staticmethod
+    def _modes(context: Context) -> tuple[int, int, int, int]:
+        """CR0, CR3, CR4 and EFER."""
+        return context.read("cr0") or 0, context.read("cr3") or 0, context.read("cr4") or 0, context.read("efer") or 0
 
     @property
     def processor(self) -> RuleProcessor:
-        cr0, _, cr4, efer = self._host
+        cr0, _, cr4, efer = self._modes(self._host_context)
         return known_processor(self.debugger.machine, cr0, cr4, efer)
 
     @property
     def host(self) -> HostView:
-        paging = PagingState(*self._host, maxphyaddr=self.debugger.machine.config.physical_bits)
-        image = tuple(
-            (segment.address, segment.end) for segment in self.debugger.machine.image.segments
-            if not segment.name.startswith(_LOADERS)
-        )  # fmt: skip
-        saves = tuple(cpu.state.field("vm_hsave") & ~0xFFF for cpu in self.debugger.machine.cpus)
-        return HostView(paging=paging, caching=self._host_context.caching(), image=image, saves=saves)
+        machine, context = self.debugger.machine, self._host_context
+        paging = _paging(*self._modes(context), maxphyaddr=machine.config.physical_bits)
+        image = [(part.address, part.end) for part in machine.image.segments if not part.name.startswith(_LOADERS)]
+        saves = [cpu.state.field("vm_hsave") & ~0xFFF for cpu in machine.cpus]
+        return HostView(paging=paging, caching=context.caching(), image=tuple(image), saves=tuple(saves))
 
     @property
     def guests(self) -> Sequence[GuestView]:

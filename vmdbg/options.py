@@ -19,6 +19,7 @@ from vmdbg.svm.ring import MOST_EXITS
 MAX_CPUS = 64
 MIN_PHYSICAL_BITS, MAX_PHYSICAL_BITS = 36, 40
 """MAXPHYADDR: above 40 the engine's walker takes address bits for reserved ones."""
+MOST_MEMORY = 1 << 38
 _SIZE = re.compile(r"(\d+)([KMGT]?)(?:i?B)?", re.IGNORECASE)
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _LOOPBACK = ("127.0.0.1", "::1")
@@ -34,7 +35,7 @@ def size(text: str) -> int:
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size; write 512M, 1G or a number of bytes")
     value = int(match[1]) * _UNITS[match[2].upper()]
-    if not 1 << 20 <= value <= 1 << 38 or value % 4096:
+    if not 1 << 20 <= value <= MOST_MEMORY or value % 4096:
         raise argparse.ArgumentTypeError(f"{text} is not 1M to 256G in whole 4 KiB pages; choose a size in between")
     return value
 

@@ -23,7 +23,7 @@ from vmdbg.debugger import Debugger
 from vmdbg.engine.errors import EngineError
 from vmdbg.history import HOST
 from vmdbg.iommu.config import IommuConfig
-from vmdbg.machine import LIMIT_REACHED, Config, Event, Machine
+from vmdbg.machine import LIMIT_REACHED, SLICE, Config, Event, Machine
 from vmdbg.options import (
     MAX_PHYSICAL_BITS,
     MIN_PHYSICAL_BITS,
@@ -43,6 +43,7 @@ from vmdbg.options import (
 )
 from vmdbg.platform.pci.catalogue import DeviceError
 from vmdbg.platform.serial import Serial, SerialError, open_serial
+from vmdbg.saved import Saves, is_current, remember_given, restored, save_at, settle
 from vmdbg.svm.ring import DEFAULT_EXITS
 
 IDLE_SECONDS = 0.005
@@ -66,6 +67,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     add_machine_options(parser)
     add_stub_options(parser)
+    parser.add_argument(
+        "--save-at", type=save_at, action="append", default=[], metavar="TICK,FILE",
+        help="save a snapshot at a guest time, or with end,FILE at the run's end; may be repeated",
+    )  # fmt: skip
     parser.add_argument("--console", action="store_true", help="a prompt beside it; the machine runs at once unless --wait")
     parser.set_defaults(run=main)
 
@@ -86,8 +91,10 @@ def add_stub_options(parser: argparse.ArgumentParser) -> None:
 
 def add_machine_options(parser: argparse.ArgumentParser) -> None:
     """The image and what the machine is made of."""
+    remember_given(parser)
     add = parser.add_argument
-    add("image", metavar="IMAGE", help="the image to boot")
+    add("image", metavar="IMAGE", nargs="?", help="the image to boot")
+    add("--snapshot", metavar="FILE", help="start from a snapshot instead; its machine is as it was, see docs/snapshots.md")
     add("--append", default="", metavar="S", help="command line for the image")
     add("--memory", type=size, default=512 << 20, metavar="SIZE", help="RAM: 512M, 1G ... (512M)")
     add("--cpus", type=cpus, default=1, metavar="N", help="processors (1)")
@@ -143,6 +150,7 @@ def build(
     options: argparse.Namespace, trace: TextIO | None, arguments: Sequence[str] = (), serial: Serial | None = None
 ) -> Machine:
     """The machine that the options describe; `arguments` take the place of --append.  Raises `UsageError`."""
+    settle(options)
     try:
         serial = serial or open_serial(options.serial)
     except SerialError as error:
@@ -158,11 +166,15 @@ def build(
         iommu=IommuConfig(options.iommu, options.iommu_cache == "strict", tuple(options.iommu_memory)) if options.iommu else None,
     )  # fmt: skip
     try:
-        machine = Machine(options.image, config)
-    except (ImageError, EngineError, DeviceError) as error:
+        machine = restored(options, config, arguments) if options.snapshot is not None else Machine(options.image, config)
+    except (ImageError, EngineError, DeviceError, UsageError) as error:
         serial.close()
         raise UsageError(str(error)) from None
-    machine.image = replace(machine.image, debug_file=debug_file(options.image))
+    path = machine.files[0].path
+    changed = options.snapshot is not None and not is_current(machine.files[0])
+    if changed:
+        log.warning("%s is not what the snapshot's machine was started with: its symbols are not used; see --symbols", path)
+    machine.image = replace(machine.image, debug_file=None if changed else debug_file(path))
     if machine.engine.lacks:
         log.warning("this build of Unicorn is not as that of its wheel; without: %s", ", ".join(machine.engine.lacks))
     return machine
@@ -194,20 +206,21 @@ class Limit:
 
 def main(options: argparse.Namespace) -> int:
     """Run the image; returns its exit status."""
+    if options.save_at and (options.gdb is not None or options.console):
+        raise UsageError("--save-at is for runs that nobody debugs; under --gdb and --console there is the command snapshot save")
+    check_stub(options)
     if options.console:
         from vmdbg.console.start import run_beside
 
-        check_stub(options)
         return run_beside(options)
     if options.wait and options.gdb is None:
         raise UsageError("--wait waits for a debugger, but none can connect; add --gdb")
-    check_stub(options)
     logging.basicConfig(format="vmdbg: %(message)s", level=logging.INFO if options.verbose else logging.WARNING)
     with writing("--trace-exits", options.trace_exits) as trace, writing("--gdb-log", options.gdb_log) as gdb_log:
         machine = build(options, trace)
         try:
             if options.gdb is None:
-                return _run_alone(machine, Limit(options.timeout))
+                return _run_alone(machine, Limit(options.timeout), Saves(options.save_at))
             return _run_under_stub(machine, options, trace, Recorder(gdb_log) if gdb_log is not None else None)
         except EngineError as error:
             print(f"vmdbg: {error}", file=sys.stderr)
@@ -216,10 +229,11 @@ def main(options: argparse.Namespace) -> int:
             machine.close()
 
 
-def _run_alone(machine: Machine, limit: Limit) -> int:
+def _run_alone(machine: Machine, limit: Limit, saves: Saves) -> int:
     while machine.exit_status is None and not limit.reached(machine):
+        saves.look(machine)
         machine.poll_input()
-        event = machine.run()
+        event = machine.run(saves.ticks(machine, SLICE))
         if machine.history.stopped_for:
             machine.give_up(f"stopped: {machine.history.stopped_for},")
         if event == Event.IDLE:
@@ -227,6 +241,7 @@ def _run_alone(machine: Machine, limit: Limit) -> int:
                 machine.give_up("every CPU waits, and nothing is left that could wake one,")
             elif not machine.poll_input():
                 time.sleep(IDLE_SECONDS)
+    saves.look(machine, ended=True)
     return _report(machine)
 
 

@@ -47,7 +47,7 @@ def _explain(command: Command) -> list[str]:
         lines += ["", *columns(rows, "  ")]
     for line in command.examples:
         lines += ["", f"> {line}"]
-        lines += example_outputs().get(line, "").split("\n") if line in example_outputs() else []
+        lines += [output] if (output := example_outputs().get(line)) else []
     return lines
 
 

@@ -9,7 +9,7 @@ import re
 import shlex
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib import resources
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -34,9 +34,11 @@ T = TypeVar("T")
 SCHEMA = 1
 """Version of what `--json` gives: it changes when a name or a type in it does, not when something is added."""
 _JSON = "--json"
+_UNQUOTED = re.compile(r"[ !#-&(-\[\]-~]*")
+"""Lines in which shlex, which takes a while, would find nothing that `split` does not: ASCII without quotes and backslashes."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Command:
     """An entry of the registry. `name` may be two words."""
 
@@ -61,20 +63,20 @@ class Command:
         name = self.name + "".join(parameter.synopsis for parameter in format)
         return " ".join([name, *(parameter.synopsis for parameter in rest)])
 
-    @property
+    @cached_property
     def formatted(self) -> bool:
         """Whether the first parameter may stick to the name, as in gdb's x/8gx."""
         return bool(self.parameters) and isinstance(self.parameters[0].kind, Format)
 
-    @property
+    @cached_property
     def options(self) -> dict[str, Parameter[Any]]:
         return {parameter.option: parameter for parameter in self.parameters if parameter.option}
 
-    @property
+    @cached_property
     def positional(self) -> list[Parameter[Any]]:
         return [p for p in self.parameters if not p.only_option and not isinstance(p.kind, Flag)]
 
-    @property
+    @cached_property
     def own_grammar(self) -> bool:
         """Whether it reads its words itself, those that look like options too."""
         return any(isinstance(parameter.kind, Rest) for parameter in self.parameters)
@@ -312,7 +314,7 @@ class Registry:
 
     def _read(self, line: str) -> _Call:
         try:
-            words = shlex.split(line)
+            words = line.split() if _UNQUOTED.fullmatch(line) else shlex.split(line)
         except ValueError as error:
             raise CommandError(line, str(error).lower(), "close the quotation") from error
         as_json = _JSON in words

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,14 +13,11 @@ __all__ = ["amount_text", "columns", "jsonable", "members", "size_text"]
 
 def columns(rows: Iterable[Sequence[str]], indent: str = "") -> list[str]:
     """Lines with every column but the last padded to its widest cell."""
-    table = [list(row) for row in rows]
+    table = list(rows)
     if not table:
         return []
-    widths = [max(len(row[n]) for row in table if n < len(row)) for n in range(max(map(len, table)))]
-    return [
-        (indent + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False))).rstrip()
-        for row in table
-    ]
+    widths = [max(map(len, column)) for column in zip_longest(*table, fillvalue="")]
+    return [(indent + "  ".join(map(str.ljust, row, widths))).rstrip() for row in table]
 
 
 def members(value: "DataclassInstance") -> dict[str, object]:

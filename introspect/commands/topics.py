@@ -21,9 +21,9 @@ TOPICS: Mapping[str, tuple[str, ...]] = {
     ),
     "Exits, interrupts and leaks": ("exits", "would-exit", "why-no-irq", "leak check", "leak record"),
     "Stopping and stepping": (
-        "continue", "step", "next", "finish", "until", "interrupt", "restart", "break", "tbreak", "points", "delete", "enable",
-        "disable", "breakpoints", "tracepoints", "watch", "break-range", "catch", "tcatch", "stop-on", "stop-at", "follow",
-        "step-into-guest", "sstep", "debug",
+        "continue", "step", "next", "stepi", "nexti", "finish", "until", "interrupt", "restart", "break", "tbreak", "points",
+        "delete", "enable", "disable", "breakpoints", "tracepoints", "watch", "break-range", "catch", "tcatch", "stop-on",
+        "stop-at", "follow", "step-into-guest", "sstep", "debug",
     ),
     "Platform and devices": (
         "mtree", "devices", "lapic", "ioapic", "pic", "pit", "rtc", "pci", "dma", "send",

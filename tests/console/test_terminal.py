@@ -122,6 +122,10 @@ def test_the_full_screen(console: Console) -> None:
     narrow = t.sees("── registers ──")
     assert "│── registers" not in narrow
     assert "VMCB at" not in narrow.replace("nVMCB", "")
+    for size in ((120, 24), (80, 24), (50, 12)):
+        t.resize(*size)
+        t.sees("── registers ──")
+        assert "\nguest 2>" in t.settled()
     t.resize(150, 44)
     t.sees("│── registers ──")
     t.type("n", "Enter")

@@ -52,6 +52,15 @@ class Terminal:
             time.sleep(0.05)
         return screen
 
+    def settled(self) -> str:
+        """The screen, once it has not changed for a while."""
+        until, before = time.monotonic() + PATIENCE, ""
+        while (screen := self.screen()) != before:
+            assert time.monotonic() < until, screen
+            before = screen
+            time.sleep(0.5)
+        return screen.rstrip()
+
     def resize(self, columns: int, lines: int) -> None:
         self._run("resize-window", "-t", "t", "-x", str(columns), "-y", str(lines))
 

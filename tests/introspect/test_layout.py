@@ -99,5 +99,5 @@ def test_segment_in_words(attrib: int, words: str) -> None:
 
 
 def test_memory_types_of_the_reset_pat() -> None:
-    assert memory_types(0x0007_0406_0007_0406) == ["WB", "WT", "UC-", "UC"] * 2
-    assert memory_types(0x02) == [None, *["UC"] * 7]
+    assert memory_types(0x0007_0406_0007_0406) == ("WB", "WT", "UC-", "UC") * 2
+    assert memory_types(0x02) == (None, *["UC"] * 7)

@@ -55,7 +55,7 @@ from vmdbg.platform_commands import Devices, MapView
 from vmdbg.results import Text
 from vmdbg.switch_commands import CleanBits, TlbAudit, VmcbDiff
 
-__all__ = ["Commands", "InferiorCommands", "MachineCommands"]
+__all__ = ["RESULTS", "Commands", "InferiorCommands", "MachineCommands"]
 
 Who = int | str | Numbered
 """An inferior: its number, its name, or the object."""
@@ -1525,3 +1525,73 @@ class MachineCommands(_Everywhere, _MachineCommands):
 
 class Commands(_Everywhere, _InferiorCommands, _Nowhere, _MachineCommands):
     """All commands."""
+
+
+RESULTS: tuple[type, ...] = (
+    Text,
+    Audit,
+    Avic,
+    Backtrace,
+    Listing,
+    Set,
+    CleanBits,
+    Situation,
+    Stopped,
+    Cpuid,
+    Points,
+    DevView,
+    Devices,
+    Disassembly,
+    Transaction,
+    Moved,
+    Exits,
+    Histogram,
+    ExitsWritten,
+    Table,
+    Guests,
+    Scanned,
+    Help,
+    Where,
+    Vectors,
+    Intercepts,
+    State,
+    CommandsList,
+    DeviceList,
+    Events,
+    InterruptTable,
+    Map,
+    Tlb,
+    WalkedIo,
+    Ports,
+    Interrupt,
+    Leaks,
+    MsrMsrs,
+    PermissionsMsrs,
+    MapView,
+    Space,
+    TablesWritten,
+    Decoded,
+    Tree,
+    Value,
+    Registers,
+    Rules,
+    SavedCore,
+    Matches,
+    LaunchView,
+    Verdict,
+    Stack,
+    Found,
+    TlbAudit,
+    LogView,
+    PcrView,
+    TaskState,
+    VmcbView,
+    VmcbDiff,
+    Why,
+    Walked,
+    WhoMaps,
+    Chain,
+    Predicted,
+    Examined,
+)
+"""What they give."""

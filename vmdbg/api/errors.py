@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -39,6 +40,10 @@ class TimeUp(Error):
     """The machine's `deadline` has passed while it ran: where it was."""
 
 
+_OPTION = re.compile(r"--([a-z]+(?:-[a-z]+)*)")
+"""As the command line has it; here it is a keyword."""
+
+
 @contextmanager
 def translated() -> Iterator[None]:
     """Errors of the rooms below come out as `Error`."""
@@ -47,7 +52,7 @@ def translated() -> Iterator[None]:
     except CommandError as error:
         raise CommandFailed(error.value, error.rule, error.remedy) from None
     except UsageError as error:
-        raise OptionError(str(error)) from None
+        raise OptionError(_OPTION.sub(lambda found: found[1].replace("-", "_"), str(error))) from None
     except (TargetError, EngineError, Unreadable) as error:
         raise Error(str(error)) from None
     except OSError as error:

@@ -8,6 +8,7 @@ from functools import cached_property
 
 from introspect.exitlog import ExitRecord, facts_of, what
 from introspect.exits import ExitCode, exit_name
+from vmdbg.api.display import table
 
 __all__ = ["Exit", "ExitList"]
 
@@ -70,3 +71,9 @@ class ExitList(list[Exit]):
 
     def __repr__(self) -> str:
         return "\n".join(map(str, self)) or "no exits"
+
+    def _repr_html_(self) -> str:
+        return table(
+            ("#", "time", "guest", "rip", "exit"),
+            ((e.number, e.time, e.guest, f"{e.rip:#x}{f' <{e.symbol}>' if e.symbol else ''}", e.text) for e in self),
+        )

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from vmdbg.api.display import table
 from vmdbg.api.errors import CommandFailed
 from vmdbg.api.inferior import Guest
 
@@ -60,3 +61,10 @@ class Guests:
 
     def __repr__(self) -> str:
         return "\n".join(map(repr, self)) or "no guests yet"
+
+    def _repr_html_(self) -> str:
+        rows = (
+            (one.number, one.name, one.asid, f"{one.ncr3:#x}" if one.ncr3 is not None else "-", one.view.state, one.exit_count)
+            for one in self
+        )
+        return table(("guest", "name", "ASID", "nCR3", "state", "exits"), rows)

@@ -14,6 +14,7 @@ from introspect.expression import Space
 from introspect.sources import Unreadable
 from introspect.vmcb import NAMES, VMCB
 from vmdbg.api.commands import InferiorCommands
+from vmdbg.api.display import table
 from vmdbg.api.errors import CommandFailed, Error, translated
 from vmdbg.api.exits import Exit
 from vmdbg.api.fields import VmcbFields
@@ -90,7 +91,10 @@ class Registers(MutableMapping[str, int]):
         return [*super().__dir__(), *(name for name in self if name.isidentifier())]
 
     def __repr__(self) -> str:
-        return "\n".join(f"{name:<16} {value:#x}" for name, value in self.items())
+        return "\n".join(f"{name:<16} {value:#x}" for name, value in self._all().items())
+
+    def _repr_html_(self) -> str:
+        return table(("register", "value"), ((name, f"{value:#x}") for name, value in self._all().items()))
 
 
 class Vmcb(VmcbFields):
@@ -148,6 +152,10 @@ class Vmcb(VmcbFields):
 
     def __repr__(self) -> str:
         return f"<VMCB at {self.address:#x}: EXITCODE {self.exit_name}, rip {self.rip:#x}>"
+
+    def _repr_html_(self) -> str:
+        rows = ((name, f"{value:#x}", VMCB.describe(name, value)) for name, value in self.as_dict().items())
+        return f"<b>VMCB at {self.address:#x}</b>" + table(("field", "value", "means"), rows)
 
 
 class Thread:

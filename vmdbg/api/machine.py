@@ -8,22 +8,25 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self, Unpack
 
 from gdbstub.target import ThreadId
-from introspect.commands import Arguments, GuestView, HostView, Result
+from introspect.commands import Arguments, CommandError, GuestView, HostView, Result
 from introspect.commands.binding import arguments
 from introspect.commands.parameters import AddressWord, Located
 from introspect.exitlog import ExitRecord
 from introspect.exits import ExitCode
-from introspect.expression import Space
+from introspect.expression import ExpressionError, Space, parse_address
 from introspect.scope import read_space
+from introspect.source_lines import SourceLines, is_line
 from vmdbg.api import options as machine_options
-from vmdbg.api.commands import Commands, MachineCommands
+from vmdbg.api.commands import RESULTS, Commands, MachineCommands
+from vmdbg.api.display import register
 from vmdbg.api.errors import Closed, CommandFailed, Error, translated
 from vmdbg.api.exits import Exit, ExitList
 from vmdbg.api.guests import Guests
-from vmdbg.api.inferior import Access, Host, Inferior, Thread
+from vmdbg.api.inferior import Access, Guest, Host, Inferior, Thread
+from vmdbg.api.keywords import MachineOptions
 from vmdbg.api.points import Breakpoint, Catchpoint, Watchpoint
 from vmdbg.api.results import Stopped
 from vmdbg.api.runner import Runner, Until
@@ -43,6 +46,8 @@ if TYPE_CHECKING:
     from vmdbg.debugger import Debugger
 
 __all__ = ["AllCommands", "Machine"]
+
+register(RESULTS)
 
 
 class AllCommands(Commands):
@@ -65,8 +70,18 @@ class Machine(MachineCommands):
     A machine is used from one thread, and ends with its `with` block, with `close`, or when nothing refers to it any more.
     """
 
-    def __init__(self, image: str | os.PathLike[str], **options: object) -> None:
+    def __init__(self, image: str | os.PathLike[str], **options: Unpack[MachineOptions]) -> None:
         """Raises `OptionError` for an option, a value or an image that cannot be used."""
+        self._make(image, dict(options))
+
+    @classmethod
+    def with_options(cls, image: str | os.PathLike[str], options: Mapping[str, object]) -> Self:
+        """The same for options that are not known before the program runs."""
+        made = cls.__new__(cls)
+        made._make(image, options)
+        return made
+
+    def _make(self, image: str | os.PathLike[str], options: Mapping[str, object]) -> None:
         given = machine_options.parsed(image, options)
         own = BufferSerial() if "serial" not in options else None
         self._own_serial = own
@@ -191,10 +206,8 @@ class Machine(MachineCommands):
 
     # Who
 
-    def guest(self, number: int | str) -> Inferior:
-        """A guest by its number or name, the hypervisor as 1 or "host".  `Error` if there is none of it (yet)."""
-        if number in (HOST, "host"):
-            return self.host
+    def guest(self, number: int | str) -> Guest:
+        """A guest by its number or name.  `Error` if there is none of it (yet); the hypervisor is `host`."""
         return self.guests[number]
 
     @property
@@ -225,7 +238,23 @@ class Machine(MachineCommands):
         self.check_open()
         with translated():
             location = f"{where:#x}" if isinstance(where, int) else where
+            self._check_names(location)
             return Breakpoint(self, self.source.running.set(location, when, once=once))
+
+    def _check_names(self, location: str) -> None:
+        """CommandError for a location in a guest to come that no symbols are known of: it would be waited for in vain."""
+        owner, _, rest = location.partition(":")
+        if not owner.isdecimal() or int(owner) == HOST or int(owner) in self.guests.numbers:
+            return
+        symbols, line = self.context.symbols(int(owner)), is_line(rest)
+        try:
+            if line is None:
+                parse_address(rest, self.context.names(int(owner)))
+                return
+        except ExpressionError as error:
+            raise CommandError(error.value, error.rule, f"give symbols={{{owner}: FILE}}, or {error.remedy}") from None
+        if symbols is None or SourceLines.of(symbols).address(line[1], line[2]) is None:
+            raise CommandError(location, "no code is known of this line", f"give symbols={{{owner}: FILE}}, or name a symbol")
 
     def watch(self, where: str | int, access: Access = "w", length: int = 8) -> Watchpoint:
         """Stop when memory is written (w), read (r) or either (a): "2:counter", "2:gpa:0x5000", "spa:0x10f6000"."""

@@ -1,19 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The options of `vmdbg run` as keyword arguments: its own parser reads them, so that names, rules and errors are the same."""
+"""The options of `vmdbg run` as keyword arguments: its own parser reads them, so that names, rules and errors are the same.
+
+Their types are in `keywords.py`, which is made from that parser.
+"""
 
 from __future__ import annotations
 
 import argparse
-import inspect
+import difflib
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from vmdbg.api.errors import OptionError
 from vmdbg.run import add_machine_options
 
-__all__ = ["parsed", "signature"]
+__all__ = ["actions", "parsed"]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -25,11 +27,15 @@ _NOT_HERE = frozenset(("help", "image", "timeout", "verbose"))
 """`timeout` is `wall` of each run."""
 
 
-def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.Action]]:
+def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="vmdbg.Machine", add_help=False)
     add_machine_options(parser)
-    actions = {action.dest: action for action in parser._actions if action.dest not in _NOT_HERE}
-    return parser, actions
+    return parser
+
+
+def actions(parser: argparse.ArgumentParser | None = None) -> dict[str, argparse.Action]:
+    """The options by their names as keywords."""
+    return {action.dest: action for action in (parser or _parser())._actions if action.dest not in _NOT_HERE}
 
 
 def parsed(image: str | os.PathLike[str], options: Mapping[str, object]) -> argparse.Namespace:
@@ -38,12 +44,14 @@ def parsed(image: str | os.PathLike[str], options: Mapping[str, object]) -> argp
     A name is that of the option with _ for -; True stands for an option without a value, a list for one that is repeated,
     and `symbols` may be a mapping from inferiors to files. Raises `OptionError`.
     """
-    parser, actions = _parser()
+    parser = _parser()
+    known = actions(parser)
     words: list[str] = []
     for name, value in options.items():
-        action = actions.get(name)
+        action = known.get(name)
         if action is None:
-            raise OptionError(f"{name}: a machine has no such option; it takes {', '.join(sorted(actions))}")
+            near = difflib.get_close_matches(name, known, n=2) or sorted(known)
+            raise OptionError(f"{name}: a machine has no such option; it takes {', '.join(near)}")
         words += _words(action, value)
     return parser.parse_args([*words, "--", os.fspath(image)])
 
@@ -70,13 +78,3 @@ def _words(action: argparse.Action, value: object) -> Iterable[str]:
     if not isinstance(action, argparse._AppendAction):
         given = [",".join(given)]
     yield from (f"{option}={one}" for one in given)
-
-
-def signature() -> inspect.Signature:
-    """Of `Machine`, for who asks in a notebook."""
-    _, actions = _parser()
-    kinds = inspect.Parameter
-    return inspect.Signature([
-        kinds("image", kinds.POSITIONAL_OR_KEYWORD, annotation=str | Path),
-        *(kinds(name, kinds.KEYWORD_ONLY, default=action.default, annotation=Any) for name, action in actions.items()),
-    ])  # fmt: skip

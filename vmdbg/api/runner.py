@@ -205,8 +205,11 @@ class Runner:
         last = control.last_stop
         if isinstance(last, WorldStop) and last.about is not None and last.thread == thread:
             thread = last.about
-        points: list[AnyPoint] = [Breakpoint(machine, point) for point in report.points] if report is not None else []
-        if reason is None:
+        met = report.points if report is not None else ()
+        points: list[AnyPoint] = [Breakpoint(machine, point) for point in met if point.number]
+        if reason is None and met and not points:
+            reason = Reason.STEP
+        elif reason is None:
             reason, more = self._cause(points)
             points += more
         machine.source.select(thread)

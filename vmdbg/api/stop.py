@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from vmdbg.api.display import definitions
+
 if TYPE_CHECKING:
     from vmdbg.api.inferior import Inferior
     from vmdbg.api.points import Breakpoint, Catchpoint, Watchpoint
@@ -78,3 +80,13 @@ class Stop:
 
     def __repr__(self) -> str:
         return f"<Stop {self.reason}: {self}>"
+
+    def _repr_html_(self) -> str:
+        at = f"{self.pc:#x}{f' <{self.symbol}>' if self.symbol else ''}" if self.pc is not None else "-"
+        rows: list[tuple[str, object]] = [
+            ("why", self.text or self.reason), ("who", f"{self.inferior.name}, thread {self.thread}"), ("pc", at),
+            ("time", f"{self.time} ticks"),
+        ]  # fmt: skip
+        if self.exit_status is not None:
+            rows.append(("exit status", self.exit_status))
+        return definitions(f"Stop: {self.reason}", [*rows, *(("note", note) for note in self.notes)])

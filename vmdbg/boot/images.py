@@ -26,7 +26,21 @@ GDT_ENTRIES = {
     "long": (0, 0x00AF9B000000FFFF, 0x00CF93000000FFFF),
 }
 
-Source = str | os.PathLike[str] | bytes
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file that has been read.  `path`: as it was named; empty if it was given as bytes."""
+
+    path: str
+    data: bytes
+
+    @property
+    def name(self) -> str:
+        return self.path or "image"
+
+
+Source = str | os.PathLike[str] | bytes | File
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +70,8 @@ def load(source: Source, options: BootOptions | None = None) -> BootImage:
     ImageError for everything that cannot be loaded; no other exception, whatever the bytes.
     """
     options = options or BootOptions()
-    data, name = _read(source)
-    path = None if isinstance(source, bytes) else Path(source)
+    file = read(source)
+    data, name, path = file.data, file.name, Path(file.path) if file.path else None
     if not data:
         raise ImageError(f"{name} is empty; build it again")
     if options.flat_address is not None:
@@ -84,9 +98,12 @@ def load(source: Source, options: BootOptions | None = None) -> BootImage:
     )
 
 
-def _read(source: Source) -> tuple[bytes, str]:
+def read(source: Source) -> File:
+    """The file that is meant.  Raises `ImageError`."""
+    if isinstance(source, File):
+        return source
     if isinstance(source, bytes):
-        return source, "image"
+        return File("", source)
     name = os.fspath(source)
     try:
         status = os.stat(name)
@@ -96,7 +113,7 @@ def _read(source: Source) -> tuple[bytes, str]:
             raise ImageError(f"{name} is not a regular file; copy its contents to one")
         if status.st_size > MAX_FILE_SIZE:
             raise ImageError(f"{name} has {status.st_size} bytes, more than {MAX_FILE_SIZE}; strip it")
-        return Path(name).read_bytes(), name
+        return File(name, Path(name).read_bytes())
     except OSError as error:
         raise ImageError(f"{name}: {error.strerror}; name a file that can be read") from error
     except ValueError as error:  # a NUL in the name
@@ -120,7 +137,8 @@ def _load_multiboot(
         raise ImageError(f"multiboot entry point {entry:#x} is above 4 GiB, but starts in 32-bit mode; link it lower")
     contents = []
     for module in options.modules:
-        module_data, module_name = _read(module.source)
+        file = read(module.source)
+        module_data, module_name = file.data, file.name
         contents.append((module_data, module_name if module.string is None else module.string))
     modules = multiboot.place_modules(contents, _extents(image), options.ram_size)
     described = [(segment, string) for segment, (_, string) in zip(modules, contents, strict=True)]
@@ -140,7 +158,7 @@ def _load_kernel(data: bytes, options: BootOptions) -> BootImage:
         raise ImageError(
             f"this Linux kernel does not start in {mode} mode here; leave --mode out or choose --mode protected"
         )
-    initrds = [_read(module.source)[0] for module in options.modules]
+    initrds = [read(module.source).data for module in options.modules]
     segments, state = bzimage.place(kernel, mode, options.command_line, initrds, options.ram_size)
     return BootImage("bzImage", tuple(segments), state.rip, mode, (), None, state)
 

@@ -66,19 +66,20 @@ class Points:
         return "\n".join(columns(rows))
 
     def json(self) -> object:
-        return [
-            {
-                "number": p.number,
-                "inferior": p.pid,
-                "address": p.address,
-                "hits": p.hits,
-                "once": p.once,
-                "enabled": p.enabled,
-                "what": p.text,
-                "condition": p.condition,
-            }
-            for p in self.points
-        ]
+        return [_as_json(point) for point in self.points]
+
+
+def _as_json(point: Point) -> dict[str, object]:
+    return {
+        "number": point.number,
+        "inferior": point.pid,
+        "address": point.address,
+        "hits": point.hits,
+        "once": point.once,
+        "enabled": point.enabled,
+        "what": point.text,
+        "condition": point.condition,
+    }
 
 
 @dataclass(frozen=True, eq=False)
@@ -309,9 +310,9 @@ class RunCommands:
         point = self.set(arguments[self._where], arguments.get(_IF) or "", once=once)
         who = "the host" if point.pid == HOST_NUMBER else f"guest {point.pid}"
         if point.address is None:
-            return Text(f"{point.words()} waits for guest {point.pid}")
+            return Text(f"{point.words()} waits for guest {point.pid}", _as_json(point))
         name = self.source.symbol(point.pid, point.address)
-        return Text(f"{point.words()} at {point.address:#x}{f' <{name}>' if name else ''} of {who}")
+        return Text(f"{point.words()} at {point.address:#x}{f' <{name}>' if name else ''} of {who}", _as_json(point))
 
     def set(self, where: str, condition: str = "", *, once: bool = False) -> Point:
         """A breakpoint, with a number. CommandError and TargetError for what cannot be one."""
@@ -364,10 +365,7 @@ class RunCommands:
         driver, pid = self.control.driver, arguments.get(self._who)
         if pid is not None and pid != self.control.selected.pid:
             self.source.select(ThreadId(pid, driver.threads(pid)[0].tid))
-        rows = [("", "inferior", "name", "state")]
-        for one in driver.inferiors():
-            rows.append(("*" if one.pid == self.control.selected.pid else "", str(one.pid), one.name, one.state))
-        return Text("\n".join(columns(rows)))
+        return _listed("inferior", [(one.pid, one.name, one.state) for one in driver.inferiors()], self.control.selected.pid)
 
     def _thread(self, context: Context, arguments: Arguments) -> Text:
         selected, number = self.control.selected, arguments.get(_THREAD)
@@ -377,7 +375,11 @@ class RunCommands:
                 known = ", ".join(str(thread.tid) for thread in threads)
                 raise arguments.error(str(number), f"inferior {selected.pid} has no such thread", f"it has {known}")
             self.source.select(ThreadId(selected.pid, number))
-        rows = [("", "thread", "name", "state")]
-        for one in threads:
-            rows.append(("*" if one.tid == self.control.selected.tid else "", str(one.tid), one.name, one.state))
-        return Text("\n".join(columns(rows)))
+        return _listed("thread", [(one.tid, one.name, one.state) for one in threads], self.control.selected.tid)
+
+
+def _listed(what: str, known: list[tuple[int, str, str]], selected: int) -> Text:
+    """A table of (number, name, state), the selected one marked."""
+    rows = [("*" if number == selected else "", str(number), name, state) for number, name, state in known]
+    data = [{"number": number, "name": name, "state": state, "selected": number == selected} for number, name, state in known]
+    return Text("\n".join(columns([("", what, "name", "state"), *rows])), {f"{what}s": data})

@@ -57,6 +57,9 @@ NARROW = 110
 RIGHT = 50
 """Columns of that: two registers beside each other."""
 
+FIRST = 4
+"""Lines that registers, VMCB and console get where there are too few, for one of any other pane."""
+
 
 class _Pane(UIControl):
     """Lines made anew for each drawing, for the size that there is."""
@@ -216,7 +219,7 @@ class Screen:
             height=1,
             dont_extend_height=True,
         )
-        log = Window(self.log, wrap_lines=False)
+        log = Window(self.log, wrap_lines=False, height=Dimension(min=2, weight=FIRST))
         code, regs, vmcb, exits = (self._pane(name) for name in ("code", "regs", "vmcb", "exit"))
         stack = self._pane("stack")
         has_source = Condition(lambda: bool(self._content("source", *self._sizes.get("source", (80, 9)))[1]))
@@ -258,14 +261,13 @@ class Screen:
         return Window(_Pane(line), height=1)
 
     def _pane(self, section: str, height: int | None = None) -> list[Window]:
-        """Its title, and its lines: all that there are of registers and VMCB, as many as there is place for of the others."""
+        """Its title, and its lines: of registers and VMCB all that there are, if there is place; of the others what is left."""
 
         def rows() -> Dimension:
-            if height is not None:
-                return Dimension.exact(height)
-            if section in ("regs", "vmcb"):
-                return Dimension.exact(max(1, len(self._content(section, *self._sizes.get(section, (RIGHT, 9)))[1])))
-            return Dimension(weight=1, min=2)
+            wanted = height
+            if wanted is None and section in ("regs", "vmcb"):
+                wanted = max(1, len(self._content(section, *self._sizes.get(section, (RIGHT, 9)))[1]))
+            return Dimension(min=1, weight=1) if wanted is None else Dimension(min=1, max=wanted, preferred=wanted, weight=FIRST)
 
         lines = _Pane(lambda width, height: self._content(section, width, height)[1])
         return [self._title(lambda: self._title_of(section)), Window(lines, height=rows, wrap_lines=False)]

@@ -53,7 +53,7 @@ class ShellCommands:
             + "\n".join(f"  {name:9} {meaning}" for name, (_, meaning) in CHOICES.items()),
             self._set,
             self._settings,
-            ("set context regs code", "set keys vi"),
+            ("set context regs code", "set"),
         )
         yield worded(
             "alias",
@@ -61,7 +61,7 @@ class ShellCommands:
             "Give a command, or the beginning of one, a name; or list such names.\nWhat follows the name in a line is added.",
             self._alias,
             self._names,
-            ("alias pg walk --access w", "alias"),
+            ("alias pg walk --access w", "alias pg"),
         )
         yield worded("unalias", "unalias NAME", "Take such a name back.", self._unalias, self._names, ("unalias pg", "unalias w"))
         yield Command(
@@ -98,7 +98,7 @@ class ShellCommands:
             "Run a command of the system's shell, or that shell itself; ! does the same.",
             self._unreachable,
             lambda context, words: (),
-            ("shell date", "!ls"),
+            ("shell cat setup.vmdbg", "!ls *.vmdbg"),
         )
         yield worded(
             "echo", "echo WORDS", "Show these words.", self._echo, lambda context, words: (), ("echo hello", "echo 'two  spaces'")
@@ -109,7 +109,7 @@ class ShellCommands:
             "Fill the screen with panes: code, registers, stack, VMCB, exits, console. Again: leave it.",
             (),
             "PgUp and PgDn, or the mouse wheel, scroll the console; F12 leaves.",
-            ("tui", "tui --json"),
+            ("tui", "tui # in a narrow window"),
         )
         yield worded(
             "send",
@@ -125,7 +125,7 @@ class ShellCommands:
             "Leave. A machine of this process ends; one behind a stub does not.",
             self._quit,
             lambda context, words: (),
-            ("quit", "quit"),
+            ("quit", "q"),
         )
 
     def _settings(self, context: Context, words: Sequence[str]) -> Iterator[Candidate]:
@@ -156,7 +156,7 @@ class ShellCommands:
         if words and words[0] not in CHOICES:
             settings.set(words[0], [])
         rows = [(name, settings.said(name), meaning) for name, (_, meaning) in CHOICES.items() if not words or name == words[0]]
-        return Text("\n".join(columns(rows)))
+        return Text("\n".join(columns(rows)), {"settings": {name: value for name, value, _ in rows}})
 
     def _alias(self, context: Context, arguments: Arguments) -> Text:
         words, arguments.words = arguments.words, []
@@ -165,7 +165,7 @@ class ShellCommands:
             rows = [(name, meaning) for name, meaning in sorted(aliases.items()) if not words or name == words[0]]
             if words and not rows:
                 raise arguments.error(words[0], "there is no such alias", "give the command, too")
-            return Text("\n".join(columns(rows)))
+            return Text("\n".join(columns(rows)), {"aliases": dict(rows)})
         aliases[words[0]] = shlex.join(words[1:])
         return Text("")
 

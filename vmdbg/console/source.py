@@ -155,7 +155,7 @@ class ContextSource(_Own):
         self.control = None
         self.reports: deque[Report] = deque()
         registry.add(Command("inferior", self._inferior, "Choose whose the commands are, or say whose.", (_WHO,), "",
-                             ("inferior 2", "inferior host")))  # fmt: skip
+                             ("inferior 3", "inferior host")))  # fmt: skip
 
     def _inferior(self, context: Context, arguments: Arguments) -> Where:
         owner = arguments.get(_WHO)

@@ -29,6 +29,7 @@ from vmdbg.history import HOST
 from vmdbg.inspect import STUB, dump_registry, opened
 from vmdbg.options import UsageError
 from vmdbg.run import Limit, add_machine_options, add_stub_options, build, check_stub, debugger_of, listen, writing
+from vmdbg.saved import settle
 
 __all__ = ["add_parser", "main", "run_beside", "talk"]
 
@@ -75,6 +76,7 @@ def add_script_options(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     """Returns the exit status."""
     check_stub(options)
+    settle(options)
     if is_address(options.image):
         from vmdbg.console.remote import connect
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from introspect.iommu.records import COMMANDS, CommandCode, Event, EventCode, command_of, invalidated_range
@@ -129,7 +130,7 @@ class CommandProcessor(Pointers):
         if self.iommu.invalidate_device(device, first, end) or ticks is None:
             return
         event = Event(EventCode.IOTLB_INV_TIMEOUT, device, self.base + self.head)
-        self.iommu.later(ticks, lambda: self.iommu.log(event))
+        self.iommu.later(ticks, partial(self.iommu.log, event))
 
     def _interrupt_table(self, record: int) -> None:
         bits = COMMANDS[CommandCode.INVALIDATE_INTERRUPT_TABLE].bits

@@ -88,6 +88,10 @@ class IommuUnit:
             )
         return self._view
 
+    def forget_view(self) -> None:
+        """Registers have changed by no write."""
+        self._view = None
+
     def later(self, ticks: int, callback: Callable[[], None]) -> None:
         """Unless it is reset before."""
         self._timers = [timer for timer in self._timers if timer.active]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -133,6 +133,13 @@ class Tables:
             readers.discard(entry)
             if not readers:
                 del self._readers[page]
+
+    def relearn(self, held: Iterable[Entry]) -> None:
+        """All that is held by any CPU came from elsewhere: what each came from is looked after again."""
+        self._readers.clear()
+        for entry in held:
+            pages, entry.tables = entry.tables, set()
+            self.note(entry, pages)
 
     def settle(self) -> None:
         """What came from tables that were stored to is doubtful from now on."""

@@ -193,6 +193,14 @@ class Switcher:
         """The CPU is in a guest again that it left without an exit."""
         self.state.inside = UNKNOWN
 
+    def restart(self, *, inside: bool) -> None:
+        """The machine is in another state now; `inside`: in a guest.  Nothing is known of any VMCB."""
+        self.state.inside = UNKNOWN if inside else HOST
+        self._known.clear()
+        self._seen = self.state.switches
+        for entry in self.state.entries:
+            entry.vmcb = FREE
+
     def prepare(self, guest: Guest | None, deadline: int, tsc_offset: int) -> int:
         """For a run up to guest time `deadline`: the address for `Engine.run`."""
         state = self.state

@@ -190,6 +190,10 @@ class Tlb:
                 self.tables.settle()
             return stop
 
+    def show_anew(self) -> None:
+        """The engine knows nothing of what it translated by."""
+        self._lent = None
+
     def _show(self, registers: Registers | None) -> None:
         """What the engine translates by changes: its own TLB must not outlast that."""
         if registers != self._lent:

@@ -181,7 +181,7 @@ class Bench:
     def boot(self, image: str | os.PathLike[str] | None = None, **changes: object) -> Machine:
         """Another machine: as marker, command line and ini file say, but for these changes.  `vmdbg.Error`."""
         path = self._image(image)
-        machine = Machine(path, **self._files(path, {**self.options, **changes}))
+        machine = Machine.with_options(path, self._files(path, {**self.options, **changes}))
         machine.deadline = self.deadline
         self.machines.append(machine)
         return machine

@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The whole state of a machine but its memory, as a tree, and back into a machine of the same making.
+
+Most of it are the parts' attributes, by the inventory.  The rest is here: registers in the engine's form, what lies behind
+addresses that C has, and what is made anew: the engine's tables, its translations and its intercepts follow from the state
+and change nothing that a guest can see.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections import deque
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vmdbg.cpu.processor import Processor
+from vmdbg.engine import layout
+from vmdbg.engine.memory import PAGE
+from vmdbg.engine.physical import WATCH_READ, WATCH_WRITE, Physical, Shadow
+from vmdbg.engine.runtime import RING_SLOTS, Branch, Runtime
+from vmdbg.engine.state import HF2_GIF, HF2_NMI, HF_INHIBIT_IRQ, CpuState
+from vmdbg.svm import world
+from vmdbg.svm.ring import RECORD_SIZE, Ring
+
+from .forms import number
+from .inventory import NAMES, parts, states
+from .tree import Loader, Malformed, Saver, Tree
+
+if TYPE_CHECKING:
+    from vmdbg.machine import Machine
+
+_X87_ROUNDING, _X87_PRECISION = 817, 819
+_CONTEXT = (
+    slice(layout.REGS, layout.A20_MASK),  # general registers, RIP, flags, segments, control registers
+    slice(layout.EFER, layout.SYSENTER_CS),  # EFER, x87, MXCSR, XMM
+    slice(layout.SYSENTER_CS, layout.XCR0 + 8),
+    slice(layout.PAT, layout.PAT + 8),
+    slice(layout.ERROR_CODE, layout.EXCEPTION_IS_INT + 4),
+)
+"""What of a context is the processor's.  The rest is the engine's configuration, which each machine has, and pointers."""
+_CONTEXT_SIZE = sum(part.stop - part.start for part in _CONTEXT)
+_TOP_OF_STACK = layout.FPU // 4
+_BRANCH_BYTES = ctypes.sizeof(Branch) * RING_SLOTS
+
+
+def state(machine: Machine) -> Tree:
+    """All that is state, but RAM.  Nothing in the machine changes."""
+    found = parts(machine)
+    saver = Saver(NAMES, list(found.values()))
+    kept: list[Tree] = []
+    for path, part in found.items():
+        attributes = states(part)
+        kept.append([path, type(part).__qualname__, [*attributes], [saver.tree(value) for value in attributes.values()]])
+    return [kept, [_processor(machine, cpu, saver) for cpu in machine.cpus], _engine(machine)]
+
+
+def restore(machine: Machine, tree: Tree) -> None:
+    """Make it the state of a machine made of the same configuration.  `Malformed` if it is none; the machine is of no use then.
+
+    RAM must be restored already.
+    """
+    kept, cpus, engine = _list(tree, 3)
+    before_tables(machine)
+    found = parts(machine)
+    loader = Loader(NAMES, list(found.values()), machine)
+    if [_list(one, 4)[:2] for one in _list(kept)] != [[path, type(part).__qualname__] for path, part in found.items()]:
+        raise Malformed("it has other parts")
+    for part, one in zip(found.values(), _list(kept), strict=True):
+        _, _, names, values = _list(one, 4)
+        present = states(part)
+        if _list(names) != [*present]:
+            raise Malformed(f"{type(part).__qualname__} has other attributes")
+        for (name, old), value in zip(present.items(), _list(values, len(present)), strict=True):
+            pour(part, name, old, loader.value(value))
+    _restore_engine(machine, engine)
+    for cpu, one in zip(machine.cpus, _list(cpus, len(machine.cpus)), strict=True):
+        _restore_processor(machine, cpu, one, loader)
+    after(machine)
+
+
+def _list(tree: Tree, length: int | None = None) -> list[Tree]:
+    if not isinstance(tree, list) or (length is not None and len(tree) != length):
+        raise Malformed("its outline is another")
+    return tree
+
+
+def pour(part: object, name: str, old: Any, new: Any) -> None:
+    """Set an attribute; a container is filled, since others may hold it."""
+    kind = next((kind for kind in (int, str, bytes) if isinstance(old, kind)), None)
+    if kind is not None and new is not None and not isinstance(new, kind):
+        raise Malformed(f"{type(part).__qualname__}.{name} is no {type(old).__name__}")
+    if isinstance(old, list) and isinstance(new, list):
+        old[:] = new
+    elif isinstance(old, bytearray):
+        if not isinstance(new, bytearray) or (len(new) != len(old) and name not in _GROWS):
+            raise Malformed(f"{type(part).__qualname__}.{name} is not {len(old)} bytes")
+        old[:] = new
+    elif (isinstance(old, dict) and isinstance(new, dict)) or (isinstance(old, set) and isinstance(new, set)):
+        old.clear()
+        old.update(new)
+    elif isinstance(old, deque) and isinstance(new, deque):
+        old.clear()
+        old.extend(new)
+    elif old is not new and old != new:
+        try:
+            setattr(part, name, new)
+        except AttributeError as error:  # of something that never changes
+            raise Malformed(f"{type(part).__qualname__}.{name}: {error}") from None
+
+
+_GROWS = frozenset(("_command", "_input", "_hashed"))
+"""Bytes of which there may be more or less: buffers of input."""
+
+
+# The engine
+
+
+def _engine(machine: Machine) -> Tree:
+    """What a debugger sees of the past, and the instruction before which the engine has stopped."""
+    rt = machine.engine.rt
+    ring = ctypes.string_at(ctypes.addressof(rt) + Runtime.ring.offset, _BRANCH_BYTES) if rt.branches else b""
+    return [bytes(rt.code[: rt.code_size]), rt.branches, rt.block_start, rt.block_size, ring, machine.history.total.value]
+
+
+def _restore_engine(machine: Machine, tree: Tree) -> None:
+    code, branches, start, size, ring, total = _list(tree, 6)
+    rt, most = machine.engine.rt, (1 << 64) - 1
+    if not isinstance(code, bytes) or len(code) > len(rt.code) or not isinstance(ring, bytes):
+        raise Malformed("the engine's record is another")
+    ctypes.memset(ctypes.addressof(rt) + Runtime.code.offset, 0, len(rt.code))
+    rt.code[: len(code)] = list(code)
+    rt.code_size = len(code)
+    rt.branches = number(branches, 0, most, "the count of branches")
+    rt.block_start, rt.block_size = number(start, 0, most, "a block's address"), number(size, 0, 1 << 20, "a block's size")
+    if len(ring) != (_BRANCH_BYTES if rt.branches else 0):
+        raise Malformed("the record of branches is not as long as it must be")
+    ctypes.memmove(ctypes.addressof(rt) + Runtime.ring.offset, ring, len(ring))
+    machine.history.total.value = number(total, 0, most, "the count of exits")
+
+
+def before_tables(machine: Machine) -> None:
+    """Nothing of the engine's tables is kept, nor what guards pages."""
+    physical = machine.engine.physical
+    for cpu in machine.cpus:
+        cpu.npt = physical.host
+    for shadow in physical.shadows.values():
+        shadow.close()
+    physical.shadows.clear()
+    for mirror in physical.mirrors:
+        mirror.close()
+    physical.mirrors.clear()
+    physical.host.clear()
+    for owner in [*machine.cpus, *(cpu.debug for cpu in machine.cpus)]:
+        physical.guards.pop(owner.index if isinstance(owner, Processor) else owner, None)
+    physical.guard(None, {})
+    physical.guards.pop(None)
+    _forget_states(physical)
+
+
+def _forget_states(physical: Physical) -> None:
+    """Of pages, but for those that a debugger watches."""
+    states = np.frombuffer(physical.ram.pages, np.uint8)
+    known = np.flatnonzero(states)  # writing all would make memory of them
+    states[known] &= WATCH_READ | WATCH_WRITE
+
+
+# Processors
+
+
+def _processor(machine: Machine, cpu: Processor, saver: Saver) -> Tree:
+    state, crossing = cpu.state, cpu.crossing
+    context = b"".join(bytes(state.bytes[part]) for part in _CONTEXT)
+    return [
+        context, list(cpu.dr), saver.tree(cpu.npt if isinstance(cpu.npt, Shadow) else None), state.root is not None,
+        [crossing.host_rip, crossing.entered, crossing.last_number, *_place(machine, crossing.last or 0)],
+    ]  # fmt: skip
+
+
+def _restore_processor(machine: Machine, cpu: Processor, tree: Tree, loader: Loader) -> None:
+    context, dr, npt, rooted, crossing = _list(tree, 5)
+    physical, state = machine.engine.physical, cpu.state
+    if not isinstance(context, bytes) or len(context) != _CONTEXT_SIZE:
+        raise Malformed(f"the registers of CPU {cpu.index} are not {_CONTEXT_SIZE} bytes")
+    _restore_context(state, context)
+    cpu.dr[:] = [number(value, 0, (1 << 64) - 1, "a debug register") for value in _list(dr, 8)]
+    table = loader.value(npt)
+    if table is not None and not isinstance(table, Shadow):
+        raise Malformed(f"CPU {cpu.index} runs on no nested table")
+    cpu.npt = physical.host if table is None else table
+    if (cpu.guest is not None and cpu.guest.np) != (table is not None) and cpu.smm is None:
+        raise Malformed(f"CPU {cpu.index} has a guest without its table, or a table without a guest")
+    state.root = physical.hold_pdptes(cpu.index, cpu._pdptes) if rooted else None
+    host_rip, entered, last, guest, slot = (number(one, 0, (1 << 64) - 1, "a world switch") for one in _list(crossing, 5))
+    c = cpu.crossing
+    c.host_rip, c.entered, c.last_number, c.last = host_rip, entered, last, _address(machine, guest, slot)
+    world.set_intercepts(state, cpu.guest)
+    if cpu.task_guard is not None:
+        physical.guard(cpu.index, {number(cpu.task_guard, 0, machine.ram.end // PAGE - 1, "a TSS's page"): WATCH_WRITE})
+    debug = cpu.debug
+    moved, pages = debug.moved, debug._pages
+    debug._pages = {}
+    debug.update()
+    debug.moved = moved
+    debug._guard(pages)
+
+
+def _restore_context(state: CpuState, data: bytes) -> None:
+    at = 0
+    configured = state.i[layout.HFLAGS2 // 4]
+    for part in _CONTEXT:
+        length = part.stop - part.start
+        state.bytes[part] = data[at : at + length]
+        at += length
+    flags = state.hflags
+    state.i[layout.HFLAGS2 // 4] = configured & ~(HF2_GIF | HF2_NMI) | state.i[layout.HFLAGS2 // 4] & (HF2_GIF | HF2_NMI)
+    state.hflags = flags & (3 | HF_INHIBIT_IRQ)
+    state.refresh(flags & 3)
+    state.mxcsr = state.mxcsr & 0xFFFF
+    if state.i[_TOP_OF_STACK] > 7 or state.bytes[_X87_ROUNDING] > 3 or state.bytes[_X87_PRECISION] not in (32, 64, 80):
+        raise Malformed("no x87 unit is in that state")
+
+
+def _rings(machine: Machine) -> Iterator[tuple[int, Ring]]:
+    return ((guest.number, guest.ring) for guest in machine.history.guests.values())
+
+
+def _place(machine: Machine, address: int) -> tuple[int, int]:
+    """Whose exit ring an address is in, and at which slot; 0, 0 if in none."""
+    for guest, ring in _rings(machine):
+        if ring.start <= address < ring.start + len(ring.view):
+            return guest, (address - ring.start) // RECORD_SIZE
+    return 0, 0
+
+
+def _address(machine: Machine, guest: int, slot: int) -> int:
+    ring = dict(_rings(machine)).get(guest)
+    return ring.start + slot * RECORD_SIZE if ring is not None and slot < ring.capacity else 0
+
+
+# What follows
+
+
+def after(machine: Machine) -> None:
+    """What others have found out of the state before."""
+    engine, physical = machine.engine, machine.engine.physical
+    for cpu in machine.cpus:
+        switcher = cpu.switcher
+        if switcher is not None:
+            switcher.restart(inside=cpu.guest is not None)
+        cpu.accepted.clear()
+        cpu._paging_key = None
+    tlbs = [cpu.tlb for cpu in machine.cpus if cpu.tlb is not None]
+    for tlb in tlbs:
+        tlb.show_anew()
+    if tlbs:
+        held = (one for tlb in tlbs for space in tlb.spaces.values() for level in (space.linear, space.nested) for one in level)
+        tlbs[0].tables.relearn(held)
+    machine.chipset.root.changed()
+    for unit in machine.chipset.iommus.units if machine.chipset.iommus is not None else ():
+        unit.forget_view()
+    machine.history.version += 1
+    engine.flush_code()
+    engine.flush()
+    physical.mixed = physical.mixed or not physical.nx
+    engine.rt.mixed = physical.mixed

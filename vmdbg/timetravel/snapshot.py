@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A moment of a machine, in memory: taken, put back, again and again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from . import memory
+from .restoring import restore, state
+from .tree import SnapshotError, Tree, Unlisted
+
+if TYPE_CHECKING:
+    from vmdbg.machine import Machine
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything of a machine at an instruction boundary, or where a debugger has stopped it amid an event."""
+
+    time: int
+    """Guest time, in ticks."""
+    state: Tree = field(repr=False)
+    ram: dict[int, bytes] = field(repr=False)
+    """By `memory.pieces`."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of RAM in it."""
+        return sum(map(len, self.ram.values()))
+
+
+def take(machine: Machine, former: Snapshot | None = None) -> Snapshot:
+    """The machine as it is; it does not notice.  With `former`, a snapshot of the same machine, unchanged memory is shared."""
+    try:
+        return Snapshot(machine.clock.now, state(machine), memory.pieces(machine.ram, former.ram if former is not None else {}))
+    except Unlisted as found:
+        raise SnapshotError(
+            f"this machine cannot be kept: vmdbg does not know how to keep {found}. Remedy: report it, this is a defect of vmdbg"
+        ) from None
+
+
+def put_back(machine: Machine, snapshot: Snapshot) -> None:
+    """Make the machine what it was.  Breakpoints and whatever else debuggers have on it stay."""
+    memory.put_back(machine.ram, snapshot.ram)
+    restore(machine, snapshot.state)
