@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 import vmdbg
+import vmdbg.testkit.expect
+import vmdbg.testkit.failure
+import vmdbg.testkit.fixtures  # here, for pytester forgets what is first imported within it
 from vmdbg.testkit import example
 
 EXAMPLE = Path(example.__file__).parent

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from vmdbg.api.errors import Error
+from vmdbg.timetravel.tree import SnapshotError
 
 if TYPE_CHECKING:
     from vmdbg.api.machine import Machine
@@ -75,12 +76,21 @@ def _tail(text: str) -> str:
 
 
 def _again(bench: Bench, machine: Machine) -> str:
-    """Commands that lead here: runs are the same each time, so guest time is a place."""
-    words = ["vmdbg", "console", os.path.relpath(machine.image), *_words(machine.options)]
-    if machine.time:
-        words += ["-c", f"continue {machine.time}", "-i"]
-    lines = ["the machine as it is here, at the prompt:", f"    {shlex.join(words)}"]
-    return "\n".join([*lines, "the test:", f"    {shlex.join(_pytest(bench))}"])
+    """Commands that lead here."""
+    symbols = list(_words({"symbols": machine.options.get("symbols")}))
+    try:
+        snapshot = bench.snapshot(machine)
+        lines = ["the machine as it stands here, at a prompt:", _command("vmdbg", "console", "--snapshot", snapshot, *symbols)]
+    except SnapshotError as error:
+        lines = [f"no snapshot: {error}"]
+    to = [f"--max-time={machine.time}"] if machine.time else []
+    words = ["vmdbg", "run", os.path.relpath(machine.image), *_words(machine.options)]
+    lines += ["the run from its beginning to this time:", _command(*words, *to)]
+    return "\n".join([*lines, "the test alone:", _command(*_pytest(bench))])
+
+
+def _command(*words: str) -> str:
+    return f"    {shlex.join(words)}"
 
 
 def _pytest(bench: Bench) -> Iterator[str]:

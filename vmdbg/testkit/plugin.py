@@ -55,11 +55,11 @@ def _bench(request: pytest.FixtureRequest) -> Bench:
 
 
 @pytest.fixture
-def boot(request: pytest.FixtureRequest) -> Iterator[Callable[..., Machine]]:
+def boot(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Machine]]:
     """Makes machines: `boot()` as marker and ini file say, `boot("other.elf", cpus=2)` with these changes. All are closed."""
     from vmdbg.testkit.fixtures import Bench
 
-    bench = request.node.stash[BENCH] = Bench(request)
+    bench = request.node.stash[BENCH] = Bench(request, tmp_path_factory)
     try:
         yield bench.boot
     finally:
