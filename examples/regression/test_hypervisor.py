@@ -62,6 +62,6 @@ def test_guests_do_as_ever(machine: Machine, golden: Golden) -> None:
 def test_timer_of_the_64_bit_guest(guest: Guest, gdb: Gdb) -> None:
     gdb.attach(LONG)
     gdb.break_at("tick", when="ticks == 3")
-    assert gdb.resume().frame.function == "tick"
+    assert gdb.resume().function == "tick"
     assert gdb.eval("ticks") == 3
     assert "INTR" in gdb.monitor(f"exits --guest {LONG} --by code")

@@ -16,7 +16,7 @@ from introspect.exits import ExitCode
 from vmdbg.testkit import GoldenError, Tolerance, Trace, compare
 from vmdbg.testkit.golden import FIELDS, Seen, Tolerances
 
-NPF, IOIO, CPUID, INTR, VMMCALL = (int(ExitCode[name]) for name in ("NPF", "IOIO", "CPUID", "INTR", "VMMCALL"))
+NPF, IOIO, CPUID, INTR, VMMCALL, MSR = (int(ExitCode[name]) for name in ("NPF", "IOIO", "CPUID", "INTR", "VMMCALL", "MSR"))
 
 
 def seen(number: int, code: int, *, guest: int = 2, rip: int = 0x1000, symbol: str = "", **fields: int) -> Seen:
@@ -56,8 +56,8 @@ def test_the_file_says_what_it_holds(tmp_path: Path) -> None:
         seen(4, 0x7777, guest=3), skip="INTR", reorder="guests", rip="function",
     )  # fmt: skip
     assert list(one.lines()) == [
-        "vmdbg exit trace 1", "image: image", "options: cpus=1", "ignore: time cpu host_rip vmcb", "skip: INTR",
-        "reorder: guests", "rip: function", "exits: 3", "",
+        "vmdbg exit trace 1", "image: image", "options: cpus=1", "ignore:", "skip: INTR",
+        "reorder: guests", "rip: function", "exact: no", "exits: 3", "",
         "2 IOIO rip=0x1000 info1=0x3f80e10 info2=0x1001 rax=0x36 insn=ee ; put+0x1a", "2 NPF rip=0x1000", "3 0x7777 rip=0x1000",
     ]  # fmt: skip
     again = stored(tmp_path, one)
@@ -83,25 +83,25 @@ def test_what_is_written_is_read(rows: list[tuple[int, int, int, bytes, str]]) -
         assert all(getattr(one.record, name) == getattr(other.record, name) for name in ("guest", "code", *FIELDS))
 
 
-HEADER = "vmdbg exit trace 1\nimage: x\noptions:\nignore:\nskip:\nreorder:\nrip: address\nexits: {}\n\n"
+HEADER = "vmdbg exit trace 1\nimage: x\noptions:\nignore:\nskip:\nreorder:\nrip: address\nexact: no\nexits: {}\n\n"
 WRONG = [
     ("", ':1: a golden trace begins with "vmdbg exit trace 1"'),
     ("vmdbg exit trace 2\n", ":1: version 2 is not known here, 1 is"),
-    ("vmdbg exit trace 1\nimage: x\n\n", ":3: the header lacks options, ignore, skip, reorder, rip, exits"),
+    ("vmdbg exit trace 1\nimage: x\n\n", ":3: the header lacks options, ignore, skip, reorder, rip, exact, exits"),
     ("vmdbg exit trace 1\ncolour: red\n", ":2: 'colour: red' is no line of a header"),
     (HEADER.format(2) + "2 NPF\n", "1 exits, but its header says 2: it is cut off"),
-    (HEADER.format(1) + "NPF 2\n", ":10: 'NPF 2' is no exit"),
-    (HEADER.format(1) + "2 NFP\n", ":10: there is no EXITCODE 'NFP'"),
-    (HEADER.format(1) + "2 NPF rip=12x\n", ":10: rip=12x: a number is meant"),
-    (HEADER.format(1) + "2 NPF rip=0x1 rip=0x2\n", ":10: 'rip=0x2': a field is NAME=VALUE, each once"),
-    (HEADER.format(1) + "2 NPF gpa=1\n", ":10: 'gpa=1': a field is NAME=VALUE, each once; names are rip, info1"),
-    (HEADER.format(1) + "2 NPF insn=zz\n", ":10: insn=zz: these are 1 to 15 bytes"),
+    (HEADER.format(1) + "NPF 2\n", ":11: 'NPF 2' is no exit"),
+    (HEADER.format(1) + "2 NFP\n", ":11: there is no EXITCODE 'NFP'"),
+    (HEADER.format(1) + "2 NPF rip=12x\n", ":11: rip=12x: a number is meant"),
+    (HEADER.format(1) + "2 NPF rip=0x1 rip=0x2\n", ":11: 'rip=0x2': a field is NAME=VALUE, each once"),
+    (HEADER.format(1) + "2 NPF gpa=1\n", ":11: 'gpa=1': a field is NAME=VALUE, each once; names are rip, info1"),
+    (HEADER.format(1) + "2 NPF insn=zz\n", ":11: insn=zz: these are 1 to 15 bytes"),
     (HEADER.format(1) + "2 NPF rip=0x" + "f" * 17 + "\n", "a number is meant"),
     (HEADER.format(0).replace("skip:", "skip: TEA"), ":5: skip: there is no EXITCODE 'TEA'"),
     (HEADER.format(0).replace("ignore:", "ignore: NPF.tea"), ":4: ignore: 'NPF.tea' is no field of an exit"),
     (HEADER.format(0).replace("reorder:", "reorder: cpus"), ":6: reorder: 'cpus' is not understood; write guests"),
     (HEADER.format(0).replace("rip: address", "rip: x\x1b[2J"), ":7: rip: 'x\\x1b[2J' is not understood; write address or symbol or function"),
-    (HEADER.format(1) + "\x1b]0;owned\x07 x\n", ":10: '?]0;owned? x' is no exit"),
+    (HEADER.format(1) + "\x1b]0;owned\x07 x\n", ":11: '?]0;owned? x' is no exit"),
 ]
 
 
@@ -195,8 +195,11 @@ def test_another_guest() -> None:
 
 TOLERATED = [
     ({}, (seen(1, NPF, time=1, cpu=1, host_rip=1, vmcb=1),), (seen(1, NPF, time=2, cpu=2, host_rip=2, vmcb=2),)),
-    ({"ignore": ["rax"]}, (seen(1, NPF, rax=1),), (seen(1, NPF, rax=2),)),
-    ({"ignore": "NPF.rax,CPUID.rcx"}, (seen(1, NPF, rax=1), seen(2, CPUID, rax=1)), (seen(1, NPF, rax=2), seen(2, CPUID, rax=1))),
+    ({}, (seen(1, NPF, rax=1), seen(2, CPUID, rcx=1), seen(3, MSR, rax=1)), (seen(1, NPF, rax=2), seen(2, CPUID, rcx=2), seen(3, MSR, rax=2))),
+    ({}, (seen(1, IOIO, info1=0x3F80010, rax=0x141),), (seen(1, IOIO, info1=0x3F80010, rax=0x241),)),
+    ({}, (seen(1, IOIO, info1=0x3F80041, rax=1),), (seen(1, IOIO, info1=0x3F80041, rax=2),)),
+    ({"ignore": ["rax"]}, (seen(1, CPUID, rax=1),), (seen(1, CPUID, rax=2),)),
+    ({"ignore": "CPUID.rax,NPF.info1"}, (seen(1, CPUID, rax=1), seen(2, VMMCALL, rax=1)), (seen(1, CPUID, rax=2), seen(2, VMMCALL, rax=1))),
     ({"skip": "INTR VMMCALL"}, (seen(1, NPF), seen(2, INTR)), (seen(1, VMMCALL), seen(2, NPF))),
     ({"reorder": "guests"}, (seen(1, NPF), seen(2, CPUID, guest=3)), (seen(1, CPUID, guest=3), seen(2, NPF))),
     ({"rip": "symbol"}, (seen(1, NPF, rip=1, symbol="f+0x4"),), (seen(1, NPF, rip=9, symbol="f+0x4"),)),
@@ -214,6 +217,9 @@ def test_tolerances(tmp_path: Path, tolerance: Tolerances, golden: tuple[Seen, .
 
 @pytest.mark.parametrize(("tolerance", "golden", "run"), [
     ({"ignore": "NPF.rax"}, seen(1, CPUID, rax=1), seen(1, CPUID, rax=2)),
+    ({}, seen(1, IOIO, info1=0x3F80010, rax=0x41), seen(1, IOIO, info1=0x3F80010, rax=0x42)),
+    ({}, seen(1, MSR, info1=1, rax=1), seen(1, MSR, info1=1, rax=2)), ({}, seen(1, MSR, rcx=1), seen(1, MSR, rcx=2)),
+    ({}, seen(1, MSR, info1=1), seen(1, MSR, info1=0)), ({"exact": True}, seen(1, NPF, rax=1), seen(1, NPF, rax=2)),
     ({"rip": "symbol"}, seen(1, NPF, symbol="f+0x4"), seen(1, NPF, symbol="f+0x8")),
     ({"rip": "function"}, seen(1, NPF, rip=1), seen(1, NPF, rip=2)),
     ({"rip": "function"}, seen(1, NPF, info2=1, symbol="f"), seen(1, NPF, info2=2, symbol="f")),
@@ -241,7 +247,7 @@ def test_what_a_file_does_not_hold_cannot_be_compared(tmp_path: Path) -> None:
     golden = stored(tmp_path, trace(*BOOT, skip="INTR"))
     for less, words in (
         (Tolerance(), "recorded with skip=INTR, which cannot be taken back; record it anew"),
-        (Tolerance(ignore=(), skip=("INTR",)), "recorded with ignore=time, ignore=cpu, ignore=host_rip, ignore=vmcb"),
+        (Tolerance(exact=True, skip=("INTR",)), "recorded with exact=False, which cannot be taken back; record it anew"),
     ):
         with pytest.raises(GoldenError, match=re.escape(words)):
             compare(golden, trace(*BOOT), less)
