@@ -19,7 +19,7 @@ from pathlib import Path
 from introspect.commands import Command, Registry, Result
 from introspect.commands.binding import bindings, method_name
 from introspect.vmcb import VMCB
-from vmdbg.api.options import actions
+from vmdbg.api.options import ELSEWHERE, actions
 from vmdbg.api.results import Stopped
 from vmdbg.console.run_commands import Started
 
@@ -277,7 +277,7 @@ def keywords_module() -> str:
         "class MachineOptions(TypedDict, total=False):",
         '    """Options of `vmdbg run`, with _ for -."""',
     ]
-    for name, action in actions().items():
+    for name, action in ((name, action) for name, action in actions().items() if name not in ELSEWHERE):
         lines += ["", f"    {name}: {_keyword(name, action)}"]
         help = (action.help or "").replace("\\", "\\\\")
         own = f'"""{help[:1].upper()}{help[1:]}."""'

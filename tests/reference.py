@@ -1,7 +1,8 @@
 """The command reference, made from the registry: `python -m tests.reference` writes docs/commands.md, the table in the README and
-the outputs that `help` shows (introspect/commands/examples.json), all from one run of the demo hypervisor, those of the console's own
-commands from consoles on it (tests/console/examples.py), the names that the module on gdb's side registers (vmdbg/gdbside.json), and
-the methods of the Python API (tests/api_source.py). And what names and types `--json` gives: tests/schema.json.
+the outputs that `help` shows (introspect/commands/examples.json), from a run of the demo hypervisor and, by topic, of examples that
+have an IOMMU, a DEV and a TPM, those of the console's own commands from consoles on the demo (tests/console/examples.py), the names
+that the module on gdb's side registers (vmdbg/gdbside.json), and the methods of the Python API (tests/api_source.py). And what names
+and types `--json` gives: tests/schema.json.
 
 A run depends on its image alone, so tests/test_reference.py can compare: where the compiler makes the same image, to the letter.
 """
@@ -11,28 +12,51 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator
-from contextlib import chdir, closing, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, chdir, closing, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from introspect.commands import Command, Registry
 from introspect.commands.registry import example_outputs
-from introspect.commands.topics import by_topic
+from introspect.commands.topics import by_topic, topic_of
 from tests import api_source
 from tests.console import examples
 from vmdbg.console.source import LiveSource
 from vmdbg.debugger import Debugger
 from vmdbg.history import HOST
-from vmdbg.machine import Machine
+from vmdbg.iommu.config import IommuConfig
+from vmdbg.machine import Config, Machine
 from vmdbg.monitor import Monitor
+from vmdbg.platform.pci.catalogue import DeviceSpec
 from vmdbg.run import debug_file
 
 TOP = Path(__file__).resolve().parents[1]
 BUILD = TOP / "examples/hypervisor/build"
 IMAGE = BUILD / "hypervisor.elf"
-TIME = 7_600_000
-"""Guest time at which the examples look: all five guests have run, and the one that strays has done so."""
-GUESTS = {2: "guest64", 5: "gueststray"}
+
+
+class Scene(NamedTuple):
+    """A machine that examples look at, at some guest time. `programs`: symbols by inferior."""
+
+    image: Path
+    time: int
+    config: Config = Config()
+    programs: Mapping[int, str] = {}
+
+
+_EDU = (DeviceSpec.parse("edu,slot=03.0"),)
+DEMO = Scene(IMAGE, 7_600_000, programs={2: "guest64", 5: "gueststray"})
+"""All five guests have run, and the one that strays has done so."""
+SCENES: Mapping[str, Scene] = {
+    "IOMMU": Scene(
+        TOP / "examples/assignment/build/assignment.elf", 11_000_000, Config(memory=5 << 30, devices=_EDU, iommu=IommuConfig(1)),
+    ),
+    "SKINIT, DEV and TPM": Scene(
+        TOP / "examples/secure-loader/build/launcher.elf", 16_000_000, Config(devices=_EDU, dev="coherent", tpm=True),
+    ),
+}  # fmt: skip
+"""Of topics whose examples need another machine: behind a stray transfer, and while a loader's block is protected."""
 OUTPUTS = TOP / "introspect/commands/examples.json"
 SCHEMA = TOP / "tests/schema.json"
 GDB_COMMANDS = TOP / "vmdbg/gdbside.json"
@@ -45,22 +69,22 @@ LINES, WIDTH = 24, 150
 
 
 def build_id() -> str:
-    """Which image it is."""
-    return hashlib.sha256(IMAGE.read_bytes()).hexdigest()
+    """Which images they are."""
+    return hashlib.sha256(b"".join(scene.image.read_bytes() for scene in (DEMO, *SCENES.values()))).hexdigest()
 
 
 @contextmanager
-def monitor() -> Iterator[Monitor]:
-    """The demo, stopped in the hypervisor. Examples that write files do so in a directory of their own."""
-    machine = Machine(IMAGE)
+def monitor(scene: Scene = DEMO) -> Iterator[Monitor]:
+    """A machine, stopped in the hypervisor. Examples that write files do so in a directory of their own."""
+    machine = Machine(scene.image, scene.config)
     with tempfile.TemporaryDirectory() as directory, chdir(directory), closing(machine):
         Path("examples").symlink_to(TOP / "examples")
         debugger = Debugger(machine)
-        debugger.executables.image = debug_file(str(IMAGE))
-        for number, name in GUESTS.items():
-            debugger.executables.assign(number, BUILD / f"{name}.elf")
-        while machine.clock.now < TIME:
-            machine.run(TIME - machine.clock.now)
+        debugger.executables.image = debug_file(str(scene.image))
+        for number, name in scene.programs.items():
+            debugger.executables.assign(number, scene.image.parent / f"{name}.elf")
+        while machine.clock.now < scene.time:
+            machine.run(scene.time - machine.clock.now)
         commands = debugger.monitor_commands
         commands.thread = debugger.who.first_thread(HOST)
         yield commands
@@ -72,13 +96,19 @@ def shortened(text: str) -> str:
     return "\n".join(lines if len(lines) <= LINES else [*lines[: LINES - 1], f"... ({len(lines) - LINES + 1} more lines)"])
 
 
+def answers(commands: Monitor, more: str = "") -> Iterator[tuple[Command, str, str]]:
+    """What each example gives on the machine for it, with `more` behind its line: command, line, output."""
+    with ExitStack() as others:
+        machines = {topic: others.enter_context(monitor(scene)) for topic, scene in SCENES.items()}
+        for command in commands.registry.commands.values():
+            where = machines.get(topic_of(command.name), commands)
+            for line in command.examples:
+                yield command, line, where.registry.answer(where, line + more)[0]
+
+
 def outputs(commands: Monitor) -> dict[str, str]:
     """What each example gives."""
-    found = {"image": build_id()}
-    for command in commands.registry.commands.values():
-        for line in command.examples:
-            found[line] = shortened(commands.registry.answer(commands, line)[0])
-    return found
+    return {"image": build_id(), **{line: shortened(text) for _, line, text in answers(commands)}}
 
 
 def console_outputs() -> tuple[dict[str, str], dict[str, object]]:
@@ -129,11 +159,9 @@ def both(one: object, other: object) -> object:
 def schema(commands: Monitor) -> dict[str, object]:
     """What the examples of each command give with `--json`. Maps whose names are data have one for all."""
     found: dict[str, object] = {}
-    for command in commands.registry.commands.values():
-        for line in command.examples:
-            answer = json.loads(commands.registry.answer(commands, f"{line} --json")[0])
-            held = shape(answer["result"])
-            found[command.name] = both(found[command.name], held) if command.name in found else held
+    for command, _, text in answers(commands, " --json"):
+        held = shape(json.loads(text)["result"])
+        found[command.name] = both(found[command.name], held) if command.name in found else held
     return found
 
 
@@ -172,8 +200,10 @@ def page(commands: Monitor, shown: dict[str, str]) -> str:
     """docs/commands.md."""
     parts = [
         "# Commands\n\nMade by `python -m tests.reference` from the registry that gdb's `monitor`, the console, `vmdbg inspect` and Python "
-        "share. The\noutputs are from one run of the demo hypervisor (`examples/hypervisor`), where guest 2 has the symbols of guest64.elf. "
-        "`--json` in\nany line gives its result as JSON: `{\"command\": ..., \"schema\": 1, \"result\": ...}`.\n\n"
+        "share. The\noutputs are from one run of the demo hypervisor (`examples/hypervisor`), where guest 2 has the symbols of guest64.elf; "
+        "those of\n\"IOMMU\" are from `examples/assignment`, where a device of guest 2's has just strayed, those of \"SKINIT, DEV and TPM\" "
+        "from\n`examples/secure-loader`. `--json` in any line gives its result as JSON: `{\"command\": ..., \"schema\": 1, \"result\": ...}`."
+        "\n\n"
         "An address is `owner:space:expression`, the first two optional: `0x1000`, `2:gva:0xffff8000`, `2:gpa:0x1000`, "
         "`spa:0xfee00000`,\n`host:main`, `2:tick+0x10`. The owner is `host` or a guest's number, else who is selected; the space gva, "
         "gpa, spa or iova.\n"

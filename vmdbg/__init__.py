@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         OptionError,
         Reason,
         Registers,
+        Snapshot,
         Stop,
         Thread,
         TimeUp,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Breakpoint", "Catchpoint", "Closed", "CommandFailed", "Error", "Exit", "ExitList", "Guest", "Guests", "Host", "Inferior",
-    "Machine", "OptionError", "Reason", "Registers", "Stop", "Thread", "TimeUp", "Vmcb", "Watchpoint",
+    "Machine", "OptionError", "Reason", "Registers", "Snapshot", "Stop", "Thread", "TimeUp", "Vmcb", "Watchpoint",
 ]  # fmt: skip
 
 

@@ -275,7 +275,7 @@ class PciCommands:
             Command("irq try", self._irq_try, "Say which interrupt a device's message would be, without a side effect.",
                     (self._who, self._address, self._word),
                     "A message is a write of four bytes to 0xfeexxxxx; an IOMMU may make another of it.",
-                    ("irq try 00:03.0 0xfee01000 0x4041", "irq try 00:03.0 0xfee00000 0x400")),
+                    ("irq try 00:03.0 0xfee00000 0", "irq try 00:03.0 0xfee00000 0x400")),
             Command("dma", self._dma, "Read or write as a device would: any requester, any address.",
                     (self._who, self._address, self._length, self._way, self._data),
                     "It happens now, with all that follows from it: a write of four bytes to 0xfeexxxxx is an interrupt\n"

@@ -42,6 +42,11 @@ void edu_acknowledge(const struct edu *edu)
     *(volatile uint32_t *)(edu->registers + ACKNOWLEDGE) = INTERRUPT_DMA;
 }
 
+int edu_interrupts(const struct edu *edu, uint32_t address, uint32_t data)
+{
+    return pci_interrupt_by(edu->device, address, data);
+}
+
 void edu_begin(const struct edu *edu, uint64_t memory, uint32_t at, uint32_t length, int to_memory, int interrupt)
 {
     put(edu, SOURCE, to_memory ? BUFFER + at : memory);

@@ -25,5 +25,7 @@ void edu_to_memory(const struct edu *edu, uint64_t to, uint32_t at, uint32_t len
 void edu_begin(const struct edu *edu, uint64_t memory, uint32_t at, uint32_t length, int to_memory, int interrupt);
 int edu_busy(const struct edu *edu);
 void edu_acknowledge(const struct edu *edu);
+/* Have it interrupt by this message (MSI) at the end of such transfers. 0: it cannot. */
+int edu_interrupts(const struct edu *edu, uint32_t address, uint32_t data);
 
 #endif

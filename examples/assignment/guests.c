@@ -15,7 +15,7 @@ const struct guest_kind guest_kinds[MAX_GUESTS] = {
         .start = START_PROTECTED, .mapping = MAP_REVERSED, .must_finish = 1,
     },
     {
-        .name = "neighbour", IMAGE(neighbour), .load = 0x1000, .size = 1024 * KIB, .iterations = 12,
+        .name = "neighbour", IMAGE(neighbour), .load = 0x1000, .size = 1024 * KIB, .iterations = 120,
         .start = START_PROTECTED, .mapping = MAP_SMALL, .must_finish = 1,
     },
 };

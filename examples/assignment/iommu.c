@@ -23,9 +23,12 @@ void iommu_start(void)
     commands = allocate_page();
     events = allocate_page();
     /* No device reaches anything: translation is on, nothing is mapped, reading and writing are not allowed (2.2.2). Requesters
-       of other buses are beyond the table, and as badly off. */
-    for (uint32_t device = 0; device < IOMMU_DEVICES; device++)
+       of other buses are beyond the table, and as badly off. Nor does any interrupt: a device that writes to FEE00000 is one that
+       interrupts, whatever its driver has set up. */
+    for (uint32_t device = 0; device < IOMMU_DEVICES; device++) {
         iommu_entry(device)[0] = DTE_VALID | DTE_TRANSLATION;
+        iommu_entry(device)[2] = DTE_INTERRUPTS;
+    }
     iommu_write(IOMMU_CONTROL, 0);
     iommu_write(IOMMU_DEVICE_TABLE, physical(device_table) | 1);
     iommu_write(IOMMU_COMMAND_BASE, physical(commands) | IOMMU_RING_SIZE);
@@ -87,6 +90,16 @@ void iommu_assign(uint32_t device, uint16_t domain, const uint64_t *root, int le
     entry[0] = DTE_VALID | DTE_TRANSLATION | DTE_MODE(levels) | physical(root) | PTE_READ | PTE_WRITE;
     iommu_forget_device(device);
     iommu_forget_domain(domain);
+    iommu_wait();
+}
+
+void iommu_remap(uint32_t device, uint8_t vector, uint8_t apic)
+{
+    uint32_t *table = allocate_page();
+    table[0] = IRTE_REMAP | IRTE_VECTOR(vector) | IRTE_APIC(apic);
+    iommu_entry(device)[2] = physical(table) | DTE_INTERRUPTS | DTE_INTERRUPTS_TABLE;
+    iommu_forget_device(device);
+    iommu_command(5ull << 60 | device, 0); /* INVALIDATE_INTERRUPT_TABLE, 2.4 */
     iommu_wait();
 }
 

@@ -30,11 +30,19 @@
 #define IOMMU_DEVICES   256 /* of the device table: bus 0 */
 #define IOMMU_RING_SIZE (8ull << 56)
 
-/* Device table entry, 2.2.2: the first two quadwords are of use here. */
+/* Device table entry, 2.2.2: the first three quadwords are of use here. */
 #define DTE_VALID       (1ull << 0)
 #define DTE_TRANSLATION (1ull << 1)
 #define DTE_MODE(n)     ((uint64_t)(n) << 9)
 #define DTE_SIZE        32
+/* Its third quadword: interrupts are checked, and (IntCtl) denied unless a table decides. A table of length 0 has one entry. */
+#define DTE_INTERRUPTS       (1ull << 0)
+#define DTE_INTERRUPTS_TABLE (2ull << 60)
+
+/* Interrupt table entry, 2.2.5. */
+#define IRTE_REMAP     (1u << 0)
+#define IRTE_VECTOR(n) ((uint32_t)(n) << 16)
+#define IRTE_APIC(n)   ((uint32_t)(n) << 8)
 
 /* Host page table entry, 2.2.3. Read and write are in the same place in a device table entry. */
 #define PTE_PRESENT  (1ull << 0)
@@ -56,6 +64,8 @@ uint64_t *iommu_entry(uint32_t device);
 void iommu_map(uint64_t *root, int levels, uint64_t iova, uint64_t spa, uint64_t rights);
 /* Give a device these tables. */
 void iommu_assign(uint32_t device, uint16_t domain, const uint64_t *root, int levels);
+/* Have the device's only interrupt message, whose data is 0, become this vector of this processor. */
+void iommu_remap(uint32_t device, uint8_t vector, uint8_t apic);
 /* One command; `iommu_wait` returns when all before it are done, 0 if that does not happen. */
 void iommu_command(uint64_t low, uint64_t high);
 int iommu_wait(void);

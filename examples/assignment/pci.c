@@ -31,3 +31,30 @@ uint32_t pci_find(uint32_t offset, uint32_t mask, uint32_t value)
     }
     return PCI_NOWHERE;
 }
+
+uint32_t pci_capability(uint32_t device, uint32_t id)
+{
+    uint32_t offset = pci_read(device, PCI_FIRST_CAPABILITY) & 0xfc;
+    for (int most = 48; offset && most; most--) {
+        uint32_t head = pci_read(device, offset);
+        if ((head & 0xff) == id)
+            return offset;
+        offset = head >> 8 & 0xfc;
+    }
+    return 0;
+}
+
+int pci_interrupt_by(uint32_t device, uint32_t address, uint32_t data)
+{
+    uint32_t msi = pci_capability(device, PCI_CAPABILITY_MSI);
+    if (!msi)
+        return 0;
+    uint32_t head = pci_read(device, msi);
+    pci_write(device, msi, head & ~PCI_MSI_ENABLE);
+    pci_write(device, msi + PCI_MSI_ADDRESS, address);
+    if (head & PCI_MSI_WIDE)
+        pci_write(device, msi + PCI_MSI_ADDRESS + 4, 0);
+    pci_write(device, msi + PCI_MSI_DATA(head & PCI_MSI_WIDE), data);
+    pci_write(device, msi, head | PCI_MSI_ENABLE);
+    return 1;
+}

@@ -5,7 +5,8 @@
  *
  *   read_options   two words more on the command line
  *   apic_start     the last thing before the guests run: the device is given away here
- *   handle_exit    first configuration space, and what the IOMMU has to say
+ *   handle_exit    first configuration space, waiting for the device, and what the IOMMU has to say
+ *   trap           first the device's interrupt
  */
 #include "apic.h"
 #include "assign.h"
@@ -85,5 +86,20 @@ int __wrap_handle_exit(struct guest *guest)
         assign_report();
     if (assign_port(guest))
         return 0;
+    if (assign_halt(guest))
+        return 1;
     return __real_handle_exit(guest);
+}
+
+/* What traps.S has pushed. */
+struct frame { uint64_t registers[15], vector; };
+
+void __real_trap(struct frame *frame);
+
+void __wrap_trap(struct frame *frame)
+{
+    if (frame->vector == DEVICE_VECTOR)
+        assign_interrupt();
+    else
+        __real_trap(frame);
 }

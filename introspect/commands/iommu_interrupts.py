@@ -101,7 +101,7 @@ def _irt(context: Context, arguments: Arguments) -> InterruptTable:
             guest = vapics.get(GUEST_IRTE.get(value, "VAPICRoot") << 12, "") if size == 16 and value & IRTE.GuestMode else ""
             slots.append(Slot(index, root + index * size, value, irte_type(value, size).describe(value), guest))
     limit = arguments[_LIMIT] or len(slots)
-    state = f"{words}: {count} entries of {size} bytes at spa {root:#x}, {len(slots)} in use"
+    state = f"{words}: {count} {'entry' if count == 1 else 'entries'} of {size} bytes at spa {root:#x}, {len(slots)} in use"
     return InterruptTable(str(device), state, size, count, tuple(slots[:limit]), max(0, len(slots) - limit), unreadable)
 
 
@@ -205,6 +205,6 @@ COMMANDS = (
         "irq try", _try, "Say what an interrupt message of a device would become, without a side effect.",
         (BDF, _ADDRESS, _DATA, *CHOICE),
         "The message is a write of DATA to ADDRESS, as MSI and MSI-X registers have them.",
-        ("irq try 00:03.0 0xfee00000 0x41", "irq try 00:03.0 0xfee01000 0x400"),
+        ("irq try 00:03.0 0xfee00000 0", "irq try 00:03.0 0xfee01000 0x400"),
     ),
 )  # fmt: skip

@@ -111,6 +111,6 @@ COMMANDS = (
         "PCR 17 is what a TPM has behind the launch: zeros, extended with the digest of the bytes that the header names.\n"
         "Wrong is an entry outside of them, a block not 64 KiB aligned or not below 4 GiB, an image shorter than it says.\n"
         "The exit status of `vmdbg inspect` is 1 if something is.",
-        ("skinit verify 0x100000", "skinit verify --file examples/secure-loader/build/loader.bin"),
+        ("skinit verify 0x200000", "skinit verify --file examples/secure-loader/build/loader.bin"),
     ),
 )  # fmt: skip

@@ -228,7 +228,7 @@ def interrupt_findings(memory: Memory, iommus: Sequence[Iommu], mappers: Sequenc
             continue
         owners = {
             mapper.reach.dte & _HOST for mapper in mappers
-            if isinstance(mapper, IoMapper) and mapper.number is not None and mapper.reach.iommu is iommu
+            if isinstance(mapper, IoMapper) and mapper.number is not None and mapper.reach.iommu.index == iommu.index
         }  # fmt: skip
         for entry in entries(memory, iommu):
             if entry.dte & DTE.V and entry.dte & _HOST in owners:

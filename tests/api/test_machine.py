@@ -324,7 +324,7 @@ def test_every_command_is_a_method(machine: Machine) -> None:
 
 def test_results_have_types_that_hold(machine: Machine) -> None:
     """Each method's annotation is what its examples give."""
-    machine.run(ticks=reference.TIME)
+    machine.run(ticks=reference.DEMO.time)
     for command in machine.registry.commands.values():
         for line in command.examples:
             if not line.startswith(("save", "dump", "load", "exits --", "npt --map", "skinit verify", "restart")):

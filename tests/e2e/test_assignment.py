@@ -53,6 +53,7 @@ def test_the_driver_works_with_its_own_addresses_and_a_stray_transfer_is_blocked
         "hypervisor: IOMMU: blocked a write by device 00:05.0, which is guest 1's, at iova 1400000: nothing is mapped there"
     ]
     assert "guest 2: neighbour: my memory is as I left it" in lines
+    assert "guest 1: driver guest: each transfer has ended with an interrupt" in lines
     assert lines[-1] == "hypervisor: all well"
 
 
@@ -134,6 +135,33 @@ def test_the_device_is_a_finding_until_the_iommu_stands_before_it(
     assert re.search(r"device 00:05\.0 \(edu\) \(domain 0x1\) +iova 0x30000 +rw", own), own
     devices = gdb("monitor iommu devices")
     assert re.search(r"00:05\.0 +edu +0x1 +3-level at 0x[0-9a-f]+ +rw .*guest 2", devices), devices
+    entry = "device_table[0x28 * 4 + 2]"
+    value = re.search(r"0x[0-9a-f]+$", gdb(f"p/x {entry}"))
+    gdb(f"set variable {entry} = 0")
+    assert re.search(r"high +device 00:05\.0 +may send any interrupt \(IV is 0\)", gdb("monitor audit isolation"))
+    assert value is not None
+    gdb(f"set variable {entry} = {value[0]}")
+    gdb("delete")
+    served.ends_as(gdb, undebugged)
+
+
+def test_its_interrupts_go_through_the_table_to_the_guest(
+    gdb: Gdb, serve: Serve, image: Path, undebugged: Outcome
+) -> None:  # fmt: skip
+    """The driver's message says vector 51, the device's is an index, the IOMMU makes of it vector 41 of the hypervisor."""
+    served = prepared(gdb, serve, image, *GUARDED)
+    reach(gdb, "assign_interrupt")
+    assert "0x51" in gdb("p/x owned.message[3]")
+    (row,) = [line for line in gdb("monitor iommu irt 00:05.0").splitlines() if "0x41" in line]
+    assert row.split()[0] == "0x0", row
+    assert "vector 0x41" in gdb("monitor irq try 00:05.0 0xfee00000 0")
+    for message in ("1", "0x441"):  # another index, an NMI
+        assert "refused" in gdb(f"monitor irq try 00:05.0 0xfee00000 {message}")
+    assert "refused" in gdb("monitor irq try 00:06.0 0xfee00000 0x41"), "no other device interrupts at all"
+    gdb("delete")
+    gdb("break svm_enter if guest->number == 1 && guest->vmcb->int_control & 0x100")
+    assert "svm_enter (" in gdb("continue")
+    assert "= 81" in gdb("p guest->vmcb->int_vector")
     gdb("delete")
     served.ends_as(gdb, undebugged)
 

@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from vmdbg.api.inferior import Guest, Host, Inferior, Registers, Thread, Vmcb
     from vmdbg.api.machine import Machine
     from vmdbg.api.points import Breakpoint, Catchpoint, Watchpoint
+    from vmdbg.api.snapshots import Snapshot
     from vmdbg.api.stop import Reason, Stop
 
 __all__ = [
     "Breakpoint", "Catchpoint", "Closed", "CommandFailed", "Error", "Exit", "ExitList", "Guest", "Guests", "Host", "Inferior",
-    "Machine", "OptionError", "Reason", "Registers", "Stop", "Thread", "TimeUp", "Vmcb", "Watchpoint",
+    "Machine", "OptionError", "Reason", "Registers", "Snapshot", "Stop", "Thread", "TimeUp", "Vmcb", "Watchpoint",
 ]  # fmt: skip
 
 _MODULES = {
@@ -27,6 +28,7 @@ _MODULES = {
     "guests": ("Guests",),
     "inferior": ("Guest", "Host", "Inferior", "Registers", "Thread", "Vmcb"),
     "machine": ("Machine",),
+    "snapshots": ("Snapshot",),
     "points": ("Breakpoint", "Catchpoint", "Watchpoint"),
     "stop": ("Reason", "Stop"),
 }

@@ -20,6 +20,7 @@ from introspect.expression import ExpressionError, Space, parse_address
 from introspect.scope import read_space
 from introspect.source_lines import SourceLines, is_line
 from vmdbg.api import options as machine_options
+from vmdbg.api import snapshots
 from vmdbg.api.commands import RESULTS, Commands, MachineCommands
 from vmdbg.api.display import register
 from vmdbg.api.errors import Closed, CommandFailed, Error, translated
@@ -30,6 +31,7 @@ from vmdbg.api.keywords import MachineOptions
 from vmdbg.api.points import Breakpoint, Catchpoint, Watchpoint
 from vmdbg.api.results import Stopped
 from vmdbg.api.runner import Runner, Until
+from vmdbg.api.snapshots import Snapshot
 from vmdbg.api.stop import Stop
 from vmdbg.catching import Set
 from vmdbg.console.control import Goal
@@ -75,13 +77,13 @@ class Machine(MachineCommands):
         self._make(image, dict(options))
 
     @classmethod
-    def with_options(cls, image: str | os.PathLike[str], options: Mapping[str, object]) -> Self:
+    def with_options(cls, image: str | os.PathLike[str] | None, options: Mapping[str, object]) -> Self:
         """The same for options that are not known before the program runs."""
         made = cls.__new__(cls)
         made._make(image, options)
         return made
 
-    def _make(self, image: str | os.PathLike[str], options: Mapping[str, object]) -> None:
+    def _make(self, image: str | os.PathLike[str] | None, options: Mapping[str, object]) -> None:
         given = machine_options.parsed(image, options)
         own = BufferSerial() if "serial" not in options else None
         self._own_serial = own
@@ -105,6 +107,8 @@ class Machine(MachineCommands):
         """Those that are there now, by number: `for guest in machine.guests`, `machine.guests[2]`, `len(machine.guests)`."""
         self.host = Host(self, HOST)
         self._runner = Runner(self)
+        self._kept: Snapshot | None = None
+        """The last one: the next shares memory with it."""
         self.deadline: float | None = None
         """When (`time.monotonic()`) running must have an end, however often it is begun: then `TimeUp` is raised."""
 
@@ -203,6 +207,37 @@ class Machine(MachineCommands):
             self.control.restart()
             self.source.select(self.control.selected)
         self._runner.last = None
+
+    # Moments
+
+    def snapshot(self) -> Snapshot:
+        """The machine as it is now, in memory; it does not notice."""
+        self.check_open()
+        self._kept = snapshots.take(self, self._own_serial, self._kept)
+        return self._kept
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go back to a snapshot of this machine, also from its end.  It goes on exactly as it did then; `serial` is what it was.
+
+        Breakpoints, watchpoints and catchpoints stay.
+        """
+        self.check_open()
+        snapshots.restore(self, self._own_serial, snapshot)
+        self._runner.last = None
+
+    def save(self, path: str | os.PathLike[str]) -> int:
+        """Write the whole machine to a file, which `restore_from` and `vmdbg run --snapshot` take; its size in bytes."""
+        self.check_open()
+        return snapshots.save(self, path)
+
+    @classmethod
+    def restore_from(cls, path: str | os.PathLike[str], **options: Unpack[MachineOptions]) -> Self:
+        """A machine as it was when it was saved.
+
+        Options may say what is outside of it (`symbols`, `stop_on` ...), but not what it is made of.  `OptionError` for a file
+        that is no snapshot, or not a whole one.
+        """
+        return cls.with_options(None, {**options, "snapshot": path})
 
     # Who
 

@@ -15,7 +15,7 @@ from typing import NoReturn
 from vmdbg.api.errors import OptionError
 from vmdbg.run import add_machine_options
 
-__all__ = ["actions", "parsed"]
+__all__ = ["ELSEWHERE", "actions", "parsed"]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -25,6 +25,8 @@ class _Parser(argparse.ArgumentParser):
 
 _NOT_HERE = frozenset(("help", "image", "timeout", "verbose"))
 """`timeout` is `wall` of each run."""
+ELSEWHERE = frozenset(("snapshot",))
+"""What `Machine.restore_from` gives."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -38,7 +40,7 @@ def actions(parser: argparse.ArgumentParser | None = None) -> dict[str, argparse
     return {action.dest: action for action in (parser or _parser())._actions if action.dest not in _NOT_HERE}
 
 
-def parsed(image: str | os.PathLike[str], options: Mapping[str, object]) -> argparse.Namespace:
+def parsed(image: str | os.PathLike[str] | None, options: Mapping[str, object]) -> argparse.Namespace:
     """What `vmdbg run` would have been told.
 
     A name is that of the option with _ for -; True stands for an option without a value, a list for one that is repeated,
@@ -53,7 +55,7 @@ def parsed(image: str | os.PathLike[str], options: Mapping[str, object]) -> argp
             near = difflib.get_close_matches(name, known, n=2) or sorted(known)
             raise OptionError(f"{name}: a machine has no such option; it takes {', '.join(near)}")
         words += _words(action, value)
-    return parser.parse_args([*words, "--", os.fspath(image)])
+    return parser.parse_args([*words, "--", *([os.fspath(image)] if image is not None else [])])
 
 
 def _words(action: argparse.Action, value: object) -> Iterable[str]:

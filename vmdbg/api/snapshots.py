@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Moments of a machine that a script keeps and goes back to."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from typing import TYPE_CHECKING
+
+from gdbstub.target import ThreadId
+from vmdbg.api.errors import Error, translated
+from vmdbg.history import HOST
+from vmdbg.timetravel import file, snapshot
+
+if TYPE_CHECKING:
+    from vmdbg.api.machine import Machine
+    from vmdbg.platform.serial import BufferSerial
+
+__all__ = ["Snapshot", "restore", "save", "take"]
+
+
+class Snapshot:
+    """A machine as it was at `time`, in memory: `Machine.restore` goes back to it, as often as one likes.
+
+    Memory that has not changed is shared with the snapshot before.
+    """
+
+    def __init__(self, machine: Machine, kept: snapshot.Snapshot, serial: tuple[bytes, bytes] | None) -> None:
+        self._machine = weakref.ref(machine)
+        self._kept, self._serial = kept, serial
+
+    @property
+    def time(self) -> int:
+        """Guest time in ticks."""
+        return self._kept.time
+
+    @property
+    def size(self) -> int:
+        """Bytes of RAM in it."""
+        return self._kept.size
+
+    def __repr__(self) -> str:
+        return f"<snapshot at {self.time} ticks, {self.size >> 10} KiB>"
+
+
+def take(machine: Machine, serial: BufferSerial | None, former: Snapshot | None) -> Snapshot:
+    """The machine as it is, which does not notice."""
+    with translated():
+        kept = snapshot.take(machine.debugger.machine, former._kept if former is not None else None)
+    return Snapshot(machine, kept, (bytes(serial.output), bytes(serial.input)) if serial is not None else None)
+
+
+def restore(machine: Machine, serial: BufferSerial | None, kept: Snapshot) -> None:
+    """Go back.  Breakpoints stay; those of guests that are not there then wait for them."""
+    if kept._machine() is not machine:
+        raise Error(f"{kept!r} is of another machine; save() one to a file, and Machine.restore_from makes a machine of it")
+    control, running = machine.control, machine.debugger.running
+    with translated():
+        control.release()
+        snapshot.put_back(machine.debugger.machine, kept._kept)
+        running.ended, running.last_stop, control.last_stop = False, None, None
+        for point in control.points.values():
+            if point.pid != HOST:
+                point.address = None
+                control.resolve(point)
+        control.take_back()
+        alive = machine.debugger.who.alive(control.selected.pid)
+        machine.source.select(control.selected if alive else ThreadId(HOST, 1))
+    if serial is not None and kept._serial is not None:
+        serial.output[:], serial.input[:] = kept._serial
+
+
+def save(machine: Machine, path: str | os.PathLike[str]) -> int:
+    """Write the machine to a file; its size in bytes."""
+    with translated():
+        return file.save(machine.debugger.machine, os.fspath(path))
