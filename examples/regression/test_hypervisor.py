@@ -25,9 +25,9 @@ def test_all_guests_come_to_their_end(machine: Machine) -> None:
     assert stop.exit_status == 1
 
 
-@pytest.mark.vmdbg(tlb="strict")
+@pytest.mark.vmdbg(tlb="strict", stop_on="stale")
 def test_no_missing_tlb_flush(machine: Machine) -> None:
-    """With strict TLBs a translation stays until it must be forgotten: using one that the tables deny is told, and used."""
+    """With strict TLBs a translation stays until it must be forgotten: the machine stops where one is used that is out of date."""
     machine.run()
     expect_no_notice(machine, "stale")
     assert len(machine.exits(PAE, "NPF", where=lambda one: one.gpa == RELEASED)) == 2

@@ -59,6 +59,12 @@ def plain(name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", name).strip("-.")
 
 
+def near(path: Path) -> Path:
+    """As seen from here, if it is below."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
 class Stub:
     """A stub on a machine, which runs whenever somebody waits for gdb."""
 
@@ -96,7 +102,7 @@ class Golden:
     def path(self, name: str = "") -> Path:
         """Where a golden trace of this test lies."""
         item = self.bench.item
-        return item.path.parent / "golden" / f"{plain(name or item.name)}.exits"
+        return near(item.path.parent / "golden" / f"{plain(name or item.name)}.exits")
 
     def __call__(self, name: str = "", **tolerance: Unpack[Tolerances]) -> None:
         """Compare the exits so far with a golden trace, or with --vmdbg-record make it one; tolerances are those of `Tolerance`.
@@ -224,7 +230,7 @@ class Bench:
         number = f"-{self.machines.index(machine) + 1}" if len(self.machines) > 1 else ""
         path = folder / f"{plain(self.item.nodeid)}{number}.snapshot"
         save(machine.debugger.machine, path)
-        return str(path)
+        return str(near(path))
 
     def golden(self, machine: Machine) -> Golden:
         self._goldens.append(Golden(self, machine))
