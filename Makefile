@@ -4,6 +4,7 @@
 # make thorough  random VMCBs, page walks and predictions of exits, by the ten and hundred thousand
 # make lint    ruff, and mypy --strict
 # make bench   speed of the engine and of world switches
+# make docs    the documentation site, in build/site
 # make clean   remove everything that was made here
 # Each target sets itself up: Python packages in .venv, the examples where there is gcc, a gdb where the system has none.
 PYTHON := $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -15,7 +16,7 @@ PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
 GCC := $(shell command -v gcc >/dev/null && command -v ld >/dev/null && gcc -dumpmachine | grep x86_64)
 fail = { echo "vmdbg: $(1)" >&2; exit 1; }
 
-.PHONY: demo test thorough lint bench clean examples gdb
+.PHONY: demo test thorough lint bench docs clean examples gdb
 .DELETE_ON_ERROR:
 
 demo: $(V)/ready gdb
@@ -39,9 +40,14 @@ bench: $(V)/ready examples
 	@$(RUN) -m benchmarks.engine
 	@$(RUN) -m benchmarks.worldswitch
 
+docs: $(V)/ready
+	@$(RUN) -m sphinx -q -a -W --keep-going -j auto -c docs/site -d build/site.cache . build/site || \
+	{ rm -rf build/site.cache; exit 1; }  # a page that is not read anew is not complained of again
+	@echo "vmdbg: build/site/index.html"
+
 clean:
 	@for d in hypervisor bench bootsector nested secure-loader assignment; do $(MAKE) --no-print-directory --silent -C examples/$$d clean; done
-	rm -rf $(V) build dist *.egg-info vmdbg/*/_*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(V) build dist *.egg-info vmdbg/*/_*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis docs/_generated
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 examples: | $(V)/ready

@@ -7,9 +7,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from introspect.exits import EVENT, ExitCode, describe_event, describe_exit, exit_name
-from introspect.facts import exit_facts
+from introspect.expression import Names, NoNames, Scope, Space
+from introspect.facts import EXIT_FACTS, exit_facts
 
-__all__ = ["KEYS", "ExitRecord", "Group", "Symbolize", "facts_of", "group", "subject", "what"]
+__all__ = [
+    "KEYS", "ExitRecord", "Group", "RecordNames", "RecordScope", "Symbolize", "facts_of", "group", "subject", "what",
+]  # fmt: skip
 
 _MASK32 = (1 << 32) - 1
 
@@ -88,6 +91,38 @@ RECORD_FACTS = frozenset((
     "number", "guest", "cpu", "time", "rip", "host_rip", "vmcb_pa", "rax", "rcx", "in_guest", "in_host", "msr",
 ))  # fmt: skip
 """Those of `facts_of` that are not `EXIT_FACTS`."""
+
+
+class RecordNames:
+    """Names of conditions on exits: facts of one, and what somebody's symbols are."""
+
+    def __init__(self, names: Names | None = None) -> None:
+        self.names = names or NoNames()
+
+    def variable(self, name: str) -> bool:
+        return name in EXIT_FACTS or name in RECORD_FACTS
+
+    def constant(self, name: str, owner: str | None) -> int | None:
+        return self.names.constant(name, owner)
+
+    def known(self) -> Iterable[str]:
+        return sorted(EXIT_FACTS | RECORD_FACTS)
+
+
+class RecordScope:
+    """One exit, for a condition.  Its memory is gone."""
+
+    def __init__(self, record: ExitRecord) -> None:
+        self.facts = facts_of(record)
+
+    def value(self, name: str) -> int | None:
+        return self.facts.get(name)
+
+    def read(self, space: Space, address: int, size: int) -> bytes:
+        return b""
+
+    def of(self, owner: str) -> Scope | None:
+        return None
 
 
 def what(record: ExitRecord) -> str:

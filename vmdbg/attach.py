@@ -80,7 +80,7 @@ def gdb_command(gdb: str, where: str, symbols: Path | None, executable: bool, ar
     return [*command, "-ex", f"target extended-remote {where}", *arguments]
 
 
-def _host_symbols(options: argparse.Namespace) -> Path | None:
+def host_symbols(options: argparse.Namespace) -> Path | None:
     """The hypervisor's symbol file, if gdb is to load it where it was linked."""
     return next((option.path for option in options.symbols if option.pid == HOST and not option.offset), None)
 
@@ -91,7 +91,7 @@ def main(options: argparse.Namespace) -> int:
     arguments = list(options.gdb_arguments)
     settle(options)
     if is_address(options.image):
-        symbols = _host_symbols(options)
+        symbols = host_symbols(options)
         where = f"127.0.0.1:{options.image}" if options.image.isdigit() else options.image
         executable = symbols is not None and is_elf64(symbols)
         return subprocess.call(gdb_command(gdb, where, symbols, executable, arguments))
@@ -105,7 +105,7 @@ def main(options: argparse.Namespace) -> int:
         try:
             _wait_for(machine, socket)
             image = image_file(options)
-            symbols = _host_symbols(options) or (debug_file(image) if image else None)
+            symbols = host_symbols(options) or (debug_file(image) if image else None)
             # An image that is no ELF file, a boot sector for one, may have symbols of a mode that it comes to later.
             executable = symbols is not None and is_elf64(symbols) and is_elf(Path(image))
             return subprocess.call(gdb_command(gdb, socket, symbols, executable, arguments))

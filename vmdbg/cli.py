@@ -1,27 +1,20 @@
 """The command line: `vmdbg run` boots an image, `console` is a prompt on one, `gdb` attaches gdb, `inspect` reads a dump,
-`demo` shows how."""
+`test` runs tests, `demo` shows how."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn
 
-from vmdbg import attach, inspect, run
+from vmdbg import attach, completion, inspect, run
 from vmdbg.console import start
 from vmdbg.demo import command as demo
-from vmdbg.options import UsageError
+from vmdbg.options import UsageError, version
+from vmdbg.testkit import command as tests
 
 EXIT_USAGE = 2
-
-
-def _version() -> str:
-    try:
-        return version("vmdbg")
-    except PackageNotFoundError:
-        return "unknown (not installed)"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -36,14 +29,16 @@ def parser() -> argparse.ArgumentParser:
         prog="vmdbg",
         description="A debugger for hypervisors: an AMD-V machine whose hypervisor and guests are GDB inferiors.",
     )
-    top.add_argument("--version", action="version", version=f"vmdbg {_version()}")
+    top.add_argument("--version", action="version", version=f"vmdbg {version()}")
     commands: argparse._SubParsersAction[argparse.ArgumentParser]
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
     run.add_parser(commands)
     attach.add_parser(commands)
     start.add_parser(commands)
     inspect.add_parser(commands)
+    tests.add_parser(commands)
     demo.add_parser(commands)
+    completion.add_parser(commands, top)
     return top
 
 

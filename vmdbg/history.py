@@ -6,6 +6,7 @@ import ctypes
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 from introspect.exitlog import ExitRecord
@@ -72,6 +73,10 @@ class KnownGuest:
     def exits(self) -> list[ExitRecord]:
         """Those that the ring keeps, oldest first."""
         return [_told(self.number, record) for record in self.ring.records()]
+
+    def newest(self, count: int) -> list[ExitRecord]:
+        """The last so many, if the ring keeps them, oldest first."""
+        return [_told(self.number, record) for record in reversed(list(islice(self.ring.latest(), count)))]
 
     def last_exit(self, cpu: int | None = None, *, refused: bool = False) -> Record:
         """The last exit, on one CPU or any, if it is among those kept: else one of number 0.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +24,14 @@ MOST_MEMORY = 1 << 38
 _SIZE = re.compile(r"(\d+)([KMGT]?)(?:i?B)?", re.IGNORECASE)
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _LOOPBACK = ("127.0.0.1", "::1")
+
+
+def version() -> str:
+    """That of vmdbg, as it is installed."""
+    try:
+        return metadata.version("vmdbg")
+    except metadata.PackageNotFoundError:
+        return "unknown (not installed)"
 
 
 class UsageError(Exception):

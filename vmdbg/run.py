@@ -95,6 +95,13 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("image", metavar="IMAGE", nargs="?", help="the image to boot")
     add("--snapshot", metavar="FILE", help="start from a snapshot instead; its machine is as it was, see docs/snapshots.md")
+    add_configuration(parser)
+
+
+def add_configuration(parser: argparse.ArgumentParser) -> None:
+    """What the machine is made of, whatever it boots."""
+    remember_given(parser)
+    add = parser.add_argument
     add("--append", default="", metavar="S", help="command line for the image")
     add("--memory", type=size, default=512 << 20, metavar="SIZE", help="RAM: 512M, 1G ... (512M)")
     add("--cpus", type=cpus, default=1, metavar="N", help="processors (1)")

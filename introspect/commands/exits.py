@@ -13,10 +13,9 @@ from introspect.commands.render import columns, jsonable, members
 from introspect.disassembly import instruction_text
 from introspect.exit_export import as_object, json_lines, trace_text
 from introspect.exit_plot import page, svg
-from introspect.exitlog import KEYS, RECORD_FACTS, ExitRecord, Group, Symbolize, facts_of, group, subject, what
+from introspect.exitlog import KEYS, ExitRecord, Group, RecordNames, RecordScope, Symbolize, group, subject, what
 from introspect.exits import ExitCode
-from introspect.expression import Expression, ExpressionError, Names, Scope, Space, parse
-from introspect.facts import EXIT_FACTS
+from introspect.expression import Expression, ExpressionError, Space, parse
 from introspect.registers import ATTRIB
 from introspect.scope import read_space
 from introspect.symbols import Symbols
@@ -124,38 +123,6 @@ def _place(address: int, symbol: str) -> str:
     return f"{address:#x} <{symbol}>" if symbol else f"{address:#x}"
 
 
-class _Facts:
-    """Names of conditions: facts of an exit, and the symbols of whoever is selected."""
-
-    def __init__(self, names: Names) -> None:
-        self.names = names
-
-    def variable(self, name: str) -> bool:
-        return name in EXIT_FACTS or name in RECORD_FACTS
-
-    def constant(self, name: str, owner: str | None) -> int | None:
-        return self.names.constant(name, owner)
-
-    def known(self) -> Iterable[str]:
-        return sorted(EXIT_FACTS | RECORD_FACTS)
-
-
-class _One:
-    """One exit, for a condition.  Its memory is gone."""
-
-    def __init__(self, record: ExitRecord) -> None:
-        self.facts = facts_of(record)
-
-    def value(self, name: str) -> int | None:
-        return self.facts.get(name)
-
-    def read(self, space: Space, address: int, size: int) -> bytes:
-        return b""
-
-    def of(self, owner: str) -> Scope | None:
-        return None
-
-
 _GUEST = Parameter("GUEST", Guest(), optional=True, option="--guest")
 _COUNT = Parameter("N", Number(1, _MOST), optional=True, option="--last", default=20,
                    help="the last so many: 20 if they are listed, else all that are remembered")  # fmt: skip
@@ -173,7 +140,7 @@ _PLOT = Parameter("FILE", File(), optional=True, option="--plot", only_option=Tr
 
 def _condition(context: Context, text: str) -> Expression:
     try:
-        return parse(text, _Facts(context.names((context.selected or context.host).number)))
+        return parse(text, RecordNames(context.names((context.selected or context.host).number)))
     except ExpressionError as error:
         raise CommandError(f"{error.value} (column {error.position + 1} of {text})", error.rule, error.remedy) from None
 
@@ -181,7 +148,7 @@ def _condition(context: Context, text: str) -> Expression:
 def _holds(condition: Expression, record: ExitRecord) -> bool:
     """A fact that an exit does not have makes it not one of those that are meant."""
     try:
-        return condition.holds(_One(record))
+        return condition.holds(RecordScope(record))
     except ExpressionError:
         return False
 

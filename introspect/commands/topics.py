@@ -12,7 +12,7 @@ TOPICS: Mapping[str, tuple[str, ...]] = {
     ),
     "Registers and descriptors": ("regs", "gdt", "ldt", "idt", "tss", "msr", "cpuid"),
     "Memory and code": (
-        "x", "xp", "stack", "print", "disasm", "bt", "sym", "search", "dump", "load", "save core",
+        "x", "xp", "stack", "print", "expect", "disasm", "bt", "sym", "search", "dump", "load", "save core",
     ),
     "Address translation and isolation": ("walk", "npt", "pt", "who-maps", "audit isolation", "tlb audit"),
     "VMCBs and VMRUN": (

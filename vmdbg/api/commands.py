@@ -22,6 +22,7 @@ from introspect.commands.disassemble import Disassembly
 from introspect.commands.examine import Examined, Stack, Value
 from introspect.commands.exits import Exits, Histogram
 from introspect.commands.exits import Written as ExitsWritten
+from introspect.commands.expectation import Held
 from introspect.commands.files import Moved, SavedCore
 from introspect.commands.guests import Guests
 from introspect.commands.help import Help
@@ -301,6 +302,15 @@ class _Everywhere(_Called):
         """Let a disabled breakpoint stop again, or all."""
         found = self._call("enable", {"n": n}, ())
         assert isinstance(found, Points)
+        return found
+
+    def expect(self, expression: str) -> Held:
+        """Fail if an expression is 0: what a script expects.
+
+        Expressions are those of `print`. A script of `vmdbg test` ends there, gdb's has an error, `vmdbg console -x` a status.
+        """
+        found = self._call("expect", {"expression": expression}, ())
+        assert isinstance(found, Held)
         return found
 
     def follow(self, *words: object) -> Text:
@@ -1547,6 +1557,7 @@ RESULTS: tuple[type, ...] = (
     Exits,
     Histogram,
     ExitsWritten,
+    Held,
     Table,
     Guests,
     Scanned,

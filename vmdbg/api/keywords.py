@@ -20,9 +20,6 @@ Symbols = Mapping[int, File] | Mapping[str, File] | Mapping[int | str, File]
 class MachineOptions(TypedDict, total=False):
     """Options of `vmdbg run`, with _ for -."""
 
-    snapshot: str
-    """Start from a snapshot instead; its machine is as it was, see docs/snapshots.md."""
-
     append: str
     """Command line for the image."""
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -86,19 +87,32 @@ class Machine(MachineCommands):
     def _make(self, image: str | os.PathLike[str] | None, options: Mapping[str, object]) -> None:
         given = machine_options.parsed(image, options)
         own = BufferSerial() if "serial" not in options else None
-        self._own_serial = own
-        self.options: Mapping[str, object] = dict(options)
-        """What it was given, as keyword arguments."""
-        self._options = given
         stack = ExitStack()
         with translated(), stack:
             trace = stack.enter_context(writing("trace_exits", given.trace_exits))
             machine = build(given, trace, serial=own)
-            self.debugger: Debugger = debugger_of(machine, given, trace, own)
-            """The target below, as gdb sees it."""
-            self.source = LiveSource(given.image, self.debugger)
-            self.control: Control = self.source.control
-            self._close = weakref.finalize(self, _closing, self.debugger, stack.pop_all())
+            debugger = debugger_of(machine, given, trace, own)
+            self._stand_on(debugger, given, own, options)
+            self._close = weakref.finalize(self, _closing, debugger, stack.pop_all())
+
+    @classmethod
+    def on(cls, debugger: Debugger, options: argparse.Namespace, serial: BufferSerial | None) -> Machine:
+        """One that somebody else has built, from `options`, and closes."""
+        machine = cls.__new__(cls)
+        machine._stand_on(debugger, options, serial, {})
+        machine._close = weakref.finalize(machine, _letting_go, debugger, ExitStack())
+        return machine
+
+    def _stand_on(
+        self, debugger: Debugger, given: argparse.Namespace, serial: BufferSerial | None, options: Mapping[str, object]
+    ) -> None:
+        self._own_serial, self._options = serial, given
+        self.options: Mapping[str, object] = dict(options)
+        """What it was given, as keyword arguments."""
+        self.debugger = debugger
+        """The target below, as gdb sees it."""
+        self.source = LiveSource(given.image, debugger)
+        self.control: Control = self.source.control
         self.context: LiveContext = self.source.context
         """What commands ask, for those who want more than they tell."""
         self.registry = self.source.registry
@@ -449,6 +463,10 @@ def _exit_code(code: str | int) -> int:
     if name not in ExitCode.__members__:
         raise CommandFailed(code, "there is no such EXITCODE", "write the manual's name, as NPF or CPUID, or a number")
     return ExitCode[name].value
+
+
+def _letting_go(debugger: Debugger, stack: ExitStack) -> None:
+    """Its machine is closed by whoever has built it."""
 
 
 def _closing(debugger: Debugger, stack: ExitStack) -> None:

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the process of one test is: alone in its session, with limits, and with nothing of its parent's to harm."""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import gc
+import json
+import os
+import resource
+import signal
+import sys
+import traceback
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NoReturn
+
+from vmdbg.testkit.bench import SharedText
+from vmdbg.testkit.outcome import Outcome
+
+if TYPE_CHECKING:
+    from vmdbg.testkit.schedule import Task
+
+__all__ = ["become", "warm"]
+
+_PR_SET_PDEATHSIG = 1
+"""linux/prctl.h"""
+_CODE = b"\xf4\xb8\x00\x00\x00\x00\xe7\xf4"
+"""HLT; MOV EAX, 0; OUT 0xF4, EAX."""
+
+
+def warm(*, pytest_too: bool) -> None:
+    """Once, before the first fork: import what tests need, have a machine, and let go of it."""
+    if pytest_too:
+        pass
+    from vmdbg.debugger import Debugger
+    from vmdbg.machine import Config, Machine
+
+    machine = Machine(_CODE[1:], Config(memory=1 << 20, flat_address=0x10000, mode="protected"))
+    try:
+        Debugger(machine)
+        machine.run(1000)
+    finally:
+        machine.close()
+    gc.collect()
+    gc.freeze()  # or else each child's first collection copies all of the parent's memory
+
+
+def become(task: Task, printed: SharedText, output: int, said: int, close: Iterable[int]) -> NoReturn:
+    """Behind fork: run a task and end.  `output` and `said` are pipes to the parent, `close` its ends of them."""
+    status = 1
+    try:
+        os.setsid()
+        _signals()
+        for descriptor in close:
+            os.close(descriptor)
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nothing, 0)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        for descriptor in (nothing, output):
+            os.close(descriptor)
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - for the process's life
+        sys.stdout = open(1, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
+        sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
+        faulthandler.enable(2)
+        _limit(task.address_space)
+        os.chdir(task.folder)
+
+        def say(outcome: Outcome) -> None:
+            _write(said, json.dumps({"outcome": outcome.as_json()}).encode() + b"\n")
+
+        task.run(printed, say)
+        _write(said, b'{"done": true}\n')
+        status = 0
+    except KeyboardInterrupt:
+        status = 128 + signal.SIGINT
+    except SystemExit as error:
+        status = error.code if isinstance(error.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
+def _signals() -> None:
+    """As in a new process; and if the parent dies, so does this one."""
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _limit(address_space: int) -> None:
+    """Bound what it may have; no core files of crashes."""
+    for what, most in ((resource.RLIMIT_AS, address_space), (resource.RLIMIT_CORE, 0)):
+        _, hard = resource.getrlimit(what)
+        allowed = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(what, (allowed, hard))

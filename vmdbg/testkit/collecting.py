@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which tests there are: those of the files and directories that a command line names."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import tomllib
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from vmdbg.testkit import keys
+from vmdbg.testkit.bench import SharedText
+from vmdbg.testkit.jobs import Defaults, Job, JobError, block_of, read_file, read_script
+from vmdbg.testkit.keys import KEYS
+from vmdbg.testkit.outcome import Outcome
+from vmdbg.testkit.schedule import Task
+
+__all__ = ["Tests", "collect"]
+
+SCRIPTS = (".gdb", ".mi", ".vmdbg", ".py")
+_OTHERS = frozenset(("pyproject.toml", "cargo.toml", "ruff.toml", "rustfmt.toml", "clippy.toml", "book.toml", "poetry.toml"))
+"""TOML files of other tools, that nobody takes for job files."""
+_PASSED_OVER = ("__pycache__", "node_modules", "venv")
+
+
+@dataclass(slots=True)
+class Tests:
+    """Tests, and what is wrong with others."""
+
+    tasks: list[Task] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which tests of those that were found are wanted: by patterns, and by names behind ::."""
+
+    patterns: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    """Behind ::; all if there is none."""
+    without: frozenset[str] = frozenset()
+
+    def __call__(self, id: str) -> bool:
+        name = id.partition("::")[2]
+        if name in self.without:
+            return False
+        if self.names and not any(name == one or name.startswith((f"{one}::", f"{one}[")) for one in self.names):
+            return False
+        return not self.patterns or any(_fits(id, pattern) for pattern in self.patterns)
+
+
+def _fits(id: str, pattern: str) -> bool:
+    """A part of it, or with wildcards all of it."""
+    id, pattern = id.lower(), pattern.lower()
+    return pattern in id or fnmatch.fnmatchcase(id, pattern)
+
+
+@dataclass(slots=True)
+class JobTask:
+    """A job in a process of its own."""
+
+    job: Job
+    record: bool = False
+    snapshots: Path | None = None
+
+    @property
+    def id(self) -> str:
+        return self.job.id
+
+    @property
+    def wall(self) -> float:
+        return self.job.values[keys.WALL]
+
+    @property
+    def output_limit(self) -> int:
+        return self.job.values[keys.OUTPUT]
+
+    @property
+    def address_space(self) -> int:
+        return self.job.values[keys.MEMORY]
+
+    @property
+    def folder(self) -> Path:
+        return self.job.folder
+
+    def run(self, printed: SharedText, say: Callable[[Outcome], None]) -> None:
+        from vmdbg.testkit.carry_out import carry_out
+
+        carry_out(self.job, printed, say, record=self.record, snapshots=self.snapshots)
+
+    def skeletons(self) -> list[Outcome]:
+        from vmdbg.testkit.carry_out import skeleton
+
+        return [skeleton(self.job)]
+
+    def rest(self, done: Collection[str]) -> Task | None:
+        return None
+
+
+@dataclass(slots=True)
+class PytestTask:
+    """A file of pytest's in a process of its own."""
+
+    path: Path
+    id: str
+    wanted: Selection
+    wall: float
+    fail_fast: bool
+    output_limit: int = 64 << 20
+    address_space: int = 32 << 30
+
+    @property
+    def folder(self) -> Path:
+        return Path.cwd()
+
+    def run(self, printed: SharedText, say: Callable[[Outcome], None]) -> None:
+        from vmdbg.testkit.pytests import run_file
+
+        run_file(str(self.path), self.id, self.wanted, say, fail_fast=self.fail_fast)
+
+    def skeletons(self) -> list[Outcome]:
+        from vmdbg.testkit.pytests import COLLECTION
+
+        return [Outcome(COLLECTION, self.id, 1, "pytest", reproduce=[f"vmdbg test {self.id}"])]
+
+    def rest(self, done: Collection[str]) -> Task | None:
+        from vmdbg.testkit.pytests import COLLECTION
+
+        if COLLECTION in done or not done:
+            return None
+        return replace(self, wanted=replace(self.wanted, without=self.wanted.without | set(done)))
+
+
+@dataclass(slots=True)
+class _Search:
+    """One command line."""
+
+    defaults: Defaults
+    patterns: tuple[str, ...]
+    fail_fast: bool
+    record: bool
+    snapshots: Path | None
+    pytest_wall: float
+    found: Tests = field(default_factory=Tests)
+    seen: set[str] = field(default_factory=set)
+
+    def file(self, path: Path, shown_as: str, names: tuple[str, ...]) -> None:
+        """One that was named, or that is surely a test."""
+        if path.name.endswith(".py") and _is_pytest(path):
+            task = PytestTask(path.absolute(), shown_as, Selection(self.patterns, names), self.pytest_wall, self.fail_fast)
+            self._add(task)
+            return
+        selection = Selection(self.patterns, names)
+        try:
+            read = read_script if path.suffix in SCRIPTS else read_file
+            jobs = read(path, shown_as, self.defaults)
+        except JobError as error:
+            self.found.errors.append(str(error))
+            return
+        chosen = [job for job in jobs if selection(job.id)]
+        if names and not chosen and not self.patterns:
+            near = ", ".join(job.name for job in jobs[:8])
+            self.found.errors.append(f"{shown_as}::{names[0]}: there is no such job; there are {near}")
+        for job in chosen:
+            self._add(JobTask(job, self.record, self.snapshots))
+
+    def _add(self, task: Task) -> None:
+        if task.id not in self.seen:
+            self.seen.add(task.id)
+            self.found.tasks.append(task)
+
+    def folder(self, top: Path) -> None:
+        """All that are surely tests, in a directory and those in it."""
+        for path in _files(top):
+            if path.suffix == ".toml":
+                self._toml(path)
+            elif (path.suffix == ".py" and _is_pytest(path)) or (path.suffix in SCRIPTS and _has_block(path)):
+                self.file(path, str(path), ())
+
+    def _toml(self, path: Path) -> None:
+        if path.name.lower() in _OTHERS:
+            return
+        try:
+            names = tomllib.loads(path.read_text(encoding="utf-8")).keys()
+        except (OSError, ValueError, RecursionError):
+            names = KEYS.keys()  # read_file says what is wrong
+        if names & {"job", *KEYS}:
+            self.file(path, str(path), ())
+        else:
+            self.found.notes.append(f"{path}: passed over: it has neither [[job]] nor a key of jobs")
+
+
+def _is_pytest(path: Path) -> bool:
+    return path.name.startswith("test_") or path.name.endswith("_test.py")
+
+
+def _has_block(path: Path) -> bool:
+    try:
+        return bool(block_of(path.read_text(encoding="utf-8", errors="replace"))[0])
+    except OSError:
+        return False
+
+
+def _files(top: Path) -> Iterator[Path]:
+    for folder, folders, files in os.walk(top):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in _PASSED_OVER)
+        yield from (Path(folder, name) for name in sorted(files) if not name.startswith("."))
+
+
+def collect(
+    words: Iterable[str], defaults: Defaults, patterns: Iterable[str] = (), *, fail_fast: bool = False, record: bool = False,
+    snapshots: Path | None = None, pytest_wall: float = 600.0,
+) -> Tests:  # fmt: skip
+    """The tests that words name: a file, FILE::NAME, or a directory."""
+    search = _Search(defaults, tuple(patterns), fail_fast, record, snapshots, pytest_wall)
+    named: dict[str, tuple[str, ...]] = {}
+    for word in words:
+        file, _, name = word.partition("::")
+        before = named.get(file)
+        named[file] = () if not name or before == () else (*(before or ()), name)
+    for file, names in named.items():
+        path = Path(file)
+        try:
+            if path.is_dir():
+                search.folder(path)
+            elif path.is_file():
+                search.file(path, file, names)
+            else:
+                search.found.errors.append(f"{file}: there is no such file or directory; name a test, or a directory with some")
+        except (OSError, ValueError) as error:
+            search.found.errors.append(f"{file!r}: {error}; name a test, or a directory with some")
+    return search.found

@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Tests in processes of their own: so many at once, within their budgets, whatever becomes of each.
+
+Each test runs in a fork of this process, which has imported everything and has had a machine: that takes milliseconds where
+a new Python would take seconds. The parent has one thread, no event loop and no machine when it forks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import selectors
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from vmdbg.testkit.bench import SharedText, tail
+from vmdbg.testkit.child import become
+from vmdbg.testkit.outcome import Outcome, Verdict
+
+__all__ = ["Pool", "Task"]
+
+LATE = 4.0
+"""Seconds that a process has, behind its wall budget, to end by itself and say what it knows."""
+TICK = 0.1
+"""Seconds between two looks at budgets and the display, at most."""
+_CHUNK = 1 << 18
+_KEPT = 1 << 18
+"""Bytes of what a test prints that are kept, of its end."""
+
+
+class Task(Protocol):
+    """What runs in a process of its own."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def wall(self) -> float: ...
+
+    @property
+    def output_limit(self) -> int: ...
+
+    @property
+    def address_space(self) -> int: ...
+
+    @property
+    def folder(self) -> Path:
+        """Where it runs."""
+
+    def run(self, printed: SharedText, say: Callable[[Outcome], None]) -> None:
+        """In that process; `say` takes outcomes as they come, the last one of a name counts."""
+
+    def skeletons(self) -> list[Outcome]:
+        """What is known of its tests from the beginning."""
+
+    def rest(self, done: Collection[str]) -> Task | None:
+        """What is left to run, if its process has died behind these of its tests; None if nothing is."""
+
+
+@dataclass(slots=True)
+class _Child:
+    """A process, and what it has said."""
+
+    task: Task
+    pid: int
+    output: int
+    said: int
+    printed: SharedText
+    started: float
+    pidfd: int = -1
+    text: deque[bytes] = field(default_factory=deque)
+    kept: int = 0
+    count: int = 0
+    line: bytes = b""
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    at: str = ""
+    """Which of its tests is under way, if it says so."""
+    done: bool = False
+    killed: str = ""
+    """Why we have ended it."""
+
+    def hear(self, data: bytes) -> None:
+        """What it prints."""
+        self.count += len(data)
+        self.text.append(data)
+        self.kept += len(data)
+        while self.kept - len(self.text[0]) > _KEPT:
+            self.kept -= len(self.text.popleft())
+
+    def take(self, data: bytes) -> None:
+        """What it says: an outcome a line."""
+        *lines, self.line = (self.line + data).split(b"\n")
+        for line in lines:
+            said = json.loads(line)
+            if "outcome" in said:
+                outcome = Outcome.from_json(said["outcome"])
+                self.outcomes[outcome.name] = outcome
+                self.at = "" if outcome.verdict is not Verdict.NOT_RUN else outcome.name
+            self.done |= "done" in said
+
+
+class Pool:
+    """Runs tasks; `started`, `ended` and `tick` are told of it as it happens.
+
+    A task may end several times: `ended` says whether it is over.
+    """
+
+    def __init__(self, tasks: Sequence[Task], workers: int, *, fail_fast: bool = False) -> None:
+        self.workers, self.fail_fast = workers, fail_fast
+        self.tasks = list(tasks)
+        self.started: Callable[[Task], object] = lambda task: None
+        self.ended: Callable[[Task, Sequence[Outcome], bool], object] = lambda task, outcomes, over: None
+        self.tick: Callable[[], object] = lambda: None
+        self.asked = ""
+        """Set it to have the run stop, and why; also from a signal handler."""
+        self.stopping = ""
+        """Why nothing new is begun."""
+        self.cpu = 0.0
+        """Seconds of processor time that tests have had."""
+        self._waiting = deque(self.tasks)
+        self._running: list[_Child] = []
+        self._selector = selectors.DefaultSelector()
+
+    def run(self) -> list[Outcome]:
+        """All outcomes, in the order of the tasks."""
+        found: dict[str, list[Outcome]] = {}
+        try:
+            while self._running or (self._waiting and not self.stopping):
+                while self._waiting and not self.stopping and len(self._running) < self.workers:
+                    self._start(self._waiting.popleft())
+                for child in self._advance():
+                    outcomes = self._outcomes_of(child)
+                    found.setdefault(child.task.id, []).extend(outcomes)
+                    rest = None if child.done or self.stopping else child.task.rest(child.outcomes)
+                    if rest is not None:
+                        self._waiting.appendleft(rest)
+                    if self.fail_fast and not self.stopping and any(one.bad for one in outcomes):
+                        self.stop(f"{next(one.id for one in outcomes if one.bad)} failed, and --fail-fast was given")
+                    self.ended(child.task, outcomes, rest is None)
+                self.tick()
+                if self.asked and not self.stopping:
+                    self.stop(self.asked)
+        finally:
+            for child in self._running:
+                self._end(child, "vmdbg test has ended")
+                os.waitpid(child.pid, 0)
+        return [outcome for task in self.tasks for outcome in (found[task.id] if task.id in found else self._not_run(task))]
+
+    def stop(self, why: str) -> None:
+        """Begin nothing more, end what runs."""
+        self.stopping = self.stopping or why
+        for child in self._running:
+            self._end(child, self.stopping)
+
+    def _not_run(self, task: Task) -> list[Outcome]:
+        outcomes = task.skeletons()
+        for outcome in outcomes:
+            outcome.reasons = [self.stopping]
+        return outcomes
+
+    # Processes
+
+    def _start(self, task: Task) -> None:
+        printed = SharedText(task.output_limit)
+        (out, out_child), (said, said_child) = os.pipe(), os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            become(task, printed, out_child, said_child, close=[out, said])
+        os.close(out_child)
+        os.close(said_child)
+        child = _Child(task, pid, out, said, printed, time.monotonic())
+        for descriptor, hear in ((out, child.hear), (said, child.take)):
+            os.set_blocking(descriptor, False)
+            self._selector.register(descriptor, selectors.EVENT_READ, hear)
+        if hasattr(os, "pidfd_open"):
+            with contextlib.suppress(OSError):
+                child.pidfd = os.pidfd_open(pid)
+                self._selector.register(child.pidfd, selectors.EVENT_READ)
+        self._running.append(child)
+        self.started(task)
+
+    def _advance(self) -> Iterator[_Child]:
+        """Wait for something to happen; those that have ended."""
+        quick = any(child.pidfd < 0 for child in self._running)
+        for key, _ in self._selector.select(TICK / 10 if quick else TICK):
+            if key.data is not None:
+                self._read(key.fd, key.data)
+        now = time.monotonic()
+        for child in list(self._running):
+            if child.count > child.task.output_limit and not child.killed:
+                self._end(child, f"it has printed more than {child.task.output_limit} bytes (output-limit)")
+            if now > child.started + child.task.wall + LATE and not child.killed:
+                self._end(child, f"the wall budget of {child.task.wall:g} s is used up, and it did not end by itself")
+            pid, status, usage = os.wait4(child.pid, os.WNOHANG)
+            if pid:
+                self.cpu += usage.ru_utime + usage.ru_stime
+                self._running.remove(child)
+                self._close(child)
+                self._died(child, status, usage)
+                yield child
+
+    def _read(self, descriptor: int, hear: Callable[[bytes], None]) -> bool:
+        """A piece of what a process writes; whether there may be more."""
+        try:
+            data = os.read(descriptor, _CHUNK)
+        except BlockingIOError:
+            return False
+        if not data:
+            self._selector.unregister(descriptor)
+            return False
+        hear(data)
+        return True
+
+    def _end(self, child: _Child, why: str) -> None:
+        """Kill it, with all that it has started."""
+        child.killed = child.killed or why
+        for kill, what in ((os.killpg, child.pid), (os.kill, child.pid)):  # it may not have made its group yet
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                kill(what, signal.SIGKILL)
+
+    def _close(self, child: _Child) -> None:
+        """Its process has ended: end what it has left behind, and hear the rest."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(child.pid, signal.SIGKILL)
+        registered = self._selector.get_map()
+        for descriptor, hear in ((child.output, child.hear), (child.said, child.take)):
+            while descriptor in registered and self._read(descriptor, hear):
+                pass
+            if descriptor in registered:
+                self._selector.unregister(descriptor)
+            os.close(descriptor)
+        if child.pidfd >= 0:
+            self._selector.unregister(child.pidfd)
+            os.close(child.pidfd)
+
+    # What became of it
+
+    def _died(self, child: _Child, status: int, usage: resource.struct_rusage) -> None:
+        """Say of a process that did not come to its end why, in the test that it was about."""
+        if child.done and not child.killed:
+            return
+        if self.stopping and child.killed == self.stopping:
+            return
+        code = os.waitstatus_to_exitcode(status)
+        if child.killed:
+            reason, verdict = child.killed, Verdict.FAILED
+        elif code < 0:
+            name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+            memory = f"; it had {usage.ru_maxrss >> 10} MiB of memory" if code == -signal.SIGKILL else ""
+            described = signal.strsignal(-code) or "unknown"
+            reason, verdict = f"its process was killed by {name} ({described.lower()}){memory}", Verdict.ERROR
+        else:
+            reason, verdict = f"its process has ended with status {code} before the test was over", Verdict.ERROR
+        known = child.outcomes.get(child.at)
+        if known is None:
+            open_ones = [one for one in child.task.skeletons() if one.name not in child.outcomes]
+            last = next(reversed(child.outcomes.values()), None)
+            known = open_ones[0] if open_ones or last is None else last
+        if not (known.bad and child.killed):  # it has said itself that its budget is used up
+            known.verdict, known.reasons = verdict, [reason, *known.reasons]
+        child.outcomes[known.name] = known
+
+    def _outcomes_of(self, child: _Child) -> list[Outcome]:
+        outcomes = list(child.outcomes.values())
+        if not outcomes and child.done:
+            return []  # a file of tests, none of which is wanted
+        if not outcomes or (self.stopping and child.killed == self.stopping and not child.done):
+            return self._not_run(child.task)
+        text = tail(b"".join(child.text).decode("utf-8", "replace"))
+        serial = child.printed.text()
+        child.printed.close()
+        elapsed = time.monotonic() - child.started
+        for outcome in outcomes:
+            if len(outcomes) == 1:
+                outcome.seconds = outcome.seconds or elapsed
+                outcome.serial = outcome.serial or tail(serial)
+                outcome.output = outcome.output or text
+        crashed = [one for one in outcomes if one.verdict is Verdict.ERROR and not one.output]
+        for outcome in crashed:
+            outcome.output = text
+        return outcomes
