@@ -27,7 +27,7 @@ def test_all_guests_come_to_their_end(machine: Machine) -> None:
 
 @pytest.mark.vmdbg(tlb="strict", stop_on="stale")
 def test_no_missing_tlb_flush(machine: Machine) -> None:
-    """With strict TLBs a translation stays until it must be forgotten: the machine stops where one is used that is out of date."""
+    """With strict TLBs a translation stays until it must be forgotten: the machine stops where a stale one is used."""
     machine.run()
     expect_no_notice(machine, "stale")
     assert len(machine.exits(PAE, "NPF", where=lambda one: one.gpa == RELEASED)) == 2

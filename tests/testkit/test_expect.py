@@ -33,8 +33,9 @@ def failure(call: Callable[[], object]) -> str:
     ("IOIO", {"host_rip": "vmrun_instruction", "number": 3}, 3), ("VMMCALL", {"guest": 2, "cpu": 0}, None),
 ])  # fmt: skip
 def test_exits_that_come(guest: vmdbg.Guest, code: str | int | None, facts: dict[str, int | range | str], number: int | None) -> None:
+    expect: Callable[..., vmdbg.Exit] = expect_exit
     for whom in (guest, guest.machine):
-        came = expect_exit(whom, code, **facts)  # type: ignore[arg-type]
+        came = expect(whom, code, **facts)
         assert number in (None, came.number)
         assert guest.machine.exits()[-1] == came, "the machine stands at the exit"
         guest.machine.restart()
@@ -90,8 +91,9 @@ def test_exits_that_must_not_come(guest: vmdbg.Guest) -> None:
     ({"gpa": "work"}, "gpa='work': only rip and host_rip are compared with symbols"),
 ])  # fmt: skip
 def test_facts_that_are_none(guest: vmdbg.Guest, facts: dict[str, int], words: str) -> None:
+    expect: Callable[..., vmdbg.Exit] = expect_exit
     with pytest.raises(vmdbg.Error, match=re.escape(words)):
-        expect_exit(guest, "NPF", **facts)  # type: ignore[arg-type]
+        expect(guest, "NPF", **facts)
 
 
 def test_codes_that_are_none(guest: vmdbg.Guest) -> None:
@@ -100,20 +102,21 @@ def test_codes_that_are_none(guest: vmdbg.Guest) -> None:
 
 
 def test_isolation(guest: vmdbg.Guest) -> None:
-    """The first nested PML4 entry becomes a mapping of everything."""
+    """The guest gets its own nested page table."""
     machine = guest.machine
     expect_exit(guest, "CPUID")
     expect_isolation(machine)
     assert "writable-executable: " in failure(lambda: expect_isolation(machine, severity="low"))
     expect_isolation(machine, severity="low", allow=["writable-executable"])
-    table = machine.host.symbol("nested_pt")
+    table = machine.host.address_of("nested_pt")
     machine.host.write(table + 8 * 15, (table | 7).to_bytes(8, "little"))
     words = failure(lambda: expect_isolation(machine))
     assert words.startswith("expected isolation, and it has holes:\ncontrol-writable: ")
     assert "critical  guest 2 (guest 2)" in words
-    for wrong, said in (({"severity": "bad"}, "severity: 'bad' is none; write low, medium"), ({"allow": ["x"]}, "allow: there is no rule 'x'")):
-        with pytest.raises(vmdbg.Error, match=said):
-            expect_isolation(machine, **wrong)  # type: ignore[arg-type]
+    with pytest.raises(vmdbg.Error, match="severity: 'bad' is none; write low, medium"):
+        expect_isolation(machine, severity="bad")
+    with pytest.raises(vmdbg.Error, match="allow: there is no rule 'x'"):
+        expect_isolation(machine, allow=["x"])
 
 
 def test_vmrun(small: Small) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
@@ -19,9 +18,14 @@ from vmdbg.testkit.golden import FIELDS, Seen, Tolerances
 NPF, IOIO, CPUID, INTR, VMMCALL, MSR = (int(ExitCode[name]) for name in ("NPF", "IOIO", "CPUID", "INTR", "VMMCALL", "MSR"))
 
 
-def seen(number: int, code: int, *, guest: int = 2, rip: int = 0x1000, symbol: str = "", **fields: int) -> Seen:
-    record = ExitRecord(number, guest, fields.pop("time", number * 10), rip, code, fields.pop("info1", 0), fields.pop("info2", 0))
-    return Seen(replace(record, **fields), symbol)
+def seen(
+    number: int, code: int, *, guest: int = 2, rip: int = 0x1000, symbol: str = "", insn: bytes = b"", **fields: int
+) -> Seen:  # fmt: skip
+    f = fields.get
+    return Seen(ExitRecord(
+        number, guest, f("time", number * 10), rip, code, f("info1", 0), f("info2", 0), f("intinfo", 0), f("cpu", 0), f("vmcb", 0),
+        f("host_rip", 0), rax=f("rax", 0), rcx=f("rcx", 0), insn=insn,
+    ), symbol)  # fmt: skip
 
 
 def trace(*exits: Seen, **tolerance: Unpack[Tolerances]) -> Trace:

@@ -87,7 +87,7 @@ def test_what_gdb_refuses(gdb: Gdb) -> None:
     for wrong, words in attempts:
         with pytest.raises(GdbError, match=words):
             wrong()
-    with pytest.raises(GdbError, match="work2 was not reached|not defined"):
+    with pytest.raises(GdbError, match='Function "work2" not defined'):
         gdb.run_to("work2")
     gdb.break_at("main")
     with pytest.raises(GdbError, match="unexpected was not reached: "):

@@ -22,7 +22,7 @@ changes the lines of what has changed.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypedDict, TypeVar, Unpack, get_args
@@ -44,8 +44,10 @@ FIELDS = ("rip", "info1", "info2", "intinfo", "rax", "rcx", "insn", "time", "cpu
 _HOSTS = ("time", "cpu", "host_rip", "vmcb")
 """Those that any change of the hypervisor changes, though its guests do the same."""
 _REGISTERS = ("rax", "rcx")
-_ABOUT = {ExitCode.IOIO: ("rax",), ExitCode.CPUID: ("rax",), ExitCode.MSR: ("rax", "rcx"), ExitCode.VMMCALL: ("rax",)}
-"""The registers that an exit is about: what is written, which leaf, which MSR, which hypercall.  Others hold what was left there."""
+_ABOUT: Mapping[int, tuple[str, ...]] = {
+    ExitCode.IOIO: ("rax",), ExitCode.CPUID: ("rax",), ExitCode.MSR: ("rax", "rcx"), ExitCode.VMMCALL: ("rax",),
+}  # fmt: skip
+"""The registers that an exit is about: what is written, which leaf, MSR, hypercall.  Others hold what was left there."""
 
 Rip = Literal["address", "symbol", "function"]
 Reorder = Literal["", "guests"]
@@ -80,8 +82,8 @@ def _code(name: str) -> int:
 class Tolerance:
     """In what a run may differ from a golden trace.
 
-    What the guests did is compared: who left, why, where, and rAX and rCX as far as the exit is about them.  With `exact` also when,
-    on which CPU, and where the hypervisor and the VMCB lie: that is for runs of one and the same build.
+    What the guests did is compared: who left, why, where, and rAX and rCX as far as the exit is about them.  With `exact` also
+    when, on which CPU, and where the hypervisor and the VMCB lie: that is for runs of one and the same build.
 
     `ignore`: fields that are not compared, as "info2", or "NPF.info1" for one kind of exit.  `skip`: kinds of exits that are left
     out on both sides; INTR comes when timers of the host say so.  `reorder="guests"`: what each guest did is compared, in
@@ -114,9 +116,10 @@ class Tolerance:
 
     def changed(self, **given: Unpack[Tolerances]) -> Tolerance:
         """With what is given: `ignore` and `skip` are added.  ValueError."""
+        ignore, skip = [*self.ignore, *_words(given.get("ignore", ()))], [*self.skip, *_words(given.get("skip", ()))]
         return Tolerance.of(
-            dict.fromkeys([*self.ignore, *_words(given.get("ignore", ()))]), dict.fromkeys([*self.skip, *_words(given.get("skip", ()))]),
-            given.get("reorder", self.reorder), given.get("rip", self.rip), given.get("exact", self.exact),
+            dict.fromkeys(ignore), dict.fromkeys(skip), given.get("reorder", self.reorder), given.get("rip", self.rip),
+            given.get("exact", self.exact),
         )  # fmt: skip
 
     def within(self, other: Tolerance) -> str:
@@ -263,8 +266,8 @@ class Trace:
         yield f"exits: {len(kept)}"
         yield ""
         for seen in kept:
-            values = (f"{name}={value.hex() if isinstance(value, bytes) else hex(value)}" for name, value in view.kept(seen) if value)
-            words = str(seen.record.guest), exit_name(seen.record.code), *values
+            values = ((name, value.hex() if isinstance(value, bytes) else hex(value)) for name, value in view.kept(seen) if value)
+            words = str(seen.record.guest), exit_name(seen.record.code), *(f"{name}={value}" for name, value in values)
             yield _one_line(" ".join(words) + (f" ; {seen.symbol}" if seen.symbol else ""))
 
     @classmethod

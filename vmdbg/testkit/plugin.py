@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from vmdbg.testkit.mi import Gdb
 
 MARKER = """\
-vmdbg(image=None, *, guest=2, wall=120, **options): the machine of a test: its image (beside the test's file), the guest that the \
-fixture `guest` waits for, seconds that its machines may run; options are those of vmdbg.Machine, as cpus=2 or tlb="strict"."""
+vmdbg(image=None, *, guest=2, wall=120, **options): the machine of a test: its image (beside the test's file), the guest that \
+the fixture `guest` waits for, seconds that its machines may run; options are those of vmdbg.Machine, as cpus=2, tlb="strict"."""
 RECORDED = "vmdbg_recorded"
 """Name of a report's property: a golden trace that was recorded."""
 SECTION = "vmdbg "
