@@ -16,6 +16,9 @@ PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
 GCC := $(shell command -v gcc >/dev/null && command -v ld >/dev/null && gcc -dumpmachine | grep x86_64)
 fail = { echo "vmdbg: $(1)" >&2; exit 1; }
 
+# The suite starts hundreds of processes: where bytecode is not kept, half of each one's start is compiling our modules.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test thorough lint bench docs clean examples gdb
 .DELETE_ON_ERROR:
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, chdir, closing, contextmanager
@@ -237,6 +238,8 @@ def _section(command: Command, shown: dict[str, str]) -> str:
 
 
 def main() -> None:
+    for scene in (DEMO, *SCENES.values()):  # of the sources as they are, whatever was built before
+        subprocess.run(["make", "-s", "-C", scene.image.parents[1]], check=True, timeout=300)
     of_console, shapes = console_outputs()
     with monitor() as commands:
         shown = outputs(commands) | of_console | examples.screens(IMAGE)
