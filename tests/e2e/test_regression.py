@@ -1,4 +1,7 @@
-"""docs/regression.md as printed, and examples/regression: the good hypervisor passes, and each planted bug is found by name."""
+"""docs/regression.md as printed, and examples/regression: each planted bug is found by name.
+
+That the suite passes on the good hypervisor is shown by test_examples.py, with the other examples.
+"""
 
 from __future__ import annotations
 
@@ -47,16 +50,10 @@ def test_report_of_a_failed_test(suite: Path) -> None:
     check(section(PAGE, "What a failed test tells"), suite)
 
 
-def test_the_good_hypervisor_passes(suite: Path) -> None:
-    found = outcomes(suite)
-    assert len(found) == 7
-    assert set(found.values()) == {"PASSED"}
-
-
 @pytest.mark.parametrize(("variant", "test"), [("wrong-intercept", "test_no_wrong_intercept"), ("isolation-hole", "test_no_isolation_hole")])
 def test_planted_bugs_are_found_by_name(suite: Path, variant: str, test: str) -> None:
-    found = outcomes(suite, "-k", "no_", f"--vmdbg-image=build/{variant}/build/hypervisor.elf")
-    assert len(found) == 3
+    found = outcomes(suite, "-k", "no_wrong or no_isolation", f"--vmdbg-image=build/{variant}/build/hypervisor.elf")
+    assert len(found) == 2
     assert [name for name, word in found.items() if word != "PASSED"] == [test]
 
 

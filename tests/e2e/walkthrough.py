@@ -56,7 +56,7 @@ def follow(text: str, folder: Path) -> Iterator[tuple[Step, str]]:
     tools = Path(sys.executable).parent
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "VMDBG", "PY_COLORS"))},
-        "PATH": f"{tools}:{os.environ['PATH']}", "COLUMNS": "80", "TERM": "dumb", "NO_COLOR": "1", "PYTHONDONTWRITEBYTECODE": "1",
+        "PATH": f"{tools}:{os.environ['PATH']}", "COLUMNS": "80", "TERM": "dumb", "NO_COLOR": "1",
     }  # fmt: skip
     environment.pop("CI", None)
     place = folder
