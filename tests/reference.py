@@ -23,6 +23,7 @@ from introspect.commands.registry import example_outputs
 from introspect.commands.topics import by_topic, topic_of
 from tests import api_source
 from tests.console import examples
+from tests.testkit import job_keys
 from vmdbg.console.source import LiveSource
 from vmdbg.debugger import Debugger
 from vmdbg.history import HOST
@@ -248,6 +249,7 @@ def main() -> None:
         example_outputs.cache_clear()
         PAGE.write_text(page(commands, shown), encoding="utf-8")
         README.write_text(readme(commands), encoding="utf-8")
+        job_keys.PAGE.write_text(job_keys.page(), encoding="utf-8")
         api_source.write(api_registry(commands))
     with monitor() as commands:
         SCHEMA.write_text(json.dumps(schema(commands) | shapes, indent=1) + "\n", encoding="utf-8")
