@@ -61,11 +61,11 @@ Choice = TypeVar("Choice", bound=str)
 class Tolerances(TypedDict, total=False):
     """The fields of `Tolerance` as arguments; lists may be words of one text."""
 
-    exact: bool
     ignore: Iterable[str] | str
     skip: Iterable[str] | str
     reorder: str
     rip: str
+    exact: bool
 
 
 class GoldenError(Error):
