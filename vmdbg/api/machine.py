@@ -168,6 +168,12 @@ class Machine(MachineCommands):
         return machine.ended if machine.exit_status is not None else ""
 
     @property
+    def identity(self) -> str:
+        """A hash of all that this run was given: image, options, what came from outside.  Runs of one identity are the same;
+        `fingerprint()` has the hash of what a run has done, where `fingerprint=True` asks for it."""
+        return str(self.debugger.machine.identity)
+
+    @property
     def stop(self) -> Stop | None:
         """The last one; None before the first run."""
         return self._runner.last
