@@ -257,7 +257,7 @@ class AddressWord:
     def locate(self, context: Context, owner: GuestView | HostView | None = None) -> Located:
         """`owner`: whose it is if it names none; without one, who is selected.  Raises `CommandError`."""
         owner = owner or context.selected or context.host
-        line = is_line(self.text)
+        line = is_line(self.text) if ":" in self.text else None
         if line is not None and RequesterId.parse(":".join(line[:2])) is None:  # 00:03.0:2000 is a device's address
             return self._of_line(context, owner, *line)
         try:
