@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # make demo    a narrated session of a real gdb on the demo hypervisor
-# make test    every test that this machine can run; what was skipped, and why, stands at the end
+# make test    every test that this machine can run, a file for each processor at a time; what was skipped, and why, stands at the
+#              end; ARGS="-n 0 tests/svm" for some of them, one after the other
 # make thorough  random VMCBs, page walks and predictions of exits, by the ten and hundred thousand
 # make lint    ruff, and mypy --strict
 # make bench   speed of the engine and of world switches
@@ -16,6 +17,9 @@ PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
 GCC := $(shell command -v gcc >/dev/null && command -v ld >/dev/null && gcc -dumpmachine | grep x86_64)
 fail = { echo "vmdbg: $(1)" >&2; exit 1; }
 
+# The suite starts hundreds of processes: where bytecode is not kept, half of each one's start is compiling our modules.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test thorough lint bench docs clean examples gdb
 .DELETE_ON_ERROR:
 
@@ -25,7 +29,7 @@ demo: $(V)/ready gdb
 	@$(V)/bin/vmdbg demo
 
 test: $(V)/ready gdb examples
-	@$(RUN) -m pytest $(ARGS)
+	@$(RUN) -m pytest -n auto --dist loadfile $(ARGS)
 
 thorough: $(V)/ready
 	@$(RUN) -m tests.thorough vmcbs

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, chdir, closing, contextmanager
@@ -22,6 +23,7 @@ from introspect.commands.registry import example_outputs
 from introspect.commands.topics import by_topic, topic_of
 from tests import api_source
 from tests.console import examples
+from tests.testkit import job_keys
 from vmdbg.console.source import LiveSource
 from vmdbg.debugger import Debugger
 from vmdbg.history import HOST
@@ -237,6 +239,8 @@ def _section(command: Command, shown: dict[str, str]) -> str:
 
 
 def main() -> None:
+    for scene in (DEMO, *SCENES.values()):  # of the sources as they are, whatever was built before
+        subprocess.run(["make", "-s", "-C", scene.image.parents[1]], check=True, timeout=300)
     of_console, shapes = console_outputs()
     with monitor() as commands:
         shown = outputs(commands) | of_console | examples.screens(IMAGE)
@@ -245,6 +249,7 @@ def main() -> None:
         example_outputs.cache_clear()
         PAGE.write_text(page(commands, shown), encoding="utf-8")
         README.write_text(readme(commands), encoding="utf-8")
+        job_keys.PAGE.write_text(job_keys.page(), encoding="utf-8")
         api_source.write(api_registry(commands))
     with monitor() as commands:
         SCHEMA.write_text(json.dumps(schema(commands) | shapes, indent=1) + "\n", encoding="utf-8")

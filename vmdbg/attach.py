@@ -98,7 +98,7 @@ def main(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="vmdbg-") as directory:
         socket = str(Path(directory) / "gdb")
         machine = subprocess.Popen(
-            [sys.executable, "-m", "vmdbg", "run", *options.words, "--gdb", f"unix:{socket}", "--wait"],
+            [sys.executable, "-m", "vmdbg", "run", *options.typed, "--gdb", f"unix:{socket}", "--wait"],
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # ^C in gdb is gdb's
         )

@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         at = words.index("--")
         words, behind = words[:at], words[at + 1 :]
     options = parser().parse_args(words)
-    options.gdb_arguments, options.words = behind, words[1:]
+    options.gdb_arguments, options.typed = behind, words[1:]
     try:
         status: int = options.run(options)
     except UsageError as error:

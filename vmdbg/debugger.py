@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 from gdbstub.description import Description
@@ -36,6 +37,7 @@ from vmdbg.regions import region
 from vmdbg.registers import Registers, description
 from vmdbg.running import Running
 from vmdbg.spaces import Spaces
+from vmdbg.timetravel.snapshot import Snapshot, put_back, take
 from vmdbg.watchpoints import Watchpoints
 
 
@@ -51,6 +53,10 @@ class Debugger(Spaces):
         self.architectures: dict[int, str] = {}
         """Register descriptions chosen by hand, by pid."""
         self._input = -1
+        self.snapshots: dict[str, Snapshot] = {}
+        """By name, in the order in which they were taken."""
+        self.restoring: list[Callable[[], AbstractContextManager[None]]] = []
+        """Who has to do something before a snapshot is restored, and behind it."""
         self.trace = Trace(self, lambda: self.machine.clock.now, TICKS_PER_SECOND // 1_000_000)
         self._use(machine)
 
@@ -243,6 +249,29 @@ class Debugger(Spaces):
             raise TargetError("single steps cannot be switched off here: set ENABLE (1), too")
         self.running.resumed.manner.flags = flags
 
+    # Snapshots
+
+    def snapshot(self, name: str) -> Snapshot:
+        """Keep the machine as it is under a name.  Raises `SnapshotError`."""
+        latest = next(reversed(self.snapshots.values()), None)
+        taken = take(self.machine, latest)
+        self.snapshots.pop(name, None)
+        self.snapshots[name] = taken
+        return taken
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Make the machine what it was at a snapshot of it.  Breakpoints and the like stay; clients are told of nothing."""
+        with ExitStack() as stack:
+            for each in self.restoring:
+                stack.enter_context(each())
+            self._restore(snapshot)
+
+    def _restore(self, snapshot: Snapshot) -> None:
+        put_back(self.machine, snapshot)
+        self._descriptions = {pid: one for pid, one in self._descriptions.items() if self.who.alive(pid)}
+        self._blocks.clear()
+        self.running.restored()
+
     # Monitor, run, kill, files
 
     def monitor(self, command: str, write: Callable[[str], object], thread: ThreadId) -> None:
@@ -258,7 +287,10 @@ class Debugger(Spaces):
         self.running.ended = True
         rule, manner = self.breakpoints.rule, self.running.resumed.manner
         try:
+            former = self.machine
             self._use(self.restart(arguments), self.catchpoints)
+            if not former.is_like(self.machine):
+                self.snapshots.clear()
             self.breakpoints.rule, self.running.resumed.manner = rule, manner
         except UsageError as error:
             raise TargetError(str(error)) from None

@@ -209,6 +209,30 @@ class Space(_Command):
         return _complete(["gva", "gpa", "spa"], word)
 
 
+class Snapshot(_Command):
+    def __init__(self) -> None:
+        super().__init__(
+            "snapshot",
+            "Keep the machine as it is, come back to it, write it to a file.\n"
+            "snapshot NAME\nsnapshot restore NAME\nsnapshot save FILE [NAME]\nsnapshot delete NAME\n"
+            "`snapshots` lists them. gdb looks anew at registers and memory behind `snapshot restore`.",
+        )
+
+    def invoke(self, argument: str, from_tty: bool) -> None:
+        _show(f"snapshot {argument}")
+        words = argument.split()
+        if words[:1] == ["restore"] and len(words) > 1:
+            gdb.execute("maintenance flush dcache", to_string=True)
+            gdb.execute("maintenance flush register-cache", to_string=True)
+            try:
+                gdb.execute("frame")
+            except gdb.error as error:  # the selected thread may be none of those days
+                gdb.write(f"{error}\n")
+
+    def complete(self, text: str, word: str | None) -> list[str]:
+        return _completions(f"snapshot {text}", word)
+
+
 class GuestFunction(gdb.Function):
     """$guest(): the number of the guest that the selected thread belongs to, 0 in the hypervisor."""
 
@@ -272,7 +296,7 @@ def load() -> None:
     All of monitor's commands but those whose names gdb has itself (x, print, bt, search, dump, load, ...): they stay
     behind `monitor`.
     """
-    special = {"walk": Walk, "vmcb": Vmcb, "space": Space}
+    special = {"walk": Walk, "vmcb": Vmcb, "space": Space, "snapshot": Snapshot}
     for name, commands in _DOCUMENTED.items():
         if name not in special and not _taken(name):
             Thin(name, "\n".join(f"{summary}\n{synopsis}" for _, synopsis, summary in commands))

@@ -181,6 +181,8 @@ class Machine:
         self.exit_status: int | None = None
         self.ended = ""
         """In words, why the machine ended."""
+        self._last_instruction: int | None = None
+        """At which `run` stops, as the engine counts them."""
         self._reset_requested = False
         self._next_look = LOOK
         self._a20 = [True, True]
@@ -199,6 +201,11 @@ class Machine:
         """A CPU on its own keeps its turn: each end of one costs as much as a thousand instructions."""
         self._quantum_end = self._quantum
         self._start()
+
+    def is_like(self, other: Machine) -> bool:
+        """Whether both are made of the same: what is kept of one fits the other."""
+        mine, its = (replace(one.config, serial=NullSerial(), trace=None, modules=()) for one in (self, other))
+        return replace(mine, serial=its.serial) == its and self.files == other.files
 
     def _load(self) -> BootImage:
         config = self.config
@@ -450,6 +457,11 @@ class Machine:
             if cpu in watch:
                 return Event.PAUSED
             deadline = min(end, self._quantum_end, self._next_look)
+            left = self.instructions_left
+            if left is not None:  # no instruction is shorter than a tick
+                deadline = min(deadline, clock.now + left)
+            if left == 0:
+                return Event.SLICE
             timer = clock.next_deadline()
             if timer is not None:
                 deadline = min(deadline, timer)
@@ -457,6 +469,16 @@ class Machine:
             if event is not None:
                 return event
         return Event.SLICE
+
+    def limit_instructions(self, count: int | None) -> None:
+        """Let `run` go no further than so many instructions from here, of all CPUs together; None: as far as it likes."""
+        self.engine.count(count is not None)
+        self._last_instruction = None if count is None else self.engine.instructions + count
+
+    @property
+    def instructions_left(self) -> int | None:
+        """Of `limit_instructions`; None without a limit."""
+        return None if self._last_instruction is None else max(self._last_instruction - self.engine.instructions, 0)
 
     def step(self, cpu: Processor) -> Event:
         """Execute one instruction, or take one event, on the CPU that `turn` gave."""

@@ -24,6 +24,7 @@ from vmdbg.points import PointCommands
 from vmdbg.results import Text
 from vmdbg.running_commands import RunningCommands
 from vmdbg.switch_commands import SwitchCommands
+from vmdbg.timetravel.commands import SnapshotCommands
 
 if TYPE_CHECKING:
     from vmdbg.debugger import Debugger
@@ -68,7 +69,7 @@ class Monitor(MachineContext):
         self.catch = Catch(debugger)
         for command in (
             *self.catch.commands, *PlatformCommands(debugger).commands, *PciCommands(debugger).commands,
-            *LateLaunchCommands(debugger).commands, *SwitchCommands(self).commands,
+            *LateLaunchCommands(debugger).commands, *SwitchCommands(self).commands, *SnapshotCommands(debugger).commands,
         ):  # fmt: skip
             self.registry.add(command)
 

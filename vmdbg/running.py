@@ -103,6 +103,16 @@ class Running:
     def _say(self, text: str) -> None:
         self._events.append(Output(text))
 
+    def restored(self) -> None:
+        """The machine is as it was at another time: nothing of what was to happen does."""
+        self._steppings = {}
+        self._events.clear()
+        self.last_stop = self._exit_stop = self.deadline = None
+        self._entering = self.ended = False
+        self.hits.resumed_at = self.machine.clock.now
+        self.agents.forget()
+        self.watchpoints.renew()
+
     # Stopping together
 
     def resume(self, actions: Mapping[ThreadId, Action]) -> None:
@@ -225,6 +235,8 @@ class Running:
             del self._steppings[thread]
         if self.deadline is not None and self.machine.clock.now >= self.deadline and self.resumed.awaited:
             return self._at_deadline()
+        if self.machine.instructions_left == 0 and self.resumed.awaited:
+            return self._at_limit()
         self.catchpoints.live = self.resumed.awaited
         collecting = any(thread not in self.holds for thread in self.trace.stepping)
         self.history.watching = bool(
@@ -238,6 +250,11 @@ class Running:
     def _at_deadline(self) -> Stop:
         text, self.deadline = f"[guest time {self.deadline} is reached]", None
         return WorldStop(self.resumed.reported(self.inferiors.thread_on(self.machine.cpu)), text=text, why=Why.DEADLINE)
+
+    def _at_limit(self) -> Stop:
+        self.machine.limit_instructions(None)
+        told = self.resumed.reported(self.inferiors.thread_on(self.machine.cpu))
+        return WorldStop(told, text="[the instructions are used up]", why=Why.DEADLINE)
 
     def _run(self, breakpoints: bool, watch: Collection[Processor] = ()) -> StubEvent | None:
         """Run for about `SLICE_SECONDS`: what that is in guest time, world switches and devices decide."""

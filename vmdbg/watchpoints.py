@@ -180,6 +180,11 @@ class Watchpoints:
             if follows != (cpu.debug.follower is not None):
                 cpu.debug.follow(self._follow if follows else None)
 
+    def renew(self) -> None:
+        """Memory is as it was at another time: what is there now is what stores are to be compared with."""
+        self._selected = True
+        self.guard()
+
     # Where they are
 
     def guard(self) -> None:

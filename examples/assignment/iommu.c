@@ -16,18 +16,17 @@ uint64_t *iommu_entry(uint32_t device)
     return device_table + device * (DTE_SIZE / 8);
 }
 
-void iommu_start(void)
+void iommu_start(uint64_t interrupts)
 {
     device_table = allocate_page();
     allocate_page(); /* 256 entries are two pages, and pages are handed out in order */
     commands = allocate_page();
     events = allocate_page();
     /* No device reaches anything: translation is on, nothing is mapped, reading and writing are not allowed (2.2.2). Requesters
-       of other buses are beyond the table, and as badly off. Nor does any interrupt: a device that writes to FEE00000 is one that
-       interrupts, whatever its driver has set up. */
+       of other buses are beyond the table, and as badly off. */
     for (uint32_t device = 0; device < IOMMU_DEVICES; device++) {
         iommu_entry(device)[0] = DTE_VALID | DTE_TRANSLATION;
-        iommu_entry(device)[2] = DTE_INTERRUPTS;
+        iommu_entry(device)[2] = interrupts;
     }
     iommu_write(IOMMU_CONTROL, 0);
     iommu_write(IOMMU_DEVICE_TABLE, physical(device_table) | 1);

@@ -57,8 +57,9 @@ struct event { uint64_t low, high; };
 
 /* Is there one? */
 int iommu_present(void);
-/* Rings, a device table in which nothing is allowed, and on. */
-void iommu_start(void);
+/* Rings, a device table in which no access is allowed, and on. `interrupts`: of every entry the third quadword; 0 lets all
+   interrupts pass, DTE_INTERRUPTS none. */
+void iommu_start(uint64_t interrupts);
 uint64_t *iommu_entry(uint32_t device);
 /* Map a 4 KiB page in a table of `levels` levels. */
 void iommu_map(uint64_t *root, int levels, uint64_t iova, uint64_t spa, uint64_t rights);

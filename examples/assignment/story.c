@@ -74,7 +74,7 @@ void __wrap_apic_start(uint32_t count)
             fatal("no IOMMU: a device that reaches all memory is not given to a guest (README.md, \"unguarded\")");
         move_up(guest);
         if (guarded)
-            iommu_start();
+            iommu_start(DTE_INTERRUPTS); /* a device that writes to FEE00000 interrupts, whatever its driver has set up */
         assign(guest, EDU_IDENTITY, guarded);
     }
     __real_apic_start(count);

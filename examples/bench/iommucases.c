@@ -4,6 +4,7 @@
  * what came of it and what the event log has. The device must be 00:11.0, for one case asks for a device beyond a short table.
  *
  *   case NAME: write yes|no read yes|no status S events LOW:HIGH ...
+ *   case NAME: vector V status S events ...        what an interrupt of the device became, 0 for nothing
  *
  * "read no": the device's buffer does not hold what memory has. Logged events are read from memory, whatever the tail says.
  */
@@ -27,11 +28,17 @@
 #define RESERVED_DTE  (1ull << 2)
 #define SUPPRESS_ONE  (1ull << 33) /* SE and SA, bits 97 and 98 of an entry */
 #define SUPPRESS_ALL  (1ull << 34)
+#define INDEX         5 /* of the interrupt table entry that is used */
+#define LENGTH_OF(n)  ((uint64_t)(n) << 1)
+#define INT_CTL(n)    ((uint64_t)(n) << 60)
+#define INT_TYPE(n)   ((uint32_t)(n) << 2)
+#define RESERVED_IRTE (1u << 24)
 
 static struct edu edu;
 static uint64_t *table, *commands, *root;
 static volatile uint64_t *events;
-static uint64_t entry[2]; /* what the device's entry shall be */
+static uint64_t entry[3]; /* what the device's entry shall be */
+static uint32_t *interrupts;
 static uint64_t table_size;
 static volatile uint64_t stored __attribute__((aligned(8)));
 
@@ -66,6 +73,7 @@ static void begin(int levels)
     root = allocate_page();
     entry[0] = DTE_VALID | DTE_TRANSLATION | DTE_MODE(levels) | physical(root) | RW;
     entry[1] = DOMAIN;
+    entry[2] = 0;
     table_size = 1;
 }
 
@@ -91,6 +99,7 @@ static void forget(void)
 {
     command(2ull << 60 | edu.device, 0);
     command(3ull << 60 | (uint64_t)DOMAIN << 32, 0x7ffffffffffff003);
+    command(5ull << 60 | edu.device, 0);
     wait();
 }
 
@@ -99,7 +108,8 @@ static void enable(void)
     uint64_t *at = table + edu.device * 4;
     at[0] = entry[0];
     at[1] = entry[1];
-    at[2] = at[3] = 0;
+    at[2] = entry[2];
+    at[3] = 0;
     iommu_write(IOMMU_DEVICE_TABLE, physical(table) | table_size);
     iommu_write(IOMMU_CONTROL, FULL);
     forget();
@@ -324,6 +334,58 @@ static void command_cases(void)
     say_events();
 }
 
+static volatile uint32_t *apic(uint32_t offset)
+{
+    return (volatile uint32_t *)(uintptr_t)(0xfee00000 + offset);
+}
+
+/* Interrupts are off: what has come waits in the local APIC's IRR, so each case has a vector of its own. */
+static uint32_t waiting(uint32_t vector)
+{
+    return *apic(0x200 + vector / 32 * 16) >> vector % 32 & 1;
+}
+
+/* Let the device send `data`, with this third quadword of its entry and this interrupt table entry. */
+static void interrupt(const char *name, uint64_t third, uint32_t irte, uint32_t data)
+{
+    uint8_t before[256];
+    uint32_t became = 0;
+    begin(4);
+    interrupts[INDEX] = irte;
+    entry[2] = third ? third | DTE_INTERRUPTS | physical(interrupts) : 0;
+    enable();
+    for (uint32_t vector = 32; vector < 256; vector++)
+        before[vector] = (uint8_t)waiting(vector);
+    pci_interrupt_by(edu.device, 0xfee00000, data);
+    *(volatile uint32_t *)(edu.registers + 0x60) = 1;
+    for (int i = 0; i < 2000; i++)
+        __asm__ volatile("pause");
+    *(volatile uint32_t *)(edu.registers + 0x64) = 1;
+    for (uint32_t vector = 32; vector < 256; vector++)
+        if (waiting(vector) && !before[vector])
+            became = vector;
+    print("case %s: vector %x", name, became);
+    say_events();
+}
+
+static void interrupt_cases(void)
+{
+    *apic(0xf0) = 0x1ff; /* software enabled */
+    interrupts = allocate_page();
+    interrupt("irq-unmanaged", 0, 0, 0x61);
+    interrupt("irq-remapped", INT_CTL(2) | LENGTH_OF(8), IRTE_REMAP | IRTE_VECTOR(0x62), INDEX);
+    interrupt("irq-arbitrated", INT_CTL(2) | LENGTH_OF(8), IRTE_REMAP | INT_TYPE(1) | IRTE_VECTOR(0x63), INDEX);
+    interrupt("irq-not-remapped", INT_CTL(2) | LENGTH_OF(8), IRTE_VECTOR(0x64), INDEX);
+    interrupt("irq-suppressed", INT_CTL(2) | LENGTH_OF(8), 2 | IRTE_VECTOR(0x64), INDEX); /* SupIOPF */
+    interrupt("irq-denied", LENGTH_OF(8), IRTE_REMAP | IRTE_VECTOR(0x64), INDEX);
+    interrupt("irq-forwarded", INT_CTL(1) | LENGTH_OF(8), IRTE_REMAP | IRTE_VECTOR(0x64), 0x65);
+    interrupt("irq-reserved-control", INT_CTL(3) | LENGTH_OF(8), IRTE_REMAP | IRTE_VECTOR(0x66), INDEX);
+    interrupt("irq-beyond-table", INT_CTL(2) | LENGTH_OF(2), IRTE_REMAP | IRTE_VECTOR(0x67), INDEX);
+    interrupt("irq-reserved-length", INT_CTL(2) | LENGTH_OF(12), IRTE_REMAP | IRTE_VECTOR(0x68), INDEX);
+    interrupt("irq-reserved-type", INT_CTL(2) | LENGTH_OF(8), IRTE_REMAP | INT_TYPE(3) | IRTE_VECTOR(0x69), INDEX);
+    interrupt("irq-reserved-bit", INT_CTL(2) | LENGTH_OF(8), IRTE_REMAP | IRTE_VECTOR(0x6a) | RESERVED_IRTE, INDEX);
+}
+
 _Noreturn void main(void)
 {
     serial_start();
@@ -343,6 +405,7 @@ _Noreturn void main(void)
     skipping_cases();
     other_cases();
     command_cases();
+    interrupt_cases();
     print("cases: done\n");
     end(0);
 }

@@ -85,7 +85,7 @@ _Noreturn void main(uint32_t information)
         uint64_t *root = allocate_page();
         for (uint64_t i = 0; i < PAGES; i++)
             iommu_map(root, LEVELS, IOVA + i * PAGE_SIZE, DATA + i * PAGE_SIZE, PTE_READ | PTE_WRITE);
-        iommu_start();
+        iommu_start(0);
         iommu_assign(edu.device, DOMAIN, root, LEVELS);
     }
     transfers(PAGES / 2 + 2, off ? DATA : IOVA, cold);

@@ -17,7 +17,7 @@ from introspect.expression import Space
 from introspect.iommu.devices import entries
 from introspect.iommu.space import IoRange, IoSpace
 from introspect.iommu.state import Iommu
-from introspect.iommu.structures import DTE
+from introspect.iommu.structures import DTE, GUEST_IRTE_UNCACHED, IRTE128
 from introspect.iommu.verdicts import DmaAccess, IoTranslation
 from introspect.iommu.walk import read_dte, translate
 from introspect.paging import ENTRY
@@ -259,6 +259,8 @@ def _now(context: Context, one: CachedEntry) -> bytes | None:
     except Unreadable:
         return b""
     marks = _MARKS if one.kind == "page directory" else 0
+    if len(one.data) == 16 and int.from_bytes(one.data, "little") & IRTE128.GuestMode:
+        marks = GUEST_IRTE_UNCACHED
     changed = (int.from_bytes(now, "little") ^ int.from_bytes(one.data, "little")) & ~marks
     return now if changed else None
 

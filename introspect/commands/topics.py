@@ -25,6 +25,7 @@ TOPICS: Mapping[str, tuple[str, ...]] = {
         "delete", "enable", "disable", "breakpoints", "tracepoints", "watch", "break-range", "catch", "tcatch", "stop-on",
         "stop-at", "follow", "step-into-guest", "sstep", "debug",
     ),
+    "Snapshots": ("snapshot", "snapshots", "restore", "snapshot restore", "snapshot save", "snapshot delete"),
     "Platform and devices": (
         "mtree", "devices", "lapic", "ioapic", "pic", "pit", "rtc", "pci", "dma", "send",
     ),

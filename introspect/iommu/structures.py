@@ -7,9 +7,9 @@ and `get`, `make`, `names` of `Bits` decode, encode and describe. What a field o
 from introspect.layout import Bits, bit, bits
 
 __all__ = [
-    "DTE", "DTE_SIZE", "GCR3", "GCR3_RESERVED", "GUEST_IRTE", "IRTE", "IRTE128", "PTE", "PTE_LEAF_RESERVED",
-    "PTE_TABLE_RESERVED", "decode_dte", "encode_dte", "gcr3_root", "gcr3_root_bits", "host_root", "interrupt_root",
-    "page_size_of",
+    "DTE", "DTE_SIZE", "GCR3", "GCR3_RESERVED", "GUEST_IRTE", "GUEST_IRTE_UNCACHED", "IRTE", "IRTE128", "PTE",
+    "PTE_LEAF_RESERVED", "PTE_TABLE_RESERVED", "decode_dte", "encode_dte", "gcr3_root", "gcr3_root_bits", "host_root",
+    "interrupt_root", "page_size_of",
 ]  # fmt: skip
 
 DTE_SIZE = 32
@@ -201,3 +201,10 @@ class GUEST_IRTE(Bits):
     VAPICRoot = bits(115, 76)
     """Address bits 51:12."""
     Destination_31_24 = bits(127, 120)
+
+
+GUEST_IRTE_UNCACHED = (
+    GUEST_IRTE.GALogIntr | GUEST_IRTE.GAPPIDis | GUEST_IRTE.IsRun | GUEST_IRTE.Destination_23_0 | GUEST_IRTE.GATag
+    | GUEST_IRTE.Destination_31_24
+)  # fmt: skip
+"""What hardware reads of an entry each time: a hypervisor says where its guest runs without an invalidation (2.2.5.2)."""

@@ -58,7 +58,7 @@ def program(tmp_path: Path) -> Iterator[Callable[..., Machine]]:
     """A machine that executes assembly, in long mode or another, at 0x8000."""
     made: list[Machine] = []
 
-    def start(source: str, bits: int = 64, **options: int) -> Machine:
+    def start(source: str, bits: int = 64, **options: object) -> Machine:
         path = tmp_path / f"program{len(made)}.bin"
         path.write_bytes(assemble(source, 0x8000, bits).code)
         modes = {16: "real", 32: "protected", 64: "long"}

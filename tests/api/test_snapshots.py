@@ -30,12 +30,20 @@ def test_a_machine_goes_back_from_its_end_and_ends_the_same(machine: Machine, wh
     machine.run()
     assert machine.exit_status == 1
     machine.restore(kept)
-    assert (machine.exit_status, machine.time, machine.guest(2).registers.rdi) == (None, kept.time, before)
+    assert not machine.ended
+    assert (machine.time, machine.guest(2).registers.rdi) == (kept.time, before)
     assert machine.guest(2).symbol(machine.guest(2).pc) == "work"
     point.enabled = True
     assert machine.run().points == (point,)
     machine.restore(kept)
     ends(machine, whole)
+
+
+@pytest.mark.parametrize("name", ["/nonexistent/file", "\0", ""])
+def test_a_file_that_cannot_be_written(machine: Machine, name: str) -> None:
+    with pytest.raises(vmdbg.Error) as caught:
+        machine.save(name)
+    assert "\n" not in str(caught.value)
 
 
 def test_before_a_guest_its_breakpoints_wait_again(machine: Machine, whole: Machine) -> None:

@@ -122,7 +122,7 @@ def test_usage_errors_are_one_line(tmp_path: Path) -> None:
     refused("put --device bridge,id=x before it", "run", *image, "--device", "edu,bus=x")
     refused("from 12 to 64", "run", *image, "--device", "edu,dma-mask=9")
     refused("No such file", "run", *image, "--device", "virtio-blk,file=/no/file")
-    refused("required", "run")
+    refused("name an image, or --snapshot FILE", "run")
     refused("choose from", "fly")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         refused("choose another port", "run", *image, "--gdb", str(taken.getsockname()[1]))

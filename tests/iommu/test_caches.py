@@ -175,6 +175,17 @@ def test_stale_entries_of_the_device_table_are_told() -> None:
                             "INVALIDATE_IOMMU_PAGES was forgotten"), "the entry is right by now, the pages are not"  # fmt: skip
 
 
+def test_an_entry_without_v_and_iv_is_not_kept() -> None:
+    """Who sets the first bit of an entry need not invalidate it."""
+    bench = Bench(strict=True)
+    told: list[str] = []
+    bench.unit.stale_listeners.append(told.append)
+    bench.dma.read(DEVICE, DATA, 1)
+    bench.give({0: DATA})
+    assert reached(bench) == DATA
+    assert told == []
+
+
 def test_what_a_stale_entry_refuses_is_told() -> None:
     bench = Bench(strict=True)
     told: list[str] = []

@@ -131,6 +131,8 @@ def test_memory_that_is_guarded_against_devices() -> None:
     bench = Bench()
 
     class Block:
+        on = True
+
         def refuse(self, requester: RequesterId, span: Span, write: bool, *, quiet: bool) -> str:
             return "guarded" if COMMANDS_AT <= span.spa < COMMANDS_AT + 0x10000 else ""
 

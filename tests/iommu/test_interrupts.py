@@ -171,6 +171,30 @@ def test_strict_entries_stay_until_they_are_invalidated() -> None:
                             "INVALIDATE_DEVTAB_ENTRY was forgotten")  # fmt: skip
 
 
+def test_strict_where_a_guest_runs_needs_no_invalidation() -> None:
+    """IsRun, Destination, GATag and GALogIntr are read each time; the vector and the backing page are kept."""
+    bench = Bench(strict=True)
+    told: list[str] = []
+    rung: list[int] = []
+    bench.unit.stale_listeners.append(told.append)
+    bench.apics.doorbell_listeners.append(rung.append)
+    bench.control(CONTROL.GAEn | CONTROL.make(GAMEn=1) | CONTROL.GALogEn)
+    bench.irte(5, guest_irte(), 16)
+    bench.message(5)
+    bench.irte(5, guest_irte(IsRun=1, Destination_23_0=7), 16)
+    bench.message(5)
+    bench.irte(5, guest_irte(GALogIntr=1, GATag=0xBEEF), 16)
+    bench.message(5)
+    assert rung == [7]
+    assert bench.ram.read_u64(GA_AT) == 1 << 60 | DEVICE << 32 | 0xBEEF
+    assert told == []
+    bench.irte(5, guest_irte(Vector=0xA6, IsRun=1, Destination_23_0=7), 16)
+    bench.message(5)
+    assert bench.ram.read_u32(GUEST_PAGE + 0x250) == 1 << 5, "0xA5"
+    assert "becomes vector 0xa5 of the guest with the backing page" in told[0]
+    assert told[0].endswith("INVALIDATE_INTERRUPT_TABLE was forgotten")
+
+
 def test_dma_and_interrupts_have_halves_of_their_own() -> None:
     """V without IV: addresses are translated, interrupts are not."""
     bench = Bench()

@@ -30,8 +30,13 @@ DIFFERENT = {
     "changed": ("yes yes", "no no"),
     "unknown-command": ("stopped", "done"),
     "command-reserved-bit": ("stopped", "done"),
+    "irq-forwarded": ("65", "0"),
+    "irq-beyond-table": ("0", "67"),
+    "irq-reserved-length": ("0", "68"),
+    "irq-reserved-bit": ("0", "6a"),
 }
-"""Whether the device's write and read got through, or the commands behind this one are carried out: ours, QEMU's."""
+"""Whether the device's write and read got through, the commands behind this one are carried out, or which vector its interrupt became:
+ours, QEMU's."""
 BLOCKED = {
     "translation-invalid": "RW|", "mode-0-read-only": "PR RW PE", "mode-7": "PR RW|PR", "entry-read-only": "PR RW PE",
     "beyond-table": "RW|", "read-only": "PR RW PE", "write-only": "PR PE", "not-present": "RW|", "reserved-bit": "PR RW RZ|PR RZ",
@@ -39,10 +44,16 @@ BLOCKED = {
     "skip-nonzero": "PR RW|PR", "suppress-more": "PR RW PE",
 }  # fmt: skip
 """Flags of our IO_PAGE_FAULTs, write|read."""
+INTERRUPTS = {
+    "irq-unmanaged": "61", "irq-remapped": "62", "irq-arbitrated": "63", "irq-forwarded": "65", "irq-not-remapped": "I",
+    "irq-suppressed": "", "irq-denied": "I", "irq-beyond-table": "I", "irq-reserved-type": "I PR RZ", "irq-reserved-bit": "I PR RZ",
+}  # fmt: skip
+"""Vectors, or the flags of our IO_PAGE_FAULTs; empty where none is logged."""
 OTHER_EVENTS = {
     "entry-reserved-bit": EventCode.ILLEGAL_DEV_TABLE_ENTRY, "table-nowhere": EventCode.PAGE_TAB_HARDWARE_ERROR,
     "unknown-command": EventCode.ILLEGAL_COMMAND_ERROR, "command-reserved-bit": EventCode.ILLEGAL_COMMAND_ERROR,
-    "command-nowhere": EventCode.COMMAND_HARDWARE_ERROR,
+    "command-nowhere": EventCode.COMMAND_HARDWARE_ERROR, "irq-reserved-control": EventCode.ILLEGAL_DEV_TABLE_ENTRY,
+    "irq-reserved-length": EventCode.ILLEGAL_DEV_TABLE_ENTRY,
 }  # fmt: skip
 SILENT = {"suppress-all", "log-full", "changed"}
 """Refused, or possibly so, and no event."""
@@ -63,7 +74,8 @@ def cases(output: str) -> dict[str, Case]:
         fields = dict(zip(words[::2], words[1::2], strict=True))
         events = [Event.decode(int(low, 16) | int(high, 16) << 64) for low, high in (word.split(":") for word in logged.split())]
         assert None not in events, rest
-        outcome = f"{fields['write']} {fields['read']}" if "write" in fields else "done" if fields.get("done") == "yes" else "stopped"
+        done = "done" if fields.get("done") == "yes" else "stopped"
+        outcome = f"{fields['write']} {fields['read']}" if "write" in fields else fields.get("vector", done)
         found[name] = Case(outcome, int(fields["status"], 16), [event for event in events if event], fields)
     assert "cases: done" in output, output
     return found
@@ -125,6 +137,14 @@ def test_each_refusal_of_ours_is_logged_as_the_specification_has_it(ours: dict[s
             assert [event.flags for event in case.events] == [frozenset(flags.split()) for flags in BLOCKED[name].split("|")], name
             known = 0 if name == "beyond-table" else DOMAIN
             assert {event.domain for event in case.events} == {known}, name
+        elif name in INTERRUPTS:
+            expected = INTERRUPTS[name]
+            assert case.outcome == (expected if expected.isdigit() else "0"), name
+            logged = [frozenset(expected.split())] if expected and not expected.isdigit() else []
+            assert [event.flags for event in case.events] == logged, name
+            assert {(event.code, event.device, event.address) for event in case.events} <= {
+                (EventCode.IO_PAGE_FAULT, DEVICE, 0xFEE00000)
+            }, name
         elif name in OTHER_EVENTS:
             assert {event.code for event in case.events} == {OTHER_EVENTS[name]}, name
         else:
@@ -134,7 +154,7 @@ def test_each_refusal_of_ours_is_logged_as_the_specification_has_it(ours: dict[s
 
 def test_commands_stop_behind_an_error(ours: dict[str, Case]) -> None:
     """CmdBufRun is 0, and the head stays at the command."""
-    for name, head in (("unknown-command", "30"), ("command-reserved-bit", "30"), ("command-nowhere", "0")):
+    for name, head in (("unknown-command", "40"), ("command-reserved-bit", "40"), ("command-nowhere", "0")):
         assert (ours[name].fields["run"], ours[name].fields["head"]) == ("0", head)
 
 

@@ -55,6 +55,7 @@ from vmdbg.pci_commands import Decoded, Interrupt, Transaction, Tree
 from vmdbg.platform_commands import Devices, MapView
 from vmdbg.results import Text
 from vmdbg.switch_commands import CleanBits, TlbAudit, VmcbDiff
+from vmdbg.timetravel.commands import Kept, Moments, Restored, Taken
 
 __all__ = ["RESULTS", "Commands", "InferiorCommands", "MachineCommands"]
 
@@ -897,6 +898,43 @@ class _Everywhere(_Called):
         assert isinstance(found, Verdict)
         return found
 
+    def snapshot_delete(self, name: int | str) -> Moments:
+        """Forget a snapshot."""
+        found = self._call("snapshot delete", {"name": name}, ())
+        assert isinstance(found, Moments)
+        return found
+
+    def snapshot_restore(self, name: int | str) -> Restored:
+        """Make the machine what it was when a snapshot was taken.
+
+        Breakpoints, watchpoints and catchpoints stay. `restore` and `snapshot restore` are the same; gdb has a `restore` of its own.
+        Behind `monitor restore` gdb still shows registers and memory of before: `maintenance flush register-cache` and `maintenance
+        flush dcache` have it look again. `snapshot restore` of the module that `vmdbg gdb` loads does that by itself.
+        """
+        found = self._call("snapshot restore", {"name": name}, ())
+        assert isinstance(found, Restored)
+        return found
+
+    def snapshot_save(self, file: str | PathLike[str], name: int | str | None = None) -> Kept:
+        """Write the machine, or a snapshot of it, to a file.
+
+        `vmdbg run --snapshot FILE` and `vmdbg console FILE` go on from it, as the machine itself would.
+
+        name: a snapshot that was taken; now if none is named
+        """
+        found = self._call("snapshot save", {"file": file, "name": name}, ())
+        assert isinstance(found, Kept)
+        return found
+
+    def snapshots(self) -> Moments:
+        """List the snapshots.
+
+        They last as long as the debugger, over a restart of the machine, too.
+        """
+        found = self._call("snapshots", {}, ())
+        assert isinstance(found, Moments)
+        return found
+
     def space(self, *words: object) -> Text:
         """Choose the addresses that reading and writing memory means.
 
@@ -1383,6 +1421,27 @@ class _InferiorCommands(_Called):
         assert isinstance(found, Text)
         return found
 
+    def restore(self, name: int | str) -> Restored:
+        """Make the machine what it was when a snapshot was taken.
+
+        Breakpoints, watchpoints and catchpoints stay. `restore` and `snapshot restore` are the same; gdb has a `restore` of its own.
+        Behind `monitor restore` gdb still shows registers and memory of before: `maintenance flush register-cache` and `maintenance
+        flush dcache` have it look again. `snapshot restore` of the module that `vmdbg gdb` loads does that by itself.
+        """
+        found = self._call("restore", {"name": name}, ())
+        assert isinstance(found, Restored)
+        return found
+
+    def snapshot(self, name: int | str) -> Taken:
+        """Keep the machine as it is now, under a name, to come back to.
+
+        CPUs, memory, devices, timers, and what was remembered of exits. The machine does not notice. Memory that has
+        not changed since the snapshot before costs nothing. An earlier snapshot of this name is forgotten.
+        """
+        found = self._call("snapshot", {"name": name}, ())
+        assert isinstance(found, Taken)
+        return found
+
     def time(self, *words: object) -> Text:
         """Guest time in ticks (bytes of code executed).
 
@@ -1585,11 +1644,15 @@ RESULTS: tuple[type, ...] = (
     Tree,
     Value,
     Registers,
+    Restored,
     Rules,
     SavedCore,
     Matches,
     LaunchView,
     Verdict,
+    Taken,
+    Moments,
+    Kept,
     Stack,
     Found,
     TlbAudit,

@@ -31,7 +31,7 @@ from vmdbg.api.inferior import Access, Guest, Host, Inferior, Thread
 from vmdbg.api.keywords import MachineOptions
 from vmdbg.api.points import Breakpoint, Catchpoint, Watchpoint
 from vmdbg.api.results import Stopped
-from vmdbg.api.runner import Runner, Until
+from vmdbg.api.runner import Limits, Runner, Until
 from vmdbg.api.snapshots import Snapshot
 from vmdbg.api.stop import Stop
 from vmdbg.catching import Set
@@ -183,11 +183,12 @@ class Machine(MachineCommands):
         >= 0xfee00000"), a breakpoint, watchpoint or catchpoint (or several: others are passed then), or a function that is
         given the machine at each #VMEXIT and says whether to stop.  None: only what is set already stops it.
 
-        `instructions`, `ticks` (guest time) and `wall` (seconds) bound it: then the reason is LIMIT, and it can go on.
+        `instructions` (of all CPUs together; an iteration of a repeated string instruction is one, too), `ticks` (guest time) and
+        `wall` (seconds) bound it: then the reason is LIMIT, and it can go on.  Counting instructions makes it slower.
         The end of the machine is a `Stop`, too.  ^C stops it and raises KeyboardInterrupt; it can go on then as well.
         """
         self.check_open()
-        return self._runner.run(until, instructions, ticks, wall)
+        return self._runner.run(until, Limits(instructions, ticks, wall))
 
     def step(self, count: int = 1, *, lines: bool = False) -> Stop:
         """Instructions of the thread that it stopped in, into calls; `lines`: lines of the source."""

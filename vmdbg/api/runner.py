@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import FrameType
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from gdbstub.target import Reason as TargetReason
 from gdbstub.target import Signal
-from vmdbg.api.errors import CommandFailed, Error, TimeUp, translated
+from vmdbg.api.errors import CommandFailed, TimeUp, translated
 from vmdbg.api.points import Breakpoint, Catchpoint, Watchpoint
 from vmdbg.api.stop import Reason, Stop
 from vmdbg.catchpoints import Catchpoint as CatchpointData
@@ -26,7 +26,7 @@ from vmdbg.stops import Why, WorldStop
 if TYPE_CHECKING:
     from vmdbg.api.machine import Machine
 
-__all__ = ["Runner", "Until"]
+__all__ = ["Limits", "Runner", "Until"]
 
 AnyPoint: TypeAlias = Breakpoint | Watchpoint | Catchpoint
 Until: TypeAlias = "str | int | AnyPoint | Sequence[AnyPoint] | Callable[[Machine], bool] | None"
@@ -37,6 +37,9 @@ _REASONS = {
     Why.CATCHPOINT: Reason.CATCHPOINT, Why.WATCHPOINT: Reason.WATCHPOINT, Why.RANGE: Reason.RANGE,
     Why.WORLD_SWITCH: Reason.WORLD_SWITCH, Why.NOTICE: Reason.NOTICE, Why.DEADLINE: Reason.LIMIT, Why.SHUTDOWN: Reason.SHUTDOWN,
 }  # fmt: skip
+
+
+_CUT_SHORT = (Reason.LIMIT, Reason.IDLE, Reason.INTERRUPTED)
 
 
 @dataclass
@@ -63,6 +66,17 @@ def _interrupts() -> Iterator[_Interrupts]:
         signal.signal(signal.SIGINT, before)
 
 
+class Limits(NamedTuple):
+    """What bounds a run: instructions of all CPUs together, ticks of guest time, seconds."""
+
+    instructions: int | None = None
+    ticks: int | None = None
+    wall: float | None = None
+
+
+NO_LIMITS = Limits()
+
+
 class Runner:
     """Of one machine."""
 
@@ -72,76 +86,75 @@ class Runner:
 
     # What is to be reached
 
-    def run(self, until: Until, instructions: int | None, ticks: int | None, wall: float | None) -> Stop:
-        for name, value in (("instructions", instructions), ("ticks", ticks), ("wall", wall)):
+    def run(self, until: Until, limits: Limits) -> Stop:
+        for name, value in limits._asdict().items():
             if value is not None and value <= 0:
                 raise CommandFailed(f"{name}={value}", "a limit is more than 0", "leave it out for none")
-        if instructions is not None:
-            raise Error("instructions: not yet")
         machine = self.machine
-        with translated():
-            if until is None:
-                return self.go(Goal(), ticks, wall)
-            if isinstance(until, str | int):
-                event = isinstance(until, str) and until.split(None, 1)[:1] and until.split(None, 1)[0] in _EVENTS
-                if event:
-                    assert isinstance(until, str)
-                    return self._reach(machine.catch(until), ticks, wall)
-                return self._reach(machine.breakpoint(until, once=True), ticks, wall)
-            if callable(until):
-                return self._reach(machine.catch("vmexit"), ticks, wall, until)
-            points = (until,) if isinstance(until, AnyPoint) else tuple(until)
-            for point in points:
-                if not point.exists:
-                    raise CommandFailed(repr(point), "it is not set any more", "set it anew")
-            return self.go(Goal(), ticks, wall, only=points)
+        if until is None:
+            return self.go(Goal(), limits)
+        if isinstance(until, str | int):
+            event = isinstance(until, str) and until.split()[:1] and until.split()[0] in _EVENTS
+            aim = machine.catch(str(until)) if event else machine.breakpoint(until, once=True)
+            return self._reach(aim, limits)
+        if callable(until):
+            return self._reach(machine.catch("vmexit"), limits, until)
+        points = (until,) if isinstance(until, AnyPoint) else tuple(until)
+        for point in points:
+            if not point.exists:
+                raise CommandFailed(repr(point), "it is not set any more", "set it anew")
+        return self.go(Goal(), limits, only=points)
 
     def _reach(
-        self, point: Breakpoint | Catchpoint, ticks: int | None, wall: float | None,
-        condition: Callable[[Machine], bool] | None = None,
-    ) -> Stop:  # fmt: skip
+        self, point: Breakpoint | Catchpoint, limits: Limits, condition: Callable[[Machine], bool] | None = None
+    ) -> Stop:
         """Run to a point that serves this alone."""
         try:
-            stop = self.go(Goal(), ticks, wall, aim=point, condition=condition)
+            return self.go(Goal(), limits, aim=point, condition=condition)
         finally:
             point.delete()
-        return stop
 
     # Running
 
     def go(
-        self, goal: Goal, ticks: int | None = None, wall: float | None = None, *, only: tuple[AnyPoint, ...] = (),
-        aim: AnyPoint | None = None, condition: Callable[[Machine], bool] | None = None,
+        self, goal: Goal, limits: Limits = NO_LIMITS, *, only: tuple[AnyPoint, ...] = (), aim: AnyPoint | None = None,
+        condition: Callable[[Machine], bool] | None = None,
     ) -> Stop:  # fmt: skip
         """Run.  `only`: other points are passed; `aim`: the one that is to be reached; `condition`: and what must hold there."""
+        machine = self.machine.debugger.machine
+        machine.limit_instructions(limits.instructions)
+        try:
+            return self._go(goal, limits, only, aim, condition)
+        finally:
+            machine.limit_instructions(None)
+
+    def _go(
+        self, goal: Goal, limits: Limits, only: tuple[AnyPoint, ...], aim: AnyPoint | None,
+        condition: Callable[[Machine], bool] | None,
+    ) -> Stop:  # fmt: skip
         machine, control = self.machine, self.machine.control
-        end = machine.time + ticks if ticks is not None else None
-        until = time.monotonic() + wall if wall is not None else None
+        end = machine.time + limits.ticks if limits.ticks is not None else None
+        until = time.monotonic() + limits.wall if limits.wall is not None else None
         notes: list[str] = []
         while True:
             with translated():
                 control.go(goal, end - machine.time if end is not None else None)
-            stop = self._wait(until, wall, notes)
+            stop = self._wait(until, limits.wall, notes)
+            passes = False
             if only:
                 stop = replace(stop, reached=any(point in only for point in stop.points))
                 passes = bool(stop.points) and not stop.reached
             elif condition is not None and aim in stop.points:
-                met = condition(machine)
                 others = tuple(point for point in stop.points if point != aim)
-                stop = replace(
-                    stop, reached=met, points=others, reason=Reason.CONDITION if met else stop.reason,
-                    text="the condition is met" if met else stop.text,
-                )  # fmt: skip
-                passes = not met and not others
+                stop = replace(stop, reached=False, points=others)
+                if condition(machine):
+                    stop = replace(stop, reached=True, reason=Reason.CONDITION, text="the condition is met")
+                passes = not stop.reached and not others
             else:
-                stop = replace(stop, reached=aim is None or aim in stop.points)
-                passes = False
+                stop = replace(stop, reached=aim in stop.points if aim is not None else stop.reason not in _CUT_SHORT)
             if not passes:
                 self.last = stop
                 return stop
-            if end is not None and machine.time >= end:
-                self.last = replace(stop, reason=Reason.LIMIT, text=f"guest time {end} is reached", points=())
-                return self.last
             goal = Goal()
 
     def wait(self) -> Stop:

@@ -7,9 +7,7 @@ import os
 import weakref
 from typing import TYPE_CHECKING
 
-from gdbstub.target import ThreadId
 from vmdbg.api.errors import Error, translated
-from vmdbg.history import HOST
 from vmdbg.timetravel import file, snapshot
 
 if TYPE_CHECKING:
@@ -54,18 +52,9 @@ def restore(machine: Machine, serial: BufferSerial | None, kept: Snapshot) -> No
     """Go back.  Breakpoints stay; those of guests that are not there then wait for them."""
     if kept._machine() is not machine:
         raise Error(f"{kept!r} is of another machine; save() one to a file, and Machine.restore_from makes a machine of it")
-    control, running = machine.control, machine.debugger.running
     with translated():
-        control.release()
-        snapshot.put_back(machine.debugger.machine, kept._kept)
-        running.ended, running.last_stop, control.last_stop = False, None, None
-        for point in control.points.values():
-            if point.pid != HOST:
-                point.address = None
-                control.resolve(point)
-        control.take_back()
-        alive = machine.debugger.who.alive(control.selected.pid)
-        machine.source.select(control.selected if alive else ThreadId(HOST, 1))
+        machine.debugger.restore(kept._kept)
+        machine.source.select(machine.control.selected)
     if serial is not None and kept._serial is not None:
         serial.output[:], serial.input[:] = kept._serial
 

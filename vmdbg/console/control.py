@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from gdbstub.target import (
@@ -163,6 +164,21 @@ class Control:
         """The machine is the console's again."""
         for point in self.points.values():
             self._insert(point)
+
+    @contextmanager
+    def restoring(self) -> Iterator[None]:
+        """The machine becomes what it was at another time.  Breakpoints of guests that are not there then wait for them."""
+        self.release()
+        yield
+        self.last_stop = None
+        alive = {inferior.pid for inferior in self.driver.inferiors()}
+        for point in self.points.values():
+            if point.pid != HOST:
+                point.address = None
+                self.resolve(point)
+        self.take_back()
+        if self.selected.pid not in alive:
+            self.selected = ThreadId(HOST, 1)
 
     # Running
 

@@ -215,6 +215,7 @@ class LiveSource(_Own):
         self.registry = self.context.registry
         self.driver = LocalDriver(debugger)
         self.control = Control(self.driver, self._holds)
+        debugger.restoring.append(self.control.restoring)
         self.reports: deque[Report] = deque()
         self.send: Callable[[bytes], object] | None = None
         """To the guest's serial port, where that is the console's."""

@@ -348,7 +348,8 @@ class Cpu(Accesses):
                 s.rflags = flags & ~RFLAGS_RF
             if flags & RFLAGS_TF:
                 self.due |= DR6_BS
-        self.engine.clock.now += length
+        if length:
+            self.engine.retire(length)
 
     def flush(self) -> None:
         self.debug.moved = True

@@ -224,7 +224,7 @@ def rsm(cpu: Cpu) -> None:
     """RSM (APM2 10.3.8).  A guest of the SMM handler has none of its own."""
     if cpu.smm is None or cpu.guest is not None:
         raise CpuFault(UD)
-    cpu.engine.clock.now += length(cpu)
+    cpu.engine.retire(length(cpu))
     if not smm.leave(cpu):
         shut_down(cpu)
 

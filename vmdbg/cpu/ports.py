@@ -84,7 +84,7 @@ def _string_io(cpu: Cpu, insn: Instruction, port: int, size: int) -> None:
     _set_masked(cpu, RCX, s.reg(RCX) - 1, insn.address)
     # RIP stays: the engine runs the instruction once more with a count of zero, as it does for every REP.
     cpu.advance(0)
-    cpu.engine.clock.now += insn.length
+    cpu.engine.retire(insn.length)
 
 
 def _set_masked(cpu: Cpu, register: int, value: int, bits: int) -> None:

@@ -28,7 +28,7 @@ def software_interrupt(cpu: Cpu) -> tuple[int, int, int]:
 def interrupt(cpu: Cpu, vector: int, size: int, opcode: int) -> None:
     s = cpu.state
     s.rip = s.rip + size if s.is_code64 else (s.rip + size) & MASK32
-    cpu.engine.clock.now += size
+    cpu.engine.retire(size)
     # INT3 and INTO are exceptions, to intercepts and to EXITINTINFO.
     raise_event(cpu, Event(vector, Kind.SOFTWARE if opcode == 0xCD else Kind.EXCEPTION, length=size, trap=True))
 
@@ -37,7 +37,7 @@ def icebp(cpu: Cpu) -> None:
     s = cpu.state
     size = length(cpu)
     s.rip += size
-    cpu.engine.clock.now += size
+    cpu.engine.retire(size)
     raise_event(cpu, Event(DB, Kind.EXCEPTION, length=size, trap=True), intercepted=False)  # APM2 15.12.2
 
 
@@ -77,7 +77,7 @@ def switch_tasks(cpu: Cpu, selector: int, source: Source) -> None:
         if isinstance(fault, NestedPageFault) or not fault.committed:
             s.rip = rip
         raise
-    cpu.engine.clock.now += size
+    cpu.engine.retire(size)
 
 
 # SYSCALL and SYSENTER: the engine has counted the instruction and RIP is behind it.

@@ -15,6 +15,7 @@ from unicorn import unicorn_const as const
 from unicorn import x86_const as x86
 from unicorn.unicorn_py3.unicorn import uclib
 
+from introspect.decode import Undecodable, decode
 from introspect.paging import NestedFault
 
 from . import layout
@@ -32,7 +33,7 @@ from .repair import (
     withdraw_string_io,
 )
 from .runtime import BRANCH_RING, RING_SLOTS, Binding, Point, Reason, Runtime, add_hook
-from .state import HF_CS64, HF_GUEST, HF_LMA, MXCSR_DEFAULT, CpuState
+from .state import HF_CS32, HF_CS64, HF_GUEST, HF_LMA, MXCSR_DEFAULT, CpuState
 
 PHYSICAL_BITS = 40
 """What the engine's walker implements: CPUID claims no more (TCG_PHYS_ADDR_BITS)."""
@@ -306,6 +307,38 @@ class Engine:
 
     def _account(self) -> None:
         self.clock.now += self.rt.executed
+        if self.rt.counting:
+            self._take_off()
+
+    def retire(self, length: int) -> None:
+        """An instruction of so many bytes has been executed by others than the engine."""
+        self.clock.now += length
+        self.rt.instructions += 1
+
+    def count(self, on: bool) -> None:
+        """Whether instructions are counted: it takes time."""
+        self.rt.counting = on
+
+    @property
+    def instructions(self) -> int:
+        """Those executed so far, while they were counted; an iteration of a repeated string instruction is one, too."""
+        count: int = self.rt.instructions
+        return count
+
+    def _take_off(self) -> None:
+        """The runtime counts a block as it begins: take off what the stop has left undone of it."""
+        rt, state = self.rt, self._active
+        if not rt.undone or state is None:
+            return
+        code = bytes(rt.block_code[rt.undone_from : rt.undone_from + rt.undone])
+        bits = 64 if state.is_code64 else 32 if state.hflags & HF_CS32 else 16
+        while code:
+            rt.instructions -= 1
+            try:
+                code = code[decode(code, bits).length :]
+            except Undecodable:  # the rest is one that the engine has refused
+                break
+        rt.undone = 0
 
     def run(
         self, state: CpuState, npt: Npt, deadline: int, *, window: bool = False, breakpoints: bool = False, switcher: int = 0,
@@ -325,6 +358,9 @@ class Engine:
             self._enter(state, npt)
         if (window, breakpoints) != self._asked:
             self._ask(window, breakpoints)
+        counting = bool(rt.counting)
+        if counting:
+            switcher = 0  # which does not count
         if switcher != self._switcher:
             self._switcher = switcher
             rt.on_exit, rt.on_exit_user = (self.on_exit, switcher) if switcher else (None, None)
@@ -342,6 +378,10 @@ class Engine:
             self.binding.run()
             clock.now += rt.executed
             reason = rt.reason
+            if counting:
+                self._take_off()
+                if reason == Reason.RECOUNT:
+                    continue
             if reason == _EXIT:
                 plain = _PLAIN_EXITS.get(rt.intno)
                 if plain is not None and self._error is None:

@@ -19,9 +19,10 @@ static struct layout at;
 enum { HF_CPL = 3, HF_INHIBIT_IRQ = 1 << 3, HF_CS32 = 1 << 4, HF_TF = 1 << 8, HF_CS64 = 1 << 15 };
 enum { EFLAGS_CC = 0x8d5, EFLAGS_TF = 0x100, EFLAGS_IF = 0x200, EFLAGS_ZF = 0x40, EFLAGS_RF = 1 << 16 };
 enum { EFER_SCE = 1 };
-enum { REG_EFLAGS = 25, REG_DR0 = 66 };
+enum { REG_EFLAGS = 25, REG_RCX = 38, REG_DR0 = 66 };
 enum { PROT_EXEC_ = 4 };
 #define CTL_TLB_FLUSH 0x4000000bu
+#define CTL_TB_REQUEST_CACHE 0xc8000008u
 
 struct segment { uint32_t selector, pad; uint64_t base; uint32_t limit, flags; };
 #define SEGMENT(rt, number) FIELD(rt, struct segment, at.segments + sizeof(struct segment) * (number))
@@ -98,6 +99,48 @@ static inline void account(struct runtime *rt, uint64_t address, uint32_t size)
     rt->block_size = size;
 }
 
+/* What the engine knows of a translated block (uc_tb). */
+struct tb { uint64_t pc; uint16_t instructions, size; };
+
+/* Is the count of the REP instruction that is this block 0?  It is entered so behind its last iteration. */
+static bool repeated(struct runtime *rt, uint32_t size, bool cs64)
+{
+    uint64_t count = 0;
+    bool cs32 = FIELD(rt, uint32_t, at.hflags) & HF_CS32, other = memchr(rt->block_code, 0x67, size);
+    rt->reg_read(rt->uc, REG_RCX, &count);
+    if (!cs64 || other)
+        count &= cs64 || cs32 != other ? 0xffffffffu : 0xffffu;
+    return !count;
+}
+
+/* The instructions of the block that begins, and its code: for what a stop leaves undone of it. */
+static __attribute__((noinline)) void count(struct runtime *rt, uint64_t address, uint32_t size)
+{
+    bool cs64 = FIELD(rt, uint32_t, at.hflags) & HF_CS64;
+    uint32_t length = size < sizeof rt->block_code ? size : sizeof rt->block_code;
+    struct tb tb = {0};
+    rt->ctl(rt->uc, CTL_TB_REQUEST_CACHE, address, &tb);
+    if (tb.size != size)   /* restarted: one instruction, which the engine does not keep as a block */
+        tb.instructions = 1;
+    if (block_code(rt, address, rt->block_code, length, cs64) && tb.instructions == 1 &&
+        rep_of(rt->block_code, length, cs64) && repeated(rt, length, cs64))
+        tb.instructions = 0;
+    rt->instructions += rt->block_count = tb.instructions;
+}
+
+/* A block of so many bytes was restarted.  How many instructions there are before the one that it goes on with, Python knows:
+ * true.  When the engine is entered anew, there is none. */
+static bool recount(struct runtime *rt, uint64_t before)
+{
+    rt->undone_from = rt->block_size;
+    rt->undone = before - rt->block_size;
+    if (rt->block_size)
+        stop(rt, RECOUNT);
+    else
+        rt->instructions -= rt->block_count;
+    return rt->block_size;
+}
+
 enum special { MIXED = 1, PARTICULAR };
 
 /* The rare cases of on_block, apart so that it stays short. */
@@ -116,8 +159,12 @@ static __attribute__((noinline)) void on_special_block(struct runtime *rt, uint6
         rt->tf = (eflags(rt) & EFLAGS_TF) != 0;
         rt->rep = block_code(rt, address, code, length, cs64) ? rep_of(code, length, cs64) : 0;
     } else {
-        if (rt->mixed)
+        if (rt->mixed) {
+            uint64_t before = rt->block_size;
             restarted(rt, address, size);
+            if (rt->counting && rt->block_size != before && recount(rt, before))
+                return;
+        }
         if (rt->window && (eflags(rt) & EFLAGS_IF)) {   /* before the budget: what is left of that is stepped through */
             stop(rt, WINDOW);
             return;
@@ -128,6 +175,8 @@ static __attribute__((noinline)) void on_special_block(struct runtime *rt, uint6
         }
     }
     account(rt, address, size);
+    if (rt->counting)
+        count(rt, address, size);
 }
 
 /* With mixed pages every block comes here: counted on the spot.  A function of its own, since on_block loses by its bulk. */
@@ -280,7 +329,7 @@ static void run_once(struct runtime *rt)
 {
     int64_t before = rt->entered = rt->budget;
     uint64_t rip;
-    rt->special = rt->step | rt->window ? PARTICULAR : rt->mixed ? MIXED : 0;
+    rt->special = rt->step | rt->window | rt->counting ? PARTICULAR : rt->mixed ? MIXED : 0;
     rt->reason = 0;
     rt->block_size = 0;
     rt->saved = rt->reading = 0;
@@ -298,7 +347,12 @@ static void run_once(struct runtime *rt)
     FIELD(rt, uint64_t, at.cc_src) = FIELD(rt, uint64_t, at.eflags) & EFLAGS_CC;
     if (rt->error)
         rt->reason = FAILED;
-    rt->executed = before - rt->budget - (int64_t)unexecuted(rt);
+    rt->executed = before - rt->budget;
+    if (rt->reason != RECOUNT) {
+        rt->undone = unexecuted(rt);
+        rt->undone_from = rt->block_size - rt->undone;
+        rt->executed -= rt->undone;
+    }
     rt->budget = before - rt->executed;
     rt->begun += rt->executed;
 }

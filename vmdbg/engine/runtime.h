@@ -18,6 +18,9 @@ typedef int (*vmem_read_fn)(void *, uint64_t, uint32_t, void *, size_t);
 /* In this order: side by side, start and size would be copied with one load of 16 bytes from two stores of 8, a stall. */
 struct branch { uint64_t from_block, to, from_size; };
 
+/* No translated block is longer: it ends at the second page's end at the latest. */
+#define BLOCK_CODE 8192
+
 struct runtime;
 /* Called for each EXIT and IO, with the context saved.  Returns the ticks that the instruction took if it was dealt with
  * and the run goes on, or a negative number: then the stop is Python's. */
@@ -63,6 +66,11 @@ struct runtime {
     void *on_exit_user;
     on_break_fn on_break;
     void *on_break_user;           /* NULL: every armed breakpoint is Python's */
+    int64_t instructions;          /* executed while `counting`, ever; what a stop left undone is for Python to take off */
+    uint32_t counting;             /* count them */
+    uint32_t block_count;          /* those of the last block */
+    uint32_t undone_from, undone;  /* where in the last block what the run has left undone begins, and its bytes */
+    uint8_t block_code[BLOCK_CODE]; /* while counting: the last block */
     int64_t begun, entered;        /* guest time and budget when the engine was entered last; for on_break */
     struct branch ring[RING_SLOTS];
 };
@@ -73,7 +81,7 @@ struct point {
     uint32_t armed;
 };
 
-enum reason { BUDGET = 1, EXIT, IO, SYSCALL, SYSENTER, WINDOW, STEPPED, BREAK, FAILED, TABLES, ASKED };
+enum reason { BUDGET = 1, EXIT, IO, SYSCALL, SYSENTER, WINDOW, STEPPED, BREAK, FAILED, TABLES, ASKED, RECOUNT };
 enum { VMEXIT = 0x100, EXCEPTION = 0x40, NPF = 0x400 };
 
 #define FIELD(rt, type, offset) (*(type *)((char *)(rt)->context + (offset)))

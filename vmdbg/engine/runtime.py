@@ -31,6 +31,8 @@ except ImportError:  # no compiler at installation: the twin does the same work
 BRANCH_RING = 65536
 """Branches that can be asked for."""
 RING_SLOTS = 2 * BRANCH_RING
+BLOCK_CODE = 8192
+"""As in runtime.h."""
 
 
 class Reason(IntEnum):
@@ -54,6 +56,8 @@ class Reason(IntEnum):
     """Only from `Engine`: a store to a page in `Physical.tables_written` is about to be made."""
     ASKED = 11
     """There is input on the descriptor of `Engine.look_at`.  The native runtime only."""
+    RECOUNT = 12
+    """A block ended where it stored into itself, while instructions are counted.  Only for `Engine`."""
 
 
 class Branch(ctypes.Structure):
@@ -105,6 +109,12 @@ class Runtime(ctypes.Structure):
         ("on_exit_user", ctypes.c_void_p),
         ("on_break", ctypes.c_void_p),
         ("on_break_user", ctypes.c_void_p),
+        ("instructions", ctypes.c_int64),
+        ("counting", ctypes.c_uint32),
+        ("block_count", ctypes.c_uint32),
+        ("undone_from", ctypes.c_uint32),
+        ("undone", ctypes.c_uint32),
+        ("block_code", ctypes.c_uint8 * BLOCK_CODE),
         ("begun", ctypes.c_int64),
         ("entered", ctypes.c_int64),
         ("ring", Branch * RING_SLOTS),

@@ -10,18 +10,26 @@ from unicorn import x86_const as x86
 from unicorn.unicorn_py3.unicorn import uclib
 
 from . import layout
-from .runtime import Point
+from .runtime import BLOCK_CODE, Point
 
 if TYPE_CHECKING:
     from .runtime import Runtime
 
-HF_INHIBIT_IRQ, HF_TF, HF_CS64 = 1 << 3, 1 << 8, 1 << 15
+HF_INHIBIT_IRQ, HF_CS32, HF_TF, HF_CS64 = 1 << 3, 1 << 4, 1 << 8, 1 << 15
 EFLAGS_CC, EFLAGS_ZF, EFLAGS_TF, EFLAGS_IF = 0x8D5, 0x40, 0x100, 0x200
 VMEXIT, EXCEPTION, NPF = 0x100, 0x40, 0x400
 BUDGET, EXIT, IO, SYSCALL, SYSENTER, WINDOW, STEPPED, BREAK, FAILED = range(1, 10)
+RECOUNT = 12
+REQUEST_CACHE = 3 << 30 | 2 << 26 | const.UC_CTL_TB_REQUEST_CACHE
 _PREFIXES = frozenset((0x66, 0x67, 0x2E, 0x36, 0x3E, 0x26, 0x64, 0x65))
 _REP = frozenset((0x6C, 0x6D, 0x6E, 0x6F, 0xA4, 0xA5, 0xAA, 0xAB, 0xAC, 0xAD))
 _REP_COMPARE = frozenset((0xA6, 0xA7, 0xAE, 0xAF))
+
+
+class _Block(ctypes.Structure):
+    """What the engine knows of a translated block (uc_tb)."""
+
+    _fields_ = (("pc", ctypes.c_uint64), ("instructions", ctypes.c_uint16), ("size", ctypes.c_uint16))
 
 
 def rep_of(code: bytes, cs64: bool) -> int:
@@ -89,7 +97,10 @@ class Twin:
             rt.rep = rep_of(self._block_code(address, min(size, 15), cs64), cs64)
         else:
             if rt.mixed:
+                before = rt.block_size
                 self._restarted(address, size)
+                if rt.counting and rt.block_size != before and self._recount(before):
+                    return
             if rt.window and self._flags() & EFLAGS_IF:
                 self._stop(WINDOW)
                 return
@@ -103,6 +114,37 @@ class Twin:
         rt.budget -= size
         rt.block_start = address
         rt.block_size = size
+        if rt.counting:
+            self._count(address, size)
+
+    def _recount(self, before: int) -> bool:
+        rt = self.state
+        rt.undone_from, rt.undone = rt.block_size, before - rt.block_size
+        if rt.block_size:
+            self._stop(RECOUNT)
+        else:
+            rt.instructions -= rt.block_count
+        return bool(rt.block_size)
+
+    def _count(self, address: int, size: int) -> None:
+        """The instructions of the block that begins, and its code."""
+        rt, found = self.state, _Block()
+        uclib.uc_ctl(self.uch, REQUEST_CACHE, ctypes.c_uint64(address), ctypes.byref(found))
+        cs64 = bool(self._field(ctypes.c_uint32, layout.HFLAGS).value & HF_CS64)
+        code = self._block_code(address, min(size, BLOCK_CODE), cs64)
+        ctypes.memmove(rt.block_code, code, len(code))
+        instructions = found.instructions if found.size == size else 1
+        repeated = instructions == 1 and rep_of(code, cs64) and self._repeated(code, cs64)
+        rt.block_count = 0 if repeated else instructions
+        rt.instructions += rt.block_count
+
+    def _repeated(self, code: bytes, cs64: bool) -> bool:
+        """Whether the count of the REP instruction that is a block is 0: it is entered so behind its last iteration."""
+        count = ctypes.c_uint64()
+        uclib.uc_reg_read(self.uch, x86.UC_X86_REG_RCX, ctypes.byref(count))
+        cs32, other = bool(self._field(ctypes.c_uint32, layout.HFLAGS).value & HF_CS32), 0x67 in code
+        bits = (32 if other else 64) if cs64 else 32 if cs32 != other else 16
+        return not count.value & ((1 << bits) - 1)
 
     def _save(self) -> None:
         rt = self.state
@@ -192,7 +234,11 @@ class Twin:
         self._field(ctypes.c_uint64, layout.CC_SRC).value = eflags.value & EFLAGS_CC
         if rt.error:
             rt.reason = FAILED
-        rt.executed = before - rt.budget - self._unexecuted()
+        rt.executed = before - rt.budget
+        if rt.reason != RECOUNT:
+            rt.undone = self._unexecuted()
+            rt.undone_from = rt.block_size - rt.undone
+            rt.executed -= rt.undone
         rt.budget = before - rt.executed
 
     def step(self) -> None:

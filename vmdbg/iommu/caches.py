@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from introspect.iommu.structures import DTE, GUEST_IRTE_UNCACHED, IRTE128, decode_dte
 from introspect.iommu.verdicts import IoStep, StepKind
 from introspect.sources import Unreadable
 from vmdbg.platform.pci.dma import Memory
@@ -176,12 +177,26 @@ class Caches:
         return [self.directories[key].data for key in {(domain, None), (domain, pasid)} if key in self.directories]
 
     def keep_device(self, device: int, entry: bytes) -> None:
-        if self.strict:
+        """Software has to invalidate an entry that had V or IV (2.2.2.2), so another one is not kept."""
+        if self.strict and decode_dte(entry) & (DTE.V | DTE.IV):
             self.devices[device] = entry
 
     def keep_interrupt(self, device: int, address: int, entry: bytes) -> None:
         if self.strict:
             self.interrupts.setdefault(device, {})[address] = entry
+
+    def kept_interrupts(self, device: int) -> Mapping[int, bytes]:
+        """As `Recorder` takes them: of a guest's entries those fields that hardware does not cache are memory's."""
+        kept = self.interrupts.get(device, {})
+        for at, entry in kept.items():
+            old = int.from_bytes(entry, "little")
+            if len(entry) == 16 and old & IRTE128.GuestMode:
+                try:
+                    now = int.from_bytes(self.memory.read(at, 16), "little")
+                except Unreadable:
+                    continue
+                kept[at] = (old & ~GUEST_IRTE_UNCACHED | now & GUEST_IRTE_UNCACHED).to_bytes(16, "little")
+        return kept
 
     def forget_device(self, device: int) -> None:
         self.devices.pop(device, None)

@@ -37,7 +37,7 @@ class Interrupts:
         """What a message becomes: nothing for the processors, if it went to a guest.  Raises `DmaError`."""
         iommu, view = self.iommu, self.iommu.view
         cached = not iommu.registers.control & CONTROL.IRTCacheDis
-        kept = iommu.caches.interrupts.get(requester, {}) if cached else {}
+        kept = iommu.caches.kept_interrupts(requester) if cached else {}
         recorder = Recorder(iommu.memory, iommu.name, iommu.translation.kept_entry(requester), kept)
         verdict = remap(recorder, view, requester, address, data)
         if not quiet:

@@ -18,7 +18,7 @@ class OwnMemory:
         return bool(self._dma.refusal(self._requester, Span(Spa(spa), length), write))
 
     def read(self, spa: int, length: int, /) -> bytes:
-        if self._dma.guards and self._refused(spa, length, False):  # asked for every entry: without a guard it costs nothing
+        if self._dma.guarded and self._refused(spa, length, False):
             raise Unreadable(spa)
         return self._memory.read(spa, length)
 

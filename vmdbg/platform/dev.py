@@ -81,6 +81,10 @@ class Exclusion:
         self._cache: dict[tuple[int, int], bytes] = {}
 
     @property
+    def on(self) -> bool:
+        return bool(self.control & DEV_CR.DEVEN)
+
+    @property
     def registers(self) -> DevRegisters:
         sl = DEV_CR.SL_DEV_EN if self.protection.on else 0
         return DevRegisters(
@@ -128,7 +132,7 @@ class Exclusion:
 
     def refuse(self, requester: RequesterId, span: Span, write: bool, *, quiet: bool) -> str:
         """As a guard of DMA: page by page."""
-        if not self.control & DEV_CR.DEVEN:
+        if not self.on:
             return ""
         registers = self.registers
         domain = registers.domain(registers.domain_of(requester))

@@ -47,7 +47,7 @@ def launch(cpu: Cpu, length: int) -> None:
     rip, guest, cr0 = s.rip, cpu.guest, cpu.cr0
     base = s.reg(RAX) & _BASE
     vm_cr = cpu.msrs.values[VM_CR]
-    cpu.engine.clock.now += length
+    cpu.engine.retire(length)
     init(cpu)  # step 1; it ends guest mode as INIT does
     if guest is not None:
         cpu.observer.switched(cpu, guest, None)

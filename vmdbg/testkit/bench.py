@@ -22,10 +22,8 @@ from vmdbg.testkit.exit_patterns import Progress
 from vmdbg.testkit.jobs import Job
 from vmdbg.testkit.outcome import Outcome
 
-__all__ = ["TICKS_PER_INSTRUCTION", "Bench", "SharedText", "tail"]
+__all__ = ["Bench", "SharedText", "tail"]
 
-TICKS_PER_INSTRUCTION = 4
-"""The machine's clock counts bytes of code: compilers' 64-bit code has about four for an instruction."""
 LAST_EXITS = 16
 TAIL = 16 << 10
 """Characters of a text that a report shows."""
@@ -111,11 +109,13 @@ class _Exits:
 
 
 class _Watched(Debugger):
-    """A debugger whose machine's exits are seen slice by slice."""
+    """A debugger whose machine is looked after slice by slice."""
 
     bench: Bench | None = None
 
     def run_slice(self) -> Event | None:
+        if self.bench is not None:
+            self.bench.bound()
         event = super().run_slice()
         if self.bench is not None:
             self.bench.look()
@@ -130,7 +130,8 @@ class Bench:
         self.job = job
         self.serial = JobSerial(printed, job.values[keys.INPUT].encode())
         self.options = machine_options.namespace(job.image, job.words)
-        self.options.max_time = self.most_ticks
+        self.options.max_time = job.values[keys.TICKS]
+        self.most_instructions = job.values[keys.INSTRUCTIONS]
         wanted, never = job.values[keys.EXITS], job.values[keys.EXITS_NEVER]
         self.progress = Progress(wanted, never)
         self._exits = _Exits(self.progress) if wanted or never else None
@@ -150,19 +151,27 @@ class Bench:
     def machine(self) -> Machine:
         return self.debugger.machine
 
-    @property
-    def most_ticks(self) -> int | None:
-        instructions, ticks = self.job.values[keys.INSTRUCTIONS], self.job.values[keys.TICKS]
-        found = [] if ticks is None else [ticks]
-        found += [] if instructions is None else [instructions * TICKS_PER_INSTRUCTION]
-        return min(found, default=None)
+    def bound(self) -> None:
+        """Before a slice: it ends at the budget of instructions, also where a script has set a limit of its own."""
+        if self.most_instructions is None:
+            return
+        left = max(self.most_instructions - self.machine.engine.instructions, 0)
+        own = self.machine.instructions_left
+        if own is None or own > left:
+            self.machine.limit_instructions(left)
 
     def look(self) -> None:
         """Between two slices: exits before rings forget them, and output before it is too much."""
         if self._exits is not None:
             self._exits.take(self.machine.history)
-        if self.serial.printed.lost and not self.budget:
+        machine, most = self.machine, self.most_instructions
+        if machine.exit_status is not None:
+            return
+        if self.serial.printed.lost:
             self.end(f"the serial port has printed more than {self.serial.printed.limit} bytes (output-limit)")
+        elif most is not None and machine.engine.instructions >= most:
+            machine.limit_instructions(None)
+            self.end(f"the budget instructions = {most} is used up")
 
     def end(self, budget: str) -> None:
         """The machine ends: a budget is used up."""
@@ -180,11 +189,10 @@ class Bench:
     def describe(self, outcome: Outcome) -> None:
         """How it ended."""
         machine = self.machine
-        if machine.exit_status is not None and self.most_ticks is not None and machine.clock.now >= self.most_ticks:
-            used = self.job.values[keys.INSTRUCTIONS]
-            spent = f"ticks = {self.most_ticks}" if used is None else f"instructions = {used}"
-            self.budget = self.budget or f"the budget {spent} is used up"
-            machine.ended = f"{self.budget} at {self.where()}" if machine.exit_status == LIMIT_REACHED else machine.ended
+        ticks = self.job.values[keys.TICKS]
+        if machine.exit_status == LIMIT_REACHED and ticks is not None and machine.clock.now >= ticks and not self.budget:
+            self.budget = f"the budget ticks = {ticks} is used up"
+            machine.ended = f"{self.budget} at {self.where()}"
         outcome.status, outcome.ticks = machine.exit_status, machine.clock.now
         outcome.ended = machine.ended or f"at {self.where()}"
 

@@ -109,9 +109,10 @@ def carry_out(
     except MemoryError:
         outcome.verdict, outcome.reasons = Verdict.ERROR, ["not enough memory (address-space)"]
     except Exception as error:
-        traceback.print_exc()
-        outcome.verdict = Verdict.ERROR
-        outcome.reasons = [f"{type(error).__name__}: {error}; this is a mistake of vmdbg's, its traceback is in the output"]
+        if not bench.budget:  # or else it is what a machine that has ended amid a script comes to
+            traceback.print_exc()
+            outcome.verdict = Verdict.ERROR
+            outcome.reasons = [f"{type(error).__name__}: {error}; this is a mistake of vmdbg's, its traceback is in the output"]
     _describe(bench, golden, outcome)
     say(outcome)
     if outcome.bad and snapshots is not None:
@@ -181,6 +182,7 @@ def _run(bench: Bench) -> list[str]:
     while bench.machine.exit_status is None:
         machine = bench.machine
         machine.poll_input()
+        bench.bound()
         event = machine.run()
         bench.look()
         if machine.history.stopped_for:

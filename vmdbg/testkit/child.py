@@ -64,8 +64,8 @@ def become(task: Task, printed: SharedText, output: int, said: int, close: Itera
         sys.stdout = open(1, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
         sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
         faulthandler.enable(2)
-        _limit(task.address_space)
         os.chdir(task.folder)
+        _limit(task.address_space)
 
         def say(outcome: Outcome) -> None:
             _write(said, json.dumps({"outcome": outcome.as_json()}).encode() + b"\n")

@@ -7,15 +7,18 @@ import fnmatch
 import os
 import tomllib
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from vmdbg.testkit import keys
+from vmdbg.testkit import keys, machine_options
 from vmdbg.testkit.bench import SharedText
 from vmdbg.testkit.jobs import Defaults, Job, JobError, block_of, read_file, read_script
 from vmdbg.testkit.keys import KEYS
-from vmdbg.testkit.outcome import Outcome
+from vmdbg.testkit.outcome import Outcome, Verdict
 from vmdbg.testkit.schedule import Task
+from vmdbg.timetravel.file import SnapshotFile, is_snapshot
+from vmdbg.timetravel.tree import SnapshotError
 
 __all__ = ["Tests", "collect"]
 
@@ -80,7 +83,13 @@ class JobTask:
 
     @property
     def address_space(self) -> int:
-        return self.job.values[keys.MEMORY]
+        options = machine_options.namespace(self.job.image, self.job.words)
+        ram: int = options.memory
+        path = self.job.folder / self.job.image
+        if is_snapshot(path):
+            with suppress(SnapshotError), closing(SnapshotFile(path)) as saved:
+                ram = saved.config.memory
+        return self.job.values[keys.MEMORY] + ram
 
     @property
     def folder(self) -> Path:
@@ -95,6 +104,16 @@ class JobTask:
         from vmdbg.testkit.carry_out import skeleton
 
         return [skeleton(self.job)]
+
+    def review(self, outcome: Outcome, printed: str) -> None:
+        """What the script must have printed: an outcome that says nothing of it is not complete."""
+        if outcome.verdict not in (Verdict.PASSED, Verdict.FAILED):
+            return
+        printed = printed.replace("\r\n", "\n")
+        missing = [pattern.text for pattern in self.job.values[keys.PRINTS] if not pattern.search(printed)]
+        if missing:
+            outcome.verdict = Verdict.FAILED
+            outcome.reasons += [f"the script has not printed {text!r}" for text in missing]
 
     def rest(self, done: Collection[str]) -> Task | None:
         return None
@@ -125,6 +144,9 @@ class PytestTask:
         from vmdbg.testkit.pytests import COLLECTION
 
         return [Outcome(COLLECTION, self.id, 1, "pytest", reproduce=[f"vmdbg test {self.id}"])]
+
+    def review(self, outcome: Outcome, printed: str) -> None:
+        """pytest has judged."""
 
     def rest(self, done: Collection[str]) -> Task | None:
         from vmdbg.testkit.pytests import COLLECTION

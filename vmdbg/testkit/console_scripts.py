@@ -41,8 +41,9 @@ def run(bench: Bench) -> list[str]:
         for number, line in numbered(file.read()):
             print(f"> {line}", flush=True)
             output.error = ""
-            if shell.execute(line):
-                return [f"{name}:{number}: {output.error or f'{line}: it has findings, which the output shows'}"]
+            failed = shell.execute(line)
             if bench.budget:
                 return []
+            if failed:
+                return [f"{name}:{number}: {output.error or f'{line}: it has findings, which the output shows'}"]
     return []

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from vmdbg.api import Machine
@@ -37,7 +38,7 @@ class Golden:
                     outcome.sections[RECORDED] = f"{len(self.recording)} exits recorded in {path}"
                 return ""
             if not path.exists():
-                return f"golden: there is no {path} yet; record it: vmdbg test --record {self.id}"
+                return f"golden: there is no {path} yet; record it: vmdbg test --record {shlex.quote(self.id)}"
             golden = Trace.load(path)
             found = compare(golden, self.recording.trace(), golden.tolerance.changed(**tolerance))
         except Error as error:

@@ -115,7 +115,7 @@ class _Reader:
 
 def read_file(path: Path, shown_as: str, defaults: Defaults) -> list[Job]:
     """The jobs of a TOML file.  Raises `JobError` for the first thing that is wrong with it."""
-    return _jobs(_text(path, shown_as), path.parent, shown_as, defaults, path.stem, 1)
+    return _jobs(_text(path, shown_as), path.parent.absolute(), shown_as, defaults, path.stem, 1)
 
 
 def read_script(path: Path, shown_as: str, defaults: Defaults) -> list[Job]:
@@ -131,7 +131,7 @@ def read_script(path: Path, shown_as: str, defaults: Defaults) -> list[Job]:
             f"{shown_as}:1: image: none is named; say --image FILE, or name the script in a job file, or write at its top "
             '`# /// job`, `# image = "FILE"` and `# ///`, a line each'
         )
-    return _jobs(stated + block, path.parent, shown_as, defaults, path.stem, first - 1)
+    return _jobs(stated + block, path.parent.absolute(), shown_as, defaults, path.stem, first - 1)
 
 
 def _quoted(text: str) -> str:

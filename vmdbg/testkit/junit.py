@@ -43,10 +43,11 @@ def _case(suite: Xml.Element, one: Outcome) -> None:
         Xml.SubElement(case, "skipped", message=reasons[0] if reasons else str(one.verdict))
     elif one.bad:
         kind = "failure" if one.verdict is Verdict.FAILED else "error"
-        told = Xml.SubElement(case, kind, message=reasons[0].split("\n")[0] if reasons else str(one.verdict), type=one.kind)
+        message = reasons[0].split("\n")[0] if reasons else str(one.verdict)
+        told = Xml.SubElement(case, kind, message=message, type=printable(one.kind))
         parts = [*reasons, *(f"$ {command}" for command in one.reproduce)]
         parts += [f"--- {title} ---\n{text}" for title, text in told_of(one) if title != "output"]
-        told.text = "\n".join(parts)
+        told.text = printable("\n".join(parts))
     serial_and_output = [text for text in (one.serial, one.output) if text]
     if one.bad and serial_and_output:
         Xml.SubElement(case, "system-out").text = printable("\n".join(serial_and_output))

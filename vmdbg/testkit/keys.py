@@ -211,13 +211,13 @@ SCRIPT = Key("script", _text, "", "a path",
 INPUT = Key("input", _text, "", "text", "What the guest finds on the serial port: there from the beginning.", "nothing")
 INSTRUCTIONS: Key[int | None] = Key(
     "instructions", _count, None, "a number",
-    "Budget of guest time, in instructions of all CPUs together: each counts as four ticks, its usual length.",
-    "no end")  # fmt: skip
+    "Budget of guest time, in instructions of all CPUs together. Counting them makes a run two or three times as "
+    "long.", "no end")  # fmt: skip
 TICKS: Key[int | None] = Key("ticks", _count, None, "a number",
-                             "The same in ticks, exactly: bytes of code executed (`--max-time`).", "no end")  # fmt: skip
+                             "The same in ticks, bytes of code executed (`--max-time`). It costs nothing.", "no end")  # fmt: skip
 WALL = Key("wall", _seconds, 60.0, "seconds", "Budget of wall time, of the script and all that it starts too.", "60")
-MEMORY = Key("address-space", _bytes, 8 << 30, "a size",
-             "Address space that the test's process may have besides the machine's RAM.", "\"8G\"")  # fmt: skip
+MEMORY = Key("address-space", _bytes, 4 << 30, "a size",
+             "Address space that the test's process may have besides the machine's RAM.", "\"4G\"")  # fmt: skip
 OUTPUT = Key("output-limit", _bytes, 16 << 20, "a size",
              "So much may the serial port, and so much may the script print; more ends the job.", "\"16M\"")  # fmt: skip
 STATUS: Key[tuple[int, ...]] = Key(
@@ -234,7 +234,7 @@ EXITS_NEVER = Key("exits-never", _exit_patterns, _NO_EXITS, "exit patterns", "#V
 GOLDEN: Key[GoldenTrace] = Key(
     "golden", _golden, GoldenTrace("", {}), "a path, or a table",
     "A golden exit trace to compare with, which `vmdbg test --record` writes. In a table beside `file`, what may differ: "
-    "`ignore`, `skip`, `reorder`, `rip` ([regression.md](regression.md)).", "none")  # fmt: skip
+    "`ignore`, `skip`, `reorder`, `rip` (see regression.md).", "none")  # fmt: skip
 SKIP = Key("skip", _text, "", "text", "Why the job is not run for now.")
 
 KEYS: dict[str, Key[Any]] = {key.name: key for key in (

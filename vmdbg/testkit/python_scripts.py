@@ -28,6 +28,8 @@ def run(bench: Bench) -> list[str]:
     except MemoryError:
         raise
     except Exception as error:
+        if bench.budget:
+            return []
         frames = traceback.extract_tb(error.__traceback__)
         own = [number for number, frame in enumerate(frames) if Path(frame.filename).name == Path(name).name]
         print("".join(traceback.format_list(frames[own[0] :] if own else [])), end="")

@@ -22,7 +22,7 @@ def commands_of(job: Job) -> list[str]:
     """The first runs the job alone, the second its machine and script without the test around them."""
     script = job.values[keys.SCRIPT]
     image = [job.image, *job.words]
-    if job.values[keys.INSTRUCTIONS] is None and job.values[keys.TICKS] is not None:
+    if job.values[keys.TICKS] is not None:
         image += ["--max-time", str(job.values[keys.TICKS])]
     by_hand = {
         "run": ["vmdbg", "run", *image],

@@ -31,8 +31,6 @@ LATE = 4.0
 TICK = 0.1
 """Seconds between two looks at budgets and the display, at most."""
 _CHUNK = 1 << 18
-_KEPT = 1 << 18
-"""Bytes of what a test prints that are kept, of its end."""
 
 
 class Task(Protocol):
@@ -59,6 +57,9 @@ class Task(Protocol):
 
     def skeletons(self) -> list[Outcome]:
         """What is known of its tests from the beginning."""
+
+    def review(self, outcome: Outcome, printed: str) -> None:
+        """Judge what only the whole output shows."""
 
     def rest(self, done: Collection[str]) -> Task | None:
         """What is left to run, if its process has died behind these of its tests; None if nothing is."""
@@ -91,7 +92,7 @@ class _Child:
         self.count += len(data)
         self.text.append(data)
         self.kept += len(data)
-        while self.kept - len(self.text[0]) > _KEPT:
+        while self.kept - len(self.text[0]) > self.task.output_limit:
             self.kept -= len(self.text.popleft())
 
     def take(self, data: bytes) -> None:
@@ -273,7 +274,8 @@ class Pool:
             return []  # a file of tests, none of which is wanted
         if not outcomes or (self.stopping and child.killed == self.stopping and not child.done):
             return self._not_run(child.task)
-        text = tail(b"".join(child.text).decode("utf-8", "replace"))
+        printed = b"".join(child.text).decode("utf-8", "replace")
+        text = tail(printed)
         serial = child.printed.text()
         child.printed.close()
         elapsed = time.monotonic() - child.started
@@ -282,6 +284,7 @@ class Pool:
                 outcome.seconds = outcome.seconds or elapsed
                 outcome.serial = outcome.serial or tail(serial)
                 outcome.output = outcome.output or text
+            child.task.review(outcome, printed)
         crashed = [one for one in outcomes if one.verdict is Verdict.ERROR and not one.output]
         for outcome in crashed:
             outcome.output = text

@@ -126,6 +126,8 @@ def _to_json(tree: Tree, blobs: bytearray) -> Any:
 def is_snapshot(path: str | Path) -> bool:
     """Whether a file begins as one."""
     try:
+        if not Path(path).is_file():
+            return False  # a pipe, say, whose reader would wait
         with open(path, "rb") as file:
             return file.read(len(MAGIC)) == MAGIC
     except (OSError, ValueError):
@@ -141,6 +143,8 @@ class SnapshotFile:
     def __init__(self, path: str | Path) -> None:
         self.name = str(path)
         try:
+            if Path(path).exists() and not Path(path).is_file():
+                raise ValueError("not a regular file")
             self._file = open(path, "rb")  # noqa: SIM115 - closed by close()
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error

@@ -16,7 +16,7 @@ from introspect.iommu.remapping import GuestInterrupt
 from introspect.iommu.verdicts import IoFault
 from introspect.paging import Nested
 from introspect.pci import RequesterId
-from introspect.skinit import Launch
+from introspect.skinit import Block, Launch
 from vmdbg.cpu.core import Line
 from vmdbg.cpu.debug import Range
 from vmdbg.cpu.faults import Event
@@ -24,8 +24,9 @@ from vmdbg.cpu.smm import Interrupted, PortAccess
 from vmdbg.engine.memory import PAGE
 from vmdbg.engine.physical import Mirror, Shadow
 from vmdbg.history import KnownGuest, Vcpu
-from vmdbg.iommu.caches import Kept, Page, PageKey
+from vmdbg.iommu.caches import Directories, Kept, Page, PageKey
 from vmdbg.iommu.pagerequests import Response
+from vmdbg.iommu.topology import Share
 from vmdbg.platform.clock import Timer
 from vmdbg.platform.tpm.pcr import Change
 from vmdbg.svm.avic import Avic, BackingPage
@@ -47,7 +48,8 @@ def _fields(cls: type) -> tuple[str, ...]:
 
 
 def _plain(cls: type, *names: str) -> Form:
-    return Form(cls, names or _fields(cls))
+    frozen = is_dataclass(cls) and cls.__dict__["__dataclass_params__"].frozen
+    return Form(cls, names or _fields(cls), shared=not (frozen or issubclass(cls, tuple)))
 
 
 def number(value: object, low: int, high: int, what: str) -> int:
@@ -142,9 +144,7 @@ def _save_shadow(saver: Saver, shadow: Shadow) -> list[Tree]:
 
 
 def _load_nested(loader: Loader, trees: Sequence[Tree]) -> Nested:
-    nested = Nested(*map(loader.value, trees))
-    loader.made(nested)
-    return nested
+    return Nested(*map(loader.value, trees))
 
 
 def _load_shadow(loader: Loader, trees: Sequence[Tree]) -> Shadow:
@@ -213,16 +213,18 @@ FORMS = dict(map(_made, (
     Form(Ring, save=_save_slots, load=_load_ring), Form(Images, save=_save_slots, load=_load_images),
     Form(Guest, save=_each(_GUEST), load=_load_guest), Form(Vcpu, save=_save_vcpu, load=_load_vcpu),
     Form(BackingPage, save=_each(("spa",)), load=_load_backing_page),
-    Form(Nested, save=_each(_NESTED), load=_load_nested), Form(Shadow, save=_save_shadow, load=_load_shadow),
+    Form(Nested, save=_each(_NESTED), load=_load_nested, shared=False), Form(Shadow, save=_save_shadow, load=_load_shadow),
     Form(Mirror, save=_each(()), load=_load_mirror), Form(Entry, save=_each(_ENTRY), load=_load_entry),
     Form(Random, save=_save_random, load=_load_random),
-    Form(datetime, save=lambda saver, value: [value.isoformat()], load=_load_datetime),
-    Form(timedelta, save=lambda saver, value: [value.days, value.seconds, value.microseconds], load=_load_timedelta),
+    Form(datetime, save=lambda saver, value: [value.isoformat()], load=_load_datetime, shared=False),
+    Form(
+        timedelta, save=lambda saver, value: [value.days, value.seconds, value.microseconds], load=_load_timedelta, shared=False
+    ),
     _plain(KnownGuest), _plain(Timer), _plain(Held, "_by_size"), _plain(Space, "linear", "nested", "mirror", "paging", "by"),
     _plain(Avic, "cpu", "guest", "base", "page", "logical_table", "physical_table", "last_id", "request", "exit"),
     *map(_plain, (
-        Event, Instruction, Interrupted, Line, Origin, PortAccess, Range, Change, Launch, Kept, Page, PageKey, Response,
-        GuestInterrupt, IoFault, IommuEvent,
+        Event, Instruction, Interrupted, Line, Origin, PortAccess, Range, Change, Launch, Block, Directories, Kept, Page, PageKey,
+        Response, GuestInterrupt, IoFault, IommuEvent, Share,
     )),
 )))  # fmt: skip
 """By the names that trees use."""

@@ -28,7 +28,7 @@ from vmdbg.cpu import core, debug, events, exits, faults, processor
 from vmdbg.engine import engine, physical, state
 from vmdbg.engine.memory import Ram
 from vmdbg.history import History
-from vmdbg.iommu import caches, commands, function, interrupts, own_memory, pagerequests, registers, rings, topology, unit
+from vmdbg.iommu import caches, commands, function, interrupts, own_memory, pagerequests, registers, rings, staleness, unit
 from vmdbg.iommu import config as iommu_config
 from vmdbg.iommu import translation as iommu_translation
 from vmdbg.iommu import translator as iommu_translator
@@ -72,7 +72,7 @@ OUTSIDE = "outside the machine"
 MADE = "made from what is kept: see restoring.py"
 
 NOT_STATE: dict[type, dict[str, str]] = {
-    machine_module.Machine: {"ram": WIRING, "files": "a snapshot file has them, see file.py"},
+    machine_module.Machine: {"ram": WIRING, "files": "a snapshot file has them, see file.py", "_last_instruction": DEBUGGER},
     Ram: dict.fromkeys(("size", "ranges", "end"), WIRING)
     | dict.fromkeys(("buffer", "view", "address"), "memory is kept by itself")
     | {"memo": CACHE, "device": DEBUGGER, "pages": MADE},
@@ -116,6 +116,7 @@ NOT_STATE: dict[type, dict[str, str]] = {
 PARTS = frozenset((
     *NOT_STATE, processor.Processor, vmcbcache.VmcbCache, late_launch.LateLaunch,
     caches.Caches, caches.Counters, function.IommuFunction, function.SecureDevice, interrupts.Interrupts, own_memory.OwnMemory,
+    staleness.Staleness,
     registers.RegisterFile, rings.Log, iommu_translation.Translation, iommu_translator.Iommus,
     bus.Bus, bus.Route, chipset.Chipset, clock.Clock, debugexit.DebugExit, debugexit.PowerManagement, debugexit.ResetControl,
     dev.DevCapability, dev.Exclusion, dev.MiscControl, dev.Northbridge, dev.SlProtection, fwcfg.FwCfg, hpet.Comparator, hpet.Hpet,
@@ -128,7 +129,7 @@ PARTS = frozenset((
 
 FIXED = frozenset((
     machine_module.Config, BootImage, cpuid.CpuidConfig, iommu_config.IommuConfig, edu.EduOptions, catalogue.DeviceSpec,
-    rings.LogBits, RingType, topology.Share, msrs.Msr,
+    rings.LogBits, RingType, msrs.Msr,
 ))  # fmt: skip
 """What never changes: an attribute that holds one of these is no state."""
 

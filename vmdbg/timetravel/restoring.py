@@ -37,7 +37,6 @@ _CONTEXT = (
     slice(layout.EFER, layout.SYSENTER_CS),  # EFER, x87, MXCSR, XMM
     slice(layout.SYSENTER_CS, layout.XCR0 + 8),
     slice(layout.PAT, layout.PAT + 8),
-    slice(layout.ERROR_CODE, layout.EXCEPTION_IS_INT + 4),
 )
 """What of a context is the processor's.  The rest is the engine's configuration, which each machine has, and pointers."""
 _CONTEXT_SIZE = sum(part.stop - part.start for part in _CONTEXT)

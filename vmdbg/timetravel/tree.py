@@ -11,7 +11,7 @@ A tree is None, a bool, an int, a str, bytes, or a list whose first element name
 | `"number"`, class, value | a member of an enumeration, or an int of a class of its own |
 | `"part"`, number | a part of the machine: an object that is there from the start (inventory.py) |
 | `"new"`, class, trees of its fields | an object that comes and goes |
-| `"ref"`, number | the same object again: its place among those, tuples left out |
+| `"ref"`, number | the same object again, if it is one that changes: its place among those |
 | `"method"`, tree, name; `"partial"`, tree, arguments; `"function"`, name | a callback, of those that may wait |
 """
 
@@ -57,6 +57,8 @@ class Form:
     fields: tuple[str, ...] = ()
     save: Callable[[Saver, Any], list[Tree]] | None = None
     load: Callable[[Loader, Sequence[Tree]], object] | None = None
+    shared: bool = True
+    """It matters whether two are the same object, since they change.  `load` tells the loader of it (`made`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +110,11 @@ class Saver:
         raise Unlisted(f"class {cls.__module__}.{cls.__qualname__}")
 
     def _object(self, value: Any, name: str, form: Form) -> Tree:
-        if isinstance(value, tuple):
-            return ["new", name, *(self.tree(getattr(value, field)) for field in form.fields)]
-        known = self._seen.get(id(value))
-        if known is not None:
-            return ["ref", known]
-        self._seen[id(value)] = len(self._seen)
+        if form.shared:
+            known = self._seen.get(id(value))
+            if known is not None:
+                return ["ref", known]
+            self._seen[id(value)] = len(self._seen)
         if form.save is not None:
             return ["new", name, *form.save(self, value)]
         return ["new", name, *(self.tree(getattr(value, field)) for field in form.fields)]
@@ -185,7 +186,8 @@ class Loader:
         if issubclass(form.cls, tuple):
             return tuple.__new__(form.cls, tuple(self._values(trees)))
         one: object = form.cls.__new__(form.cls)
-        self.made(one)
+        if form.shared:
+            self.made(one)
         for field, tree in zip(form.fields, trees, strict=True):
             object.__setattr__(one, field, self.value(tree))
         return one

@@ -145,6 +145,8 @@ def test_who_it_was_for_the_debugger() -> None:
 class NotThatPage:
     """A guard of one page."""
 
+    on = True
+
     def __init__(self) -> None:
         self.logged = 0
 

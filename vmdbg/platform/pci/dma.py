@@ -47,6 +47,10 @@ class Translator(Protocol):
 class Guard(Protocol):
     """What keeps devices from system-physical memory whatever a translator says: the DEV, SKINIT's protection of its block."""
 
+    @property
+    def on(self) -> bool:
+        """Whether it may refuse anything at all: asked for every access, and `refuse` only if so."""
+
     def refuse(self, requester: RequesterId, span: Span, write: bool, *, quiet: bool) -> str:
         """Why not, in words; empty if the guard has nothing against it.  `quiet` logs nothing and caches nothing."""
 
@@ -128,9 +132,14 @@ class Dma:
     def refusal(self, requester: RequesterId, span: Span, write: bool, *, quiet: bool = True) -> str:
         """Why a guard refuses a piece; empty if none does.  Also for what an IOMMU reads and writes on its own behalf."""
         for guard in self.guards:
-            if reason := guard.refuse(requester, span, write, quiet=quiet):
+            if guard.on and (reason := guard.refuse(requester, span, write, quiet=quiet)):
                 return reason
         return ""
+
+    @property
+    def guarded(self) -> bool:
+        """Whether any guard may refuse something."""
+        return any(guard.on for guard in self.guards)
 
     def read(self, requester: RequesterId, address: int, length: int, pasid: int | None = None) -> bytes:
         """Raises `DmaError`."""

@@ -98,6 +98,7 @@ class Function:
         self.devfn = 0
         self.config = ConfigSpace()
         self.capabilities: list[Capability] = []
+        self._msix: MsiX | None = None
         self._intx = False
         self._timers: list[Timer] = []
 
@@ -241,6 +242,7 @@ class Function:
     def _chain(self) -> None:
         at, link = self.first_capability, self.header.offset_of("capabilities")
         self.capabilities = [one for one in self.make_capabilities() if self._on_express or not isinstance(one, Express)]
+        self._msix = self.capability(MsiX)
         for capability in self.capabilities:
             assert at + capability.size <= CONVENTIONAL
             self.config.define_at(link, 1, Rule(at))
@@ -340,7 +342,7 @@ class Function:
 
     def access(self, bar: Bar, offset: int, size: int, value: int | None) -> int:
         """Software reads (`value` is None) or writes in a BAR; a table of MSI-X in it is not the device's own."""
-        messages = self.capability(MsiX)
+        messages = self._msix
         if messages is not None and messages.claims(bar.index, offset):
             if value is None:
                 return messages.read(offset, size)

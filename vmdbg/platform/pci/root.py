@@ -66,6 +66,8 @@ class RootComplex:
         self.bus = PciBus(self)
         self._asserting: list[set[Function]] = [set() for _ in range(4)]
         self._decoded: list[Region] | None = None
+        self._routes: tuple[list[Route[Window]], list[Route[Window]]] = ([], [])
+        """Of what is decoded: in memory, at ports."""
         self.bus.add(HostBridge(clock), 0)
         dma.names = self.name_of
 
@@ -118,14 +120,19 @@ class RootComplex:
     def regions(self) -> list[Region]:
         if self._decoded is None:
             self._decoded = list(self.bus.regions())
+            self._routes = ([], [])
+            for region in self._decoded:
+                window = Window(region.function, region.bar, region.first - region.base, region.first)
+                self._routes[region.io].append(Route(region.first, region.last, window, region.bar.width))
         return self._decoded
 
     def route(self, address: int, io: bool) -> Route[Window] | None:
         """Who answers at an address that is no fixed device's; of several the first on the bus."""
-        for region in self.regions():
-            if region.first <= address <= region.last and region.io == io:
-                window = Window(region.function, region.bar, region.first - region.base, region.first)
-                return Route(region.first, region.last, window, region.bar.width)
+        if self._decoded is None:
+            self.regions()
+        for route in self._routes[io]:
+            if route.first <= address <= route.last:
+                return route
         return None
 
     def claims(self, io: bool) -> list[Claim]:
