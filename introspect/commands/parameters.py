@@ -8,6 +8,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from introspect.commands.context import HOST_NUMBER, CommandError, Context, GuestView, HostView
 from introspect.commands.devices import DeviceView, device_names, device_view
+from introspect.commands.scan import Attaching
 from introspect.exits import ExitCode
 from introspect.expression import ExpressionError, Space, parse, parse_address
 from introspect.pci import RequesterId
@@ -191,7 +192,9 @@ class Flag:
 
 def known_guests(context: Context) -> str:
     known = ", ".join(f"{guest.number} ({guest.name})" for guest in context.guests)
-    return f"the guests are {known}" if known else "no guest has been entered by VMRUN yet"
+    if known:
+        return f"the guests are {known}"
+    return "`guests --scan` looks for guests" if isinstance(context, Attaching) else "no guest has been entered by VMRUN yet"
 
 
 def find_guest(context: Context, word: str) -> GuestView | None:

@@ -17,7 +17,13 @@ from vmdbg.results import Text
 if TYPE_CHECKING:
     from vmdbg.console.source import Source
 
-__all__ = ["RunCommands"]
+__all__ = ["RUNNING", "RunCommands"]
+
+RUNNING = (
+    "continue", "step", "next", "stepi", "nexti", "finish", "until", "break", "tbreak", "delete", "watch", "catch", "restart",
+    "interrupt",
+)  # fmt: skip
+"""What no dump can do."""
 
 
 @dataclass(frozen=True)

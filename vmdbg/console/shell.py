@@ -19,6 +19,7 @@ from vmdbg.console.language import Line, split
 from vmdbg.console.output import Output
 from vmdbg.console.progress import Progress
 from vmdbg.console.python import Python
+from vmdbg.console.run_commands import RUNNING
 from vmdbg.console.settings import Settings
 from vmdbg.console.shell_commands import ShellCommands
 from vmdbg.console.source import Pane, Source
@@ -35,22 +36,6 @@ ALIASES = {
     "info inferiors": "inferior", "info threads": "thread", "!": "shell",
 }  # fmt: skip
 """For fingers that know gdb."""
-RUNNING = (
-    "continue",
-    "step",
-    "next",
-    "stepi",
-    "nexti",
-    "finish",
-    "until",
-    "break",
-    "tbreak",
-    "delete",
-    "watch",
-    "catch",
-    "restart",
-    "interrupt",
-)
 DEEPEST = 16
 """Scripts that source scripts."""
 AROUND = 13

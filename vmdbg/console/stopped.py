@@ -61,7 +61,8 @@ class Stopped:
         where = self.where
         return {
             "text": self.why.strip("[]\n"), "inferior": where.number, "thread": self.thread, "pc": where.pc,
-            "symbol": where.symbol, "line": where.line, "mode": where.mode, "cpl": where.cpl, "time": where.time, "breakpoints": list(self.breakpoints),
-            "ended": self.ended, "notes": [text for kind, text in self.said if kind == Kind.NOTE],
+            "symbol": where.symbol, "line": where.line, "mode": where.mode, "cpl": where.cpl, "time": where.time,
+            "breakpoints": list(self.breakpoints), "ended": self.ended,
+            "notes": [text for kind, text in self.said if kind == Kind.NOTE],
             "serial": [text for kind, text in self.said if kind == Kind.SERIAL],
         }  # fmt: skip
