@@ -2,7 +2,7 @@
 # make demo    a narrated session of a real gdb on the demo hypervisor
 # make test    every test that this machine can run, a file for each processor at a time; what was skipped, and why, stands at the
 #              end; ARGS="-n 0 tests/svm" for some of them, one after the other
-# make thorough  random VMCBs, page walks and predictions of exits, by the ten and hundred thousand
+# make thorough  random VMCBs, page walks and predictions of exits, by the ten and hundred thousand; fingerprints of all examples
 # make lint    ruff, and mypy --strict
 # make bench   speed of the engine and of world switches
 # make docs    the documentation site, in build/site
@@ -31,10 +31,11 @@ demo: $(V)/ready gdb
 test: $(V)/ready gdb examples
 	@$(RUN) -m pytest -n auto --dist loadfile $(ARGS)
 
-thorough: $(V)/ready
+thorough: $(V)/ready gdb examples
 	@$(RUN) -m tests.thorough vmcbs
 	@$(RUN) -m tests.thorough walks
 	@$(RUN) -m tests.thorough exits
+	@$(RUN) -m tests.thorough fingerprints
 
 lint: $(V)/ready
 	@$(V)/bin/ruff check .
@@ -50,13 +51,13 @@ docs: $(V)/ready
 	@echo "vmdbg: build/site/index.html"
 
 clean:
-	@for d in hypervisor bench bootsector nested secure-loader assignment; do $(MAKE) --no-print-directory --silent -C examples/$$d clean; done
+	@for d in hypervisor bench bootsector nested secure-loader assignment regression; do $(MAKE) --no-print-directory --silent -C examples/$$d clean; done
 	rm -rf $(V) build dist *.egg-info vmdbg/*/_*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis docs/_generated
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 examples: | $(V)/ready
 	@if test -n "$(GCC)"; then \
-	for d in hypervisor bench bootsector nested secure-loader assignment; do $(MAKE) --no-print-directory --silent -C examples/$$d || exit 1; done; \
+	for d in hypervisor bench bootsector nested secure-loader assignment regression; do $(MAKE) --no-print-directory --silent -C examples/$$d || exit 1; done; \
 	else echo "vmdbg: no gcc and ld for x86-64: the examples are not built, tests that boot them are skipped"; fi
 
 gdb: $(V)/ready

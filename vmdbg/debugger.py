@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gdbstub.description import Description
 from gdbstub.target import (
+    NOBODY,
     Action,
     BreakpointKind,
     Event,
@@ -39,6 +40,9 @@ from vmdbg.running import Running
 from vmdbg.spaces import Spaces
 from vmdbg.timetravel.snapshot import Snapshot, put_back, take
 from vmdbg.watchpoints import Watchpoints
+
+_SNAPSHOTS = frozenset(("snapshot", "snapshots", "restore"))
+"""What may be asked behind the machine's end."""
 
 
 class Debugger(Spaces):
@@ -165,12 +169,15 @@ class Debugger(Spaces):
         return read_memory(self.machine.ram, self.context(thread), address, length)
 
     def write_memory(self, thread: ThreadId, address: int, data: bytes) -> None:
+        if self.read_memory(thread, address, len(data)) == data:
+            return  # nothing changes, and the run stays what it was
         bad = write_memory(self.machine.ram, self.context(thread), address, data)
         if bad is not None:
             raise TargetError(
                 f"{bad:#x} is not mapped to memory in process {thread.pid}, so nothing was written; "
                 "`monitor walk` shows why"
             )
+        self.machine.outside("debugger", f"memory {thread.pid}.{thread.tid} {address:#x} ".encode() + data)
 
     def memory_region(self, thread: ThreadId, address: int) -> MemoryRegion:
         return region(self.machine.ram, self.context(thread), address)
@@ -275,6 +282,12 @@ class Debugger(Spaces):
     # Monitor, run, kill, files
 
     def monitor(self, command: str, write: Callable[[str], object], thread: ThreadId) -> None:
+        if thread == NOBODY:
+            if not self.snapshots:
+                raise TargetError("the machine has ended: there is nothing to ask")
+            if not _SNAPSHOTS & {*command.split()}:
+                raise TargetError("the machine has ended: `snapshots` lists where `restore NAME` can go back to")
+            thread = ThreadId(HOST, 1)
         self.monitor_commands.run(command, write, thread)
 
     def run(self, program: str, arguments: Sequence[str]) -> int:
@@ -299,6 +312,7 @@ class Debugger(Spaces):
     def kill(self, pid: int) -> None:
         if pid != HOST:
             raise TargetError(f"guest {pid} belongs to its hypervisor: kill process 1, or detach from the guest")
+        self.machine.outside("debugger", b"kill")
         self.machine.exit(0)
         self.machine.ended = "killed by the debugger"
         self.running.ended = True

@@ -9,6 +9,8 @@ and change nothing that a guest can see.
 from __future__ import annotations
 
 import ctypes
+import json
+import struct
 from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -25,8 +27,8 @@ from vmdbg.svm import world
 from vmdbg.svm.ring import RECORD_SIZE, Ring
 
 from .forms import number
-from .inventory import NAMES, parts, states
-from .tree import Loader, Malformed, Saver, Tree
+from .inventory import NAMES, PARTS, parts, states
+from .tree import Loader, Malformed, Saver, SnapshotError, Tree
 
 if TYPE_CHECKING:
     from vmdbg.machine import Machine
@@ -52,7 +54,7 @@ def state(machine: Machine) -> Tree:
     for path, part in found.items():
         attributes = states(part)
         kept.append([path, type(part).__qualname__, [*attributes], [saver.tree(value) for value in attributes.values()]])
-    return [kept, [_processor(machine, cpu, saver) for cpu in machine.cpus], _engine(machine)]
+    return [kept, [_processor(machine, cpu, saver) for cpu in machine.cpus], _engine(machine), _run(machine)]
 
 
 def restore(machine: Machine, tree: Tree) -> None:
@@ -60,7 +62,7 @@ def restore(machine: Machine, tree: Tree) -> None:
 
     RAM must be restored already.
     """
-    kept, cpus, engine = _list(tree, 3)
+    kept, cpus, engine, run = _list(tree, 4)
     before_tables(machine)
     found = parts(machine)
     loader = Loader(NAMES, list(found.values()), machine)
@@ -76,7 +78,29 @@ def restore(machine: Machine, tree: Tree) -> None:
     _restore_engine(machine, engine)
     for cpu, one in zip(machine.cpus, _list(cpus, len(machine.cpus)), strict=True):
         _restore_processor(machine, cpu, one, loader)
+    _restore_run(machine, run)
     after(machine)
+
+
+def _run(machine: Machine) -> str:
+    """What came in from outside so far, and what the run did: it goes on with both."""
+    fingerprint = machine.fingerprint
+    return json.dumps([machine.identity.inputs.state(), fingerprint.state() if fingerprint is not None else None])
+
+
+def _restore_run(machine: Machine, tree: Tree) -> None:
+    try:
+        inputs, fingerprint = json.loads(tree if isinstance(tree, str) else "")
+        machine.identity.inputs.restore(**inputs)
+        if machine.fingerprint is not None and fingerprint is not None:
+            machine.fingerprint.restore(**fingerprint)
+    except (TypeError, ValueError, RecursionError, struct.error):
+        raise Malformed("what it says of the run's fingerprint is none") from None
+    if machine.fingerprint is not None and fingerprint is None:
+        raise SnapshotError(
+            "the snapshot is of a run without --fingerprint, whose beginning has no trace. Save it from a run with that option, "
+            "or go on without"
+        )
 
 
 def _list(tree: Tree, length: int | None = None) -> list[Tree]:
@@ -87,26 +111,44 @@ def _list(tree: Tree, length: int | None = None) -> list[Tree]:
 
 def pour(part: object, name: str, old: Any, new: Any) -> None:
     """Set an attribute; a container is filled, since others may hold it."""
-    kind = next((kind for kind in (int, str, bytes) if isinstance(old, kind)), None)
-    if kind is not None and new is not None and not isinstance(new, kind):
-        raise Malformed(f"{type(part).__qualname__}.{name} is no {type(old).__name__}")
-    if isinstance(old, list) and isinstance(new, list):
+    where = f"{type(part).__qualname__}.{name}"
+    if is_wiring(old):
+        if old != new:
+            raise Malformed(f"{where} leads elsewhere")
+        return
+    kind = next((kind for kind in _KINDS if isinstance(old, kind)), None)
+    if kind is not None and not isinstance(new, kind) and not (new is None and kind in _MAYBE):
+        raise Malformed(f"{where} is no {kind.__name__}")
+    if isinstance(old, bytearray):
+        if len(new) != len(old) and name not in _GROWS:
+            raise Malformed(f"{where} is not {len(old)} bytes")
         old[:] = new
-    elif isinstance(old, bytearray):
-        if not isinstance(new, bytearray) or (len(new) != len(old) and name not in _GROWS):
-            raise Malformed(f"{type(part).__qualname__}.{name} is not {len(old)} bytes")
+    elif isinstance(old, list):
         old[:] = new
-    elif (isinstance(old, dict) and isinstance(new, dict)) or (isinstance(old, set) and isinstance(new, set)):
+    elif isinstance(old, dict | set):
         old.clear()
         old.update(new)
-    elif isinstance(old, deque) and isinstance(new, deque):
+    elif isinstance(old, deque):
         old.clear()
         old.extend(new)
     elif old is not new and old != new:
         try:
             setattr(part, name, new)
         except AttributeError as error:  # of something that never changes
-            raise Malformed(f"{type(part).__qualname__}.{name}: {error}") from None
+            raise Malformed(f"{where}: {error}") from None
+
+
+_MAYBE = (int, str, bytes)
+_KINDS = (*_MAYBE, bytearray, list, dict, set, deque)
+"""What stays of the kind that it is in a new machine; the former may be None."""
+
+
+def is_wiring(value: object) -> bool:
+    """Whether it is a part, or a container of nothing but parts: who is connected to whom never changes."""
+    if isinstance(value, list | tuple | dict):
+        held = value.values() if isinstance(value, dict) else value
+        return bool(value) and all(type(one) in PARTS for one in held)
+    return type(value) in PARTS
 
 
 _GROWS = frozenset(("_command", "_input", "_hashed"))
