@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import faulthandler
 import fnmatch
 import os
+import sys
 import tomllib
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import closing, suppress
@@ -138,6 +140,7 @@ class PytestTask:
     def run(self, printed: SharedText, say: Callable[[Outcome], None]) -> None:
         from vmdbg.testkit.pytests import run_file
 
+        faulthandler.dump_traceback_later(self.wall, file=sys.stderr)  # then it is killed; the output says where it was
         run_file(str(self.path), self.id, self.wanted, say, fail_fast=self.fail_fast)
 
     def skeletons(self) -> list[Outcome]:
