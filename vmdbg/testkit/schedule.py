@@ -96,6 +96,10 @@ class _Child:
         while self.kept - len(self.text[0]) > self.task.output_limit:
             self.kept -= len(self.text.popleft())
 
+    def printed_text(self) -> str:
+        """What is kept of what it has printed."""
+        return b"".join(self.text).decode("utf-8", "replace")
+
     def take(self, data: bytes) -> None:
         """What it says: an outcome a line."""
         *lines, self.line = (self.line + data).split(b"\n")
@@ -277,6 +281,7 @@ class Pool:
             known = open_ones[0] if open_ones or last is None else last
         if not (known.bad and child.killed):  # it has said itself that its budget is used up
             known.verdict, known.reasons = verdict, [reason, *known.reasons]
+        known.output = known.output or tail(child.printed_text())
         child.outcomes[known.name] = known
 
     def _outcomes_of(self, child: _Child) -> list[Outcome]:
@@ -285,7 +290,7 @@ class Pool:
             return []  # a file of tests, none of which is wanted
         if not outcomes or (self.stopping and child.killed == self.stopping and not child.done):
             return self._not_run(child.task)
-        printed = b"".join(child.text).decode("utf-8", "replace")
+        printed = child.printed_text()
         text = tail(printed)
         serial = child.printed.text()
         child.printed.close()
@@ -296,7 +301,4 @@ class Pool:
                 outcome.serial = outcome.serial or tail(serial)
                 outcome.output = outcome.output or text
             child.task.review(outcome, printed)
-        crashed = [one for one in outcomes if one.verdict is Verdict.ERROR and not one.output]
-        for outcome in crashed:
-            outcome.output = text
         return outcomes
