@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # make demo    a narrated session of a real gdb on the demo hypervisor
-# make test    every test that this machine can run; what was skipped, and why, stands at the end
-# make thorough  random VMCBs, page walks and predictions of exits, by the ten and hundred thousand
+# make test    every test that this machine can run, a file for each processor at a time; what was skipped, and why, stands at the
+#              end; ARGS="-n 0 tests/svm" for some of them, one after the other
+# make thorough  random VMCBs, page walks and predictions of exits, by the ten and hundred thousand; fingerprints of all examples
 # make lint    ruff, and mypy --strict
 # make bench   speed of the engine and of world switches
 # make docs    the documentation site, in build/site
@@ -28,12 +29,13 @@ demo: $(V)/ready gdb
 	@$(V)/bin/vmdbg demo
 
 test: $(V)/ready gdb examples
-	@$(RUN) -m pytest $(ARGS)
+	@$(RUN) -m pytest -n auto --dist loadfile $(ARGS)
 
-thorough: $(V)/ready
+thorough: $(V)/ready gdb examples
 	@$(RUN) -m tests.thorough vmcbs
 	@$(RUN) -m tests.thorough walks
 	@$(RUN) -m tests.thorough exits
+	@$(RUN) -m tests.thorough fingerprints
 
 lint: $(V)/ready
 	@$(V)/bin/ruff check .

@@ -1,8 +1,9 @@
 """Instructions a second of compute-bound 64-bit code: this project's engine against bare Unicorn.
 
 The kernels are those of examples/bench/compute.elf.  Every run boots the image here as far as the kernel's first
-instruction.  From there the kernel runs on the native runtime, on the Python twin, on the native runtime as a guest
-under nested paging, or on a plain `Uc` without a single hook, given the same memory, page tables and registers.
+instruction.  From there the kernel runs on the native runtime, the same with a fingerprint of what it executes, on the Python
+twin, on the native runtime as a guest under nested paging, or on a plain `Uc` without a single hook, given the same memory, page
+tables and registers.
 """
 
 from __future__ import annotations
@@ -21,13 +22,15 @@ from unicorn.unicorn_py3.unicorn import Uc
 from introspect.registers import EFER
 from introspect.vmcb import MISC_CTL, SEGMENTS, VMCB
 from vmdbg.engine.state import RAX, RSP
+from vmdbg.fingerprint import FingerprintOptions
 from vmdbg.machine import Config, Event, Machine
 
 from .measure import BenchmarkError, Lines, Report, Times, finish, image, main
 
 COLUMNS = (
-    ("kernel", ""), ("bare M/s", ",.0f"), ("native M/s", ",.0f"), ("guest M/s", ",.0f"), ("python M/s", ",.1f"),
-    ("native/bare", ".2f"), ("guest/bare", ".2f"), ("python/bare", ".3f"),
+    ("kernel", ""), ("bare M/s", ",.0f"), ("native M/s", ",.0f"), ("guest M/s", ",.0f"),
+    ("fingerprint M/s", ",.0f"), ("python M/s", ",.1f"), ("native/bare", ".2f"), ("guest/bare", ".2f"),
+    ("fingerprint/native", ".2f"), ("python/bare", ".3f"),
 )  # fmt: skip
 INSTRUCTIONS = {"mix": 64, "tight": 3, "store": 17}
 """By kernel, in one round: see kernels.S."""
@@ -44,13 +47,13 @@ _ENCODED = ("RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI", *(f"R{number
 GENERAL = [getattr(x86, f"UC_X86_REG_{name}") for name in _ENCODED]
 
 
-def at_kernel(kernel: str, rounds: int, *, python: bool = False) -> tuple[Machine, Lines]:
+def at_kernel(kernel: str, rounds: int, *, python: bool = False, fingerprint: bool = False) -> tuple[Machine, Lines]:
     """A machine before the first instruction of a kernel."""
     lines = Lines(time.process_time)
     command_line = f"kernel={kernel} n={rounds}"
-    machine = Machine(
-        image("compute.elf"), Config(memory=MEMORY, command_line=command_line, serial=lines, python_runtime=python)
-    )
+    options = FingerprintOptions() if fingerprint else None
+    config = Config(memory=MEMORY, command_line=command_line, serial=lines, python_runtime=python, fingerprint=options)
+    machine = Machine(image("compute.elf"), config)
     entries = [symbol.address for symbol in machine.image.symbols if symbol.name == f"kernel_{kernel}"]
     if not entries:
         raise BenchmarkError("compute.elf has no symbols; build it again: make -B -C examples/bench")
@@ -61,9 +64,9 @@ def at_kernel(kernel: str, rounds: int, *, python: bool = False) -> tuple[Machin
     return machine, lines
 
 
-def ours(kernel: str, rounds: int, *, python: bool = False, guest: bool = False) -> float:
+def ours(kernel: str, rounds: int, *, python: bool = False, guest: bool = False, fingerprint: bool = False) -> float:
     """CPU seconds from the kernel's first instruction to the line "done"."""
-    machine, lines = at_kernel(kernel, rounds, python=python)
+    machine, lines = at_kernel(kernel, rounds, python=python, fingerprint=fingerprint)
     if guest:
         become_guest(machine)
     start = time.process_time()
@@ -135,11 +138,13 @@ def measure(quick: bool) -> Report:
             "bare": partial(bare, kernel, work),
             "native": partial(ours, kernel, work),
             "guest": partial(ours, kernel, work, guest=True),
+            "fingerprint": partial(ours, kernel, work, fingerprint=True),
             "python": partial(twin, kernel, work),
         }
         times = Times(peers, 1 if quick else 7)
         row: dict[str, object] = {"kernel": kernel}
         row |= {f"{name} M/s": instructions * work / times.median(name) / 1e6 for name in peers}
+        row["fingerprint/native"] = times.speed("fingerprint", "native")
         row |= {f"{name}/bare": times.speed(name, "bare") for name in ("native", "guest", "python")}
         report.rows.append(row)
     report.remarks.append("M/s: million instructions in a second of CPU time.")

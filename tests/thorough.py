@@ -4,6 +4,8 @@ python -m tests.thorough vmcbs [COUNT [FIRST]]    hostile VMCBs (100,000)
 python -m tests.thorough walks [COUNT [FIRST]]    page walks, the engine's against `introspect`'s (1,000,000)
 python -m tests.thorough exits [COUNT [FIRST]]    what `would-exit` predicts of random guests, against what they do (10,000)
 python -m tests.thorough iommu [COUNT [FIRST]]    an IOMMU's tables, our walks against a plain reading of the manual (100,000)
+python -m tests.thorough fingerprints [COUNT [FIRST]]  all examples, on both runtimes, with 1 to 8 processors, alone and under
+                                                  gdb: one trace each (COUNT rounds of random cuts: 1)
 
 Exit status 0 if all went well.  Five hundred seeds that take ten minutes count as a hang.  On a terminal the last line says which
 of them are being tried, elsewhere those at most 20 seconds before.
@@ -20,6 +22,7 @@ from time import monotonic
 from introspect.exits import exit_name
 from tests.engine.rig import MODES as PROCESSOR_MODES
 from tests.engine.test_translation import MODES, one_dimension, two_dimensions
+from tests.fingerprints import EXAMPLES, RUNTIMES, alone, cut, debugged
 from tests.introspect.iommu.test_reference import compare, compare_interrupts
 from tests.svm.test_hostile import run
 from tests.svm.test_would_exit import predictions
@@ -44,12 +47,12 @@ class Progress:
         for at in range(first, first + count, BATCH):
             faulthandler.dump_traceback_later(600, exit=True)
             seeds = range(at, min(at + BATCH, first + count))
-            self._tell(f"{part} from seed {at}")
+            self.tell(f"{part} from seed {at}")
             yield seeds
             self.done += len(seeds)
         faulthandler.cancel_dump_traceback_later()
 
-    def _tell(self, doing: str) -> None:
+    def tell(self, doing: str) -> None:
         now = monotonic()
         if sys.stdout.isatty() or not self.done or now - self.told >= EVERY:
             self.told, spent = now, now - self.start
@@ -118,7 +121,35 @@ def iommu(count: int, first: int) -> None:
     progress.end(outcomes, "outcomes")
 
 
-WHAT = {"vmcbs": (vmcbs, 100_000), "walks": (walks, 1_000_000), "exits": (exits, 10_000), "iommu": (iommu, 100_000)}
+def fingerprints(count: int, first: int) -> None:
+    """Each example with each number of processors: the trace of the first run is what all others must have."""
+    cells = [(example, cpus) for example in EXAMPLES for cpus in range(1, 9)]
+    outcomes: Counter[str] = Counter()
+    progress = Progress("runs", len(cells) * (4 + 4 * count))
+    for example, cpus in cells:
+        faulthandler.dump_traceback_later(3600, exit=True)
+        progress.tell(f"{example} with {cpus} processors")
+        whole, short = (alone(example, cpus, "native", limit) for limit in (None, EXAMPLES[example].ticks))
+        found = [(f"{runtime}", alone(example, cpus, runtime, EXAMPLES[example].ticks), short) for runtime in RUNTIMES[1:]]
+        for seed in range(first, first + count):
+            found.append(("in slices and steps", cut(example, cpus, None, seed), whole))
+            found.append(("in slices and steps, to a tick", cut(example, cpus, EXAMPLES[example].ticks, seed), short))
+            for how in ("busy", "idle"):
+                name, trace = debugged(example, cpus, how, seed)
+                found.append((f"gdb {how}", whole._replace(identity=name, trace=trace), whole))
+        for what, got, expected in found:
+            outcomes[what] += 1
+            if got != expected:
+                raise AssertionError(f"{example} with {cpus} processors, {what}: {got[:2]} and not {expected[:2]}")
+        progress.done += 4 + 4 * count
+    faulthandler.cancel_dump_traceback_later()
+    progress.end(outcomes, "alike")
+
+
+WHAT = {
+    "vmcbs": (vmcbs, 100_000), "walks": (walks, 1_000_000), "exits": (exits, 10_000), "iommu": (iommu, 100_000),
+    "fingerprints": (fingerprints, 1),
+}  # fmt: skip
 
 
 def main(arguments: list[str]) -> int:

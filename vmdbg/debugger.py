@@ -165,12 +165,15 @@ class Debugger(Spaces):
         return read_memory(self.machine.ram, self.context(thread), address, length)
 
     def write_memory(self, thread: ThreadId, address: int, data: bytes) -> None:
+        if self.read_memory(thread, address, len(data)) == data:
+            return  # nothing changes, and the run stays what it was
         bad = write_memory(self.machine.ram, self.context(thread), address, data)
         if bad is not None:
             raise TargetError(
                 f"{bad:#x} is not mapped to memory in process {thread.pid}, so nothing was written; "
                 "`monitor walk` shows why"
             )
+        self.machine.outside("debugger", f"memory {thread.pid}.{thread.tid} {address:#x} ".encode() + data)
 
     def memory_region(self, thread: ThreadId, address: int) -> MemoryRegion:
         return region(self.machine.ram, self.context(thread), address)
@@ -299,6 +302,7 @@ class Debugger(Spaces):
     def kill(self, pid: int) -> None:
         if pid != HOST:
             raise TargetError(f"guest {pid} belongs to its hypervisor: kill process 1, or detach from the guest")
+        self.machine.outside("debugger", b"kill")
         self.machine.exit(0)
         self.machine.ended = "killed by the debugger"
         self.running.ended = True

@@ -21,6 +21,7 @@ from vmdbg.svm.ring import BITS, DEFAULT_EXITS, FORM, INSTRUCTIONS, Record, Ring
 if TYPE_CHECKING:
     from vmdbg.cpu.core import Cpu
     from vmdbg.engine.memory import Ram
+    from vmdbg.fingerprint import Fingerprint
     from vmdbg.svm.guest import Guest
 
 HOST = 1
@@ -119,6 +120,7 @@ class History:
         self.unused: Callable[[int], None] = lambda vmcb: None
         """Called when a VMCB changes hands, or when its next VMRUN is a special one."""
         self.witness: Witness | None = None
+        self.fingerprint: Fingerprint | None = None
         self.trace: TextIO | None = None
         self.recorders: list[Callable[[ExitRecord], None]] = []
         """Who is given each exit as it happens: rings forget."""
@@ -173,6 +175,8 @@ class History:
 
     def vmrun(self, cpu: Cpu, guest: Guest, host_cr4: int, host_efer: int) -> None:
         self._entered(cpu, guest, host_cr4, host_efer)
+        if self.fingerprint is not None:
+            self.fingerprint.vmrun(cpu, guest)
         vcpu = self.by_vmcb[guest.vmcb][1]
         if vcpu.changed:
             for number, value in vcpu.changed.items():
@@ -317,6 +321,8 @@ class History:
             self.on_switch(cpu, guest, code)
         vcpu.running_on = None
         ctypes.memmove(vcpu.registers, cpu.state.address + layout.REGS, 128)
+        if self.fingerprint is not None:
+            self.fingerprint.vmexit(cpu, vcpu, rip, code, info1, info2, intinfo)
         self.total.value = number = self.total.value + 1
         crossing, q = cpu.crossing, cpu.state.q
         insn = cpu.stopped_at() if code in INSTRUCTIONS and not intinfo else b""

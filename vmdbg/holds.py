@@ -32,6 +32,7 @@ class Holds:
         """Threads stop one by one."""
         self._stepping = stepping
         self._threads: set[ThreadId] = set()
+        self._noted: dict[int, str] = {}
 
     def __contains__(self, thread: ThreadId) -> bool:
         return thread in self._threads
@@ -61,6 +62,15 @@ class Holds:
     def tell_cpus(self) -> None:
         for cpu in self.machine.cpus:
             cpu.hold = self.of(cpu)
+
+    def note(self) -> None:
+        """Something is about to be executed, or time to pass.  Who stands still then depends on when the client says so, as input
+        does; what it says while all stands still makes no difference."""
+        if self.active or self._noted:
+            holds = {cpu.index: cpu.hold.name for cpu in self.machine.cpus if cpu.hold != Hold.NO}
+            if holds != self._noted:
+                self._noted = holds
+                self.machine.outside("debugger", f"hold {holds}".encode())
 
     def of(self, cpu: Cpu) -> Hold:
         """What it means for a CPU now."""

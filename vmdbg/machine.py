@@ -24,7 +24,9 @@ from vmdbg.engine import layout
 from vmdbg.engine.engine import PHYSICAL_BITS, Engine
 from vmdbg.engine.physical import APIC_PAGE
 from vmdbg.engine.state import CS, DS, ES, FS, GDTR, GS, IDTR, LDTR, SS, TR
+from vmdbg.fingerprint import Fingerprint, FingerprintOptions
 from vmdbg.history import History
+from vmdbg.identity import Identity, given
 from vmdbg.iommu.config import IommuConfig
 from vmdbg.late_launch import LateLaunch
 from vmdbg.platform.apicbus import ApicBus
@@ -126,6 +128,8 @@ class Config:
     """Of its random numbers."""
     hpet: bool = False
     iommu: IommuConfig | None = None
+    fingerprint: FingerprintOptions | None = None
+    """A hash of all that is executed and happens, for `Machine.fingerprint`."""
     reboot: bool = False
     """A reset or a triple fault starts the machine over; else it ends the run."""
 
@@ -168,8 +172,10 @@ class Machine:
         """The image and its modules, as they were when they were read."""
         self.image = self._load()
         self.clock = Clock()
+        self.fingerprint = Fingerprint(config.fingerprint) if config.fingerprint is not None else None
+        sums = self.fingerprint.sums if self.fingerprint is not None else None
         self.engine = Engine(
-            config.memory, self.clock, python=config.python_runtime, physical_bits=config.physical_bits
+            config.memory, self.clock, python=config.python_runtime, physical_bits=config.physical_bits, sums=sums
         )
         self.ram = self.engine.ram
         self.bus = Bus()
@@ -201,6 +207,9 @@ class Machine:
         """A CPU on its own keeps its turn: each end of one costs as much as a thousand instructions."""
         self._quantum_end = self._quantum
         self._start()
+        self.identity = Identity(partial(given, self))
+        if self.fingerprint is not None:
+            self.fingerprint.attach(self)
 
     def is_like(self, other: Machine) -> bool:
         """Whether both are made of the same: what is kept of one fits the other."""
@@ -233,6 +242,8 @@ class Machine:
         self.pic, irq = chipset.pic, chipset.irq
         for unit in chipset.iommus.units if chipset.iommus is not None else ():
             unit.stale_listeners.append(lambda text: self.history.notice(self.cpu, Notice.STALE, None, text))
+        for function in chipset.root.functions:
+            function.on_input = self.outside
         self.late_launch = LateLaunch(
             clock, bus, chipset, self.ram, dev=config.dev, tpm=config.tpm, seed=config.tpm_seed
         )
@@ -268,7 +279,8 @@ class Machine:
         self.engine.on_exit = on_exit()
         if self.engine.binding.name != "native" or not self.engine.on_exit:
             return
-        switchers = [Switcher(cpu, world.NO_GUEST, ctypes.addressof(self.history.total)) for cpu in self.cpus]
+        sums = self.fingerprint.sums if self.fingerprint is not None else None
+        switchers = [Switcher(cpu, world.NO_GUEST, ctypes.addressof(self.history.total), sums) for cpu in self.cpus]
         for cpu, own in zip(self.cpus, switchers, strict=True):
             cpu.use_switcher(own)
 
@@ -381,6 +393,8 @@ class Machine:
     def _reset(self) -> None:
         """Start over: processors and devices from power-on, the image placed anew; other memory stays as it is."""
         self._reset_requested = False
+        if self.fingerprint is not None:
+            self.fingerprint.reset(self.clock.now)
         for device in self._reset_line:
             device.reset()
         for vmcb in list(self.history.by_vmcb):
@@ -428,6 +442,8 @@ class Machine:
                 return Event.EXIT
             if clock.now >= self._next_look:
                 self._look()
+            if self.fingerprint is not None and clock.now >= self.fingerprint.next:
+                self.fingerprint.checkpoint(clock.now)
             clock.fire()
             cpu = self.cpus[self.current]
             if cpu.pause or (cpu.runnable and clock.now < self._quantum_end):
@@ -457,6 +473,8 @@ class Machine:
             if cpu in watch:
                 return Event.PAUSED
             deadline = min(end, self._quantum_end, self._next_look)
+            if self.fingerprint is not None:
+                deadline = min(deadline, self.fingerprint.next)
             left = self.instructions_left
             if left is not None:  # no instruction is shorter than a tick
                 deadline = min(deadline, clock.now + left)
@@ -498,10 +516,17 @@ class Machine:
         """With no timer running either, only input could bring an end to the waiting: and there is none."""
         return isinstance(self.config.serial, NullSerial | FileSerial) and not self.chipset.hears
 
+    def outside(self, what: str, data: bytes) -> None:
+        """Something has come in from outside, now: `what` says from where.  A run with it is another run than one without."""
+        self.identity.inputs.add(self.clock.now, what, data)
+        if self.fingerprint is not None:
+            self.fingerprint.input(self.clock.now, what, data)
+
     def poll_input(self) -> bool:
         """Take what came in on the serial port since the last time; the only way outside input enters."""
         data = self.config.serial.receive()
         if data:
+            self.outside("serial", data)
             self.uart.receive(data)
         return self.chipset.poll_input() or bool(data)
 

@@ -15,6 +15,7 @@ from introspect.expression import Space
 from introspect.source_lines import SourceLines
 from vmdbg.catching import Catch
 from vmdbg.cpu.core import Notice
+from vmdbg.fingerprint_commands import FingerprintCommands
 from vmdbg.inferior_commands import InferiorCommands, as_number
 from vmdbg.late_launch_commands import LateLaunchCommands
 from vmdbg.machine_context import MachineContext
@@ -62,6 +63,7 @@ class Monitor(MachineContext):
                    examples=("why", "why --json")),
             worded("time", "time", "Guest time in ticks (bytes of code executed).", self._time,
                    examples=("time", "time --json")),
+            FingerprintCommands(debugger).command,
             *RunningCommands(debugger).commands,
         ):  # fmt: skip
             self.registry.add(command)

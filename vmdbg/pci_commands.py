@@ -343,6 +343,7 @@ class PciCommands:
         if not write and arguments.given(self._data):
             raise arguments.error(str(arguments.get(self._data)), "a read takes no data", "leave it out, or write w")
         dma = self.debugger.machine.chipset.dma
+        self.debugger.machine.outside("debugger", f"dma {who} {address:#x} {length} ".encode() + data)
         try:
             if write:
                 dma.write(who, address, data)

@@ -248,6 +248,12 @@ class Registers:
 
     def write(self, thread: ThreadId, name: str, value: int) -> None:
         """TargetError where the architecture has no way to do so."""
+        before = self.read(thread, name)
+        self._write(thread, name, value)
+        if self.read(thread, name) != before:
+            self.who.machine.outside("debugger", f"register {thread.pid}.{thread.tid} {name} {value:#x}".encode())
+
+    def _write(self, thread: ThreadId, name: str, value: int) -> None:
         context = self.who.context(thread)
         if name in SYSTEM:
             self._write_system(context, SYSTEM[name], value)

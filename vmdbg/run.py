@@ -21,6 +21,8 @@ from vmdbg.boot.image import ImageError
 from vmdbg.boot.images import Module
 from vmdbg.debugger import Debugger
 from vmdbg.engine.errors import EngineError
+from vmdbg.fingerprint_report import Fingerprints, wanted
+from vmdbg.fingerprint_report import add_options as add_fingerprint_options
 from vmdbg.history import HOST
 from vmdbg.iommu.config import IommuConfig
 from vmdbg.machine import LIMIT_REACHED, SLICE, Config, Event, Machine
@@ -136,6 +138,7 @@ def add_configuration(parser: argparse.ArgumentParser) -> None:
         help="strict: keep translations until they must be forgotten, so that a forgotten flush is found (coherent)")
     add("--symbols", type=symbol_file, action="append", default=[], metavar="WHO=FILE[@ADDR]",
         help="symbols for gdb: host=FILE, guest2=FILE, or FILE@ADDR where it is relocated; may be repeated")  # fmt: skip
+    add_fingerprint_options(parser)
     add("--runtime", choices=("native", "python"), default="native", help="the engine's runtime (native, if built)")
     add("-v", "--verbose", action="store_true", help="say what the stub does, and at what guest time the run ended")
 
@@ -169,7 +172,7 @@ def build(
         stop_on=options.stop_on, vmcb_cache=options.vmcb_cache == "strict",
         strict_tlb=options.tlb == "strict", reboot=options.reboot,
         physical_bits=options.maxphyaddr, exit_ring=options.exit_ring, devices=tuple(options.device), hpet=options.hpet,
-        dev=options.dev, tpm=options.tpm,
+        dev=options.dev, tpm=options.tpm, fingerprint=wanted(options),
         iommu=IommuConfig(options.iommu, options.iommu_cache == "strict", tuple(options.iommu_memory)) if options.iommu else None,
     )  # fmt: skip
     try:
@@ -207,6 +210,7 @@ class Limit:
         """Whether it is used up: then the machine ends."""
         if self._until is None or time.monotonic() < self._until:
             return False
+        machine.outside("--timeout", b"")
         machine.give_up(f"--timeout {self.timeout:g} s reached")
         return True
 
@@ -223,12 +227,14 @@ def main(options: argparse.Namespace) -> int:
     if options.wait and options.gdb is None:
         raise UsageError("--wait waits for a debugger, but none can connect; add --gdb")
     logging.basicConfig(format="vmdbg: %(message)s", level=logging.INFO if options.verbose else logging.WARNING)
+    fingerprints = Fingerprints(options)
     with writing("--trace-exits", options.trace_exits) as trace, writing("--gdb-log", options.gdb_log) as gdb_log:
         machine = build(options, trace)
         try:
             if options.gdb is None:
-                return _run_alone(machine, Limit(options.timeout), Saves(options.save_at))
-            return _run_under_stub(machine, options, trace, Recorder(gdb_log) if gdb_log is not None else None)
+                return _run_alone(machine, Limit(options.timeout), Saves(options.save_at), fingerprints)
+            recorder = Recorder(gdb_log) if gdb_log is not None else None
+            return _run_under_stub(machine, options, trace, recorder, fingerprints)
         except EngineError as error:
             print(f"vmdbg: {error}", file=sys.stderr)
             return LIMIT_REACHED
@@ -236,20 +242,25 @@ def main(options: argparse.Namespace) -> int:
             machine.close()
 
 
-def _run_alone(machine: Machine, limit: Limit, saves: Saves) -> int:
-    while machine.exit_status is None and not limit.reached(machine):
-        saves.look(machine)
-        machine.poll_input()
-        event = machine.run(saves.ticks(machine, SLICE))
-        if machine.history.stopped_for:
-            machine.give_up(f"stopped: {machine.history.stopped_for},")
-        if event == Event.IDLE:
-            if machine.waits_forever:
-                machine.give_up("every CPU waits, and nothing is left that could wake one,")
-            elif not machine.poll_input():
-                time.sleep(IDLE_SECONDS)
+def _run_alone(machine: Machine, limit: Limit, saves: Saves, fingerprints: Fingerprints) -> int:
+    try:
+        while machine.exit_status is None and not limit.reached(machine):
+            saves.look(machine)
+            machine.poll_input()
+            event = machine.run(saves.ticks(machine, SLICE))
+            if machine.history.stopped_for:
+                machine.give_up(f"stopped: {machine.history.stopped_for},")
+            if event == Event.IDLE:
+                if machine.waits_forever:
+                    machine.give_up("every CPU waits, and nothing is left that could wake one,")
+                elif not machine.poll_input():
+                    time.sleep(IDLE_SECONDS)
+    except KeyboardInterrupt:
+        machine.outside("interrupt", b"")
+        fingerprints.tell(machine, 0)
+        raise
     saves.look(machine, ended=True)
-    return _report(machine)
+    return fingerprints.tell(machine, _report(machine))
 
 
 def _report(machine: Machine) -> int:
@@ -278,12 +289,13 @@ def debugger_of(
 
 
 def _run_under_stub(
-    machine: Machine, options: argparse.Namespace, trace: TextIO | None, recorder: Recorder | None
+    machine: Machine, options: argparse.Namespace, trace: TextIO | None, recorder: Recorder | None, fingerprints: Fingerprints
 ) -> int:
     debugger = debugger_of(machine, options, trace)
     loop = new_event_loop()
     try:
-        return loop.run_until_complete(_serve(debugger, options, recorder))
+        status = loop.run_until_complete(_serve(debugger, options, recorder))
+        return fingerprints.tell(debugger.machine, status)
     finally:
         debugger.machine.close()
         loop.close()
@@ -329,6 +341,8 @@ async def _serve(debugger: Debugger, options: argparse.Namespace, recorder: Reco
                 await asyncio.sleep(IDLE_SECONDS if machine.run(FREE_TICKS) == Event.IDLE else 0)
     finally:
         server.close()
+    if debugger.machine.exit_status is None:
+        debugger.machine.outside("interrupt", b"")
     return _report(debugger.machine)
 
 

@@ -231,6 +231,7 @@ class Running:
 
     def _advance(self) -> StubEvent | None:
         """Run a little; an event if something happened that the client must know."""
+        self.holds.note()
         for thread in [thread for thread in self._steppings if not self.inferiors.alive(thread.pid)]:
             del self._steppings[thread]
         if self.deadline is not None and self.machine.clock.now >= self.deadline and self.resumed.awaited:

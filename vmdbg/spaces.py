@@ -83,4 +83,6 @@ class Spaces(ABC):
             pieces.append((spa, data[done : done + size]))
             done += size
         for spa, piece in pieces:
-            ram.write(spa, piece)
+            if ram.view[spa : spa + len(piece)] != piece:
+                ram.write(spa, piece)
+                self.machine.outside("debugger", f"memory {spa:#x} ".encode() + piece)

@@ -21,7 +21,7 @@ REFERENCE = "docs/_generated"
 
 NAVIGATION = {
     "Debug": ["debugging", "console", "catchpoints", "exits", "page-tables", "inspection", "dumps", "clients", "gdb"],
-    "Test": ["api", "regression", "jobs", "snapshots", "fingerprints"],
+    "Test": ["api", "regression", "jobs", "snapshots", "determinism"],
     "The machine": ["svm", "devices", "iommu", "iommu-qemu", "skinit"],
     "Reference": [
         "commands", "_generated/vmdbg", "_generated/vmdbg.testkit", "gdbstub", "_generated/gdbstub", "_generated/introspect",

@@ -8,7 +8,8 @@ __all__ = ["MORE", "TOPICS", "by_topic", "topic_of"]
 
 TOPICS: Mapping[str, tuple[str, ...]] = {
     "Who is there": (
-        "guests", "context", "here", "guest", "arch", "symbols", "space", "inferior", "thread", "why", "time", "help",
+        "guests", "context", "here", "guest", "arch", "symbols", "space", "inferior", "thread", "why", "time", "fingerprint",
+        "help",
     ),
     "Registers and descriptors": ("regs", "gdt", "ldt", "idt", "tss", "msr", "cpuid"),
     "Memory and code": (

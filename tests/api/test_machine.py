@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 import vmdbg
@@ -322,8 +324,9 @@ def test_every_command_is_a_method(machine: Machine) -> None:
     assert (caught.value.value, bool(caught.value.rule), bool(caught.value.remedy)) == ("77", True, True)
 
 
-def test_results_have_types_that_hold(machine: Machine) -> None:
+def test_results_have_types_that_hold(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each method's annotation is what its examples give."""
+    monkeypatch.chdir(tmp_path)  # some write files
     machine.run(ticks=reference.DEMO.time)
     for command in machine.registry.commands.values():
         for line in command.examples:

@@ -39,6 +39,13 @@ def test_a_machine_goes_back_from_its_end_and_ends_the_same(machine: Machine, wh
     ends(machine, whole)
 
 
+@pytest.mark.parametrize("name", ["/nonexistent/file", "\0", ""])
+def test_a_file_that_cannot_be_written(machine: Machine, name: str) -> None:
+    with pytest.raises(vmdbg.Error) as caught:
+        machine.save(name)
+    assert "\n" not in str(caught.value)
+
+
 def test_before_a_guest_its_breakpoints_wait_again(machine: Machine, whole: Machine) -> None:
     kept = machine.snapshot()
     point = machine.breakpoint("2:tick")

@@ -22,6 +22,8 @@ class Outcome(NamedTuple):
     serial: bytes
     exits: str
     """The exit trace."""
+    fingerprint: str
+    """Its identity and the hash of all that it did."""
 
 
 def vmdbg(*arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
@@ -38,11 +40,17 @@ def _ticks(errors: str) -> int:
     return int(found[1])
 
 
+def _fingerprint(errors: str) -> str:
+    found = re.search(r"fingerprint: identity=\w+ trace=\w+", errors)
+    assert found is not None, errors
+    return found[0]
+
+
 def run(image: Path, folder: Path, *arguments: str) -> Outcome:
     """An undebugged run."""
     serial, trace = folder / "serial", folder / "exits"
-    done = vmdbg("run", str(image), "-v", "--serial", f"file:{serial}", "--trace-exits", str(trace), *arguments)
-    return Outcome(done.returncode, _ticks(done.stderr), serial.read_bytes(), trace.read_text())
+    done = vmdbg("run", str(image), "-v", "--serial", f"file:{serial}", "--trace-exits", str(trace), "--fingerprint", *arguments)
+    return Outcome(done.returncode, _ticks(done.stderr), serial.read_bytes(), trace.read_text(), _fingerprint(done.stderr))
 
 
 def build_image(name: str, folder: Path) -> Path:
@@ -63,7 +71,7 @@ class Served:
         self.serial, self.trace = folder / "serial", folder / "exits"
         command = [
             sys.executable, "-m", "vmdbg", "run", str(image), "-v", "--serial", f"file:{self.serial}", "--trace-exits",
-            str(self.trace), "--gdb", "0", "--wait", "--timeout", "100", *arguments,
+            str(self.trace), "--fingerprint", "--gdb", "0", "--wait", "--timeout", "100", *arguments,
         ]  # fmt: skip
         self.process = subprocess.Popen(
             command, cwd=ROOT, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -79,17 +87,23 @@ class Served:
     def connect(self, gdb: Gdb) -> str:
         return gdb(f"target extended-remote 127.0.0.1:{self.port}")
 
-    def ends_as(self, gdb: Gdb, undebugged: Outcome) -> None:
-        """The machine runs to its end, and all that it leaves behind is what it leaves undebugged."""
+    def ends_as(self, gdb: Gdb, undebugged: Outcome, *, changed: bool = False) -> None:
+        """The machine runs to its end, and all that it leaves behind is what it leaves undebugged.  `changed`: the debugger has
+        written something that leaves no trace but in the fingerprint."""
         assert f"exited with code 0{undebugged.status:o}" in gdb("continue")
         gdb.close()
-        assert self.finish() == undebugged
+        outcome = self.finish()
+        if changed:
+            assert outcome.fingerprint != undebugged.fingerprint
+            undebugged = undebugged._replace(fingerprint=outcome.fingerprint)
+        assert outcome == undebugged
 
     def finish(self) -> Outcome:
         """Wait for the end of the machine, whose client must be gone or about to go."""
         self.errors += self.process.communicate(timeout=60)[1]
         return Outcome(
-            self.process.returncode, _ticks(self.errors), self.serial.read_bytes(), self.trace.read_text()
+            self.process.returncode, _ticks(self.errors), self.serial.read_bytes(), self.trace.read_text(),
+            _fingerprint(self.errors),
         )
 
     def close(self) -> None:

@@ -160,7 +160,7 @@ def test_string_input_and_output(gdb: Gdb, serve: Serve, image: Image, tmp_path:
     gdb("tbreak *behind")
     gdb("continue")
     assert gdb.value("$rcx") == 0
-    served.ends_as(gdb, undebugged)
+    served.ends_as(gdb, undebugged, changed=True)
 
 
 def test_a_watched_destination_changes(gdb: Gdb, serve: Serve, image: Image, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Literal
 from tests.engine.assembler import Program, assemble
 from vmdbg.cpu.processor import Processor
 from vmdbg.engine.state import CS, DS, ES, FS, GDTR, GS, IDTR, LDTR, RSP, SS, TR
+from vmdbg.fingerprint import FingerprintOptions
 from vmdbg.iommu.config import IommuConfig
 from vmdbg.machine import Config, Event, Machine
 from vmdbg.platform.pci.catalogue import DeviceSpec
@@ -64,6 +65,7 @@ class Rig:
         self, source: str | bytes = "", mode: Mode = "long", *, python: bool = False, user: bool = False, cpus: int = 1,
         memory: int = MEMORY, origin: int = CODE, strict_tlb: bool = False, physical_bits: int = 40,
         devices: tuple[str, ...] = (), iommu: IommuConfig | None = None, dev: str = "", tpm: bool = False,
+        fingerprint: bool = False,
     ) -> None:  # fmt: skip
         if isinstance(source, bytes):
             self.program = Program(origin, source, {})
@@ -72,7 +74,7 @@ class Rig:
         config = Config(
             memory=memory, cpus=cpus, flat_address=0x80000, mode="real", python_runtime=python, strict_tlb=strict_tlb,
             physical_bits=physical_bits, devices=tuple(map(DeviceSpec.parse, devices)), iommu=iommu,
-            dev=dev, tpm=tpm,
+            dev=dev, tpm=tpm, fingerprint=FingerprintOptions() if fingerprint else None,
         )
         self.machine = Machine(b"\xf4", config)
         self.cpu: Processor = self.machine.cpus[0]

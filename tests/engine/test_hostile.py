@@ -34,9 +34,10 @@ def random_code(random: Random, size: int) -> bytes:
     return bytes(code[:size])
 
 
-def hostile(seed: int, mode: Mode, python: bool) -> Rig:
+def hostile(seed: int, mode: Mode, python: bool, *, fingerprint: bool = False) -> Rig:
     random = Random(seed * 31 + MODES.index(mode))
-    rig = Rig(random_code(random, 0x800), mode, python=python, user=random.random() < 0.2, cpus=1 + (seed % 4 == 0))
+    rig = Rig(random_code(random, 0x800), mode, python=python, user=random.random() < 0.2, cpus=1 + (seed % 4 == 0),
+              fingerprint=fingerprint)  # fmt: skip
     places = (
         CODE,
         CODE + 0x100,

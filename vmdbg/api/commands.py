@@ -50,6 +50,7 @@ from introspect.commands.would_exit import Predicted
 from vmdbg.api.results import Stopped
 from vmdbg.catching import Listing, Set
 from vmdbg.console.run_commands import Points
+from vmdbg.fingerprint_commands import FingerprintView
 from vmdbg.late_launch_commands import DevView, LaunchView, LogView, PcrView
 from vmdbg.pci_commands import Decoded, Interrupt, Transaction, Tree
 from vmdbg.platform_commands import Devices, MapView
@@ -312,6 +313,18 @@ class _Everywhere(_Called):
         """
         found = self._call("expect", {"expression": expression}, ())
         assert isinstance(found, Held)
+        return found
+
+    def fingerprint(self, count: int | None = None) -> FingerprintView:
+        """Show what run this is, and the hash of all that it has done so far.
+
+        Two runs of one identity that stand at the same tick have the same trace, whoever looks on and however often they
+        were stopped. What a debugger changes is part of the identity. `vmdbg run --fingerprint` makes a trace.
+
+        count: show the last so many checkpoints, too
+        """
+        found = self._call("fingerprint", {"count": count}, ())
+        assert isinstance(found, FingerprintView)
         return found
 
     def follow(self, *words: object) -> Text:
@@ -1617,6 +1630,7 @@ RESULTS: tuple[type, ...] = (
     Histogram,
     ExitsWritten,
     Held,
+    FingerprintView,
     Table,
     Guests,
     Scanned,

@@ -12,6 +12,7 @@ from introspect.commands import CommandError
 from introspect.sources import Unreadable
 from vmdbg.engine.errors import EngineError
 from vmdbg.options import UsageError
+from vmdbg.timetravel.tree import SnapshotError
 
 __all__ = ["Closed", "CommandFailed", "Error", "OptionError", "TimeUp", "translated"]
 
@@ -53,7 +54,7 @@ def translated() -> Iterator[None]:
         raise CommandFailed(error.value, error.rule, error.remedy) from None
     except UsageError as error:
         raise OptionError(_OPTION.sub(lambda found: found[1].replace("-", "_"), str(error))) from None
-    except (TargetError, EngineError, Unreadable) as error:
+    except (TargetError, EngineError, SnapshotError, Unreadable) as error:
         raise Error(str(error)) from None
     except OSError as error:
         named = f"{error.filename}: " if error.filename else ""

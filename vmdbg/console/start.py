@@ -25,6 +25,7 @@ from vmdbg.console.output import PlainOutput
 from vmdbg.console.serial import ConsoleSerial
 from vmdbg.console.shell import Quit, Shell
 from vmdbg.console.source import ContextSource, LiveSource, Source
+from vmdbg.fingerprint_report import Fingerprints
 from vmdbg.history import HOST
 from vmdbg.inspect import STUB, dump_registry, opened
 from vmdbg.options import UsageError
@@ -235,6 +236,7 @@ def run_beside(options: argparse.Namespace) -> int:
         raise UsageError(
             "--gdb beside a script: nobody would answer gdb meanwhile; run the script without it, or on a terminal with -i"
         )
+    fingerprints = Fingerprints(options)
     with writing("--trace-exits", options.trace_exits) as trace, writing("--gdb-log", options.gdb_log) as log:
         serial = ConsoleSerial() if options.serial in ("console", "stdio") else None
         machine = build(options, trace, serial=serial)
@@ -246,7 +248,8 @@ def run_beside(options: argparse.Namespace) -> int:
         if serial is not None:
             source.send = serial.send
         try:
-            return _talk(source, options, serial, beside.poll, lambda: beside.begin(options))
+            status = _talk(source, options, serial, beside.poll, lambda: beside.begin(options))
+            return fingerprints.tell(debugger.machine, status)
         finally:
             server.close()
             debugger.machine.close()

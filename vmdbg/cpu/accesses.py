@@ -8,6 +8,7 @@ from introspect.address import Gpa
 from introspect.decode import Instruction, Undecodable, decode
 from introspect.paging import Access, Fault, Nested, NestedFault, PagingState, pdpte_reserved, translate
 from vmdbg.engine.engine import Engine
+from vmdbg.engine.fingerprint import MASK, SALT
 from vmdbg.engine.physical import Npt, Shadow
 from vmdbg.engine.state import SS, CpuState
 
@@ -33,6 +34,7 @@ class Accesses:
         self.physical_bits = physical_bits
         self.ram = engine.ram
         self.state: CpuState = engine.state()
+        self.state.salt = SALT * index & MASK
         self.npt: Npt = engine.physical.host
         self.tlb: Tlb | None = None
         """Translations that are kept until they must be forgotten, if a forgotten flush is to be found."""

@@ -144,6 +144,7 @@ def cr_access(cpu: Cpu, number: int, write: bool) -> None:
         write_cr0(cpu, cpu.cr0 & ~0xE | source & 0xF)
     elif insn.opcode == 0x0F01:  # SMSW
         _store(cpu, insn, cpu.cr0, insn.operand if not insn.memory else 16)
+        _executed(cpu, insn.length)
     elif write:
         value = moved(cpu, insn)
         if number == 2:
@@ -158,7 +159,15 @@ def cr_access(cpu: Cpu, number: int, write: bool) -> None:
             raise CpuFault(UD)
         value = read_tpr(cpu) if number == 8 else cpu.cr0 if number == 0 else s.cr(number)
         s.set_reg(insn.rm, value if cpu.bits == 64 else value & 0xFFFFFFFF)
+        _executed(cpu, insn.length)
     cpu.advance(insn.length)
+
+
+def _executed(cpu: Cpu, length: int) -> None:
+    """The engine executes this where nobody waits for it."""
+    if cpu.recorder is not None:
+        cpu.recorder.executed(cpu, length)
+
 
 def _store(cpu: Cpu, insn: Instruction, value: int, bits: int) -> None:
     s = cpu.state

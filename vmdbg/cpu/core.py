@@ -113,6 +113,19 @@ class Catches(Protocol):
         """A guest has left: its VMCB says so, and the host is about to go on."""
 
 
+class Recorder(Protocol):
+    """Who is told of what a processor has to do with the rest of the machine (vmdbg/fingerprint.py)."""
+
+    def port(self, cpu: Cpu, port: int, size: int, write: bool, value: int) -> None:
+        """IN, OUT, INS or OUTS has been executed, or one iteration of it."""
+
+    def executed(self, cpu: Cpu, length: int) -> None:
+        """The instruction at RIP is executed by us, which else the engine does: it counts in both."""
+
+    def taken(self, cpu: Cpu, event: Event, source: int) -> None:
+        """An interrupt or exception has come to its handler, from the instruction at RIP `source`."""
+
+
 class Line(NamedTuple):
     """A line of memory under MONITOR: where, and what it held.  One that still holds that has not been stored to."""
 
@@ -162,6 +175,7 @@ class Cpu(Accesses):
         """Set by whoever wants the CPU to return at the next instruction boundary, as observers of world switches do."""
         self.catches: Catches | None = None
         """Who waits for its events: None while nobody does."""
+        self.recorder: Recorder | None = None
         self.postponed: Callable[[], Stop | None] | None = None
         """What `catches` has had wait: the CPU has paused amid an instruction or event, and goes on with this, which gives a stop
         of the engine that followed."""
@@ -282,6 +296,8 @@ class Cpu(Accesses):
     def event_taken(self, event: Event, source: int) -> None:
         """An interrupt or exception has come to its handler.  #DB ends the recording, and stays out of it."""
         self.monitored = None  # a far control transfer (APM3 MONITOR)
+        if self.recorder is not None:
+            self.recorder.taken(self, event, source)
         values = self.msrs.values
         if not values[DEBUGCTL]:
             return

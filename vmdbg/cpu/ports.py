@@ -51,11 +51,24 @@ def _register_io(cpu: Cpu, insn: Instruction, port: int, size: int) -> None:
     cpu.engine.clock.now += PORT_TICKS
     cpu.debug.port(port, size)
     if insn.opcode & 2:
-        cpu.bus.write_port(port, size, s.reg(RAX) & ((1 << 8 * size) - 1))
+        _write(cpu, port, size, s.reg(RAX) & ((1 << 8 * size) - 1))
     else:
-        value = cpu.bus.read_port(port, size)
+        value = _read(cpu, port, size)
         s.set_reg(RAX, value if size == 4 else s.reg(RAX) & ~((1 << 8 * size) - 1) | value)
     cpu.advance(insn.length)
+
+
+def _read(cpu: Cpu, port: int, size: int) -> int:
+    value = cpu.bus.read_port(port, size)
+    if cpu.recorder is not None:
+        cpu.recorder.port(cpu, port, size, False, value)
+    return value
+
+
+def _write(cpu: Cpu, port: int, size: int, value: int) -> None:
+    cpu.bus.write_port(port, size, value)
+    if cpu.recorder is not None:
+        cpu.recorder.port(cpu, port, size, True, value)
 
 
 def _string_io(cpu: Cpu, insn: Instruction, port: int, size: int) -> None:
@@ -73,9 +86,9 @@ def _string_io(cpu: Cpu, insn: Instruction, port: int, size: int) -> None:
     cpu.debug.port(port, size)
     cpu.due |= cpu.debug.data_bits(address, size, reads=out, writes=not out)
     if out:
-        cpu.bus.write_port(port, size, int.from_bytes(data, "little"))
+        _write(cpu, port, size, int.from_bytes(data, "little"))
     else:
-        cpu.commit([(pieces, cpu.bus.read_port(port, size).to_bytes(size, "little"))])
+        cpu.commit([(pieces, _read(cpu, port, size).to_bytes(size, "little"))])
     step = -size if s.rflags & RFLAGS_DF else size
     _set_masked(cpu, pointer, offset + step, insn.address)
     if not insn.rep:

@@ -22,9 +22,11 @@ from . import layout
 from .attention import call_attention
 from .bases import mend_code_bases, mend_segment_overrides
 from .errors import EngineError
+from .fingerprint import Sums
 from .memory import PAGE, Ram
 from .physical import APIC_PAGE, MSRPM_PAGES, PRIVATE, PRIVATE_SIZE, VMCB_PAGE, WINDOW, WINDOW_PAGES, Npt, Physical
 from .repair import (
+    end_blocks_at_pages,
     knows_privilege,
     mend_nested_walker,
     mend_reserved_bits,
@@ -98,9 +100,11 @@ class Engine:
     """One Unicorn instance, its RAM, and the runtime around it."""
 
     def __init__(
-        self, memory_size: int, clock: HasNow, *, python: bool = False, physical_bits: int = PHYSICAL_BITS
-    ) -> None:
-        """`memory_size` in bytes; `python` takes the twin even where the native runtime exists.
+        self, memory_size: int, clock: HasNow, *, python: bool = False, physical_bits: int = PHYSICAL_BITS,
+        sums: Sums | None = None,
+    ) -> None:  # fmt: skip
+        """`memory_size` in bytes; `python` takes the twin even where the native runtime exists; `sums`: what executed code is
+        added to, if a fingerprint is wanted.
 
         `physical_bits`: of an address.  With fewer than the engine's own, what an entry of a page table has beyond them stops
         it as a nested fault at that address: see `Stop`.
@@ -134,9 +138,11 @@ class Engine:
         """Nested leaves that hold code of one privilege only are enforced."""
         self.checks_reserved = mend_reserved_bits()
         """All reserved bits of a guest's tables are."""
+        ends = end_blocks_at_pages()
         mended = {
             "no-execute in nested tables": self.physical.nx, "GMET": self.has_gmet, "XSAVE": self.has_xsave,
             "reserved bits of upper page-table entries": self.checks_reserved,
+            "accessed bits of executed pages alone": ends,
         }  # fmt: skip
         self.lacks = [what for what, works in mended.items() if not works]
         """In words, what a processor has and this does not, since its Unicorn is not as we know it."""
@@ -151,7 +157,8 @@ class Engine:
         uc.mmio_map(WINDOW, WINDOW_PAGES * PAGE, self._mmio_read, None, self._mmio_write, None)
         self.devices: Devices | None = None
         self._error: BaseException | None = None
-        self.binding = Binding(uc, python=python)
+        self._sums = sums
+        self.binding = Binding(uc, python=python, sums=sums)
         self.rt = self.binding.state
         self.rt.record = 1
         self.rt.mixed = self.physical.mixed
@@ -373,7 +380,7 @@ class Engine:
             if budget <= 0:
                 return Stop(Reason.BUDGET)
             rt.budget = budget
-            if judge:
+            if judge or self._sums is not None:
                 rt.begun = clock.now
             self.binding.run()
             clock.now += rt.executed
@@ -432,7 +439,7 @@ class Engine:
     def _enter(self, state: CpuState, npt: Npt) -> None:
         if self._active is not state or state.q[_NESTED_CR3] != npt.root:
             self._active = state
-            self.rt.context = state.address
+            self.rt.context, self.rt.salt = state.address, state.salt
             state.q[_NESTED_CR3] = npt.root
             self.rt.flush = 1
 

@@ -75,13 +75,17 @@ static bool block_code(struct runtime *rt, uint64_t address, uint8_t *code, size
 /* A store into the block that makes it ends that block in its middle: the engine goes back to the storing instruction and
  * runs it as a block of its own.  No jump within a block ends before the block does, so that shows it; what did not run is
  * given back.  (A store by the last instruction of its block is taken for a jump to it.) */
-static inline void restarted(struct runtime *rt, uint64_t address, uint32_t size)
+static inline uint64_t given_back(struct runtime *rt, uint64_t address, uint32_t size)
 {
     uint64_t done = address - rt->block_start;
-    if (__builtin_expect((done < rt->block_size) & (done + size < rt->block_size), 0)) {
-        rt->budget += rt->block_size - done;
-        rt->block_size = done;
-    }
+    return __builtin_expect((done < rt->block_size) & (done + size < rt->block_size), 0) ? rt->block_size - done : 0;
+}
+
+static inline void restarted(struct runtime *rt, uint64_t address, uint32_t size)
+{
+    uint64_t back = given_back(rt, address, size);
+    rt->budget += back;
+    rt->block_size -= back;
 }
 
 /* A block begins: its time, and the branch that led to it. */
@@ -198,6 +202,23 @@ static void on_block(void *uc, uint64_t address, uint32_t size, void *user)
         on_rare_block(rt, address, size);
     else
         account(rt, address, size);
+}
+
+/* Add the code up to the end of the last block, `unexecuted` bytes before it, to the fingerprint: all that was executed since
+ * the last time, since this is called for each block.  fingerprint.py has the formula. */
+static inline void sum_up(struct runtime *rt, uint64_t unexecuted)
+{
+    uint64_t time = (uint64_t)(rt->begun + rt->entered - rt->budget), to = time - unexecuted;
+    rt->fingerprint->code += fp_mix(rt->block_start + rt->block_size - time + rt->salt) * (fp_mix(to) - fp_mix(rt->summed));
+    rt->summed = to;
+}
+
+/* In place of on_block where there is a fingerprint: two functions, so that nobody else pays for it. */
+static void on_summed_block(void *uc, uint64_t address, uint32_t size, void *user)
+{
+    struct runtime *rt = user;
+    sum_up(rt, __builtin_expect(rt->mixed & !rt->step, 0) ? given_back(rt, address, size) : 0);
+    on_block(uc, address, size, user);
 }
 
 static uint64_t linear_rip(struct runtime *rt)
@@ -328,10 +349,11 @@ static uint64_t unexecuted(struct runtime *rt)
 static void run_once(struct runtime *rt)
 {
     int64_t before = rt->entered = rt->budget;
-    uint64_t rip;
+    uint64_t rip, left = 0;
     rt->special = rt->step | rt->window | rt->counting ? PARTICULAR : rt->mixed ? MIXED : 0;
     rt->reason = 0;
     rt->block_size = 0;
+    rt->summed = (uint64_t)rt->begun;
     rt->saved = rt->reading = 0;
     rt->context_restore(rt->uc, rt->context);
     if (rt->flush)
@@ -349,10 +371,12 @@ static void run_once(struct runtime *rt)
         rt->reason = FAILED;
     rt->executed = before - rt->budget;
     if (rt->reason != RECOUNT) {
-        rt->undone = unexecuted(rt);
+        rt->undone = left = unexecuted(rt);
         rt->undone_from = rt->block_size - rt->undone;
         rt->executed -= rt->undone;
     }
+    if (rt->fingerprint)
+        sum_up(rt, left);
     rt->budget = before - rt->executed;
     rt->begun += rt->executed;
 }
@@ -449,6 +473,9 @@ static void step(struct runtime *rt)
             rt->executed += rt->block_size;
             rt->begun += rt->block_size;
             rt->budget -= rt->block_size;
+            rt->entered = rt->budget;
+            if (rt->fingerprint)
+                sum_up(rt, 0);
         }
     }
 }
@@ -509,8 +536,8 @@ static PyObject *symbols(PyObject *self, PyObject *args)
     if (!PyArg_ParseTuple(args, "y*", &layout) || !take_offsets(&layout, &at, sizeof at))
         return NULL;
 #define ADDRESS(f) #f, (unsigned long long)(uintptr_t)f
-    return Py_BuildValue("{sKsKsKsKsKsKsKsK}", ADDRESS(on_block), ADDRESS(on_interrupt), ADDRESS(on_in), ADDRESS(on_out),
-                         ADDRESS(on_syscall), ADDRESS(on_sysenter), ADDRESS(on_breakpoint),
+    return Py_BuildValue("{sKsKsKsKsKsKsKsKsK}", ADDRESS(on_block), ADDRESS(on_summed_block), ADDRESS(on_interrupt),
+                         ADDRESS(on_in), ADDRESS(on_out), ADDRESS(on_syscall), ADDRESS(on_sysenter), ADDRESS(on_breakpoint),
                          "size", (unsigned long long)sizeof(struct runtime));
 }
 

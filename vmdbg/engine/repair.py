@@ -21,6 +21,8 @@ bits of a leaf that are software's, and free:
 The walk of a guest's tables lets pass what is reserved in the upper entries: `mend_reserved_bits` puts the missing bits into the
 constants that it tests with.
 
+Translation runs ahead of execution into the next page, and marks that as accessed; `end_blocks_at_pages` keeps it from that.
+
 INS stores a zero to its destination to see whether it may, OUTS loads its source, and only then do they ask for the port.
 By the manual the port comes first: an intercepted one has touched nothing (APM2 15.10.2).  `withdraw_string_io` points
 their entries of the translator's table of opcodes at what undefined ones get.
@@ -109,6 +111,15 @@ XSAVE_SITE = re.compile(
     re.DOTALL,
 )
 
+PAGE_END = re.compile(
+    rb"\xf6\x42\x1a\x02"  # test byte [rdx+cflags+2], CF_USE_ICOUNT >> 16
+    rb"(\x74\x17)"  # je past
+    rb"\x48\x8d\x50\x0f\x48\x31\xc2\x48\xf7\xc2\0\xf0\xff\xff\x75\xd6"  # in rax and 15 bytes on: another page? jne end
+    rb"\xa9\xff\x0f\0\0\x74\xcf",  # test eax, 4095; je end
+    re.DOTALL,
+)
+"""Where a block ends whose next instruction may lie in two pages, or begins one: if QEMU counts instructions, which Unicorn never
+does."""
 
 _MARKS = (0x6A09E667F3BCC908, 0xBB67AE8584CAA73B)
 _engines = count()
@@ -246,6 +257,17 @@ def withdraw_string_io() -> bool:
     if targets[_INT1] != undefined or any(a != b or targets.count(a) != 2 for a, b in pairs):
         return False
     return replace(table + 4 * _INS, struct.pack("<4i", *[undefined] * 4))
+
+
+@cache
+def end_blocks_at_pages() -> bool:
+    """Have no block reach into a page before its first instruction; once a process.  False where the test is not found.
+
+    To translate an instruction sets the accessed bit of its page.  So if a block began in the page before, it would depend on how
+    a run is cut into blocks, which a debugger's steps change, whether a page counts as accessed that is never executed.
+    """
+    found = find(PAGE_END)
+    return found is not None and replace(found[0] + found[1].start(1) - found[1].start(), b"\x90\x90")  # nop; nop
 
 
 @cache

@@ -5,6 +5,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "fingerprint.h"
+
 typedef int (*emu_start_fn)(void *, uint64_t, uint64_t, uint64_t, size_t);
 typedef int (*emu_stop_fn)(void *);
 typedef int (*context_fn)(void *, void *);
@@ -71,7 +73,10 @@ struct runtime {
     uint32_t block_count;          /* those of the last block */
     uint32_t undone_from, undone;  /* where in the last block what the run has left undone begins, and its bytes */
     uint8_t block_code[BLOCK_CODE]; /* while counting: the last block */
-    int64_t begun, entered;        /* guest time and budget when the engine was entered last; for on_break */
+    int64_t begun, entered;        /* guest time and budget when the engine was entered last; for on_break and fingerprints */
+    struct fingerprint *fingerprint;   /* NULL: nobody wants one */
+    uint64_t salt;                 /* of the CPU, for that */
+    uint64_t summed;               /* guest time up to which code has been added */
     struct branch ring[RING_SLOTS];
 };
 

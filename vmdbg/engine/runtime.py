@@ -21,6 +21,7 @@ from unicorn.unicorn_py3.unicorn import uclib
 
 from . import layout
 from .errors import EngineError
+from .fingerprint import Sums
 
 native: ModuleType | None
 try:
@@ -117,6 +118,9 @@ class Runtime(ctypes.Structure):
         ("block_code", ctypes.c_uint8 * BLOCK_CODE),
         ("begun", ctypes.c_int64),
         ("entered", ctypes.c_int64),
+        ("fingerprint", ctypes.c_void_p),
+        ("salt", ctypes.c_uint64),
+        ("summed", ctypes.c_uint64),
         ("ring", Branch * RING_SLOTS),
     )
 
@@ -141,6 +145,10 @@ HOOKS = {
     "on_syscall": (_PLAIN, const.UC_HOOK_INSN, x86.UC_X86_INS_SYSCALL),
     "on_sysenter": (_PLAIN, const.UC_HOOK_INSN, x86.UC_X86_INS_SYSENTER),
 }
+
+_CALLBACKS = {name: prototype for name, (prototype, _, _) in HOOKS.items()} | {
+    "on_summed_block": _BLOCK, "on_breakpoint": _BLOCK,
+}  # fmt: skip
 
 LAYOUT = (
     layout.REGS,
@@ -178,8 +186,10 @@ def add_hook(uc: Any, kind: int, callback: int, user: int, begin: int, end: int,
 class Binding:
     """A runtime bound to one engine: `run`, `step`, `step_through`, and the address for breakpoint hooks."""
 
-    def __init__(self, uc: Any, *, python: bool = False) -> None:
+    def __init__(self, uc: Any, *, python: bool = False, sums: Sums | None = None) -> None:
+        """`sums`: what executed code is added to; without it a block costs less."""
         self.state = state = Runtime()
+        state.fingerprint = None if sums is None else ctypes.addressof(sums)
         state.uc = ctypes.cast(uc._uch, ctypes.c_void_p).value
         for field, function in (
             ("emu_start", uclib.uc_emu_start),
@@ -210,14 +220,16 @@ class Binding:
         else:
             from .twin import Twin
 
-            twin = Twin(uc, state)
+            twin = Twin(uc, state, sums)
             self.name = "python"
             self.run, self.step, self.step_through = twin.run, twin.step, twin.step_through
             addresses = {}
-            for name, (prototype, _, _) in (*HOOKS.items(), ("on_breakpoint", (_BLOCK, 0, None))):
+            for name, prototype in _CALLBACKS.items():
                 callback = prototype(getattr(twin, name))
                 self._keep.append(callback)
                 addresses[name] = _address(callback)
+        if sums is not None:
+            addresses["on_block"] = addresses["on_summed_block"]
         for name, (_, kind, instruction) in HOOKS.items():
             add_hook(uc, kind, addresses[name], user, 1, 0, instruction)
         self.on_breakpoint = addresses["on_breakpoint"]

@@ -74,6 +74,8 @@ class CpuState:
         self.address = address
         self.strict = False
         """Its translations are those of a strict TLB, which has intercepts of its own."""
+        self.salt = 0
+        """By which its code differs from that of others in a fingerprint."""
         self.cr_reads = 0
         """Control registers, a bit each, whose reads stop the engine because a debugger waits for them."""
         self.root: int | None = None

@@ -10,6 +10,7 @@ from unicorn import x86_const as x86
 from unicorn.unicorn_py3.unicorn import uclib
 
 from . import layout
+from .fingerprint import MASK, Sums, stretch
 from .runtime import BLOCK_CODE, Point
 
 if TYPE_CHECKING:
@@ -52,9 +53,10 @@ def rep_of(code: bytes, cs64: bool) -> int:
 class Twin:
     """Hook callbacks and entry points of native.c; see there for the reasons."""
 
-    def __init__(self, uc: Any, state: Runtime) -> None:
+    def __init__(self, uc: Any, state: Runtime, sums: Sums | None) -> None:
         self.uch = uc._uch
         self.state = state
+        self.sums = sums
         self._eflags = ctypes.c_uint64()
 
     def _field(self, kind: Any, offset: int) -> Any:
@@ -77,12 +79,15 @@ class Twin:
         following = address + first if cs64 else (address + first) & 0xFFFFFFFF
         return code.raw + self._block_code(following, length - first, cs64)
 
-    def _restarted(self, address: int, size: int) -> None:
+    def _given_back(self, address: int, size: int) -> int:
         rt = self.state
         done = address - rt.block_start
-        if done >= 0 and done + size < rt.block_size:
-            rt.budget += rt.block_size - done
-            rt.block_size = done
+        return rt.block_size - done if done >= 0 and done + size < rt.block_size else 0
+
+    def _restarted(self, address: int, size: int) -> None:
+        rt, back = self.state, self._given_back(address, size)
+        rt.budget += back
+        rt.block_size -= back
 
     def on_block(self, _uc: int, address: int, size: int, _user: int) -> None:
         rt = self.state
@@ -145,6 +150,20 @@ class Twin:
         cs32, other = bool(self._field(ctypes.c_uint32, layout.HFLAGS).value & HF_CS32), 0x67 in code
         bits = (32 if other else 64) if cs64 else 32 if cs32 != other else 16
         return not count.value & ((1 << bits) - 1)
+
+    def _sum_up(self, unexecuted: int) -> None:
+        rt, sums = self.state, self.sums
+        if sums is not None:
+            end = rt.block_start + rt.block_size - unexecuted
+            to = rt.begun + rt.entered - rt.budget - unexecuted
+            size = to - rt.summed
+            sums.code = sums.code + stretch(end - size, rt.summed, size, rt.salt) & MASK
+            rt.summed = to
+
+    def on_summed_block(self, _uc: int, address: int, size: int, _user: int) -> None:
+        rt = self.state
+        self._sum_up(self._given_back(address, size) if rt.mixed and not rt.step else 0)
+        self.on_block(_uc, address, size, _user)
 
     def _save(self) -> None:
         rt = self.state
@@ -214,9 +233,10 @@ class Twin:
 
     def run(self) -> None:
         rt = self.state
-        before = rt.budget
+        before = rt.entered = rt.budget
         rt.reason = 0
         rt.block_size = 0
+        rt.summed = rt.begun
         rt.saved = 0
         context = ctypes.c_void_p(rt.context)
         uclib.uc_context_restore(self.uch, context)
@@ -234,12 +254,15 @@ class Twin:
         self._field(ctypes.c_uint64, layout.CC_SRC).value = eflags.value & EFLAGS_CC
         if rt.error:
             rt.reason = FAILED
+        left = 0
         rt.executed = before - rt.budget
         if rt.reason != RECOUNT:
-            rt.undone = self._unexecuted()
+            rt.undone = left = self._unexecuted()
             rt.undone_from = rt.block_size - rt.undone
             rt.executed -= rt.undone
+        self._sum_up(left)
         rt.budget = before - rt.executed
+        rt.begun += rt.executed
 
     def step(self) -> None:
         rt = self.state
@@ -259,7 +282,10 @@ class Twin:
             zf = bool(self._field(ctypes.c_uint64, layout.EFLAGS).value & EFLAGS_ZF)
             if not rt.rep & 0x100 or zf == (rt.rep & 0xFF == 0xF3):
                 rt.executed += rt.block_size
+                rt.begun += rt.block_size
                 rt.budget -= rt.block_size
+                rt.entered = rt.budget
+                self._sum_up(0)
 
     def step_through(self) -> None:
         rt = self.state

@@ -63,6 +63,7 @@ struct switcher {                       /* of one CPU */
     uint32_t watched[6];        /* exit codes that somebody waits for: Python's */
     uint8_t host_intercepts[24];
     struct crossing crossing;   /* the last VMRUN, and the last #VMEXIT */
+    struct fingerprint *fingerprint;    /* NULL: nobody wants one */
     struct entry entries[ENTRIES];
 };
 
@@ -304,6 +305,10 @@ static int64_t vmrun(struct runtime *rt, struct switcher *sw)
         if ((Q(vmcb, 8 * sw->judged_index[i]) ^ e->judged[i]) & sw->judged_mask[i])
             return -1;
     crossed(rt, sw);
+    if (sw->fingerprint) {
+        uint64_t words[] = {FP_VMRUN, sw->cpu, spa, sw->crossing.entered, sw->crossing.host_rip};
+        sw->fingerprint->switches = fp_chain(sw->fingerprint->switches, words, sizeof words / sizeof *words);
+    }
     if (e->images)
         keep_image(sw, e, sw->crossing.entered, 0, sw->crossing.host_rip);
     advance(rt, 3);
@@ -355,6 +360,12 @@ static void record(struct runtime *rt, struct switcher *sw, struct entry *e, uin
     }
     c->last_number = number;
     memcpy(e->registers, &REG(rt, 0), 128);
+    if (sw->fingerprint) {
+        uint64_t words[] = {FP_VMEXIT, sw->cpu, e->vmcb, sw->deadline - (uint64_t)rt->budget, FIELD(rt, uint64_t, at.eip), code,
+                            info1, info2, 0};
+        uint64_t state = fp_chain(sw->fingerprint->switches, words, sizeof words / sizeof *words);
+        sw->fingerprint->switches = fp_chain(state, e->registers, 16);
+    }
 }
 
 static int64_t vmexit(struct runtime *rt, struct switcher *sw, uint32_t code, uint64_t info1, uint64_t info2, uint64_t nrip)

@@ -20,6 +20,7 @@ from introspect.vmcb import INT_STATE, V_INTR, VMCB
 from vmdbg.cpu.bits import CR4_PAE, EFER_LMA
 from vmdbg.engine import layout
 from vmdbg.engine.errors import EngineError
+from vmdbg.engine.fingerprint import Sums
 from vmdbg.engine.physical import NOTED, Shadow
 
 from .images import IMAGE_SIZE
@@ -62,7 +63,7 @@ class State(ctypes.Structure):
         ("inside", ctypes.c_int32), ("host_if", ctypes.c_uint32),
         ("switches", ctypes.c_uint64), ("judged_count", ctypes.c_uint64), ("judged_index", ctypes.c_uint32 * JUDGED),
         ("judged_mask", ctypes.c_uint64 * JUDGED), ("watched", ctypes.c_uint32 * 6), ("host_intercepts", ctypes.c_uint8 * 24),
-        ("crossing", Crossing), ("entries", Entry * ENTRIES),
+        ("crossing", Crossing), ("fingerprint", ctypes.c_void_p), ("entries", Entry * ENTRIES),
     )  # fmt: skip
 
 
@@ -119,8 +120,9 @@ def on_exit() -> int:
 class Switcher:
     """The native world switch of one CPU."""
 
-    def __init__(self, cpu: Cpu, host_intercepts: bytes, total: int) -> None:
-        """`host_intercepts`: the engine's intercept fields in host mode; `total`: address of the count of all exits."""
+    def __init__(self, cpu: Cpu, host_intercepts: bytes, total: int, sums: Sums | None = None) -> None:
+        """`host_intercepts`: the engine's intercept fields in host mode; `total`: address of the count of all exits; `sums`:
+        where each switch is chained up, if a fingerprint is wanted."""
         engine, ram = cpu.engine, cpu.engine.ram
         self.state = state = State()
         self.address = ctypes.addressof(state)
@@ -129,6 +131,7 @@ class Switcher:
         for index, bound in enumerate(bound for pair in ram.ranges for bound in pair):
             state.ranges[index] = bound
         state.total = total
+        state.fingerprint = None if sums is None else ctypes.addressof(sums)
         state.busy = NOTED if engine.physical.nx else 0xFF
         state.cpu = cpu.index
         state.host_root = engine.physical.host.root

@@ -72,24 +72,25 @@ OUTSIDE = "outside the machine"
 MADE = "made from what is kept: see restoring.py"
 
 NOT_STATE: dict[type, dict[str, str]] = {
-    machine_module.Machine: {"ram": WIRING, "files": "a snapshot file has them, see file.py", "_last_instruction": DEBUGGER},
+    machine_module.Machine: {"ram": WIRING, "files": "a snapshot file has them, see file.py", "_last_instruction": DEBUGGER}
+    | dict.fromkeys(("identity", "fingerprint"), "kept by restoring.py"),
     Ram: dict.fromkeys(("size", "ranges", "end"), WIRING)
     | dict.fromkeys(("buffer", "view", "address"), "memory is kept by itself")
     | {"memo": CACHE, "device": DEBUGGER, "pages": MADE},
     engine.Engine: dict.fromkeys((
         "uc", "has_xsave", "has_gmet", "checks_reserved", "lacks", "asked", "_window", "devices", "_error", "binding", "_asked",
-        "on_exit", "_switcher", "_judge", "_flat", "_active",
+        "on_exit", "_switcher", "_judge", "_flat", "_active", "_sums",
     ), ENGINE) | {"rt": "what lasts of it is kept by restoring.py", "last_code": "the same, seen through `rt`"}
     | dict.fromkeys(("judge", "armed", "_hooks", "_ranges", "_wanted"), DEBUGGER),
     physical.Physical: dict.fromkeys(("bits", "nx", "pinned", "reader"), WIRING)
     | dict.fromkeys(("arena", "shadows", "mirrors", "guards", "guarded", "mixed"), MADE),
     physical.Npt: dict.fromkeys(("arena", "pages", "root", "leaves"), MADE),
     state.CpuState: dict.fromkeys(("context", "bytes", "q", "i", "h", "address"), "what is state of it is kept by restoring.py")
-    | {"cr_reads": DEBUGGER, "root": MADE, "strict": WIRING},
+    | {"cr_reads": DEBUGGER, "root": MADE, "strict": WIRING, "salt": WIRING},
     core.Cpu: {
         "npt": MADE, "_paging_key": CACHE, "_paging": CACHE, "accepted": CACHE, "crossing": "kept by restoring.py",
         "catches": DEBUGGER, "pause": DEBUGGER, "hold": DEBUGGER, "watched": DEBUGGER, "dr": "kept by restoring.py",
-        "executor": WIRING, "cr4_valid": WIRING,
+        "executor": WIRING, "cr4_valid": WIRING, "recorder": WIRING,
     },
     debug.DebugRegisters: dict.fromkeys(("active", "instructions", "data", "ports"), "follows from DR0 to DR7")
     | {"follower": DEBUGGER},
@@ -97,7 +98,7 @@ NOT_STATE: dict[type, dict[str, str]] = {
     tlb.Tlb: {"_lent": CACHE},
     Tables: {"_readers": MADE},
     History: dict.fromkeys(("watching", "stop_on", "stopped_for", "witness", "trace", "on_switch"), DEBUGGER)
-    | {"total": "kept by restoring.py", "version": DEBUGGER},
+    | {"fingerprint": WIRING, "total": "kept by restoring.py", "version": DEBUGGER},
     apicbus.ApicBus: dict.fromkeys(("eoi_listeners", "doorbell_listeners"), WIRING),
     dma.Dma: {"listeners": DEBUGGER},
     commands.CommandProcessor: {"_handlers": WIRING},

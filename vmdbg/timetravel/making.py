@@ -20,7 +20,7 @@ from vmdbg.svm.ring import MOST_EXITS
 
 from .tree import SnapshotError
 
-OUTSIDE = ("serial", "trace", "max_time", "stop_on", "python_runtime", "native_switch")
+OUTSIDE = ("serial", "trace", "fingerprint", "max_time", "stop_on", "python_runtime", "native_switch")
 """Of a `Config`: where a machine runs and who looks on.  Whoever restores it chooses anew."""
 _CONTENTS = ("modules", "devices", "iommu")
 _CHUNK = 1 << 20

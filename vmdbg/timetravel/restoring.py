@@ -9,6 +9,8 @@ and change nothing that a guest can see.
 from __future__ import annotations
 
 import ctypes
+import json
+import struct
 from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -26,7 +28,7 @@ from vmdbg.svm.ring import RECORD_SIZE, Ring
 
 from .forms import number
 from .inventory import NAMES, parts, states
-from .tree import Loader, Malformed, Saver, Tree
+from .tree import Loader, Malformed, Saver, SnapshotError, Tree
 
 if TYPE_CHECKING:
     from vmdbg.machine import Machine
@@ -52,7 +54,7 @@ def state(machine: Machine) -> Tree:
     for path, part in found.items():
         attributes = states(part)
         kept.append([path, type(part).__qualname__, [*attributes], [saver.tree(value) for value in attributes.values()]])
-    return [kept, [_processor(machine, cpu, saver) for cpu in machine.cpus], _engine(machine)]
+    return [kept, [_processor(machine, cpu, saver) for cpu in machine.cpus], _engine(machine), _run(machine)]
 
 
 def restore(machine: Machine, tree: Tree) -> None:
@@ -60,7 +62,7 @@ def restore(machine: Machine, tree: Tree) -> None:
 
     RAM must be restored already.
     """
-    kept, cpus, engine = _list(tree, 3)
+    kept, cpus, engine, run = _list(tree, 4)
     before_tables(machine)
     found = parts(machine)
     loader = Loader(NAMES, list(found.values()), machine)
@@ -76,7 +78,29 @@ def restore(machine: Machine, tree: Tree) -> None:
     _restore_engine(machine, engine)
     for cpu, one in zip(machine.cpus, _list(cpus, len(machine.cpus)), strict=True):
         _restore_processor(machine, cpu, one, loader)
+    _restore_run(machine, run)
     after(machine)
+
+
+def _run(machine: Machine) -> str:
+    """What came in from outside so far, and what the run did: it goes on with both."""
+    fingerprint = machine.fingerprint
+    return json.dumps([machine.identity.inputs.state(), fingerprint.state() if fingerprint is not None else None])
+
+
+def _restore_run(machine: Machine, tree: Tree) -> None:
+    try:
+        inputs, fingerprint = json.loads(tree if isinstance(tree, str) else "")
+        machine.identity.inputs.restore(**inputs)
+        if machine.fingerprint is not None and fingerprint is not None:
+            machine.fingerprint.restore(**fingerprint)
+    except (TypeError, ValueError, RecursionError, struct.error):
+        raise Malformed("what it says of the run's fingerprint is none") from None
+    if machine.fingerprint is not None and fingerprint is None:
+        raise SnapshotError(
+            "the snapshot is of a run without --fingerprint, whose beginning has no trace. Save it from a run with that option, "
+            "or go on without"
+        )
 
 
 def _list(tree: Tree, length: int | None = None) -> list[Tree]:

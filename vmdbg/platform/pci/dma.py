@@ -91,6 +91,8 @@ class Record(NamedTuple):
     length: int
     write: bool
     refused: str
+    data: bytes
+    """What is written; empty for a read."""
 
 
 class Dma:
@@ -146,9 +148,9 @@ class Dma:
         try:
             spans = self.locate(requester, address, length, False, quiet=False, pasid=pasid)
         except DmaError as error:
-            self._tell(requester, address, length, False, error.reason)
+            self._tell(requester, address, length, refused=error.reason)
             raise
-        self._tell(requester, address, length, False)
+        self._tell(requester, address, length)
         return b"".join(self.memory.read(span.spa, span.length) for span in spans)
 
     def write(self, requester: RequesterId, address: int, data: bytes, pasid: int | None = None) -> None:
@@ -156,15 +158,15 @@ class Dma:
         try:
             if len(data) == 4 and pasid is None and MSI_FIRST <= address <= MSI_LAST - 3:
                 messages = self.messages(requester, address, int.from_bytes(data, "little"), quiet=False)
-                self._tell(requester, address, 4, True)
+                self._tell(requester, address, 4, data)
                 for message in messages:
                     self.deliver(message)
                 return
             spans = self.locate(requester, address, len(data), True, quiet=False, pasid=pasid)
         except DmaError as error:
-            self._tell(requester, address, len(data), True, error.reason)
+            self._tell(requester, address, len(data), data, error.reason)
             raise
-        self._tell(requester, address, len(data), True)
+        self._tell(requester, address, len(data), data)
         name, done = self.names(requester), 0
         for span in spans:
             self.memory.dma(name, span.spa, data[done : done + span.length])
@@ -186,8 +188,11 @@ class Dma:
     def deliver(self, message: Message) -> None:
         self.apics.deliver(message.vector, message.mode, message.dest, message.logical, message.level, message.wide)
 
-    def _tell(self, requester: RequesterId, address: int, length: int, write: bool, refused: str = "") -> None:
+    def _tell(
+        self, requester: RequesterId, address: int, length: int, data: bytes | None = None, refused: str = ""
+    ) -> None:
+        """`data`: None for a read."""
         if self.listeners:
-            record = Record(requester, self.names(requester), address, length, write, refused)
+            record = Record(requester, self.names(requester), address, length, data is not None, refused, data or b"")
             for listener in self.listeners:
                 listener(record)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from enum import IntEnum
 from math import factorial
 
@@ -64,6 +64,9 @@ class Edu(Function):
         super().__init__(clock)
         self.options = options or EduOptions()
         self.device_reset()
+
+    def identity(self) -> Mapping[str, str | int | bool]:
+        return asdict(self.options)
 
     def make_capabilities(self) -> Iterable[Capability]:
         yield Msi()

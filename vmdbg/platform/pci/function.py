@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeVar
 
@@ -98,6 +98,8 @@ class Function:
         self.devfn = 0
         self.config = ConfigSpace()
         self.capabilities: list[Capability] = []
+        self.on_input: Callable[[str, bytes], None] = lambda name, data: None
+        """Told what `poll` takes from outside."""
         self._msix: MsiX | None = None
         self._intx = False
         self._timers: list[Timer] = []
@@ -121,6 +123,10 @@ class Function:
     def poll(self) -> bool:
         """Take input from outside the machine; whether there was some."""
         return False
+
+    def identity(self) -> Mapping[str, str | int | bool]:
+        """What software can see of how the device was made, besides its kind and its place."""
+        return {}
 
     @property
     def hears(self) -> bool:

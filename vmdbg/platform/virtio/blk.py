@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import IntEnum
 from struct import Struct, pack
 
 from vmdbg.platform.bus import State
 from vmdbg.platform.clock import Clock
-from vmdbg.platform.virtio.disk import SECTOR, Disk
+from vmdbg.platform.virtio.disk import SECTOR, Disk, contents
 from vmdbg.platform.virtio.queue import BrokenQueue, Chain
 from vmdbg.platform.virtio.transport import QUEUE_SIZE, VirtioDevice
 
@@ -51,6 +52,9 @@ class Blk(VirtioDevice):
     def state(self) -> State:
         counts = {f"{request.name.lower()} requests": count for request, count in self.served.items()}
         return {"sectors": self.disk.size // SECTOR, **counts, **super().state()}
+
+    def identity(self) -> Mapping[str, str | int | bool]:
+        return {"disk": contents(self.disk), "readonly": self.read_only, "serial": self.serial}
 
     def close(self) -> None:
         self.disk.close()

@@ -41,6 +41,7 @@ class Console(VirtioDevice):
         data = self.serial.receive()
         self._input += data[: max(MOST_INPUT - len(self._input), 0)]
         if data:
+            self.on_input(self.name, data)
             self.wake(RECEIVE)
         return bool(data)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from contextlib import suppress
@@ -11,6 +12,8 @@ from typing import Any, BinaryIO, Protocol
 SECTOR = 512
 BLOCK = 4096
 """Of the overlay."""
+STEP = 1 << 20
+"""Bytes that are hashed in a piece."""
 QCOW2_MAGIC = b"QFI\xfb"
 
 
@@ -163,3 +166,14 @@ def open_disk(path: str, *, write: bool = False) -> Disk:
         found.close()
         raise DiskError(f"{path} is empty; give the image a size: truncate -s 64M")
     return found if write else Overlay(found)
+
+
+def contents(disk: Disk) -> str:
+    """A hash of what a disk held when the machine began, as far as that can still be read: whatever the file's format is."""
+    below = disk.below if isinstance(disk, Overlay) else disk
+    whole = hashlib.sha256(str(below.size).encode())
+    for offset in range(0, below.size, STEP):
+        data = below.read(offset, min(STEP, below.size - offset))
+        if data.count(0) != len(data):
+            whole.update(offset.to_bytes(8, "little") + data)
+    return whole.hexdigest()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from hashlib import sha256
 from struct import pack
 
 from vmdbg.platform.bus import State
@@ -40,6 +41,10 @@ class Net(VirtioDevice):
         self._waiting: deque[bytes] = deque()
         self.sent = self.received = self.dropped = 0
         self._replayed = 0
+
+    def identity(self) -> Mapping[str, str | int | bool]:
+        frames = sha256(repr([tuple(frame) for frame in self.replay]).encode()).hexdigest()
+        return {"mac": self.mac.hex(), "peer": self.peer, "replay": frames}
 
     def device_features(self) -> int:
         return MAC | STATUS | MTU

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from random import Random
 
 from vmdbg.platform.clock import Clock
@@ -20,6 +21,9 @@ class Rng(VirtioDevice):
         super().__init__(clock)
         self.seed = seed
         self._random = Random(seed)
+
+    def identity(self) -> Mapping[str, str | int | bool]:
+        return {"seed": self.seed}
 
     def device_state_reset(self) -> None:
         """The sequence goes on: a driver that resets the device gets no byte twice."""
