@@ -485,3 +485,16 @@ def test_terminal(tmp_path: Path) -> None:
     assert "✗ t.toml::bad" in screen
     assert "the serial port has not printed 'never'" in screen
     assert "2 passed, 1 failed in" in screen
+
+
+def test_fingerprint(tmp_path: Path) -> None:
+    told = subprocess.run(
+        [sys.executable, "-m", "vmdbg", "run", str(HYPERVISOR), "--fingerprint"], capture_output=True, text=True, timeout=60, check=False
+    )
+    trace = told.stderr.partition("trace=")[2].split()[0]
+    (tmp_path / "f.toml").write_text(
+        f'image = "{HYPERVISOR}"\n[[job]]\nname = "same"\nfingerprint = "{trace}"\n[[job]]\nname = "other"\nfingerprint = "0123"\n'
+    )
+    done = run(tmp_path, "f.toml", "-j", "2")
+    assert re.search(r"pass .*f\.toml::same", done.said)
+    assert f"the run's fingerprint is {trace}, expected 0123; `vmdbg run --against FILE` shows where two runs part" in done.said

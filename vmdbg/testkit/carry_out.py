@@ -173,6 +173,10 @@ def unmet(bench: Bench, outcome: Outcome) -> Iterator[str]:
     for pattern in values[keys.SERIAL_NEVER]:
         if pattern.search(outcome.serial):
             yield f"the serial port has printed {pattern.text!r}, which it must not"
+    if (wanted_hash := values[keys.FINGERPRINT]) and bench.machine.fingerprint is not None and not bench.budget:
+        hash = bench.machine.fingerprint.trace(bench.machine).hash
+        if hash != wanted_hash:
+            yield f"the run's fingerprint is {hash}, expected {wanted_hash}; `vmdbg run --against FILE` shows where two runs part"
     if bench.lost_exits:
         yield f"{bench.lost_exits} exits went by unseen: with more than 64 guests, look at fewer at once"
     for never, record in bench.progress.forbidden:
