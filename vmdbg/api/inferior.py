@@ -64,6 +64,8 @@ class Registers(MutableMapping[str, int]):
         return found
 
     def __setitem__(self, name: str, value: int) -> None:
+        if not 0 <= value < 1 << (64 if not name.startswith(("xmm", "st")) else 128):
+            raise CommandFailed(f"{value:#x}", f"it does not fit {name}", "give an unsigned number that does")
         with translated():
             self._machine.debugger.registers.write(self._thread, "rip" if name == "pc" else name, value)
 
@@ -253,6 +255,8 @@ class Inferior(InferiorCommands):
         Nothing in memory changes, not even accessed bits.  `Error` if not all of them are memory.
         """
         machine = self.machine
+        if length < 0:
+            raise CommandFailed(str(length), "there are no negative lengths", "give 0 or more")
         with translated(), machine.selected(self.thread.id):
             where = machine.locate(address, self.number)
             if where.space == Space.GVA and where.owner.number == self.number:
@@ -332,6 +336,8 @@ class Inferior(InferiorCommands):
     def _own(self, location: int | str) -> str:
         """A location that says whose it is."""
         if isinstance(location, int):
+            if location < 0:
+                raise CommandFailed(f"{location:#x}", "addresses are 0 to 2**64 - 1", "give one of these")
             return f"{'host' if self.number == HOST else self.number}:{location:#x}"
         owner = location.partition(":")[0]
         named = ":" in location and (owner == "host" or owner.isdecimal())

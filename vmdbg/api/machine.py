@@ -168,6 +168,12 @@ class Machine(MachineCommands):
         return machine.ended if machine.exit_status is not None else ""
 
     @property
+    def identity(self) -> str:
+        """A hash of all that this run was given: image, options, what came from outside.  Runs of one identity are the same;
+        `fingerprint()` has the hash of what a run has done, where `fingerprint=True` asks for it."""
+        return str(self.debugger.machine.identity)
+
+    @property
     def stop(self) -> Stop | None:
         """The last one; None before the first run."""
         return self._runner.last
@@ -205,6 +211,8 @@ class Machine(MachineCommands):
     def go(self, goal: Goal) -> Stop:
         """Continue, or make some steps of a thread."""
         self.check_open()
+        if goal.kind != "continue" and goal.count < 1:
+            raise CommandFailed(str(goal.count), "a thread makes at least one step", "give 1 or more")
         return self._runner.go(goal)
 
     def finish_of(self, thread: ThreadId) -> Stop:
@@ -287,7 +295,7 @@ class Machine(MachineCommands):
         """
         self.check_open()
         with translated():
-            location = f"{where:#x}" if isinstance(where, int) else where
+            location = f"{_linear(where):#x}" if isinstance(where, int) else where
             self._check_names(location)
             return Breakpoint(self, self.source.running.set(location, when, once=once))
 
@@ -310,7 +318,7 @@ class Machine(MachineCommands):
         """Stop when memory is written (w), read (r) or either (a): "2:counter", "2:gpa:0x5000", "spa:0x10f6000"."""
         self.check_open()
         with translated():
-            text = f"{where:#x}" if isinstance(where, int) else where
+            text = f"{_linear(where):#x}" if isinstance(where, int) else where
             found = self._line("watch", [text, str(length), "a" if access == "rw" else access]).json()
             assert isinstance(found, dict)
             number = found["number"]
@@ -440,7 +448,7 @@ class Machine(MachineCommands):
         """Where an address of an inferior is.  CommandError."""
         if not isinstance(address, int):
             return AddressWord(address, Space.GVA).locate(self.context, self._owner(number))
-        return Located(self._owner(number), Space.GVA, address & (1 << 64) - 1)
+        return Located(self._owner(number), Space.GVA, _linear(address))
 
     def _owner(self, number: int) -> GuestView | HostView:
         found = next((guest for guest in self.context.guests if guest.number == number), None)
@@ -455,6 +463,12 @@ class Machine(MachineCommands):
             return f"<closed machine of {self.source.name}>"
         state = self.ended or f"at {self.time} ticks, {len(self.guests)} guests"
         return f"<machine of {self.source.name}: {state}>"
+
+
+def _linear(address: int) -> int:
+    if not 0 <= address < 1 << 64:
+        raise CommandError(f"{address:#x}", "addresses are 0 to 2**64 - 1", "give one of these")
+    return address
 
 
 def _exit_code(code: str | int) -> int:
