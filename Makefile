@@ -51,13 +51,13 @@ docs: $(V)/ready
 	@echo "vmdbg: build/site/index.html"
 
 clean:
-	@for d in hypervisor bench bootsector nested secure-loader assignment; do $(MAKE) --no-print-directory --silent -C examples/$$d clean; done
+	@for d in hypervisor bench bootsector nested secure-loader assignment regression; do $(MAKE) --no-print-directory --silent -C examples/$$d clean; done
 	rm -rf $(V) build dist *.egg-info vmdbg/*/_*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis docs/_generated
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 examples: | $(V)/ready
 	@if test -n "$(GCC)"; then \
-	for d in hypervisor bench bootsector nested secure-loader assignment; do $(MAKE) --no-print-directory --silent -C examples/$$d || exit 1; done; \
+	for d in hypervisor bench bootsector nested secure-loader assignment regression; do $(MAKE) --no-print-directory --silent -C examples/$$d || exit 1; done; \
 	else echo "vmdbg: no gcc and ld for x86-64: the examples are not built, tests that boot them are skipped"; fi
 
 gdb: $(V)/ready

@@ -11,6 +11,7 @@ from gdbstub.description import Description
 from gdbstub.nonstop import NonStopMode
 from gdbstub.replies import exit_reply, safe_stop_reply, thread_end_reply
 from gdbstub.target import (
+    NOBODY,
     Action,
     BreakpointKind,
     Created,
@@ -163,12 +164,12 @@ class Session(Channel):
         return self.general
 
     def spoken_for(self) -> ThreadId:
-        """The thread that a monitor command means: where nothing is attached, the first there is."""
+        """The thread that a monitor command means: where nothing is attached, the first there is, or `NOBODY`."""
         if self.attached:
             return self.current()
         for inferior in self.target.inferiors():
             return ThreadId(inferior.pid, self.target.threads(inferior.pid)[0].tid)
-        raise TargetError("the machine has ended: there is nothing to ask")
+        return NOBODY
 
     def suffixed(self, arguments: bytes) -> tuple[bytes, ThreadId]:
         """A packet's arguments and thread: lldb appends `;thread:ID;` instead of sending H."""

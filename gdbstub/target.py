@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CONTINUE",
+    "NOBODY",
     "STEP",
     "Action",
     "Attentive",
@@ -84,6 +85,10 @@ class ThreadId(NamedTuple):
 
     pid: int
     tid: int
+
+
+NOBODY = ThreadId(0, 0)
+"""No thread: processes are numbered from 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,7 +347,10 @@ class Monitor(Protocol):
     """`monitor` commands (qRcmd)."""
 
     def monitor(self, command: str, write: Callable[[str], object], thread: ThreadId) -> None:
-        """Carry out a command line; each `write` reaches the client at once. TargetError for a failed command."""
+        """Carry out a command line; each `write` reaches the client at once. TargetError for a failed command.
+
+        `thread` is whose command it is, `NOBODY` where there is no inferior any more.
+        """
 
 
 @runtime_checkable

@@ -8,6 +8,8 @@ import pytest
 from _pytest.terminal import TerminalReporter
 from hypothesis import settings
 
+pytest_plugins = ("pytester",)  # tests of the pytest plugin run pytest
+
 settings.register_profile("untimed", deadline=None)  # how long a test takes is the computer's business
 settings.load_profile("untimed")
 

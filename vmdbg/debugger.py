@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gdbstub.description import Description
 from gdbstub.target import (
+    NOBODY,
     Action,
     BreakpointKind,
     Event,
@@ -39,6 +40,9 @@ from vmdbg.running import Running
 from vmdbg.spaces import Spaces
 from vmdbg.timetravel.snapshot import Snapshot, put_back, take
 from vmdbg.watchpoints import Watchpoints
+
+_SNAPSHOTS = frozenset(("snapshot", "snapshots", "restore"))
+"""What may be asked behind the machine's end."""
 
 
 class Debugger(Spaces):
@@ -278,6 +282,12 @@ class Debugger(Spaces):
     # Monitor, run, kill, files
 
     def monitor(self, command: str, write: Callable[[str], object], thread: ThreadId) -> None:
+        if thread == NOBODY:
+            if not self.snapshots:
+                raise TargetError("the machine has ended: there is nothing to ask")
+            if not _SNAPSHOTS & {*command.split()}:
+                raise TargetError("the machine has ended: `snapshots` lists where `restore NAME` can go back to")
+            thread = ThreadId(HOST, 1)
         self.monitor_commands.run(command, write, thread)
 
     def run(self, program: str, arguments: Sequence[str]) -> int:

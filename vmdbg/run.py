@@ -47,6 +47,7 @@ from vmdbg.platform.pci.catalogue import DeviceError
 from vmdbg.platform.serial import Serial, SerialError, open_serial
 from vmdbg.saved import Saves, is_current, remember_given, restored, save_at, settle
 from vmdbg.svm.ring import DEFAULT_EXITS
+from vmdbg.timetravel.file import IMPOSSIBLE
 
 IDLE_SECONDS = 0.005
 RUNNING_SECONDS = 0.001
@@ -237,6 +238,15 @@ def main(options: argparse.Namespace) -> int:
             return _run_under_stub(machine, options, trace, recorder, fingerprints)
         except EngineError as error:
             print(f"vmdbg: {error}", file=sys.stderr)
+            return LIMIT_REACHED
+        except IMPOSSIBLE as error:
+            if options.snapshot is None:
+                raise
+            log.info("what happened:", exc_info=True)
+            print(
+                f"vmdbg: {options.snapshot}: its machine came to what none comes to by itself ({type(error).__name__}: {error}); "
+                "unless the file was tampered with, report it, with what -v says", file=sys.stderr,
+            )  # fmt: skip
             return LIMIT_REACHED
         finally:
             machine.close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,8 +12,8 @@ from introspect.commands.render import size_text
 from vmdbg.boot.images import File, Module, read
 from vmdbg.machine import Config, Machine
 from vmdbg.options import UsageError, number
-from vmdbg.timetravel.file import SnapshotFile, is_snapshot, save, with_outside
-from vmdbg.timetravel.making import devices, digest_of
+from vmdbg.timetravel.file import SnapshotFile, is_snapshot, save
+from vmdbg.timetravel.making import digest_of
 from vmdbg.timetravel.tree import SnapshotError
 
 END = -1
@@ -104,14 +103,12 @@ def restored(options: argparse.Namespace, described: Config, arguments: Iterable
     """The machine of `--snapshot`; `described` is what the other options say.  Raises `UsageError`."""
     if list(arguments):
         raise UsageError("a machine from a snapshot has been given its command line already; `run` without arguments")
-    name = options.snapshot
     try:
-        file = SnapshotFile(name)
+        file = SnapshotFile(options.snapshot)
         try:
             _refuse_others(options, described, file)
             given = described.devices if "device" in options.given else None
-            config = replace(with_outside(file.config, described), devices=devices(file.config.devices, given, name))
-            return file.restore(config)
+            return file.restore(described, given)
         finally:
             file.close()
     except SnapshotError as error:

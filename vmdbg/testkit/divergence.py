@@ -56,17 +56,18 @@ class Divergence:
         place = f" (#{number} of this run)" if number is not None else ""
         yield f"{name}: exit {self.at + 1}{whose}{place} differs: {self._reason()}"
         rows: list[tuple[str, ...]] = [("", "#", "guest", "exit", "rip", "what")]
-        rows += [_row(" ", seen) for seen in self.run[max(self.at - BEFORE, 0) : self.at]]
+        rows += [_row(" ", seen, str(seen.record.number)) for seen in self.run[max(self.at - BEFORE, 0) : self.at]]
         for sign, side, most in (("-", self.golden, self.lacks), ("+", self.run, self.adds)):
             shown = min(most, BEHIND) if self.together else BEHIND
-            rows += [_row(sign, seen) for seen in side[self.at : self.at + shown]]
+            line = "line {}" if sign == "-" and self.source else "{}"
+            rows += [_row(sign, seen, line.format(seen.record.number)) for seen in side[self.at : self.at + shown]]
             if self.at == len(side):
                 rows.append((sign, "", "", "end", "", "no more exits"))
             elif self.together and most > shown:
                 rows.append((sign, "", "", "...", "", f"{most - shown} more"))
         if self.together:
             behind = self.run[self.at + self.adds : self.at + self.adds + 2]
-            rows += [_row(" ", seen) for seen in behind]
+            rows += [_row(" ", seen, str(seen.record.number)) for seen in behind]
         yield from columns(rows, "  ")
         for field in self.fields:
             golden, run = (_value(side[self.at], field) for side in (self.golden, self.run))
@@ -106,10 +107,9 @@ def _exits(count: int) -> str:
     return f"{count} exit{'s' * (count != 1)}"
 
 
-def _row(sign: str, seen: Seen) -> tuple[str, ...]:
+def _row(sign: str, seen: Seen, number: str) -> tuple[str, ...]:
     record = seen.record
     place = f"{record.rip:#x}" + (f" <{seen.symbol}>" if seen.symbol else "")
-    number = f"line {record.number}" if sign == "-" else str(record.number)
     return sign, number, str(record.guest), exit_name(record.code), place, what(record)
 
 

@@ -148,6 +148,7 @@ def expect_exit(
 
     AssertionError names the nearest exits that came instead.  `Error` for a fact that exits do not have.
     """
+    __tracebackhide__ = True
     wanted = Wanted(whom, code, facts)
     before = 0 if within == 0 else wanted.machine.exit_count
     ended = wanted.machine.exit_status is not None
@@ -164,6 +165,7 @@ def expect_no_exit(
     wall: float | None = None, **facts: Fact,
 ) -> None:  # fmt: skip
     """The same, where no such exit may come: AssertionError shows the one that did, and what led to it."""
+    __tracebackhide__ = True
     wanted = Wanted(whom, code, facts)
     came, _ = wanted.run(within, ticks, wall)
     if came is not None:
@@ -216,6 +218,7 @@ def expect_isolation(machine: Machine, *, severity: str = "high", allow: Iterabl
     `severity`: low, medium, high or critical; `allow`: rules that may be broken, as "shared-writable".  AssertionError lists
     the findings, each rule with its remedy; also where tables could not be looked at wholly.
     """
+    __tracebackhide__ = True
     allowed = set(allow)
     for rule in allowed - set(RULES):
         raise Error(f"allow: there is no rule {rule!r}; there are {', '.join(RULES)}")
@@ -235,6 +238,7 @@ def assert_vmrun_ok(whom: Machine | Inferior) -> None:
 
     AssertionError names each rule that is broken, with the fields and the manual's section.
     """
+    __tracebackhide__ = True
     machine: Machine = whom.machine if isinstance(whom, Inferior) else whom
     guests = [whom.number] if isinstance(whom, Inferior) else [guest.number for guest in machine.guests]
     if not guests:
@@ -256,6 +260,7 @@ def assert_vmrun_ok(whom: Machine | Inferior) -> None:
 def expect_no_notice(machine: Machine, *kinds: str) -> None:
     """Nothing of these kinds has been noticed so far: "stale" (under tlb="strict" and the like), "vmrun-fail", "shutdown"; all
     of them if none is named.  AssertionError lists what was."""
+    __tracebackhide__ = True
     known = [str(kind) for kind in Notice]
     for kind in kinds:
         if kind not in known:

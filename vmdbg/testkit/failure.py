@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from vmdbg.api.errors import Error
+from vmdbg.timetravel.tree import SnapshotError
 
 if TYPE_CHECKING:
     from vmdbg.api.machine import Machine
@@ -76,15 +76,31 @@ def _tail(text: str) -> str:
 
 
 def _again(bench: Bench, machine: Machine) -> str:
-    """Commands that lead here: runs are the same each time, so guest time is a place."""
-    words = ["vmdbg", "console", os.path.relpath(machine.image), *_words(machine.options)]
-    if machine.time:
-        words += ["-c", f"continue {machine.time}", "-i"]
-    python = os.path.basename(sys.executable)
-    return "\n".join((
-        "the machine as it is here, at the prompt:", f"    {shlex.join(words)}", "the test:",
-        f"    {python} -m pytest {shlex.quote(bench.item.nodeid)}",
-    ))  # fmt: skip
+    """Commands that lead here."""
+    symbols = list(_words({"symbols": machine.options.get("symbols")}))
+    try:
+        snapshot = bench.snapshot(machine)
+        lines = ["the machine as it stands here, at a prompt:", _command("vmdbg", "console", "--snapshot", snapshot, *symbols)]
+    except SnapshotError as error:
+        lines = [f"no snapshot: {error}"]
+    to = [f"--max-time={machine.time}"] if machine.time else []
+    words = ["vmdbg", "run", os.path.relpath(machine.image), *_words(machine.options)]
+    lines += ["the run from its beginning to this time:", _command(*words, *to)]
+    return "\n".join([*lines, "the test alone:", _command(*_pytest(bench))])
+
+
+def _command(*words: str) -> str:
+    return f"    {shlex.join(words)}"
+
+
+def _pytest(bench: Bench) -> Iterator[str]:
+    """The command line for this test alone, as from where pytest was started."""
+    config, item = bench.config, bench.item
+    yield from ("pytest", f"{os.path.relpath(item.path, config.invocation_params.dir)}::{item.nodeid.partition('::')[2]}")
+    for option in ("image", "options"):
+        given = config.getoption(f"vmdbg_{option}")
+        if given:
+            yield f"--vmdbg-{option}={given}"
 
 
 def _words(options: Mapping[str, object]) -> Iterator[str]:

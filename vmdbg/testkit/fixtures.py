@@ -25,6 +25,7 @@ from vmdbg.testkit.golden import Tolerances
 from vmdbg.testkit.mi import Gdb
 from vmdbg.testkit.plugin import RECORDED
 from vmdbg.testkit.recording import Recording
+from vmdbg.timetravel.file import save
 
 if TYPE_CHECKING:
     from vmdbg.api.inferior import Inferior
@@ -51,6 +52,17 @@ def options_of(words: list[str]) -> dict[str, object]:
         else:
             raise OptionError(f"{word}: an option of `vmdbg run` begins with --; write --tlb strict")
     return {name: values if len(values) > 1 else values[0] if values else True for name, values in found.items()}
+
+
+def plain(name: str) -> str:
+    """As a file's name."""
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.")
+
+
+def near(path: Path) -> Path:
+    """As seen from here, if it is below."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 class Stub:
@@ -90,14 +102,14 @@ class Golden:
     def path(self, name: str = "") -> Path:
         """Where a golden trace of this test lies."""
         item = self.bench.item
-        plain = re.sub(r"[^\w.-]+", "-", name or item.name).strip("-")
-        return item.path.parent / "golden" / f"{plain}.exits"
+        return near(item.path.parent / "golden" / f"{plain(name or item.name)}.exits")
 
     def __call__(self, name: str = "", **tolerance: Unpack[Tolerances]) -> None:
         """Compare the exits so far with a golden trace, or with --vmdbg-record make it one; tolerances are those of `Tolerance`.
 
         AssertionError tells the first exit that differs, GoldenError that there is no golden trace, or none that can be used.
         """
+        __tracebackhide__ = True
         path = self.path(name)
         try:
             if self.bench.config.getoption("vmdbg_record"):
@@ -112,8 +124,9 @@ class Golden:
 class Bench:
     """The machines of one test."""
 
-    def __init__(self, request: pytest.FixtureRequest) -> None:
+    def __init__(self, request: pytest.FixtureRequest, folders: pytest.TempPathFactory) -> None:
         item = request.node
+        self._folders = folders
         assert isinstance(item, pytest.Item)
         self.item, self.config = item, item.config
         self.machines: list[Machine] = []
@@ -208,6 +221,16 @@ class Bench:
             gdb.execute(f"file {symbols}")
         gdb.connect(stub.path)
         return gdb
+
+    def snapshot(self, machine: Machine) -> str:
+        """Save it, as it stands; the file's path.  SnapshotError."""
+        chosen = self.config.getoption("vmdbg_snapshots")
+        folder = Path(chosen).absolute() if chosen else self._folders.getbasetemp() / "vmdbg"
+        folder.mkdir(parents=True, exist_ok=True)
+        number = f"-{self.machines.index(machine) + 1}" if len(self.machines) > 1 else ""
+        path = folder / f"{plain(self.item.nodeid)}{number}.snapshot"
+        save(machine.debugger.machine, path)
+        return str(near(path))
 
     def golden(self, machine: Machine) -> Golden:
         self._goldens.append(Golden(self, machine))

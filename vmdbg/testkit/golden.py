@@ -4,29 +4,30 @@
     vmdbg exit trace 1
     image: hypervisor.elf sha256:5c1f...
     options: cpus=1 tlb=strict
-    ignore: time host_rip vmcb cpu
+    ignore:
     skip: INTR
     reorder: guests
     rip: function
+    exact: no
     exits: 2
 
     2 IOIO rip=0xffffffff8010016c info1=0x3f80e10 info2=0xffffffff8010016d rax=0x36 insn=ee ; put+0x1a
     3 CPUID rip=0xc0100235 rax=0x40000000 insn=0fa2 ; vendor+0x25
 
 An exit is a line: the guest, EXITCODE, fields that are not 0, and the symbol of RIP.  Lines that begin with # are comments.
-What the tolerance ignores is not written, and with `reorder: guests` exits stand guest by guest: so that another recording
+What is not compared is not written, and with `reorder: guests` exits stand guest by guest: so that another recording
 changes the lines of what has changed.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypedDict, TypeVar, Unpack, get_args
 
-from introspect.exitlog import ExitRecord
+from introspect.exitlog import ExitRecord, facts_of
 from introspect.exits import ExitCode, exit_name
 from vmdbg.api.errors import Error
 
@@ -42,6 +43,11 @@ FIELDS = ("rip", "info1", "info2", "intinfo", "rax", "rcx", "insn", "time", "cpu
 """What is kept of an exit besides its guest and EXITCODE, in the order of the file."""
 _HOSTS = ("time", "cpu", "host_rip", "vmcb")
 """Those that any change of the hypervisor changes, though its guests do the same."""
+_REGISTERS = ("rax", "rcx")
+_ABOUT: Mapping[int, tuple[str, ...]] = {
+    ExitCode.IOIO: ("rax",), ExitCode.CPUID: ("rax",), ExitCode.MSR: ("rax", "rcx"), ExitCode.VMMCALL: ("rax",),
+}  # fmt: skip
+"""The registers that an exit is about: what is written, which leaf, MSR, hypercall.  Others hold what was left there."""
 
 Rip = Literal["address", "symbol", "function"]
 Reorder = Literal["", "guests"]
@@ -53,12 +59,13 @@ Choice = TypeVar("Choice", bound=str)
 
 
 class Tolerances(TypedDict, total=False):
-    """The fields of `Tolerance`, as arguments; lists may be words of one text."""
+    """The fields of `Tolerance` as arguments; lists may be words of one text."""
 
     ignore: Iterable[str] | str
     skip: Iterable[str] | str
     reorder: str
     rip: str
+    exact: bool
 
 
 class GoldenError(Error):
@@ -75,38 +82,52 @@ def _code(name: str) -> int:
 class Tolerance:
     """In what a run may differ from a golden trace.
 
-    `ignore`: fields that are not compared, as "time", or "NPF.info1" for one kind of exit.  `skip`: kinds of exits that are left
+    What the guests did is compared: who left, why, where, and rAX and rCX as far as the exit is about them.  With `exact` also
+    when, on which CPU, and where the hypervisor and the VMCB lie: that is for runs of one and the same build.
+
+    `ignore`: fields that are not compared, as "info2", or "NPF.info1" for one kind of exit.  `skip`: kinds of exits that are left
     out on both sides; INTR comes when timers of the host say so.  `reorder="guests"`: what each guest did is compared, in
     whatever order the guests ran.  `rip`: by "address", by "symbol" with offset, or by "function", so that code may move; then
     IOIO's EXITINFO2, which is the next RIP, is not compared.
     """
 
-    ignore: tuple[str, ...] = _HOSTS
+    ignore: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
     reorder: Reorder = ""
     rip: Rip = "address"
+    exact: bool = False
 
     def __post_init__(self) -> None:
         """ValueError with the rule and the remedy."""
         for word in self.ignore:
             code, _, name = word.rpartition(".")
             if name not in FIELDS:
-                raise ValueError(f"ignore: {name!r} is no field of an exit; there are {', '.join(FIELDS)}")
+                raise ValueError(f"ignore: {word!r} is no field of an exit; there are {', '.join(FIELDS)}")
             _known(code or "NPF", "ignore")
         for code in self.skip:
             _known(code, "skip")
 
+    @classmethod
+    def of(
+        cls, ignore: Iterable[str] | str, skip: Iterable[str] | str, reorder: str, rip: str, exact: bool
+    ) -> Tolerance:  # fmt: skip
+        """Just these.  ValueError."""
+        return cls(_words(ignore), _words(skip), _choice("reorder", reorder, REORDERS), _choice("rip", rip, RIPS), exact)
+
     def changed(self, **given: Unpack[Tolerances]) -> Tolerance:
-        """With what is given.  ValueError."""
-        ignore, skip = given.get("ignore", self.ignore), given.get("skip", self.skip)
-        reorder, rip = given.get("reorder", self.reorder), given.get("rip", self.rip)
-        return Tolerance(_words(ignore), _words(skip), _choice("reorder", reorder, REORDERS), _choice("rip", rip, RIPS))
+        """With what is given: `ignore` and `skip` are added.  ValueError."""
+        ignore, skip = [*self.ignore, *_words(given.get("ignore", ()))], [*self.skip, *_words(given.get("skip", ()))]
+        return Tolerance.of(
+            dict.fromkeys(ignore), dict.fromkeys(skip), given.get("reorder", self.reorder), given.get("rip", self.rip),
+            given.get("exact", self.exact),
+        )  # fmt: skip
 
     def within(self, other: Tolerance) -> str:
         """What this one compares and a file recorded with `other` does not hold; empty if there is nothing."""
         mine = self.ignore
         lacking = [f"ignore={word}" for word in other.ignore if not {word, word.rpartition(".")[2]} & {*mine}]
         lacking += [f"skip={code}" for code in other.skip if _code(code) not in {_code(own) for own in self.skip}]
+        lacking += ["exact=False"] if self.exact and not other.exact else []
         lacking += [f"reorder={other.reorder}"] if other.reorder and not self.reorder else []
         return ", ".join(lacking)
 
@@ -115,6 +136,7 @@ class Tolerance:
         yield f"skip: {' '.join(self.skip)}".rstrip()
         yield f"reorder: {self.reorder}".rstrip()
         yield f"rip: {self.rip}"
+        yield f"exact: {'yes' if self.exact else 'no'}"
 
 
 def _words(value: Iterable[str] | str) -> tuple[str, ...]:
@@ -151,54 +173,65 @@ class Seen:
             return self.record.rip
         return self.symbol if how == "symbol" else re.sub(r"\+0x[0-9a-f]+$", "", self.symbol)
 
-    def line(self, names: Iterable[str] = FIELDS) -> str:
-        """What stands in a file."""
-        words = [str(self.record.guest), exit_name(self.record.code)]
-        values = ((name, getattr(self.record, name)) for name in names)
-        words += [f"{name}={value.hex() if isinstance(value, bytes) else hex(value)}" for name, value in values if value]
-        return " ".join(words) + (f" ; {self.symbol}" if self.symbol else "")
-
 
 class View:
     """What of exits is compared under a tolerance."""
 
     def __init__(self, tolerance: Tolerance) -> None:
-        self.how = tolerance.rip
+        self.how, self._exact = tolerance.rip, tolerance.exact
         self._skipped = {_code(code) for code in tolerance.skip}
-        self._everywhere = {word for word in tolerance.ignore if "." not in word}
+        self._everywhere = {word for word in tolerance.ignore if "." not in word} | ({*_HOSTS} if not self._exact else set())
         self._within: dict[int, set[str]] = {ExitCode.IOIO.value: {"info2"}} if self.how != "address" else {}
         for code, _, name in (word.rpartition(".") for word in tolerance.ignore):
             if code:
                 self._within.setdefault(_code(code), set()).add(name)
-        self._names: dict[int, tuple[str, ...]] = {}
+        self._names: dict[tuple[int, bool], tuple[str, ...]] = {}
 
     def skips(self, seen: Seen) -> bool:
         return seen.record.code in self._skipped
 
-    def kept(self, code: int) -> tuple[str, ...]:
-        """The fields of a kind of exit that stand in a file."""
-        return tuple(name for name in FIELDS if name == "info2" or name in self._compared(code))
+    def kept(self, seen: Seen) -> Iterator[tuple[str, int | bytes]]:
+        """The fields that stand in a file, with their values."""
+        names = self._compared(seen)
+        for name in FIELDS:
+            if name in names or (name == "info2" and seen.record.code == ExitCode.IOIO):
+                yield name, self._plain(seen, name)
 
-    def _compared(self, code: int) -> tuple[str, ...]:
-        found = self._names.get(code)
+    def _compared(self, seen: Seen) -> tuple[str, ...]:
+        code, reads = seen.record.code, _reads(seen.record)
+        found = self._names.get((code, reads))
         if found is None:
             left_out = self._everywhere | self._within.get(code, set())
-            found = self._names[code] = tuple(name for name in FIELDS if name not in left_out)
+            if not self._exact:
+                left_out |= set(_REGISTERS) - set(_ABOUT.get(code, ())) | ({"rax"} if reads else set())
+            found = self._names[code, reads] = tuple(name for name in FIELDS if name not in left_out)
         return found
 
+    def _plain(self, seen: Seen, name: str) -> int | bytes:
+        value: int | bytes = getattr(seen.record, name)
+        if name == "rax" and seen.record.code == ExitCode.IOIO and isinstance(value, int) and not self._exact:
+            return value & (1 << 8 * facts_of(seen.record).get("size", 8)) - 1
+        return value
+
     def _value(self, seen: Seen, name: str) -> object:
-        return seen.rip(self.how) if name == "rip" else getattr(seen.record, name)
+        return seen.rip(self.how) if name == "rip" else self._plain(seen, name)
 
     def key(self, seen: Seen) -> tuple[object, ...] | None:
         """All that is compared; None for an exit that is left out."""
         record = seen.record
         if self.skips(seen):
             return None
-        return record.guest, record.code, *(self._value(seen, name) for name in self._compared(record.code))
+        return record.guest, record.code, *(self._value(seen, name) for name in self._compared(seen))
 
     def differing(self, one: Seen, other: Seen) -> tuple[str, ...]:
         """The fields in which two exits of one kind differ."""
-        return tuple(name for name in self._compared(one.record.code) if self._value(one, name) != self._value(other, name))
+        names = self._compared(one) if _reads(one.record) == _reads(other.record) else FIELDS
+        return tuple(name for name in names if self._value(one, name) != self._value(other, name))
+
+
+def _reads(record: ExitRecord) -> bool:
+    """IN and RDMSR: what was in rAX before means nothing."""
+    return (record.code == ExitCode.IOIO and bool(record.info1 & 1)) or (record.code == ExitCode.MSR and not record.info1)
 
 
 @dataclass(frozen=True)
@@ -233,7 +266,9 @@ class Trace:
         yield f"exits: {len(kept)}"
         yield ""
         for seen in kept:
-            yield _one_line(seen.line(view.kept(seen.record.code)))
+            values = ((name, value.hex() if isinstance(value, bytes) else hex(value)) for name, value in view.kept(seen) if value)
+            words = str(seen.record.guest), exit_name(seen.record.code), *(f"{name}={value}" for name, value in values)
+            yield _one_line(" ".join(words) + (f" ; {seen.symbol}" if seen.symbol else ""))
 
     @classmethod
     def load(cls, path: Path) -> Trace:
@@ -259,7 +294,7 @@ def _one_line(text: str) -> str:
 class _Reader:
     """A file line by line."""
 
-    HEADER = ("image", "options", "ignore", "skip", "reorder", "rip", "exits")
+    HEADER = ("image", "options", "ignore", "skip", "reorder", "rip", "exact", "exits")
 
     def __init__(self, name: str, text: str) -> None:
         self.name = name
@@ -303,9 +338,8 @@ class _Reader:
 
     def _tolerance(self, header: dict[str, str]) -> Tolerance:
         try:
-            return DEFAULT.changed(
-                ignore=header["ignore"], skip=header["skip"], reorder=header["reorder"], rip=header["rip"]
-            )
+            exact = _choice("exact", header["exact"], ("yes", "no")) == "yes"
+            return Tolerance.of(header["ignore"], header["skip"], header["reorder"], header["rip"], exact)
         except ValueError as error:
             self.number = 1 + next(n for n, line in enumerate(self.lines) if line.startswith(str(error).partition(":")[0] + ":"))
             raise self.wrong(str(error)) from None

@@ -155,6 +155,10 @@ def _golden(value: object) -> GoldenTrace:
             tolerance["reorder"] = _text(table["reorder"])
         if "rip" in table:
             tolerance["rip"] = _text(table["rip"])
+        if "exact" in table:
+            if not isinstance(table["exact"], bool):
+                raise WrongValue(f"{shown(table['exact'])} is neither true nor false", "exact")
+            tolerance["exact"] = table["exact"]
         DEFAULT.changed(**tolerance)
     except WrongValue:
         raise
@@ -234,7 +238,7 @@ EXITS_NEVER = Key("exits-never", _exit_patterns, _NO_EXITS, "exit patterns", "#V
 GOLDEN: Key[GoldenTrace] = Key(
     "golden", _golden, GoldenTrace("", {}), "a path, or a table",
     "A golden exit trace to compare with, which `vmdbg test --record` writes. In a table beside `file`, what may differ: "
-    "`ignore`, `skip`, `reorder`, `rip` (see regression.md).", "none")  # fmt: skip
+    "`ignore`, `skip`, `reorder`, `rip`; and `exact` (see regression.md).", "none")  # fmt: skip
 SKIP = Key("skip", _text, "", "text", "Why the job is not run for now.")
 
 KEYS: dict[str, Key[Any]] = {key.name: key for key in (

@@ -146,6 +146,15 @@ class GdbStop:
     def ended(self) -> bool:
         return self.exit_status is not None
 
+    @property
+    def function(self) -> str:
+        """Where it is; empty if gdb knows no function."""
+        return self.frame.function if self.frame is not None else ""
+
+    @property
+    def line(self) -> int | None:
+        return self.frame.line if self.frame is not None else None
+
 
 class Gdb:
     """gdb on a machine; commands that gdb refuses raise `GdbError`.

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from vmdbg.testkit.mi import Gdb
 
 MARKER = """\
-vmdbg(image=None, *, guest=2, wall=60, **options): the machine of a test: its image (beside the test's file), the guest that the \
-fixture `guest` waits for, seconds that its machines may run; options are those of vmdbg.Machine, as cpus=2 or tlb="strict"."""
+vmdbg(image=None, *, guest=2, wall=120, **options): the machine of a test: its image (beside the test's file), the guest that \
+the fixture `guest` waits for, seconds that its machines may run; options are those of vmdbg.Machine, as cpus=2, tlb="strict"."""
 RECORDED = "vmdbg_recorded"
 """Name of a report's property: a golden trace that was recorded."""
 SECTION = "vmdbg "
@@ -38,7 +38,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--vmdbg-snapshots", metavar="DIR", help="where snapshots of failed tests go (pytest's temporary directory)")
     parser.addini("vmdbg_image", "the image of tests that name none, beside the ini file")
     parser.addini("vmdbg_options", "options of `vmdbg run` for all machines", type="args", default=[])
-    parser.addini("vmdbg_wall", "seconds that the machines of a test may run (60)", default="60")
+    parser.addini("vmdbg_wall", "seconds that the machines of a test may run (120)", default="120")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -55,11 +55,11 @@ def _bench(request: pytest.FixtureRequest) -> Bench:
 
 
 @pytest.fixture
-def boot(request: pytest.FixtureRequest) -> Iterator[Callable[..., Machine]]:
+def boot(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Machine]]:
     """Makes machines: `boot()` as marker and ini file say, `boot("other.elf", cpus=2)` with these changes. All are closed."""
     from vmdbg.testkit.fixtures import Bench
 
-    bench = request.node.stash[BENCH] = Bench(request)
+    bench = request.node.stash[BENCH] = Bench(request, tmp_path_factory)
     try:
         yield bench.boot
     finally:

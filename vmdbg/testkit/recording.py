@@ -88,6 +88,7 @@ class Recording:
 
         Tolerances that are given stand in the place of those in the file.
         """
+        __tracebackhide__ = True
         golden = Trace.load(Path(path))
         found = compare(golden, self.trace(), golden.tolerance.changed(**tolerance))
         if found is not None:

@@ -157,7 +157,8 @@ class SnapshotCommands:
                 for name in ("restore", "snapshot restore")
             ),
             Command(
-                "snapshot delete", self._delete, "Forget a snapshot.", (self._name,), "", ("snapshot delete before", "snapshot delete after"),
+                "snapshot delete", self._delete, "Forget a snapshot.", (self._name,), "",
+                ("snapshot delete before", "snapshot delete after"),
             ),
         )  # fmt: skip
 

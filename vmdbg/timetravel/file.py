@@ -23,10 +23,10 @@ from vmdbg.boot.images import File, Module
 from vmdbg.engine.errors import EngineError
 from vmdbg.engine.memory import PAGE, Ram
 from vmdbg.machine import Config, Machine
-from vmdbg.platform.pci.catalogue import DeviceError
+from vmdbg.platform.pci.catalogue import DeviceError, DeviceSpec
 
 from . import memory
-from .making import check_files, config_from, config_json, digest_of, outside_files
+from .making import OUTSIDE, check_files, config_from, config_json, devices, digest_of, outside_files
 from .restoring import restore
 from .sections import MAGIC, MOST, Reader, Writer
 from .snapshot import Snapshot, take
@@ -37,6 +37,9 @@ _HEAD, _IMAGE, _MODULE, _STATE, _BLOB, _RAM = b"HEAD", b"IMAG", b"MODU", b"STAT"
 _RUN = struct.Struct("<QI")
 _RAM_SECTION = 4 << 20
 MOST_BLOBS = 4 << 30
+
+IMPOSSIBLE = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, AssertionError, RecursionError)
+"""What comes of a state that somebody has invented: Python's own errors, since nobody can check all of it beforehand."""
 
 
 def _release() -> str:
@@ -184,12 +187,20 @@ class SnapshotFile:
             pieces.append(piece)
         return b"".join(pieces)
 
-    def restore(self, config: Config | None = None) -> Machine:
-        """The machine, as it was.  `config`: that of the file, with another outside (`making.OUTSIDE`) and other names for the
-        devices' files."""
-        config = config or self.config
+    def restore(self, outside: Config | None = None, given: tuple[DeviceSpec, ...] | None = None) -> Machine:
+        """The machine, as it was, in the surroundings that `outside` describes (the fields that `making.OUTSIDE` names).
+
+        `given`: its devices again, which may name other files.  Without them, nothing outside is written that a file names.
+        """
         try:
-            check_files(self._files, config, self.name)
+            config = replace(
+                self.config if outside is None else with_outside(self.config, outside),
+                devices=devices(self.config.devices, given, self.name),
+            )
+            try:
+                check_files(self._files, config, self.name)
+            except (KeyError, TypeError, ValueError) as error:
+                raise self._reader.broken(f"what it says of files beside it is none: {error}") from None
             return self._restore(config)
         finally:
             self.close()
@@ -212,7 +223,7 @@ class SnapshotFile:
             restore(machine, _from_json(tree, memoryview(blobs)))
             if machine.clock.now != self.time:
                 raise Malformed("its time is not that of its header")
-        except (Malformed, ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
+        except (Malformed, *IMPOSSIBLE) as error:
             machine.close()
             hint = "" if self.release == _release() else f" (it is of vmdbg {self.release}, this is {_release()})"
             raise SnapshotError(
@@ -272,7 +283,4 @@ def _from_json(found: Any, blobs: memoryview) -> Tree:
 
 def with_outside(config: Config, outside: Config) -> Config:
     """The first with what the second says of the outside."""
-    return replace(
-        config, serial=outside.serial, trace=outside.trace, max_time=outside.max_time, stop_on=outside.stop_on,
-        python_runtime=outside.python_runtime, native_switch=outside.native_switch,
-    )  # fmt: skip
+    return replace(config, **{name: getattr(outside, name) for name in OUTSIDE})

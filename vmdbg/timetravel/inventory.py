@@ -90,21 +90,21 @@ NOT_STATE: dict[type, dict[str, str]] = {
     core.Cpu: {
         "npt": MADE, "_paging_key": CACHE, "_paging": CACHE, "accepted": CACHE, "crossing": "kept by restoring.py",
         "catches": DEBUGGER, "pause": DEBUGGER, "hold": DEBUGGER, "watched": DEBUGGER, "dr": "kept by restoring.py",
-        "executor": WIRING, "cr4_valid": WIRING, "recorder": WIRING,
+        "executor": WIRING, "cr4_valid": WIRING, "switcher": MADE, "recorder": WIRING,
     },
     debug.DebugRegisters: dict.fromkeys(("active", "instructions", "data", "ports"), "follows from DR0 to DR7")
     | {"follower": DEBUGGER},
     switch.Switcher: dict.fromkeys(("state", "address", "_judged", "_seen", "_known"), MADE),
     tlb.Tlb: {"_lent": CACHE},
     Tables: {"_readers": MADE},
-    History: dict.fromkeys(("watching", "stop_on", "stopped_for", "witness", "trace", "on_switch"), DEBUGGER)
+    History: dict.fromkeys(("watching", "stop_on", "stopped_for", "witness", "trace", "recorders", "on_switch"), DEBUGGER)
     | {"fingerprint": WIRING, "total": "kept by restoring.py", "version": DEBUGGER},
     apicbus.ApicBus: dict.fromkeys(("eoi_listeners", "doorbell_listeners"), WIRING),
     dma.Dma: {"listeners": DEBUGGER},
     commands.CommandProcessor: {"_handlers": WIRING},
     pagerequests.PageRequests: {"listeners": WIRING},
     unit.IommuUnit: {"fault_listeners": DEBUGGER, "stale_listeners": WIRING, "_view": CACHE},
-    root.RootComplex: {"_decoded": CACHE},
+    root.RootComplex: dict.fromkeys(("_decoded", "_routes"), CACHE),
     msrs.MsrFile: {"table": WIRING},
     uart.Uart: {"backend": OUTSIDE},
     console.Console: {"serial": OUTSIDE},

@@ -27,7 +27,7 @@ from vmdbg.svm import world
 from vmdbg.svm.ring import RECORD_SIZE, Ring
 
 from .forms import number
-from .inventory import NAMES, parts, states
+from .inventory import NAMES, PARTS, parts, states
 from .tree import Loader, Malformed, Saver, SnapshotError, Tree
 
 if TYPE_CHECKING:
@@ -111,26 +111,44 @@ def _list(tree: Tree, length: int | None = None) -> list[Tree]:
 
 def pour(part: object, name: str, old: Any, new: Any) -> None:
     """Set an attribute; a container is filled, since others may hold it."""
-    kind = next((kind for kind in (int, str, bytes) if isinstance(old, kind)), None)
-    if kind is not None and new is not None and not isinstance(new, kind):
-        raise Malformed(f"{type(part).__qualname__}.{name} is no {type(old).__name__}")
-    if isinstance(old, list) and isinstance(new, list):
+    where = f"{type(part).__qualname__}.{name}"
+    if is_wiring(old):
+        if old != new:
+            raise Malformed(f"{where} leads elsewhere")
+        return
+    kind = next((kind for kind in _KINDS if isinstance(old, kind)), None)
+    if kind is not None and not isinstance(new, kind) and not (new is None and kind in _MAYBE):
+        raise Malformed(f"{where} is no {kind.__name__}")
+    if isinstance(old, bytearray):
+        if len(new) != len(old) and name not in _GROWS:
+            raise Malformed(f"{where} is not {len(old)} bytes")
         old[:] = new
-    elif isinstance(old, bytearray):
-        if not isinstance(new, bytearray) or (len(new) != len(old) and name not in _GROWS):
-            raise Malformed(f"{type(part).__qualname__}.{name} is not {len(old)} bytes")
+    elif isinstance(old, list):
         old[:] = new
-    elif (isinstance(old, dict) and isinstance(new, dict)) or (isinstance(old, set) and isinstance(new, set)):
+    elif isinstance(old, dict | set):
         old.clear()
         old.update(new)
-    elif isinstance(old, deque) and isinstance(new, deque):
+    elif isinstance(old, deque):
         old.clear()
         old.extend(new)
     elif old is not new and old != new:
         try:
             setattr(part, name, new)
         except AttributeError as error:  # of something that never changes
-            raise Malformed(f"{type(part).__qualname__}.{name}: {error}") from None
+            raise Malformed(f"{where}: {error}") from None
+
+
+_MAYBE = (int, str, bytes)
+_KINDS = (*_MAYBE, bytearray, list, dict, set, deque)
+"""What stays of the kind that it is in a new machine; the former may be None."""
+
+
+def is_wiring(value: object) -> bool:
+    """Whether it is a part, or a container of nothing but parts: who is connected to whom never changes."""
+    if isinstance(value, list | tuple | dict):
+        held = value.values() if isinstance(value, dict) else value
+        return bool(value) and all(type(one) in PARTS for one in held)
+    return type(value) in PARTS
 
 
 _GROWS = frozenset(("_command", "_input", "_hashed"))

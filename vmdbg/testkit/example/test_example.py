@@ -27,7 +27,7 @@ def test_guest_is_told_who_is_there(guest: Guest) -> None:
     assert guest.registers.rax == 0x40000000
     guest.breakpoint("work")
     guest.machine.run()
-    assert guest.read(guest.symbol("signature"), 12) == b"vmdbgExample"
+    assert guest.read(guest.address_of("signature"), 12) == b"vmdbgExample"
 
 
 def test_memory_comes_as_it_is_touched(guest: Guest) -> None:
