@@ -21,7 +21,7 @@ from introspect.commands.binding import bindings, method_name
 from introspect.vmcb import VMCB
 from vmdbg.api.options import ELSEWHERE, actions
 from vmdbg.api.results import Stopped
-from vmdbg.console.run_commands import Started
+from vmdbg.console.stopped import Started
 
 API = Path(__file__).resolve().parents[1] / "vmdbg/api"
 COMMANDS, FIELDS, KEYWORDS = API / "commands.py", API / "fields.py", API / "keywords.py"

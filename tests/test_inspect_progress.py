@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from introspect.commands import CommandError
 from vmdbg import inspect
 from vmdbg.inspect import Progress
 
@@ -69,3 +70,9 @@ def test_control_c_cancels_and_a_second_one_ends() -> None:
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) == before
+
+
+@pytest.mark.parametrize("name", ["continue", "break", "lapic", "vmcb diff"])
+def test_what_only_a_machine_can_do(name: str) -> None:
+    with pytest.raises(CommandError, match="only a machine that runs does"):
+        inspect.dump_registry().find(name.split())

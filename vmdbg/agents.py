@@ -56,7 +56,7 @@ class Agents:
         """Whether a breakpoint of its own stops a thread; if it has commands they are carried out instead."""
         programs = point.programs
         if not programs.conditions and not programs.commands:
-            return True
+            return point.test is None or point.test(thread)
         moment = self._moment(cpu)
         seen, stops = self._judged.get(point, (None, False))
         if seen != moment:

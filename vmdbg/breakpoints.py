@@ -5,11 +5,11 @@ They are linear addresses that the engine stops at, whoever executes them; whose
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from gdbstub.target import BreakpointKind, Programs
+from gdbstub.target import BreakpointKind, Programs, ThreadId
 from vmdbg.contexts import Context, Space, space
 from vmdbg.machine import Machine
 
@@ -47,6 +47,8 @@ class Breakpoint:
     """Executions in address spaces that it does not belong to."""
     programs: Programs = field(default_factory=Programs)
     """Conditions and commands."""
+    test: Callable[[ThreadId], bool] | None = None
+    """A condition of somebody in this process: whether it stops a thread, evaluated before anything stops."""
     text: str = ""
     """What the user must hear when it stops a thread: why a condition could not be evaluated."""
 
@@ -114,7 +116,7 @@ class Breakpoints:
     def remove(self, kind: BreakpointKind, address: int, length: int, pid: int) -> None:
         point = self._known.get((kind, address, length, pid))
         if point is not None and point.inserted:
-            point.inserted = False
+            point.inserted, point.test = False, None
             self._take_out(point)
 
     def _take_out(self, point: Breakpoint) -> None:

@@ -38,8 +38,7 @@ NUMBERS = {name: number for number, name in enumerate(GENERAL)} | {
 }
 SEGMENTS = {"es": ES, "cs": CS, "ss": SS, "ds": DS, "fs": FS, "gs": GS}
 _FPSTT, _FPUS, _FPUC, _FPTAGS, _FPREGS = (layout.FPU + at for at in (4, 8, 10, 12, 24))
-_FIXED, _BASES = itemgetter(*MTRR_FIXED), itemgetter(*MTRR_VARIABLE)
-_MASKS = itemgetter(*(number + 1 for number in MTRR_VARIABLE))
+_MTRRS = itemgetter(MTRR_DEF_TYPE, *MTRR_FIXED, *(number + mask for number in MTRR_VARIABLE for mask in (0, 1)))
 _PAGE = 4096
 _UNPAGED = 1 << 32
 """Without paging linear addresses have 32 bits and are the physical ones."""
@@ -68,13 +67,15 @@ def host_pat(cpu: Processor) -> int:
     return cpu.guest.host_pat if cpu.guest is not None and cpu.guest.np else cpu.state.field("pat")
 
 
-_mtrrs = lru_cache(64)(Mtrrs)
-"""They hardly ever change."""
+@lru_cache(64)
+def _mtrrs(def_type: int, *others: int) -> Mtrrs:
+    """They hardly ever change."""
+    fixed, variable = others[: len(MTRR_FIXED)], others[len(MTRR_FIXED) :]
+    return Mtrrs(def_type, fixed, tuple(zip(variable[::2], variable[1::2], strict=True)))
 
 
 def mtrrs(cpu: Processor) -> Mtrrs:
-    values = cpu.msrs.values
-    return _mtrrs(values[MTRR_DEF_TYPE], _FIXED(values), tuple(zip(_BASES(values), _MASKS(values), strict=True)))
+    return _mtrrs(*_MTRRS(cpu.msrs.values))
 
 
 def float_register(state: CpuState, name: str) -> int | None:

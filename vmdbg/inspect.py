@@ -23,6 +23,7 @@ from introspect.sources.given import parse_registers
 from introspect.sources.notes import Registers
 from introspect.sources.stub import leave, open_stub
 from vmdbg import console
+from vmdbg.console.run_commands import RUNNING
 from vmdbg.options import UsageError, number, symbol_file
 
 STUB = "gdb:"
@@ -109,7 +110,8 @@ def dump_registry() -> Registry:
     """The commands that a dump can answer, knowing the names of the others."""
     registry = default_registry()
     known = json.loads(resources.files("vmdbg").joinpath("gdbside.json").read_text(encoding="utf-8"))
-    registry.elsewhere = {name for commands in known.values() for name, *_ in commands} - set(registry.names)
+    names = {name for commands in known.values() for name, *_ in commands}
+    registry.elsewhere = (names | set(RUNNING)) - set(registry.names)
     return registry
 
 

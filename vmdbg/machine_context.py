@@ -38,6 +38,7 @@ from vmdbg.registers import SYSTEM
 from vmdbg.scopes import MachineNames, ThreadScope
 
 if TYPE_CHECKING:
+    from vmdbg.boot.image import BootImage
     from vmdbg.debugger import Debugger
 
 _NAMES = {
@@ -85,6 +86,7 @@ class MachineContext:
         self._before: dict[ThreadId, Mapping[str, int]] = {}
         """Registers at the last resume, of the threads that somebody has asked about."""
         self._asked: set[ThreadId] = set()
+        self._image: tuple[BootImage, tuple[tuple[int, int], ...]] | None = None
 
     @property
     def now(self) -> int:
@@ -145,13 +147,19 @@ class MachineContext:
         cr0, _, cr4, efer = self._modes(self._host_context)
         return known_processor(self.debugger.machine, cr0, cr4, efer)
 
+    def _image_of(self, image: BootImage) -> tuple[tuple[int, int], ...]:
+        """The ranges of the hypervisor's own image."""
+        if self._image is None or self._image[0] is not image:
+            ranges = [(part.address, part.end) for part in image.segments if not part.name.startswith(_LOADERS)]
+            self._image = image, tuple(ranges)
+        return self._image[1]
+
     @property
     def host(self) -> HostView:
         machine, context = self.debugger.machine, self._host_context
         paging = _paging(*self._modes(context), maxphyaddr=machine.config.physical_bits)
-        image = [(part.address, part.end) for part in machine.image.segments if not part.name.startswith(_LOADERS)]
         saves = [cpu.state.field("vm_hsave") & ~0xFFF for cpu in machine.cpus]
-        return HostView(paging=paging, caching=context.caching(), image=tuple(image), saves=tuple(saves))
+        return HostView(paging=paging, caching=context.caching(), image=self._image_of(machine.image), saves=tuple(saves))
 
     @property
     def guests(self) -> Sequence[GuestView]:

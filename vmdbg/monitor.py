@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from gdbstub.target import TargetError, ThreadId
 from introspect.commands import Arguments, CommandError, Context, default_registry, exit_status, worded
 from introspect.commands.parameters import AddressWord, parse_number
-from introspect.commands.registry import error_json
+from introspect.commands.registry import error_json, failure_json
 from introspect.commands.render import columns
 from introspect.expression import Space
 from introspect.source_lines import SourceLines
@@ -91,10 +91,10 @@ class Monitor(MachineContext):
             return
         try:
             text, _ = self.registry.answer(self, line or "help")
-        except CommandError as error:
+        except (CommandError, TargetError) as error:
             if not self.registry.wants_json(line):
                 raise TargetError(str(error)) from None
-            text = error_json(error)
+            text = error_json(error) if isinstance(error, CommandError) else failure_json(str(error))
         write(text + "\n")
 
     def _select(self, line: str) -> str:

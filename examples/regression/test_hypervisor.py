@@ -36,8 +36,8 @@ def test_no_missing_tlb_flush(machine: Machine) -> None:
 @pytest.mark.vmdbg(guest=PAE)
 def test_no_wrong_intercept(guest: Guest) -> None:
     """CPUID is the hypervisor's to answer; FS.base is the guest's own."""
-    expect_exit(guest, "CPUID", rip="vendor", ticks=10_000_000)
-    expect_no_exit(guest, "MSR", msr=range(0xC0000100, 0xC0000103), ticks=5_000_000)
+    expect_exit(guest, "CPUID", rip="vendor", within=10_000)
+    expect_no_exit(guest, "MSR", msr=range(0xC0000100, 0xC0000103), within=1_000_000)
 
 
 def test_no_isolation_hole(machine: Machine) -> None:

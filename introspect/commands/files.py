@@ -89,7 +89,7 @@ class Moved:
 
 
 def _unwritten(path: str, error: OSError) -> CommandError:
-    return CommandError(path, error.strerror or "it cannot be written", "choose a file that can be")
+    return CommandError(path, error.strerror or "it cannot be written", "choose a file that can be written")
 
 
 def _save_core(context: Context, arguments: Arguments) -> SavedCore:
@@ -158,7 +158,7 @@ def _load(context: Context, arguments: Arguments) -> Moved:
         with Path(path).open("rb") as file:
             data = file.read(MOST_LOADED + 1)
     except OSError as error:
-        raise CommandError(path, error.strerror or "it cannot be read", "choose a file that can be") from None
+        raise CommandError(path, error.strerror or "it cannot be read", "choose a file that can be read") from None
     if len(data) > MOST_LOADED:
         raise CommandError(path, "it is larger than 4 GiB", "load a part of it")
     pieces = list(_pieces(context, where.owner, where.space, where.offset, len(data)))

@@ -8,6 +8,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from introspect.commands.context import HOST_NUMBER, CommandError, Context, GuestView, HostView
 from introspect.commands.devices import DeviceView, device_names, device_view
+from introspect.commands.scan import Attaching
 from introspect.exits import ExitCode
 from introspect.expression import ExpressionError, Space, parse, parse_address
 from introspect.pci import RequesterId
@@ -191,7 +192,9 @@ class Flag:
 
 def known_guests(context: Context) -> str:
     known = ", ".join(f"{guest.number} ({guest.name})" for guest in context.guests)
-    return f"the guests are {known}" if known else "no guest has been entered by VMRUN yet"
+    if known:
+        return f"the guests are {known}"
+    return "`guests --scan` looks for guests" if isinstance(context, Attaching) else "no guest has been entered by VMRUN yet"
 
 
 def find_guest(context: Context, word: str) -> GuestView | None:
@@ -257,7 +260,7 @@ class AddressWord:
     def locate(self, context: Context, owner: GuestView | HostView | None = None) -> Located:
         """`owner`: whose it is if it names none; without one, who is selected.  Raises `CommandError`."""
         owner = owner or context.selected or context.host
-        line = is_line(self.text)
+        line = is_line(self.text) if ":" in self.text else None
         if line is not None and RequesterId.parse(":".join(line[:2])) is None:  # 00:03.0:2000 is a device's address
             return self._of_line(context, owner, *line)
         try:

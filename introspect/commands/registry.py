@@ -27,7 +27,8 @@ from introspect.commands.parameters import (
 )
 
 __all__ = [
-    "SCHEMA", "Arguments", "Command", "Completion", "Registry", "as_json", "error_json", "example_outputs", "worded",
+    "SCHEMA", "Arguments", "Command", "Completion", "Registry", "as_json", "error_json", "example_outputs", "failure_json",
+    "worded",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -447,7 +448,12 @@ def as_json(name: str, result: Result) -> str:
 
 def error_json(error: CommandError) -> str:
     """The same of a command that could not be carried out."""
-    return json.dumps({"schema": SCHEMA, "error": {"value": error.value, "rule": error.rule, "remedy": error.remedy}})
+    return failure_json(error.rule, error.value, error.remedy)
+
+
+def failure_json(rule: str, value: str = "", remedy: str = "") -> str:
+    """The same of what has gone wrong besides: a machine that refuses, a file that cannot be read."""
+    return json.dumps({"schema": SCHEMA, "error": {"value": value, "rule": rule, "remedy": remedy}})
 
 
 @cache

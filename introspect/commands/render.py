@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from functools import lru_cache
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
@@ -16,8 +17,14 @@ def columns(rows: Iterable[Sequence[str]], indent: str = "") -> list[str]:
     table = list(rows)
     if not table:
         return []
-    widths = [max(map(len, column)) for column in zip_longest(*table, fillvalue="")]
-    return [(indent + "  ".join(map(str.ljust, row, widths))).rstrip() for row in table]
+    widths = tuple([max(map(len, column)) for column in zip_longest(*table, fillvalue="")])
+    return [(_template(indent, widths[: len(row)]) % tuple(row)).rstrip() for row in table]
+
+
+@lru_cache(1024)
+def _template(indent: str, widths: tuple[int, ...]) -> str:
+    """A line, for `%`."""
+    return indent.replace("%", "%%") + "  ".join([f"%-{width}s" for width in widths])
 
 
 def members(value: "DataclassInstance") -> dict[str, object]:

@@ -19,7 +19,7 @@ from introspect.commands.parameters import (
 )
 from introspect.commands.parameters import ExpressionWord as Value
 from introspect.commands.registry import Arguments, Command
-from introspect.commands.render import columns, members, size_text
+from introspect.commands.render import amount_text, columns, members
 from introspect.expression import Space
 from introspect.search import (
     MAX_PATTERN,
@@ -195,7 +195,7 @@ def _search(context: Context, arguments: Arguments) -> Matches:
     matches = tuple(
         Match(at, subject.symbol(at) if linear else "", subject.read(where.space, at, 16).hex()) for at in found[:most]
     )
-    notes = [f"{size_text(holes)} of it is not mapped, or no memory"] if holes else []
+    notes = [f"{amount_text(holes)} of it is not mapped, or no memory"] if holes else []
     complete = len(found) <= most and used >= end
     if len(found) > most:
         notes.append("there are more: --max shows them")

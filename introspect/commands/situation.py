@@ -88,6 +88,12 @@ class Where:
         parts += [f"{self.time} ticks"] if self.time is not None else []
         return ", ".join(parts)
 
+    def short(self) -> str:
+        """Where it is and in which mode, no more."""
+        at = f"{self.pc:#x}{f' <{self.symbol}>' if self.symbol else ''}" if self.pc is not None else "nowhere"
+        at += f", {self.line}" if self.line else ""
+        return f"{self.name} at {at}, {self.mode or self.paging}" + (f", CPL {self.cpl}" if self.cpl is not None else "")
+
     def json(self) -> object:
         return jsonable(self)
 

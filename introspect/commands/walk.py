@@ -53,7 +53,7 @@ class Walked:
         nested = found.nested_mode is not None
         if found.steps:
             heading = ("entry", "gpa", "at spa", "value", "flags") if nested else ("entry", "at spa", "value", "flags")
-            lines += columns([heading, *(_row(step, nested, step == found.blame) for step in found.steps)], "  ")
+            lines += columns([heading, *[_row(step, nested, step is found.blame) for step in found.steps]], "  ")
         memory = [f"memory type: {self.memory.text()}"] if self.memory else []
         return "\n".join([*lines, *self._verdict(), *memory])
 
@@ -87,14 +87,15 @@ def _entry(step: Step) -> str:
 
 def _row(step: Step, nested: bool, blamed: bool) -> tuple[str, ...]:
     name = f"  n{step.name}" if step.nested else step.name
-    spa = "in processor" if step.spa is None else f"{step.spa:#x}"
-    gpa = "" if step.gpa is None else f"{step.gpa:#x}"
-    large = " (page)" if step.leaf and step.level > 1 else ""
-    mark = ""
+    spa = "in processor" if step.spa is None else hex(step.spa)
+    flags = step.flags
+    if step.leaf and step.level > 1:
+        flags += " (page)"
     if blamed:
-        mark = "  <-- refuses this" if step.value & ENTRY.P else "  <-- not present"
-    cells = (name, gpa, spa, f"{step.value:#018x}", f"{step.flags}{large}{mark}")
-    return cells if nested else (cells[0], *cells[2:])
+        flags += "  <-- refuses this" if step.value & ENTRY.P else "  <-- not present"
+    if not nested:
+        return name, spa, f"{step.value:#018x}", flags
+    return name, "" if step.gpa is None else hex(step.gpa), spa, f"{step.value:#018x}", flags
 
 
 def _verdict(found: Walk) -> list[str]:

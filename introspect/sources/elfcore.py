@@ -83,7 +83,9 @@ def open_core(path: Path) -> Dump:
                     remarks.append("the notes were cut off: registers may be missing")
                 annotations = read_notes(data, long_mode=machine == EM_X86_64)
     if not any(segment.present > segment.first for segment in segments):
-        raise SourceError(f"{path}: the core has no PT_LOAD segment with contents; dump it with memory included")
+        if segments:
+            raise SourceError(f"{path}: the core ends before the memory that its headers announce: copy or dump it again")
+        raise SourceError(f"{path}: the core has no PT_LOAD segment; dump it with memory included")
     return assemble(path, "ELF core", segments, annotations, remarks)
 
 

@@ -96,6 +96,21 @@ def test_input_comes_at_the_same_guest_time_in_each_run(program: Program) -> Non
     assert times[0] == times[1]
 
 
+def test_runs_of_one_identity_have_one_fingerprint(program: Program) -> None:
+    """However they are cut into pieces, and only then."""
+    one, other, third = (program(ECHO, 16, fingerprint=True) for _ in range(3))
+    for machine in (one, other, third):
+        machine.run(ticks=100)
+        machine.send("HAL" if machine is not third else "9000")
+    other.run(instructions=7)
+    for machine in (one, other, third):
+        machine.run()
+    found = [machine.fingerprint().trace for machine in (one, other, third)]
+    assert one.identity == other.identity != third.identity
+    assert found[0] is not None
+    assert found[0] == found[1] != found[2]
+
+
 def test_two_machines_at_once(program: Program) -> None:
     one, other = program(ENDLESS), program(ENDLESS)
     one.run(ticks=3000)

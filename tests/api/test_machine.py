@@ -234,6 +234,24 @@ def test_a_breakpoint_with_a_condition(machine: Machine) -> None:
     assert not point.exists
 
 
+def test_where_there_are_several_each_condition_counts(machine: Machine) -> None:
+    machine.run(until="2:tick")
+    guest = machine.guest(2)
+    high, low = guest.breakpoint("work", when="$rdi > 3"), guest.breakpoint("work", when="$rdi == 2")
+    assert machine.run().points == (low,)
+    assert machine.run().points == (high,)
+    machine.restart()
+    high.delete()
+    always = machine.breakpoint("2:work")
+    assert machine.run().points == (always,)
+    always.delete()
+    assert machine.run().points == (low,)
+    unreadable = machine.guest(2).breakpoint("work", when="u64[0x50000000] == 1")
+    stop = machine.run()
+    assert (stop.symbol, unreadable.hits) == ("work", 0)
+    assert "its condition has no value" in stop.text
+
+
 def test_one_of_a_guest_to_come_waits_for_it(machine: Machine) -> None:
     point = machine.breakpoint("2:work", once=True)
     assert point.address is None
@@ -352,6 +370,17 @@ def test_commands_that_run_the_machine_end_when_it_stops(machine: Machine) -> No
     machine.command("break handle_exit")
     assert machine.breakpoints[0].location == "handle_exit"
     assert machine.run().points == machine.breakpoints
+
+
+def test_numbers_have_bounds(machine: Machine) -> None:
+    host = machine.host
+    for use in (lambda: host.read(-1, 8), lambda: host.read(1 << 64, 8), lambda: host.read(0x100000, -1), lambda: host.step(0),
+                lambda: host.registers.__setitem__("rax", -1), lambda: host.registers.__setitem__("rax", 1 << 64),
+                lambda: host.breakpoint(-1), lambda: machine.breakpoint(1 << 64), lambda: host.watch("main", "w", 0),
+                lambda: machine.run(until=()), lambda: machine.run(wall=float("nan"))):  # fmt: skip
+        with pytest.raises(vmdbg.Error) as caught:
+            use()
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("line", ["nonsense", "walk", "vmcb 99", "exits x y", "'"])

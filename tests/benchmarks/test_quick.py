@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from benchmarks import boot, engine, exitring, exits, introspect, iommu, measure, rsp, table_peers, worldswitch
+from benchmarks import boot, engine, exitring, exits, introspect, iommu, jobs, measure, rsp, table_peers, worldswitch
 
 
 @pytest.mark.parametrize(
@@ -19,6 +19,7 @@ from benchmarks import boot, engine, exitring, exits, introspect, iommu, measure
         (exits, len(exits.HOST) + len(exits.GUESTS), {"native us", "python us"}),
         (introspect, 15, {"vmdbg"}),
         (iommu, 3, {"ours/s", "strict/s"}),
+        (jobs, 1, {"jobs/s", "busy", "pool", "in turn/s", "vmdbg run/s"}),
         (exitring, 4, {"all/s", "ring/s", "none/s", "ring/none", "all/none"}),
     ],
     ids=lambda value: value.__name__ if isinstance(value, ModuleType) else "",

@@ -54,6 +54,7 @@ BEFORE: Mapping[str, tuple[str, ...]] = {
         "py context.debugger.write_memory(context.thread, context.registers(1)['rip'], b'\\xeb\\xfe')",
         "continue",
     ),
+    "interrupt --json": ("continue",),
 }
 """Lines that are carried out before an example, and not shown."""
 NOTES = {

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from introspect.commands import Arguments, Cancelled, Command, Context, Result
 from introspect.commands.parameters import Number, Parameter
 from tests.console.talking import Talk
+from vmdbg.console.serial import ConsoleSerial
 from vmdbg.console.settings import CHOICES
 from vmdbg.console.shell import Quit
 from vmdbg.results import Text
@@ -286,6 +287,84 @@ def test_a_mistake_of_ours_is_told_and_survived(talk: Start) -> None:
 def test_json_of_an_error(talk: Start) -> None:
     t = talk()
     assert json.loads(t("walk zzz --json"))["error"]["rule"] == "there is no such name"
+
+
+def test_a_refusal_of_the_machine_as_json(talk: Start) -> None:
+    t = talk()
+    found = json.loads(t("break 0xffffffffffff0000000000 --json"))
+    assert set(found["error"]) == {"value", "rule", "remedy"}
+    assert t.shell.status == 1
+    missing = t.folder / "missing" / "core"
+    assert json.loads(t(f"save core {missing} --json"))["error"]["rule"]
+
+
+def test_a_stop_as_json_is_all_that_is_shown(talk: Start) -> None:
+    t = talk()
+    t("tbreak 2:work")
+    answer = json.loads(t("continue --json"))
+    assert answer["command"] == "continue"
+    stop = answer["result"]
+    assert (stop["text"], stop["inferior"], stop["symbol"], stop["breakpoints"]) == ("Temporary breakpoint 1", 2, "work", [1])
+    assert stop["notes"] == ["[guest 2 has appeared]", "[breakpoint 1: 2:work is 0xffffffff80100228]"]
+    assert stop["pc"] == t.pc
+    assert stop["time"] == t.source.driver.now
+    assert t.shell.last is not None
+    assert t.shell.last.json() == stop
+    returned = json.loads(t("finish --json"))["result"]
+    assert returned["notes"] == [f"runs until it returns to {returned['pc']:#x}"]
+    assert json.loads(t("step --json"))["result"]["line"].startswith("guest64.c:")
+    limited = json.loads(t("continue 1000 --json"))["result"]
+    assert limited["text"] == f"guest time {returned['time'] + 4 + 1000} is reached"
+    still = json.loads(t("interrupt --json"))["result"]
+    assert still == {**limited, "text": "it does not run"}
+
+
+def test_what_the_guest_prints_is_in_the_result(talk: Start) -> None:
+    t = talk()
+    serial = t.source.debugger.machine.config.serial
+    assert isinstance(serial, ConsoleSerial)
+    serial.show = t.shell.serial
+    t("tbreak 2:work")
+    stop = json.loads(t("continue --json"))["result"]
+    assert any(line.startswith("hypervisor: SVM revision 1") for line in stop["serial"])
+    said = t("continue 3000000").splitlines()
+    assert any(line.startswith("guest 2: 32-bit PAE guest") for line in said)
+    assert "guest 3: CR0" not in t("set serial off") + t("continue 6000000")
+
+
+def test_a_stop_goes_where_the_line_says(talk: Start) -> None:
+    t = talk(waits=False)
+    t("tbreak main")
+    path = t.folder / "stop"
+    t(f"continue --json > {path}")
+    assert not t.control.running
+    assert json.loads(path.read_text())["result"]["symbol"] == "main"
+    t("nexti | grep main")
+    (command, text), = t.output.programs
+    assert command == ["sh", "-c", "grep main"]
+    assert text is not None
+    assert text.startswith("the host at 0x1013d")
+    assert t.output.said == []
+
+
+def test_a_stop_is_the_last_result(talk: Start) -> None:
+    t = talk()
+    t("tbreak main")
+    t("continue")
+    assert t("py _.json()['symbol']") == "main"
+    assert t("py vm.stepi(2).json()['inferior']") == "1"
+    assert t("py vm.stepi().text()").startswith("the host at ")
+
+
+def test_an_interrupt_as_json(talk: Start) -> None:
+    t = talk(waits=False)
+    t("tbreak main")
+    t("continue > /dev/null")
+    t.source.debugger.write_memory(t.control.selected, t.pc, b"\xeb\xfe")
+    assert t("continue --json") == ""
+    assert t.control.running
+    stop = json.loads(t("interrupt --json"))
+    assert (stop["command"], stop["result"]["text"], stop["result"]["symbol"]) == ("interrupt", "interrupted", "main")
 
 
 def test_quit(talk: Start) -> None:

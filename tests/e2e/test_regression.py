@@ -5,6 +5,7 @@ That the suite passes on the good hypervisor is shown by test_examples.py, with 
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
 import subprocess
@@ -14,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.served import ROOT
-from tests.e2e.walkthrough import check, section
+from tests.e2e.walkthrough import check, follow, section
+from vmdbg.testkit import Trace
 
 PAGE = (ROOT / "docs/regression.md").read_text(encoding="utf-8")
 pytestmark = [
@@ -47,7 +49,15 @@ def test_five_minutes(tmp_path: Path) -> None:
 
 def test_report_of_a_failed_test(suite: Path) -> None:
     """It is that of the missing flush; all other tests pass on that variant."""
-    check(section(PAGE, "What a failed test tells"), suite)
+    text = section(PAGE, "What a failed test tells")
+    recorded = Trace.load(suite / "examples/regression/golden/guests.exits").image
+    if recorded.endswith(hashlib.sha256((suite / "examples/hypervisor/build/hypervisor.elf").read_bytes()).hexdigest()):
+        check(text, suite)
+        return
+    # Another compiler's image: what it shows is elsewhere.
+    titles = re.compile(r"^-{3,} (vmdbg .*?) -{3,}$|^(FAILED .*)$|^E  +(AssertionError: .*)$", re.MULTILINE)
+    for step, output in follow(text, suite):
+        assert titles.findall(output) == titles.findall(step.output)
 
 
 @pytest.mark.parametrize(("variant", "test"), [("wrong-intercept", "test_no_wrong_intercept"), ("isolation-hole", "test_no_isolation_hole")])

@@ -47,8 +47,8 @@ def steps(text: str) -> Iterator[Step]:
 
 
 def plain(output: str) -> str:
-    """Without what is another thing each time: how long it took."""
-    return re.sub(r"\bin \d+\.\d+s( \(\d+:\d+:\d+\))?", "in 0.00s", output)
+    """Without what is another thing each time, how long it took, or with each version, a run's identity."""
+    return re.sub(r"(?<=^identity )[0-9a-f]+", "...", re.sub(r"\bin \d+\.\d+s( \(\d+:\d+:\d+\))?", "in 0.00s", output), flags=re.MULTILINE)
 
 
 def follow(text: str, folder: Path) -> Iterator[tuple[Step, str]]:

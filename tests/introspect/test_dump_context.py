@@ -10,7 +10,7 @@ import pytest
 
 from introspect.commands import CommandError, run_line
 from introspect.dump_context import DumpContext
-from introspect.sources import Dump, open_dump
+from introspect.sources import Dump, SourceError, open_dump
 from introspect.sources.notes import Annotations, GuestNote, make_own, make_prstatus, make_qemu
 
 from .machines import CODE, HSAVE, MEMORY_A, MEMORY_B, STATE, VMCB_A, VMCB_B, VMCB_MADE, build
@@ -229,3 +229,16 @@ def test_exits_of_a_dump_claim_no_times(tmp_path: Path) -> None:
     assert row[:5] == ["1", "-", "2", "-", "-"]
     assert "no times are known" in said(dump, "exits --by code")
     assert "1e+09" not in said(dump, "exits --by code")
+
+
+def test_where_guests_may_be_found(tmp_path: Path) -> None:
+    with pytest.raises(CommandError, match="`guests --scan` looks for guests"):
+        said(context(tmp_path), "regs 2")
+
+
+def test_a_core_that_ends_behind_its_headers(tmp_path: Path) -> None:
+    whole = core(STATE)
+    path = tmp_path / "core"
+    path.write_bytes(whole[: 64 + 2 * 56])
+    with pytest.raises(SourceError, match="ends before the memory that its headers announce"):
+        open_dump(path)

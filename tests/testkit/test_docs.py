@@ -39,7 +39,7 @@ def test_the_job_file_is_one(tmp_path: Path) -> None:
 
 
 def test_the_mi_script_is_one() -> None:
-    steps = read(block("mi", "-break-insert main"))
+    steps = read(block("text", "-break-insert main"))
     assert [len(step.expected) for step in steps] == [1, 2, 1]
 
 

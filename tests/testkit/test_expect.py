@@ -65,6 +65,30 @@ def test_an_exit_that_does_not_come(guest: vmdbg.Guest) -> None:
     assert re.search(r"guest time \d+ is reached\nwhat came instead: \d exits \(IOIO \d\)", words)
 
 
+def test_instructions_are_counted_over_exits_that_are_not_meant(guest: vmdbg.Guest) -> None:
+    """However often the run is begun anew for them."""
+    wanted = {"rip": "print", "number": 29}
+    expect: Callable[..., vmdbg.Exit] = expect_exit
+    few, enough = 1, 1 << 14
+    while enough - few > 1:
+        middle = (few + enough) // 2
+        guest.machine.restart()
+        guest.machine.run("guest-start")
+        try:
+            expect(guest.machine.guests[2], "IOIO", within=middle, **wanted)
+            enough = middle
+        except AssertionError as error:
+            assert f"within {middle:,} instructions, which did not come" in str(error)  # noqa: PT017
+            few = middle
+    guest.machine.restart()
+    guest.machine.run("guest-start")
+    stop = guest.machine.run(instructions=few)
+    assert stop.reason == "limit"
+    assert guest.machine.exit_count == 28
+    guest.machine.run(instructions=1)
+    assert guest.machine.exit_count == 29
+
+
 def test_the_end_of_the_machine_and_behind(guest: vmdbg.Guest) -> None:
     assert "the run ended with: guest 2 at 0x102d <_start+0x2d>: the guest ended the run with status 1" in failure(lambda: expect_exit(guest, "MSR"))
     words = failure(lambda: expect_exit(guest, "CPUID"))

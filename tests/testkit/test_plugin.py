@@ -192,6 +192,27 @@ def test_it(boot, golden, machine, cpus):
     result.stdout.fnmatch_lines(["E *golden/named.exits: exit 22 (#22 of this run) differs: CPUID instead of HLT"])
 
 
+def test_side_by_side(pytester: pytest.Pytester) -> None:
+    """With pytest-xdist what tests tell comes from other processes."""
+    pytester.makepyfile(HEAD + """
+def test_fails(machine):
+    machine.run()
+    assert False
+
+def test_records(machine, golden):
+    machine.run()
+    golden()
+""")  # fmt: skip
+    result = pytester.runpytest_subprocess(*QUIET, "-n", "2", "--vmdbg-record", "--junit-xml=report.xml")
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["*golden exit traces recorded*", "golden/test_records.exits"])
+    found = sections(result)
+    assert found["vmdbg serial output"] == "hello from the guest\ndone"
+    report = ElementTree.parse(pytester.path / "report.xml").find(".//testcase/system-out")
+    assert report is not None
+    assert "vmdbg context" in str(report.text)
+
+
 def test_more_exits_than_the_ring_holds(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(HEAD + """
 @pytest.mark.vmdbg(exit_ring=4)

@@ -376,7 +376,8 @@ def test_interrupt(tmp_path: Path) -> None:
         f'image = "{HYPERVISOR}"\n[[job]]\nname = "quick"\n[[job]]\nname = "slow"\nscript = "slow.py"\n[[job]]\nname = "later"\n'
     )
     (tmp_path / "slow.py").write_text(
-        "import os, subprocess\np = subprocess.Popen(['sleep', '1000'])\nopen('pids', 'w').write(f'{os.getpid()} {p.pid}')\nos.rename('pids', 'ready')\np.wait()\n"
+        "import os, subprocess\np = subprocess.Popen(['sleep', '1000'])\nq = subprocess.Popen(['sleep', '1000'], start_new_session=True)\n"
+        "open('pids', 'w').write(f'{os.getpid()} {p.pid} {q.pid}')\nos.rename('pids', 'ready')\np.wait()\n"
     )
     (tmp_path / "out").mkdir()
     with subprocess.Popen(command("slow.toml", "--json", "out/r.json"), cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
@@ -407,6 +408,25 @@ def refused(folder: Path, words: list[str], capsys: pytest.CaptureFixture[str], 
     said = capsys.readouterr()
     assert said.out == ""
     return said.err
+
+
+def test_a_pytest_file_that_loops(tmp_path: Path) -> None:
+    (tmp_path / "test_loop.py").write_text("def test_good(): pass\ndef test_loop():\n    while True: pass\ndef test_behind(): pass\n")
+    (tmp_path / "out").mkdir()
+    done = run(tmp_path, "test_loop.py", "--wall", "1", "--json", "out/r.json")
+    tests = done.tests
+    assert tests["test_loop.py::test_loop"]["reasons"][0].startswith("the wall budget of 1 s is used up")
+    assert "line 3 in test_loop" in tests["test_loop.py::test_loop"]["output"], "where it was"
+    assert tests["test_loop.py::test_behind"]["verdict"] == "passed", "the rest goes on in another process"
+    assert tests["test_loop.py::test_good"]["verdict"] == "passed"
+
+
+def test_a_snapshot_is_an_image(tmp_path: Path) -> None:
+    made = [sys.executable, "-m", "vmdbg", "run", str(HYPERVISOR), "--memory", "64M", "--save-at", "100000,middle.snapshot"]
+    subprocess.run(made, cwd=tmp_path, timeout=60, check=False)
+    (tmp_path / "on.toml").write_text('image = "middle.snapshot"\nticks = 1_000_000\nserial = "done"\nserial-never = "hello"\n')
+    done = run(tmp_path, "on.toml")
+    assert done.status == 0, done.said
 
 
 def test_mistakes_are_told_before_anything_runs(
@@ -455,13 +475,29 @@ def test_terminal(tmp_path: Path) -> None:
     )
     (tmp_path / "s.py").write_text("import time, pathlib\nwhile not pathlib.Path('go').exists(): time.sleep(0.05)\n")
     terminal = Terminal(tmp_path, f"sh -c 'cd {tmp_path} && {sys.executable} -m vmdbg test t.toml'")
-    terminal.sees("▸ t.toml::slow")
-    screen = terminal.sees("2/3")
-    assert "✓ 1 passed" in screen
-    assert "✗ 1 failed" in screen
-    (tmp_path / "go").touch()
-    screen = terminal.sees("left with 1")
-    assert "▸" not in screen
-    assert "✗ t.toml::bad" in screen
-    assert "the serial port has not printed 'never'" in screen
-    assert "2 passed, 1 failed in" in screen
+    try:
+        terminal.sees("▸ t.toml::slow")
+        screen = terminal.sees("2/3")
+        assert "✓ 1 passed" in screen
+        assert "✗ 1 failed" in screen
+        (tmp_path / "go").touch()
+        screen = terminal.sees("left with 1")
+        assert "▸" not in screen
+        assert "✗ t.toml::bad" in screen
+        assert "the serial port has not printed 'never'" in screen
+        assert "2 passed, 1 failed in" in screen
+    finally:
+        terminal.close()
+
+
+def test_fingerprint(tmp_path: Path) -> None:
+    told = subprocess.run(
+        [sys.executable, "-m", "vmdbg", "run", str(HYPERVISOR), "--fingerprint"], capture_output=True, text=True, timeout=60, check=False
+    )
+    trace = told.stderr.partition("trace=")[2].split()[0]
+    (tmp_path / "f.toml").write_text(
+        f'image = "{HYPERVISOR}"\n[[job]]\nname = "same"\nfingerprint = "{trace}"\n[[job]]\nname = "other"\nfingerprint = "0123"\n'
+    )
+    done = run(tmp_path, "f.toml", "-j", "2")
+    assert re.search(r"pass .*f\.toml::same", done.said)
+    assert f"the run's fingerprint is {trace}, expected 0123; `vmdbg run --against FILE` shows where two runs part" in done.said

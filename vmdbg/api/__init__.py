@@ -11,11 +11,12 @@ if TYPE_CHECKING:
     from vmdbg.api.errors import Closed, CommandFailed, Error, OptionError, TimeUp
     from vmdbg.api.exits import Exit, ExitList
     from vmdbg.api.guests import Guests
-    from vmdbg.api.inferior import Guest, Host, Inferior, Registers, Thread, Vmcb
+    from vmdbg.api.inferior import Guest, Host, Inferior
     from vmdbg.api.machine import Machine
     from vmdbg.api.points import Breakpoint, Catchpoint, Watchpoint
     from vmdbg.api.snapshots import Snapshot
     from vmdbg.api.stop import Reason, Stop
+    from vmdbg.api.threads import Registers, Thread, Vmcb
 
 __all__ = [
     "Breakpoint", "Catchpoint", "Closed", "CommandFailed", "Error", "Exit", "ExitList", "Guest", "Guests", "Host", "Inferior",
@@ -26,11 +27,12 @@ _MODULES = {
     "errors": ("Closed", "CommandFailed", "Error", "OptionError", "TimeUp"),
     "exits": ("Exit", "ExitList"),
     "guests": ("Guests",),
-    "inferior": ("Guest", "Host", "Inferior", "Registers", "Thread", "Vmcb"),
+    "inferior": ("Guest", "Host", "Inferior"),
     "machine": ("Machine",),
     "snapshots": ("Snapshot",),
     "points": ("Breakpoint", "Catchpoint", "Watchpoint"),
     "stop": ("Reason", "Stop"),
+    "threads": ("Registers", "Thread", "Vmcb"),
 }
 _HOMES = {name: f"vmdbg.api.{module}" for module, names in _MODULES.items() for name in names}
 

@@ -386,10 +386,10 @@ class _Everywhere(_Called):
         assert isinstance(found, Intercepts)
         return found
 
-    def interrupt(self) -> Text:
+    def interrupt(self) -> Stopped | Text:
         """Stop the machine where it is, as ^C does."""
         found = self._call("interrupt", {}, ())
-        assert isinstance(found, Text)
+        assert isinstance(found, Stopped | Text)
         return found
 
     def ioapic(self) -> Devices:

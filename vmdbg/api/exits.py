@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
+from introspect.commands import CommandError, Context
 from introspect.exitlog import ExitRecord, facts_of, what
 from introspect.exits import ExitCode, exit_name
 from vmdbg.api.display import table
 
-__all__ = ["Exit", "ExitList"]
+__all__ = ["Exit", "ExitList", "remembered"]
 
 _CODES = {member.value: member for member in ExitCode}
 
@@ -77,3 +79,32 @@ class ExitList(list[Exit]):
             ("#", "time", "guest", "rip", "exit"),
             ((e.number, e.time, e.guest, f"{e.rip:#x}{f' <{e.symbol}>' if e.symbol else ''}", e.text) for e in self),
         )
+
+
+def _exit_code(code: str | int) -> int:
+    if isinstance(code, int):
+        return int(code)
+    name = code.upper().removeprefix("VMEXIT_").removeprefix("#")
+    if name not in ExitCode.__members__:
+        raise CommandError(code, "there is no such EXITCODE", "write the manual's name, as NPF or CPUID, or a number")
+    return ExitCode[name].value
+
+
+def remembered(
+    context: Context, guest: int | None, code: str | int | None, last: int | None, since: int,
+    where: Callable[[Exit], bool] | None,
+) -> ExitList:  # fmt: skip
+    """As `Machine.exits`.  CommandError."""
+    wanted = None if code is None else _exit_code(code)
+    records = [r for r in context.exits(guest, 1 << 62) if r.number > since and wanted in (None, r.code)]
+    most = len(records) if last is None else max(last, 0)
+    if where is None:
+        records = records[len(records) - min(most, len(records)) :]
+    found = ExitList(one for one in (_with_symbol(context, r) for r in records) if where is None or where(one))
+    del found[: max(len(found) - most, 0)]
+    return found
+
+
+def _with_symbol(context: Context, r: ExitRecord) -> Exit:
+    symbols = context.symbols(r.guest)
+    return Exit(**{name: getattr(r, name) for name in ExitRecord.__slots__}, symbol=symbols.name(r.rip) if symbols else "")

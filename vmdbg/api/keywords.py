@@ -92,14 +92,8 @@ class MachineOptions(TypedDict, total=False):
     fingerprint: bool
     """Say at the end what identity the run had, and the hash of all that it did (docs/determinism.md)."""
 
-    fingerprint_file: str
-    """Write both to a file, with a hash for each part and for each checkpoint."""
-
     fingerprint_every: str
     """A checkpoint at every so many ticks, from tick FIRST on (8388608,0)."""
-
-    against: str
-    """Compare with the run of such a file; where they part is said, and the exit status is 122."""
 
     runtime: Literal['native', 'python']
     """The engine's runtime (native, if built)."""

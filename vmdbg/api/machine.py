@@ -12,28 +12,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self, Unpack
 
 from gdbstub.target import ThreadId
-from introspect.commands import Arguments, CommandError, GuestView, HostView, Result
+from introspect.commands import Arguments, Result
 from introspect.commands.binding import arguments
-from introspect.commands.parameters import AddressWord, Located
-from introspect.exitlog import ExitRecord
-from introspect.exits import ExitCode
-from introspect.expression import ExpressionError, Space, parse_address
-from introspect.scope import read_space
-from introspect.source_lines import SourceLines, is_line
 from vmdbg.api import options as machine_options
 from vmdbg.api import snapshots
+from vmdbg.api.addresses import check_to_come, worded
 from vmdbg.api.commands import RESULTS, Commands, MachineCommands
 from vmdbg.api.display import register
 from vmdbg.api.errors import Closed, CommandFailed, Error, translated
-from vmdbg.api.exits import Exit, ExitList
+from vmdbg.api.exits import Exit, ExitList, remembered
 from vmdbg.api.guests import Guests
-from vmdbg.api.inferior import Access, Guest, Host, Inferior, Thread
+from vmdbg.api.inferior import Access, Guest, Host, Inferior
 from vmdbg.api.keywords import MachineOptions
 from vmdbg.api.points import Breakpoint, Catchpoint, Watchpoint
 from vmdbg.api.results import Stopped
 from vmdbg.api.runner import Limits, Runner, Until
 from vmdbg.api.snapshots import Snapshot
 from vmdbg.api.stop import Stop
+from vmdbg.api.threads import Thread
 from vmdbg.catching import Set
 from vmdbg.console.control import Goal
 from vmdbg.console.source import LiveSource
@@ -168,6 +164,12 @@ class Machine(MachineCommands):
         return machine.ended if machine.exit_status is not None else ""
 
     @property
+    def identity(self) -> str:
+        """A hash of all that this run was given: image, options, what came from outside.  Runs of one identity are the same;
+        `fingerprint()` has the hash of what a run has done, where `fingerprint=True` asks for it."""
+        return str(self.debugger.machine.identity)
+
+    @property
     def stop(self) -> Stop | None:
         """The last one; None before the first run."""
         return self._runner.last
@@ -205,6 +207,8 @@ class Machine(MachineCommands):
     def go(self, goal: Goal) -> Stop:
         """Continue, or make some steps of a thread."""
         self.check_open()
+        if goal.kind != "continue" and goal.count < 1:
+            raise CommandFailed(str(goal.count), "a thread makes at least one step", "give 1 or more")
         return self._runner.go(goal)
 
     def finish_of(self, thread: ThreadId) -> Stop:
@@ -287,31 +291,15 @@ class Machine(MachineCommands):
         """
         self.check_open()
         with translated():
-            location = f"{where:#x}" if isinstance(where, int) else where
-            self._check_names(location)
+            location = worded(where)
+            check_to_come(self.context, location)
             return Breakpoint(self, self.source.running.set(location, when, once=once))
-
-    def _check_names(self, location: str) -> None:
-        """CommandError for a location in a guest to come that no symbols are known of: it would be waited for in vain."""
-        owner, _, rest = location.partition(":")
-        if not owner.isdecimal() or int(owner) == HOST or int(owner) in self.guests.numbers:
-            return
-        symbols, line = self.context.symbols(int(owner)), is_line(rest)
-        try:
-            if line is None:
-                parse_address(rest, self.context.names(int(owner)))
-                return
-        except ExpressionError as error:
-            raise CommandError(error.value, error.rule, f"give symbols={{{owner}: FILE}}, or {error.remedy}") from None
-        if symbols is None or SourceLines.of(symbols).address(line[1], line[2]) is None:
-            raise CommandError(location, "no code is known of this line", f"give symbols={{{owner}: FILE}}, or name a symbol")
 
     def watch(self, where: str | int, access: Access = "w", length: int = 8) -> Watchpoint:
         """Stop when memory is written (w), read (r) or either (a): "2:counter", "2:gpa:0x5000", "spa:0x10f6000"."""
         self.check_open()
         with translated():
-            text = f"{where:#x}" if isinstance(where, int) else where
-            found = self._line("watch", [text, str(length), "a" if access == "rw" else access]).json()
+            found = self._line("watch", [worded(where), str(length), "a" if access == "rw" else access]).json()
             assert isinstance(found, dict)
             number = found["number"]
             point = next(point for point in self.debugger.watchpoints if point.number == number)
@@ -351,19 +339,8 @@ class Machine(MachineCommands):
         """
         self.check_open()
         number = guest.number if isinstance(guest, Inferior) else None if guest is None else self.guest(guest).number
-        wanted = None if code is None else _exit_code(code)
         with translated():
-            records = [r for r in self.context.exits(number, 1 << 62) if r.number > since and wanted in (None, r.code)]
-        if where is None and last is not None:
-            records = records[len(records) - min(max(last, 0), len(records)) :]
-        found = ExitList(one for one in map(self._exit, records) if where is None or where(one))
-        if last is not None:
-            del found[: max(len(found) - max(last, 0), 0)]
-        return found
-
-    def _exit(self, r: ExitRecord) -> Exit:
-        symbols = self.context.symbols(r.guest)
-        return Exit(**{name: getattr(r, name) for name in ExitRecord.__slots__}, symbol=symbols.name(r.rip) if symbols else "")
+            return remembered(self.context, number, code, last, since, where)
 
     @property
     def exit_count(self) -> int:
@@ -436,34 +413,11 @@ class Machine(MachineCommands):
             if self.control.selected == thread:
                 self.source.select(before)
 
-    def locate(self, address: int | str, number: int) -> Located:
-        """Where an address of an inferior is.  CommandError."""
-        if not isinstance(address, int):
-            return AddressWord(address, Space.GVA).locate(self.context, self._owner(number))
-        return Located(self._owner(number), Space.GVA, address & (1 << 64) - 1)
-
-    def _owner(self, number: int) -> GuestView | HostView:
-        found = next((guest for guest in self.context.guests if guest.number == number), None)
-        return self.context.host if found is None else found
-
-    def read_space(self, where: Located, length: int) -> bytes:
-        """Memory in any space.  Unreadable."""
-        return read_space(self.context.memory, where.owner, where.space, where.offset, length)
-
     def __repr__(self) -> str:
         if self.closed:
             return f"<closed machine of {self.source.name}>"
         state = self.ended or f"at {self.time} ticks, {len(self.guests)} guests"
         return f"<machine of {self.source.name}: {state}>"
-
-
-def _exit_code(code: str | int) -> int:
-    if isinstance(code, int):
-        return int(code)
-    name = code.upper().removeprefix("VMEXIT_").removeprefix("#")
-    if name not in ExitCode.__members__:
-        raise CommandFailed(code, "there is no such EXITCODE", "write the manual's name, as NPF or CPUID, or a number")
-    return ExitCode[name].value
 
 
 def _letting_go(debugger: Debugger, stack: ExitStack) -> None:

@@ -23,8 +23,8 @@ class _Parser(argparse.ArgumentParser):
         raise OptionError(message)
 
 
-_NOT_HERE = frozenset(("help", "image", "timeout", "verbose"))
-"""`timeout` is `wall` of each run."""
+_NOT_HERE = frozenset(("help", "image", "timeout", "verbose", "fingerprint_file", "against"))
+"""`timeout` is `wall` of each run; files of fingerprints are written and compared where `vmdbg run` ends."""
 ELSEWHERE = frozenset(("snapshot",))
 """What `Machine.restore_from` gives."""
 

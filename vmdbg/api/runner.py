@@ -88,7 +88,7 @@ class Runner:
 
     def run(self, until: Until, limits: Limits) -> Stop:
         for name, value in limits._asdict().items():
-            if value is not None and value <= 0:
+            if value is not None and not value > 0:
                 raise CommandFailed(f"{name}={value}", "a limit is more than 0", "leave it out for none")
         machine = self.machine
         if until is None:
@@ -100,6 +100,8 @@ class Runner:
         if callable(until):
             return self._reach(machine.catch("vmexit"), limits, until)
         points = (until,) if isinstance(until, AnyPoint) else tuple(until)
+        if not points:
+            raise CommandFailed("until=()", "it names nothing to run to", "name a point, or leave it out")
         for point in points:
             if not point.exists:
                 raise CommandFailed(repr(point), "it is not set any more", "set it anew")

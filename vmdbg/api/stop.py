@@ -47,9 +47,9 @@ class Reason(StrEnum):
 class Stop:
     """Where and why the machine stands.
 
-    `reached` says whether it is what `until` asked for (True where nothing was asked for in particular). `points` are the
-    breakpoints, watchpoints and catchpoints that stopped it, `notes` what was said while it ran, such as that a guest has
-    appeared. `time` is guest time in ticks, `pc` the linear address of the thread's next instruction.
+    `reached` says whether it is what `until` asked for; where that was nothing, whether no limit, idling or ^C ended the run.
+    `points` are the breakpoints, watchpoints and catchpoints that stopped it, `notes` what was said while it ran, such as that a
+    guest has appeared. `time` is guest time in ticks, `pc` the linear address of the thread's next instruction.
     """
 
     reason: Reason

@@ -128,6 +128,7 @@ class Control:
             thread = self.selected if self.selected.pid == point.pid else self._first(point.pid)
             self.driver.insert(KIND, point.address, 1, point.thread or thread)
         point.inserted = True
+        self._judge(point)
 
     def _take_out(self, point: Point) -> None:
         if not point.inserted:
@@ -135,6 +136,16 @@ class Control:
         point.inserted = False
         if point.address is not None and not self._shared(point) and any(i.pid == point.pid for i in self.driver.inferiors()):
             self.driver.remove(KIND, point.address, 1, point.pid)
+        else:
+            self._judge(point)
+
+    def _judge(self, point: Point) -> None:
+        """Tell the driver the conditions at a place, if there are no others than such."""
+        here = [one for one in (*self.points.values(), *self._helpers)
+                if one.inserted and (one.pid, one.address) == (point.pid, point.address)]  # fmt: skip
+        if here and point.address is not None and any(one.pid == point.pid for one in self.driver.inferiors()):
+            plain = any(not one.condition for one in here)
+            self.driver.judge(point.address, point.pid, [] if plain else [one.condition for one in here])
 
     def _shared(self, point: Point) -> bool:
         """Whether another one is inserted at the same place: the target has one of each."""

@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from gdbstub.target import Action, BreakpointKind, Event, Inferior, Thread, ThreadId
+from introspect.expression import ExpressionError, parse_address
 from vmdbg.history import HOST
+from vmdbg.scopes import MachineNames, ThreadScope
 
 if TYPE_CHECKING:
     from vmdbg.debugger import Debugger
@@ -39,6 +41,10 @@ class Driver(Protocol):
     def insert(self, kind: BreakpointKind, address: int, length: int, thread: ThreadId) -> None: ...
 
     def remove(self, kind: BreakpointKind, address: int, length: int, pid: int) -> None: ...
+
+    def judge(self, address: int, pid: int, conditions: Sequence[str]) -> None:
+        """Stop at a software breakpoint only where one of these holds, or has no value; none: always.  A driver that cannot judge
+        stops always: whoever asks looks at the conditions himself then."""
 
     def registers(self, thread: ThreadId) -> Mapping[str, int]:
         """By the names that the commands have for them."""
@@ -110,6 +116,25 @@ class LocalDriver:
 
     def remove(self, kind: BreakpointKind, address: int, length: int, pid: int) -> None:
         self.debugger.remove_breakpoint(kind, address, length, pid)
+
+    def judge(self, address: int, pid: int, conditions: Sequence[str]) -> None:
+        debugger = self.debugger
+        names = MachineNames(debugger.executables, pid=pid)
+        try:
+            parsed = [parse_address(text, names) for text in conditions]
+        except ExpressionError:
+            parsed = []
+
+        def test(thread: ThreadId) -> bool:
+            scope = ThreadScope(debugger.registers, thread, {})
+            try:
+                return any(one(scope).offset for one in parsed)
+            except ExpressionError:
+                return True
+
+        for point in debugger.breakpoints.at(address, pid):
+            if point.kind == BreakpointKind.SOFTWARE:
+                point.test = test if parsed else None
 
     def registers(self, thread: ThreadId) -> Mapping[str, int]:
         commands = self.debugger.monitor_commands

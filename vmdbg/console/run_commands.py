@@ -11,12 +11,19 @@ from introspect.commands import HOST_NUMBER, Arguments, Command, CommandError, C
 from introspect.commands.parameters import Candidate, Misfit, Number, Parameter
 from introspect.commands.render import columns
 from vmdbg.console.control import Control, Goal, Point
+from vmdbg.console.stopped import Started, Stopped
 from vmdbg.results import Text
 
 if TYPE_CHECKING:
     from vmdbg.console.source import Source
 
-__all__ = ["RunCommands", "Started"]
+__all__ = ["RUNNING", "RunCommands"]
+
+RUNNING = (
+    "continue", "step", "next", "stepi", "nexti", "finish", "until", "break", "tbreak", "delete", "watch", "catch", "restart",
+    "interrupt",
+)  # fmt: skip
+"""What no dump can do."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +48,6 @@ _COUNT = Parameter("N", Number(1, 1 << 20), optional=True, default=1, help="how 
 _IF = Parameter("if EXPR", _Condition(), optional=True, help="an expression that must not be 0 then")
 _NUMBER = Parameter("N", Number(1, noun="a breakpoint's number"), optional=True)
 _THREAD = Parameter("N", Number(1), optional=True, help="of the selected inferior")
-
-
-class Started(Text):
-    """The machine runs now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,12 +284,13 @@ class RunCommands:
         self.control.reach(Point(0, pid, address, text, once=True), "until")
         return Started("")
 
-    def _interrupt(self, context: Context, arguments: Arguments) -> Text:
-        if not self.control.running:
-            return Text("it does not run")
-        for report in self.control.interrupt():
-            self.source.reports.append(report)
-        return Text("")
+    def _interrupt(self, context: Context, arguments: Arguments) -> Started | Text:
+        control = self.control
+        if not control.running:
+            stands = Stopped("it does not run", self.source.where(), control.selected.tid, (), control.driver.ended)
+            return Text(stands.why, stands.json())
+        self.source.reports.extend(control.interrupt())
+        return Started("")
 
     def _restart(self, context: Context, arguments: Arguments) -> Text:
         self.control.restart()

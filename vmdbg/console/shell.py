@@ -6,23 +6,25 @@ import contextlib
 import os
 import time
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 
 from gdbstub.target import TargetError
 from introspect.commands import Cancelled, Command, CommandError, Result, exit_status
 from introspect.commands.parameters import Expression
-from introspect.commands.registry import error_json
+from introspect.commands.registry import as_json, error_json, failure_json
 from vmdbg.console.control import Report
 from vmdbg.console.language import Line, split
 from vmdbg.console.output import Output
 from vmdbg.console.progress import Progress
 from vmdbg.console.python import Python
+from vmdbg.console.run_commands import RUNNING
 from vmdbg.console.settings import Settings
 from vmdbg.console.shell_commands import ShellCommands
 from vmdbg.console.source import Pane, Source
+from vmdbg.console.stopped import Asked, Kind, Started, Stopped
 from vmdbg.console.user_commands import UserCommands
-from vmdbg.results import Text
 
 __all__ = ["ALIASES", "Quit", "Shell"]
 
@@ -34,22 +36,6 @@ ALIASES = {
     "info inferiors": "inferior", "info threads": "thread", "!": "shell",
 }  # fmt: skip
 """For fingers that know gdb."""
-RUNNING = (
-    "continue",
-    "step",
-    "next",
-    "stepi",
-    "nexti",
-    "finish",
-    "until",
-    "break",
-    "tbreak",
-    "delete",
-    "watch",
-    "catch",
-    "restart",
-    "interrupt",
-)
 DEEPEST = 16
 """Scripts that source scripts."""
 AROUND = 13
@@ -88,6 +74,11 @@ def fitted(panes: Mapping[str, Pane], height: int | None) -> dict[str, Pane]:
     return found
 
 
+def _kind(report: Report) -> Kind:
+    """Who has said a line."""
+    return Kind.NOTE if report.text.startswith("[") else Kind.SERIAL
+
+
 class Quit(Exception):
     """The user wants to leave."""
 
@@ -108,6 +99,8 @@ class Shell:
         self.wants_screen = False
         """The full screen was asked for, or is to be left."""
         self._depth = 0
+        self._asked: Asked | None = None
+        """What runs the machine just now, if its result is due when that stops."""
         source.on_progress(self.progress)
         self.registry = source.registry
         for command in ShellCommands(self).commands():
@@ -119,7 +112,7 @@ class Shell:
 
     def execute(self, text: str) -> int:
         """Carry a line out: its status.  Raises nothing but `Quit`."""
-        status = 0
+        status, wants_json = 0, self.registry.wants_json(text)
         try:
             self.user.refresh()
             with self.progress.command():
@@ -127,9 +120,9 @@ class Shell:
                 if self.source.control is not None and self.source.control.running:
                     self._run_on()
         except CommandError as error:
-            status = self._failed(error_json(error) if "--json" in text.split() else str(error), "--json" in text.split())
+            status = self._failed(error_json(error) if wants_json else str(error), wants_json)
         except (TargetError, OSError) as error:
-            status = self._failed(str(error))
+            status = self._failed(failure_json(str(error)) if wants_json else str(error), wants_json)
         except (KeyboardInterrupt, Cancelled):
             status = _CANCELLED
             self.output.show("cancelled", "error")
@@ -139,6 +132,8 @@ class Shell:
             self._unexpected(error)
             status = _ERROR
         self.tell()
+        if self.source.control is None or not self.source.control.running:
+            self._asked = None
         if status:
             self.status = status
         return status
@@ -196,6 +191,14 @@ class Shell:
         if command is None and self.source.control is None and line.command.split()[0] in RUNNING:
             raise CommandError(line.command.split()[0], "a dump does not run", "start vmdbg console on an image, or on a stub")
         text, result = self.registry.answer(self.source.context, line.command)
+        if isinstance(result, Started):
+            name, as_program = command.name if command is not None else "", self.registry.wants_json(line.command)
+            self._ask(Asked(name, as_program, bool(line.pipe or line.file)), result)
+            if line.pipe or line.file:
+                result = self._stopped()
+                text = as_json(name, result) if as_program else result.text()
+            else:
+                text = "" if as_program else text
         self.last = self.python.last = result
         if line.pipe:
             return self.output.run(["sh", "-c", line.pipe], text + "\n")
@@ -212,50 +215,93 @@ class Shell:
     def call(self, name: str, *values: object, **options: object) -> Result:
         """A command from Python. One that runs the machine ends when that stops."""
         result = self.registry.call(self.source.context, name, *values, **options)
-        control = self.source.control
-        if control is not None and control.running:
-            said = self._wait(None, quiet=True)
-            for report in said:
-                if report.thread is not None:
-                    self.source.select(report.thread)
-            return Text("\n".join(report.text for report in said if report.text))
-        return result
+        if not isinstance(result, Started):
+            return result
+        self._ask(Asked(name, kept=True), result)
+        return self._stopped()
 
     # Running
+
+    def _ask(self, asked: Asked, started: Started) -> None:
+        """From now on lines belong to this command, until the machine stops."""
+        if started.words and (asked.json or asked.kept):
+            asked.said.append((Kind.NOTE, started.words))
+        self._asked = asked
+
+    def _stopped(self) -> Stopped:
+        """Wait for the stop of what was asked for."""
+        last: Stopped | None = None
+        for report in chain(self._wait(None), self._taken()):
+            last = self._heard(report) or last
+        self._asked = None
+        return last or self._result(Report(""))
+
+    def _heard(self, report: Report) -> Stopped | None:
+        """Select who has stopped; the result of what was asked for, if this is it. A line before is kept for it."""
+        if report.thread is not None:
+            with contextlib.suppress(TargetError):
+                self.source.select(report.thread)
+            return self._result(report) if self._asked is not None else None
+        if self._asked is not None:
+            self._asked.said.append((_kind(report), report.text))
+        return None
+
+    def _result(self, report: Report) -> Stopped:
+        control = self.source.control
+        assert control is not None
+        said = tuple(self._asked.said) if self._asked is not None else ()
+        points = tuple(point.number for point in report.points if point.number)
+        return Stopped(report.text, self.source.where(), control.selected.tid, points, control.driver.ended, said)
+
+    @property
+    def _silent(self) -> bool:
+        """Whether lines are part of a result, and are not shown as they come."""
+        return self._asked is not None and (self._asked.kept or (self._asked.json and not self.output.interactive))
+
+    def serial(self, line: str) -> None:
+        """The guest has printed this."""
+        if self._asked is not None:
+            self._asked.said.append((Kind.SERIAL, line))
+        if self.settings.serial and not self._silent:
+            self.output.show(line, Kind.SERIAL)
 
     def _run_on(self) -> None:
         for report in self._wait(None if self.waits else AT_ONCE):
             self.report(report)
 
-    def _wait(self, seconds: float | None, *, quiet: bool = False) -> list[Report]:
-        """Slices until it stops, or the time is over; ^C stops it. What is left to be told."""
+    def _wait(self, seconds: float | None) -> Iterator[Report]:
+        """Slices until it stops, or the time is over; ^C stops it. What is to be told."""
         control, until = self.source.control, time.monotonic() + (seconds or 0)
         assert control is not None
-        told: list[Report] = []
         while control.running and (seconds is None or time.monotonic() < until):
             with self.progress.deferring():
                 found = list(control.advance())
             if self.progress.take():
                 found += control.interrupt()
-            if self.waits and not quiet:
-                for report in found:
-                    self.report(report)
-            else:
-                told += found
-        return told
+            yield from found
 
     def tell(self) -> None:
         """What there is to be told."""
+        for report in self._taken():
+            self.report(report)
+
+    def _taken(self) -> Iterator[Report]:
         while self.source.reports:
-            self.report(self.source.reports.popleft())
+            yield self.source.reports.popleft()
 
     def report(self, report: Report) -> None:
         """A stop, with the context view; or a line."""
+        stopped, asked = self._heard(report), self._asked
         if report.thread is None:
-            self.output.show(report.text, "note" if report.text.startswith("[") else "serial")
+            if not self._silent:
+                self.output.show(report.text, _kind(report))
             return
-        with contextlib.suppress(TargetError):
-            self.source.select(report.thread)
+        self._asked = None
+        if asked is not None and stopped is not None:
+            self.last = self.python.last = stopped
+            if asked.json:
+                self.output.show(as_json(asked.command, stopped))
+                return
         if report.text:
             self.output.show(report.text, "note")
         self.view()
@@ -264,13 +310,7 @@ class Shell:
         """Where the selected inferior is: the context view as it is set, or one line."""
         try:
             if not self.settings.context:
-                where = self.source.where()
-                at = f"{where.pc:#x}{f' <{where.symbol}>' if where.symbol else ''}" if where.pc is not None else "nowhere"
-                at += f", {where.line}" if where.line else ""
-                self.output.show(
-                    f"{where.name} at {at}, {where.mode or where.paging}"
-                    + (f", CPL {where.cpl}" if where.cpl is not None else "")
-                )
+                self.output.show(self.source.where().short())
                 return
             panes = self.source.panes(self.settings.context, self.output.width)
             lines = []

@@ -224,7 +224,7 @@ def _greet(shell: Shell) -> None:
 
 def _show_serial(serial: ConsoleSerial | None, shell: Shell) -> None:
     if serial is not None:
-        serial.show = lambda line: shell.output.show(line, "serial") if shell.settings.serial else None
+        serial.show = shell.serial
 
 
 # A machine of this process

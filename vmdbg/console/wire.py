@@ -357,6 +357,9 @@ class WireDriver:
         self._select(ThreadId(pid, self._attached().get(pid, [1])[0]))
         self.wire.ask(b"z%x,%x,%x" % (kind, address, length))
 
+    def judge(self, address: int, pid: int, conditions: Sequence[str]) -> None:
+        """The stub has no such conditions: it stops always."""
+
     def registers(self, thread: ThreadId) -> Mapping[str, int]:
         found: Mapping[str, int] = self.ask_json(thread, "context regs")["data"]["registers"]
         return found

@@ -131,6 +131,7 @@ class Bench:
         self.serial = JobSerial(printed, job.values[keys.INPUT].encode())
         self.options = machine_options.namespace(job.image, job.words)
         self.options.max_time = job.values[keys.TICKS]
+        self.options.fingerprint = bool(job.values[keys.FINGERPRINT])
         self.most_instructions = job.values[keys.INSTRUCTIONS]
         wanted, never = job.values[keys.EXITS], job.values[keys.EXITS_NEVER]
         self.progress = Progress(wanted, never)

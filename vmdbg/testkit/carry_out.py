@@ -93,8 +93,8 @@ def carry_out(
     def over() -> None:
         bench.end(f"the wall budget of {wall:g} s is used up")
         known = skeleton(job)  # in case nothing comes behind it
-        known.verdict, known.reasons = Verdict.FAILED, [bench.budget]
         bench.describe(known)
+        known.verdict, known.reasons = Verdict.FAILED, [_spent(bench, known)]
         say(known)
 
     try:
@@ -121,6 +121,11 @@ def carry_out(
     bench.close()
 
 
+def _spent(bench: Bench, outcome: Outcome) -> str:
+    """Which budget, and where the machine was then."""
+    return outcome.ended if outcome.ended.startswith(bench.budget) else bench.budget
+
+
 def _keep(bench: Bench, outcome: Outcome, folder: Path) -> None:
     """Save the machine as it is at the failure."""
     from vmdbg.timetravel.file import save
@@ -140,7 +145,7 @@ def _describe(bench: Bench, golden: Golden | None, outcome: Outcome) -> None:
     bench.describe(outcome)
     outcome.serial = bench.serial.printed.text()
     if outcome.verdict is Verdict.NOT_RUN:
-        known = [outcome.ended if outcome.ended.startswith(bench.budget) else bench.budget] if bench.budget else []
+        known = [_spent(bench, outcome)] if bench.budget else []
         outcome.reasons = [*known, *(reason for reason in outcome.reasons if reason not in known), *unmet(bench, outcome)]
         if golden is not None and not bench.budget and (differs := golden.judge(outcome)):
             outcome.reasons.append(differs)
@@ -168,6 +173,10 @@ def unmet(bench: Bench, outcome: Outcome) -> Iterator[str]:
     for pattern in values[keys.SERIAL_NEVER]:
         if pattern.search(outcome.serial):
             yield f"the serial port has printed {pattern.text!r}, which it must not"
+    if (wanted_hash := values[keys.FINGERPRINT]) and bench.machine.fingerprint is not None and not bench.budget:
+        hash = bench.machine.fingerprint.trace(bench.machine).hash
+        if hash != wanted_hash:
+            yield f"the run's fingerprint is {hash}, expected {wanted_hash}; `vmdbg run --against FILE` shows where two runs part"
     if bench.lost_exits:
         yield f"{bench.lost_exits} exits went by unseen: with more than 64 guests, look at fewer at once"
     for never, record in bench.progress.forbidden:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import faulthandler
 import gc
@@ -12,7 +13,7 @@ import resource
 import signal
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from typing import TYPE_CHECKING, NoReturn
 
 from vmdbg.testkit.bench import SharedText
@@ -21,10 +22,12 @@ from vmdbg.testkit.outcome import Outcome
 if TYPE_CHECKING:
     from vmdbg.testkit.schedule import Task
 
-__all__ = ["become", "warm"]
+__all__ = ["adopt_orphans", "become", "orphans", "warm"]
 
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 """linux/prctl.h"""
+MARK = "VMDBG_TEST_PROCESS"
+"""In the environment of all that a test has started: which test's it is."""
 _CODE = b"\xf4\xb8\x00\x00\x00\x00\xe7\xf4"
 """HLT; MOV EAX, 0; OUT 0xF4, EAX."""
 
@@ -46,8 +49,11 @@ def warm(*, pytest_too: bool) -> None:
     gc.freeze()  # or else each child's first collection copies all of the parent's memory
 
 
-def become(task: Task, printed: SharedText, output: int, said: int, close: Iterable[int]) -> NoReturn:
-    """Behind fork: run a task and end.  `output` and `said` are pipes to the parent, `close` its ends of them."""
+def become(task: Task, printed: SharedText, mark: str, output: int, said: int, close: Iterable[int]) -> NoReturn:
+    """Behind fork: run a task and end.
+
+    `mark` is for `orphans`; `output` and `said` are pipes to the parent, `close` its ends of them.
+    """
     status = 1
     try:
         os.setsid()
@@ -64,6 +70,7 @@ def become(task: Task, printed: SharedText, output: int, said: int, close: Itera
         sys.stdout = open(1, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
         sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
         faulthandler.enable(2)
+        os.environ[MARK] = mark
         os.chdir(task.folder)
         _limit(task.address_space)
 
@@ -83,6 +90,26 @@ def become(task: Task, printed: SharedText, output: int, said: int, close: Itera
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
+
+
+def adopt_orphans(on: bool) -> None:
+    """Have this process be the parent of what its children leave behind, where the system knows such a thing."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, int(on))
+
+
+def orphans(mark: str, known: Collection[int]) -> Iterator[int]:
+    """Children of this process that a test has left behind, besides those that are known."""
+    try:
+        with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as file:
+            children = [int(word) for word in file.read().split()]
+    except OSError:
+        return
+    for pid in children:
+        if pid not in known:
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb") as file:
+                if f"{MARK}={mark}".encode() in file.read().split(b"\0"):
+                    yield pid
 
 
 def _write(descriptor: int, data: bytes) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import fnmatch
 import os
 import tomllib
@@ -138,6 +139,8 @@ class PytestTask:
     def run(self, printed: SharedText, say: Callable[[Outcome], None]) -> None:
         from vmdbg.testkit.pytests import run_file
 
+        # Then it is killed; the output says where it was. pytest keeps what comes on descriptor 2.
+        faulthandler.dump_traceback_later(self.wall, file=os.dup(2))
         run_file(str(self.path), self.id, self.wanted, say, fail_fast=self.fail_fast)
 
     def skeletons(self) -> list[Outcome]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from vmdbg.engine.errors import EngineError
 from vmdbg.options import UsageError, version
 from vmdbg.testkit import machine_options
 
@@ -146,7 +147,10 @@ def run_tasks(found: Tests, options: argparse.Namespace) -> tuple[Report, int]:
     from vmdbg.testkit.outcome import Report
     from vmdbg.testkit.schedule import Pool
 
-    warm(pytest_too=any(task.id.endswith(".py") for task in found.tasks))
+    try:
+        warm(pytest_too=any(task.id.endswith(".py") for task in found.tasks))
+    except EngineError as error:
+        raise UsageError(str(error)) from None
     pool = Pool(found.tasks, options.jobs, fail_fast=options.fail_fast)
     shown = display(len(found.tasks), quiet=options.quiet, workers=options.jobs)
     pool.started, pool.ended, pool.tick = shown.started, shown.ended, shown.tick

@@ -93,14 +93,16 @@ class Wanted:
         machine = self.machine
         if machine.exit_status is not None:
             return None, machine.stop
-        began, point = machine.time, machine.catch(self.event())
+        engine = machine.debugger.machine.engine
+        began, executed, point = machine.time, engine.instructions, machine.catch(self.event())
         try:
             while True:
                 before = machine.exit_count
                 left = None if ticks is None else ticks - (machine.time - began)
-                if left is not None and left <= 0:
+                instructions = None if within is None else within - (engine.instructions - executed)
+                if 0 in (left, instructions) or min(left or 1, instructions or 1) < 0:
                     return None, machine.stop
-                stop = machine.run(point, instructions=within, ticks=left, wall=wall)
+                stop = machine.run(point, instructions=instructions, ticks=left, wall=wall)
                 if not stop.reached:
                     return None, stop
                 came = self.among(machine.exits(self.guest, self.code, since=before))

@@ -49,7 +49,8 @@ def _told(tell: Callable[[Machine], str], machine: Machine) -> str:
 def _state(machine: Machine) -> str:
     stop = machine.stop
     head = f"{machine.image.name}: {machine.ended or stop or 'it has not run'}"
-    return "\n".join((head, f"guest time {machine.time}, {machine.exit_count} #VMEXITs", *machine.debugger.history.notices))
+    where = f"guest time {machine.time}, {machine.exit_count} #VMEXITs"
+    return "\n".join((head, where, f"identity {machine.identity}", *machine.debugger.history.notices))
 
 
 def _exits(machine: Machine) -> str:

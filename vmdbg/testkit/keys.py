@@ -238,10 +238,13 @@ EXITS_NEVER = Key("exits-never", _exit_patterns, _NO_EXITS, "exit patterns", "#V
 GOLDEN: Key[GoldenTrace] = Key(
     "golden", _golden, GoldenTrace("", {}), "a path, or a table",
     "A golden exit trace to compare with, which `vmdbg test --record` writes. In a table beside `file`, what may differ: "
-    "`ignore`, `skip`, `reorder`, `rip`; and `exact` (see regression.md).", "none")  # fmt: skip
+    "`ignore`, `skip`, `reorder`, `rip`; and `exact` ([regression.md](regression.md)).", "none")  # fmt: skip
+FINGERPRINT = Key(
+    "fingerprint", _text, "", "text",
+    "The hash of all that the run does, as `vmdbg run --fingerprint` prints it behind `trace=`.", "any")  # fmt: skip
 SKIP = Key("skip", _text, "", "text", "Why the job is not run for now.")
 
 KEYS: dict[str, Key[Any]] = {key.name: key for key in (
     NAME, IMAGE, OPTIONS, MATRIX, SCRIPT, INPUT, INSTRUCTIONS, TICKS, WALL, MEMORY, OUTPUT, STATUS, SERIAL, SERIAL_NEVER, PRINTS,
-    EXITS, EXITS_NEVER, GOLDEN, SKIP,
+    EXITS, EXITS_NEVER, GOLDEN, FINGERPRINT, SKIP,
 )}  # fmt: skip

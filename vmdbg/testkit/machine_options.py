@@ -20,6 +20,8 @@ _OURS = {
     "timeout": "use the key wall",
     "max-time": "use the key instructions or ticks",
     "trace-exits": "use the key exits or golden, or `vmdbg run --trace-exits`",
+    **dict.fromkeys(("fingerprint", "fingerprint-file", "fingerprint-every", "against"),
+                    "use the key fingerprint, or `vmdbg run --against`"),
     "verbose": "the report says how a run ended",
 }
 """Options that tests have no use for, and what they have instead."""

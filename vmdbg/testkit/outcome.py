@@ -20,7 +20,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
 def test_id(file: str, name: str) -> str:
-    """FILE::NAME; of a test that is its file's only one, and named like it, FILE."""
+    """FILE::NAME; of a job that is its file's only one, and named like it, FILE."""
     return file if name == Path(file).stem else f"{file}::{name}"
 
 
@@ -76,7 +76,7 @@ class Outcome:
 
     @property
     def id(self) -> str:
-        return test_id(self.file, self.name)
+        return f"{self.file}::{self.name}" if self.kind == "pytest" else test_id(self.file, self.name)
 
     @property
     def bad(self) -> bool:

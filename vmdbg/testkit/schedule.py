@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Protocol
 
 from vmdbg.testkit.bench import SharedText, tail
-from vmdbg.testkit.child import become
+from vmdbg.testkit.child import adopt_orphans, become, orphans
 from vmdbg.testkit.outcome import Outcome, Verdict
 
 __all__ = ["Pool", "Task"]
 
-LATE = 4.0
+LATE = 8.0
 """Seconds that a process has, behind its wall budget, to end by itself and say what it knows."""
 TICK = 0.1
 """Seconds between two looks at budgets and the display, at most."""
@@ -71,6 +71,7 @@ class _Child:
 
     task: Task
     pid: int
+    mark: str
     output: int
     said: int
     printed: SharedText
@@ -94,6 +95,10 @@ class _Child:
         self.kept += len(data)
         while self.kept - len(self.text[0]) > self.task.output_limit:
             self.kept -= len(self.text.popleft())
+
+    def printed_text(self) -> str:
+        """What is kept of what it has printed."""
+        return b"".join(self.text).decode("utf-8", "replace")
 
     def take(self, data: bytes) -> None:
         """What it says: an outcome a line."""
@@ -125,6 +130,7 @@ class Pool:
         """Why nothing new is begun."""
         self.cpu = 0.0
         """Seconds of processor time that tests have had."""
+        self._begun = 0
         self._waiting = deque(self.tasks)
         self._running: list[_Child] = []
         self._selector = selectors.DefaultSelector()
@@ -132,6 +138,7 @@ class Pool:
     def run(self) -> list[Outcome]:
         """All outcomes, in the order of the tasks."""
         found: dict[str, list[Outcome]] = {}
+        adopt_orphans(True)
         try:
             while self._running or (self._waiting and not self.stopping):
                 while self._waiting and not self.stopping and len(self._running) < self.workers:
@@ -152,6 +159,7 @@ class Pool:
             for child in self._running:
                 self._end(child, "vmdbg test has ended")
                 os.waitpid(child.pid, 0)
+            adopt_orphans(False)
         return [outcome for task in self.tasks for outcome in (found[task.id] if task.id in found else self._not_run(task))]
 
     def stop(self, why: str) -> None:
@@ -171,12 +179,14 @@ class Pool:
     def _start(self, task: Task) -> None:
         printed = SharedText(task.output_limit)
         (out, out_child), (said, said_child) = os.pipe(), os.pipe()
+        self._begun += 1
+        mark = f"{os.getpid()}.{self._begun}"
         pid = os.fork()
         if pid == 0:
-            become(task, printed, out_child, said_child, close=[out, said])
+            become(task, printed, mark, out_child, said_child, close=[out, said])
         os.close(out_child)
         os.close(said_child)
-        child = _Child(task, pid, out, said, printed, time.monotonic())
+        child = _Child(task, pid, mark, out, said, printed, time.monotonic())
         for descriptor, hear in ((out, child.hear), (said, child.take)):
             os.set_blocking(descriptor, False)
             self._selector.register(descriptor, selectors.EVENT_READ, hear)
@@ -230,6 +240,11 @@ class Pool:
         """Its process has ended: end what it has left behind, and hear the rest."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(child.pid, signal.SIGKILL)
+        # Who has left the group is a child of ours now; and its own children will be.
+        while left := list(orphans(child.mark, [one.pid for one in self._running])):
+            for pid in left:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
         registered = self._selector.get_map()
         for descriptor, hear in ((child.output, child.hear), (child.said, child.take)):
             while descriptor in registered and self._read(descriptor, hear):
@@ -266,6 +281,7 @@ class Pool:
             known = open_ones[0] if open_ones or last is None else last
         if not (known.bad and child.killed):  # it has said itself that its budget is used up
             known.verdict, known.reasons = verdict, [reason, *known.reasons]
+        known.output = known.output or tail(child.printed_text())
         child.outcomes[known.name] = known
 
     def _outcomes_of(self, child: _Child) -> list[Outcome]:
@@ -274,7 +290,7 @@ class Pool:
             return []  # a file of tests, none of which is wanted
         if not outcomes or (self.stopping and child.killed == self.stopping and not child.done):
             return self._not_run(child.task)
-        printed = b"".join(child.text).decode("utf-8", "replace")
+        printed = child.printed_text()
         text = tail(printed)
         serial = child.printed.text()
         child.printed.close()
@@ -285,7 +301,4 @@ class Pool:
                 outcome.serial = outcome.serial or tail(serial)
                 outcome.output = outcome.output or text
             child.task.review(outcome, printed)
-        crashed = [one for one in outcomes if one.verdict is Verdict.ERROR and not one.output]
-        for outcome in crashed:
-            outcome.output = text
         return outcomes

@@ -23,7 +23,7 @@ from vmdbg.testkit.bench import Bench
 __all__ = ["Gdb", "serve"]
 
 T = TypeVar("T")
-LAST_SECONDS = 2.0
+LAST_SECONDS = 1.0
 """For gdb to end by itself when its machine has."""
 
 
