@@ -17,7 +17,7 @@ from vmdbg.machine import Config, Machine
 from vmdbg.timetravel.file import SnapshotFile, save
 from vmdbg.timetravel.memory import PIECE
 from vmdbg.timetravel.restoring import state
-from vmdbg.timetravel.snapshot import put_back, take
+from vmdbg.timetravel.snapshot import Snapshot, put_back, take
 
 pytestmark = pytest.mark.usefixtures("examples")
 
@@ -87,7 +87,8 @@ def test_a_machine_goes_back_as_often_as_it_likes() -> None:
     """In place, in memory, forth and back; pieces of memory are shared."""
     one = CASES["nested, strict"]
     machine = Machine(str(one.image), one.config())
-    kept, digests = [], []
+    kept: list[Snapshot] = []
+    digests = []
     for _ in range(4):
         machine.run(9_000_000)
         kept.append(take(machine, kept[-1] if kept else None))
