@@ -475,16 +475,19 @@ def test_terminal(tmp_path: Path) -> None:
     )
     (tmp_path / "s.py").write_text("import time, pathlib\nwhile not pathlib.Path('go').exists(): time.sleep(0.05)\n")
     terminal = Terminal(tmp_path, f"sh -c 'cd {tmp_path} && {sys.executable} -m vmdbg test t.toml'")
-    terminal.sees("▸ t.toml::slow")
-    screen = terminal.sees("2/3")
-    assert "✓ 1 passed" in screen
-    assert "✗ 1 failed" in screen
-    (tmp_path / "go").touch()
-    screen = terminal.sees("left with 1")
-    assert "▸" not in screen
-    assert "✗ t.toml::bad" in screen
-    assert "the serial port has not printed 'never'" in screen
-    assert "2 passed, 1 failed in" in screen
+    try:
+        terminal.sees("▸ t.toml::slow")
+        screen = terminal.sees("2/3")
+        assert "✓ 1 passed" in screen
+        assert "✗ 1 failed" in screen
+        (tmp_path / "go").touch()
+        screen = terminal.sees("left with 1")
+        assert "▸" not in screen
+        assert "✗ t.toml::bad" in screen
+        assert "the serial port has not printed 'never'" in screen
+        assert "2 passed, 1 failed in" in screen
+    finally:
+        terminal.close()
 
 
 def test_fingerprint(tmp_path: Path) -> None:
