@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 import vmdbg
-from vmdbg.testkit import assert_vmrun_ok, expect_exit, expect_isolation, expect_no_exit, expect_no_notice
+from vmdbg.testkit import Recording, assert_vmrun_ok, expect_exit, expect_isolation, expect_no_exit, expect_no_notice
 
 Small = Callable[..., vmdbg.Machine]
 
@@ -161,3 +161,20 @@ def test_vmrun(small: Small) -> None:
     expect_no_notice(machine, "stale", "shutdown")
     with pytest.raises(vmdbg.Error, match="'old': there are no such notices; there are vmrun-fail, shutdown, stale"):
         expect_no_notice(machine, "old")
+
+
+def test_recordings_follow_the_machine(small: Small) -> None:
+    """Back in time where a snapshot is restored; to an end where it starts over."""
+    machine = small()
+    with Recording(machine) as recording:
+        expect_exit(machine, "NPF", gpa=0xA000)
+        snapshot = machine.snapshot()
+        machine.run()
+        whole = [seen.record.number for seen in recording.trace().exits]
+        machine.restore(snapshot)
+        assert len(recording.trace().exits) == 25
+        machine.run()
+        assert [seen.record.number for seen in recording.trace().exits] == whole == list(range(1, 33))
+        machine.restart()
+        with pytest.raises(vmdbg.Error, match="the machine has started over since the recording began"):
+            recording.trace()

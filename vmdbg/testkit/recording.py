@@ -40,7 +40,13 @@ class Recording:
         self._lost = 0
         self._history.recorders.append(self._note)
 
+    def _forget_behind(self, number: int) -> None:
+        """Of a machine that a snapshot was restored into, what came after the snapshot has not happened."""
+        while self._records and self._records[-1].number > number:
+            self._records.pop()
+
     def _note(self, record: ExitRecord) -> None:
+        self._forget_behind(record.number - 1)
         if len(self._records) < MOST:
             self._records.append(record)
         else:
@@ -66,6 +72,7 @@ class Recording:
             raise Error(f"{len(self) + self._lost} exits: a recording has {MOST} at most; run for less, as with ticks=")
         if self.machine.debugger.history is not self._history:
             raise Error("the machine has started over since the recording began; record anew behind restart()")
+        self._forget_behind(self.machine.exit_count)
         names: dict[tuple[int, int], str] = {}
         exits = []
         for record in self._records:
