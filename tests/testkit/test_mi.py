@@ -98,6 +98,24 @@ def test_what_gdb_refuses(gdb: Gdb) -> None:
         gdb.execute("info inferiors")
 
 
+def test_interrupted(tmp_path: Path) -> None:
+    """A machine that would never stop."""
+    (tmp_path / "loop").write_bytes(b"\xeb\xfe")
+    with vmdbg.Machine(tmp_path / "loop", flat=0x100000, mode="long") as machine:
+        stub = Stub(machine)
+        gdb = Gdb(idle=stub.turn)
+        gdb.connect(stub.path)
+        gdb.start()
+        gdb.interrupt()
+        stop = gdb.wait()
+        assert stop.reason == "signal-received"
+        assert gdb.eval("$pc") == 0x100000
+        with pytest.raises(GdbError, match="nonsense: Undefined command"):
+            gdb.start("nonsense")
+        gdb.close()
+        stub.close()
+
+
 def test_no_answer(small: Callable[..., vmdbg.Machine]) -> None:
     mi = Mi(timeout=0.2)
     try:

@@ -19,7 +19,7 @@ __all__ = ["sections"]
 
 EXITS, LINES, CHARACTERS = 12, 30, 6000
 _UNPRINTABLE = {code: "?" for code in (*range(32), *range(127, 160)) if code not in (9, 10)}
-"""Guests write what they like: nothing of it moves a terminal's cursor."""
+"""Guests print, and files name their symbols, as they like: nothing of it moves a terminal's cursor."""
 
 
 def sections(bench: Bench) -> Iterator[tuple[str, str]]:
@@ -41,7 +41,7 @@ def sections(bench: Bench) -> Iterator[tuple[str, str]]:
 def _told(tell: Callable[[Machine], str], machine: Machine) -> str:
     """A report that cannot be made says why, and the others are made."""
     try:
-        return tell(machine)
+        return tell(machine).translate(_UNPRINTABLE)
     except Error as error:
         return f"not known: {error}"
 

@@ -10,6 +10,7 @@ import shlex
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
@@ -237,10 +238,7 @@ class Bench:
         return self._goldens[-1]
 
     def close(self) -> None:
-        """End all of them."""
-        for gdb in self.gdbs:
-            gdb.close()
-        for stub in self._stubs:
-            stub.close()
-        for machine in self.machines:
-            machine.close()
+        """End all of them, whatever becomes of one."""
+        with ExitStack() as ends:
+            for close in (one.close for group in (self.machines, self._stubs, self.gdbs) for one in group):
+                ends.callback(close)

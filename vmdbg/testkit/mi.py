@@ -20,7 +20,7 @@ from vmdbg.attach import GDB_SETTINGS, find_gdb
 __all__ = ["Frame", "Gdb", "GdbError", "GdbStop", "Mi"]
 
 TIMEOUT = 60.0
-POLL_SECONDS = 0.0005
+POLL_SECONDS, WAIT_SECONDS = 0.0005, 0.05
 LAST_CHARACTERS = 4000
 """Of what gdb has printed, in a message."""
 
@@ -32,12 +32,10 @@ class GdbError(Error):
 class Mi:
     """A gdb without a program, and what it prints.
 
-    `idle` is called whenever there is nothing from gdb: it lets time pass, or the machine run that gdb waits for.
+    `idle` is called whenever there is nothing from gdb, if it is in this process that the machine runs that gdb waits for.
     """
 
-    def __init__(
-        self, program: str = "gdb", *, idle: Callable[[], None] = lambda: time.sleep(POLL_SECONDS), timeout: float = TIMEOUT
-    ) -> None:
+    def __init__(self, program: str = "gdb", *, idle: Callable[[], None] | None = None, timeout: float = TIMEOUT) -> None:
         # The second argument is how long pygdbmi waits for more behind an answer: each command takes that long.
         self.controller = GdbController([program, "--nx", "--quiet", "--interpreter=mi3"], POLL_SECONDS)
         self.idle, self.timeout = idle, timeout
@@ -63,14 +61,16 @@ class Mi:
         printed, deadline = "", time.monotonic() + self.timeout
         while True:
             if not self._responses:
-                self._responses.extend(self.controller.get_gdb_response(0, raise_error_on_timeout=False))
+                patience = WAIT_SECONDS if self.idle is None else 0
+                self._responses.extend(self.controller.get_gdb_response(patience, raise_error_on_timeout=False))
                 if not self._responses:
                     self._alive()
                     if time.monotonic() > deadline:
                         said = (self.text + printed)[-LAST_CHARACTERS:]
                         asked = "" if command is None else f" to {command!r}"
                         raise GdbError(f"gdb has not answered{asked} within {self.timeout:g} s; it printed {said!r}")
-                    self.idle()
+                    if self.idle is not None:
+                        self.idle()
                 continue
             response = self._responses.popleft()
             if response["type"] in ("console", "target", "log") and response["payload"]:
@@ -166,8 +166,7 @@ class Gdb:
         self, program: str | None = None, *, settings: Sequence[str] = GDB_SETTINGS, idle: Callable[[], None] | None = None,
         timeout: float = TIMEOUT,
     ) -> None:  # fmt: skip
-        more = {} if idle is None else {"idle": idle}
-        self.mi = Mi(program or find_gdb(), timeout=timeout, **more)
+        self.mi = Mi(program or find_gdb(), idle=idle, timeout=timeout)
         for setting in (*settings, "set width 0", "set style enabled off", "set debuginfod enabled off"):
             self.mi.send(self.mi.console(setting), "done", "error")  # an old gdb lacks some
         self.breakpoints: dict[int, str] = {}
@@ -300,8 +299,21 @@ class Gdb:
     def finish(self) -> GdbStop:
         return self._go("finish")
 
+    def start(self, command: str = "continue") -> None:
+        """Resume by a command, and do not wait for the stop: `wait` does.  Until then gdb takes no other commands."""
+        self.mi.stops.clear()
+        self.mi.text += f"(gdb) {command}\n"
+        _, record = self.mi.send(self.mi.console(command), "running", "error")
+        if record["message"] == "error":
+            raise GdbError(f"{command}: {record['payload']['msg']}")
+
+    def wait(self) -> GdbStop:
+        """For the stop of what was started; a machine in this process runs meanwhile."""
+        text, _ = self.mi.send(None, "stopped")
+        return _stop(self.mi.stops.pop(), text)
+
     def interrupt(self) -> None:
-        """^C."""
+        """^C, between `start` and `wait`."""
         self.mi.interrupt()
 
     def _go(self, command: str) -> GdbStop:
