@@ -181,6 +181,20 @@ def test_signals_end_it_and_its_socket_goes(hypervisor: Path, tmp_path: Path) ->
 
 
 @pytest.mark.skipif(shutil.which("gdb") is None, reason="gdb is not in PATH")
+def test_an_interrupt_while_it_starts_is_no_error() -> None:
+    starting = subprocess.Popen(
+        [sys.executable, "-X", "importtime", "-m", "vmdbg", "--help"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert starting.stderr is not None
+    for line in starting.stderr:
+        if "introspect" in line:
+            starting.send_signal(signal.SIGINT)
+            break
+    told, errors = starting.communicate(timeout=60)
+    assert (starting.returncode, told) == (130, "")
+    assert "Traceback" not in errors
+
+
 def test_gdb_on_an_image_and_on_an_address(hypervisor: Path, tmp_path: Path) -> None:
     commands = ["-batch", "-ex", "break handle_exit", "-ex", "continue", "-ex", "bt 1", "-ex", "kill"]
     done = vmdbg("gdb", str(hypervisor), "--serial", "null", "--", *commands)
