@@ -43,11 +43,9 @@ def test_exit_statuses(tmp_path: Path) -> None:
     assert done.returncode == 124
     assert "vmdbg: --max-time 1000001 reached at RIP 0x8000 of the hypervisor on CPU 0\n" in done.stderr
     assert "the run ended after 1000002 ticks" in done.stderr  # a jump of two bytes
-    started = time.monotonic()
     done = vmdbg("run", *flat(tmp_path, SPIN), "--timeout", "0.5")
     assert done.returncode == 124
     assert "vmdbg: --timeout 0.5 s reached at RIP 0x8000" in done.stderr
-    assert time.monotonic() - started < 10
     done = vmdbg("run", *flat(tmp_path, HLT))
     assert done.returncode == 124
     assert "every CPU waits" in done.stderr
