@@ -143,12 +143,12 @@ class Debugged:
             if what == 0:
                 gdb(f"stepi {random.randrange(1, 30)}")
             elif what == 1:
-                gdb(f"break *{at:#x} if $rax == 0x123456789")  # a condition that is false each time
+                gdb(f"break *{at:#x} if $sp == 0x123456789")  # a condition that is false each time
             elif what == 2:
                 gdb(f"tbreak *{at:#x}")
             else:
-                stack = gdb.value("$rsp") & -8
-                gdb(f"watch *(long *){stack:#x} if $rax == 0x123456789")
+                stack = gdb.value("$sp") & -8
+                gdb(f"watch *(long *){stack:#x} if $sp == 0x123456789")
         gdb("delete")
 
     def finish(self) -> tuple[str, str]:
