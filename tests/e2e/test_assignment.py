@@ -142,7 +142,7 @@ def test_the_device_is_a_finding_until_the_iommu_stands_before_it(
     assert value is not None
     gdb(f"set variable {entry} = {value[0]}")
     gdb("delete")
-    served.ends_as(gdb, undebugged)
+    served.ends_as(gdb, undebugged, changed=True)
 
 
 def test_its_interrupts_go_through_the_table_to_the_guest(
