@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.served import Served, attach, run
+from tests.e2e.served import Served, attach, run, same
 from tests.gdbstub.gdb import Gdb
 
 Serve = Callable[..., Served]
@@ -125,7 +125,7 @@ def test_the_run_is_the_same(gdb: Gdb, serve: Serve, image: Image, tmp_path: Pat
         assert caught(printed), printed
         stops, printed = stops + 1, gdb("continue")
     gdb.close()
-    assert served.finish() == undebugged
+    same(served.finish(), undebugged)
     assert stops > 60  # three rounds of the guest have ten events each
 
 
@@ -149,7 +149,7 @@ def test_a_stepped_run_is_the_same(gdb: Gdb, serve: Serve, image: Image, tmp_pat
     gdb("monitor catch delete all")
     assert "exited with code 01" in gdb("continue")
     gdb.close()
-    assert served.finish() == undebugged
+    same(served.finish(), undebugged)
 
 
 def test_counts(gdb: Gdb, connected: Served) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.served import Served, run
+from tests.e2e.served import Served, run, same
 from tests.gdbstub.gdb import GDBS
 from vmdbg.attach import GDB_SETTINGS, MODULE
 
@@ -128,4 +128,4 @@ def test_an_editor_debugs_the_hypervisor(adapter: Adapter, serve: Serve, hypervi
     adapter.ask("continue", threadId=threads[0]["id"])
     assert adapter.event("exited")["exitCode"] == 1
     adapter.ask("disconnect")
-    assert served.finish() == undebugged
+    same(served.finish(), undebugged)

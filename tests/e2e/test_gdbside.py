@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.served import Served, attach, run, vmdbg
+from tests.e2e.served import Served, attach, run, same, vmdbg
 from tests.gdbstub.gdb import Gdb
 from tests.gdbstub.serving import serving
 from vmdbg.attach import MODULE
@@ -109,7 +109,7 @@ def test_commands_functions_and_completion(gdb: Gdb, serve: Serve, hypervisor: P
     gdb("delete")
     assert "exited with code 01" in gdb("continue")
     gdb.close()
-    assert served.finish() == undebugged
+    same(served.finish(), undebugged)
 
 
 def test_the_path_of_the_module_is_printed() -> None:

@@ -406,7 +406,7 @@ def test_a_long_search_is_ended_by_control_c(qemu: Qemu) -> None:
         time.sleep(1)
         process.send_signal(signal.SIGINT)
         output, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) in ((0, ""), (130, ""))  # that early it had not begun
+    assert (process.returncode, errors) in ((0, ""), (130, ""), (-signal.SIGINT, ""))  # that early it had not begun, or Python had not
     assert not output or "ended on request at" in output or output.startswith("4 VMCBs")
 
 

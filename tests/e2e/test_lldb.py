@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.served import Served, run
+from tests.e2e.served import Served, run, same
 from tests.gdbstub.lldb import Lldb, lldb, programs
 
 Serve = Callable[..., Served]
@@ -101,7 +101,7 @@ def test_conditions_by_source_and_expressions_that_call(
         "response: OK", '"name": "CPU 0"', "[]", "stop reason = step over",
         "stop reason = step out", "exited with status = 1",
     )  # fmt: skip
-    assert served.finish() == undebugged
+    same(served.finish(), undebugged)
 
 
 def test_from_the_boot_sector_to_long_mode(serve: Serve, examples: Path, program: str, tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_from_the_boot_sector_to_long_mode(serve: Serve, examples: Path, program
         "`long_mode at bootsector.S", "efer = 0x0000000000000500", "movl   $0x3f8, %edx", "rdx = 0x00000000000003f8",
         "exited with status = 1",
     )  # fmt: skip
-    assert served.finish() == undebugged
+    same(served.finish(), undebugged)
 
 
 def test_the_machine_waits_while_nobody_is_attached(serve: Serve, hypervisor: Path, program: str) -> None:
@@ -181,4 +181,4 @@ def test_two_targets_of_one_lldb(serve: Serve, hypervisor: Path, program: str, t
         one("target select 0", "exited with status = 1")
     finally:
         one.close()
-    assert served.finish() == undebugged
+    same(served.finish(), undebugged)

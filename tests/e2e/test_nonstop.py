@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.served import Served, exits_of, run
+from tests.e2e.served import Served, exits_of, run, same
 from tests.gdbstub.gdb import GDBS, NonStopGdb
 
 Serve = Callable[..., Served]
@@ -178,4 +178,4 @@ def test_nothing_held_is_the_undebugged_run(non_stop: NonStopGdb, serve: Serve, 
     non_stop.mi("-exec-continue --all")
     assert non_stop.stop()["reason"] == "exited"
     non_stop.close()
-    assert served.finish() == undebugged
+    same(served.finish(), undebugged)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.served import Served, attach, run
+from tests.e2e.served import Served, attach, run, same
 from tests.gdbstub.gdb import Gdb
 
 Serve = Callable[..., Served]
@@ -100,7 +100,7 @@ def test_a_user_breakpoint_and_one_of_the_kernel(gdb: Gdb, started: Served, imag
     gdb("inferior 1")
     assert "exited with code 01" in gdb("continue")
     gdb.close()
-    assert started.finish() == run(image("processes"), tmp_path)
+    same(started.finish(), run(image("processes"), tmp_path))
 
 
 def test_not_mapped_yet(gdb: Gdb, started: Served) -> None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.e2e.served import Served, attach, reach, run
+from tests.e2e.served import Served, attach, reach, run, same
 from tests.gdbstub.gdb import Gdb, captured
 from tests.gdbstub.serving import Wire
 
@@ -193,7 +193,7 @@ def test_detach_lets_the_machine_run(gdb: Gdb, serve: Serve, hypervisor: Path, t
     assert "Temporary breakpoint 3, " in gdb("continue")
     assert "[Inferior 1 (process 1) detached]" in gdb("detach")
     gdb.close()
-    assert served.finish() == undebugged
+    same(served.finish(), undebugged)
 
 
 def test_kill_and_run_again(gdb: Gdb, serve: Serve, hypervisor: Path, tmp_path: Path) -> None:

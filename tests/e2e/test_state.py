@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.served import Served, attach, reach, run
+from tests.e2e.served import Served, attach, reach, run, same
 from tests.gdbstub.gdb import Gdb
 
 Serve = Callable[..., Served]
@@ -166,4 +166,4 @@ def test_asking_changes_nothing(gdb: Gdb, serve: Serve, hypervisor: Path, tmp_pa
                 assert "Protocol error" not in gdb(f"monitor {line}"), line
     assert "exited with code 01" in gdb("continue")
     gdb.close()
-    assert served.finish() == undebugged
+    same(served.finish(), undebugged)

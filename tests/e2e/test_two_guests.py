@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.e2e.served import Served, attach, run
+from tests.e2e.served import Served, attach, run, same
 from tests.gdbstub.gdb import Gdb
 
 COUNTER = 0xFFFFFFFF80109000
@@ -74,4 +74,4 @@ def test_two_guests_and_a_run_that_does_not_notice(
     printed = gdb("continue")
     assert "[Inferior 1 (process 1) exited with code 01]" in printed, printed
     gdb.close()
-    assert served.finish() == undebugged
+    same(served.finish(), undebugged)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gdbstub.target import CONTINUE, BreakpointKind, Output, Stop, ThreadId
-from tests.e2e.served import Served, run
+from tests.e2e.served import Served, run, same
 from tests.gdbstub.gdb import Gdb
 from vmdbg.debugger import Debugger
 from vmdbg.machine import Config, Machine
@@ -48,7 +48,7 @@ def test_each_store_stops_behind_itself(gdb: Gdb, serve: Serve, image: Image, tm
     gdb("delete")
     assert "exited with code 01" in gdb("continue")
     gdb.close()
-    assert served.finish() == undebugged
+    same(served.finish(), undebugged)
 
 
 @pytest.mark.parametrize("length", [1, 3, 8, 100, 4096])
