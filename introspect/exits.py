@@ -243,7 +243,7 @@ def port_info(insn: Instruction, port: int, size: int) -> int:
 
 
 class SMI_INFO(Bits):
-    """EXITINFO1 of an SMI (APM2 15.13.3, figure 15-3). With VAL, bits 41:32 and 63:48 say of the I/O instruction what IOIO does."""
+    """EXITINFO1 of an SMI (APM2 15.13.3, figure 15-3). With VAL, its upper half and SEG say what IOIO does."""
 
     SMISRC = bit(0)
     """It came from outside: no I/O trap of the processor's own."""
@@ -364,8 +364,6 @@ def exit_details(code: int, info1: int, info2: int) -> str:
             return "WRMSR" if info1 & 1 else "RDMSR"
         case ExitCode.TASK_SWITCH:
             return _describe_task_switch(info1, info2)
-        case ExitCode.MWAIT | ExitCode.MWAIT_COND:
-            return "monitor armed" if info1 & 1 else "monitor not armed"
         case ExitCode.NPF:
             return _describe_npf(info1, info2)
         case ExitCode.AVIC_INCOMPLETE_IPI:

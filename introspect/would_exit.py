@@ -201,18 +201,18 @@ def _hlt(trail: Trail, g: Subject, form: Form) -> Exit | None:
 
 
 def _mwait(trail: Trail, g: Subject, form: Form) -> Exit | None:
-    """MWAIT_COND counts where the monitor is armed (APM2 15.9)."""
-    if trail.bit(ExitCode.MWAIT):
-        return Exit(ExitCode.MWAIT, 0, 0, _nrip(g))
-    if not trail.bit(ExitCode.MWAIT_COND):
-        return None
-    armed = g.registers.get("monitor_armed")
-    if armed is None:
-        trail.doubts.append(("whether the monitor is armed", None))
-    value = "not known" if armed is None else "yes" if armed else "no"
-    result = "? no exit" if armed is None else "" if armed else "no exit"
-    trail.looked.append(Looked("the monitor is armed", "APM3 MWAIT", value, result))
-    return None if armed == 0 else Exit(ExitCode.MWAIT_COND, 0, 0, _nrip(g))
+    """MWAIT_COND, which counts where the monitor is armed, comes before MWAIT (APM2 table 15-7)."""
+    if trail.bit(ExitCode.MWAIT_COND):
+        else_ = "MWAIT" if trail.situation.wants(ExitCode.MWAIT) else "no exit"
+        armed = g.registers.get("monitor_armed")
+        if armed is None:
+            trail.doubts.append(("whether the monitor is armed", None))
+        value = "not known" if armed is None else "yes" if armed else "no"
+        result = f"? {else_}" if armed is None else "" if armed else else_
+        trail.looked.append(Looked("the monitor is armed", "APM3 MWAIT", value, result))
+        if armed != 0:
+            return Exit(ExitCode.MWAIT_COND, 0, 0, _nrip(g))
+    return Exit(ExitCode.MWAIT, 0, 0, _nrip(g)) if trail.bit(ExitCode.MWAIT) else None
 
 
 def _pause(trail: Trail, g: Subject, form: Form) -> Exit | None:

@@ -250,6 +250,9 @@ def test_registers_that_a_dump_has_not() -> None:
     assert asked(situation(), "rdmsr")[-1] == "-> no #VMEXIT", "whatever it is"
     assert asked(situation(ExitCode.MONITOR, cpl=3), "monitor")[-1].startswith("-> depends on hwcr, rcx")
     assert "whether the monitor is armed" in asked(situation(ExitCode.MWAIT_COND), "mwait")[-1]
+    both = asked(situation(ExitCode.MWAIT, ExitCode.MWAIT_COND), "mwait")
+    assert both[-1].startswith("-> depends on rcx, whether the monitor is armed, not known here; else #VMEXIT MWAIT_COND")
+    assert any(line.endswith("? MWAIT") for line in both)
     assert "the count of the PAUSE filter" in asked(situation(ExitCode.PAUSE, pause_filter_count=5), "pause")[-1]
     assert asked(situation(ExitCode.PAUSE), "pause")[-1].startswith("-> #VMEXIT PAUSE")
 
@@ -320,7 +323,7 @@ def test_every_event_and_exception() -> None:
 
 
 def test_every_mnemonic_exits_where_everything_is_intercepted() -> None:
-    everything = situation(*range(0xC0), known={**dict.fromkeys(GENERAL, 0), "rflags": 2 | 1 << 11})
+    everything = situation(*range(0xC0), known={**dict.fromkeys(GENERAL, 0), "rflags": 2 | 1 << 11, "monitor_armed": 1})
     everything.memory.write(MSRPM, b"\xff" * 0x2000)
     everything.memory.write(IOPM, b"\xff" * 0x3000)
     for name, code in MNEMONICS.items():

@@ -194,8 +194,9 @@ def test_xsetbv(text: str, python: bool) -> None:
 
 @covers(0x8A, 0x8B, 0x8C)
 def test_mwait_if_armed(python: bool) -> None:
-    """8Ch exits only where the monitor is armed and has not been triggered; 8Bh comes before it; a world switch disarms."""
-    h = Hypervisor(f"mwait; movl ${DATA}, %eax; monitor; movb $1, (%rax); mwait; monitor; mwait; mwait; vmmcall", python=python)
+    """8Ch exits only where the monitor is armed and has not been triggered, and comes before 8Bh (APM2 table 15-7); a world
+    switch disarms."""
+    h = Hypervisor(f"mwait; movl ${DATA}, %eax; monitor; incb (%rax); mwait; monitor; mwait; mwait; vmmcall", python=python)
     h.intercept(0x8C)
     assert h.enter() == 0x8C
     assert h.guest_read(DATA, 1) == 1
@@ -203,6 +204,9 @@ def test_mwait_if_armed(python: bool) -> None:
     h.intercept(0x8B)
     assert h.again(rip=CODE) == 0x8B
     assert h["rip"] == CODE
+    assert h.skip(3) == 0x8B, "triggered"
+    assert h.skip(3) == 0x8C
+    assert h.skip(3) == 0x8B, "disarmed"
 
 
 @covers(0x60, 0x8B)

@@ -55,10 +55,12 @@ def intercepted(cpu: Cpu, guest: Guest, code: int) -> bool:
         if not guest.intercepts(code):
             return False
     elif code == ExitCode.MWAIT:
-        if not guest.intercepts(code):
+        # The conditional intercept is looked at first: its exit tells an MWAIT that would have waited (APM2 table 15-7).
+        waits = cpu.monitored is not None and not cpu.stored_to(cpu.monitored)
+        if waits and guest.intercepts(ExitCode.MWAIT_COND):
             code = ExitCode.MWAIT_COND
-            if cpu.monitored is None or cpu.stored_to(cpu.monitored) or not guest.intercepts(code):
-                return False
+        elif not guest.intercepts(code):
+            return False
     elif not guest.intercepts(code):
         return False
     elif code == ExitCode.PAUSE:

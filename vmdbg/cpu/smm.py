@@ -68,7 +68,7 @@ def _port_access(cpu: Cpu) -> PortAccess | None:
 
 
 def exit_info(cpu: Cpu) -> tuple[int, int]:
-    """EXITINFO1 and 2 of an SMI that a hypervisor intercepts: an external one, and the I/O instruction it followed (APM2 15.13.3).
+    """EXITINFO1 and 2 of an SMI that is intercepted: an external one, and the I/O instruction it followed (APM2 15.13.3).
 
     No breakpoint at the port is told of: its #DB has come first.
     """
