@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from introspect.exits import EVENT, ExitCode, exception_name
-from introspect.layout import Bits, Buffer, bit
+from introspect.layout import Bits, Buffer, bit, bits
 from introspect.paging import pdpte_reserved
 from introspect.permissions import IOPM_SIZE, MSRPM_SIZE
 from introspect.registers import ATTRIB, CR0, CR4, EFER, memory_types
@@ -164,9 +164,12 @@ EXCEPTIONS = frozenset(
 ) - {2}
 """The vectors that are exceptions, which EVENTINJ may inject as such: 2 is the NMI, and the rest below 32 are reserved."""
 
+_NOT_IN_64_BIT_MODE = frozenset((4, 5))
+"""#OF and #BR: INTO and BOUND do not exist there."""
 _LONG_BITS = EFER.LME | EFER.LMA
 _INJECTED_TYPES = frozenset(EVENT.meanings["type"])
 _VMRUN = bit(ExitCode.VMRUN & 31)
+_WRITE_TRAPS = bits(31, ExitCode.EFER_WRITE_TRAP & 31)
 _NP = MISC_CTL.np_enable
 _NMI = bit(ExitCode.NMI & 31)
 _X2AVIC = V_INTR.x2avic_enable | V_INTR.avic_enable
@@ -175,8 +178,10 @@ _X2AVIC = V_INTR.x2avic_enable | V_INTR.avic_enable
 def _bad_event(s: State) -> bool:
     if not s.eventinj & EVENT.v:
         return False
-    kind = s.eventinj >> 8 & 7
-    return kind not in _INJECTED_TYPES or (kind == 3 and s.eventinj & 0xFF not in EXCEPTIONS)
+    kind, vector = s.eventinj >> 8 & 7, s.eventinj & 0xFF
+    if kind == 3 and vector in _NOT_IN_64_BIT_MODE and _long(s) and s.cs_attrib & ATTRIB.L:
+        return True
+    return kind not in _INJECTED_TYPES or (kind == 3 and vector not in EXCEPTIONS)
 
 
 @lru_cache(maxsize=64)
@@ -241,9 +246,10 @@ RULES: tuple[Rule, ...] = (
     Rule("iopm-range", "15.5.1", "the I/O permission map (12 KiB) reaches beyond the physical address width",
          "Put the map's physical address into IOPM_BASE_PA",
          ("iopm_base_pa",), lambda s, cpu, memory: (s.iopm_base_pa & ~0xFFF) + IOPM_SIZE > 1 << cpu.maxphyaddr),
-    Rule("eventinj", "15.20", "the event to inject has a reserved type, or is an exception with no such vector",
-         "Use type 0 (interrupt), 2 (NMI), 3 (exception, with an exception's vector) or 4 (software interrupt)",
-         ("eventinj",), lambda s, cpu, memory: _bad_event(s)),
+    Rule("eventinj", "15.20", "the event to inject has a reserved type, or is an exception that does not exist, in this mode or at all",
+         "Use type 0 (interrupt), 2 (NMI), 3 (exception, with an exception's vector; not #OF and #BR in 64-bit mode) or 4 "
+         "(software interrupt)",
+         ("eventinj", "efer", "cr0", "cs.attrib"), lambda s, cpu, memory: _bad_event(s)),
     Rule("np-host-paging", "15.25.3", "nested paging is on while the host has paging off (CR0.PG is 0)",
          "Turn on the host's paging before VMRUN",
          ("misc_ctl",), lambda s, cpu, memory: _nested(s, cpu) and not cpu.host_cr0 & CR0.PG),
@@ -277,6 +283,14 @@ RULES: tuple[Rule, ...] = (
          ("v_intr", "misc_ctl"), lambda s, cpu, memory: _avic(s, cpu) and not _nested(s, cpu), fatal=False),
     Rule("gmet-np", "15.25.13", "GMET is on without nested paging, whose tables it is about", "Set NP_ENABLE as well",
          ("misc_ctl",), lambda s, cpu, memory: _gmet(s, cpu) and not _nested(s, cpu), fatal=False),
+    Rule("write-traps", "15.35.10", "traps after writes of control registers are asked for without SEV-ES",
+         "Intercept the writes: bits of intercept_cr_write, and of EFER that of the MSR permission map",
+         ("intercept_misc2", "misc_ctl"),
+         lambda s, cpu, memory: bool(s.intercept_misc2 & _WRITE_TRAPS) and not s.misc_ctl & MISC_CTL.sev_es_enable, fatal=False),
+    Rule("sss-np", "15.25.14", "supervisor shadow stacks are checked without nested paging", "Set NP_ENABLE as well",
+         ("misc_ctl",),
+         lambda s, cpu, memory: bool(s.misc_ctl & MISC_CTL.sss_check_enable and cpu.features & SVM_FEATURES.SSSCheck)
+         and not _nested(s, cpu)),
     Rule("cet-wp", "15.5.1", "CR4.CET is set while CR0.WP is clear", "Set CR0.WP or clear CR4.CET",
          ("cr4", "cr0"), lambda s, cpu, memory: bool(s.cr4 & CR4.CET) and not s.cr0 & CR0.WP),
     Rule("tlb-control", "15.16.1", "TLB_CONTROL is no command of this processor",

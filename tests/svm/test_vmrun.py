@@ -176,7 +176,7 @@ def test_refused(rule: str, python: bool) -> None:
 @covers("eventinj")
 @pytest.mark.parametrize("event", [
     0x8000_0100, 0x8000_0500, 0x8000_0600, 0x8000_0700,
-    *(0x8000_0300 | vector for vector in (2, 9, 15, 20, 22, 27, 31, 32, 255)),
+    *(0x8000_0300 | vector for vector in (2, 4, 5, 9, 15, 20, 22, 27, 31, 32, 255)),
 ])  # fmt: skip
 def test_events_that_do_not_exist(event: int, python: bool) -> None:
     refused(Hypervisor("movl $1, %ebx", host=f"{store(eventinj=event)}; vmrun; hlt\nend:", python=python), "eventinj")

@@ -16,7 +16,7 @@ from introspect.rules import RULES, SVM_FEATURES, Processor, Violation, first_vi
 from introspect.vmcb import INT_STATE, V_INTR, VMCB
 from vmdbg.cpu.bits import DR6_BS, RFLAGS_VM, dr6_value, dr7_value
 from vmdbg.cpu.core import Cpu, Notice
-from vmdbg.cpu.faults import GP, PF, CpuFault, Event, Kind, NestedPageFault
+from vmdbg.cpu.faults import GP, NMI, PF, CpuFault, Event, Kind, NestedPageFault
 from vmdbg.cpu.operands import accesses
 from vmdbg.engine import layout
 from vmdbg.engine.state import CODE_BASE_KEPT, CS, GDTR, HF_CS64, IDTR, RSP, CpuState
@@ -349,7 +349,7 @@ def vmrun(cpu: Cpu, size: int) -> Event | None:
     if not event & EVENT.v:
         return None
     kind = Kind(EVENT.get(event, "type"))
-    vector = event & 0xFF
+    vector = NMI if kind == Kind.NMI else event & 0xFF  # of an NMI it is ignored (APM2 15.20)
     injected = Event(
         vector, kind, event >> 32 if event & EVENT.ev else None,
         s.cr(2) if kind == Kind.EXCEPTION and vector == PF else None,
