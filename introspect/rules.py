@@ -246,7 +246,8 @@ RULES: tuple[Rule, ...] = (
     Rule("iopm-range", "15.5.1", "the I/O permission map (12 KiB) reaches beyond the physical address width",
          "Put the map's physical address into IOPM_BASE_PA",
          ("iopm_base_pa",), lambda s, cpu, memory: (s.iopm_base_pa & ~0xFFF) + IOPM_SIZE > 1 << cpu.maxphyaddr),
-    Rule("eventinj", "15.20", "the event to inject has a reserved type, or is an exception that does not exist, in this mode or at all",
+    Rule("eventinj", "15.20",
+         "the event to inject has a reserved type, or is an exception that does not exist, in this mode or at all",
          "Use type 0 (interrupt), 2 (NMI), 3 (exception, with an exception's vector; not #OF and #BR in 64-bit mode) or 4 "
          "(software interrupt)",
          ("eventinj", "efer", "cr0", "cs.attrib"), lambda s, cpu, memory: _bad_event(s)),
