@@ -28,6 +28,7 @@ from introspect.prediction import Exit, Looked, Outcome, Prediction, Situation, 
 from introspect.registers import CR0, RFLAGS
 from introspect.sources import Memory, Unreadable
 from introspect.subject import NestedRefusal, Raised, Subject, Unknown, mode_bits
+from introspect.vmcb import MISC_CTL2
 
 __all__ = ["EVENTS", "BadInstruction", "event", "exception", "instruction"]
 
@@ -121,6 +122,18 @@ def _known(what: Callable[[], int]) -> int | None:
 def _plain(trail: Trail, g: Subject, form: Form) -> Exit | None:
     if form.code is None or not trail.bit(form.code):
         return None
+    return Exit(form.code, 0, 0, _nrip(g))
+
+
+def _vmload(trail: Trail, g: Subject, form: Form) -> Exit | None:
+    """Where virtual VMLOAD and VMSAVE are asked for but not recognized they exit, intercepted or not (APM2 15.33.1)."""
+    found = _plain(trail, g, form)
+    if found is not None or form.code is None or not g.field("misc_ctl2") & MISC_CTL2.v_vmload_vmsave:
+        return found
+    if not g.has("V_VMSAVE_VMLOAD") or g.virtual_vmload:
+        return None
+    value = "they need nested paging and a hypervisor in 64-bit mode"
+    trail.looked.append(Looked(f"virtual {form.name} is not recognized", "15.33.1", value, "#VMEXIT"))
     return Exit(form.code, 0, 0, _nrip(g))
 
 
@@ -282,6 +295,7 @@ def _nothing(trail: Trail, g: Subject, form: Form) -> Exit | None:
 _SPECIAL: Mapping[str, Callable[[Trail, Subject, Form], Exit | None]] = {
     "cr": _cr, "cr0": _cr0, "dr": _dr, "invlpg": _invlpg, "int": _interrupt, "icebp": _icebp, "hlt": _hlt, "mwait": _mwait,
     "pause": _pause, "port": _port, "msr": _msr, "rsm": _plain, "into": _nothing,
+    "vmload": _vmload,
 }  # fmt: skip
 
 _EFER = 0xC0000080

@@ -74,7 +74,7 @@ static struct {
 } at;
 static struct {
     uint32_t es, fs, gdtr, ldtr, idtr, tr, cpl, efer, controls, rsp, rax, msrs, cr2, g_pat, v_intr, int_state, exitcode,
-        eventinj, nrip, insn_len;
+        eventinj, nrip, insn_len, misc_ctl2;
 } in;
 
 enum { ES, CS, SS, DS, FS, GS, LDTR, TR, GDTR, IDTR };
@@ -89,6 +89,7 @@ enum { CR0_ET = 1 << 4, CR0_AM = 1 << 18 };
 #define DR6(value) (((value) & 0xe00f) | 0xffff0ff0)
 #define DR7(value) (((value) & 0xffff23ff) | 0x400)
 enum { DR7_ENABLED = 0xff };
+enum { V_VMLOAD_VMSAVE = 1 << 1 };                       /* in misc_ctl2 */
 enum { EFER_LME = 1 << 8, EFER_LMA = 1 << 10, EFER_SVME = 1 << 12 };
 enum { CR4_OSFXSR = 1 << 9, CR4_SMAP = 1 << 21 };
 enum { SEG_L = 1 << 21, SEG_DB = 1 << 22 };             /* in the engine's form */
@@ -298,6 +299,9 @@ static int64_t vmrun(struct runtime *rt, struct switcher *sw)
         return -1;
     e = entry_of(sw, spa);
     if (((uint64_t *)(vmcb + in.controls))[3] & DR7_ENABLED)    /* breakpoints of the guest's own */
+        return -1;
+    /* Its entry is that of a host in 64-bit mode, the only one whose guests have virtual VMLOADs (APM2 15.33.1). */
+    if (Q(vmcb, in.misc_ctl2) & V_VMLOAD_VMSAVE && !(FIELD(rt, uint32_t, at.hflags) & HF_CS64))
         return -1;
     if (e->vmcb != spa || e->host_cr0 != CR(rt, 0) || e->host_cr4 != CR(rt, 4) || e->host_efer != FIELD(rt, uint64_t, at.efer))
         return -1;

@@ -288,7 +288,7 @@ def vmrun(cpu: Cpu, size: int) -> Event | None:
     stale: list[str] = []
     if cpu.vmcb_cache is not None:
         view, stale = cpu.vmcb_cache.load(vmcb, memory)
-    guest = Guest(vmcb, memory, host_if, view)
+    guest = Guest(vmcb, memory, host_if, view, s.is_code64)
     host_cr4, host_efer = s.cr(4), s.efer
     efer_valid = cpu.msrs.table[MSR_EFER].writable
     violation = _violation(
