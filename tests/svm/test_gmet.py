@@ -231,3 +231,13 @@ def test_claimed(strict: bool) -> None:
     h = Hypervisor("nop", host="movl $0x8000000a, %eax; cpuid; hlt", strict_tlb=strict)
     h.run()
     assert h.reg(2) & SVM_FEATURES.GMET
+
+
+@STRICT
+def test_smm_in_between(strict: bool, python: bool) -> None:
+    """RSM goes back to a guest with GMET."""
+    h = hypervisor(f"nop; nop; movl ${USER_PAGE}, %eax; jmp *%rax", strict=strict, python=python)
+    h.step(2)
+    h.cpu.smi()
+    assert h.enter() == NPF
+    assert (h["exitinfo1"], h["exitinfo2"]) == (FINAL | FETCH | PRESENT, USER_PAGE)

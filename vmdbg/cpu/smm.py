@@ -180,7 +180,7 @@ def leave(cpu: Cpu) -> bool:
     nested = npt.nested if isinstance(npt, Shadow) else None
     physical = cpu.engine.physical
     cpu.npt = physical.host if nested is None else physical.shadow(
-        nested.ncr3, nested.host_cr4, nested.host_efer, nested.apic
+        nested.ncr3, nested.host_cr4, nested.host_efer, nested.apic, nested.gmet
     )
     cpl = 0 if not cr0 & CR0_PE else 3 if saved["rflags"] & RFLAGS_VM else s.attrib(SS) >> 5 & 3
     _changed(cpu, cpl)
@@ -220,4 +220,4 @@ def _changed(cpu: Cpu, cpl: int) -> None:
     world.set_intercepts(s, cpu.guest)
     cpu.guard_ferr()
     cpu.guard_tasks()
-    cpu.flush()
+    cpu.forget_all_translations()

@@ -52,6 +52,10 @@ SYSCFG_MTRR_FIX_DRAM_MOD_EN = 1 << 19
 VARIABLE_MTRRS = 8
 MTRR_VARIABLE = range(MTRR_PHYS_BASE0, MTRR_PHYS_BASE0 + 2 * VARIABLE_MTRRS, 2)
 """The bases; each is followed by its mask."""
+MEMORY_TYPE_MSRS = frozenset((
+    MTRR_DEF_TYPE, *MTRR_FIXED, *range(MTRR_PHYS_BASE0, MTRR_PHYS_BASE0 + 2 * VARIABLE_MTRRS), *range(IORR_BASE0, IORR_BASE0 + 4),
+))  # fmt: skip
+"""MTRRs and IORRs."""
 PAT_TYPES = frozenset((0, 1, 4, 5, 6, 7))
 MTRR_TYPES = frozenset((0, 1, 4, 5, 6))
 
