@@ -17,7 +17,10 @@ from introspect.registers import ATTRIB, CR0, CR4, EFER, memory_types
 from introspect.sources import Memory, Unreadable
 from introspect.vmcb import AVIC_PHYSICAL, MISC_CTL, V_INTR, VMCB
 
-__all__ = ["FEATURE_SECTIONS", "RULES", "SVM_FEATURES", "Processor", "Rule", "Violation", "first_violation", "violations"]
+__all__ = [
+    "FEATURE_SECTIONS", "RULES", "SVM_FEATURES", "Processor", "Rule", "Violation", "first_violation", "host_violation",
+    "violations",
+]  # fmt: skip
 
 
 class SVM_FEATURES(Bits):
@@ -300,6 +303,10 @@ RULES: tuple[Rule, ...] = (
 )  # fmt: skip
 
 _FATAL = tuple((rule.check, rule) for rule in RULES if rule.fatal)
+_HOSTS = frozenset((
+    "cr0-nw", "cr0-high", "cr3-mbz", "cr4-mbz", "efer-mbz", "efer-long", "long-pae", "long-pe", "long-cs", "cet-wp",
+))  # fmt: skip
+"""The rules that what #VMEXIT reloads of the host must keep, too."""
 
 
 def _violation(rule: Rule, vmcb: Buffer) -> Violation:
@@ -318,4 +325,13 @@ def first_violation(vmcb: Buffer, processor: Processor, memory: Memory) -> Viola
     for check, rule in _FATAL:
         if check(state, processor, memory):
             return _violation(rule, vmcb)
+    return None
+
+
+def host_violation(area: Buffer, processor: Processor, memory: Memory) -> Violation | None:
+    """The first rule that a host save area, of a VMCB's layout, breaks: #VMEXIT shuts the processor down then (APM2 15.6)."""
+    state = State._make(_UNPACK(area, 0))
+    for check, rule in _FATAL:
+        if rule.id in _HOSTS and check(state, processor, memory):
+            return _violation(rule, area)
     return None
