@@ -34,6 +34,7 @@ class SVM_FEATURES(Bits):
     VmcbClean = bit(5)
     FlushByAsid = bit(6)
     DecodeAssists = bit(7)
+    PmcVirt = bit(8)
     PauseFilter = bit(10)
     PauseFilterThreshold = bit(12)
     AVIC = bit(13)
@@ -44,17 +45,22 @@ class SVM_FEATURES(Bits):
     SSSCheck = bit(19)
     V_SPEC_CTRL = bit(20)
     ROGPT = bit(21)
+    HOST_MCE_OVERRIDE = bit(23)
     TlbiCtl = bit(24)
     VNMI = bit(25)
     IbsVirt = bit(26)
+    ExtLvtAvicAccessChg = bit(27)
+    NestedVirtVmcbAddrChk = bit(28)
+    BusLockThreshold = bit(29)
     IdleHlt = bit(30)
 
 
 FEATURE_SECTIONS = {
-    "NP": "15.25", "LBRV": "15.23", "SVML": "15.30", "NRIPS": "15.7.1", "TscRateMsr": "15.30.5", "VmcbClean": "15.15",
+    "NP": "15.25", "LBRV": "15.23", "SVML": "15.31", "NRIPS": "15.7.1", "TscRateMsr": "15.30.5", "VmcbClean": "15.15",
     "FlushByAsid": "15.16", "DecodeAssists": "15.8", "PauseFilter": "15.14.4", "PauseFilterThreshold": "15.14.4",
     "AVIC": "15.29", "V_VMSAVE_VMLOAD": "15.33.1", "vGIF": "15.33.2", "GMET": "15.25.13", "x2AVIC": "15.29",
-    "SSSCheck": "15.25.14", "ROGPT": "15.25.5", "VNMI": "15.21.10", "IdleHlt": "15.9",
+    "SSSCheck": "15.25.14", "V_SPEC_CTRL": "15.37.1", "ROGPT": "15.25.5", "HOST_MCE_OVERRIDE": "15.12.18", "VNMI": "15.21.10",
+    "IbsVirt": "15.38", "ExtLvtAvicAccessChg": "15.29.3.1", "BusLockThreshold": "15.14.5", "IdleHlt": "15.9",
 }  # fmt: skip
 """SVM_FEATURES that APM2 has a section about."""
 

@@ -37,6 +37,7 @@ MISSING: dict[Key, str] = {
     **dict.fromkeys(_codes("EXCP_HV EXCP_VC"), "SEV is not claimed"),
     **dict.fromkeys(_codes("BUSLOCK IDLE_HLT"), "the feature is not claimed"),
     **dict.fromkeys(_codes("VMGEXIT BUSY IDLE_REQUIRED INVALID_PMC"), "no SEV"),
+    "sss-np": "SSSCheck is not claimed",
     "efer-long": "this processor has long mode", "cet-wp": "CR4.CET is reserved here: cr4-mbz comes first",
     **dict.fromkeys(("tlb-control", "avic-np", "gmet-np", "write-traps"), "reported by `monitor vmrun why` only"),
 }  # fmt: skip

@@ -103,7 +103,7 @@ def test_the_save_area_of_a_guest(python: bool) -> None:
 def test_what_was_virtual_is_kept(python: bool) -> None:
     """V_IRQ, the virtual NMI mask and V_TPR live through SMM."""
     h = Hypervisor("nop; sti; nop\nopen: nop", python=python)
-    word = V_INTR.make(v_irq=1, v_intr_prio=8, v_intr_masking=1, v_intr_vector=0x55, v_nmi_enable=1, v_nmi=1, v_nmi_blocking=1)
+    word = V_INTR.make(v_irq=1, v_intr_prio=8, v_intr_masking=1, v_intr_vector=0x55, v_nmi_enable=1, v_nmi=1, v_nmi_mask=1)
     h.intercept(ExitCode.NMI)
     h.set(v_intr=word)
     h.step()

@@ -346,7 +346,7 @@ def vmrun(cpu: Cpu, size: int) -> Event | None:
         _load_branches(cpu, view)
     guest.host_nmi_blocked = s.nmi_blocked
     if guest.v_nmi_enabled:
-        s.nmi_blocked = bool(guest.v_intr & V_INTR.v_nmi_blocking)
+        s.nmi_blocked = bool(guest.v_intr & V_INTR.v_nmi_mask)
     s.gif = True
     cpu.flush()
     if cpu.switcher is not None:
@@ -509,7 +509,7 @@ def _v_intr_at_exit(cpu: Cpu, guest: Guest, intinfo: int) -> int:
     delivering = intinfo & EVENT.v and EVENT.get(intinfo, "type") == Kind.NMI
     blocked = s.nmi_blocked and not delivering  # an NMI that was not delivered has not masked others (APM2 15.21.10)
     s.nmi_blocked = guest.host_nmi_blocked
-    return word | V_INTR.v_nmi_blocking if blocked else word & ~V_INTR.v_nmi_blocking
+    return word | V_INTR.v_nmi_mask if blocked else word & ~V_INTR.v_nmi_mask
 
 
 def vmload(cpu: Cpu, size: int) -> None:
