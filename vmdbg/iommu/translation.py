@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from introspect.address import Spa
 from introspect.iommu.structures import DTE, DTE_SIZE, decode_dte
 from introspect.iommu.verdicts import DmaAccess, IoFault, IoStep, IoTranslation, StepKind
-from introspect.iommu.walk import translate
+from introspect.iommu.walk import is_special, judged_alike, translate
 from introspect.pci import RequesterId
 from introspect.sources import Unreadable
 from vmdbg.iommu.caches import Page, Recorder
@@ -79,7 +79,7 @@ class Translation:
         access, at, end = DmaAccess(write, pasid), address, address + length
         while at < end or not spans:
             page = self._page(requester, at, access, quiet)
-            count = min(end, page.first + page.size) - at
+            count = min(end, page.first + page.size, judged_alike(self.iommu.view, at)) - at
             spa = page.spa + at - page.first
             if spans and spans[-1].spa + spans[-1].length == spa:
                 spans[-1] = Span(spans[-1].spa, spans[-1].length + count)
@@ -102,7 +102,7 @@ class Translation:
     def _page(self, requester: RequesterId, iova: int, access: DmaAccess, quiet: bool) -> Page:
         caches, view = self.iommu.caches, self.iommu.view
         dte = self.entry(requester)
-        if dte is not None and dte & DTE.V and dte & DTE.TV and view.exclusion is None:
+        if dte is not None and dte & DTE.V and dte & DTE.TV and view.exclusion is None and not is_special(iova):
             key = caches.key(DTE.get(dte, "DomainID"), self._pasid(dte, access.pasid), requester)
             found = caches.find_page(key, iova)
             if found is not None and self._allows(found.page, dte, access.write):
