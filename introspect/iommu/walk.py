@@ -36,7 +36,7 @@ from introspect.sources import Memory, Unreadable
 __all__ = [
     "HYPERTRANSPORT_INTERRUPTS", "INTERRUPT_RANGE", "PORT_RANGE", "SYSTEM_RANGE", "IoWalk", "entry_fault", "guest_format",
     "guest_root", "host_translate", "in_interrupt_range", "is_special", "judged_alike", "leaf_is_valid", "locate", "read_dte",
-    "translate", "walk",
+    "translate", "walk", "withheld",
 ]  # fmt: skip
 
 INTERRUPT_RANGE = 0xFEE0_0000, 0xFEEF_FFFF
@@ -357,6 +357,9 @@ class _Walker:
                 self.pending.append((spa, PTE.A))
             table, level = entry & PTE.Address, below
 
+    def withheld(self, iova: int, dte: int) -> IoFault:
+        return self._fault(iova, dte, _Refusal(Cause.PERMISSION, ("PR", "PE")))
+
     def _blame_entry(self) -> None:
         self.blame = 0
 
@@ -493,6 +496,11 @@ def translate(
         for spa, marks in walker.pending:
             memory.write_u32(spa, memory.read_u32(spa) | marks)
     return verdict
+
+
+def withheld(memory: Memory, iommu: Iommu, device: int, iova: int, access: DmaAccess, dte: int) -> IoFault:
+    """What follows where host tables have withheld a right, for whoever has kept that."""
+    return _Walker(memory, iommu, device, access, None).withheld(iova, dte)
 
 
 def locate(memory: Memory, iommu: Iommu | None, device: int, iova: int) -> int | None:

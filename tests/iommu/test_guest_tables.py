@@ -136,6 +136,17 @@ def test_strict_guest_pages_go_by_pasid() -> None:
                 bench.dma.read(DEVICE, GVA, 1, PASID)
 
 
+def test_strict_rights_of_a_guest_are_looked_up_anew() -> None:
+    """2.2.7.3: software need not tell of a right that it grants, nor of a page that it makes present."""
+    bench = Bench(control=ON | CONTROL.GTEn, strict=True)
+    guest = Guest(bench, nested=True)
+    guest.put(*guest.leaf, guest.page | ENTRY.P | ENTRY.U)
+    bench.dma.read(DEVICE, GVA, 1, PASID)
+    guest.put(*guest.leaf, guest.page | P_RW_US)
+    bench.dma.write(DEVICE, GVA, b"x", PASID)
+    assert bench.events() == []
+
+
 def test_host_invalidations_take_nested_ones_along() -> None:
     bench = Bench(control=ON | CONTROL.GTEn, strict=True)
     guest = Guest(bench, nested=True)
