@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from introspect.address import Spa
+from introspect.iommu.registers import CONTROL
 from introspect.iommu.structures import DTE, DTE_SIZE, PTE, decode_dte
 from introspect.iommu.verdicts import DmaAccess, IoFault, IoStep, IoTranslation, StepKind
 from introspect.iommu.walk import is_special, judged_alike, translate, withheld
@@ -131,10 +132,10 @@ class Translation:
             self.refused(fault, requester)
         raise DmaError(requester, iova, access.write, reason(fault))
 
-    @staticmethod
-    def _pasid(dte: int, pasid: int | None) -> int | None:
-        """Without one, GIoV makes it 0."""
-        return 0 if pasid is None and dte & DTE.GV and dte & DTE.GIoV else pasid
+    def _pasid(self, dte: int, pasid: int | None) -> int | None:
+        """Without one, GIoV makes it 0 where guests' tables are used (2.2.9)."""
+        guest = dte & DTE.GV and dte & DTE.GIoV and self.iommu.view.control & CONTROL.GTEn
+        return 0 if pasid is None and guest else pasid
 
     @staticmethod
     def _grants(page: Page, write: bool) -> bool:
