@@ -212,8 +212,8 @@ class DEV_TAB_HARDWARE_ERROR(_DeviceEvent):
 
 
 class PAGE_TAB_HARDWARE_ERROR(_DeviceEvent):
-    PASID_19_16 = bits(19, 16)
     DomainID = bits(47, 32)
+    """PASID 15:0 with GN; there is no room for more of it (2.5.5, table 60)."""
     GN = bit(48)
     I = bit(51)  # noqa: E741
     RW = bit(53)
@@ -244,16 +244,24 @@ class INVALID_DEVICE_REQUEST(_DeviceEvent):
     PASID_19_16 = bits(19, 16)
     PASID_15_0 = bits(47, 32)
     GN = bit(48)
-    RW = bit(53)
+    US = bit(49)
     TR = bit(56)
     Type = bits(59, 57)
 
     meanings = {  # noqa: RUF012
         "Type": {
-            0: "read-or-non-posted-write-in-interrupt-range", 1: "pretranslated-with-I-clear", 2: "port-io-with-IoCtl-abort",
-            3: "posted-write-in-sysmgt-range", 4: "read-in-sysmgt-range", 5: "interrupt-type-denied", 6: "interrupt-with-PASID",
+            0: "read-in-interrupt-range", 1: "pretranslated", 2: "port-io-with-IoCtl-abort", 3: "write-in-sysmgt-range",
+            4: "read-in-sysmgt-range-or-PASID", 5: "interrupt-with-IntCtl-abort", 6: "write-in-reserved-interrupt-range",
+            7: "special-range-with-TV-clear",
         },
     }  # fmt: skip
+    """Of accesses (2.5.9, table 64)."""
+
+    @classmethod
+    def names(cls, value: int) -> list[str]:
+        """Of translation requests (TR) types mean other things: 0 that I, V or TV is clear, 1 a special range, 2 a PASID."""
+        words = super().names(value & ~cls.Type if value & cls.TR else value)
+        return [*words, f"Type={cls.get(value, 'Type'):#x}"] if value & cls.TR else words
 
 
 class INVALID_PPR_REQUEST(_DeviceEvent):
@@ -307,12 +315,16 @@ def event_of(record: int) -> RecordType | None:
     return EVENTS.get(record >> 60 & 15)
 
 
-_FLAGS = {name: 1 << at for at, name in enumerate(("GN", "NX", "US", "I", "PR", "RW", "PE", "RZ", "TR"), 48)}
+_FLAGS = ("NX", "US", "I", "PR", "RW", "PE", "RZ", "TR")
+_RESERVED_ADDRESS = {
+    EventCode.ILLEGAL_DEV_TABLE_ENTRY: 3, EventCode.PAGE_TAB_HARDWARE_ERROR: 7, EventCode.DEV_TAB_HARDWARE_ERROR: 15,
+}  # fmt: skip
+"""Address bits that an event does not have (2.5.2-2.5.5, figures 55, 57 and 58)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """An event as the hardware logs it. `flags`: the names of those in bits 56:48; `domain` is PASID 15:0 with GN."""
+    """An event as the hardware logs it. `flags`: names of `_FLAGS`; GN is set for a `pasid`, which then is where `domain` was."""
 
     code: EventCode
     device: int
@@ -325,16 +337,16 @@ class Event:
     def encode(self) -> int:
         """The 128-bit record."""
         kind = EVENTS[self.code]
-        value = self.code << 60 | (self.address & (1 << 64) - 1) << 64
+        value = self.code << 60 | (self.address & (1 << 64) - 1 & ~_RESERVED_ADDRESS.get(self.code, 0)) << 64
         if "DeviceID" in kind.bits.fields:
             value |= self.device
         if self.pasid is not None and "GN" in kind.bits.fields:
-            value |= _FLAGS["GN"] | (self.pasid & 0xFFFF) << 32 | (self.pasid >> 16) << 16
+            value |= kind.bits.fields["GN"] | (self.pasid & 0xFFFF) << 32
+            value |= self.pasid >> 16 << 16 & kind.bits.fields.get("PASID_19_16", 0)
         elif "DomainID" in kind.bits.fields:
             value |= self.domain << 32
         for name in self.flags:
-            if name in kind.bits.fields:
-                value |= _FLAGS[name]
+            value |= kind.bits.fields.get(name, 0)
         if "Type" in kind.bits.fields:
             value |= self.type << 57
         return value
@@ -350,7 +362,7 @@ class Event:
         low = fields.get("DomainID", fields.get("PASID_15_0", 0))
         return cls(
             EventCode(kind.code), fields.get("DeviceID", 0), fields["Address"],
-            frozenset(name for name in _FLAGS if fields.get(name) and name != "GN"),
+            frozenset(name for name in _FLAGS if fields.get(name)),
             0 if guest else fields.get("DomainID", 0), fields.get("PASID_19_16", 0) << 16 | low if guest else None,
             fields.get("Type", 0),
         )  # fmt: skip

@@ -129,6 +129,8 @@ class CONTROL(Bits):
     vIommuEn = bit(53)
     GAUpdateDis = bit(54)
     GAPPIEn = bit(55)
+    TMPMEn = bit(56)
+    GCR3TRPMode = bit(58)
     IRTCacheDis = bit(59)
     SnpAvicEn = bit(61)
 
@@ -191,7 +193,11 @@ class FEATURES(Bits):
 
 
 class FEATURES2(Bits):
+    TMPMSup = bit(2)
+    GCR3TRPModeSup = bit(3)
     SNPAVICSup = bits(7, 5)
+    HTRangeIgnore = bit(11)
+    HpteRsvdBitsMode = bit(12)
 
 
 class STATUS(Bits):
