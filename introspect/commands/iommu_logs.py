@@ -162,7 +162,7 @@ def _explained(context: Context, iommu: Iommu, record: Record) -> Explained:
         return Explained(record, None, (_command_at(context, event.address),))
     if event.code not in _REPLAYED:
         return Explained(record, None, ())
-    if "I" in event.flags:
+    if event.interrupt:
         return Explained(record, None, _interrupt_words(context, iommu, event))
     if event.code in (EventCode.PAGE_TAB_HARDWARE_ERROR, EventCode.DEV_TAB_HARDWARE_ERROR):
         what = "entry" if event.code == EventCode.PAGE_TAB_HARDWARE_ERROR else "device table entry"
@@ -180,7 +180,7 @@ def _memory_at(context: Context, event: Event) -> str:
 
 def _replayed(context: Context, iommu: Iommu, record: Record, event: Event) -> Explained:
     """An event of the host's tables below a guest's has a guest-physical address: only those are walked then."""
-    access = DmaAccess("RW" in event.flags, event.pasid, "NX" in event.flags, event.pasid is not None and "US" not in event.flags)
+    access = DmaAccess(event.write, event.pasid, "NX" in event.flags, event.pasid is not None and "US" not in event.flags)
     dte = read_dte(context.memory, iommu, event.device)
     note: tuple[str, ...] = ()
     if isinstance(dte, int) and event.pasid is None and dte & DTE.GV and event.code == EventCode.IO_PAGE_FAULT:
@@ -205,6 +205,8 @@ def _interrupt_words(context: Context, iommu: Iommu, event: Event) -> tuple[str,
         return (f"an interrupt: {dte.value}",)
     names = DTE.IV | DTE.IntTabLen | DTE.IG | DTE.IntTabRoot | DTE.IntCtl | DTE.InitPass | DTE.EIntPass | DTE.NMIPass
     why = "an entry with a reserved bit or type" if "RZ" in event.flags else "denied, index too large, or RemapEn is 0"
+    if event.code == EventCode.INVALID_DEVICE_REQUEST:
+        why = "IntCtl is 0"
     return (
         f"an interrupt: {why}; entry of the device: {DTE.describe(dte & names)}",
         f"its data is not in the event: `iommu irt {RequesterId(event.device)}` lists the table, `irq try` replays a message",

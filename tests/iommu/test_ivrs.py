@@ -9,6 +9,7 @@ from struct import unpack_from
 
 import pytest
 
+from introspect.iommu.registers import CONTROL
 from introspect.pci import RequesterId
 from tests.iommu.rig import DATA, Bench
 from tests.platform.pci.board import Board
@@ -130,7 +131,7 @@ def test_each_has_its_own_registers_and_tables() -> None:
     with pytest.raises(DmaError):
         bench.dma.read(behind, 0x2000, 4)
     assert len(bench.events()) == 1
-    assert bench.bus.read_mmio(BASE + 0x18, 8) == 0
+    assert bench.bus.read_mmio(BASE + 0x18, 8) == CONTROL.Coherent
 
 
 def test_devices_behind_a_conventional_bridge_are_the_bridge() -> None:
