@@ -15,7 +15,7 @@ _C = CONTROL
 CONTROL_BUILT = (
     _C.IommuEn | _C.EventLogEn | _C.EventIntEn | _C.ComWaitIntEn | _C.InvTimeOut | _C.PassPW | _C.ResPassPW | _C.Coherent
     | _C.Isoc | _C.CmdBufEn | _C.PprLogEn | _C.PprIntEn | _C.PprEn | _C.GTEn | _C.GAEn | _C.GAMEn | _C.GALogEn | _C.GAIntEn
-    | _C.DevTblSegEn | _C.EPHEn | _C.HADUpdate | _C.XTEn | _C.IntCapXTEn | _C.IRTCacheDis
+    | _C.DevTblSegEn | _C.PrivAbrtEn | _C.EPHEn | _C.HADUpdate | _C.XTEn | _C.IntCapXTEn | _C.IRTCacheDis
 )  # fmt: skip
 """Bits of the control register whose feature there is; others are reserved, and stay 0."""
 _RESET = {name: one.reset for name, one in REGISTERS.items() if not one.needs or one.needs & FEATURES_BUILT} | {
