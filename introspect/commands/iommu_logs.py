@@ -179,23 +179,19 @@ def _memory_at(context: Context, event: Event) -> str:
 
 
 def _replayed(context: Context, iommu: Iommu, record: Record, event: Event) -> Explained:
-    """An event of the host's tables below a guest's has a guest-physical address: only those are walked then."""
-    access = DmaAccess(event.write, event.pasid, "NX" in event.flags, event.pasid is not None and "US" not in event.flags)
-    dte = read_dte(context.memory, iommu, event.device)
-    note: tuple[str, ...] = ()
-    if isinstance(dte, int) and event.pasid is None and dte & DTE.GV and event.code == EventCode.IO_PAGE_FAULT:
-        dte &= ~(DTE.GV | DTE.GIoV)
-        note = ("the address may be a guest-physical one: the host's tables are walked alone",)
-    found = walk(context.memory, iommu, event.device, event.address, access, dte=dte if isinstance(dte, int) else None)
+    access = DmaAccess(
+        event.write, event.pasid, "NX" in event.flags, event.pasid is not None and "US" not in event.flags, "TR" in event.flags
+    )
+    found = walk(context.memory, iommu, event.device, event.address, access)
     if isinstance(found.verdict, IoTranslation):
-        words = (*note, f"by now it is let through: {found.verdict.route.value}; the tables have changed since")
+        words = (f"by now it is let through: {found.verdict.route.value}; the tables have changed since",)
         return Explained(record, found, words, False)
     fault = found.verdict
     same = fault.event.encode() == record.record
     detail = f" ({fault.detail})" if fault.detail else ""
     blame = f"{found.blame.name} at spa {found.blame.spa:#x}: " if found.blame is not None else ""
     changed = "" if same else "; the tables have changed since, or registers: the event would be another"
-    return Explained(record, found, (*note, f"refused by {blame}{fault.cause.value}{detail}{changed}"), same)
+    return Explained(record, found, (f"refused by {blame}{fault.cause.value}{detail}{changed}",), same)
 
 
 def _interrupt_words(context: Context, iommu: Iommu, event: Event) -> tuple[str, ...]:

@@ -216,8 +216,8 @@ class DEV_TAB_HARDWARE_ERROR(_DeviceEvent):
 
 
 class PAGE_TAB_HARDWARE_ERROR(_DeviceEvent):
-    PASID_19_16 = bits(19, 16)
     DomainID = bits(47, 32)
+    """PASID 15:0 with GN; there is no room for more of it (2.5.5, table 60)."""
     GN = bit(48)
     I = bit(51)  # noqa: E741
     RW = bit(53)
@@ -382,7 +382,11 @@ def event_of(record: int) -> RecordType | None:
     return EVENTS.get(record >> 60 & 15)
 
 
-_FLAGS = "NX", "US", "I", "PR", "RW", "PE", "RZ", "TR"
+_FLAGS = ("NX", "US", "I", "PR", "RW", "PE", "RZ", "TR")
+_RESERVED_ADDRESS = {
+    EventCode.ILLEGAL_DEV_TABLE_ENTRY: 3, EventCode.PAGE_TAB_HARDWARE_ERROR: 7, EventCode.DEV_TAB_HARDWARE_ERROR: 15,
+}  # fmt: skip
+"""Address bits that an event does not have (2.5.2-2.5.5, figures 55, 57 and 58)."""
 _INTERRUPT_DENIED, _POSTED_WRITES = 5, (3, 5, 6)
 """Types of INVALID_DEVICE_REQUEST, which has neither I nor RW (2.5.9, table 64)."""
 
@@ -394,7 +398,7 @@ def _low(kind: RecordType) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """An event as the hardware logs it. `flags`: the names of those in bits 56:48, without GN; `domain` is PASID 15:0 with GN.
+    """An event as the hardware logs it. `flags`: names of `_FLAGS`; GN is set for a `pasid`, which then is where `domain` was.
 
     Other fields that some kinds have are lost.
     """
@@ -410,7 +414,7 @@ class Event:
     def encode(self) -> int:
         """The 128-bit record."""
         kind = EVENTS[self.code]
-        value = self.code << 60 | (self.address & (1 << 64) - 1) << 64
+        value = self.code << 60 | (self.address & (1 << 64) - 1 & ~_RESERVED_ADDRESS.get(self.code, 0)) << 64
         if "DeviceID" in kind.bits.fields:
             value |= self.device
         if self.pasid is not None and "GN" in kind.bits.fields:

@@ -132,7 +132,7 @@ def _remap(
     if dte is None:
         found = read_dte(memory, iommu, device)
         if isinstance(found, Cause):
-            return entry_fault(iommu, device, address, found, interrupt=True, write=False)
+            return entry_fault(iommu, device, address, found)
         dte = found
     if trace is not None:
         spa = Spa(iommu.entry_address(device) or 0)

@@ -6,8 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from introspect.iommu.registers import CONTROL, EXCLUSION_BASE, FEATURES, LONGEST_GA_LOG, RING_BASE, TABLE_BASE, ring_bytes
-from introspect.iommu.structures import DTE_SIZE
+from introspect.iommu.registers import (
+    CONTROL,
+    EXCLUSION_BASE,
+    FEATURES,
+    FEATURES2,
+    LONGEST_GA_LOG,
+    RING_BASE,
+    TABLE_BASE,
+    ring_bytes,
+)
+from introspect.iommu.structures import DTE_SIZE, PTE_LEAF_RESERVED, PTE_MIGRATION
 from introspect.layout import bits
 
 __all__ = ["EVERY_FEATURE", "RINGS", "Iommu", "Ring", "RingType"]
@@ -80,6 +89,7 @@ class Iommu:
     """System-physical address of its MMIO window, if that is known."""
     control: int = field(init=False)
     features: int = field(init=False)
+    features2: int = field(init=False)
     tables: tuple[tuple[int, int], ...] = field(init=False, repr=False)
     """(address, entries) of each segment of the device table."""
     exclusion: tuple[int, int, bool] | None = field(init=False, repr=False)
@@ -102,14 +112,22 @@ class Iommu:
             exclusion = base & EXCLUSION_BASE.Base, limit, bool(base & EXCLUSION_BASE.Allow)
         hats = FEATURES.get(features, "HATS")
         for name, value in (
-            ("control", control), ("features", features), ("tables", tables), ("exclusion", exclusion),
-            ("host_levels", 0 if hats == 3 else 4 + hats),
+            ("control", control), ("features", features), ("features2", get("extended_features2", 0)), ("tables", tables),
+            ("exclusion", exclusion), ("host_levels", 0 if hats == 3 else 4 + hats),
         ):  # fmt: skip
             object.__setattr__(self, name, value)
 
     @property
     def enabled(self) -> bool:
         return bool(self.control & CONTROL.IommuEn)
+
+    @property
+    def leaf_reserved(self) -> int:
+        """Reserved bits of a host leaf (2.2.3, table 17; 3.4.13)."""
+        if self.features2 & FEATURES2.HpteRsvdBitsMode:
+            return 0
+        migration = self.features2 & FEATURES2.TMPMSup and self.control & CONTROL.TMPMEn
+        return PTE_LEAF_RESERVED & ~PTE_MIGRATION if migration else PTE_LEAF_RESERVED
 
     @property
     def segment_bits(self) -> int:

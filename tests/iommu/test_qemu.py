@@ -24,6 +24,7 @@ DIFFERENT = {
     "not-present": ("no no", "yes yes"),
     "reserved-bit": ("no no", "yes yes"),
     "size-4m-at-level-1": ("no no", "yes yes"),
+    "size-2m-unaligned": ("no no", "yes yes"),
     "beyond-levels": ("no no", "yes yes"),
     "skip-nonzero": ("no no", "yes yes"),
     "exclusion-range": ("yes yes", "no no"),
@@ -41,7 +42,7 @@ ours, QEMU's."""
 BLOCKED = {
     "translation-invalid": "RW|", "mode-0-read-only": "PR RW PE", "mode-7": "PR RW|PR", "entry-read-only": "PR RW PE",
     "beyond-table": "RW|", "read-only": "PR RW PE", "write-only": "PR PE", "not-present": "RW|", "reserved-bit": "PR RW RZ|PR RZ",
-    "next-level-1": "PR RW|PR", "size-4m-at-level-1": "PR RW|PR", "directory-read-only": "PR RW PE", "beyond-levels": "PR RW|PR",
+    "next-level-1": "PR RW|PR", "size-4m-at-level-1": "PR RW|PR", "size-2m-unaligned": "PR RW|PR", "directory-read-only": "PR RW PE", "beyond-levels": "PR RW|PR",
     "skip-nonzero": "PR RW|PR", "suppress-more": "PR RW PE",
 }  # fmt: skip
 """Flags of our IO_PAGE_FAULTs, write|read."""

@@ -108,6 +108,25 @@ def test_segments() -> None:
     assert bench.ram.read(DATA + 0x1000, 3) == b"low"
 
 
+def test_special_addresses_within_a_large_page() -> None:
+    """2.1.4.6: what a page spans beside them leads where it says, also when it is cached, and in one transaction."""
+    bench = Bench()
+    root, table, directory = bench.table(), bench.table(), bench.table()
+    bench.entry(V=1, TV=1, Mode=4, PageTableRoot=root >> 12, IR=1, IW=1, DomainID=7)
+    page = 0xFD_F900_0000
+    bench.ram.write_u64(root + 8 * (page >> 39 & 511), table | PTE.make(PR=1, NextLevel=3) | RW)
+    bench.ram.write_u64(table + 8 * (page >> 30 & 511), directory | PTE.make(PR=1, NextLevel=2) | RW)
+    bench.ram.write_u64(directory + 8 * (page >> 21 & 511), DATA | PTE.PR | RW)  # 2 MiB, of which one is special
+    bench.dma.write(DEVICE, page, b"x")
+    assert bench.ram.read(DATA, 1) == b"x"
+    for address, length, kind in ((0xFD_F910_0000, 1, 4), (0xFD_F90F_FFF0, 0x20, 4), (0xFD_F7FF_FFFF, 1, 0)):
+        with pytest.raises(DmaError):
+            bench.dma.read(DEVICE, address, length)
+        event = bench.event()
+        assert (event.code, event.type) == (EventCode.INVALID_DEVICE_REQUEST, kind)
+        assert event.address == (0xFD_F910_0000 if length > 1 else address)
+
+
 def test_the_exclusion_range() -> None:
     bench = Bench()
     bench.give({0: DATA})
@@ -122,6 +141,19 @@ def test_the_exclusion_range() -> None:
     bench.put("exclusion_base", 0x900000 | EXCLUSION_BASE.ExEn | EXCLUSION_BASE.Allow)
     bench.dma.write(DEVICE, 0x900010, b"al")
     assert bench.ram.read(0x900010, 2) == b"al"
+
+
+def test_an_exclusion_range_within_a_large_page() -> None:
+    """A transaction that runs into it is judged piece by piece."""
+    bench = Bench()
+    root, table = bench.table(), bench.table()
+    bench.entry(V=1, TV=1, Mode=4, PageTableRoot=root >> 12, IR=1, IW=1, EX=1)
+    bench.ram.write_u64(root, table | PTE.make(PR=1, NextLevel=2) | RW)
+    bench.ram.write_u64(table + 8 * 4, DATA + 0x200000 | PTE.PR | RW)  # 2 MiB from 0x800000
+    bench.put("exclusion_limit", 0x901000)
+    bench.put("exclusion_base", 0x900000 | EXCLUSION_BASE.ExEn)
+    spans = bench.dma.locate(DEVICE, 0x8FF000, 0x4000, False)
+    assert [(span.spa, span.length) for span in spans] == [(0xAFF000, 0x1000), (0x900000, 0x2000), (0xB02000, 0x1000)]
 
 
 def test_accessed_and_dirty() -> None:
