@@ -6,9 +6,9 @@ from enum import IntEnum, auto
 from introspect.layout import Bits, Buffer, bit, bits
 
 __all__ = [
-    "APIC_ADDRESS", "BROADCAST", "DFR", "EOI", "EXIT_WRITE", "ICR", "ICRH", "ICRL", "ID", "IRR", "ISR", "LOGICAL_ENTRY",
-    "PHYSICAL_ENTRY", "PPR", "REGISTERS", "TMR", "TPR", "IncompleteIpi", "Register", "Rule", "dword", "logical_indices",
-    "logical_name", "register", "vectors",
+    "APIC_ADDRESS", "BROADCAST", "DFR", "EOI", "EXIT_WRITE", "ICR", "ICRH", "ICRL", "ID", "IRR", "ISR", "LOGICAL_ENTRIES",
+    "LOGICAL_ENTRY", "PHYSICAL_ENTRY", "PPR", "REGISTERS", "TMR", "TPR", "IncompleteIpi", "Register", "Rule", "dword",
+    "logical_indices", "logical_name", "register", "vectors",
 ]  # fmt: skip
 
 APIC_ADDRESS = bits(51, 12)
@@ -113,6 +113,10 @@ class LOGICAL_ENTRY(Bits):
 
     guest_apic_id = bits(7, 0)
     valid = bit(31)
+
+
+LOGICAL_ENTRIES = 60
+"""Of the logical table in cluster mode: cluster 15 is reserved, and nothing covers it (APM2 figure 15-21)."""
 
 
 class IncompleteIpi(IntEnum):

@@ -108,6 +108,7 @@ class State(NamedTuple):
     cr0: int
     dr7: int
     dr6: int
+    s_cet: int
     g_pat: int
 
 
@@ -303,6 +304,8 @@ RULES: tuple[Rule, ...] = (
          and not _nested(s, cpu)),
     Rule("cet-wp", "15.5.1", "CR4.CET is set while CR0.WP is clear", "Set CR0.WP or clear CR4.CET",
          ("cr4", "cr0"), lambda s, cpu, memory: bool(s.cr4 & CR4.CET) and not s.cr0 & CR0.WP),
+    Rule("s-cet", "15.5.1", "S_CET has bits set that are reserved", "Clear bits 63:2",
+         ("s_cet",), lambda s, cpu, memory: bool(s.s_cet >> 2 and cpu.cr4_valid & CR4.CET)),
     Rule("tlb-control", "15.16.1", "TLB_CONTROL is no command of this processor",
          "Use 0 or 1, or with FlushByAsid (CPUID 8000_000A EDX bit 6) 3 or 7",
          ("tlb_control",), lambda s, cpu, memory: _bad_tlb_control(s, cpu), fatal=False),

@@ -1,6 +1,7 @@
 """The VMCB: control area and state-save area (APM2 15.5, appendix B) as one table.
 
-`clean` names the VMCB clean bit that lets the processor use its cached copy of the field (APM2 15.15.1).
+`clean` names the VMCB clean bit that lets the processor use its cached copy of the field (APM2 15.15.3, figure 15-4). The figure
+names neither misc_ctl nor misc_ctl2; the former is what Linux counts to bit 4 with N_CR3, the latter nobody counts to any.
 """
 
 from introspect.exits import EVENT
@@ -122,7 +123,7 @@ _CONTROL = [
     Field("ghcb_gpa", 0x0A0, 8, None, "sev"),
     Field("eventinj", 0x0A8, 8, EVENT, "interrupts"),
     Field("n_cr3", 0x0B0, 8, None, "nested paging", 4, "ncr3"),
-    Field("misc_ctl2", 0x0B8, 8, MISC_CTL2, "control", 10),
+    Field("misc_ctl2", 0x0B8, 8, MISC_CTL2, "control"),
     Field("vmcb_clean", 0x0C0, 4, CLEAN, "control"),
     Field("nrip", 0x0C8, 8, None, "exit"),
     Field("insn_len", 0x0D0, 1, None, "exit"),

@@ -326,6 +326,8 @@ _EVENTS = {
     "shutdown": _Event(ExitCode.SHUTDOWN, "a shutdown (triple fault)", "the processor shuts down, host and all"),
 }  # fmt: skip
 EVENTS: Mapping[str, str] = {name: one.what for name, one in _EVENTS.items()}
+_FROM_INSTRUCTIONS = frozenset((3, 4, 5))
+"""INT3, INTO and BOUND have an nRIP (APM2 15.7.1)."""
 _HAS_ERROR = frozenset((8, 10, 11, 12, 13, 14, 17, 21, 29, 30))
 
 
@@ -354,4 +356,5 @@ def exception(situation: Situation, vector: int) -> Prediction:
         if situation.wants(ExitCode.SHUTDOWN):
             trail.notes.append("one that cannot be delivered may end in a shutdown, which is intercepted")
         return trail.ends(Outcome.STAYS)
-    return trail.exits(Exit(code, None if vector in _HAS_ERROR else 0, None if vector == 14 else 0, 0))
+    nrip = None if vector in _FROM_INSTRUCTIONS else 0
+    return trail.exits(Exit(code, None if vector in _HAS_ERROR else 0, None if vector == 14 else 0, nrip))

@@ -8,6 +8,7 @@ from introspect.avic import (
     DFR,
     IRR,
     ISR,
+    LOGICAL_ENTRIES,
     LOGICAL_ENTRY,
     PHYSICAL_ENTRY,
     REGISTERS,
@@ -153,10 +154,10 @@ def _physical(memory: Memory, table: int, last: int) -> tuple[Physical, ...] | N
 
 
 def _logical(memory: Memory, table: int, dfr: int) -> tuple[Logical, ...] | None:
-    data = _read(memory, table, 4 * 64)
+    data = _read(memory, table, 4 * LOGICAL_ENTRIES)
     if data is None:
         return None
-    entries = ((index, dword(data, 4 * index)) for index in range(8 if dfr >> 28 == 0xF else 64))
+    entries = ((index, dword(data, 4 * index)) for index in range(8 if dfr >> 28 == 0xF else LOGICAL_ENTRIES))
     return tuple(
         Logical(index, logical_name(index, dfr), entry & LOGICAL_ENTRY.guest_apic_id)
         for index, entry in entries if entry & LOGICAL_ENTRY.valid

@@ -59,6 +59,8 @@ BROKEN: list[tuple[str, dict[str, int], Processor]] = [
     ("write-traps", {"intercept_misc2": 1 | 1 << 31}, Processor()),
     ("sss-np", {"misc_ctl": 1 << 4}, Processor()),
     ("cet-wp", {"cr4": 0x20 | CR4.CET, "cr0": 0x8000_0011}, Processor()),
+    ("s-cet", {"s_cet": 1 << 2}, Processor()),
+    ("s-cet", {"s_cet": 1 << 63}, Processor()),
     ("tlb-control", {"tlb_control": 2}, Processor()),
     ("tlb-control", {"tlb_control": 7}, Processor(features=SVM_FEATURES.defined & ~SVM_FEATURES.FlushByAsid)),
 ]
@@ -87,6 +89,7 @@ ACCEPTED: list[tuple[str, dict[str, int], Processor]] = [
     ("AVIC's pages while it is off", {"avic_physical_table": (1 << 64) - 1, "avic_backing_page": 1 << 60}, Processor()),
     ("AVIC on a processor without it", {"v_intr": 1 << 31, "avic_backing_page": 1 << 60}, Processor(features=1)),
     ("ASID flush", {"tlb_control": 3}, Processor()),
+    ("S_CET on a processor without shadow stacks", {"s_cet": 1 << 60}, Processor(cr4_valid=CR4.defined & ~CR4.CET)),
     ("CD and NW", {"cr0": 0xE001_0011}, Processor()),
 ]
 

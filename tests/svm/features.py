@@ -39,6 +39,7 @@ MISSING: dict[Key, str] = {
     **dict.fromkeys(_codes("VMGEXIT BUSY IDLE_REQUIRED INVALID_PMC"), "no SEV"),
     "sss-np": "SSSCheck is not claimed",
     "efer-long": "this processor has long mode", "cet-wp": "CR4.CET is reserved here: cr4-mbz comes first",
+    "s-cet": "shadow stacks are not claimed",
     **dict.fromkeys(("tlb-control", "avic-np", "gmet-np", "write-traps"), "reported by `monitor vmrun why` only"),
 }  # fmt: skip
 """What no guest program can show, and why."""

@@ -492,6 +492,16 @@ def test_cluster_mode(python: bool) -> None:
     assert [n for n in range(3) if h.has(IRR, n)] == [1, 2]
 
 
+def test_cluster_15_is_reserved(python: bool) -> None:
+    """Whatever stands behind the table's last entry (APM2 figure 15-21)."""
+    h = Virtual(send(0x831, 0xF1 << 24), python=python, others=1)
+    h.put(0xE0, 0x0FFFFFFF)
+    h.logical(60, 1)
+    h.enter()
+    assert h.exit == (INCOMPLETE, 0xF1 << 56 | 0x831, IncompleteIpi.INVALID_TARGET << 32 | 60)
+    assert not h.has(IRR, 1)
+
+
 def test_a_logical_destination_of_nobody(python: bool) -> None:
     h = Virtual(send(0x831, 0), python=python)
     assert h.enter() == VMMCALL

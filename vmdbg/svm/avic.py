@@ -21,6 +21,7 @@ from introspect.avic import (
     ID,
     IRR,
     ISR,
+    LOGICAL_ENTRIES,
     LOGICAL_ENTRY,
     PHYSICAL_ENTRY,
     PPR,
@@ -225,7 +226,7 @@ class Avic:
 
     def _logical_entry(self, index: int) -> int:
         """The physical entry of the APIC that a logical one names."""
-        entry = self._table(self.logical_table, index, 4)
+        entry = self._table(self.logical_table, index, 4) if index < LOGICAL_ENTRIES else 0
         if not entry & LOGICAL_ENTRY.valid:
             raise Undeliverable(IncompleteIpi.INVALID_TARGET, index)
         return self._physical_entry(entry & LOGICAL_ENTRY.guest_apic_id, index)

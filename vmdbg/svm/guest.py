@@ -95,8 +95,9 @@ class Guest:
     def pause(self, now: int) -> bool:
         """PAUSE at guest time `now`: whether an intercept makes it exit (APM2 15.14.4).
 
-        Without a threshold the last of `pause_count` PAUSEs exits.  With one, a PAUSE more than that many ticks after the one
-        before begins a new loop, of which the first is not counted.
+        Without a threshold the last of `pause_count` PAUSEs exits; table 15-7 has the next one, which 15.14.4 has with a
+        threshold only.  With one, a PAUSE more than that many ticks after the one before begins a new loop, of which the first is
+        not counted.
         """
         if not self.pause_count:
             return True
