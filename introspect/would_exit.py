@@ -28,7 +28,7 @@ from introspect.prediction import Exit, Looked, Outcome, Prediction, Situation, 
 from introspect.registers import CR0, RFLAGS
 from introspect.sources import Memory, Unreadable
 from introspect.subject import NestedRefusal, Raised, Subject, Unknown, mode_bits
-from introspect.vmcb import MISC_CTL2
+from introspect.vmcb import MISC_CTL2, V_INTR
 
 __all__ = ["EVENTS", "BadInstruction", "event", "exception", "instruction"]
 
@@ -200,6 +200,13 @@ def _icebp(trail: Trail, g: Subject, form: Form) -> Exit | None:
 def _hlt(trail: Trail, g: Subject, form: Form) -> Exit | None:
     if trail.bit(ExitCode.HLT):
         return Exit(ExitCode.HLT, 0, 0, _nrip(g))
+    if g.has("IdleHlt") and trail.bit(ExitCode.IDLE_HLT):
+        word = g.field("v_intr")
+        nmi = word & V_INTR.v_nmi_enable and word & V_INTR.v_nmi
+        pending = "V_IRQ" if word & V_INTR.v_irq else "V_NMI" if nmi else ""
+        trail.looked.append(Looked("no virtual interrupt is pending", "15.9", pending or "none", "no exit" if pending else ""))
+        if not pending:
+            return Exit(ExitCode.IDLE_HLT, 0, 0, _nrip(g))
     trail.notes.append("the processor halts in the guest until an event comes")
     return None
 

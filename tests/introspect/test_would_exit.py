@@ -15,10 +15,11 @@ from introspect.exits import ExitCode
 from introspect.interception import MNEMONICS
 from introspect.paging import PagingState
 from introspect.prediction import Outcome, Prediction, Situation
-from introspect.rules import Processor
+from introspect.registers import EFER
+from introspect.rules import SVM_FEATURES, Processor
 from introspect.sources import BytesMemory
 from introspect.subject import GENERAL
-from introspect.vmcb import VMCB
+from introspect.vmcb import MISC_CTL2, V_INTR, VMCB
 from introspect.would_exit import EVENTS, BadInstruction, event, exception, instruction
 
 from .tables import LONG, PAGED, Tables, nested
@@ -136,6 +137,32 @@ def test_values_come_before_the_intercept() -> None:
     assert asked(selective, f"cr 0 w {PAGED | 8 | 16:#x}")[-1] == "-> no #VMEXIT", "TS alone changes"
     assert asked(selective, f"cr 0 w {PAGED | 4 | 16:#x}")[-1].startswith("-> #VMEXIT CR0_SEL_WRITE (0x65)")
     assert asked(selective, "cr 0 w")[-1].startswith("-> depends on rax, not known here; else #VMEXIT CR0_SEL_WRITE")
+
+
+def test_an_idle_hlt_exits() -> None:
+    """HLT comes first, and what is pending keeps the guest (APM2 table 15-7)."""
+    both = ExitCode.HLT, ExitCode.IDLE_HLT
+    assert asked(situation(*both), "hlt")[-1].startswith("-> #VMEXIT HLT (0x78)")
+    assert asked(situation(both[1]), "hlt")[-1].startswith("-> #VMEXIT IDLE_HLT (0xa6)")
+    for pending in (V_INTR.v_irq, V_INTR.v_nmi_enable | V_INTR.v_nmi):
+        assert "-> no #VMEXIT" in asked(situation(both[1], v_intr=pending), "hlt")
+    assert asked(situation(both[1], v_intr=V_INTR.v_nmi), "hlt")[-1].startswith("-> #VMEXIT IDLE_HLT")
+    lacks = Processor(features=SVM_FEATURES.defined & ~SVM_FEATURES.IdleHlt)
+    assert instruction(situation(both[1], processor=lacks), MNEMONICS["hlt"]).outcome is Outcome.STAYS
+
+
+def test_virtual_vmload_that_cannot_be_exits() -> None:
+    """Asked for without nested paging, or by a hypervisor that is not in long mode (APM2 15.33.1)."""
+    flat = {"misc_ctl": 0, "cr0": 1, "efer": 0x1000, "cs.attrib": 0xC9B, "rip": 0x8000}
+    for name, code in (("vmload", ExitCode.VMLOAD), ("vmsave", ExitCode.VMSAVE)):
+        for fields, processor, exits in (
+            ({}, Processor(), False), (flat, Processor(), True), (flat, Processor(host_efer=EFER.SVME), True),
+            (flat, Processor(features=0), False),
+        ):  # fmt: skip
+            wants = situation(processor=processor, known={"rax": 0}, misc_ctl2=MISC_CTL2.v_vmload_vmsave, **fields)
+            found = instruction(wants, MNEMONICS[name])
+            assert found.outcome is (Outcome.EXIT if exits else Outcome.STAYS), (name, fields, found)
+            assert found.exit is None or found.exit.code == code
 
 
 def test_write_traps_are_for_sev_es_only() -> None:
