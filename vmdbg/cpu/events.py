@@ -78,9 +78,17 @@ def _faulted(cpu: Cpu, event: Event, second: Event) -> None:
         shut_down(cpu)
     elif event.kind == Kind.EXCEPTION and _doubles(event, second):
         double = Event(DF, Kind.EXCEPTION, 0)
-        _unless_caught(cpu, double, partial(_raise, cpu, double, True))
+        _unless_caught(cpu, double, partial(_double_fault, cpu, double, event))
     else:
         _deliver(cpu, second)
+
+
+def _double_fault(cpu: Cpu, double: Event, first: Event) -> None:
+    """EXITINTINFO of an intercepted #DF is what was being delivered (APM2 15.7.3)."""
+    if _intercepted(cpu, DF):
+        world.exception_exit(cpu, double, first)
+    else:
+        _deliver(cpu, double)
 
 
 def _intercepted(cpu: Cpu, vector: int) -> bool:

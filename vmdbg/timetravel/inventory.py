@@ -154,7 +154,7 @@ CALLBACKS: dict[type, frozenset[str]] = {
 FUNCTIONS: dict[str, FunctionType] = {
     found.__name__: found
     for found in (
-        events._raise, events._faulted, events._shut_down, exits._instruction, exits._permitted_io,
+        events._raise, events._faulted, events._double_fault, events._shut_down, exits._instruction, exits._permitted_io,
     )
     if isinstance(found, FunctionType)
 }  # fmt: skip
