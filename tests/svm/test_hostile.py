@@ -90,7 +90,7 @@ def run(seed: int, count: int = 1) -> set[int]:
 
 def test_random_vmcbs() -> None:
     """`python -m tests.thorough` runs 100,000 of them."""
-    exits = set().union(*(run(seed) for seed in range(300)))
+    exits = set().union(*(run(seed) for seed in range(900, 1200)))
     assert len(exits) >= 12, sorted(map(hex, exits))
 
 
