@@ -34,11 +34,11 @@ from .repair import (
     withdraw_features,
     withdraw_string_io,
 )
-from .runtime import BRANCH_RING, RING_SLOTS, Binding, Point, Reason, Runtime, add_hook
+from .runtime import BRANCH_RING, FLUSH, FORGET, RING_SLOTS, Binding, Point, Reason, Runtime, add_hook
 from .state import HF_CS32, HF_CS64, HF_GUEST, HF_LMA, MXCSR_DEFAULT, CpuState
+from .translations import Translations
 
-PHYSICAL_BITS = 40
-"""What the engine's walker implements: CPUID claims no more (TCG_PHYS_ADDR_BITS)."""
+PHYSICAL_BITS = layout.PHYSICAL_BITS
 
 MOST_IDLE = 100_000
 """How often disarmed breakpoints may be looked at before they are taken out: about as long as that takes itself."""
@@ -138,16 +138,21 @@ class Engine:
         """Nested leaves that hold code of one privilege only are enforced."""
         self.checks_reserved = mend_reserved_bits()
         """All reserved bits of a guest's tables are."""
+        for first, end in ram.ranges:
+            self._map(first, end - first, ram.address + first)
+        self.translations = Translations(uc, ram)
+        """What is held of the guest's translations."""
+        self.holder: CpuState | None = None
+        """Whose they are."""
         ends = end_blocks_at_pages()
         mended = {
             "no-execute in nested tables": self.physical.nx, "GMET": self.has_gmet, "XSAVE": self.has_xsave,
             "reserved bits of upper page-table entries": self.checks_reserved,
             "accessed bits of executed pages alone": ends,
+            "a TLB that loses nothing by itself": bool(self.translations.address),
         }  # fmt: skip
         self.lacks = [what for what, works in mended.items() if not works]
         """In words, what a processor has and this does not, since its Unicorn is not as we know it."""
-        for first, end in ram.ranges:
-            self._map(first, end - first, ram.address + first)
         arena = ctypes.addressof(ctypes.c_char.from_buffer(self.physical.arena.buffer))
         self._map(PRIVATE, PRIVATE_SIZE, arena)
         self.physical.arena.q[_MSRPM_BASE] = MSRPM_PAGES
@@ -215,8 +220,12 @@ class Engine:
         self.rt.input, self.rt.look = descriptor, ticks if descriptor >= 0 else 0
 
     def flush(self) -> None:
-        """The next run starts with an empty TLB."""
-        self.rt.flush = 1
+        """A table of ours says something else now: the next run starts with an empty TLB.  No guest notices."""
+        self.rt.flush |= FLUSH
+
+    def forget(self) -> None:
+        """The processor flushes its TLB: the next run starts without translations."""
+        self.rt.flush = FLUSH | FORGET
 
     def invalidate(self, spa: int, length: int) -> None:
         """Drop translations of code in a physical range.
@@ -231,7 +240,7 @@ class Engine:
         )
         if error:
             raise EngineError(f"dropping translations at {spa:#x} failed (error {error})")
-        self.rt.flush = 1
+        self.flush()
 
     def flush_code(self) -> None:
         """Drop every translation."""
@@ -441,7 +450,11 @@ class Engine:
             self._active = state
             self.rt.context, self.rt.salt = state.address, state.salt
             state.q[_NESTED_CR3] = npt.root
-            self.rt.flush = 1
+            self.flush()
+            self.rt.translations = None if state.strict else self.translations.address or None
+            if self.holder is not state:
+                self.holder = state
+                self.forget()
 
     def _stopped(self, state: CpuState, npt: Npt, reason: int, *, stepping: bool = False) -> Stop | None:
         """What a stop of the runtime means; None to go on."""
@@ -566,4 +579,6 @@ class Engine:
 
     def close(self) -> None:
         """Free the engine; nothing may be used afterwards."""
+        self.rt.translations = None
+        self.translations.close()
         self.uc = None
