@@ -187,7 +187,7 @@ def build(
         log.warning("%s is not what the snapshot's machine was started with: its symbols are not used; see --symbols", path)
     machine.image = replace(machine.image, debug_file=None if changed else debug_file(path))
     if machine.engine.lacks:
-        log.warning("this build of Unicorn is not as that of its wheel; without: %s", ", ".join(machine.engine.lacks))
+        log.warning("this build of vmdbg or of Unicorn is not whole; without: %s", ", ".join(machine.engine.lacks))
     return machine
 
 

@@ -123,7 +123,7 @@ def connections(machine: Machine) -> dict[str, str]:
 @pytest.mark.parametrize("case", ["hypervisor, strict", "assignment, strict", "secure loader"])
 def test_connections_stay_as_the_constructor_made_them(case: str) -> None:
     one = CASES[case]
-    fresh, ran = (Machine(str(one.image), one.config()) for _ in range(2))
+    fresh, ran = (one.machine() for _ in range(2))
     ran.run(9_000_000)
     assert connections(ran) == connections(fresh)
     for machine in (fresh, ran):
@@ -170,7 +170,7 @@ def test_the_rest_of_a_context_is_the_engines_and_never_changes() -> None:
     }  # fmt: skip
     for case in ("hypervisor, strict", "nested", "secure loader"):
         one = CASES[case]
-        machine = Machine(str(one.image), one.config())
+        machine = one.machine()
         before = [bytes(cpu.state.bytes) for cpu in machine.cpus]
         while machine.exit_status is None and machine.clock.now < 20_000_000:
             machine.run(1_000_000)

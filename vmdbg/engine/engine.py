@@ -36,7 +36,7 @@ from .repair import (
 )
 from .runtime import BRANCH_RING, FLUSH, FORGET, RING_SLOTS, Binding, Point, Reason, Runtime, add_hook
 from .state import HF_CS32, HF_CS64, HF_GUEST, HF_LMA, MXCSR_DEFAULT, CpuState
-from .translations import Translations
+from .translations import LACKED, Translations
 
 PHYSICAL_BITS = layout.PHYSICAL_BITS
 
@@ -149,10 +149,10 @@ class Engine:
             "no-execute in nested tables": self.physical.nx, "GMET": self.has_gmet, "XSAVE": self.has_xsave,
             "reserved bits of upper page-table entries": self.checks_reserved,
             "accessed bits of executed pages alone": ends,
-            "a TLB that loses nothing by itself": bool(self.translations.address),
+            LACKED: bool(self.translations.address),
         }  # fmt: skip
         self.lacks = [what for what, works in mended.items() if not works]
-        """In words, what a processor has and this does not, since its Unicorn is not as we know it."""
+        """In words, what a processor has and this does not, since its Unicorn is not as we know it, or nothing is compiled."""
         arena = ctypes.addressof(ctypes.c_char.from_buffer(self.physical.arena.buffer))
         self._map(PRIVATE, PRIVATE_SIZE, arena)
         self.physical.arena.q[_MSRPM_BASE] = MSRPM_PAGES
@@ -226,6 +226,15 @@ class Engine:
     def forget(self) -> None:
         """The processor flushes its TLB: the next run starts without translations."""
         self.rt.flush = FLUSH | FORGET
+
+    def held(self) -> bytes:
+        """The translations of `holder` with which the next run would start."""
+        return b"" if self.rt.flush & FORGET else self.translations.dump()
+
+    def hold(self, holder: CpuState | None, held: bytes) -> None:
+        """Have the next run start with what `held` gave; `ValueError` if it is no such thing."""
+        self.translations.load(held)
+        self.holder, self.rt.flush = holder, FLUSH
 
     def invalidate(self, spa: int, length: int) -> None:
         """Drop translations of code in a physical range.

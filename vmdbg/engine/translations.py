@@ -64,6 +64,9 @@ CLOCK = re.compile(
 _BEFORE = 0x2000
 """Bytes before the flush in which that lies."""
 
+LACKED = "a TLB that loses nothing by itself"
+"""What there is not where translations are not held."""
+
 PAIR = struct.Struct("<QQ")
 _SIZES, _MODES, _RIGHTS, _UNUSED = 4, 3, 7, 0xFC8
 """Of a pair (translations.c): page | mode, and guest-physical page | index of the page's size << 4 | rights."""
@@ -202,7 +205,7 @@ class Translations:
         if len(pairs) % PAIR.size or any(
             at & PAGE - 1 >= _MODES or to >= end or to & _UNUSED for at, to in PAIR.iter_unpack(pairs)
         ):
-            raise ValueError("no translations")
+            raise ValueError("none")
         if self.address:
             assert native is not None
             native.translations_load(self.address, pairs)
