@@ -27,10 +27,12 @@ CHANGE = f"movq {DATA}, %rax; xorq $0x1000, {LEAF}; movq {DATA}, %rbx"
 MOST = 1 << 20
 
 
-def rig(source: str, **options: bool) -> Rig:
-    one = Rig(source, **options)
+def rig(source: str, *, python: bool = False) -> Rig:
+    one = Rig(source, python=python)
     one.ram.write_u64(DATA, 1)
     one.ram.write_u64(DATA + 0x1000, 2)
+    one.ram.write_u64(TABLES + 511 * 8, TABLES + 0x1000 | P | W)  # the last GiB of addresses is the fourth, too
+    one.ram.write_u64(TABLES + 0x1000 + 511 * 8, TABLES + 0x2000 | P | W)
     return one
 
 
@@ -53,6 +55,7 @@ def seen(one: Rig) -> tuple[int, int, int]:
         ("movl $0x110000, %ecx; 1: movb (%rcx), %dl; addl $0x1000, %ecx; cmpl $0x400000, %ecx; jb 1b", 1),
         (f"movb {DATA + 0x8000}, %dl; movb $0x90, {DATA + 0x8000}; movb $0xc3, {DATA + 0x8001}; call {DATA + 0x8000}", 1),
         ("movb 0x600000, %cl; invlpg 0x700000", 2),  # a large page, of which the engine knows no more than its region
+        (f"movb 0x600000, %cl; movb 0xffffffffffc00000, %cl; invlpg {DATA + 0x1000}", 2),  # the region is all there is
         (f"movb 0x600000, %cl; invlpg {DATA + 0x1000}", 1),
     ],
 )  # fmt: skip
@@ -141,13 +144,15 @@ def test_the_trampolines_are_there() -> None:
 def test_only_translations_are_loaded() -> None:
     one = rig(f"{CHANGE}; hlt")
     one.run()
-    held, pairs = one.machine.engine.translations, one.machine.engine.held()
-    assert {at & -0x1000: to & -0x1000 for at, to in PAIR.iter_unpack(pairs)}[DATA] == DATA
-    held.load(pairs)
-    assert held.dump() == pairs
-    for wrong in (b"x", PAIR.pack(3, 0), PAIR.pack(0, 1 << 40), PAIR.pack(0, 8), PAIR.pack(0, 0x40)):
+    held, dump = one.machine.engine.translations, one.machine.engine.held()
+    assert {at & -0x1000: to & -0x1000 for at, to in held.pairs()}[DATA] == DATA
+    held.load(dump)
+    assert held.dump() == dump
+    for wrong in (b"x", *(bytes(16) + PAIR.pack(*pair) for pair in ((3, 0), (0, 1 << 40), (0, 8), (0, 0x40)))):
         with pytest.raises(ValueError, match="none"):
             held.load(wrong)
+    held.load(b"")
+    assert held.pairs() == []
 
 
 def test_a_table_that_does_not_work_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,13 +9,15 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 
 #include "translations.h"
 
 enum { PAGE_BITS = 12, SMALLEST = 12, MODES = 3, READ = 1, WRITE = 2, EXECUTE = 4, RIGHTS = 7, SIZE_SHIFT = 4 };
 #define PAGE_MASK (~(uint64_t)0 << PAGE_BITS)
-/* No more are held: with the next one, all are forgotten.  Pages of 4 KiB: 4 GiB of linear addresses. */
+/* No more are held, 4 GiB of linear addresses: with the next one, all are forgotten. */
 #define MOST ((uint64_t)1 << 20)
+#define NO_REGION (~(uint64_t)0)
 
 static const uint64_t sizes[] = {1 << 12, 1 << 21, 1 << 22, 1 << 30};
 enum { SIZES = sizeof sizes / sizeof *sizes };
@@ -28,7 +30,8 @@ struct translations {
     struct slot *slots;
     uint64_t epoch;                /* slots of another one are empty */
     uint64_t used, hits;
-    uint64_t region, mask;         /* what all large pages lie in; a mask of 0: there are none */
+    uint64_t region, mask;         /* what all large pages lie in; a mask of NO_REGION: there are none */
+    uint64_t factor;               /* of the hash: random, since guests choose addresses; nothing else depends on it */
     uint32_t bits;                 /* of the number of slots */
     void (*flush)(void *);         /* the engine's, of the whole TLB of a CPU */
 };
@@ -42,13 +45,13 @@ void translations_forget(struct translations *held)
 {
     held->epoch++;
     held->used = 0;
-    held->mask = 0;
+    held->mask = NO_REGION;
 }
 
 /* Where a translation is, or is to be put. */
 static struct slot *place(const struct translations *held, uint64_t from)
 {
-    uint64_t last = ((uint64_t)1 << held->bits) - 1, at = (from >> PAGE_BITS ^ from << 52) * 0x9e3779b97f4a7c15u >> (64 - held->bits);
+    uint64_t last = ((uint64_t)1 << held->bits) - 1, at = (from >> PAGE_BITS ^ from << 52) * held->factor >> (64 - held->bits);
     while (held->slots[at].epoch == held->epoch && held->slots[at].from != from)
         at = (at + 1) & last;
     return &held->slots[at];
@@ -82,7 +85,7 @@ static bool put(struct translations *held, uint64_t from, uint64_t to)
     *slot = (struct slot){from, to, held->epoch};
     if (to >> SIZE_SHIFT & (SIZES - 1)) {   /* as the engine does: it knows large pages by one region around all of them */
         uint64_t mask = -sizes[to >> SIZE_SHIFT & (SIZES - 1)];
-        if (held->mask) {
+        if (held->mask != NO_REGION) {
             mask &= held->mask;
             while ((held->region ^ from) & mask)
                 mask <<= 1;
@@ -139,7 +142,7 @@ static void forget_page(void *cpu, uint64_t address)
     struct translations *held = translations_now;
     if (!held)
         return;
-    if (held->mask && (address & held->mask) == held->region) {
+    if (held->mask != NO_REGION && (address & held->mask) == held->region) {
         translations_forget(held);
         held->flush(cpu);
         return;
@@ -164,12 +167,16 @@ static PyObject *py_new(PyObject *self, PyObject *flush)
     (void)self;
     if (held)
         held->slots = calloc((size_t)1 << SMALLEST, sizeof *held->slots);
-    if (!held || !held->slots) {
+    if (!held || !held->slots || getrandom(&held->factor, sizeof held->factor, 0) != sizeof held->factor) {
+        if (held)
+            free(held->slots);
         free(held);
         return PyErr_NoMemory();
     }
+    held->factor |= 1;
     held->bits = SMALLEST;
     held->epoch = 1;
+    held->mask = NO_REGION;
     held->flush = (void (*)(void *))PyLong_AsVoidPtr(flush);
     return PyLong_FromVoidPtr(held);
 }
@@ -206,13 +213,17 @@ static PyObject *py_hits(PyObject *self, PyObject *address)
     return PyLong_FromUnsignedLongLong(given(address)->hits);
 }
 
-/* All that is held, in no order: pairs of `from` and `to`. */
+/* All that is held: region and mask, then pairs of `from` and `to` in no order. */
 static PyObject *py_dump(PyObject *self, PyObject *address)
 {
     const struct translations *held = given(address);
-    PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(held->used * 16));
+    PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)((held->used + 1) * 16));
     uint64_t *out = bytes ? (uint64_t *)PyBytes_AS_STRING(bytes) : NULL;
     (void)self;
+    if (out) {
+        *out++ = held->mask == NO_REGION ? 0 : held->region;
+        *out++ = held->mask;
+    }
     for (size_t i = 0; out && i < (size_t)1 << held->bits; i++)
         if (held->slots[i].epoch == held->epoch) {
             *out++ = held->slots[i].from;
@@ -221,7 +232,7 @@ static PyObject *py_dump(PyObject *self, PyObject *address)
     return bytes;
 }
 
-/* Hold these pairs and nothing else. */
+/* Hold what `dump` gave and nothing else. */
 static PyObject *py_load(PyObject *self, PyObject *args)
 {
     PyObject *address;
@@ -233,10 +244,14 @@ static PyObject *py_load(PyObject *self, PyObject *args)
         return NULL;
     held = given(address);
     translations_forget(held);
-    for (Py_ssize_t i = 0; room && i + 16 <= pairs.len; i += 16) {
+    for (Py_ssize_t i = 16; room && i + 16 <= pairs.len; i += 16) {
         uint64_t pair[2];
         memcpy(pair, (char *)pairs.buf + i, 16);
         room = put(held, pair[0], pair[1]);
+    }
+    if (pairs.len >= 16) {
+        memcpy(&held->region, pairs.buf, 8);   /* of pages, too, that are others now */
+        memcpy(&held->mask, (char *)pairs.buf + 8, 8);
     }
     PyBuffer_Release(&pairs);
     if (!room)
@@ -260,7 +275,7 @@ PyMethodDef translations_methods[] = {
     {"translations_enter", py_enter, METH_O, "Have this thread hold translations there, 0 for none; gives where it did before."},
     {"translations_clear", py_clear, METH_O, "Forget all."},
     {"translations_hits", py_hits, METH_O, "How often a walk was spared."},
-    {"translations_dump", py_dump, METH_O, "All that is held, in no order: pairs of uint64_t."},
+    {"translations_dump", py_dump, METH_O, "All that is held: pairs of uint64_t, behind the first in no order."},
     {"translations_load", py_load, METH_VARARGS, "Hold these pairs and nothing else."},
     {NULL, NULL, 0, NULL},
 };

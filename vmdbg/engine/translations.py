@@ -1,17 +1,18 @@
 """Hold what the engine's walks of a guest's own tables have found until the guest flushes it.
 
-The engine's TLB loses translations for reasons that are no guest's: for its size, which it chooses by the host's clock; for conflicts,
-in which it counts whoever executes code anew, such as a debugger's step; for our own flushes, when something in a nested table of
-ours has changed.  What is lost is walked anew, and a guest that has written a page-table entry since and not flushed sees a new
-translation, or an accessed bit set again.  So when it did would depend on the host, on a debugger, and on where a run was restored.
+The engine's TLB loses translations for reasons that are no guest's: for its size, which it chooses by the host's clock; for
+conflicts, in which it counts whoever executes code anew, such as a debugger's step; for our own flushes, when something in a
+nested table of ours has changed.  What is lost is walked anew, and a guest that has written a page-table entry since and not
+flushed sees a new translation, or an accessed bit set again.  When it does would depend on the host, on a debugger, and on where
+a run was restored.
 
-So translations are held besides (translations.c), linear to guest-physical with the rights of the guest's tables, as many as there
-are, and forgotten where the processor flushes: at its INVLPG, the loads of its control registers, a world switch.  A walk of the
-guest's tables is made once for each right that is used, whatever the engine's TLB does: it asks here before it walks.
+So translations are held besides (translations.c), linear to guest-physical with the rights of the guest's tables, as many as
+there are, and forgotten where the processor flushes: at its INVLPG, the loads of its control registers, a world switch.  A walk
+is made once for each right that is used, whatever the engine's TLB does: it asks here before it walks.
 
 That takes trampolines at four places: in the engine's fill of its TLB, where it begins to walk (`FILL`) and where it has the
-guest-physical address and goes on to the nested table (`FINAL`); and in its two flushes.  They are found as in repair.py, and tried
-on each engine.  Where that fails, or without the native runtime, the engine's TLB is all there is, without its clock.
+guest-physical address and goes on to the nested table (`FINAL`); and in its two flushes.  They are found as in repair.py, and
+tried on each engine.  Where that fails, or nothing is compiled, the engine's TLB is all there is, without its clock.
 """
 
 from __future__ import annotations
@@ -46,8 +47,9 @@ FINAL = re.compile(
     rb"\x4c\x8d\x4c\x24\x5c\x48\x21\xf1\x48\x8d\x34\x11"  # lea r9, [rsp+0x5c]; and rcx, rsi; lea rsi, [rcx+rdx]    the rights
     rb"\x4c\x89\xc9\x44\x89\xea\xe8(.{4})"  # mov rcx, r9; mov edx, r13d; call get_hphys
     rb"\x4c\x89\xe6\x31\xc9\x41\x89\xd9\x48\x25\0\xf0\xff\xff"  # mov rsi, r12; xor ecx, ecx; mov r9d, ebx; and rax, -4096
-    rb"\x48\x81\xe6\0\xf0\xff\xff\x48\x89\xef\xf6\x85.{4}\x08\x0f\x95\xc1"  # and rsi, -4096; mov rdi, rbp; test [...], SMM; setne cl
-    rb"\x48\x83\xec\x08\x48\x89\xc2\x41\x56\x44\x8b\x44\x24\x6c\x01\xc9\xe8",  # push r14: the page's size; mov r8d, [rsp+0x6c]; call
+    rb"\x48\x81\xe6\0\xf0\xff\xff\x48\x89\xef"  # and rsi, -4096; mov rdi, rbp
+    rb"\xf6\x85.{4}\x08\x0f\x95\xc1\x48\x83\xec\x08"  # test [...], SMM; setne cl; sub rsp, 8
+    rb"\x48\x89\xc2\x41\x56\x44\x8b\x44\x24\x6c\x01\xc9\xe8",  # push r14: the page's size; mov r8d, [rsp+0x6c]; call
     re.DOTALL,
 )
 _CALL = 18
@@ -68,8 +70,8 @@ LACKED = "a TLB that loses nothing by itself"
 """What there is not where translations are not held."""
 
 PAIR = struct.Struct("<QQ")
-_SIZES, _MODES, _RIGHTS, _UNUSED = 4, 3, 7, 0xFC8
-"""Of a pair (translations.c): page | mode, and guest-physical page | index of the page's size << 4 | rights."""
+_MOST, _MODES, _RIGHTS, _UNUSED = 1 << 20, 3, 7, 0xFC8
+"""How many are held; of a pair: page | mode, and guest-physical page | index of its size << 4 | rights (translations.c)."""
 
 
 def _function(name: str) -> int:
@@ -98,8 +100,10 @@ def _trampolines() -> bool:
     cave = near(begin, PAGE)
     if cave is None:
         return False
-    to = {name: b"\x48\xb8" + address.to_bytes(8, "little") + b"\xff\xd0" for name, address in native.translations_symbols().items()}
-    """movabs rax, function; call rax"""
+    to = {  # movabs rax, function; call rax
+        name: b"\x48\xb8" + address.to_bytes(8, "little") + b"\xff\xd0"
+        for name, address in native.translations_symbols().items()
+    }
     jump = b"\xe9"
     parts: dict[int, tuple[bytes | str | tuple[bytes, str | int], ...]] = {
         begin: (
@@ -109,20 +113,25 @@ def _trampolines() -> bool:
             bytes.fromhex("4159 4158 59 5a 5e 5f 4885c0"),  # pop r9, r8, rcx, rdx, rsi, rdi; test rax, rax
             (b"\x75", "held"), fill[1], (jump, behind),  # jnz held; mov eax, [rdi+hflags]
             "held",
-            bytes.fromhex("488b30 4c8b7008 8b4010 8944245c"),  # mov rsi, [rax]; mov r14, [rax+8]; mov eax, [rax+16]; mov [rsp+0x5c], eax
+            bytes.fromhex("488b30 4c8b7008"),  # mov rsi, [rax]; mov r14, [rax+8]    address and size
+            bytes.fromhex("8b4010 8944245c"),  # mov eax, [rax+16]; mov [rsp+0x5c], eax    the rights
             bytes.fromhex("488d4c245c 4489ea 4889ef"),  # lea rcx, [rsp+0x5c]; mov edx, r13d; mov rdi, rbp
             (b"\xe8", walk), (jump, call + 5),  # call get_hphys
         ),
         call: (
             bytes.fromhex("57 56 52 51 50"),  # push rdi, rsi, rdx, rcx, rax
-            bytes.fromhex("4889f2 448b01 4c89e6 4c89f1 4189d9"),  # mov rdx, rsi; mov r8d, [rcx]; mov rsi, r12; mov rcx, r14; mov r9d, ebx
+            bytes.fromhex("4889f2 448b01 4c89e6"),  # mov rdx, rsi; mov r8d, [rcx]; mov rsi, r12
+            bytes.fromhex("4c89f1 4189d9"),  # mov rcx, r14; mov r9d, ebx
             to["record"],
             bytes.fromhex("58 59 5a 5e 5f"), (jump, walk),  # pop rax, rcx, rdx, rsi, rdi
         ),
-        flush_all: (b"\x57", to["forget_all"], b"\x5f", ctypes.string_at(flush_all, 5), (jump, flush_all + 5)),  # push rdi; pop rdi
+        flush_all: (
+            b"\x57", to["forget_all"], b"\x5f",  # push rdi; pop rdi
+            ctypes.string_at(flush_all, 5), (jump, flush_all + 5),
+        ),
         flush_page: (
-            bytes.fromhex("57 56 50"), to["forget_page"], bytes.fromhex("58 5e 5f"), ctypes.string_at(flush_page, 5),
-            (jump, flush_page + 5),
+            bytes.fromhex("57 56 50"), to["forget_page"], bytes.fromhex("58 5e 5f"),  # push rdi, rsi, rax; pop rax, rsi, rdi
+            ctypes.string_at(flush_page, 5), (jump, flush_page + 5),
         ),
     }  # fmt: skip
     body, starts = b"", {}
@@ -140,7 +149,7 @@ def _trampolines() -> bool:
 
 @cache
 def resize_without_clock() -> bool:
-    """Have the engine's TLB become smaller at any flush behind which it was used little; once a process.  False where that fails."""
+    """Have the engine's TLB become smaller at any flush if it was used little; once a process.  False where that fails."""
     first = _function("tlb_flush") - _BEFORE  # each of the library's processors has a TLB
     found = list(CLOCK.finditer(ctypes.string_at(first, _BEFORE))) if first > 0 else []
     return len(found) == 1 and all(replace(first + found[0].start(group), b"\x90\x90") for group in (1, 2))  # nop; nop
@@ -177,7 +186,7 @@ class Translations:
             return not uclib.uc_ctl(uc._uch, 1 << 30 | const.UC_CTL_TLB_FLUSH)
 
         def held() -> list[tuple[int, int]]:
-            return [(at & -PAGE, to & -16 | to & _RIGHTS) for at, to in PAIR.iter_unpack(self.dump())]
+            return [(at & -PAGE, to & -16 | to & _RIGHTS) for at, to in self.pairs()]
 
         assert native is not None
         outer = native.translations_enter(self.address)
@@ -192,23 +201,28 @@ class Translations:
         ram.view[page : page + 8] = before
         return made and kept and taken and gone
 
+    def pairs(self) -> list[tuple[int, int]]:
+        """All that is held, a `PAIR` each, in the order of linear addresses."""
+        return sorted(PAIR.iter_unpack(self.dump()[PAIR.size :]))
+
     def dump(self) -> bytes:
-        """All of it, as `PAIR`s in the order of linear addresses."""
+        """The same, behind base and mask of the region in which large pages are; nothing where nothing can be held."""
         if not self.address:
             return b""
         assert native is not None
-        return b"".join(PAIR.pack(*pair) for pair in sorted(PAIR.iter_unpack(native.translations_dump(self.address))))
+        found: bytes = native.translations_dump(self.address)
+        return found[: PAIR.size] + b"".join(PAIR.pack(*pair) for pair in sorted(PAIR.iter_unpack(found[PAIR.size :])))
 
-    def load(self, pairs: bytes) -> None:
+    def load(self, dump: bytes) -> None:
         """Hold this and nothing else; `ValueError` if it is nothing that `dump` gives."""
-        end = 1 << layout.PHYSICAL_BITS
-        if len(pairs) % PAIR.size or any(
-            at & PAGE - 1 >= _MODES or to >= end or to & _UNUSED for at, to in PAIR.iter_unpack(pairs)
+        pairs = dump[PAIR.size :]
+        if len(dump) % PAIR.size or len(pairs) > _MOST * PAIR.size or any(
+            at & PAGE - 1 >= _MODES or to >= 1 << layout.PHYSICAL_BITS or to & _UNUSED for at, to in PAIR.iter_unpack(pairs)
         ):
             raise ValueError("none")
         if self.address:
             assert native is not None
-            native.translations_load(self.address, pairs)
+            native.translations_load(self.address, dump)
 
     def close(self) -> None:
         if self.address:

@@ -186,7 +186,7 @@ def _restore_engine(machine: Machine, tree: Tree) -> None:
 
 
 def _translations(machine: Machine) -> Tree:
-    """What a CPU's TLB holds without being a strict one, and which CPU's that is: it matters once a guest has changed its tables."""
+    """What the TLB holds, without being a strict one, and of which CPU: who changes tables and does not flush depends on it."""
     engine = machine.engine
     holder = next((cpu.index for cpu in machine.cpus if cpu.state is engine.holder), None)
     return [holder, engine.held()]
