@@ -73,7 +73,6 @@ CASES = {
     "bench tables": Case(EXAMPLES / "bench/build/tables.elf", end=30_000_000),
     "stale translations": Case(stale.image, _STALE),
     "stale translations, Python": Case(stale.image, {**_STALE, "python_runtime": True}),
-    "stale translations, strict": Case(stale.image, {**_STALE, **_STRICT}, end=150_000),
     "bootsector": Case(EXAMPLES / "bootsector/build/bootsector.img", end=50_000_000),
     "assignment": Case(EXAMPLES / "assignment/build/assignment.elf", {"iommu": IommuConfig(), **_ASSIGNMENT}),
     "assignment, strict": Case(

@@ -33,7 +33,7 @@ MOMENTARY = frozenset((
     "vmdbg.engine.engine.Stop", "vmdbg.engine.fingerprint.Sums", "vmdbg.engine.layout.Probe",
     "vmdbg.engine.physical.Arena", "vmdbg.engine.physical.TableReader",
     "vmdbg.engine.runtime.Binding", "vmdbg.engine.runtime.Branch", "vmdbg.engine.runtime.Point", "vmdbg.engine.runtime.Runtime",
-    "vmdbg.engine.twin.Twin", "vmdbg.engine.twin._Block", "vmdbg.iommu.translation._Walked", "vmdbg.iommu.caches.Recorder", "vmdbg.iommu.config.Reserved", "vmdbg.iommu.ivrs.Alias",
+    "vmdbg.engine.translations.Translations", "vmdbg.engine.twin.Twin", "vmdbg.engine.twin._Block", "vmdbg.iommu.translation._Walked", "vmdbg.iommu.caches.Recorder", "vmdbg.iommu.config.Reserved", "vmdbg.iommu.ivrs.Alias",
     "vmdbg.iommu.ivrs.Facts", "vmdbg.iommu.ivrs.UnitTable", "vmdbg.iommu.rings.Pointers", "vmdbg.platform.acpi.Board",
     "vmdbg.platform.bus.Claim", "vmdbg.platform.cpuid.Dynamic", "vmdbg.platform.cpuid.Registers",
     "vmdbg.platform.fwcfg.FwCfgContents", "vmdbg.platform.lapic.Register", "vmdbg.platform.pci.capability.Capability",

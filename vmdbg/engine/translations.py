@@ -206,12 +206,12 @@ class Translations:
         return sorted(PAIR.iter_unpack(self.dump()[PAIR.size :]))
 
     def dump(self) -> bytes:
-        """The same, behind base and mask of the region in which large pages are; nothing where nothing can be held."""
+        """The same, behind base and mask of the region in which large pages are; nothing of nothing."""
         if not self.address:
             return b""
         assert native is not None
         found: bytes = native.translations_dump(self.address)
-        return found[: PAIR.size] + b"".join(PAIR.pack(*pair) for pair in sorted(PAIR.iter_unpack(found[PAIR.size :])))
+        return b"" if len(found) == PAIR.size else found[: PAIR.size] + b"".join(PAIR.pack(*pair) for pair in sorted(PAIR.iter_unpack(found[PAIR.size :])))
 
     def load(self, dump: bytes) -> None:
         """Hold this and nothing else; `ValueError` if it is nothing that `dump` gives."""
