@@ -10,9 +10,11 @@ from collections.abc import Callable
 
 import pytest
 
+from gdbstub.target import ThreadId
 from tests.engine.rig import DATA, TABLES, P, Rig, W
 from tests.svm.hypervisor import HLT, Hypervisor
 from tests.timetravel.cases import CASES, digest
+from vmdbg.debugger import Debugger
 from vmdbg.engine.engine import Engine
 from vmdbg.engine.runtime import native
 from vmdbg.engine.state import RAX, RBX, RDX
@@ -120,10 +122,20 @@ def flushed(machine: Machine, chance: random.Random) -> int:
     return chance.randrange(1, 60_000)
 
 
+def written(machine: Machine, chance: random.Random) -> int:
+    """A debugger that saves registers and restores them."""
+    registers, thread = Debugger(machine).registers, ThreadId(1, 1)
+    for name in ("rax", "eflags", "cr0", "cr3", "cr4", "efer", "star", "gdtr_base"):
+        value = registers.read(thread, name)
+        assert value is not None
+        registers.write(thread, name, value)
+    return chance.randrange(1, 400_000)
+
+
 @pytest.mark.parametrize("case", ["stale translations", "stale translations, Python"])
 def test_a_guest_that_uses_stale_ones_runs_the_same_however_it_is_run(case: str) -> None:
     found: dict[str, set[str]] = {}
-    ways: list[Callable[[Machine, random.Random], int]] = [undisturbed, delayed, in_steps, in_steps, flushed, flushed]
+    ways: list[Callable[[Machine, random.Random], int]] = [undisturbed, delayed, in_steps, in_steps, flushed, flushed, written]
     for number, way in enumerate(ways):
         machine, chance = CASES[case].machine(), random.Random(number)
         while machine.exit_status is None:

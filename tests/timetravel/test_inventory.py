@@ -166,6 +166,7 @@ def test_the_rest_of_a_context_is_the_engines_and_never_changes() -> None:
     kept = {at for part in _CONTEXT for at in range(part.start, part.stop)}
     made = {
         *range(40), *range(layout.INTERCEPT, layout.NESTED_PG_MODE), *range(layout.ERROR_CODE, layout.EXCEPTION_IS_INT + 4),
+        *range(layout.EFLAGS + 8, layout.CC_SRC), *range(layout.CC_SRC + 8, layout.CC_OP),  # operands of the last arithmetic
         *range(layout.V_TPR + 4, 5608), *range(layout.DR + 48, layout.DR + 56),  # DR6 of the I/O breakpoint that is ours
     }  # fmt: skip
     for case in ("hypervisor, strict", "nested", "secure loader"):

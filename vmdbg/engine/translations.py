@@ -211,7 +211,8 @@ class Translations:
             return b""
         assert native is not None
         found: bytes = native.translations_dump(self.address)
-        return b"" if len(found) == PAIR.size else found[: PAIR.size] + b"".join(PAIR.pack(*pair) for pair in sorted(PAIR.iter_unpack(found[PAIR.size :])))
+        pairs = sorted(PAIR.iter_unpack(found[PAIR.size :]))
+        return found[: PAIR.size] + b"".join(PAIR.pack(*pair) for pair in pairs) if pairs else b""
 
     def load(self, dump: bytes) -> None:
         """Hold this and nothing else; `ValueError` if it is nothing that `dump` gives."""

@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 
 _X87_ROUNDING, _X87_PRECISION = 817, 819
 _CONTEXT = (
-    slice(layout.REGS, layout.A20_MASK),  # general registers, RIP, flags, segments, control registers
+    slice(layout.REGS, layout.EFLAGS + 8),  # general registers, RIP, flags
+    slice(layout.CC_SRC, layout.CC_SRC + 8),  # arithmetic flags, between operands of the last arithmetic, which are dead
+    slice(layout.CC_OP, layout.A20_MASK),  # segments, control registers
     slice(layout.EFER, layout.SYSENTER_CS),  # EFER, x87, MXCSR, XMM
     slice(layout.SYSENTER_CS, layout.XCR0 + 8),
     slice(layout.PAT, layout.PAT + 8),
