@@ -162,7 +162,7 @@ def _explained(context: Context, iommu: Iommu, record: Record) -> Explained:
         return Explained(record, None, (_command_at(context, event.address),))
     if event.code not in _REPLAYED:
         return Explained(record, None, ())
-    if "I" in event.flags:
+    if event.interrupt:
         return Explained(record, None, _interrupt_words(context, iommu, event))
     if event.code in (EventCode.PAGE_TAB_HARDWARE_ERROR, EventCode.DEV_TAB_HARDWARE_ERROR):
         what = "entry" if event.code == EventCode.PAGE_TAB_HARDWARE_ERROR else "device table entry"
@@ -179,9 +179,8 @@ def _memory_at(context: Context, event: Event) -> str:
 
 
 def _replayed(context: Context, iommu: Iommu, record: Record, event: Event) -> Explained:
-    write = event.type in (3, 6) if event.code == EventCode.INVALID_DEVICE_REQUEST else "RW" in event.flags
     access = DmaAccess(
-        write, event.pasid, "NX" in event.flags, event.pasid is not None and "US" not in event.flags, "TR" in event.flags
+        event.write, event.pasid, "NX" in event.flags, event.pasid is not None and "US" not in event.flags, "TR" in event.flags
     )
     found = walk(context.memory, iommu, event.device, event.address, access)
     if isinstance(found.verdict, IoTranslation):
@@ -202,6 +201,8 @@ def _interrupt_words(context: Context, iommu: Iommu, event: Event) -> tuple[str,
         return (f"an interrupt: {dte.value}",)
     names = DTE.IV | DTE.IntTabLen | DTE.IG | DTE.IntTabRoot | DTE.IntCtl | DTE.InitPass | DTE.EIntPass | DTE.NMIPass
     why = "an entry with a reserved bit or type" if "RZ" in event.flags else "denied, index too large, or RemapEn is 0"
+    if event.code == EventCode.INVALID_DEVICE_REQUEST:
+        why = "IntCtl is 0"
     return (
         f"an interrupt: {why}; entry of the device: {DTE.describe(dte & names)}",
         f"its data is not in the event: `iommu irt {RequesterId(event.device)}` lists the table, `irq try` replays a message",

@@ -6,7 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from introspect.iommu.registers import CONTROL, EXCLUSION_BASE, FEATURES, FEATURES2, RING_BASE, TABLE_BASE
+from introspect.iommu.registers import (
+    CONTROL,
+    EXCLUSION_BASE,
+    FEATURES,
+    FEATURES2,
+    LONGEST_GA_LOG,
+    RING_BASE,
+    TABLE_BASE,
+    ring_bytes,
+)
 from introspect.iommu.structures import DTE_SIZE, PTE_LEAF_RESERVED, PTE_MIGRATION
 from introspect.layout import bits
 
@@ -45,6 +54,12 @@ class RingType(NamedTuple):
     head: str
     tail: str
     entry_size: int
+    longest: int = 15
+    """Of the base register's Length."""
+
+    def size(self, base: int) -> int:
+        """Bytes, by the base register; 0 for a reserved length."""
+        return ring_bytes(base, self.longest)
 
 
 RINGS = {
@@ -53,7 +68,7 @@ RINGS = {
         RingType("command", "command_base", "command_head", "command_tail", 16),
         RingType("event", "event_base", "event_head", "event_tail", 16),
         RingType("ppr", "ppr_base", "ppr_head", "ppr_tail", 16),
-        RingType("ga", "ga_base", "ga_head", "ga_tail", 8),
+        RingType("ga", "ga_base", "ga_head", "ga_tail", 8, LONGEST_GA_LOG),
     )
 }
 
@@ -126,13 +141,12 @@ class Iommu:
         return base + index * DTE_SIZE if index < entries else None
 
     def ring(self, name: str) -> Ring:
-        """"command", "event", "ppr" or "ga". A length below 8 is reserved; the ring is empty then."""
+        """"command", "event", "ppr" or "ga"."""
         kind = RINGS[name]
         value = self.registers.get(kind.base, 0)
-        length = RING_BASE.get(value, "Length")
         head, tail = self.registers.get(kind.head, 0), self.registers.get(kind.tail, 0)
-        count = 1 << length if length >= 8 else 0
-        size = count * kind.entry_size or 1
+        count = kind.size(value) // kind.entry_size
+        size = kind.size(value) or 1
         return Ring(name, value & RING_BASE.Base, count, kind.entry_size, head % size, tail % size)
 
     def handles(self, device: int) -> bool:

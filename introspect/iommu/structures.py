@@ -182,7 +182,7 @@ class IRTE128(Bits):
     DM = bit(6)
     GuestMode = bit(7)
     Destination_23_0 = bits(31, 8)
-    Ignored = bits(63, 32)
+    """With XTEn; else 31:16 and the other part are reserved (2.2.5.3)."""
     Vector = bits(71, 64)
     Destination_31_24 = bits(127, 120)
 
@@ -195,7 +195,8 @@ class GUEST_IRTE(Bits):
     RemapEn = bit(0)
     SupIOPF = bit(1)
     GALogIntr = bit(2)
-    GAPPIDis = bit(3)
+    GAPPIDis = bit(5)
+    """With GAPPIDisSup; else it is reserved."""
     IsRun = bit(6)
     GuestMode = bit(7)
     Destination_23_0 = bits(31, 8)

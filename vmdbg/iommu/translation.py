@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from introspect.address import Spa
+from introspect.iommu.records import Event, EventCode
 from introspect.iommu.registers import CONTROL
 from introspect.iommu.structures import DTE, DTE_SIZE, PTE, decode_dte
 from introspect.iommu.verdicts import DmaAccess, IoFault, IoStep, IoTranslation, StepKind
@@ -91,14 +92,18 @@ class Translation:
                 break
         return spans
 
-    def prefetch(self, requester: RequesterId, address: int, pages: int, pasid: int | None) -> None:
-        """Keep translations before they are needed; whatever is refused is left."""
-        if not self.iommu.view.enabled:
-            return
-        for at in range(address, address + pages * GRAIN, GRAIN):
-            walked = self._walk(requester, at % ALL, DmaAccess(False, pasid), True)
-            if isinstance(walked.verdict, IoTranslation):
-                self._keep(requester, walked.verdict, pasid, walked)
+    def prefetch(self, requester: RequesterId, addresses: Iterable[int]) -> Event | None:
+        """Keep what the host's tables say before it is needed; whatever is refused is left, but a table that cannot be read is
+        told of (2.4.6.1)."""
+        for at in addresses:
+            if (self.entry(requester) or 0) & DTE.GIoV:
+                return None  # its addresses are a guest's
+            verdict = (walked := self._walk(requester, at % ALL, DmaAccess(), True)).verdict
+            if isinstance(verdict, IoTranslation):
+                self._keep(requester, verdict, None, walked)
+            elif verdict.event.code in (EventCode.DEV_TAB_HARDWARE_ERROR, EventCode.PAGE_TAB_HARDWARE_ERROR):
+                return verdict.event
+        return None
 
     def _page(self, requester: RequesterId, iova: int, access: DmaAccess, quiet: bool) -> Page:
         caches, view = self.iommu.caches, self.iommu.view

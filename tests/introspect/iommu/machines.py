@@ -172,9 +172,14 @@ def random_interrupts(seed: int) -> tuple[Machine, Iterator[tuple[int, int, int]
     if chance.random() < 0.05:
         machine.registers["device_table_base"] = 0x100000
     entries = bytearray()
+    wide = machine.registers["control"] & CONTROL.GAEn and not machine.registers["control"] & CONTROL.XTEn
     for _ in range(255):
-        entry = 1 | chance.getrandbits(8) << 8 | chance.getrandbits(8) << 16 | chance.choice((0, 0, 4, 0x40, 0x20))
-        entry |= chance.getrandbits(8) << 64 | chance.choice((0, 0, 0x80 | chance.getrandbits(40) << 76)) | chance.getrandbits(32) << 32
+        entry = 1 | chance.getrandbits(8) << 8 | chance.choice((0, 0, 4, 0x40, 0x20))
+        if not wide or chance.random() < 0.1:
+            entry |= chance.getrandbits(8) << 16
+        entry |= chance.getrandbits(8) << 64
+        if chance.random() < 0.3:
+            entry |= 0x80 | chance.getrandbits(40) << 76 | chance.getrandbits(32) << 32
         if chance.random() < 0.3:
             entry ^= 1 << chance.choice((0, 0, 1, 2, 3, 4, 7, 24, 31, 73, 80, 117, 122))
         entries += entry.to_bytes(16, "little")

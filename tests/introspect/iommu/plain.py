@@ -274,11 +274,14 @@ class Plain:
             return "event", at << 64 | stop.code << 60 | 1 << 51 | sum(v << k for k, v in stop.flags.items()) | device, ""
 
         def refuse(code: int = 2, *flags: int) -> tuple[Any, ...]:
-            record = (address - address % 4 if code == 1 else address) << 64 | code << 60 | sum(1 << flag for flag in (51, *flags)) | device
+            where = address - address % 4 if code == 1 else address
+            record = where << 64 | code << 60 | sum(1 << flag for flag in flags) | device
+            if code != 8:
+                record |= 1 << 51
             if code == 2:
                 record |= field(dte, 79, 64) << 32
             quiet = "IG" if bit(dte, 133) else "SupIOPF" if bit(entry, 1) else ""
-            return "event", record, quiet if code == 2 else ""
+            return "event", record, quiet if code in (2, 8) else ""
 
         if not bit(dte, 128):
             return straight
@@ -294,10 +297,10 @@ class Plain:
         if control == 3 or (control == 2 and length > 11):
             return refuse(1)
         if mode >= 2:
-            lets = {2: 1, 4: bit(dte, 186), 5: bit(dte, 184), 7: bit(dte, 185)}.get(mode, 0)
-            return straight if lets else refuse()
+            lets = [0, 0, 1, bit(dte, 186), bit(dte, 186), bit(dte, 184), bit(dte, 186), bit(dte, 185)][mode]
+            return straight if lets and not bit(address, 2) else refuse()
         if control == 0:
-            return refuse()
+            return refuse(8, 57, 59)
         if control == 1:
             return straight
         index = data % 2048
@@ -319,12 +322,13 @@ class Plain:
             if field(entry, 4, 2) > 1:
                 return refuse(2, 52, 55)
             return "to", field(entry, 23, 16), field(entry, 4, 2), field(entry, 15, 8), bool(bit(entry, 6)), None
-        zeroes = [4, 5, *range(72, 76), *range(116, 120)] if guest else range(72, 120)
+        zeroes = [3, 4, 5, *range(72, 76), *range(116, 120)] if guest else [*range(32, 64), *range(72, 120)]
+        zeroes += [] if bit(self.control, 50) else [*range(16, 32), *range(120, 128)]
         if any(bit(entry, n) for n in zeroes) or (guest and not field(self.control, 27, 25)):
             return refuse(2, 52, 55)
         if not guest and field(entry, 4, 2) > 1:
             return refuse(2, 52, 55)
-        destination = field(entry, 127, 120) << 24 | field(entry, 31, 8) if bit(self.control, 50) else field(entry, 15, 8)
+        destination = field(entry, 127, 120) << 24 | field(entry, 31, 8)
         if guest:
             return "to", field(entry, 71, 64), 0, destination, False, field(entry, 115, 76) * 4096
         return "to", field(entry, 71, 64), field(entry, 4, 2), destination, bool(bit(entry, 6)), None
