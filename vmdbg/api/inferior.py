@@ -13,6 +13,7 @@ from introspect.expression import Space
 from introspect.scope import read_space
 from introspect.sources import Unreadable
 from vmdbg.api.addresses import located, worded
+from vmdbg.api.checked import checked
 from vmdbg.api.commands import InferiorCommands
 from vmdbg.api.errors import CommandFailed, translated
 from vmdbg.api.exits import Exit
@@ -29,6 +30,7 @@ __all__ = ["Access", "Guest", "Host", "Inferior"]
 Access = Literal["w", "r", "a", "rw"]
 
 
+@checked
 class Inferior(InferiorCommands):
     """Who has an address space of its own.  Every command is a method, too, with this one selected."""
 
@@ -216,6 +218,7 @@ class Host(Inferior):
         return f"<the hypervisor of {self.machine.source.name}>"
 
 
+@checked
 class Guest(Inferior):
     """What runs in VMCBs that share a nested page table."""
 
