@@ -1,4 +1,4 @@
-"""The device exclusion vector (APM2 15.24 of revisions before 2012; BIOS and kernel developer's guides of families 0Fh and 10h).
+"""The device exclusion vector (APM2 15.24; BIOS and kernel developer's guides of families 0Fh and 10h).
 
 A bit for each 4 KiB page says whether devices are kept out.  No address is translated, reads and writes are not told apart.
 """
@@ -34,6 +34,8 @@ class DEV_HEADER(Bits):
     NEXT = bits(15, 8)
     TYPE = bits(18, 16)
     """0: a DEV; an IOMMU's has 3."""
+    MCE_REPORTING = bit(20)
+    INTERRUPT_REPORTING = bit(21)
 
 
 class DEV_OP(Bits):

@@ -12,7 +12,8 @@ from introspect.registers import CR0
 from introspect.tpm import BANKS, Algorithm, digest_of, drtm_pcr
 
 __all__ = [
-    "SLB", "SLB_SIZE", "STATE_AFTER", "TPM_FAILED", "Block", "Judgement", "Launch", "StateRow", "judge_block", "state_after",
+    "LAUNCHED", "SLB", "SLB_SIZE", "STATE_AFTER", "TPM_FAILED", "Block", "Judgement", "Launch", "StateRow", "judge_block",
+    "state_after",
 ]  # fmt: skip
 
 SLB_SIZE = 0x10000
@@ -38,13 +39,17 @@ class Block:
 
     @property
     def measured(self) -> int:
-        """Bytes; a length of 0 is the whole block."""
+        """Bytes; a length of 0 is the whole block, which 16 bits cannot say else: of 0 the manual says nothing (15.27.2)."""
         return self.length or SLB_SIZE
 
     @property
     def start(self) -> int:
         """Where the loader's first instruction is."""
         return self.base + self.entry
+
+
+LAUNCHED = VM_CR.DPD | VM_CR.R_INIT | VM_CR.DIS_A20M
+"""Set in VM_CR of every processor: of the one that executes it, and of the others when a start-up IPI starts them (15.27.8)."""
 
 
 class StateRow(NamedTuple):
@@ -57,36 +62,36 @@ class StateRow(NamedTuple):
 
 
 STATE_AFTER: tuple[StateRow, ...] = (
-    StateRow("cr0", None, "PE and ET; CD and NW as they were", "15.27.4 step 1, 14.1.3"),
+    StateRow("cr0", None, "PE and ET; CD and NW as they were", "15.27.6 step 1, 14.1.3"),
     StateRow("cr2", 0, "", "14.1.3"),
     StateRow("cr3", 0, "", "14.1.3"),
     StateRow("cr4", 0, "", "14.1.3"),
-    StateRow("efer", 0, "cleared, SVME too: STGI goes without it", "15.27.4 step 1"),
+    StateRow("efer", 0, "cleared, SVME too: STGI goes without it", "15.27.6 step 1"),
     StateRow("rflags", 2, "", "14.1.3"),
-    StateRow("cs.selector", 0x08, "", "15.27.4 step 1"),
-    StateRow("cs.attrib", _CODE32, "32-bit code, may be read", "15.27.4 step 1"),
-    StateRow("cs.limit", 0xFFFFFFFF, "", "15.27.4 step 1"),
-    StateRow("cs.base", 0, "", "15.27.4 step 1"),
-    StateRow("ss.selector", 0x10, "", "15.27.4 step 1"),
-    StateRow("ss.attrib", _DATA32, "32-bit data, may be written, expands up", "15.27.4 step 1"),
-    StateRow("ss.limit", 0xFFFFFFFF, "", "15.27.4 step 1"),
-    StateRow("ss.base", 0, "", "15.27.4 step 1"),
-    *(StateRow(f"{name}.{part}", value, "", "15.27.4 step 1: as in real mode")
+    StateRow("cs.selector", 0x08, "", "15.27.6 step 1"),
+    StateRow("cs.attrib", _CODE32, "32-bit code, may be read", "15.27.6 step 1"),
+    StateRow("cs.limit", 0xFFFFFFFF, "", "15.27.6 step 1"),
+    StateRow("cs.base", 0, "", "15.27.6 step 1"),
+    StateRow("ss.selector", 0x10, "", "15.27.6 step 1"),
+    StateRow("ss.attrib", _DATA32, "32-bit data, may be written, expands up", "15.27.6 step 1"),
+    StateRow("ss.limit", 0xFFFFFFFF, "", "15.27.6 step 1"),
+    StateRow("ss.base", 0, "", "15.27.6 step 1"),
+    *(StateRow(f"{name}.{part}", value, "", "15.27.6 step 1: as in real mode")
       for name in ("ds", "es", "fs", "gs")
       for part, value in (("selector", 0), ("attrib", _REAL), ("limit", 0xFFFF), ("base", 0))),
     StateRow("gdtr.base", 0, "", "14.1.3"),
     StateRow("gdtr.limit", 0xFFFF, "", "14.1.3"),
     StateRow("idtr.base", 0, "", "14.1.3"),
     StateRow("idtr.limit", 0xFFFF, "", "14.1.3"),
-    StateRow("rax", None, "the block's base", "15.27.4 step 2"),
-    StateRow("rdx", _SIGNATURE, "family, model, stepping", "15.27.4 step 1"),
-    StateRow("rsp", None, "the first byte behind the block", "15.27.4 step 7"),
-    *(StateRow(name, 0, "", "15.27.4 step 1") for name in ("rbx", "rcx", "rbp", "rsi", "rdi", *(f"r{n}" for n in range(8, 16)))),
-    StateRow("vm_cr", VM_CR.DPD | VM_CR.R_INIT | VM_CR.DIS_A20M, "these are set; others as they were", "15.27.4 step 1"),
-    StateRow("gif", 0, "interrupts, NMI, SMI and INIT are held", "15.27.4 step 6"),
-    StateRow("rip", None, "the block's base and the entry of its header", "15.27.4 step 8"),
+    StateRow("rax", None, "the block's base", "15.27.6 step 2"),
+    StateRow("rdx", _SIGNATURE, "family, model, stepping", "15.27.6 step 1"),
+    StateRow("rsp", None, "the first byte behind the block", "15.27.6 step 7"),
+    *(StateRow(name, 0, "", "15.27.6 step 1") for name in ("rbx", "rcx", "rbp", "rsi", "rdi", *(f"r{n}" for n in range(8, 16)))),
+    StateRow("vm_cr", LAUNCHED, "these are set; others as they were", "15.27.6 step 1"),
+    StateRow("gif", 0, "interrupts, NMI, SMI and INIT are held", "15.27.6 step 6"),
+    StateRow("rip", None, "the block's base and the entry of its header", "15.27.6 step 8"),
 )  # fmt: skip
-"""What SKINIT leaves in the processor. FPU, SSE, caches and all other MSRs are as they were (15.27.4 step 1)."""
+"""What SKINIT leaves in the processor. FPU, SSE, caches and all other MSRs are as they were (15.27.6 step 1)."""
 
 
 def state_after(block: Block, cr0: int) -> Mapping[str, int]:

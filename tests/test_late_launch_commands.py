@@ -52,7 +52,7 @@ def test_verify_says_what_trace_shows(started: Started) -> None:
     assert (after["image"], after["failed"], after["running"], after["protected"]) == (image.hex(), None, [], True)
     assert set(after["state"]) == {row.name for row in STATE_AFTER}
     text = say(commands, "skinit trace")
-    for words in ("SKINIT at RIP 0x8000 of the hypervisor", f"the loader starts at {SLB + ENTRY:#x}", "all waited", "15.27.4 step 7",
+    for words in ("SKINIT at RIP 0x8000 of the hypervisor", f"the loader starts at {SLB + ENTRY:#x}", "all waited", "15.27.6 step 7",
                   "kept from devices", expected(image).hex()):  # fmt: skip
         assert words in text
     commands.debugger.machine.late_launch.protection.end()

@@ -477,8 +477,8 @@ class Catchpoints:
     def _iommu_fault(self, fault: IoFault, requester: RequesterId) -> None:
         event = fault.event
         facts: Facts = {
-            "guest": None, "requester": requester, "iova": fault.iova, "write": "RW" in event.flags, "event": event.code,
-            "domain": event.domain, "interrupt": "I" in event.flags,
+            "guest": None, "requester": requester, "iova": fault.iova, "write": event.write, "event": event.code,
+            "domain": event.domain, "interrupt": event.interrupt,
         }  # fmt: skip
         who = self.machine.chipset.dma.names(requester)
         suppressed = f", not logged because of {fault.suppressed}" if fault.suppressed else ""

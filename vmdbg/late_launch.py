@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from introspect.skinit import Launch
+from introspect.skinit import LAUNCHED, Launch
 from introspect.tpm import BANKS, LOCALITIES, LOCALITY, TIS_BASE, Algorithm
 from vmdbg.platform.dev import NORTHBRIDGE, Exclusion, MiscControl, Northbridge, SlProtection
+from vmdbg.platform.msrs import VM_CR
 from vmdbg.platform.tpm.commands import Tpm
 from vmdbg.platform.tpm.tis import Tis
 
@@ -59,8 +60,10 @@ class LateLaunch:
         others = [other for other in self.cpus if other is not cpu]
         running = tuple(other.index for other in others if not other.wait_for_sipi)
         if not running:
-            for other in others:
-                other.gif = False  # they begin like the first, and STGI opens them (APM2 15.27.8)
+            for other in others:  # they begin like the first, and STGI opens them (APM2 15.27.8)
+                other.gif = False
+                other.msrs.values[VM_CR] |= LAUNCHED
+                other.set("vm_cr", other.msrs.values[VM_CR])
         return running
 
     def measure(self, image: bytes) -> str:

@@ -231,6 +231,12 @@ static void page_cases(void)
     directory[1] = DATA | PTE_PRESENT | RW;
     enable();
     try("size-2m", IOVA, DATA + (IOVA & 0x1fffff));
+    begin(4); /* not at a multiple of 2 MiB */
+    leaf(IOVA, 4);
+    directory = (uint64_t *)(((uint64_t *)(root[0] & PTE_ADDRESS))[0] & PTE_ADDRESS);
+    directory[1] = DATA | PAGE_SIZE | PTE_PRESENT | RW;
+    enable();
+    try("size-2m-unaligned", IOVA, DATA + (IOVA & 0x1fffff));
     begin(4);
     leaf(IOVA, 4);
     directory = (uint64_t *)(((uint64_t *)(root[0] & PTE_ADDRESS))[0] & PTE_ADDRESS);

@@ -59,7 +59,7 @@ void loader_main(void)
     }
     verified(digest);
 
-    /* Normal operation again: DPD, R_INIT and DIS_A20M off, GIF on (APM2 15.27.5).  The block stays protected. */
+    /* Normal operation again: DPD, R_INIT and DIS_A20M off, GIF on (APM2 15.27.7).  The block stays protected. */
     __asm__ volatile("wrmsr" : : "c"(VM_CR), "a"(0), "d"(0));
     __asm__ volatile("stgi; jmp *%0" : : "r"(KERNEL));
     __builtin_unreachable();

@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 
 from introspect.commands.context import CommandError, Context, HostView
 from introspect.dev import Barrier
-from introspect.iommu.registers import CONTROL, TABLE_BASE
+from introspect.iommu.registers import CONTROL, FEATURES2, TABLE_BASE
 from introspect.iommu.state import EVERY_FEATURE, Iommu
 from introspect.iommu.walk import locate
 from introspect.pci import RequesterId
@@ -125,7 +125,8 @@ def given_iommu(base: int, count: int, wide: bool) -> Iommu:
         raise CommandError(f"{base:#x}", "a device table begins at a page of 4 KiB, below 2^52", "clear the low 12 bits")
     pages = -(-count // 128)
     registers = {
-        "control": ON | (CONTROL.GAEn | CONTROL.XTEn if wide else 0), "extended_features": EVERY_FEATURE,
+        "control": ON | (CONTROL.GAEn | CONTROL.XTEn if wide else 0),
+        "extended_features": EVERY_FEATURE, "extended_features2": FEATURES2.GAPPIDisSup,
         "device_table_base": base | TABLE_BASE.make(Size=pages - 1),
     }  # fmt: skip
     return Iommu(registers)

@@ -162,7 +162,7 @@ def _explained(context: Context, iommu: Iommu, record: Record) -> Explained:
         return Explained(record, None, (_command_at(context, event.address),))
     if event.code not in _REPLAYED:
         return Explained(record, None, ())
-    if "I" in event.flags:
+    if event.interrupt:
         return Explained(record, None, _interrupt_words(context, iommu, event))
     if event.code in (EventCode.PAGE_TAB_HARDWARE_ERROR, EventCode.DEV_TAB_HARDWARE_ERROR):
         what = "entry" if event.code == EventCode.PAGE_TAB_HARDWARE_ERROR else "device table entry"
@@ -179,23 +179,19 @@ def _memory_at(context: Context, event: Event) -> str:
 
 
 def _replayed(context: Context, iommu: Iommu, record: Record, event: Event) -> Explained:
-    """An event of the host's tables below a guest's has a guest-physical address: only those are walked then."""
-    access = DmaAccess("RW" in event.flags, event.pasid, "NX" in event.flags, event.pasid is not None and "US" not in event.flags)
-    dte = read_dte(context.memory, iommu, event.device)
-    note: tuple[str, ...] = ()
-    if isinstance(dte, int) and event.pasid is None and dte & DTE.GV and event.code == EventCode.IO_PAGE_FAULT:
-        dte &= ~(DTE.GV | DTE.GIoV)
-        note = ("the address may be a guest-physical one: the host's tables are walked alone",)
-    found = walk(context.memory, iommu, event.device, event.address, access, dte=dte if isinstance(dte, int) else None)
+    access = DmaAccess(
+        event.write, event.pasid, "NX" in event.flags, event.pasid is not None and "US" not in event.flags, "TR" in event.flags
+    )
+    found = walk(context.memory, iommu, event.device, event.address, access)
     if isinstance(found.verdict, IoTranslation):
-        words = (*note, f"by now it is let through: {found.verdict.route.value}; the tables have changed since")
+        words = (f"by now it is let through: {found.verdict.route.value}; the tables have changed since",)
         return Explained(record, found, words, False)
     fault = found.verdict
     same = fault.event.encode() == record.record
     detail = f" ({fault.detail})" if fault.detail else ""
     blame = f"{found.blame.name} at spa {found.blame.spa:#x}: " if found.blame is not None else ""
     changed = "" if same else "; the tables have changed since, or registers: the event would be another"
-    return Explained(record, found, (*note, f"refused by {blame}{fault.cause.value}{detail}{changed}"), same)
+    return Explained(record, found, (f"refused by {blame}{fault.cause.value}{detail}{changed}",), same)
 
 
 def _interrupt_words(context: Context, iommu: Iommu, event: Event) -> tuple[str, ...]:
@@ -205,6 +201,8 @@ def _interrupt_words(context: Context, iommu: Iommu, event: Event) -> tuple[str,
         return (f"an interrupt: {dte.value}",)
     names = DTE.IV | DTE.IntTabLen | DTE.IG | DTE.IntTabRoot | DTE.IntCtl | DTE.InitPass | DTE.EIntPass | DTE.NMIPass
     why = "an entry with a reserved bit or type" if "RZ" in event.flags else "denied, index too large, or RemapEn is 0"
+    if event.code == EventCode.INVALID_DEVICE_REQUEST:
+        why = "IntCtl is 0"
     return (
         f"an interrupt: {why}; entry of the device: {DTE.describe(dte & names)}",
         f"its data is not in the event: `iommu irt {RequesterId(event.device)}` lists the table, `irq try` replays a message",

@@ -1,4 +1,4 @@
-"""What goes through the rings of an AMD IOMMU: commands, events, page requests, guest virtual APIC log (AMD 48882, 2.4-2.8).
+"""What goes through the rings of an AMD IOMMU: commands, events, page requests, guest virtual APIC log (AMD 48882, 2.4-2.7).
 
 Each record is one number, of 128 bits or (GA log) 64; `Bits` decodes, encodes and describes it. Bits 63:60 say what it is.
 """
@@ -10,8 +10,8 @@ from typing import NamedTuple
 from introspect.layout import Bits, bit, bits
 
 __all__ = [
-    "COMMANDS", "EVENTS", "GA_RECORD", "INVALIDATE_EVERYTHING", "PPR_RECORD", "CommandCode", "Event", "EventCode", "RecordType",
-    "command_of", "event_of", "invalidated_range",
+    "COMMANDS", "EVENTS", "GA_RECORD", "INVALIDATE_EVERYTHING", "INVALID_PPR_REQUEST", "PPR_RECORD", "CommandCode", "Event",
+    "EventCode", "RecordType", "command_of", "event_of", "invalidated_range",
 ]  # fmt: skip
 
 _CODE = bits(63, 60)
@@ -57,14 +57,16 @@ class INVALIDATE_IOMMU_PAGES(Bits):
 
 class INVALIDATE_IOTLB_PAGES(Bits):
     DeviceID = bits(15, 0)
-    PASID_7_0 = bits(23, 16)
+    PASID_15_8 = bits(23, 16)
     MaxPend = bits(31, 24)
     QueueID = bits(47, 32)
-    PASID_19_8 = bits(59, 48)
+    PASID_7_0 = bits(55, 48)
+    PASID_19_16 = bits(59, 56)
     code = _CODE
     S = bit(64)
     GN = bit(66)
     Type = bits(69, 68)
+    """With InvIotlbTypeSup; else it must be 0."""
     Address = _ADDRESS_HIGH
 
 
@@ -74,11 +76,12 @@ class INVALIDATE_INTERRUPT_TABLE(Bits):
 
 
 class PREFETCH_IOMMU_PAGES(Bits):
+    """PASID is of no use: GN is ignored, and guests' translations are not prefetched."""
+
     DeviceID = bits(15, 0)
-    PASID_7_0 = bits(23, 16)
     PFCount = bits(31, 24)
-    DomainID = bits(47, 32)
-    PASID_19_8 = bits(59, 48)
+    """Translations, each of the size that S says; 0 is 1."""
+    PASID = bits(51, 32)
     code = _CODE
     S = bit(64)
     GN = bit(66)
@@ -92,7 +95,7 @@ class COMPLETE_PPR_REQUEST(Bits):
     code = _CODE
     GN = bit(66)
     CompletionTag = bits(111, 96)
-    """The tag of the request in 9:0, the response in 15:12: 0 success, 1 invalid, 15 failure."""
+    """The page request group of the request in 8:0, the response in 15:12: 0 success, 1 invalid, 15 failure. Not checked."""
 
 
 class INVALIDATE_IOMMU_ALL(Bits):
@@ -165,6 +168,7 @@ class EventCode(IntEnum):
     INVALID_PPR_REQUEST = 9
     EVENT_COUNTER_ZERO = 10
     GUEST_EVENT_FAULT = 11
+    VIOMMU_HARDWARE_ERROR = 12
     RMP_PAGE_FAULT = 13
     RMP_HARDWARE_ERROR = 14
 
@@ -212,8 +216,8 @@ class DEV_TAB_HARDWARE_ERROR(_DeviceEvent):
 
 
 class PAGE_TAB_HARDWARE_ERROR(_DeviceEvent):
-    PASID_19_16 = bits(19, 16)
     DomainID = bits(47, 32)
+    """PASID 15:0 with GN; there is no room for more of it (2.5.5, table 60)."""
     GN = bit(48)
     I = bit(51)  # noqa: E741
     RW = bit(53)
@@ -244,42 +248,112 @@ class INVALID_DEVICE_REQUEST(_DeviceEvent):
     PASID_19_16 = bits(19, 16)
     PASID_15_0 = bits(47, 32)
     GN = bit(48)
-    RW = bit(53)
+    US = bit(49)
     TR = bit(56)
     Type = bits(59, 57)
 
-    meanings = {  # noqa: RUF012
+    meanings = {  # noqa: RUF012 - table 64; of a translation request (TR) they are others
         "Type": {
-            0: "read-or-non-posted-write-in-interrupt-range", 1: "pretranslated-with-I-clear", 2: "port-io-with-IoCtl-abort",
-            3: "posted-write-in-sysmgt-range", 4: "read-in-sysmgt-range", 5: "interrupt-type-denied", 6: "interrupt-with-PASID",
+            0: "not-a-posted-write-in-interrupt-range", 1: "pretranslated-with-I-or-V-clear", 2: "port-io-with-IoCtl-abort",
+            3: "posted-write-in-sysmgt-range", 4: "read-in-sysmgt-range-or-PASID-without-guest-tables",
+            5: "interrupt-with-IntCtl-abort", 6: "posted-write-in-reserved-interrupt-range", 7: "special-range-with-TV-clear",
         },
     }  # fmt: skip
+    _translation_requests = {0: "I-or-V-or-TV-clear", 1: "special-range", 2: "PASID-without-guest-tables"}  # noqa: RUF012
+
+    @classmethod
+    def names(cls, value: int) -> list[str]:
+        words = super().names(value)
+        if not value & cls.TR:
+            return words
+        kind = cls.get(value, "Type")
+        named = cls._translation_requests.get(kind, f"{kind:#x}")
+        return [f"Type={named}" if word.startswith("Type=") else word for word in words]
 
 
 class INVALID_PPR_REQUEST(_DeviceEvent):
-    """PASID and tag are where the page request has them."""
+    """PASID and tag are where the page request has them. RX: it was a COMPLETE_PPR_REQUEST, at the address."""
 
     PASID_15_0 = bits(31, 16)
     PPRTag = bits(41, 32)
     PASID_19_16 = bits(45, 42)
-    Flags = bits(59, 48)
+    RX = bit(48)
+    NX = bit(49)
+    RP = bit(50)
+    WP = bit(53)
+    US = bit(54)
+    GN = bit(57)
 
 
 class EVENT_COUNTER_ZERO(Bits):
     code = _CODE
-    Address = bits(127, 64)
+    CounterNote_51_32 = bits(83, 64)
+    CounterNote_31_0 = bits(127, 96)
 
 
-class GUEST_EVENT_FAULT(_DeviceEvent):
-    pass
+class GUEST_EVENT_FAULT(Bits):
+    """The guest's event is the next record."""
+
+    GuestID = bits(47, 32)
+    RZ = bit(48)
+    code = _CODE
 
 
-class RMP_PAGE_FAULT(_DeviceEvent):
-    pass
+class VIOMMU_HARDWARE_ERROR(Bits):
+    GuestID = bits(15, 0)
+    Src = bits(17, 16)
+    VNR = bit(27)
+    VEvent = bit(29)
+    VPpr = bit(30)
+    VCmd = bit(31)
+    I = bit(51)  # noqa: E741
+    Rst = bit(52)
+    RW = bit(53)
+    Type = bits(58, 57)
+    code = _CODE
+    Vld = bit(64)
+    Address_63_2 = bits(127, 66)
+
+    meanings = DEV_TAB_HARDWARE_ERROR.meanings | {
+        "Src": {0: "MMIO", 1: "DeviceID-table", 2: "DomainID-table", 3: "private-memory"},
+    }
 
 
-class RMP_HARDWARE_ERROR(_DeviceEvent):
-    pass
+class _RmpEvent(_DeviceEvent):
+    VNR = bit(27)
+    VEvent = bit(29)
+    VPpr = bit(30)
+    VCmd = bit(31)
+
+
+class RMP_PAGE_FAULT(_RmpEvent):
+    ASID_MISMATCH = bit(17)
+    PAGE_SIZE_MISMATCH = bit(18)
+    PAGE_LOCKED = bit(19)
+    PAGE_IMMUTABLE = bit(21)
+    NX = bit(49)
+    US = bit(50)
+    INT = bit(51)
+    C = bit(52)
+    RW = bit(53)
+    SPA = bit(54)
+    AT = bits(56, 55)
+    MMIO = bit(57)
+    CP = bit(58)
+    T = bit(59)
+
+    meanings = {"AT": {0: "untranslated", 1: "translation", 2: "pretranslated"}}  # noqa: RUF012
+
+
+class RMP_HARDWARE_ERROR(_RmpEvent):
+    INT = bit(51)
+    MMIO = bit(52)
+    RW = bit(53)
+    AT = bits(56, 55)
+    Type = bits(58, 57)
+    T = bit(59)
+
+    meanings = DEV_TAB_HARDWARE_ERROR.meanings | RMP_PAGE_FAULT.meanings
 
 
 EVENTS: dict[int, RecordType] = {
@@ -296,6 +370,7 @@ EVENTS: dict[int, RecordType] = {
         (EventCode.INVALID_PPR_REQUEST, INVALID_PPR_REQUEST),
         (EventCode.EVENT_COUNTER_ZERO, EVENT_COUNTER_ZERO),
         (EventCode.GUEST_EVENT_FAULT, GUEST_EVENT_FAULT),
+        (EventCode.VIOMMU_HARDWARE_ERROR, VIOMMU_HARDWARE_ERROR),
         (EventCode.RMP_PAGE_FAULT, RMP_PAGE_FAULT),
         (EventCode.RMP_HARDWARE_ERROR, RMP_HARDWARE_ERROR),
     )
@@ -307,12 +382,26 @@ def event_of(record: int) -> RecordType | None:
     return EVENTS.get(record >> 60 & 15)
 
 
-_FLAGS = {name: 1 << at for at, name in enumerate(("GN", "NX", "US", "I", "PR", "RW", "PE", "RZ", "TR"), 48)}
+_FLAGS = ("NX", "US", "I", "PR", "RW", "PE", "RZ", "TR")
+_RESERVED_ADDRESS = {
+    EventCode.ILLEGAL_DEV_TABLE_ENTRY: 3, EventCode.PAGE_TAB_HARDWARE_ERROR: 7, EventCode.DEV_TAB_HARDWARE_ERROR: 15,
+}  # fmt: skip
+"""Address bits that an event does not have (2.5.2-2.5.5, figures 55, 57 and 58)."""
+_INTERRUPT_DENIED, _POSTED_WRITES = 5, (3, 5, 6)
+"""Types of INVALID_DEVICE_REQUEST, which has neither I nor RW (2.5.9, table 64)."""
+
+
+def _low(kind: RecordType) -> str:
+    """The field that has PASID 15:0 with GN."""
+    return "PASID_15_0" if "PASID_15_0" in kind.bits.fields else "DomainID"
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """An event as the hardware logs it. `flags`: the names of those in bits 56:48; `domain` is PASID 15:0 with GN."""
+    """An event as the hardware logs it. `flags`: names of `_FLAGS`; GN is set for a `pasid`, which then is where `domain` was.
+
+    Other fields that some kinds have are lost.
+    """
 
     code: EventCode
     device: int
@@ -325,19 +414,33 @@ class Event:
     def encode(self) -> int:
         """The 128-bit record."""
         kind = EVENTS[self.code]
-        value = self.code << 60 | (self.address & (1 << 64) - 1) << 64
+        value = self.code << 60 | (self.address & (1 << 64) - 1 & ~_RESERVED_ADDRESS.get(self.code, 0)) << 64
         if "DeviceID" in kind.bits.fields:
             value |= self.device
         if self.pasid is not None and "GN" in kind.bits.fields:
-            value |= _FLAGS["GN"] | (self.pasid & 0xFFFF) << 32 | (self.pasid >> 16) << 16
+            parts = {"GN": 1, "PASID_19_16": self.pasid >> 16, _low(kind): self.pasid & 0xFFFF}
+            value |= kind.bits.make(**{name: part for name, part in parts.items() if name in kind.bits.fields})
         elif "DomainID" in kind.bits.fields:
             value |= self.domain << 32
         for name in self.flags:
-            if name in kind.bits.fields:
-                value |= _FLAGS[name]
+            value |= kind.bits.fields.get(name, 0)
         if "Type" in kind.bits.fields:
             value |= self.type << 57
         return value
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether it was an interrupt request."""
+        return "I" in self.flags or (self._invalid_request and self.type == _INTERRUPT_DENIED)
+
+    @property
+    def write(self) -> bool:
+        """Whether it was a write, as far as the event tells."""
+        return "RW" in self.flags or (self._invalid_request and self.type in _POSTED_WRITES)
+
+    @property
+    def _invalid_request(self) -> bool:
+        return self.code == EventCode.INVALID_DEVICE_REQUEST and "TR" not in self.flags
 
     @classmethod
     def decode(cls, record: int) -> "Event | None":
@@ -347,10 +450,9 @@ class Event:
             return None
         fields = {name: kind.bits.get(record, name) for name in kind.bits.fields}
         guest = bool(fields.get("GN"))
-        low = fields.get("DomainID", fields.get("PASID_15_0", 0))
+        low = fields.get(_low(kind), 0)
         return cls(
-            EventCode(kind.code), fields.get("DeviceID", 0), fields["Address"],
-            frozenset(name for name in _FLAGS if fields.get(name) and name != "GN"),
+            EventCode(kind.code), fields.get("DeviceID", 0), record >> 64, frozenset(name for name in _FLAGS if fields.get(name)),
             0 if guest else fields.get("DomainID", 0), fields.get("PASID_19_16", 0) << 16 | low if guest else None,
             fields.get("Type", 0),
         )  # fmt: skip
@@ -360,15 +462,16 @@ class Event:
 
 
 class PPR_RECORD(Bits):
-    """Peripheral page request log entry (2.6)."""
+    """Peripheral page request log entry (2.6.3): code 1 is PAGE_SERVICE_REQUEST."""
 
     DeviceID = bits(15, 0)
     PASID_15_0 = bits(31, 16)
     PPRTag = bits(41, 32)
+    """The last one of its group in bit 9, the group in 8:0."""
     PASID_19_16 = bits(45, 42)
-    X = bit(49)
-    R = bit(50)
-    W = bit(53)
+    NX = bit(49)
+    RP = bit(50)
+    WP = bit(53)
     US = bit(54)
     RZ = bit(55)
     GN = bit(56)
@@ -377,7 +480,7 @@ class PPR_RECORD(Bits):
 
 
 class GA_RECORD(Bits):
-    """Guest virtual APIC log entry, 64 bits (2.8): code 1 is GUEST_NR."""
+    """Guest virtual APIC log entry, 64 bits (2.7.3): code 1 is GA_GUEST_NR."""
 
     GATag = bits(31, 0)
     DeviceID = bits(47, 32)

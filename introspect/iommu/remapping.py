@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 from typing import NamedTuple
 
 from introspect.address import Iova, Spa
 from introspect.iommu.checks import interrupt_problem
 from introspect.iommu.records import Event, EventCode
-from introspect.iommu.registers import CONTROL
+from introspect.iommu.registers import CONTROL, FEATURES2
 from introspect.iommu.state import Iommu
 from introspect.iommu.structures import DTE, GUEST_IRTE, IRTE, IRTE128, interrupt_root
 from introspect.iommu.verdicts import Cause, IoFault, IoStep, StepKind
@@ -22,8 +23,13 @@ __all__ = ["GuestInterrupt", "InterruptRoute", "IrqWalk", "Remapped", "entry_siz
 
 _INDEX = 0x7FF
 _MODES = {0: "fixed", 1: "arbitrated", 2: "SMI", 3: "reserved", 4: "NMI", 5: "INIT", 6: "startup", 7: "ExtInt"}
-_PASS = {4: DTE.NMIPass, 5: DTE.InitPass, 7: DTE.EIntPass}
+_SMI = 2
+_PASS = {3: DTE.NMIPass, 4: DTE.NMIPass, 5: DTE.InitPass, 6: DTE.NMIPass, 7: DTE.EIntPass}
+"""What lets types through that are not remapped, to physical destinations (2.2.5, table 19)."""
 _MASTER_ABORT = 1
+_INTERRUPT_DENIED = 5
+_WIDE = GUEST_IRTE.Destination_31_24 | IRTE128.Destination_23_0 & ~0xFFFF
+"""Bits of a destination that only x2APIC has."""
 
 
 class InterruptRoute(Enum):
@@ -126,7 +132,7 @@ def _remap(
     if dte is None:
         found = read_dte(memory, iommu, device)
         if isinstance(found, Cause):
-            return entry_fault(iommu, device, address, found, interrupt=True, write=False)
+            return entry_fault(iommu, device, address, found)
         dte = found
     if trace is not None:
         spa = Spa(iommu.entry_address(device) or 0)
@@ -140,11 +146,13 @@ def _remap(
         return IoFault(Cause.ENTRY_ILLEGAL, event, Iova(address), detail=str(problem))
     control = DTE.get(dte, "IntCtl")
     if mode > 1:
-        if mode == 2 or dte & _PASS.get(mode, 0):
+        if not plain.logical and (mode == _SMI or dte & _PASS[mode]):
             return plain._replace(route=InterruptRoute.PASSED)
-        return _fault(dte, device, address, Cause.INTERRUPT_ABORTED, detail=f"{_MODES[mode]} interrupts")
+        to = " to a logical destination" if plain.logical else ""
+        return _fault(dte, device, address, Cause.INTERRUPT_ABORTED, detail=f"{_MODES[mode]} interrupts{to}")
     if control == 0:
-        return _fault(dte, device, address, Cause.INTERRUPT_ABORTED, detail="IntCtl is 0")
+        event = Event(EventCode.INVALID_DEVICE_REQUEST, device, address, type=_INTERRUPT_DENIED)  # 2.5.9, table 64
+        return IoFault(Cause.INTERRUPT_ABORTED, event, Iova(address), "IG" if dte & DTE.IG else "", "IntCtl is 0")
     if control == 1:
         return plain._replace(route=InterruptRoute.FORWARDED)
     return _through_table(memory, iommu, device, address, data, dte, trace, plain)
@@ -161,16 +169,16 @@ def _through_table(
         entry = int.from_bytes(memory.read(spa, size), "little")
     except Unreadable:
         domain = DTE.get(dte, "DomainID")
-        event = Event(EventCode.PAGE_TAB_HARDWARE_ERROR, device, spa, frozenset(("I",)), domain, type=_MASTER_ABORT)
+        event = Event(EventCode.PAGE_TAB_HARDWARE_ERROR, device, spa & ~7, frozenset(("I",)), domain, type=_MASTER_ABORT)
         return IoFault(Cause.INTERRUPT_UNREADABLE, event, Iova(address))
     if trace is not None:
         trace.append(IoStep(StepKind.IRTE, 0, Spa(spa), index, entry, True, 0))
     kind = irte_type(entry, size)
     if not entry & IRTE.RemapEn:
         return _fault(dte, device, address, Cause.NOT_REMAPPED, entry)
-    guest = bool(entry & IRTE.GuestMode)
-    stray = entry & ~(kind.defined & ~IRTE.GuestMode if size == 4 else kind.defined)
-    if stray or (guest and not iommu.control & CONTROL.GAMEn):
+    guest, wide = bool(entry & IRTE.GuestMode), bool(iommu.control & CONTROL.XTEn)
+    gappi = bool(iommu.registers.get("extended_features2", 0) & FEATURES2.GAPPIDisSup)
+    if entry & _reserved(size == 4, guest, wide, gappi) or (guest and not iommu.control & CONTROL.GAMEn):
         return _fault(dte, device, address, Cause.INTERRUPT_RESERVED, entry, ("PR", "RZ"))
     if not guest and kind.get(entry, "IntType") > 1:
         return _fault(dte, device, address, Cause.INTERRUPT_TYPE, entry, ("PR", "RZ"))
@@ -180,9 +188,7 @@ def _through_table(
             route=InterruptRoute.TABLE, vector=vector, mode=kind.get(entry, "IntType"), slot=index, entry=Spa(spa),
             destination=kind.get(entry, "Destination"), logical=bool(entry & IRTE.DM), request_eoi=bool(entry & IRTE.RqEoi),
         )  # fmt: skip
-    wide = bool(iommu.control & CONTROL.XTEn)
     destination = kind.get(entry, "Destination_23_0") | kind.get(entry, "Destination_31_24") << 24
-    destination &= 0xFFFF_FFFF if wide else 0xFF
     if guest:
         to = GuestInterrupt(
             Spa(GUEST_IRTE.get(entry, "VAPICRoot") << 12), GUEST_IRTE.get(entry, "GATag"), bool(entry & GUEST_IRTE.IsRun),
@@ -193,6 +199,16 @@ def _through_table(
         InterruptRoute.TABLE, vector, kind.get(entry, "IntType"), destination, bool(entry & IRTE.DM), plain.level, wide,
         bool(entry & IRTE.RqEoi), None, index, Spa(spa),
     )  # fmt: skip
+
+
+@cache
+def _reserved(basic: bool, guest: bool, wide: bool, gappi: bool) -> int:
+    """Bits of an entry that must be 0 while RemapEn is set: of the format without GAEn (`basic`), or with it, by GuestMode; with
+    XTEn (`wide`) and GAPPIDisSup."""
+    if basic:
+        return IRTE.GuestMode | ~IRTE.defined
+    mine = GUEST_IRTE.defined & ~(0 if gappi else GUEST_IRTE.GAPPIDis) if guest else IRTE128.defined
+    return ~mine | (0 if wide else _WIDE)
 
 
 def _fault(

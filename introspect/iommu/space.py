@@ -12,10 +12,18 @@ import numpy as np
 
 from introspect.dimension import NO_TABLES, NOWHERE, Dimension, Limits, Progress, TableRows
 from introspect.iommu.checks import dma_problem
-from introspect.iommu.registers import CONTROL, FEATURES
+from introspect.iommu.registers import CONTROL, FEATURES, FEATURES2
 from introspect.iommu.state import Iommu
-from introspect.iommu.structures import DTE, PTE, PTE_LEAF_RESERVED, PTE_TABLE_RESERVED, host_root
-from introspect.iommu.walk import INTERRUPT_RANGE, PORT_RANGE, SYSTEM_RANGE, guest_format, guest_root, host_translate
+from introspect.iommu.structures import DTE, PTE, PTE_TABLE_RESERVED, host_root
+from introspect.iommu.walk import (
+    HYPERTRANSPORT_INTERRUPTS,
+    INTERRUPT_RANGE,
+    PORT_RANGE,
+    SYSTEM_RANGE,
+    guest_format,
+    guest_root,
+    host_translate,
+)
 from introspect.layout import bits
 from introspect.paging import ENTRY
 from introspect.runs import EMPTY, U64, Runs, Spans, column, joined, merged, merged_alike, overlaps, within
@@ -151,7 +159,7 @@ class IoSpace:
         rights = rows.rights[row] & entry & _U(PTE.IR | PTE.IW)
         below = (entry >> _U(9)) & _U(7)
         leaf = (below == 0) | (below == 7)
-        reserved = np.where(leaf, _U(PTE_LEAF_RESERVED), _U(PTE_TABLE_RESERVED))
+        reserved = np.where(leaf, _U(self.iommu.leaf_reserved), _U(PTE_TABLE_RESERVED))
         good = (rights != 0) & (entry & reserved == 0) & (leaf | (below < level))
         row, index, entry, rights, below, leaf = (one[good] for one in (row, index, entry, rights, below, leaf))
         address = rows.address[row] + (index.astype(np.uint64) << _U(3 + 9 * level))
@@ -171,7 +179,8 @@ class IoSpace:
         above = ~field & (field + _U(1))  # the lowest zero bit
         size = np.where(below == 7, above << _U(13), _U(1 << natural))
         most = min(1 << natural + 9, 1 << 53)
-        good = (below == 0) | ((size > _U(1 << natural)) & (size < _U(most)))
+        aligned = entry & _U(PTE.Address & (1 << natural) - 1) == 0
+        good = np.where(below == 0, aligned, (size > _U(1 << natural)) & (size < _U(most)))
         address, entry, rights, size = address[good], entry[good], rights[good], size[good]
         target = (entry & _U(PTE.Address) & ~(size - _U(1))) | (address & (size - _U(1)))
         flags = size | _U(_PLAIN) | np.where(rights & _U(PTE.IW) != 0, _U(ENTRY.W), _U(0))
@@ -231,6 +240,9 @@ class IoSpace:
                 whole = identity()
                 own = Runs(column(first), column(last + 1 - first), column(first), whole.attributes)
                 runs = joined([_without(runs, first, last), _without(own, *INTERRUPT_RANGE)])
+        if self.iommu.features2 & FEATURES2.HTRangeIgnore:
+            return merged(runs)
+        runs = _without(runs, *HYPERTRANSPORT_INTERRUPTS)
         if DTE.get(dte, "SysMgt") != 3:
             runs = _without(runs, *SYSTEM_RANGE)
         if DTE.get(dte, "IoCtl") != 2:

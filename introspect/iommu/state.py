@@ -6,8 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from introspect.iommu.registers import CONTROL, EXCLUSION_BASE, FEATURES, RING_BASE, TABLE_BASE
-from introspect.iommu.structures import DTE_SIZE
+from introspect.iommu.registers import (
+    CONTROL,
+    EXCLUSION_BASE,
+    FEATURES,
+    FEATURES2,
+    LONGEST_GA_LOG,
+    RING_BASE,
+    TABLE_BASE,
+    ring_bytes,
+)
+from introspect.iommu.structures import DTE_SIZE, PTE_LEAF_RESERVED, PTE_MIGRATION
 from introspect.layout import bits
 
 __all__ = ["EVERY_FEATURE", "RINGS", "Iommu", "Ring", "RingType"]
@@ -45,6 +54,12 @@ class RingType(NamedTuple):
     head: str
     tail: str
     entry_size: int
+    longest: int = 15
+    """Of the base register's Length."""
+
+    def size(self, base: int) -> int:
+        """Bytes, by the base register; 0 for a reserved length."""
+        return ring_bytes(base, self.longest)
 
 
 RINGS = {
@@ -53,7 +68,7 @@ RINGS = {
         RingType("command", "command_base", "command_head", "command_tail", 16),
         RingType("event", "event_base", "event_head", "event_tail", 16),
         RingType("ppr", "ppr_base", "ppr_head", "ppr_tail", 16),
-        RingType("ga", "ga_base", "ga_head", "ga_tail", 8),
+        RingType("ga", "ga_base", "ga_head", "ga_tail", 8, LONGEST_GA_LOG),
     )
 }
 
@@ -74,6 +89,7 @@ class Iommu:
     """System-physical address of its MMIO window, if that is known."""
     control: int = field(init=False)
     features: int = field(init=False)
+    features2: int = field(init=False)
     tables: tuple[tuple[int, int], ...] = field(init=False, repr=False)
     """(address, entries) of each segment of the device table."""
     exclusion: tuple[int, int, bool] | None = field(init=False, repr=False)
@@ -96,14 +112,22 @@ class Iommu:
             exclusion = base & EXCLUSION_BASE.Base, limit, bool(base & EXCLUSION_BASE.Allow)
         hats = FEATURES.get(features, "HATS")
         for name, value in (
-            ("control", control), ("features", features), ("tables", tables), ("exclusion", exclusion),
-            ("host_levels", 0 if hats == 3 else 4 + hats),
+            ("control", control), ("features", features), ("features2", get("extended_features2", 0)), ("tables", tables),
+            ("exclusion", exclusion), ("host_levels", 0 if hats == 3 else 4 + hats),
         ):  # fmt: skip
             object.__setattr__(self, name, value)
 
     @property
     def enabled(self) -> bool:
         return bool(self.control & CONTROL.IommuEn)
+
+    @property
+    def leaf_reserved(self) -> int:
+        """Reserved bits of a host leaf (2.2.3, table 17; 3.4.13)."""
+        if self.features2 & FEATURES2.HpteRsvdBitsMode:
+            return 0
+        migration = self.features2 & FEATURES2.TMPMSup and self.control & CONTROL.TMPMEn
+        return PTE_LEAF_RESERVED & ~PTE_MIGRATION if migration else PTE_LEAF_RESERVED
 
     @property
     def segment_bits(self) -> int:
@@ -117,13 +141,12 @@ class Iommu:
         return base + index * DTE_SIZE if index < entries else None
 
     def ring(self, name: str) -> Ring:
-        """"command", "event", "ppr" or "ga". A length below 8 is reserved; the ring is empty then."""
+        """"command", "event", "ppr" or "ga"."""
         kind = RINGS[name]
         value = self.registers.get(kind.base, 0)
-        length = RING_BASE.get(value, "Length")
         head, tail = self.registers.get(kind.head, 0), self.registers.get(kind.tail, 0)
-        count = 1 << length if length >= 8 else 0
-        size = count * kind.entry_size or 1
+        count = kind.size(value) // kind.entry_size
+        size = kind.size(value) or 1
         return Ring(name, value & RING_BASE.Base, count, kind.entry_size, head % size, tail % size)
 
     def handles(self, device: int) -> bool:

@@ -8,8 +8,8 @@ from introspect.layout import Bits, bit, bits
 
 __all__ = [
     "DTE", "DTE_SIZE", "GCR3", "GCR3_RESERVED", "GUEST_IRTE", "GUEST_IRTE_UNCACHED", "IRTE", "IRTE128", "PTE",
-    "PTE_LEAF_RESERVED", "PTE_TABLE_RESERVED", "decode_dte", "encode_dte", "gcr3_root", "gcr3_root_bits", "host_root",
-    "interrupt_root", "page_size_of",
+    "PTE_LEAF_RESERVED", "PTE_MIGRATION", "PTE_TABLE_RESERVED", "decode_dte", "encode_dte", "gcr3_root", "gcr3_root_bits",
+    "host_root", "interrupt_root", "page_size_of",
 ]  # fmt: skip
 
 DTE_SIZE = 32
@@ -83,7 +83,7 @@ def encode_dte(value: int) -> bytes:
 
 
 def gcr3_root(dte: int) -> int:
-    """Address of the GCR3 table: guest-physical where the host translates."""
+    """Address of the GCR3 table: system-physical, with GCR3TRPMode guest-physical (2.2.6.3)."""
     return (
         DTE.get(dte, "GCR3Root_14_12") << 12 | DTE.get(dte, "GCR3Root_30_15") << 15 | DTE.get(dte, "GCR3Root_51_31") << 31
     )
@@ -107,8 +107,10 @@ def interrupt_root(dte: int) -> int:
 
 
 PTE_LEAF_RESERVED = bits(58, 52)
+PTE_MIGRATION = bits(58, 57)
+"""Of a leaf, reserved without tiered memory page migration (table 17)."""
 PTE_TABLE_RESERVED = bits(60, 52)
-"""Bits 4:1, 8:7 and 63 are ignored."""
+"""Bits 4:1, 8:7 and 63 are ignored, bit 6 too in an entry that points to a table (2.2.3, tables 17 and 18)."""
 
 
 class PTE(Bits):
@@ -151,7 +153,8 @@ class GCR3(Bits):
     Address = bits(51, 12)
 
 
-GCR3_RESERVED = bits(63, 52) | bits(11, 1)
+GCR3_RESERVED = bits(63, 52) | bits(11, 5) | bits(2, 1)
+"""Bits 4:3, PCD and PWT of a processor's CR3, are ignored (tables 26 and 28)."""
 
 
 class IRTE(Bits):
@@ -179,7 +182,7 @@ class IRTE128(Bits):
     DM = bit(6)
     GuestMode = bit(7)
     Destination_23_0 = bits(31, 8)
-    Ignored = bits(63, 32)
+    """With XTEn; else 31:16 and the other part are reserved (2.2.5.3)."""
     Vector = bits(71, 64)
     Destination_31_24 = bits(127, 120)
 
@@ -192,7 +195,8 @@ class GUEST_IRTE(Bits):
     RemapEn = bit(0)
     SupIOPF = bit(1)
     GALogIntr = bit(2)
-    GAPPIDis = bit(3)
+    GAPPIDis = bit(5)
+    """With GAPPIDisSup; else it is reserved."""
     IsRun = bit(6)
     GuestMode = bit(7)
     Destination_23_0 = bits(31, 8)

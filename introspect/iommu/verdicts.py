@@ -14,7 +14,7 @@ __all__ = ["Cause", "DmaAccess", "IoFault", "IoStep", "IoTranslation", "Route", 
 
 
 class DmaAccess(NamedTuple):
-    """What a device asks for. `privileged` and `execute` go with a PASID; `translation`: an ATS request, whose refusal is
+    """What a device asks for. `privileged` and `execute` go with a PASID; `translation`: an ATS request, whose page faults are
     told to the device and not logged."""
 
     write: bool = False
@@ -49,10 +49,13 @@ class Cause(Enum):
     RESERVED = "a reserved bit is set"
     PERMISSION = "IR or IW is missing"
     BAD_SIZE = "the page size is none of this level's"
+    MISALIGNED = "the page's address is no multiple of its size"
     BAD_LEVEL = "NextLevel is not below the entry's own level"
     SKIPPED = "the address has bits in the levels that NextLevel skips"
-    NO_GUEST_TABLES = "the request has a PASID, and GV or GTEn is 0"
-    PASID_RANGE = "the PASID is beyond what the GCR3 table has"
+    NO_TRANSLATION_SERVICE = "I, V or TV is 0: the device gets no translations"
+    NO_GUEST_TABLES = "the request has a PASID, and TV, GV or GTEn is 0"
+    PASID_RANGE = "the PASID is beyond PASMax"
+    GUEST_LEVELS = "GuestPagingMode asks for more levels than the IOMMU walks"
     NOT_CANONICAL = "the address is not canonical"
     GUEST_NOT_PRESENT = "P or V is 0 in the guest's tables"
     GUEST_RESERVED = "a reserved bit is set in the guest's tables"

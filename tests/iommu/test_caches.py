@@ -120,16 +120,20 @@ def replaced(bench: Bench, root: int, iova: int, spa: int) -> int:
 
 @pytest.mark.parametrize(
     ("address", "pde", "domain", "forgets"),
-    [(EVERYTHING, 0, 7, False), (0, 0, 7, False), (0, 1, 8, False), (0x400, 1, 7, False), (0, 1, 7, True), (EVERYTHING, 1, 7, True)],
+    [
+        (EVERYTHING, 0, 7, False), (0xFF, 0, 7, False), (0xFF, 1, 8, False), (0x4FF, 1, 7, False), (0, 1, 7, False),
+        (0xFF, 1, 7, True), (EVERYTHING, 1, 7, True),
+    ],
 )
 def test_strict_directories_stay_until_pde(address: int, pde: int, domain: int, forgets: bool) -> None:
+    """With all of the 2 MiB that one maps (2.4.3)."""
     bench = Bench(strict=True)
     told: list[str] = []
     bench.unit.stale_listeners.append(told.append)
     root = bench.give({0: DATA, 0x1000: DATA + 0x1000})
     assert reached(bench) == DATA
     slot = replaced(bench, root, 0x1000, DATA + 0x5000)
-    bench.issue(CommandCode.INVALIDATE_IOMMU_PAGES, DomainID=domain, Address=address, S=address == EVERYTHING, PDE=pde)
+    bench.issue(CommandCode.INVALIDATE_IOMMU_PAGES, DomainID=domain, Address=address, S=address & 1, PDE=pde)
     bench.commands_done()
     bench.dma.read(DEVICE, 0x1000, 1)
     if forgets:
@@ -200,14 +204,39 @@ def test_what_a_stale_entry_refuses_is_told() -> None:
     ]
 
 
-def test_a_missing_right_is_looked_up_anew() -> None:
+@pytest.mark.parametrize("level", [1, 2])
+def test_a_right_that_the_hosts_tables_withheld_stays_withheld(level: int) -> None:
+    """1.3.2: unlike a processor, the IOMMU does not walk nested tables again where what it has cached refuses."""
     bench = Bench(strict=True)
-    root = bench.give({0: DATA}, rights=1 << 61)
+    told: list[str] = []
+    bench.unit.stale_listeners.append(told.append)
+    root = bench.give({0: DATA, 0x1000: DATA + 0x1000})
+    entry = bench.leaf_of(root, 0)
+    if level == 2:
+        entry = bench.leaf_of(root, 0, 3)
+    bench.ram.write_u64(entry, bench.ram.read_u64(entry) & ~PTE.IW)
     assert reached(bench) == DATA
-    leaf = bench.leaf_of(root, 0)
-    bench.ram.write_u64(leaf, bench.ram.read_u64(leaf) | 1 << 62)
+    bench.ram.write_u64(entry, bench.ram.read_u64(entry) | PTE.IW)
+    other = 0x1000 if level == 2 else 0  # through a directory that is kept
+    for iova in (0, other):
+        with pytest.raises(DmaError, match="IR or IW is missing"):
+            bench.dma.write(DEVICE, iova, b"x")
+        assert bench.event().flags == {"PR", "PE", "RW"}
+    command = "INVALIDATE_IOMMU_PAGES with PDE" if level == 2 else "INVALIDATE_IOMMU_PAGES"
+    assert [one.rpartition("; ")[2] for one in told] == [f"{command} was forgotten"] * 2
+    bench.issue(CommandCode.INVALIDATE_IOMMU_PAGES, DomainID=7, S=1, PDE=1, Address=EVERYTHING)
+    bench.commands_done()
     bench.dma.write(DEVICE, 0, b"x")
     assert bench.ram.read(DATA, 1) == b"x"
+
+
+def test_a_right_that_a_device_lacks_is_not_one_that_the_tables_withhold() -> None:
+    bench = Bench(strict=True)
+    bench.give({0: DATA}, IW=0)
+    assert reached(bench) == DATA
+    bench.give({0: DATA}, device=OTHER)
+    bench.dma.write(OTHER, 0, b"y")
+    assert bench.ram.read(DATA, 1) == b"y"
 
 
 def test_rights_of_the_device_are_not_shared_with_the_domain() -> None:

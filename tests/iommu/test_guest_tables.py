@@ -18,7 +18,8 @@ P_RW_US = ENTRY.P | ENTRY.W | ENTRY.U
 
 
 class Guest:
-    """Tables of a process, at guest-physical addresses that the host maps `shift` further on; 0 for none."""
+    """Tables of a process, at guest-physical addresses that the host maps `shift` further on; 0 for none. The first GCR3 table
+    is named by its system-physical address (2.2.6.3)."""
 
     def __init__(self, bench: Bench, *, nested: bool, glx: int = 1, paging: int = 0, **fields: int) -> None:
         self.bench, self.nested = bench, nested
@@ -45,7 +46,7 @@ class Guest:
             "Mode": 4 if nested else 0, "PageTableRoot": root >> 12, **fields,
         })  # fmt: skip
         at = DEVICE_TABLE + DEVICE * 32
-        entry = int.from_bytes(bench.ram.read(at, 32), "little") | gcr3_root_bits(gcr3)
+        entry = int.from_bytes(bench.ram.read(at, 32), "little") | gcr3_root_bits(gcr3 + self.shift)
         bench.ram.write(at, entry.to_bytes(32, "little"))
 
     def take(self) -> int:
@@ -100,7 +101,21 @@ def test_refusals_name_the_pasid() -> None:
     bench.control(drop=CONTROL.GTEn)
     with pytest.raises(DmaError):
         bench.dma.read(DEVICE, GVA, 4, PASID)
-    assert bench.event().pasid == PASID
+    event = bench.event()
+    assert (event.code, event.type, event.pasid) == (EventCode.INVALID_DEVICE_REQUEST, 4, PASID)
+
+
+def test_privileged_pages_are_closed_to_all() -> None:
+    """PrivAbrtEn is there, with USSup (2.2.6.2); devices of the machine ask as users in any case."""
+    bench = Bench(control=ON | CONTROL.GTEn)
+    bench.control(CONTROL.make(PrivAbrtEn=1))
+    assert bench.get("control") & CONTROL.PrivAbrtEn
+    guest = Guest(bench, nested=False)
+    bench.dma.write(DEVICE, GVA, b"x", PASID)
+    guest.put(*guest.leaf, guest.page | ENTRY.P | ENTRY.W)
+    with pytest.raises(DmaError):
+        bench.dma.write(DEVICE, GVA, b"x", PASID)
+    assert bench.event().flags == {"US", "PR", "RW", "PE"}
 
 
 def test_strict_guest_pages_go_by_pasid() -> None:
@@ -119,6 +134,17 @@ def test_strict_guest_pages_go_by_pasid() -> None:
         else:
             with pytest.raises(DmaError):
                 bench.dma.read(DEVICE, GVA, 1, PASID)
+
+
+def test_strict_rights_of_a_guest_are_looked_up_anew() -> None:
+    """2.2.7.3: software need not tell of a right that it grants, nor of a page that it makes present."""
+    bench = Bench(control=ON | CONTROL.GTEn, strict=True)
+    guest = Guest(bench, nested=True)
+    guest.put(*guest.leaf, guest.page | ENTRY.P | ENTRY.U)
+    bench.dma.read(DEVICE, GVA, 1, PASID)
+    guest.put(*guest.leaf, guest.page | P_RW_US)
+    bench.dma.write(DEVICE, GVA, b"x", PASID)
+    assert bench.events() == []
 
 
 def test_host_invalidations_take_nested_ones_along() -> None:

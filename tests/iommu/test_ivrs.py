@@ -9,6 +9,7 @@ from struct import unpack_from
 
 import pytest
 
+from introspect.iommu.registers import CONTROL
 from introspect.pci import RequesterId
 from tests.iommu.rig import DATA, Bench
 from tests.platform.pci.board import Board
@@ -61,6 +62,18 @@ def test_the_function_and_its_capability() -> None:
     assert made.read("00:00.0", 0x0E, 1) & 0x80, "the host bridge's device has several functions"
 
 
+def test_what_the_table_says_of_all() -> None:
+    """IVinfo, table 88: EFRSup, no DMA remapping before the system starts, addresses of 57, 52 and 64 bits."""
+    made = board()
+    table = ivrs(made)
+    assert (table[8], unpack_from("<IQ", table, 36)) == (2, (1 | 3 << 5 | 52 << 8 | 64 << 15, 0))
+
+
+def test_memory_of_devices_behind_another_iommu() -> None:
+    made = board(2, ("00:04.0,0x200000-0x200fff",))
+    assert [block[0] for block in blocks(ivrs(made))] == [0x10, 0x10, 0x21, 0x11, 0x11, 0x21, 0x40, 0x40, 0x21]
+
+
 def test_the_base_is_locked() -> None:
     made = board()
     at = made.capability("00:00.2", 0x0F)
@@ -81,9 +94,11 @@ def test_every_type_of_ivhd_says_the_same() -> None:
 
 
 def test_all_devices_the_io_apic_and_aliases() -> None:
+    """What has an alias is in no other range (5.2.2.1)."""
     found = entries(blocks(ivrs(board()))[0])
-    assert found[0][1] == bytes([3, 8, 0, 0])
-    assert found[1][1] == bytes([4, 0xFF, 0xFF, 0])
+    assert [entry for kind, entry in found if kind in (2, 3, 4)] == [
+        bytes([3, 8, 0, 0]), bytes([4, 0xFF, 1, 0]), bytes([3, 0, 3, 0]), bytes([4, 0xFF, 0xFF, 0]), bytes([4, 0xFF, 2, 0]),
+    ]  # fmt: skip
     special = next(entry for kind, entry in found if kind == 0x48)
     assert (unpack_from("<H", special, 5), special[7]) == ((IOAPIC_REQUESTER,), 1)
     alias = next(entry for kind, entry in found if kind == 0x43)
@@ -92,7 +107,10 @@ def test_all_devices_the_io_apic_and_aliases() -> None:
 
 def test_memory_that_is_reserved() -> None:
     made = board(reserved=("all,0x100000-0x1fffff", "00:03.0,0x200000-0x200fff,r", "00:03.0-00:05.7,0x300000-0x300fff,exclusion"))
-    found = [block for block in blocks(ivrs(made)) if block[0] in (0x20, 0x21, 0x22)]
+    every = blocks(ivrs(made))
+    assert [block[0] for block in every] == [kind for ivhd in (0x10, 0x11, 0x40) for kind in (ivhd, 0x20, 0x21, 0x22)]
+    found = every[1:4]
+    assert every[5:8] == every[9:12] == found, "an IVMD is about the IVHD before it (5.2.2)"
     assert [(block[0], block[1], *unpack_from("<HH", block, 4), *unpack_from("<QQ", block, 16)) for block in found] == [
         (0x20, 7, 0, 0, 0x100000, 0x100000), (0x21, 3, 0x18, 0, 0x200000, 0x1000), (0x22, 8, 0x18, 0x2F, 0x300000, 0x1000),
     ]  # fmt: skip
@@ -130,7 +148,7 @@ def test_each_has_its_own_registers_and_tables() -> None:
     with pytest.raises(DmaError):
         bench.dma.read(behind, 0x2000, 4)
     assert len(bench.events()) == 1
-    assert bench.bus.read_mmio(BASE + 0x18, 8) == 0
+    assert bench.bus.read_mmio(BASE + 0x18, 8) == CONTROL.Coherent
 
 
 def test_devices_behind_a_conventional_bridge_are_the_bridge() -> None:
@@ -149,7 +167,7 @@ def test_iasl_reads_it(units: int, tmp_path: Path) -> None:
     """Type 40h, of later date, it does not know."""
     iommus = board(units, ("all,0x100000-0x1fffff", "00:03.0,0x200000-0x200fff,r")).chipset.iommus
     assert iommus is not None
-    data = iommus.acpi_table(40, IOAPIC_REQUESTER, (0x10, 0x11))
+    data = iommus.acpi_table(IOAPIC_REQUESTER, (0x10, 0x11))
     (tmp_path / "IVRS.aml").write_bytes(data)
     taken = subprocess.run(["iasl", "-d", "IVRS.aml"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
     source = (tmp_path / "IVRS.dsl").read_text()

@@ -24,12 +24,14 @@ DIFFERENT = {
     "not-present": ("no no", "yes yes"),
     "reserved-bit": ("no no", "yes yes"),
     "size-4m-at-level-1": ("no no", "yes yes"),
+    "size-2m-unaligned": ("no no", "yes yes"),
     "beyond-levels": ("no no", "yes yes"),
     "skip-nonzero": ("no no", "yes yes"),
     "exclusion-range": ("yes yes", "no no"),
     "changed": ("yes yes", "no no"),
     "unknown-command": ("stopped", "done"),
     "command-reserved-bit": ("stopped", "done"),
+    "invalidate-iotlb": ("stopped", "done"),
     "irq-forwarded": ("65", "0"),
     "irq-beyond-table": ("0", "67"),
     "irq-reserved-length": ("0", "68"),
@@ -40,22 +42,22 @@ ours, QEMU's."""
 BLOCKED = {
     "translation-invalid": "RW|", "mode-0-read-only": "PR RW PE", "mode-7": "PR RW|PR", "entry-read-only": "PR RW PE",
     "beyond-table": "RW|", "read-only": "PR RW PE", "write-only": "PR PE", "not-present": "RW|", "reserved-bit": "PR RW RZ|PR RZ",
-    "next-level-1": "PR RW|PR", "size-4m-at-level-1": "PR RW|PR", "directory-read-only": "PR RW PE", "beyond-levels": "PR RW|PR",
+    "next-level-1": "PR RW|PR", "size-4m-at-level-1": "PR RW|PR", "size-2m-unaligned": "PR RW|PR", "directory-read-only": "PR RW PE", "beyond-levels": "PR RW|PR",
     "skip-nonzero": "PR RW|PR", "suppress-more": "PR RW PE",
 }  # fmt: skip
 """Flags of our IO_PAGE_FAULTs, write|read."""
 INTERRUPTS = {
     "irq-unmanaged": "61", "irq-remapped": "62", "irq-arbitrated": "63", "irq-forwarded": "65", "irq-not-remapped": "I",
-    "irq-suppressed": "", "irq-denied": "I", "irq-beyond-table": "I", "irq-reserved-type": "I PR RZ", "irq-reserved-bit": "I PR RZ",
+    "irq-suppressed": "", "irq-beyond-table": "I", "irq-reserved-type": "I PR RZ", "irq-reserved-bit": "I PR RZ",
 }  # fmt: skip
 """Vectors, or the flags of our IO_PAGE_FAULTs; empty where none is logged."""
 OTHER_EVENTS = {
     "entry-reserved-bit": EventCode.ILLEGAL_DEV_TABLE_ENTRY, "table-nowhere": EventCode.PAGE_TAB_HARDWARE_ERROR,
     "unknown-command": EventCode.ILLEGAL_COMMAND_ERROR, "command-reserved-bit": EventCode.ILLEGAL_COMMAND_ERROR,
     "command-nowhere": EventCode.COMMAND_HARDWARE_ERROR, "irq-reserved-control": EventCode.ILLEGAL_DEV_TABLE_ENTRY,
-    "irq-reserved-length": EventCode.ILLEGAL_DEV_TABLE_ENTRY,
+    "irq-reserved-length": EventCode.ILLEGAL_DEV_TABLE_ENTRY, "irq-denied": EventCode.INVALID_DEVICE_REQUEST,
 }  # fmt: skip
-SILENT = {"suppress-all", "log-full", "changed"}
+SILENT = {"suppress-all", "log-full", "changed", "invalidate-iotlb"}
 """Refused, or possibly so, and no event."""
 
 

@@ -108,12 +108,31 @@ def test_segments() -> None:
     assert bench.ram.read(DATA + 0x1000, 3) == b"low"
 
 
+def test_special_addresses_within_a_large_page() -> None:
+    """2.1.4.6: what a page spans beside them leads where it says, also when it is cached, and in one transaction."""
+    bench = Bench()
+    root, table, directory = bench.table(), bench.table(), bench.table()
+    bench.entry(V=1, TV=1, Mode=4, PageTableRoot=root >> 12, IR=1, IW=1, DomainID=7)
+    page = 0xFD_F900_0000
+    bench.ram.write_u64(root + 8 * (page >> 39 & 511), table | PTE.make(PR=1, NextLevel=3) | RW)
+    bench.ram.write_u64(table + 8 * (page >> 30 & 511), directory | PTE.make(PR=1, NextLevel=2) | RW)
+    bench.ram.write_u64(directory + 8 * (page >> 21 & 511), DATA | PTE.PR | RW)  # 2 MiB, of which one is special
+    bench.dma.write(DEVICE, page, b"x")
+    assert bench.ram.read(DATA, 1) == b"x"
+    for address, length, kind in ((0xFD_F910_0000, 1, 4), (0xFD_F90F_FFF0, 0x20, 4), (0xFD_F7FF_FFFF, 1, 0)):
+        with pytest.raises(DmaError):
+            bench.dma.read(DEVICE, address, length)
+        event = bench.event()
+        assert (event.code, event.type) == (EventCode.INVALID_DEVICE_REQUEST, kind)
+        assert event.address == (0xFD_F910_0000 if length > 1 else address)
+
+
 def test_the_exclusion_range() -> None:
     bench = Bench()
     bench.give({0: DATA})
     bench.give({0: DATA}, device=OTHER, EX=1)
     bench.put("exclusion_limit", 0x900000)
-    assert bench.get("exclusion_limit") == 0x900FFF
+    assert bench.get("exclusion_limit") == 0x900000, "its low bits count as ones, and are reserved"
     bench.put("exclusion_base", 0x900000 | EXCLUSION_BASE.ExEn)
     bench.dma.write(OTHER, 0x900010, b"ex")
     assert bench.ram.read(0x900010, 2) == b"ex"
@@ -122,6 +141,19 @@ def test_the_exclusion_range() -> None:
     bench.put("exclusion_base", 0x900000 | EXCLUSION_BASE.ExEn | EXCLUSION_BASE.Allow)
     bench.dma.write(DEVICE, 0x900010, b"al")
     assert bench.ram.read(0x900010, 2) == b"al"
+
+
+def test_an_exclusion_range_within_a_large_page() -> None:
+    """A transaction that runs into it is judged piece by piece."""
+    bench = Bench()
+    root, table = bench.table(), bench.table()
+    bench.entry(V=1, TV=1, Mode=4, PageTableRoot=root >> 12, IR=1, IW=1, EX=1)
+    bench.ram.write_u64(root, table | PTE.make(PR=1, NextLevel=2) | RW)
+    bench.ram.write_u64(table + 8 * 4, DATA + 0x200000 | PTE.PR | RW)  # 2 MiB from 0x800000
+    bench.put("exclusion_limit", 0x901000)
+    bench.put("exclusion_base", 0x900000 | EXCLUSION_BASE.ExEn)
+    spans = bench.dma.locate(DEVICE, 0x8FF000, 0x4000, False)
+    assert [(span.spa, span.length) for span in spans] == [(0xAFF000, 0x1000), (0x900000, 0x2000), (0xB02000, 0x1000)]
 
 
 def test_accessed_and_dirty() -> None:
@@ -171,7 +203,8 @@ def test_an_unreadable_table_is_a_hardware_error() -> None:
     event = bench.event()
     assert (event.code, event.address, event.type) == (EventCode.PAGE_TAB_HARDWARE_ERROR, 0xD0000000, 1)
     assert bench.get("hardware_event_status") == 1
-    assert bench.get("hardware_event_high") == 0xD0000000
+    assert bench.get("hardware_event_high") == event.encode() & (1 << 64) - 1, "with the event code (3.4.2)"
+    assert bench.get("hardware_event_low") == 0xD0000000
     with pytest.raises(DmaError):
         bench.dma.read(DEVICE, 0x1000, 4)
     assert bench.get("hardware_event_status") == 3

@@ -122,7 +122,7 @@ def test_every_register_is_as_the_table_says(mode: Mode, python: bool) -> None:
 
 
 def test_what_stays(python: bool) -> None:
-    """x87 and SSE registers, the cache's control and most MSRs (APM2 15.27.4)."""
+    """x87 and SSE registers, the cache's control and most MSRs (APM2 15.27.6)."""
     rig, _ = rig_with("movq %rbx, %xmm3; skinit", loader="hlt", python=python)
     rig.state.set_reg(RBX, 0x1122334455667788)
     rig.state.set_field("lstar", 0x1234)
@@ -134,7 +134,7 @@ def test_what_stays(python: bool) -> None:
 
 
 def test_no_trap_is_left(python: bool) -> None:
-    """Neither RFLAGS.TF nor a breakpoint is honoured (APM2 15.27.4)."""
+    """Neither RFLAGS.TF nor a breakpoint is honoured (APM2 15.27.6)."""
     rig, _ = rig_with(python=python)
     rig.state.rflags |= 1 << 8
     rig.run()
@@ -171,7 +171,7 @@ def test_everything_is_held_until_stgi(what: str, python: bool) -> None:
 
 
 def test_init_becomes_sx_behind_stgi(python: bool) -> None:
-    """R_INIT is set: the INIT that came meanwhile raises #SX (APM2 15.27.4, 15.28)."""
+    """R_INIT is set: the INIT that came meanwhile raises #SX (APM2 15.27.6, 15.28)."""
     gate = SLB + 0x800
     rig, _ = rig_with(python=python, loader="""
         lidt %ss:0x700(%eax); lgdt %ss:0x710(%eax); stgi; nop; hlt""")  # fmt: skip
@@ -265,8 +265,10 @@ def test_every_other_processor_must_wait(waiting: bool, python: bool) -> None:
     if waiting:
         assert (launch.running, launch.failed, pcr17(rig)) == ((), "", expected(image))
         assert [cpu.gif for cpu in rig.machine.cpus] == [False] * 3
+        assert [cpu.msrs.values[VM_CR] & 7 for cpu in rig.machine.cpus] == [7] * 3, "DPD, R_INIT, DIS_A20M (15.27.8)"
     else:
         assert (launch.running, launch.failed, pcr17(rig)) == ((2,), "aps", b"\xff" * 32)
+        assert [cpu.msrs.values[VM_CR] & 7 for cpu in rig.machine.cpus] == [7, 0, 0]
 
 
 def test_an_ap_starts_with_gif_clear(python: bool) -> None:

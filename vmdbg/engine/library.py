@@ -37,7 +37,7 @@ def find_all(pattern: re.Pattern[bytes]) -> list[tuple[int, re.Match[bytes]]]:
     return [
         (first + match.start(), match)
         for first, end, rights in mappings() if "x" in rights
-        for match in pattern.finditer(ctypes.string_at(first, end - first))
+        for match in pattern.finditer((ctypes.c_char * (end - first)).from_address(first))
     ]  # fmt: skip
 
 

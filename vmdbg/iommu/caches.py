@@ -105,7 +105,8 @@ class Directories:
     """(first, end) of the addresses that lead through each: several, where tables are shared."""
 
     def forget(self, first: int, end: int) -> None:
-        for spa in [spa for spa, ranges in self.translates.items() if any(at < end and first < stop for at, stop in ranges)]:
+        """One stays unless all of its pages are in the range (2.4.3, table 36)."""
+        for spa in [spa for spa, ranges in self.translates.items() if any(first <= at and stop <= end for at, stop in ranges)]:
             del self.data[spa], self.translates[spa]
 
 
@@ -205,13 +206,16 @@ class Caches:
         self.interrupts.pop(device, None)
 
     def forget_pages(self, domain: int, first: int, end: int, pasid: int | None) -> None:
-        """Of host translation (`pasid` None) all that a domain has there, guest translations through it included."""
+        """Of host translation (`pasid` None) all that a domain has there, guest translations through it included.
+
+        A page that is larger than the range stays: software has to name all of it (2.4.3).
+        """
         for key in [key for key in self.pages if key.domain == domain and (pasid is None or key.pasid == pasid)]:
             if pasid is None and key.pasid is not None:  # a nested translation rests on host pages that may be any
                 del self.pages[key]
                 continue
             for size, held in self.pages[key].items():
-                for at in [at for at in held if at < end and first < at + size]:
+                for at in [at for at in held if first <= at and at + size <= end]:
                     del held[at]
 
     def forget_directories(self, domain: int, first: int, end: int, pasid: int | None) -> None:

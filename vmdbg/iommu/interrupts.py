@@ -36,8 +36,7 @@ class Interrupts:
     def remap(self, requester: RequesterId, address: int, data: int, quiet: bool) -> Sequence[Message]:
         """What a message becomes: nothing for the processors, if it went to a guest.  Raises `DmaError`."""
         iommu, view = self.iommu, self.iommu.view
-        cached = not iommu.registers.control & CONTROL.IRTCacheDis
-        kept = iommu.caches.kept_interrupts(requester) if cached else {}
+        kept = iommu.caches.kept_interrupts(requester)
         recorder = Recorder(iommu.memory, iommu.name, iommu.translation.kept_entry(requester), kept)
         verdict = remap(recorder, view, requester, address, data)
         if not quiet:
@@ -57,12 +56,13 @@ class Interrupts:
         return [_message(verdict)]
 
     def _keep(self, requester: RequesterId, recorder: Recorder) -> None:
+        """IRTCacheDis ends that more is kept, not what is (3.4.1)."""
         iommu = self.iommu
         spa = iommu.view.entry_address(requester)
         for at, entry in recorder.seen:
             if at == spa:
                 iommu.caches.keep_device(requester, entry)
-            else:
+            elif not iommu.registers.control & CONTROL.IRTCacheDis:
                 iommu.caches.keep_interrupt(requester, at, entry)
 
     def _post(self, requester: RequesterId, guest: GuestInterrupt, vector: int) -> None:

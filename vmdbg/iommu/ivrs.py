@@ -61,14 +61,24 @@ def build(
     facts: Facts, units: Sequence[UnitTable], shares: Sequence[Share], aliases: Sequence[Alias] = (),
     reserved: Sequence[Reserved] = (), kinds: Sequence[int] = KINDS,
 ) -> bytes:  # fmt: skip
-    """The IVRS.  Software takes the IVHD blocks of the highest type it knows, and no others."""
+    """The IVRS.  Software takes the IVHD blocks of the highest type it knows, and no others; an IVMD is about the IVHD before it,
+    and so follows each of those whose devices it concerns (5.2.2).
+
+    IVinfo does not say that DMA is remapped before the system starts, since it is not (table 88).
+    """
     five_levels = 3
-    info = 1 | 1 << 1 | five_levels << 5 | facts.physical_bits << 8 | facts.virtual_bits << 15
-    blocks = [
-        _ivhd(kind, unit, b"".join(_entries(number, facts, shares, aliases)))
-        for kind in kinds for number, unit in enumerate(units)
-    ]  # fmt: skip
-    return acpi.table(b"IVRS", 2, pack("<IQ", info, 0) + b"".join(blocks) + b"".join(map(_ivmd, reserved)))
+    info = 1 | five_levels << 5 | facts.physical_bits << 8 | facts.virtual_bits << 15
+    blocks = bytearray()
+    for kind in kinds:
+        for number, unit in enumerate(units):
+            own = [share for share in shares if share.unit == number]
+            blocks += _ivhd(kind, unit, b"".join(_entries(own, facts, aliases)))
+            blocks += b"".join(_ivmd(one) for one in reserved if any(_overlap(one, share) for share in own))
+    return acpi.table(b"IVRS", 2, pack("<IQ", info, 0) + blocks)
+
+
+def _overlap(one: Reserved | Alias, share: Share) -> bool:
+    return one.first <= share.last and share.first <= one.last
 
 
 def _ivhd(kind: int, unit: UnitTable, entries: bytes) -> bytes:
@@ -91,21 +101,29 @@ def _old_features(features: int) -> int:
     )  # fmt: skip
 
 
-def _entries(number: int, facts: Facts, shares: Sequence[Share], aliases: Sequence[Alias]) -> Iterable[bytes]:
+def _entries(own: Sequence[Share], facts: Facts, aliases: Sequence[Alias]) -> Iterable[bytes]:
+    """Each DeviceID once: what has an alias is in no other range (5.2.2.1, below table 107)."""
     def owned(requester: RequesterId) -> bool:
         return any(one.first <= requester <= one.last for one in own)
 
-    own = [share for share in shares if share.unit == number]
     for share in own:
-        if share.first == share.last:
-            yield pack("<BHB", SELECT, share.first, 0)
-        else:
-            yield pack("<BHB", RANGE_START, share.first, 0) + pack("<BHB", RANGE_END, share.last, 0)
+        at = int(share.first)
+        for alias in sorted((one for one in aliases if _overlap(one, share)), key=lambda one: one.first):
+            yield from _range(at, alias.first - 1)
+            at = max(at, alias.last + 1)
+        yield from _range(at, share.last)
     for alias in aliases:
         if owned(alias.source):
             yield pack("<BHBBHB", ALIAS_RANGE_START, alias.first, 0, 0, alias.source, 0) + pack("<BHB", RANGE_END, alias.last, 0)
     if owned(facts.ioapic):
         yield pack("<BHBBHB", SPECIAL, 0, PASS_ALL, facts.ioapic_id, facts.ioapic, IOAPIC)
+
+
+def _range(first: int, last: int) -> Iterable[bytes]:
+    if first == last:
+        yield pack("<BHB", SELECT, first, 0)
+    elif first < last:
+        yield pack("<BHB", RANGE_START, first, 0) + pack("<BHB", RANGE_END, last, 0)
 
 
 def _ivmd(one: Reserved) -> bytes:

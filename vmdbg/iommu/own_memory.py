@@ -1,4 +1,4 @@
-"""Memory as an IOMMU itself reaches it: what keeps devices from memory keeps it, too (APM2 15.27.4, the block of SKINIT)."""
+"""Memory as an IOMMU itself reaches it: what keeps devices from memory keeps it, too (APM2 15.24.8, the block of SKINIT)."""
 
 from __future__ import annotations
 

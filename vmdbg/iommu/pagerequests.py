@@ -1,4 +1,7 @@
-"""Peripheral page requests (AMD 48882, 2.6): devices ask for pages, software answers by a command."""
+"""Peripheral page requests (AMD 48882, 2.6): devices ask for pages, software answers by a command.
+
+Nothing is answered without software: automatic responses are not built.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-from introspect.iommu.records import PPR_RECORD, Event, EventCode
+from introspect.iommu.records import INVALID_PPR_REQUEST, PPR_RECORD, Event, EventCode
 from introspect.iommu.registers import CONTROL
 from introspect.iommu.structures import DTE
 from introspect.pci import RequesterId
@@ -15,7 +18,7 @@ from vmdbg.iommu.rings import Log
 
 PAGE_SERVICE_REQUEST = 1
 SUCCESS, INVALID, FAILURE = 0, 1, 15
-"""Responses."""
+"""Responses, as PCI Express has them."""
 MOST_REMEMBERED = 256
 
 
@@ -44,28 +47,24 @@ class PageRequests:
     def request(
         self, device: RequesterId, address: int, tag: int, *, pasid: int | None = None, read: bool = True, write: bool = False,
         execute: bool = False, user: bool = False,
-    ) -> None:  # fmt: skip
-        """What cannot be logged is answered at once."""
-        tag &= 0x3FF
+    ) -> bool:  # fmt: skip
+        """Whether it is in the log.  Page requests and their log have to be on, for all and for the device, or there is an event
+        (2.5.10); a full log loses it.  `execute` has a meaning with a PASID alone, `user` is as the device says."""
         number = pasid or 0
-        asked = PPR_RECORD.make(
-            PASID_15_0=number & 0xFFFF, PPRTag=tag, PASID_19_16=number >> 16, X=execute, R=read, W=write, US=user,
-            GN=pasid is not None,
-        )  # fmt: skip
-        dte = self.dte(device)
-        if dte is None or not dte & DTE.V or not dte & DTE.PPR or not self.registers.control & CONTROL.PprEn:
-            self.event(Event(EventCode.INVALID_PPR_REQUEST, device, address & -0x1000), asked)
-            self._answer(Response(device, pasid, tag, INVALID))
-            return
-        record = asked | PPR_RECORD.make(DeviceID=device, code=PAGE_SERVICE_REQUEST, Address=address & -0x1000)
-        if not self.log.append(record):
-            self._answer(Response(device, pasid, tag, FAILURE))
+        fields: dict[str, int] = {"RP": read, "WP": write, "NX": execute, "US": user, "GN": pasid is not None}
+        fields |= {"PASID_15_0": number & 0xFFFF, "PASID_19_16": number >> 16, "PPRTag": tag & 0x3FF}
+        dte, enabled = self.dte(device) or 0, CONTROL.PprEn | CONTROL.PprLogEn
+        if self.registers.control & enabled != enabled or not dte & DTE.V or not dte & DTE.PPR:
+            invalid = Event(EventCode.INVALID_PPR_REQUEST, device, address & -0x1000)
+            self.event(invalid, INVALID_PPR_REQUEST.make(**fields))
+            return False
+        return self.log.append(PPR_RECORD.make(
+            **fields, DeviceID=device, code=PAGE_SERVICE_REQUEST, Address=address & -0x1000
+        ))  # fmt: skip
 
     def complete(self, device: int, pasid: int | None, tag: int, response: int) -> None:
         """By COMPLETE_PPR_REQUEST."""
-        self._answer(Response(RequesterId(device), pasid, tag, response))
-
-    def _answer(self, response: Response) -> None:
-        self.responses.append(response)
+        found = Response(RequesterId(device), pasid, tag, response)
+        self.responses.append(found)
         for listener in self.listeners:
-            listener(response)
+            listener(found)

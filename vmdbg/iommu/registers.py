@@ -4,26 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from introspect.iommu.registers import CONTROL, FEATURES, REGISTERS, RING_BASE, register_at
+from introspect.iommu.registers import CONTROL, FEATURES, REGISTERS, register_at
 
 FEATURES_BUILT = FEATURES.make(
     PreFSup=1, PPRSup=1, XTSup=1, NXSup=1, GTSup=1, IASup=1, GASup=1, HESup=1, HATS=2, GATS=1, GLXSup=2, GAMSup=1, PASMax=15,
-    USSup=1, DevTblSegSup=3, MsiCapMmioSup=1, GIoSup=1, HASup=1, HDSup=1,
+    USSup=1, DevTblSegSup=3, MsiCapMmioSup=1, GIoSup=1, HASup=1, EPHSup=1, HDSup=1,
 )  # fmt: skip
 """What is advertised: all that is built, and nothing else.  PASIDs of 16 bits, as AMD's own have: Linux takes no more."""
 _C = CONTROL
 CONTROL_BUILT = (
     _C.IommuEn | _C.EventLogEn | _C.EventIntEn | _C.ComWaitIntEn | _C.InvTimeOut | _C.PassPW | _C.ResPassPW | _C.Coherent
     | _C.Isoc | _C.CmdBufEn | _C.PprLogEn | _C.PprIntEn | _C.PprEn | _C.GTEn | _C.GAEn | _C.GAMEn | _C.GALogEn | _C.GAIntEn
-    | _C.DevTblSegEn | _C.HADUpdate | _C.XTEn | _C.IntCapXTEn | _C.IRTCacheDis
+    | _C.DevTblSegEn | _C.PrivAbrtEn | _C.EPHEn | _C.HADUpdate | _C.XTEn | _C.IntCapXTEn | _C.IRTCacheDis
 )  # fmt: skip
 """Bits of the control register whose feature there is; others are reserved, and stay 0."""
-_LEAST_RING = RING_BASE.make(Length=8)
-_RESET = {
-    "extended_features": FEATURES_BUILT, **dict.fromkeys(("command_base", "event_base", "ppr_base", "ga_base"), _LEAST_RING),
-}
-_LIMIT_ONES = 0xFFF
-"""Of the exclusion limit: these bits read as ones."""
+_RESET = {name: one.reset for name, one in REGISTERS.items() if not one.needs or one.needs & FEATURES_BUILT} | {
+    "extended_features": FEATURES_BUILT, "control": REGISTERS["control"].reset & CONTROL_BUILT,
+}  # fmt: skip
+_SIZES = 1, 2, 4, 8
 
 
 class RegisterFile:
@@ -62,30 +60,27 @@ class RegisterFile:
     def snapshot(self) -> Mapping[str, int]:
         return dict(self.values)
 
-    # Software: accesses of four bytes and eight, aligned (3.4); others read as zero and change nothing
+    # Software: accesses of one to eight bytes, aligned (3.4); others read as zero and change nothing
 
     def read(self, offset: int, size: int) -> int:
-        if size not in (4, 8) or offset % size:
+        if size not in _SIZES or offset % size:
             return 0
-        return sum(self._word(offset + at) << 8 * at for at in range(0, size, 4))
+        return sum(self._byte(offset + at) << 8 * at for at in range(size))
 
-    def _word(self, offset: int) -> int:
+    def _byte(self, offset: int) -> int:
         register = register_at(offset)
-        if register is None:
-            return 0
-        value = self.values[register.name] | (_LIMIT_ONES if register.name == "exclusion_limit" else 0)
-        return value >> 8 * (offset - register.offset) & 0xFFFFFFFF
+        return 0 if register is None else self.values[register.name] >> 8 * (offset - register.offset) & 0xFF
 
     def write(self, offset: int, size: int, value: int) -> None:
-        if size not in (4, 8) or offset % size:
+        if size not in _SIZES or offset % size:
             return
         at = offset
         while at < offset + size:
             register = register_at(at)
-            end = offset + size if register is None else min(offset + size, register.offset + register.size)
             if register is None:
-                at += 4
+                at += 1
                 continue
+            end = min(offset + size, register.offset + register.size)
             if not register.needs or register.needs & FEATURES_BUILT:
                 shift, length = 8 * (at - register.offset), end - at
                 part = value >> 8 * (at - offset) & (1 << 8 * length) - 1

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
-from introspect.iommu.registers import CONTROL, RING_BASE, STATUS
+from introspect.iommu.registers import RING_BASE, STATUS
 from introspect.iommu.state import RINGS, RingType
 from introspect.sources import Unreadable, Unwritable
 from vmdbg.iommu.registers import RegisterFile
@@ -22,8 +23,7 @@ class Pointers:
     @property
     def size(self) -> int:
         """Bytes: a power of two, or 0."""
-        length = RING_BASE.get(self.registers[self.ring.base], "Length")
-        return self.ring.entry_size << length if length >= 8 else 0
+        return self.ring.size(self.registers[self.ring.base])
 
     @property
     def base(self) -> int:
@@ -51,20 +51,18 @@ class Pointers:
 
 @dataclass(frozen=True, slots=True)
 class LogBits:
-    """Of the control register what turns a log and its interrupt on, of the status register the rest."""
+    """Of the status register."""
 
-    enable: int
-    interrupt_enable: int
     run: int
     overflow: int
     interrupt: int
+    shadow: str = ""
+    """Register with the address that a copy of the tail is written to; none, while it is 0."""
 
 
-EVENT_LOG = LogBits(
-    CONTROL.EventLogEn, CONTROL.EventIntEn, STATUS.EventLogRun, STATUS.EventOverflow, STATUS.EventLogInt
-)
-PPR_LOG = LogBits(CONTROL.PprLogEn, CONTROL.PprIntEn, STATUS.PprLogRun, STATUS.PprOverflow, STATUS.PprInt)
-GA_LOG = LogBits(CONTROL.GALogEn, CONTROL.GAIntEn, STATUS.GALogRun, STATUS.GALogOverflow, STATUS.GALogInt)
+EVENT_LOG = LogBits(STATUS.EventLogRun, STATUS.EventOverflow, STATUS.EventLogInt)
+PPR_LOG = LogBits(STATUS.PprLogRun, STATUS.PprOverflow, STATUS.PprInt)
+GA_LOG = LogBits(STATUS.GALogRun, STATUS.GALogOverflow, STATUS.GALogInt, "ga_tail_address")
 
 
 class Log(Pointers):
@@ -92,7 +90,11 @@ class Log(Pointers):
         except (Unreadable, Unwritable):
             self.running = False  # what the log is to be written to is no memory
             return False
-        self.registers[self.ring.tail] = self.after(self.tail)
+        self.registers[self.ring.tail] = tail = self.after(self.tail)
+        shadow = self.registers[self.bits.shadow] if self.bits.shadow else 0
+        if shadow:
+            with suppress(Unwritable):  # where no memory is, nobody reads
+                self.memory.dma(self.who, shadow, tail.to_bytes(8, "little"))
         self.registers.status |= self.bits.interrupt
         self.changed()
         return True

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from introspect.address import Spa
-from introspect.iommu.structures import DTE, DTE_SIZE, decode_dte
+from introspect.iommu.records import Event, EventCode
+from introspect.iommu.registers import CONTROL
+from introspect.iommu.structures import DTE, DTE_SIZE, PTE, decode_dte
 from introspect.iommu.verdicts import DmaAccess, IoFault, IoStep, IoTranslation, StepKind
-from introspect.iommu.walk import translate
+from introspect.iommu.walk import is_special, judged_alike, translate, withheld
 from introspect.pci import RequesterId
 from introspect.sources import Unreadable
 from vmdbg.iommu.caches import Page, Recorder
@@ -79,7 +81,7 @@ class Translation:
         access, at, end = DmaAccess(write, pasid), address, address + length
         while at < end or not spans:
             page = self._page(requester, at, access, quiet)
-            count = min(end, page.first + page.size) - at
+            count = min(end, page.first + page.size, judged_alike(self.iommu.view, at)) - at
             spa = page.spa + at - page.first
             if spans and spans[-1].spa + spans[-1].length == spa:
                 spans[-1] = Span(spans[-1].spa, spans[-1].length + count)
@@ -90,26 +92,34 @@ class Translation:
                 break
         return spans
 
-    def prefetch(self, requester: RequesterId, address: int, pages: int, pasid: int | None) -> None:
-        """Keep translations before they are needed; whatever is refused is left."""
-        if not self.iommu.view.enabled:
-            return
-        for at in range(address, address + pages * GRAIN, GRAIN):
-            walked = self._walk(requester, at % ALL, DmaAccess(False, pasid), True)
-            if isinstance(walked.verdict, IoTranslation):
-                self._keep(requester, walked.verdict, pasid, walked)
+    def prefetch(self, requester: RequesterId, addresses: Iterable[int]) -> Event | None:
+        """Keep what the host's tables say before it is needed; whatever is refused is left, but a table that cannot be read is
+        told of (2.4.6.1)."""
+        for at in addresses:
+            if (self.entry(requester) or 0) & DTE.GIoV:
+                return None  # its addresses are a guest's
+            verdict = (walked := self._walk(requester, at % ALL, DmaAccess(), True)).verdict
+            if isinstance(verdict, IoTranslation):
+                self._keep(requester, verdict, None, walked)
+            elif verdict.event.code in (EventCode.DEV_TAB_HARDWARE_ERROR, EventCode.PAGE_TAB_HARDWARE_ERROR):
+                return verdict.event
+        return None
 
     def _page(self, requester: RequesterId, iova: int, access: DmaAccess, quiet: bool) -> Page:
         caches, view = self.iommu.caches, self.iommu.view
         dte = self.entry(requester)
-        if dte is not None and dte & DTE.V and dte & DTE.TV and view.exclusion is None:
+        if dte is not None and dte & DTE.V and dte & DTE.TV and view.exclusion is None and not is_special(iova):
             key = caches.key(DTE.get(dte, "DomainID"), self._pasid(dte, access.pasid), requester)
             found = caches.find_page(key, iova)
-            if found is not None and self._allows(found.page, dte, access.write):
+            final = caches.strict and key.pasid is None and found is not None and not self._grants(found.page, access.write)
+            if found is not None and (final or self._allows(found.page, dte, access.write)):
                 page = found.page
+                refusal = withheld(self.iommu.memory, view, requester, iova, access, dte) if final else None
                 if caches.strict and not quiet:
-                    spa = page.spa + iova - page.first
-                    self.staleness.translation(requester, iova, access, spa, found.rests_on, found.directories)
+                    used = refusal or page.spa + iova - page.first
+                    self.staleness.translation(requester, iova, access, used, found.rests_on, found.directories)
+                if refusal is not None:
+                    self._raise(refusal, requester, iova, access, quiet)
                 return page
         walked = self._walk(requester, iova, access, quiet)
         verdict = walked.verdict
@@ -117,32 +127,39 @@ class Translation:
             used = verdict if isinstance(verdict, IoFault) else int(verdict.spa)
             self.staleness.translation(requester, iova, access, used, walked.recorder.seen, walked.directories)
         if isinstance(verdict, IoFault):
-            if not quiet:
-                self.refused(verdict, requester)
-            raise DmaError(requester, iova, access.write, reason(verdict))
+            self._raise(verdict, requester, iova, access, quiet)
         if not quiet:
             self._keep(requester, verdict, access.pasid, walked)
         return walked.page
 
-    @staticmethod
-    def _pasid(dte: int, pasid: int | None) -> int | None:
-        """Without one, GIoV makes it 0."""
-        return 0 if pasid is None and dte & DTE.GV and dte & DTE.GIoV else pasid
+    def _raise(self, fault: IoFault, requester: RequesterId, iova: int, access: DmaAccess, quiet: bool) -> NoReturn:
+        if not quiet:
+            self.refused(fault, requester)
+        raise DmaError(requester, iova, access.write, reason(fault))
+
+    def _pasid(self, dte: int, pasid: int | None) -> int | None:
+        """Without one, GIoV makes it 0 where guests' tables are used (2.2.9)."""
+        guest = dte & DTE.GV and dte & DTE.GIoV and self.iommu.view.control & CONTROL.GTEn
+        return 0 if pasid is None and guest else pasid
 
     @staticmethod
-    def _allows(page: Page, dte: int, write: bool) -> bool:
-        """A right that is missing in what is kept is looked for in the tables."""
-        if write:
-            return page.write and page.settled and bool(dte & DTE.IW)
-        return page.read and bool(dte & DTE.IR)
+    def _grants(page: Page, write: bool) -> bool:
+        """Whether the tables do. If what is kept of host tables does not, they are not walked again (1.3.2); a guest's are."""
+        return page.write if write else page.read
+
+    def _allows(self, page: Page, dte: int, write: bool) -> bool:
+        right = DTE.IW if write else DTE.IR
+        return self._grants(page, write) and (page.settled or not write) and bool(dte & right)
 
     def _walk(self, requester: RequesterId, iova: int, access: DmaAccess, quiet: bool) -> _Walked:
         iommu, caches = self.iommu, self.iommu.caches
         trace: list[IoStep] | None = [] if caches.strict else None
         recorder, verdict = self._ask(requester, iova, access, quiet, trace, self._kept_directories(requester, access.pasid))
         spa = iommu.view.entry_address(requester)
-        if isinstance(verdict, IoFault) and any(at != spa for at in recorder.old):
-            # What is missing in a directory that is kept is looked for in the tables, as with pages.
+        dte = self.entry(requester)
+        guest = dte is not None and self._pasid(dte, access.pasid) is not None
+        if isinstance(verdict, IoFault) and guest and any(at != spa for at in recorder.old):
+            # What is missing in a directory that is kept is looked for in the tables, as with a guest's pages (2.2.7.3).
             trace = []
             recorder, verdict = self._ask(requester, iova, access, quiet, trace, ())
         entry = next((data for at, data in recorder.seen if at == spa), b"")
@@ -156,8 +173,13 @@ class Translation:
             return _Walked(verdict, Page(iova, 0, 0, False, False, False), recorder, dte, directories)
         size = verdict.page_size or GRAIN
         settled = access.write or (not dte & DTE.HAD and verdict.gpa is None)
-        first = iova & -size
-        page = Page(first, size, verdict.spa - (iova - first), verdict.readable, verdict.writable, settled)
+        first, rights = iova & -size, PTE.IR | PTE.IW
+        for step in trace or ():  # without those of the device's entry, which others of the domain need not have
+            if step.kind == StepKind.HOST:
+                rights &= step.value
+        host = trace is not None and verdict.gpa is None
+        read, write = (bool(rights & PTE.IR), bool(rights & PTE.IW)) if host else (verdict.readable, verdict.writable)
+        page = Page(first, size, verdict.spa - (iova - first), read, write, settled)
         return _Walked(verdict, page, recorder, dte, directories)
 
     def _ask(

@@ -9,7 +9,7 @@ from introspect.iommu.registers import WINDOW_SIZE
 from introspect.pci import RequesterId
 from vmdbg.iommu import ivrs
 from vmdbg.iommu.config import IommuConfig
-from vmdbg.iommu.function import VIRTUAL_SIZE, IommuFunction
+from vmdbg.iommu.function import PHYSICAL_SIZE, VIRTUAL_SIZE, IommuFunction
 from vmdbg.iommu.topology import FIRST_FUNCTION, Share, shares, unit_of
 from vmdbg.iommu.unit import IommuUnit
 from vmdbg.platform.bus import Bus
@@ -60,8 +60,8 @@ class Iommus:
         unit = self.unit_for(requester)
         return [Message.decode(address, data)] if unit is None else unit.remap(requester, address, data, quiet)
 
-    def acpi_table(self, physical_bits: int, ioapic: RequesterId, kinds: Sequence[int] = ivrs.KINDS) -> bytes:
-        """The IVRS, which describes them."""
+    def acpi_table(self, ioapic: RequesterId, kinds: Sequence[int] = ivrs.KINDS) -> bytes:
+        """The IVRS, which describes them: sizes of addresses as their capabilities have them."""
         tables = [
             ivrs.UnitTable(
                 unit.function.address, unit.function.secure_device.offset, BASE + unit.number * WINDOW_SIZE,
@@ -69,7 +69,7 @@ class Iommus:
             )
             for unit in self.units
         ]  # fmt: skip
-        facts = ivrs.Facts(physical_bits, VIRTUAL_SIZE, ioapic)
+        facts = ivrs.Facts(PHYSICAL_SIZE, VIRTUAL_SIZE, ioapic)
         return ivrs.build(facts, tables, self.shares, self._aliases(), self.config.reserved, kinds)
 
     def _aliases(self) -> list[ivrs.Alias]:

@@ -7,7 +7,7 @@ from functools import partial
 
 from introspect.address import Iova
 from introspect.iommu.records import Event, EventCode
-from introspect.iommu.registers import CONTROL, STATUS, X2APIC_CONTROL
+from introspect.iommu.registers import CONTROL, REGISTERS, STATUS, X2APIC_CONTROL
 from introspect.iommu.state import Iommu
 from introspect.iommu.verdicts import IoFault
 from introspect.pci import RequesterId
@@ -28,14 +28,15 @@ from vmdbg.platform.pci.dma import Dma, Message, Span
 _C, _S = CONTROL, STATUS
 INTERRUPTS = (
     ("x2apic_general", _C.EventIntEn, _S.EventLogInt | _S.EventOverflow), ("x2apic_general", _C.ComWaitIntEn, _S.ComWaitInt),
-    ("x2apic_ppr", _C.PprIntEn, _S.PprInt | _S.PprOverflow), ("x2apic_ga", _C.GAIntEn, _S.GALogInt | _S.GALogOverflow),
+    ("x2apic_ppr", _C.PprIntEn, _S.PprInt | _S.PprOverflow), ("x2apic_ga", _C.GAIntEn, _S.GALogInt),
 )  # fmt: skip
-"""Where an interrupt goes with IntCapXTEn, what enables it, and what asks for it."""
+"""Where an interrupt goes with IntCapXTEn, what enables it, and what asks for it: by the text of each status bit (3.4.16), which
+has the overflow of the GA log ask for none."""
 _HARDWARE_ERRORS = (
     EventCode.DEV_TAB_HARDWARE_ERROR, EventCode.PAGE_TAB_HARDWARE_ERROR, EventCode.COMMAND_HARDWARE_ERROR,
 )  # fmt: skip
 _MSI_MIRROR = {"msi_capability": 0, "msi_address_low": 4, "msi_address_high": 8, "msi_data": 12}
-"""Registers that are parts of the MSI capability, each at this offset of it."""
+"""Registers that are parts of the MSI capability, each at this offset of it; the pointer to the next one is no part (3.4.8)."""
 _STATE_UNSEEN = frozenset((
     "command_head", "command_tail", "event_head", "event_tail", "ppr_head", "ppr_tail", "ga_head", "ga_tail", "status",
 ))  # fmt: skip
@@ -78,6 +79,7 @@ class IommuUnit:
         for timer in self._timers:
             timer.cancel()
         self._timers, self._view, self._asking = [], None, 0
+        self.mirror_msi()
 
     @property
     def view(self) -> Iommu:
@@ -121,19 +123,26 @@ class IommuUnit:
     def mirror_msi(self) -> None:
         """Configuration space is what counts."""
         for name, at in _MSI_MIRROR.items():
-            self.registers.values[name] = self.function.config.get(self.function.msi.offset + at, 4)
+            table = REGISTERS[name].bits
+            seen = table.defined if table is not None else 0xFFFFFFFF
+            self.registers.values[name] = self.function.config.get(self.function.msi.offset + at, 4) & seen
 
     def _control(self, old: int) -> None:
-        """A ring runs while it and the IOMMU are on; turned on again, it runs again after an error, too (3.4.3)."""
+        """A ring runs while it and the IOMMU are on.  One that has stopped runs again once its enable goes from 0 to 1; for
+        commands and page requests to write a 1 is enough.  The overflow of two of the logs ends so (3.4.1)."""
         new = self.registers.control
-        for enable, ring in (
-            (_C.EventLogEn, self.event_log), (_C.CmdBufEn, self.commands), (_C.PprLogEn, self.ppr_log), (_C.GALogEn, self.ga_log),
+        for ring, enables, restarts, overflow in (
+            (self.event_log, _C.EventLogEn, False, _S.EventOverflow), (self.commands, _C.CmdBufEn, True, 0),
+            (self.ppr_log, _C.PprLogEn | _C.PprEn, True, _S.PprOverflow), (self.ga_log, _C.GALogEn, False, 0),
         ):  # fmt: skip
-            needed = enable | _C.IommuEn
+            needed = enables | _C.IommuEn
             if new & needed != needed:
                 ring.running = False
-            elif old & needed != needed:
+            elif not ring.running and (restarts or old & needed != needed):
+                self.registers.status &= ~overflow
                 ring.running = True
+        if not self.commands.running:
+            self.commands.stopped()
         self.commands.kick()
         self.status_changed()
 
@@ -144,14 +153,17 @@ class IommuUnit:
         record = event.encode() | more
         if event.code in _HARDWARE_ERRORS:
             self._hardware_error(record)
+            if not self.event_log.running and self.registers.control & _C.EventIntEn:
+                self._interrupt("x2apic_general")  # these are told without a log, too (2.5.16.2)
         self.event_log.append(record)
 
     def _hardware_error(self, record: int) -> None:
+        """The first one stays until software has cleared HEV (3.4.2); the upper register has the event code."""
         status = self.registers["hardware_event_status"]
         if status & 1:
             self.registers["hardware_event_status"] = status | 2
             return
-        self.registers["hardware_event_high"], self.registers["hardware_event_low"] = record >> 64, record & (1 << 64) - 1
+        self.registers["hardware_event_high"], self.registers["hardware_event_low"] = record & (1 << 64) - 1, record >> 64
         self.registers["hardware_event_status"] = status | 1
 
     def status_changed(self) -> None:

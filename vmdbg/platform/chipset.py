@@ -54,7 +54,7 @@ class Chipset:
         intr: Callable[[bool], None], reset: Callable[[], None], iommu: IommuConfig | None = None, *, hpet: bool = False,
     ) -> None:  # fmt: skip
         """`intr`: the 8259s' output has changed.  Raises `DeviceError`."""
-        self.ram, self.apics, self.intr, self.physical_bits = ram, apics, intr, physical_bits
+        self.ram, self.apics, self.intr = ram, apics, intr
         self.dma = Dma(ram, apics)
         self.ioapic = IoApic(apics, self._send)
         self.pic = Pic(self._pic_output)
@@ -106,7 +106,7 @@ class Chipset:
         """Write the ACPI tables to memory."""
         board = acpi.Board(apic_ids, self.high_memory, self.hpet is not None, tpm)
         if self.iommus is not None:
-            extra = [*extra, self.iommus.acpi_table(self.physical_bits, IOAPIC_REQUESTER)]
+            extra = [*extra, self.iommus.acpi_table(IOAPIC_REQUESTER)]
         self.ram.write(acpi.BASE, acpi.build(board, extra))
 
     def poll_input(self) -> bool:

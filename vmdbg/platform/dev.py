@@ -39,7 +39,7 @@ _WRITABLE_CR = DEV_CR.DEVEN | DEV_CR.MEM_CLR | DEV_CR.IODIS | DEV_CR.MCEEN | DEV
 
 
 class SlProtection:
-    """The 64 KiB that SKINIT keeps from devices until software ends it (APM2 15.27.4, SL_DEV)."""
+    """The 64 KiB that SKINIT keeps from devices until software ends it (APM2 15.24.8, 15.27.6 step 2: SL_DEV)."""
 
     def __init__(self) -> None:
         self.base: int | None = None

@@ -30,7 +30,8 @@ class Platform(Protocol):
         """Keep devices from the block."""
 
     def handshake(self, cpu: Cpu) -> tuple[int, ...]:
-        """The other processors that do not wait for a start-up IPI.  Where there is none, they all have GIF clear now."""
+        """The other processors that do not wait for a start-up IPI.  Where there is none, they all have GIF clear now, and the
+        same bits of VM_CR set."""
 
     def measure(self, image: bytes) -> str:
         """Send the image to the TPM; why it was not measured, a key of `TPM_FAILED`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from introspect.iommu.registers import CONTROL, FEATURES
+from introspect.iommu.registers import CONTROL, FEATURES, FEATURES2
 from introspect.iommu.state import EVERY_FEATURE, Iommu
 from introspect.iommu.structures import DTE, PTE, encode_dte, gcr3_root_bits
 from introspect.sources import BytesMemory
@@ -69,9 +69,19 @@ def random_machine(seed: int) -> tuple[Machine, Iterator[tuple[int, int, bool, i
     """A small memory of entries that mostly point at one another; requests: device, address, write, PASID, execute, privileged."""
     chance = random.Random(seed)
     features = EVERY_FEATURE if chance.random() < 0.9 else chance.getrandbits(64)
+    if chance.random() < 0.1:
+        features = features & ~(FEATURES.PASMax | FEATURES.GATS) | FEATURES.make(PASMax=chance.randrange(12), GATS=chance.randrange(2))
     control = CONTROL.IommuEn * (chance.random() < 0.97) | CONTROL.GTEn * (chance.random() < 0.9)
-    control |= CONTROL.make(DevTblSegEn=chance.choice((0, 0, 0, 1)), GDUpdateDis=chance.random() < 0.3)
+    control |= CONTROL.make(
+        DevTblSegEn=chance.choice((0, 0, 0, 1)), GDUpdateDis=chance.random() < 0.3, GAUpdateDis=chance.random() < 0.3,
+        PrivAbrtEn=chance.choice((0, 0, 0, 1)), TMPMEn=chance.random() < 0.3, GCR3TRPMode=chance.random() < 0.5,
+    )  # fmt: skip
     machine = Machine(SIZE, features, control)
+    if chance.random() < 0.3:
+        machine.registers["extended_features2"] = FEATURES2.make(
+            HTRangeIgnore=chance.random() < 0.3, HpteRsvdBitsMode=chance.random() < 0.3, TMPMSup=chance.random() < 0.5,
+            GCR3TRPModeSup=chance.random() < 0.7,
+        )  # fmt: skip
     memory = machine.memory
     edges: list[int] = []
     if chance.random() < 0.2:
@@ -102,7 +112,8 @@ def random_machine(seed: int) -> tuple[Machine, Iterator[tuple[int, int, bool, i
 def _address(chance: random.Random) -> int:
     kind = chance.random()
     if kind < 0.1:
-        return chance.choice((0xFEE00000, 0xFEEFFFFF, 0xFEF00000, 0xFDF9100000, 0xFDFC000000, 0xFDFE000000)) + chance.getrandbits(8)
+        edges = (0xFEE00000, 0xFEEFFFFF, 0xFEF00000, 0xFD00000000, 0xFDF7FFFF80, 0xFDF8FFFF80, 0xFDF9100000, 0xFDFC000000, 0xFDFE000000)
+        return chance.choice(edges) + chance.getrandbits(8)
     if kind < 0.2:
         return chance.getrandbits(64)
     if kind < 0.3:
@@ -120,10 +131,12 @@ def _entry(chance: random.Random, guest: bool) -> int:
         return entry
     level = chance.choice((0, 0, 0, 0, 1, 1, 1, 2, 2, 3, 4, 5, 6, 7))
     entry = chance.randrange(2, SIZE + 0x1000 >> 12) << 12 | level << 9 | 1 | chance.choice((3 << 61,) * 6 + (1 << 61, 2 << 61))
+    if level == 0 and chance.random() < 0.5:  # a page address that larger pages can have
+        entry = entry & ~0xF_FFFF_FFFF_F000 | chance.choice((0, 1 << 21, 1 << 30, 1 << 39, 1 << 48))
     if level == 7:
         entry = entry & ~0xF_FFFF_FFFF_F000 | (chance.choice((1, 3, 0xFF, 0x1FF, 0x3FF, 0x7FFFF, (1 << 39) - 1, (1 << 40) - 1)) << 12)
     if chance.random() < 0.1:
-        entry ^= chance.choice((1, 1 << 52, 1 << 58, 1 << 59, 1 << 60, 1 << 63, 1 << 5, 1 << 6, 0x1E, 0x180))
+        entry ^= chance.choice((1, 1 << 52, 1 << 57, 1 << 58, 1 << 59, 1 << 60, 1 << 63, 1 << 5, 1 << 6, 0x1E, 0x180))
     return entry
 
 
@@ -132,10 +145,13 @@ def _device(chance: random.Random, guest: bool) -> int:
         Mode=chance.choice((0, 1, 2, 2, 3, 3, 4, 4, 5, 6, 6, 7) if chance.random() < 0.9 else (7,)), IR=chance.random() < 0.95, IW=chance.random() < 0.9,
         DomainID=chance.getrandbits(16), HAD=chance.choice((0, 0, 1, 3)), EX=chance.random() < 0.5,
         SysMgt=chance.randrange(4), IoCtl=chance.choice((0, 1, 2)), SA=chance.random() < 0.1, SE=chance.random() < 0.1,
+        IV=chance.random() < 0.3, IG=chance.random() < 0.3,
         Mode0FC=chance.random() < 0.2, PageTableRoot=chance.randrange(2, SIZE >> 12),
     )  # fmt: skip
     if guest:
-        dte |= DTE.make(GV=1, GIoV=chance.random() < 0.5, GLX=chance.randrange(3), GuestPagingMode=chance.randrange(2))
+        dte |= DTE.make(
+            GV=1, GIoV=chance.random() < 0.5, GLX=chance.randrange(3), GuestPagingMode=chance.choice((0, 0, 0, 0, 1, 1, 1, 2)),
+        )  # fmt: skip
         dte |= gcr3_root_bits(chance.randrange(2, SIZE >> 12) << 12)
         if chance.random() < 0.5:
             dte &= ~DTE.Mode
@@ -156,9 +172,14 @@ def random_interrupts(seed: int) -> tuple[Machine, Iterator[tuple[int, int, int]
     if chance.random() < 0.05:
         machine.registers["device_table_base"] = 0x100000
     entries = bytearray()
+    wide = machine.registers["control"] & CONTROL.GAEn and not machine.registers["control"] & CONTROL.XTEn
     for _ in range(255):
-        entry = 1 | chance.getrandbits(8) << 8 | chance.getrandbits(8) << 16 | chance.choice((0, 0, 4, 0x40, 0x20))
-        entry |= chance.getrandbits(8) << 64 | chance.choice((0, 0, 0x80 | chance.getrandbits(40) << 76)) | chance.getrandbits(32) << 32
+        entry = 1 | chance.getrandbits(8) << 8 | chance.choice((0, 0, 4, 0x40, 0x20))
+        if not wide or chance.random() < 0.1:
+            entry |= chance.getrandbits(8) << 16
+        entry |= chance.getrandbits(8) << 64
+        if chance.random() < 0.3:
+            entry |= 0x80 | chance.getrandbits(40) << 76 | chance.getrandbits(32) << 32
         if chance.random() < 0.3:
             entry ^= 1 << chance.choice((0, 0, 1, 2, 3, 4, 7, 24, 31, 73, 80, 117, 122))
         entries += entry.to_bytes(16, "little")

@@ -13,11 +13,11 @@ class NoMemory(Exception):
 
 
 class Stop(Exception):
-    """The request ends here: an event, as fields by bit positions."""
+    """The request ends here: an event, as fields by bit positions; an address of -1 is the request's own."""
 
-    def __init__(self, code: int, address: int, flags: Mapping[int, int], low: Mapping[int, int], write: bool = False) -> None:
+    def __init__(self, code: int, flags: Mapping[int, int], address: int = -1) -> None:
         super().__init__(code)
-        self.code, self.address, self.flags, self.low, self.write = code, address, flags, low, write
+        self.code, self.address, self.flags = code, address, flags
 
 
 @lru_cache(4096)
@@ -40,6 +40,7 @@ class Plain:
         self.contents = contents
         self.control = registers.get("control", 0)
         self.features = registers.get("extended_features", 0)
+        self.features2 = registers.get("extended_features2", 0)
         self.registers = registers
         self.marks: dict[int, int] = {}
 
@@ -58,30 +59,32 @@ class Plain:
         register = self.registers.get("device_table_base" + (str(which) if which else ""), 0)
         pages = field(register, 8, 0) + 1
         if offset * 32 + 32 > pages * 4096:
-            raise Stop(2, -1, {}, {})
+            raise Stop(2, {})
         at = field(register, 51, 12) * 4096 + offset * 32
         try:
             return self.number(at, 32)
         except NoMemory:
-            raise Stop(3, at, {57: 1}, {}) from None
+            raise Stop(3, {57: 1}, at) from None
 
     def check_dma_half(self, dte: int) -> None:
-        reserved = [2, 3, 4, 5, 6, 63]
-        gated = {
-            (49, 52): [7, 8], (1,): [52], (1, 50): [53], (48,): [54], (31,): [106],
-            (4,): [55, 56, 57, 58, 59, 60, *range(80, 96), *range(107, 128)],
+        """Table 7, where bits 127:1 have to be something while V is set."""
+        zero = {2, 3, 4, 5, 6, 63}
+        without = {
+            49: [7, 8], 50: [52, 53], 48: [54], 31: [106], 4: [*range(55, 61), *range(80, 96), *range(107, 128)],
         }  # fmt: skip
-        for needed, positions in gated.items():
-            if not any(bit(self.features, one) for one in needed):
-                reserved += positions
-        if any(bit(dte, n) for n in reserved):
-            raise Stop(1, -1, {55: 1}, {})
-        bad = field(dte, 100, 99) == 3 or field(dte, 8, 7) == 2
-        if bit(dte, 55):
-            bad |= field(dte, 57, 56) > min(field(self.features, 15, 14), 2)
-            bad |= field(dte, 183, 182) > min(field(self.features, 13, 12), 1)
-        if bad:
-            raise Stop(1, -1, {}, {})
+        for feature, positions in without.items():
+            if not bit(self.features, feature):
+                zero.update(positions)
+        if not bit(dte, 96):
+            zero.add(106)
+        if any(bit(dte, n) for n in zero):
+            raise Stop(1, {55: 1})
+        wrong = field(dte, 100, 99) == 3
+        if bit(dte, 1):
+            wrong |= field(dte, 8, 7) in ((2,) if bit(self.features, 52) else (2, 3))
+            wrong |= bool(bit(dte, 55)) and (field(dte, 57, 56) == 3 or field(dte, 57, 56) > field(self.features, 15, 14))
+        if wrong:
+            raise Stop(1, {})
 
     # Requests for memory
 
@@ -95,161 +98,164 @@ class Plain:
             if not bit(dte, 0):
                 return "to", address, 0, True, True, 0
             self.check_dma_half(dte)
-            return self.addressed(dte, address, write, pasid, execute, privileged)
+            if self.is_special(dte, address, write, pasid):
+                return "to", address, 0, True, True, field(dte, 79, 64)
+            tables = bool(bit(dte, 1) and bit(dte, 55) and bit(self.control, 16))
+            if pasid is not None and not tables:
+                raise Stop(8, {57: 4})
+            if not bit(dte, 1):
+                raise Stop(2, {})
+            if pasid is None and tables and bit(dte, 54):
+                pasid = 0
+            if pasid is not None:
+                return self.guest(dte, address, write, pasid, execute, privileged)
+            return "to", *self.host(dte, address, "w" if write else "r"), field(dte, 79, 64)
         except Stop as stop:
             return self.event(stop, device, dte, address, write, pasid, execute, privileged)
 
-    def addressed(self, dte: int, address: int, write: bool, pasid: int | None, execute: bool, privileged: bool) -> tuple[Any, ...]:
-        domain = field(dte, 79, 64)
-        if 0xFEE00000 <= address < 0xFEF00000:
-            if pasid is not None:
-                raise Stop(2, -1, {48: 1, 51: 1}, {})
-            raise Stop(8, -1, {}, {})
-        if pasid is None:
-            if 0xFDF9100000 <= address < 0xFDF9200000:
-                if field(dte, 105, 104) == 1 and write:
-                    return "to", address, 0, True, True, domain
-                if field(dte, 105, 104) != 3:
-                    raise Stop(8, -1, {57: 3 if write else 4}, {})
-            if 0xFDFC000000 <= address < 0xFDFE000000:
-                if field(dte, 100, 99) == 0:
-                    raise Stop(8, -1, {57: 2}, {})
-                if field(dte, 100, 99) == 1:
-                    return "to", address, 0, True, True, domain
-            base, limit = self.registers.get("exclusion_base", 0), self.registers.get("exclusion_limit", 0)
-            inside = field(base, 51, 12) <= address >> 12 <= field(limit, 51, 12)
-            if bit(base, 0) and inside and (bit(base, 1) or bit(dte, 103)):
-                return "to", address, 0, True, True, domain
-        if not bit(dte, 1):
-            raise Stop(2, -1, {}, {})
-        has_guest = bit(dte, 55) and bit(self.control, 16)
-        if pasid is not None and not has_guest:
-            raise Stop(2, -1, {48: 1}, {})
-        if pasid is None and not (has_guest and bit(dte, 54)):
-            spa, size, reads, writes = self.host(dte, address, reading=not write, writing=write)
-            return "to", spa, size, reads, writes, domain
-        return self.guest(dte, address, write, pasid or 0, execute, privileged)
+    def is_special(self, dte: int, address: int, write: bool, pasid: int | None) -> bool:
+        """Table 3 and the exclusion range: whether the address passes as it is."""
+        if address >> 20 == 0xFEE:
+            raise Stop(8, {}) if pasid is None else Stop(2, {51: 1})
+        if pasid is not None:
+            return False
+        if not bit(self.features2, 11) and address >> 32 == 0xFD:
+            megabyte = field(address, 31, 20)
+            if megabyte < 0xF90:
+                raise Stop(8, {57: 6} if write and megabyte < 0xF80 else {})
+            control = None
+            if megabyte == 0xF91:
+                control = field(dte, 105, 104)
+                if control in (0, 2) or (control == 1 and not write):
+                    raise Stop(8, {57: 3 if write else 4})
+            elif 0xFC0 <= megabyte < 0xFE0:
+                control = field(dte, 100, 99)
+                if control == 0:
+                    raise Stop(8, {57: 2})
+            if control == 1:
+                return True
+            if control is not None and not bit(dte, 1):
+                raise Stop(8, {57: 7})
+        base, limit = self.registers.get("exclusion_base", 0), self.registers.get("exclusion_limit", 0)
+        inside = field(base, 51, 12) <= address >> 12 <= field(limit, 51, 12)
+        return bool(bit(base, 0) and inside and (bit(base, 1) or bit(dte, 103)))
 
-    def host(self, dte: int, address: int, *, reading: bool, writing: bool) -> tuple[int, int, bool, bool]:
-        levels, supported = field(dte, 11, 9), field(self.features, 11, 10)
-        if levels > {0: 4, 1: 5, 2: 6, 3: 0}[supported]:
-            raise Stop(2, -1, {52: 1}, {}, writing)
-        allowed_reads, allowed_writes = bit(dte, 61), bit(dte, 62)
-        if reading > allowed_reads or writing > allowed_writes:
-            raise Stop(2, -1, {52: 1, 54: 1}, {}, writing)
+    def mark(self, at: int, value: int) -> None:
+        self.marks[at] = self.marks.get(at, 0) | value
+
+    def host(self, dte: int, address: int, wants: str) -> tuple[int, int, bool, bool]:
+        """(spa, page size, may read, may write); `wants` is some of "rw"."""
+        levels = field(dte, 11, 9)
+        if levels > (4, 5, 6, 0)[field(self.features, 11, 10)]:
+            raise Stop(2, {52: 1})
+        may = {"r": bit(dte, 61), "w": bit(dte, 62)}
+        if not all(may[right] for right in wants):
+            raise Stop(2, {52: 1, 54: 1})
         if levels == 0:
-            return address, 0, bool(allowed_reads), bool(allowed_writes)
-        # The address in parts: the page offset, and an index for each level.
+            return address, 0, bool(may["r"]), bool(may["w"])
+        # The address in parts: an index for each level.
         parts = {level: field(address, min(11 + 9 * level, 63), 3 + 9 * level) for level in range(1, 7)}
         if any(parts[level] for level in range(levels + 1, 7)):
-            raise Stop(2, -1, {52: 1}, {}, writing)
+            raise Stop(2, {52: 1})
         level, base = levels, field(dte, 51, 12) * 4096
-        marked: dict[int, int] = {}
         while True:
             at = base + parts[level] * 8
             try:
                 entry = self.number(at, 8)
             except NoMemory:
-                raise Stop(4, at, {57: 1}, {}, writing) from None
+                raise Stop(4, {57: 1}, at) from None
             if not bit(entry, 0):
-                raise Stop(2, -1, {}, {}, writing)
-            allowed_reads &= bit(entry, 61)
-            allowed_writes &= bit(entry, 62)
-            if reading > allowed_reads or writing > allowed_writes:
-                raise Stop(2, -1, {52: 1, 54: 1}, {}, writing)
+                raise Stop(2, {})
+            may = {"r": may["r"] & bit(entry, 61), "w": may["w"] & bit(entry, 62)}
+            if not all(may[right] for right in wants):
+                raise Stop(2, {52: 1, 54: 1})
             following = field(entry, 11, 9)
-            final = following == 0 or following == 7
-            if field(entry, 58, 52) or (not final and field(entry, 60, 59)):
-                raise Stop(2, -1, {52: 1, 55: 1}, {}, writing)
-            if bit(dte, 7):
-                marked[at] = 0x20
-            if final:
-                size = self.leaf_size(entry, level, following)
-                if size is None:
-                    raise Stop(2, -1, {52: 1}, {}, writing)
-                if field(dte, 8, 7) == 3 and writing:
-                    marked[at] |= 0x40
-                for where, mark in marked.items():
-                    self.marks[where] = self.marks.get(where, 0) | mark
-                page = field(entry, 51, 12) * 4096
-                return page - page % size + address % size, size, bool(allowed_reads), bool(allowed_writes)
+            if following in (0, 7):
+                reserved = field(entry, 56, 52) | (0 if bit(self.features2, 2) and bit(self.control, 56) else field(entry, 58, 57))
+                if reserved and not bit(self.features2, 12):
+                    raise Stop(2, {52: 1, 55: 1})
+                size, page = self.leaf_size(entry, level, following), field(entry, 51, 12) * 4096
+                if size is None or (following == 0 and page % size):
+                    raise Stop(2, {52: 1})
+                if bit(dte, 7):
+                    self.mark(at, 0x60 if bit(dte, 8) and "w" in wants else 0x20)
+                return page - page % size + address % size, size, bool(may["r"]), bool(may["w"])
+            if field(entry, 60, 52):
+                raise Stop(2, {52: 1, 55: 1})
             if following >= level or any(parts[n] for n in range(following + 1, level)):
-                raise Stop(2, -1, {52: 1}, {}, writing)
+                raise Stop(2, {52: 1})
+            if bit(dte, 7):
+                self.mark(at, 0x20)
             level, base = following, field(entry, 51, 12) * 4096
 
     @staticmethod
     def leaf_size(entry: int, level: int, following: int) -> int | None:
-        natural = {1: 12, 2: 21, 3: 30, 4: 39, 5: 48, 6: 99}[level]
+        """Table 15; with NextLevel 7 table 14."""
+        default = {1: 12, 2: 21, 3: 30, 4: 39, 5: 48, 6: 99}[level]
         above = {1: 21, 2: 30, 3: 39, 4: 48, 5: 53, 6: 0}[level]
         if following == 0:
-            return 1 << natural if level < 6 else None
+            return 1 << default if level < 6 else None
         size = 13
         while size < 53 and bit(entry, size - 1):
             size += 1
-        return 1 << size if natural < size < above else None
+        return 1 << size if default < size < above else None
 
     # Guest tables
 
-    def guest_entry(self, dte: int, gpa: int, *, writing: bool = False) -> int:
+    def at(self, spa: int) -> int:
+        """An entry of eight bytes."""
         try:
-            spa = self.host(dte, gpa, reading=True, writing=writing)[0]
-        except Stop as stop:
-            # Of the host's tables: their own event, which has the guest-physical address.
-            address = stop.address if stop.address >= 0 else gpa
-            raise Stop(stop.code, address, stop.flags, stop.low, writing) from None
-        try:
-            self.number(spa, 8)
+            return self.number(spa, 8)
         except NoMemory:
-            raise Stop(4, spa, {57: 1}, {}, False) from None
-        return spa
+            raise Stop(4, {57: 1}, spa) from None
 
     def guest(self, dte: int, address: int, write: bool, pasid: int, execute: bool, privileged: bool) -> tuple[Any, ...]:
-        tables = field(dte, 57, 56) + 1
-        if pasid >= 1 << 9 * tables or pasid >= 1 << field(self.features, 36, 32) + 1:
-            raise Stop(2, -1, {48: 1}, {}, write)
-        base = (field(dte, 127, 107) << 19 | field(dte, 95, 80) << 3 | field(dte, 60, 58)) * 4096
-        for at in [int(f"{pasid:027b}"[9 * n : 9 * n + 9], 2) for n in range(3)][-tables:]:
-            entry = self.number(self.guest_entry(dte, base + 8 * at), 8)
+        if pasid >= 1 << field(self.features, 36, 32) + 1:
+            raise Stop(2, {})
+        if field(dte, 183, 182) > 1 or field(dte, 183, 182) > field(self.features, 13, 12):
+            raise Stop(2, {52: 1})
+        spa = (field(dte, 127, 107) << 19 | field(dte, 95, 80) << 3 | field(dte, 60, 58)) * 4096
+        if bit(self.features2, 3) and bit(self.control, 58):
+            spa = -spa - 1  # a guest-physical address
+        for index in [int(f"{pasid:027b}"[9 * n : 9 * n + 9], 2) for n in range(3)][2 - field(dte, 57, 56) :]:
+            entry = self.at(spa + 8 * index if spa >= 0 else self.host(dte, -spa - 1 + 8 * index, "r")[0])
             if not bit(entry, 0):
-                raise Stop(2, -1, {48: 1}, {}, write)
-            if field(entry, 11, 1) or field(entry, 63, 52):
-                raise Stop(2, -1, {48: 1, 52: 1, 55: 1}, {}, write)
-            base = field(entry, 51, 12) * 4096
-        levels = 5 if field(dte, 183, 182) else 4
+                raise Stop(2, {})
+            if field(entry, 2, 1) or field(entry, 11, 5) or field(entry, 63, 52):
+                raise Stop(2, {52: 1, 55: 1})
+            spa = -field(entry, 51, 12) * 4096 - 1
+        base, levels = -spa - 1, 5 if bit(dte, 182) else 4
         top = f"{address:064b}"[: 64 - 12 - 9 * levels + 1]
         if len(set(top)) != 1:
-            raise Stop(2, -1, {48: 1}, {}, write)
-        knows_nx, knows_user = bit(self.features, 3), bit(self.features, 37)
+            raise Stop(2, {})
+        nobody = bit(self.features, 37) and (not privileged or field(self.control, 38, 37) == 1)
         writable, user, forbidden = True, True, False
         for level in range(levels, 0, -1):
             gpa = base + 8 * field(address, 11 + 9 * level, 3 + 9 * level)
-            spa = self.guest_entry(dte, gpa)
-            entry = self.number(spa, 8)
+            spa = self.host(dte, gpa, "r")[0]
+            entry = self.at(spa)
             if not bit(entry, 0):
-                raise Stop(2, -1, {48: 1}, {}, write)
+                raise Stop(2, {})
             last = level == 1 or (level in (2, 3) and bool(bit(entry, 7)))
-            reserved = bool(bit(entry, 63)) and not knows_nx
-            reserved |= level >= 4 and field(entry, 8, 7) != 0
-            reserved |= last and level in (2, 3) and field(entry, 2 + 9 * level, 13) != 0
-            if reserved:
-                raise Stop(2, -1, {48: 1, 52: 1, 55: 1}, {}, write)
+            # Bits that have to be zero in tables 29 to 31.
+            zero = [7, 8] if level > 3 else [8] if level == 3 and not last else range(13, 3 + 9 * level) if last and level > 1 else []
+            if any(bit(entry, n) for n in zero):
+                raise Stop(2, {52: 1, 55: 1})
             writable &= bool(bit(entry, 1))
             user &= bool(bit(entry, 2))
-            forbidden |= bool(bit(entry, 63))
-            if last and ((write and not writable) or (knows_user and not privileged and not user) or (execute and forbidden)):
-                raise Stop(2, -1, {48: 1, 52: 1, 54: 1}, {}, write)
-            if not bit(self.control, 48) and (not bit(entry, 5) or (last and write and not bit(entry, 6))):
-                self.guest_entry(dte, gpa, writing=True)
-                self.marks[spa] = self.marks.get(spa, 0) | (0x60 if last and write else 0x20)
+            forbidden |= bool(bit(entry, 63) and bit(self.features, 3))
+            if last and ((write and not writable) or (nobody and not user) or (execute and forbidden)):
+                raise Stop(2, {52: 1, 54: 1})
+            new = 0 if bit(self.control, 54) or bit(entry, 5) else 0x20
+            if last and write and not bit(self.control, 48) and not bit(entry, 6):
+                new |= 0x40
+            if new:
+                self.host(dte, gpa, "rw")
+                self.mark(spa, new)
             base = field(entry, 51, 12) * 4096
             if last:
                 size = 1 << 3 + 9 * level
-                target = base - base % size + address % size
-                try:
-                    spa, host_size, reads, writes = self.host(dte, target, reading=not write, writing=write)
-                except Stop as stop:
-                    address = stop.address if stop.address >= 0 else target
-                    raise Stop(stop.code, address, stop.flags, stop.low, write) from None
+                spa, host_size, reads, writes = self.host(dte, base - base % size + address % size, "w" if write else "r")
                 return "to", spa, min(size, host_size or size), reads, writes and writable, field(dte, 79, 64)
         raise AssertionError
 
@@ -268,27 +274,33 @@ class Plain:
             return "event", at << 64 | stop.code << 60 | 1 << 51 | sum(v << k for k, v in stop.flags.items()) | device, ""
 
         def refuse(code: int = 2, *flags: int) -> tuple[Any, ...]:
-            record = address << 64 | code << 60 | sum(1 << flag for flag in (51, *flags)) | device
+            where = address - address % 4 if code == 1 else address
+            record = where << 64 | code << 60 | sum(1 << flag for flag in flags) | device
+            if code != 8:
+                record |= 1 << 51
             if code == 2:
                 record |= field(dte, 79, 64) << 32
             quiet = "IG" if bit(dte, 133) else "SupIOPF" if bit(entry, 1) else ""
-            return "event", record, quiet if code == 2 else ""
+            return "event", record, quiet if code in (2, 8) else ""
 
         if not bit(dte, 128):
             return straight
-        reserved = [180, 181, *range(192, 207), *range(240, 246)]
+        reserved = [180, 181, *range(192, 207), *range(240, 245)]
+        reserved += [] if bit(self.features, 63) else [245]
+        reserved += [] if bit(self.features, 51) else range(246, 256)
         reserved += [] if bit(self.features, 4) else [182, 183]
-        reserved += [] if bit(self.features, 55) else [187, *range(207, 240)]
+        reserved += [] if bit(self.features, 31) else [187]
+        reserved += [] if bit(self.features, 55) else range(207, 240)
         if any(bit(dte, n) for n in reserved):
             return refuse(1, 55)
         control, length = field(dte, 189, 188), field(dte, 132, 129)
         if control == 3 or (control == 2 and length > 11):
             return refuse(1)
         if mode >= 2:
-            lets = {2: 1, 4: bit(dte, 186), 5: bit(dte, 184), 7: bit(dte, 185)}.get(mode, 0)
-            return straight if lets else refuse()
+            lets = [0, 0, 1, bit(dte, 186), bit(dte, 186), bit(dte, 184), bit(dte, 186), bit(dte, 185)][mode]
+            return straight if lets and not bit(address, 2) else refuse()
         if control == 0:
-            return refuse()
+            return refuse(8, 57, 59)
         if control == 1:
             return straight
         index = data % 2048
@@ -299,7 +311,7 @@ class Plain:
         try:
             entry = self.number(at, 16 if large else 4)
         except NoMemory:
-            where = at << 64 | 4 << 60 | 1 << 57 | 1 << 51 | field(dte, 79, 64) << 32 | device
+            where = at - at % 8 << 64 | 4 << 60 | 1 << 57 | 1 << 51 | field(dte, 79, 64) << 32 | device
             return "event", where, ""
         if not bit(entry, 0):
             return refuse()
@@ -310,12 +322,13 @@ class Plain:
             if field(entry, 4, 2) > 1:
                 return refuse(2, 52, 55)
             return "to", field(entry, 23, 16), field(entry, 4, 2), field(entry, 15, 8), bool(bit(entry, 6)), None
-        zeroes = [4, 5, *range(72, 76), *range(116, 120)] if guest else range(72, 120)
+        zeroes = [3, 4, 5, *range(72, 76), *range(116, 120)] if guest else [*range(32, 64), *range(72, 120)]
+        zeroes += [] if bit(self.control, 50) else [*range(16, 32), *range(120, 128)]
         if any(bit(entry, n) for n in zeroes) or (guest and not field(self.control, 27, 25)):
             return refuse(2, 52, 55)
         if not guest and field(entry, 4, 2) > 1:
             return refuse(2, 52, 55)
-        destination = field(entry, 127, 120) << 24 | field(entry, 31, 8) if bit(self.control, 50) else field(entry, 15, 8)
+        destination = field(entry, 127, 120) << 24 | field(entry, 31, 8)
         if guest:
             return "to", field(entry, 71, 64), 0, destination, False, field(entry, 115, 76) * 4096
         return "to", field(entry, 71, 64), field(entry, 4, 2), destination, bool(bit(entry, 6)), None
@@ -325,23 +338,26 @@ class Plain:
     def event(
         self, stop: Stop, device: int, dte: int, address: int, write: bool, pasid: int | None, execute: bool, privileged: bool
     ) -> tuple[Any, ...]:
-        """The 16 bytes that are logged, bit by bit."""
-        flags = dict(stop.flags)
-        if not flags.get(51):
-            moved = stop.write if stop.code in (2, 4) and stop.address >= 0 else write
-            flags[53] = int(moved)
-        with_pasid = bool(flags.get(48)) or (stop.code == 1 and pasid is not None)
-        record = stop.code << 60 | device
-        if with_pasid:
-            number = pasid or 0
-            flags[48] = 1
-            record |= (number & 0xFFFF) << 32 | number >> 16 << 16
-            if stop.code == 2 and not flags.get(51):
-                flags[49], flags[50] = int(execute), int(not privileged)
-        elif stop.code in (2, 4):
+        """The 16 bytes that are logged, bit by bit (figures 55 to 58 and 62)."""
+        code, interrupt = stop.code, bool(stop.flags.get(51))
+        record = code << 60 | device | sum(value << position for position, value in stop.flags.items())
+        if write and not interrupt and code != 8:
+            record |= 1 << 53
+        if pasid is not None and code != 3:
+            record |= 1 << 48 | pasid % 65536 << 32
+            if code != 4:
+                record |= pasid // 65536 << 16
+            if code in (2, 8) and not privileged:
+                record |= 1 << {2: 50, 8: 49}[code]
+            if code == 2 and execute:
+                record |= 1 << 49
+        elif code in (2, 4):
             record |= field(dte, 79, 64) << 32
-        for position, value in flags.items():
-            record |= value << position
-        record |= (stop.address if stop.address >= 0 else address) << 64
-        suppressed = "SA" if bit(dte, 98) else "SE" if bit(dte, 97) else ""
-        return "event", record, suppressed if stop.code == 2 else ""
+        where = stop.address if stop.address >= 0 else address
+        record |= where - where % {1: 4, 2: 1, 3: 16, 4: 8, 8: 1}[code] << 64
+        quiet = ""
+        if code == 8 or interrupt:
+            quiet = "IG" if bit(dte, 128) and bit(dte, 133) else ""
+        elif code == 2:
+            quiet = "SA" if bit(dte, 98) else "SE" if bit(dte, 97) else ""
+        return "event", record, quiet

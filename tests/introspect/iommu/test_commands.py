@@ -170,17 +170,17 @@ def test_two_dimensions(board: Board) -> None:
     gcr3 = 0x8000
     ram = board.part(2) + RAM
     board.memory.write_u64(ram + gcr3, tables.root | 1)
-    dte = DTE.make(V=1, TV=1, GV=1, Mode=3, PageTableRoot=board.nic_root >> 12, IR=1, IW=1, DomainID=7) | gcr3_root_bits(gcr3)
+    dte = DTE.make(V=1, TV=1, GV=1, Mode=3, PageTableRoot=board.nic_root >> 12, IR=1, IW=1, DomainID=7) | gcr3_root_bits(ram + gcr3)
     board.memory.write(TABLE + 32 * NIC, encode_dte(dte))
     text = say(board, "iommu walk 00:03.0 0x401010 --pasid 0 --supervisor --access w")
     assert f"-> gpa 0x1010 -> spa {ram + 0x1010:#x}, in a 4 KiB page" in text
     names = [line.split()[0] for line in text.split("\n")[2:]]
-    assert names[:5] == ["DTE", "L3", "L2", "L1", "GCR3"]
+    assert names[:5] == ["DTE", "GCR3", "L3", "L2", "L1"]
     assert [name for name in names if name.startswith("P")] == ["PML4E", "PDPE", "PDE", "PTE"]
     refused = say(board, "iommu walk 00:03.0 0x401010 --pasid 0")
     assert "the guest's tables withhold the right" in refused
     assert "US" in refused
-    assert "PASID is beyond" in say(board, "iommu walk 00:03.0 0 --pasid 512")
+    assert "P or V is 0" in say(board, "iommu walk 00:03.0 0 --pasid 513")
     assert "nothing is mapped" in say(board, "iommu map 00:03.0 --pasid 0"), "no page of it has U"
 
 
@@ -279,6 +279,19 @@ def test_events_are_explained(board: Board) -> None:
     board.registers_of["event_head"] = 0x20
     assert [line.split()[1] for line in say(board.turn_on(), "iommu events").split("\n")] == ["old"] * 2 + ["new"] * 4
     assert len(say(board, "iommu events 1").split("\n")) == 4, "what is new is told in any case"
+
+
+def test_an_event_says_whether_it_was_a_write(board: Board) -> None:
+    """By its type, where it has no RW; and one of a PASID is replayed with that (2.5.9)."""
+    asked = [(0xFD_0000_0000, DmaAccess(True)), (0xFD_F910_0000, DmaAccess(True)), (0xFD_F910_0000, DmaAccess()),
+             (0x1000, DmaAccess(True, 5)), (0xFD_0000_0000, DmaAccess())]  # fmt: skip
+    verdicts = [walk(board.memory, board.iommu, NIC, address, access).verdict for address, access in asked]
+    faults = [verdict.event for verdict in verdicts if isinstance(verdict, IoFault)]
+    assert [one.type for one in faults] == [6, 3, 4, 4, 0]
+    log(board, *(one.encode() for one in faults))
+    found = run_line(board, "iommu events --explain").json()
+    assert isinstance(found, dict)
+    assert [one["same"] for one in found["events"]] == [True] * 5
 
 
 def test_commands(board: Board) -> None:

@@ -34,7 +34,7 @@ def test_a_listing_is_many_walks(first: int) -> None:
     found_some = 0
     for seed in range(first, first + 40):
         machine, requests = random_machine(seed)
-        machine.registers["control"] |= CONTROL.GDUpdateDis  # else tables that the host does not let be written matter, too
+        machine.registers["control"] |= CONTROL.GDUpdateDis | CONTROL.GAUpdateDis  # else tables that the host does not let be written matter, too
         memory, iommu = machine.memory, machine.iommu
         for device, address, _, pasid, _, _ in islice(requests, 6):
             dte = read_dte(memory, iommu, device)

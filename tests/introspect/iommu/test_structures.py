@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from introspect.iommu import records, registers, structures
 from introspect.iommu.records import COMMANDS, EVENTS, INVALIDATE_EVERYTHING, Event, EventCode, invalidated_range
-from introspect.iommu.registers import FEATURES, REGISTERS, WINDOW_SIZE, register_at
+from introspect.iommu.registers import FEATURES, REGISTERS, RING_BASE, WINDOW_SIZE, register_at, ring_bytes
 from introspect.iommu.state import EVERY_FEATURE, Iommu
 from introspect.iommu.structures import DTE, PTE, decode_dte, encode_dte, gcr3_root, gcr3_root_bits, page_size_of
 from introspect.layout import Bits
@@ -93,7 +93,8 @@ def test_events_come_back(event: Event) -> None:
     assert again is not None
     assert again.encode() == record
     assert again.code == event.code
-    assert again.address == event.address
+    grain = {EventCode.ILLEGAL_DEV_TABLE_ENTRY: 4, EventCode.PAGE_TAB_HARDWARE_ERROR: 8, EventCode.DEV_TAB_HARDWARE_ERROR: 16}
+    assert again.address == event.address // grain.get(event.code, 1) * grain.get(event.code, 1)
 
 
 @given(st.integers(0, (1 << 128) - 1))
@@ -109,6 +110,12 @@ def test_an_event_bit_by_bit() -> None:
     assert event.encode() == 0x1234000 << 64 | 2 << 60 | 0x20 << 48 | 7 << 32 | 0x18
     guest = Event(EventCode.IO_PAGE_FAULT, 0x18, 0, frozenset(("PR", "PE")), 7, 0xABCDE)
     assert guest.encode() == 2 << 60 | 0x51 << 48 | 0xBCDE << 32 | 0xA << 16 | 0x18
+    table = Event(EventCode.PAGE_TAB_HARDWARE_ERROR, 0x18, 0x5008, frozenset(("RW", "US")), 7, 0xABCDE, 1)
+    assert table.encode() == 0x5008 << 64 | 4 << 60 | 1 << 57 | 0x21 << 48 | 0xBCDE << 32 | 0x18, "16 bits of the PASID (table 60)"
+    denied = Event(EventCode.INVALID_DEVICE_REQUEST, 0x18, 0x5001, frozenset(("RW", "US", "NX")), 7, 0xABCDE, 4)
+    assert denied.encode() == 0x5001 << 64 | 8 << 60 | 4 << 57 | 3 << 48 | 0xBCDE << 32 | 0xA << 16 | 0x18, "no RW (table 65)"
+    entry = Event(EventCode.ILLEGAL_DEV_TABLE_ENTRY, 0x18, 0x5003, frozenset(("RW", "RZ")))
+    assert entry.encode() == 0x5000 << 64 | 1 << 60 | 0xA0 << 48 | 0x18, "address bits 63:2 (table 56)"
 
 
 @pytest.mark.parametrize(("address", "size", "expected"), [
@@ -131,7 +138,28 @@ def test_registers_lie_side_by_side() -> None:
         assert not (one.writable | one.clears) >> 8 * one.size
         assert all(name in REGISTERS for name in one.resets)
         assert register_at(one.offset) is register_at(one.offset + one.size - 1) is one
-    assert register_at(0x1FF8) is None
+    assert register_at(0x1FF0) is None
+
+
+def test_where_registers_are() -> None:
+    """As the names of 3.4's sections have their offsets; the length of a ring is in bytes (3.4.1, 3.4.4)."""
+    offsets = {
+        "device_table_base": 0x0000, "hardware_event_high": 0x0040, "smi_filter15": 0x00D8, "ga_tail_address": 0x00E8,
+        "event_b_base": 0x00F8, "device_table_base7": 0x0130, "device_specific_status": 0x0148, "msi_capability": 0x0158,
+        "msi_mapping": 0x0168, "performance_optimisation": 0x016C, "x2apic_ga": 0x0180, "viommu_status": 0x0190,
+        "extended_features2": 0x01A0, "marc3_length": 0x0258, "reserved": 0x1FF8, "status": 0x2020, "event_b_tail": 0x2078,
+        "ppr_b_overflow_early": 0x2090,
+    }  # fmt: skip
+    assert {name: REGISTERS[name].offset for name in offsets} == offsets
+    assert [ring_bytes(RING_BASE.make(Length=n)) for n in (7, 8, 15)] == [0, 0x1000, 0x80000]
+    assert [Iommu({"ga_base": RING_BASE.make(Length=n)}).ring("ga").entries for n in (8, 12, 13)] == [512, 8192, 0]
+
+
+def test_invalid_requests_are_named() -> None:
+    """Table 64: a type of a translation request is another one."""
+    kind = records.INVALID_DEVICE_REQUEST
+    assert kind.describe(kind.make(Type=5)) == "Type=interrupt-with-IntCtl-abort"
+    assert kind.describe(kind.make(Type=2, TR=1)) == "TR Type=PASID-without-guest-tables"
 
 
 def test_what_a_write_does_to_a_register() -> None:

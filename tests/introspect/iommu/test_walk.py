@@ -6,7 +6,7 @@ import pytest
 
 from introspect.iommu.checks import dte_problems
 from introspect.iommu.records import EventCode
-from introspect.iommu.registers import CONTROL, FEATURES
+from introspect.iommu.registers import CONTROL, FEATURES, FEATURES2
 from introspect.iommu.state import EVERY_FEATURE
 from introspect.iommu.structures import DTE, PTE, gcr3_root_bits
 from introspect.iommu.verdicts import Cause, DmaAccess, IoFault, IoTranslation, Route, StepKind
@@ -64,14 +64,17 @@ def test_off_and_untranslated(machine: Machine) -> None:
 
 def test_entries_that_cannot_be_read(machine: Machine) -> None:
     assert refused(machine, 0, device=128).cause == Cause.BEYOND_TABLE
+    event = refused(machine, 0x5000, DmaAccess(True, 3), 128).event
+    assert (event.code, event.pasid, event.domain) == (EventCode.IO_PAGE_FAULT, 3, 0)
+    assert event.flags == {"RW", "US"}
     machine.registers["device_table_base"] = 1 << 40
     fault = refused(machine, 0)
     assert (fault.event.code, fault.event.address) == (EventCode.DEV_TAB_HARDWARE_ERROR, (1 << 40) + 32 * BDF)
 
 
 @pytest.mark.parametrize(("bits", "reserved"), [
-    (1 << 2, True), (1 << 63, True), (DTE.make(IoCtl=3), False), (DTE.make(HAD=2), False), (DTE.make(GV=1, GLX=3), False),
-    (DTE.make(GV=1, GuestPagingMode=2), False),
+    (1 << 2, True), (1 << 63, True), (1 << 6, True), (DTE.make(SATS=1), True), (DTE.make(IoCtl=3), False),
+    (DTE.make(HAD=2), False), (DTE.make(GV=1, GLX=3), False),
 ])  # fmt: skip
 def test_illegal_entries(machine: Machine, bits: int, reserved: bool) -> None:
     machine.device(BDF, bits, IR=1, IW=1)
@@ -83,13 +86,37 @@ def test_illegal_entries(machine: Machine, bits: int, reserved: bool) -> None:
 
 
 @pytest.mark.parametrize(("feature", "field"), [
-    ("HASup", "HAD"), ("PPRSup", "PPR"), ("GTSup", "GV"), ("GIoSup", "GIoV"), ("SATSSup", "SATS"),
+    ("HASup", "HAD"), ("EPHSup", "PPR"), ("EPHSup", "GPRP"), ("GTSup", "GV"), ("GTSup", "GLX"), ("GTSup", "GCR3Root_51_31"),
+    ("GIoSup", "GIoV"), ("SATSSup", "SATS"),
 ])  # fmt: skip
-def test_fields_of_features_that_are_not_there_are_reserved(machine: Machine, feature: str, field: str) -> None:
-    both = FEATURES.fields["HASup"] | FEATURES.fields["HDSup"] if feature == "HASup" else FEATURES.fields[feature]
-    dte = DTE.make(V=1, TV=1, IR=1, **{field: 1})
-    assert [one.reserved for one in dte_problems(dte, EVERY_FEATURE & ~both)] == [True]
-    assert not dte_problems(dte, EVERY_FEATURE | both)
+def test_fields_of_features_that_are_not_there_are_reserved(feature: str, field: str) -> None:
+    """Table 7, of bits 127:0."""
+    dte = DTE.make(V=1, TV=1, IR=1, I=1, **{field: 1})
+    assert [one.reserved for one in dte_problems(dte, EVERY_FEATURE & ~FEATURES.fields[feature])] == [True]
+    assert not dte_problems(dte, EVERY_FEATURE | FEATURES.fields[feature])
+
+
+@pytest.mark.parametrize(("feature", "field"), [
+    ("GTSup", "GuestPagingMode"), ("SATSSup", "HptMode"), ("vIommuSup", "vImuEn"), ("AttrFWSup", "SnoopAttr"),
+])  # fmt: skip
+def test_likewise_in_the_half_for_interrupts(feature: str, field: str) -> None:
+    dte = DTE.make(IV=1, **{field: 1})
+    assert [one.reserved for one in dte_problems(dte, EVERY_FEATURE & ~FEATURES.fields[feature])] == [True]
+    assert not dte_problems(dte, EVERY_FEATURE | FEATURES.fields[feature])
+
+
+def test_dirty_bits_need_their_feature() -> None:
+    assert dte_problems(DTE.make(V=1, TV=1, HAD=3), EVERY_FEATURE & ~FEATURES.HDSup)
+    assert not dte_problems(DTE.make(V=1, TV=1, HAD=1), EVERY_FEATURE & ~FEATURES.HDSup)
+
+
+def test_without_tv_what_the_tables_need_does_not_count(machine: Machine) -> None:
+    """Table 8; but GV without GTSup is illegal."""
+    machine.device(TV=0, HAD=2, GV=1, GLX=3, Mode=7)
+    assert refused(machine, 0x1000).cause == Cause.TRANSLATION_OFF
+    machine.registers["extended_features"] &= ~FEATURES.GTSup
+    machine.device(TV=0, GV=1)
+    assert refused(machine, 0x1000).event.flags == {"RZ"}
 
 
 def test_segments_of_the_device_table(machine: Machine) -> None:
@@ -121,6 +148,40 @@ def test_special_addresses(machine: Machine) -> None:
         assert reached(machine, 0xFD_FC00_0000).route == route
     machine.device(IR=1, IW=1)
     assert refused(machine, 0xFD_FC00_0000).event.type == 2
+    for fields, address in (({"SysMgt": 3}, 0xFD_F91F_FFFF), ({"IoCtl": 2}, 0xFD_FDFF_FFFF)):
+        machine.device(TV=0, **fields)
+        assert (refused(machine, address).event.code, refused(machine, address).event.type) == (EventCode.INVALID_DEVICE_REQUEST, 7)
+
+
+def test_the_interrupt_ranges_of_hypertransport(machine: Machine) -> None:
+    """Table 3 and 2.5.9; the addresses around them are as any other."""
+    machine.device(IR=1, IW=1)
+    for address, write, read in ((0xFD_0000_0000, 6, 0), (0xFD_F7FF_FFFF, 6, 0), (0xFD_F800_0000, 0, 0), (0xFD_F8FF_FFFF, 0, 0)):
+        for access, kind in ((WRITE, write), (READ, read)):
+            event = refused(machine, address, access).event
+            assert (event.code, event.type, event.flags) == (EventCode.INVALID_DEVICE_REQUEST, kind, frozenset())
+    for address in (0xFC_FFFF_FFFF, 0xFD_F900_0000, 0xFD_F920_0000, 0xFD_FB00_0000, 0xFD_FE00_0000, 0xFF_FFFF_FFFF):
+        assert reached(machine, address).route == Route.IDENTITY
+    machine.registers["extended_features2"] = FEATURES2.HTRangeIgnore
+    for address in (0xFD_0000_0000, 0xFD_F910_0000, 0xFD_FC00_0000):
+        assert reached(machine, address).route == Route.IDENTITY
+    assert refused(machine, 0xFEE0_0000).event.type == 0
+
+
+def test_an_interrupt_with_a_pasid(machine: Machine) -> None:
+    """2.5.3: IO_PAGE_FAULT with I and GN; of interrupts SA and SE say nothing, but IG does."""
+    for fields, word in (({"SA": 1, "SE": 1}, ""), ({"IV": 1, "IG": 1}, "IG"), ({"IG": 1}, "")):
+        machine.device(IR=1, IW=1, GV=1, DomainID=9, **fields)
+        fault = refused(machine, 0xFEE0_1000, DmaAccess(True, 0x12345))
+        assert (fault.event.code, fault.event.pasid, fault.suppressed) == (EventCode.IO_PAGE_FAULT, 0x12345, word)
+        assert fault.event.flags == {"I", "US"}
+
+
+def test_ig_keeps_invalid_requests_from_the_log(machine: Machine) -> None:
+    machine.device(IR=1, IV=1, IG=1, SA=1)
+    assert refused(machine, 0xFD_FC00_0000).suppressed == "IG"
+    machine.device(IR=1, IG=1, SA=1)
+    assert refused(machine, 0xFD_FC00_0000).suppressed == "", "IG is of the half that IV makes count"
 
 
 def test_the_exclusion_range(machine: Machine) -> None:
@@ -171,6 +232,18 @@ def test_page_sizes(level: int, size: int) -> None:
     for iova in {0, size - 1, size // 2 + 0x123, size - (1 << 3 + 9 * level)}:
         found = reached(machine, iova)
         assert (found.spa, found.page_size) == (iova, size)
+
+
+@pytest.mark.parametrize(("level", "stray"), [(2, 12), (2, 20), (3, 12), (3, 29), (4, 38), (5, 47)])
+def test_a_page_lies_at_a_multiple_of_its_size(machine: Machine, level: int, stray: int) -> None:
+    """2.2.3: else translation ends with an IO_PAGE_FAULT."""
+    root = domain(machine, 6)
+    at = machine.entry(root, 6, 0, level)
+    machine.memory.write_u64(at, 1 << stray | PTE.PR | RW)
+    fault = refused(machine, 0)
+    assert (fault.cause, set(fault.event.flags)) == (Cause.MISALIGNED, {"PR"})
+    machine.memory.write_u64(at, 1 << 3 + 9 * level | PTE.PR | RW)
+    assert reached(machine, 0).spa == 1 << 3 + 9 * level
 
 
 @pytest.mark.parametrize(("level", "ones"), [(1, 8), (1, 9), (2, 8), (2, 7), (3, 17), (5, 40), (6, 0)])
@@ -237,6 +310,26 @@ def test_reserved_bits_and_flags(machine: Machine) -> None:
         machine.memory.write_u64(at, entry)
 
 
+@pytest.mark.parametrize(("features2", "control", "free"), [
+    (0, CONTROL.TMPMEn, 0), (FEATURES2.TMPMSup, 0, 0), (FEATURES2.TMPMSup, CONTROL.TMPMEn, 3 << 57),
+    (FEATURES2.HpteRsvdBitsMode, 0, 0x7F << 52),
+])  # fmt: skip
+def test_reserved_bits_of_a_leaf_go_by_features(machine: Machine, features2: int, control: int, free: int) -> None:
+    """Table 17, 3.4.13; those of other entries are reserved in any case."""
+    root = domain(machine, 2)
+    machine.map(root, 2, 0x1000, 0x5000)
+    machine.registers["extended_features2"] = features2
+    machine.registers["control"] |= control
+    for level in (1, 2):
+        at = machine.entry(root, 2, 0x1000, level)
+        entry = machine.memory.read_u64(at)
+        for bit in range(52, 59):
+            machine.memory.write_u64(at, entry | 1 << bit)
+            found = look(machine, 0x1000).verdict
+            assert isinstance(found, IoTranslation) == (level == 1 and bool(free >> bit & 1))
+        machine.memory.write_u64(at, entry)
+
+
 def test_tables_where_no_memory_is(machine: Machine) -> None:
     domain(machine, 1, PageTableRoot=1 << 28)
     fault = refused(machine, 0x3000, WRITE)
@@ -254,6 +347,16 @@ def test_accessed_and_dirty(machine: Machine, had: int, read: int, write: int) -
         leaf = machine.memory.read_u64(machine.entry(root, 2, iova, 1))
         assert leaf & (PTE.A | PTE.D) == expected
     assert machine.memory.read_u64(machine.entry(root, 2, 0x1000, 2)) & PTE.A == read
+
+
+def test_a_refused_request_has_marked_what_it_came_by(machine: Machine) -> None:
+    """2.2.7.4, figure 71: entry by entry, and the one that refuses is not."""
+    root = domain(machine, 3, HAD=3)
+    machine.map(root, 3, 0x1000, 0x5000, PTE.IR)
+    for iova in (0x1000, 0x2000):
+        translate(machine.memory, machine.iommu, BDF, iova, WRITE, set_ad=True)
+        marks = [machine.memory.read_u64(machine.entry(root, 3, iova, level)) & (PTE.A | PTE.D) for level in (3, 2, 1)]
+        assert marks == [PTE.A, PTE.A, 0]
 
 
 # Guest tables
@@ -290,7 +393,13 @@ def test_pasids(machine: Machine, glx: int, pasid: int, levels: int) -> None:
     assert fault.cause == Cause.GUEST_NOT_PRESENT
     assert fault.event.pasid == pasid ^ 1
     if glx < 2:
-        assert refused(machine, gva, DmaAccess(True, 1 << 9 * (glx + 1))).cause == Cause.PASID_RANGE
+        assert reached(machine, gva, DmaAccess(True, pasid | 1 << 9 * (glx + 1))).spa == 0x9000, "bits above are ignored (2.2.6.3)"
+    features = machine.registers["extended_features"]
+    machine.registers["extended_features"] = features & ~FEATURES.PASMax | FEATURES.make(PASMax=max(pasid.bit_length() - 2, 0))
+    if pasid > 1:
+        fault = refused(machine, gva, access)
+        assert (fault.cause, fault.event.code, fault.event.pasid) == (Cause.PASID_RANGE, EventCode.IO_PAGE_FAULT, pasid)
+    machine.registers["extended_features"] = features
     assert refused(machine, 1 << 60, access).cause == Cause.NOT_CANONICAL
     for bits, cause, flags in (
         (0x9000 | 5, Cause.GUEST_PERMISSION, {"PR", "PE", "US", "RW"}), (0x9000 | 3, Cause.GUEST_PERMISSION, {"PR", "PE", "US", "RW"}),
@@ -304,7 +413,79 @@ def test_pasids(machine: Machine, glx: int, pasid: int, levels: int) -> None:
     machine.memory.write_u64(at, 0x9000 | 7 | 1 << 63)
     assert refused(machine, gva, DmaAccess(False, pasid, execute=True)).event.flags == {"PR", "PE", "US", "NX"}
     machine.registers["extended_features"] &= ~FEATURES.NXSup
-    assert refused(machine, gva, access).cause == Cause.GUEST_RESERVED
+    assert reached(machine, gva, DmaAccess(False, pasid, execute=True)).executable, "NX is ignored (table 29)"
+
+
+def test_supervisors_pages(machine: Machine) -> None:
+    """2.2.6.2: PrivAbrtEn 1 keeps everybody from them."""
+    at, gva = guest(machine, 0, 4, 5)
+    machine.memory.write_u64(at, 0x9000 | 3)
+    privileged = DmaAccess(pasid=5, privileged=True)
+    assert reached(machine, gva, privileged)
+    machine.registers["control"] |= CONTROL.make(PrivAbrtEn=1)
+    fault = refused(machine, gva, privileged)
+    assert (fault.cause, set(fault.event.flags)) == (Cause.GUEST_PERMISSION, {"PR", "PE"})
+    machine.registers["extended_features"] &= ~FEATURES.USSup
+    assert reached(machine, gva, privileged)
+
+
+@pytest.mark.parametrize(("level", "bits", "refuses"), [
+    (5, 0x80, True), (5, 0x100, True), (4, 0x80, True), (4, 0x100, True), (3, 0x100, True), (2, 0x100, False), (1, 0x180, False),
+    *((level, 0x7FF << 52 | 0xE18, False) for level in range(1, 6)),
+])  # fmt: skip
+def test_reserved_bits_of_a_guests_entries(machine: Machine, level: int, bits: int, refuses: bool) -> None:
+    """Tables 29 to 31."""
+    _, gva = guest(machine, 0, 5, 5)
+    step = next(one for one in look(machine, gva, DmaAccess(pasid=5)).steps if one.kind == StepKind.GUEST and one.level == level)
+    machine.memory.write_u64(step.spa, step.value | bits)
+    verdict = look(machine, gva, DmaAccess(pasid=5)).verdict
+    assert isinstance(verdict, IoFault) == refuses
+    if isinstance(verdict, IoFault):
+        assert verdict.event.flags == {"PR", "RZ", "US"}
+
+
+def test_large_pages_of_a_guest(machine: Machine) -> None:
+    """Figures 35 and 39: PAT and G are ignored, the address bits below the size have to be 0."""
+    _, gva = guest(machine, 0, 4, 5)
+    access = DmaAccess(pasid=5)
+    steps = {one.level: one for one in look(machine, gva, access).steps if one.kind == StepKind.GUEST}
+    for level, size in ((2, 1 << 21), (3, 1 << 30)):
+        machine.memory.write_u64(steps[level].spa, size | 0x1187)
+        assert reached(machine, gva, access).spa == size + gva
+        machine.memory.write_u64(steps[level].spa, size | 0x2087)
+        assert refused(machine, gva, access).event.flags == {"PR", "RZ", "US"}
+
+
+def test_more_guest_levels_than_the_iommu_walks(machine: Machine) -> None:
+    """Table 44: beyond GATS, or reserved, is an IO_PAGE_FAULT; 2.2.2.1: without GV the field is ignored."""
+    _, gva = guest(machine, 0, 5, 5)
+    machine.registers["extended_features"] &= ~FEATURES.GATS
+    fault = refused(machine, gva, DmaAccess(pasid=5))
+    assert (fault.cause, fault.event.code) == (Cause.GUEST_LEVELS, EventCode.IO_PAGE_FAULT)
+    assert fault.event.flags == {"PR", "US"}
+    assert reached(machine, gva).route == Route.IDENTITY
+
+
+@pytest.mark.parametrize("mode", [0, 1])
+def test_where_the_gcr3_table_is(machine: Machine, mode: int) -> None:
+    """2.2.6.3: in system-physical memory, unless GCR3TRPMode; what it leads to is guest-physical in either case."""
+    root, first, second = domain(machine, 3), machine.page(), machine.page()
+    machine.registers["extended_features2"] = FEATURES2.GCR3TRPModeSup
+    machine.registers["control"] |= CONTROL.make(GCR3TRPMode=mode)
+    machine.device(BDF, gcr3_root_bits(0x20_0000 if mode else first), Mode=3, PageTableRoot=root >> 12, IR=1, IW=1, GV=1, GLX=1)
+    machine.map(root, 3, 0x20_0000, first)
+    machine.map(root, 3, 0x21_0000, second)
+    machine.memory.write_u64(first, 0x21_0000 | 1 | 0x18)
+    machine.memory.write_u64(second + 8 * 5, 0x9000)
+    seen = look(machine, 0, DmaAccess(pasid=5))
+    assert [(step.spa, step.gpa) for step in seen.steps if step.kind == StepKind.GCR3] == [
+        (first, 0x20_0000 if mode else None), (second + 8 * 5, 0x21_0000 + 8 * 5),
+    ]  # fmt: skip
+    assert isinstance(seen.verdict, IoFault)
+    assert seen.verdict.cause == Cause.GUEST_NOT_PRESENT
+    for bit in (1, 2, 5, 11, 52, 63):
+        machine.memory.write_u64(second + 8 * 5, 0x9000 | 1 | 1 << bit)
+        assert refused(machine, 0, DmaAccess(pasid=5)).event.flags == {"PR", "RZ", "US"}
 
 
 def test_requests_without_a_pasid(machine: Machine) -> None:
@@ -313,26 +494,52 @@ def test_requests_without_a_pasid(machine: Machine) -> None:
     _, gva = guest(machine, 0, 4, 0, DTE.GIoV)
     assert reached(machine, gva).gpa == 0x9000
     machine.registers["control"] &= ~CONTROL.GTEn
-    assert refused(machine, gva, DmaAccess(pasid=0)).cause == Cause.NO_GUEST_TABLES
+    for fields in ({}, {"TV": 0}, {"GV": 0}):
+        if fields:
+            machine.registers["control"] |= CONTROL.GTEn
+            machine.device(IR=1, **fields)
+        event = refused(machine, gva, DmaAccess(pasid=0x12345)).event
+        assert (event.code, event.type, event.pasid) == (EventCode.INVALID_DEVICE_REQUEST, 4, 0x12345), "2.5.9, table 64"
+        assert event.flags == {"US"}
 
 
 def test_marks_in_guest_tables(machine: Machine) -> None:
     at, gva = guest(machine, 0, 4, 0)
     translate(machine.memory, machine.iommu, BDF, gva, DmaAccess(True, 0), set_ad=True)
     assert machine.memory.read_u64(at) & 0x60 == 0x60
-    machine.memory.write_u64(at, 0x9000 | 7)
-    machine.registers["control"] |= CONTROL.GDUpdateDis
-    translate(machine.memory, machine.iommu, BDF, gva, DmaAccess(True, 0), set_ad=True)
-    assert not machine.memory.read_u64(at) & 0x60
+    for disabled, marks in ((CONTROL.GDUpdateDis, 0x20), (CONTROL.GAUpdateDis, 0x40), (CONTROL.GDUpdateDis | CONTROL.GAUpdateDis, 0)):
+        machine.memory.write_u64(at, 0x9000 | 7)
+        machine.registers["control"] = CONTROL.IommuEn | CONTROL.GTEn | disabled
+        translate(machine.memory, machine.iommu, BDF, gva, DmaAccess(True, 0), set_ad=True)
+        assert machine.memory.read_u64(at) & 0x60 == marks
 
 
-def test_a_fault_of_the_host_below_a_guest_has_the_guest_physical_address(machine: Machine) -> None:
-    gcr3, root = 0x3000, domain(machine, 3)
-    dte = machine.device(BDF, gcr3_root_bits(gcr3), Mode=3, PageTableRoot=root >> 12, IR=1, IW=1, GV=1, DomainID=9)
-    assert dte & DTE.GV
+def test_a_guests_page_is_dirty_once_its_entry_was_used_for_a_write(machine: Machine) -> None:
+    """1.3.8: whether or not the host's tables then let the write through."""
+    at, gva = guest(machine, 0, 4, 0)
+    root = machine.page()
+    dte = int.from_bytes(machine.memory.read(0x1000 + 32 * BDF, 32), "little") | DTE.make(Mode=3, PageTableRoot=root >> 12)
+    machine.memory.write(0x1000 + 32 * BDF, dte.to_bytes(32, "little"))
+    for page in range(0x10000, 0x30000, 0x1000):
+        machine.map(root, 3, page, page)
+    fault = translate(machine.memory, machine.iommu, BDF, gva, DmaAccess(True, 0), set_ad=True)
+    assert isinstance(fault, IoFault)
+    assert fault.cause == Cause.NOT_PRESENT
+    assert machine.memory.read_u64(at) & 0x60 == 0x60
+
+
+def test_a_fault_of_the_host_below_a_guest_names_the_request(machine: Machine) -> None:
+    """2.5.1: events have the address of the transaction, whatever was being translated; and so GN, PASID and RW (table 57)."""
+    gcr3, root = machine.page(), domain(machine, 3)
+    machine.memory.write_u64(gcr3 + 32, 0x40_0000 | 1)
+    machine.device(BDF, gcr3_root_bits(gcr3), Mode=3, PageTableRoot=root >> 12, IR=1, IW=1, GV=1, DomainID=9)
     fault = refused(machine, 0x7000, DmaAccess(True, 4))
-    assert (fault.cause, fault.event.address, fault.event.pasid) == (Cause.NOT_PRESENT, gcr3 + 32, None)
-    assert fault.event.domain == 9
+    assert (fault.cause, fault.event.address, fault.event.pasid) == (Cause.NOT_PRESENT, 0x7000, 4)
+    assert fault.event.flags == {"RW", "US"}
+    machine.map(root, 3, 0x40_0000, 1 << 40)
+    fault = refused(machine, 0x7000, DmaAccess(True, 4))
+    assert (fault.event.code, fault.event.address, fault.event.pasid) == (EventCode.PAGE_TAB_HARDWARE_ERROR, 1 << 40, 4)
+    assert fault.event.flags == {"RW"}
 
 
 # What is logged
@@ -342,6 +549,22 @@ def test_suppression(machine: Machine) -> None:
     for fields, word in (({}, ""), ({"SE": 1}, "SE"), ({"SA": 1, "SE": 1}, "SA")):
         domain(machine, 1, **fields)
         assert refused(machine, 0x5000).suppressed == word
-    fault = refused(machine, 0x5000, DmaAccess(translation=True))
-    assert fault.suppressed == "ATS"
+
+
+def test_translation_requests(machine: Machine) -> None:
+    """2.5.3: their page faults are not logged; tables 51 and 64: what else is refused is, in types of their own."""
+    asked = DmaAccess(translation=True)
+    domain(machine, 1, I=1, SA=1)
+    fault = refused(machine, 0x5000, asked)
+    assert (fault.event.code, fault.suppressed) == (EventCode.IO_PAGE_FAULT, "ATS")
     assert "TR" in fault.event.flags
+    for fields, address, pasid, kind in (
+        ({}, 0x5000, None, 0), ({"I": 1, "TV": 0}, 0x5000, None, 0), ({"V": 0, "I": 1}, 0x5000, None, 0),
+        ({"I": 1}, 0xFEE0_0000, None, 1), ({"I": 1, "IoCtl": 1}, 0xFD_FC00_0000, None, 1),
+        ({"I": 1, "SysMgt": 1}, 0xFD_F910_0000, None, 1), ({"I": 1, "SysMgt": 3, "TV": 0}, 0xFD_F910_0000, None, 1),
+        ({"I": 1}, 0x5000, 3, 2),
+    ):  # fmt: skip
+        domain(machine, 1, **fields)
+        fault = refused(machine, address, asked._replace(pasid=pasid))
+        assert (fault.event.code, fault.event.type, fault.suppressed) == (EventCode.INVALID_DEVICE_REQUEST, kind, "")
+        assert "TR" in fault.event.flags

@@ -29,6 +29,7 @@
 #define HARDWARE_LOW    0x0048
 #define HARDWARE_STATUS 0x0050
 #define GA_BASE         0x00e0
+#define GA_TAIL_ADDRESS 0x00e8
 #define X2APIC_GENERAL  0x0170
 #define X2APIC_PPR      0x0178
 #define X2APIC_GA       0x0180

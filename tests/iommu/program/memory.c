@@ -61,6 +61,11 @@ static void page_sizes(void)
     enable(0);
     CHECK(writes(IOVA, DATA + (IOVA & 0x1fffff)));
     CHECK(reads(0x3ff000, DATA + 0x1ff000));
+    begin(4); /* not at a multiple of 2 MiB */
+    directory()[1] = DATA | PAGE_SIZE | PTE_PRESENT | RW;
+    enable(0);
+    CHECK(!writes(IOVA, DATA + (IOVA & 0x1fffff)));
+    CHECK(event_is(FAULT(FLAG_PR | FLAG_RW), IOVA));
     begin(4); /* NextLevel 7, 16 KiB: ones up to bit 12, then a zero; each copy of the entry is there */
     for (uint64_t i = 0; i < 4; i++)
         *leaf((IOVA & ~0x3fffull) + i * PAGE_SIZE, 4) = DATA | 0x1000 | PTE_PRESENT | RW | PTE_NEXT(7);
@@ -132,8 +137,8 @@ static void hardware_errors(void)
     CHECK(!writes(IOVA, DATA));
     uint64_t low = EVENT(4, BIT(57) | FLAG_RW | DOMAIN << 32), address = 0x0000fffffffff000ull;
     CHECK(event_is(low, address));
-    CHECK(get(HARDWARE_STATUS) == 1 && get(HARDWARE_LOW) == low && get(HARDWARE_HIGH) == address);
-    CHECK(!reads(IOVA, DATA) && get(HARDWARE_STATUS) == 3 && get(HARDWARE_LOW) == low);
+    CHECK(get(HARDWARE_STATUS) == 1 && get(HARDWARE_HIGH) == low && get(HARDWARE_LOW) == address);
+    CHECK(!reads(IOVA, DATA) && get(HARDWARE_STATUS) == 3 && get(HARDWARE_HIGH) == low);
     put(HARDWARE_STATUS, 3);
     CHECK(get(HARDWARE_STATUS) == 0);
 }
@@ -158,7 +163,7 @@ static void exclusion(void)
     begin(4);
     put(IOMMU_EXCLUSION_LIMIT, DATA);
     put(IOMMU_EXCLUSION_BASE, DATA | 1); /* for devices with EX */
-    CHECK(get(IOMMU_EXCLUSION_LIMIT) == DATA + 0xfff);
+    CHECK(get(IOMMU_EXCLUSION_LIMIT) == DATA);
     enable(0);
     CHECK(!writes(DATA, DATA) && event_is(FAULT(FLAG_RW), DATA));
     entry[1] |= BIT(39);
@@ -182,6 +187,11 @@ static void accessed_dirty(void)
     CHECK(reads(IOVA, DATA) && (*(volatile uint64_t *)at & (BIT(5) | BIT(6))) == BIT(5));
     CHECK(writes(IOVA, DATA) && (*(volatile uint64_t *)at & (BIT(5) | BIT(6))) == (BIT(5) | BIT(6)));
     CHECK(*(volatile uint64_t *)root & BIT(5));
+    *root &= ~BIT(5); /* a refused request marks what it came by, but not what refuses */
+    *at = DATA | PTE_PRESENT | PTE_READ;
+    forget_all();
+    CHECK(!writes(IOVA, DATA) && (*(volatile uint64_t *)root & BIT(5)));
+    CHECK(!(*(volatile uint64_t *)at & (BIT(5) | BIT(6))) && event_is(FAULT(FLAG_PR | FLAG_RW | FLAG_PE), IOVA));
     page(DATA | PTE_PRESENT | RW);
     CHECK(writes(IOVA, DATA) && !(*leaf(0, 4) & BIT(5))); /* without HAD nothing is marked */
 }
@@ -247,11 +257,26 @@ static void special_addresses(void)
         *leaf(cases[i].address, 4) = DATA | PTE_PRESENT | RW;
         enable(0);
         CHECK(!writes(cases[i].address, DATA));
-        CHECK(event_is(EVENT(8, cases[i].type << 57 | FLAG_RW), cases[i].address));
+        CHECK(event_is(EVENT(8, cases[i].type << 57), cases[i].address));
         entry[1] |= cases[i].translate;
         enable(0);
         CHECK(writes(cases[i].address, DATA) && no_event());
+        entry[0] &= ~BIT(1); /* TV is 0 */
+        enable(0);
+        CHECK(!writes(cases[i].address, DATA));
+        CHECK(event_is(EVENT(8, 7ull << 57), cases[i].address));
     }
+    begin(4); /* a page of 2 MiB: what is special within it stays so */
+    uint64_t address = 0xfdf9000000;
+    leaf(address, 4);
+    uint64_t *table = (uint64_t *)(root[address >> 39 & 511] & PTE_ADDRESS);
+    table = (uint64_t *)(table[address >> 30 & 511] & PTE_ADDRESS);
+    table[address >> 21 & 511] = DATA | PTE_PRESENT | RW;
+    enable(0);
+    CHECK(writes(address, DATA) && !writes(address + 0x100000, DATA));
+    CHECK(event_is(EVENT(8, 3ull << 57), address + 0x100000));
+    CHECK(!writes(0xfdf7000000, DATA) && !reads(0xfdf7000000, DATA)); /* reserved for interrupts */
+    CHECK(event_is(EVENT(8, 6ull << 57), 0xfdf7000000) && event_is(EVENT(8, 0), 0xfdf7000000) && no_event());
 }
 
 const struct feature memory_features[] = {

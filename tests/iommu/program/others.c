@@ -33,6 +33,12 @@ static void stale_pages(void)
     CHECK(completes() && !writes(IOVA, DATA2) && event_is(EVENT(2, FLAG_RW | DOMAIN << 32), IOVA));
 }
 
+/* The 2 MiB around an address, and PDE. */
+static uint64_t large_page(uint64_t iova)
+{
+    return (iova & ~(LARGE_PAGE - 1ull)) | 0xff000 | 3;
+}
+
 /* A table is replaced, as after unmapping all of it: that its entries are forgotten does not make the entry above forgotten. */
 static void stale_directory(void)
 {
@@ -49,11 +55,12 @@ static void stale_directory(void)
     *pde = physical(next) | PTE_NEXT(1) | PTE_PRESENT | RW;
     command(PAGES, ALL_PAGES & ~2ull); /* all pages, and no directory */
     CHECK(completes() && writes(IOVA, DATA));
-    CHECK(writes(IOVA + PAGE_SIZE, DATA2) && no_event()); /* what a stale one refuses is looked for in the tables */
-    command(PAGES, (IOVA + LARGE_PAGE) | 2); /* another directory entry's */
-    command(PAGES, IOVA);
+    CHECK(!writes(IOVA + PAGE_SIZE, DATA2)); /* not present by the stale one, and the tables are not walked again (1.3.2) */
+    CHECK(event_is(EVENT(2, FLAG_RW | DOMAIN << 32), IOVA + PAGE_SIZE) && no_event());
+    command(PAGES, large_page(IOVA + LARGE_PAGE)); /* another directory entry's */
+    command(PAGES, IOVA | 2); /* a part of what it maps */
     CHECK(completes() && writes(IOVA, DATA));
-    command(PAGES, IOVA | 2);
+    command(PAGES, large_page(IOVA));
     CHECK(completes() && writes(IOVA, DATA2));
     *pde = before;
     command(PAGES, ALL_PAGES);
@@ -109,10 +116,18 @@ static void prefetch(void)
     uint64_t *at = leaf(IOVA, 4);
     *at = DATA | PTE_PRESENT | RW;
     enable(0);
-    command(6ull << 60 | DOMAIN << 32 | edu.device, IOVA);
+    command(6ull << 60 | edu.device, IOVA);
     CHECK(completes());
     *at = DATA2 | PTE_PRESENT | RW;
     CHECK(writes(IOVA, DATA)); /* what was there when it was fetched */
+    command(6ull << 60 | edu.device, IOVA | BIT(4)); /* Inval */
+    CHECK(completes() && writes(IOVA, DATA2));
+    unsigned long at_fault = get(IOMMU_COMMAND_TAIL);
+    root[0] = 0x0000fffffffff000ull | PTE_PRESENT | PTE_NEXT(3) | RW; /* no memory there: it stops (2.4.6.1) */
+    forget_all();
+    command(6ull << 60 | edu.device, IOVA);
+    CHECK(event_is(EVENT(4, BIT(57) | DOMAIN << 32), 0x0000fffffffff000ull));
+    CHECK(!(get(IOMMU_STATUS) & STATUS_COMMAND_RUN) && get(IOMMU_COMMAND_HEAD) == at_fault + 32);
 }
 
 /* Each IOMMU has devices of its own, and judges those by its own table. */
@@ -210,12 +225,12 @@ static void alias(void)
 }
 
 /* The tester is the device that asks while this one waits: for 0x1234000, PASID 0x42, tag 7; then tag 8, for
-   which the log has no room, and tag 9, without the right. */
+   which the log has no room, and tag 9, without the right. Then there are no tables of a PASID for the answer. */
 static void page_requests(void)
 {
     begin(4);
     messages(unit->function, 0xfee00000, 0x64);
-    entry[0] |= BIT(52); /* PPR */
+    entry[0] |= BIT(52) | BIT(55); /* PPR, GV */
     enable(CONTROL_PPR | CONTROL_GUEST_TABLES);
     __asm__ volatile("hlt");
     CHECK(SOON(taken[0x64] == 1) && get(IOMMU_STATUS) & STATUS_PPR);
@@ -229,13 +244,20 @@ static void page_requests(void)
     CHECK(SOON(taken[0x64] == 2) && get(PPR_TAIL) == 16);
     CHECK((get(IOMMU_STATUS) & (STATUS_PPR_OVERFLOW | STATUS_PPR_RUN)) == STATUS_PPR_OVERFLOW);
     put(IOMMU_STATUS, STATUS_PPR_OVERFLOW);
-    entry[0] &= ~BIT(52);
+    entry[0] &= ~(BIT(52) | BIT(55));
     put_entry();
     command(2ull << 60 | edu.device, 0);
     put(IOMMU_CONTROL, get(IOMMU_CONTROL) | CONTROL_EVENT_INTERRUPT);
     CHECK(completes());
     __asm__ volatile("hlt");
-    CHECK(SOON(taken[0x64] == 3) && event_is(EVENT(9, BIT(56) | BIT(50) | 9ull << 32 | 0x42 << 16), 0x1234000));
+    CHECK(SOON(taken[0x64] == 3) && event_is(EVENT(9, BIT(57) | BIT(50) | 9ull << 32 | 0x42 << 16), 0x1234000));
+    uint64_t at = physical(unit->commands) + get(IOMMU_COMMAND_TAIL);
+    command(7ull << 60 | 0x42ull << 32 | edu.device, BIT(2) | 9ull << 32);
+    CHECK(event_is(EVENT(9, BIT(57) | BIT(48) | 9ull << 32 | 0x42 << 16), at) && completes());
+    put(IOMMU_CONTROL, get(IOMMU_CONTROL) & ~CONTROL_PPR);
+    at += 32;
+    command(7ull << 60 | edu.device, 0); /* illegal without page requests */
+    CHECK(event_is(5ull << 60, at) && !(get(IOMMU_STATUS) & STATUS_COMMAND_RUN));
 }
 
 const struct feature other_features[] = {
