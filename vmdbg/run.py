@@ -151,8 +151,9 @@ def writing(option: str, path: str | None) -> Iterator[TextIO | None]:
         return
     try:
         file = open(path, "w", encoding="ascii")  # noqa: SIM115 - closed below
-    except OSError as error:
-        raise UsageError(f"{option} {path}: {error.strerror}; choose a file that can be written") from None
+    except (OSError, ValueError) as error:  # a NUL in the name
+        why = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"{option} {path}: {why}; choose a file that can be written") from None
     with file:
         yield file
 

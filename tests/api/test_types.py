@@ -85,16 +85,22 @@ def arguments(data: st.DataObject, call: Callable[..., object]) -> tuple[list[ob
     return positional, named
 
 
+class Calls(list[tuple[str, str, Callable[..., object]]]):
+    """Class, name and what may be called."""
+
+    def __repr__(self) -> str:
+        return f"{len(self)} calls"
+
+
 @pytest.fixture(scope="module")
-def calls(machine: Machine) -> list[tuple[str, str, Callable[..., object]]]:
-    return [(type(one).__name__, name, call) for one in objects(machine) for name, call in methods(one)]
+def calls(machine: Machine) -> Calls:
+    return Calls((type(one).__name__, name, call) for one in objects(machine) for name, call in methods(one))
 
 
 @settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_wrong_argument_is_an_error_of_ours(
-    data: st.DataObject, machine: Machine, calls: list[tuple[str, str, Callable[..., object]]], tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    data: st.DataObject, machine: Machine, calls: Calls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
     """Or it means something: then nothing is said against it."""
     monkeypatch.chdir(tmp_path)
@@ -116,9 +122,10 @@ def test_any_wrong_argument_is_an_error_of_ours(
                 point.delete()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=st.sampled_from(sorted(options.actions())), value=WRONG)
-def test_any_wrong_option_is_an_error_of_ours(name: str, value: object) -> None:
+def test_any_wrong_option_is_an_error_of_ours(name: str, value: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(vmdbg.Error) as caught:
         Machine.with_options("/nonexistent", {name: value})
     assert "\n" not in str(caught.value)

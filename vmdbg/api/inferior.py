@@ -125,6 +125,8 @@ class Inferior(InferiorCommands):
 
     def write_int(self, address: int | str, value: int, size: int = 8) -> None:
         """A little-endian number of so many bytes."""
+        if size < 0:
+            raise CommandFailed(str(size), "there are no negative sizes", "give a number of bytes")
         try:
             data = value.to_bytes(size, "little", signed=value < 0)
         except OverflowError:
