@@ -5,11 +5,11 @@ from enum import IntEnum
 from introspect.avic import EOI, EXIT_WRITE, IncompleteIpi, register
 from introspect.decode import DS, ES, STRING_IO, Instruction
 from introspect.layout import Bits, bit, bits
-from introspect.smm import SMM_IO
 
 __all__ = [
     "EVENT", "EXCEPTION_BASE", "INTERCEPT_CODES", "IOIO", "NPF_INFO", "PF_ERROR", "SMI_INFO", "ExitCode", "describe_event",
     "describe_exit", "describe_page_fault", "exception_name", "exit_details", "exit_name", "exit_section", "port_info",
+    "smi_info",
 ]  # fmt: skip
 
 INTERCEPT_CODES = 6 * 32
@@ -139,7 +139,7 @@ class ExitCode(IntEnum):
 _SECTIONS = (
     (0x00, 0x3F, "15.9"), (0x40, 0x5F, "15.12"), (0x60, 0x60, "15.13.1"), (0x61, 0x61, "15.13.2"), (0x62, 0x62, "15.13.3"),
     (0x63, 0x63, "15.13.4"), (0x64, 0x64, "15.13.5"), (0x65, 0x7A, "15.9"), (0x7B, 0x7B, "15.10"), (0x7C, 0x7C, "15.11"),
-    (0x7D, 0x7D, "15.14.1"), (0x7E, 0x7E, "15.14.2"), (0x7F, 0x7F, "15.14.3"), (0x80, 0x8E, "15.9"), (0x8F, 0x9F, "15.35.6"),
+    (0x7D, 0x7D, "15.14.1"), (0x7E, 0x7E, "15.14.2"), (0x7F, 0x7F, "15.14.3"), (0x80, 0x8E, "15.9"), (0x8F, 0x9F, "15.35.10"),
     (0xA0, 0xA4, "15.9"), (0xA5, 0xA5, "15.14.5"), (0xA6, 0xA6, "15.9"), (0x400, 0x400, "15.25.6"), (0x401, 0x402, "15.29"),
     (0x403, 0x403, "15.35"), (0xFFFF_FFFF_FFFF_FFFF, 0xFFFF_FFFF_FFFF_FFFF, "15.5.1"),
 )  # fmt: skip
@@ -242,13 +242,32 @@ def port_info(insn: Instruction, port: int, size: int) -> int:
     return info | segment << 10
 
 
-class SMI_INFO(SMM_IO):
-    """EXITINFO1 of an SMI: what SMM_IO says, where IN and VALID are called TYPE and VAL, and more (APM2 15.13.3)."""
+class SMI_INFO(Bits):
+    """EXITINFO1 of an SMI (APM2 15.13.3, figure 15-3). With VAL, its upper half and SEG say what IOIO does."""
 
-    SMIRC = bit(32)
-    SMISRC = bit(33)
-    TF = bit(34)
-    BRP = bit(35)
+    SMISRC = bit(0)
+    """It came from outside: no I/O trap of the processor's own."""
+    MCREDIR = bit(1)
+    SEG = bits(12, 10)
+    TYPE = bit(32)
+    """1 for IN."""
+    VAL = bit(33)
+    STR = bit(34)
+    REP = bit(35)
+    SZ8 = bit(36)
+    SZ16 = bit(37)
+    SZ32 = bit(38)
+    A16 = bit(39)
+    A32 = bit(40)
+    A64 = bit(41)
+    TF = bit(43)
+    BRP = bits(47, 44)
+    PORT = bits(63, 48)
+
+
+def smi_info(io: int) -> int:
+    """EXITINFO1 of an SMI from outside that was asserted during an I/O instruction; `io` is what `port_info` says of it."""
+    return (io & ~IOIO.SEG) << 32 | io & IOIO.SEG | SMI_INFO.VAL | SMI_INFO.SMISRC
 
 
 _GPRS = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{n}" for n in range(8, 16)))
@@ -288,12 +307,12 @@ def _describe_ioio(info1: int, next_rip: int) -> str:
     return f"{repeat}{verb} port {IOIO.get(info1, 'PORT'):#x}, {size}, next rIP {next_rip:#x}"
 
 
-def _describe_smi(info1: int, next_rip: int) -> str:
+def _describe_smi(info1: int, rip: int) -> str:
     where = "external" if info1 & SMI_INFO.SMISRC else "internal"
-    if not info1 & SMI_INFO.VALID:
+    if not info1 & SMI_INFO.VAL:
         return where
-    verb = "IN" if info1 & SMI_INFO.IN else "OUT"
-    return f"{where}, behind {verb} port {SMI_INFO.get(info1, 'PORT'):#x}, next rIP {next_rip:#x}"
+    verb = "IN" if info1 & SMI_INFO.TYPE else "OUT"
+    return f"{where}, during {verb} port {SMI_INFO.get(info1, 'PORT'):#x} at rIP {rip:#x}"
 
 
 def _describe_npf(info1: int, gpa: int) -> str:
@@ -345,8 +364,6 @@ def exit_details(code: int, info1: int, info2: int) -> str:
             return "WRMSR" if info1 & 1 else "RDMSR"
         case ExitCode.TASK_SWITCH:
             return _describe_task_switch(info1, info2)
-        case ExitCode.MWAIT | ExitCode.MWAIT_COND:
-            return "monitor armed" if info1 & 1 else "monitor not armed"
         case ExitCode.NPF:
             return _describe_npf(info1, info2)
         case ExitCode.AVIC_INCOMPLETE_IPI:

@@ -15,7 +15,6 @@ from introspect.msrs import HWCR
 from introspect.paging import Access, Fault, PagingState, translate
 from introspect.registers import ATTRIB, CR0, CR4, DR7, EFER, RFLAGS
 from introspect.subject import NestedRefusal, Raised, Refused, Subject
-from introspect.vmcb import MISC_CTL, MISC_CTL2
 
 __all__ = [
     "BP", "EFER_VALUE", "MNEMONICS", "OF", "OPTIONAL", "PORT", "UD", "VIRTUAL_IOPL", "Check", "Form", "control_register",
@@ -118,9 +117,8 @@ def _vmcb_refused(writes: bool, g: Subject) -> Raised | None:
     address = _vmcb_operand(g)
     if address & 0xFFF or address >> g.processor.maxphyaddr:
         return _GP0
-    virtual = g.field("misc_ctl") & MISC_CTL.np_enable and g.field("misc_ctl2") & MISC_CTL2.v_vmload_vmsave
     nested = g.nested
-    if virtual and nested is not None:
+    if g.virtual_vmload and nested is not None:
         found = translate(g.memory, PagingState(0, 0, 0, 0), address & 0xFFFFFFFF, Access(writes), nested, set_ad=False)
         if address >> 32 == 0 and isinstance(found, Fault):
             raise NestedRefusal(found.code, found.address)
@@ -293,8 +291,8 @@ _BY_MODRM = {
     0xD1: _form("XSETBV", _C.XSETBV, OSXSAVE, may=frozenset((GP,))),
     0xD8: _form("VMRUN", _C.VMRUN, *_SVM_ONLY, _vmcb_page(False)),
     0xD9: _form("VMMCALL", _C.VMMCALL, SVME, after=_UD),
-    0xDA: _form("VMLOAD", _C.VMLOAD, *_SVM_ONLY, _vmcb_page(False)),
-    0xDB: _form("VMSAVE", _C.VMSAVE, *_SVM_ONLY, _vmcb_page(True)),
+    0xDA: _form("VMLOAD", _C.VMLOAD, *_SVM_ONLY, _vmcb_page(False), special="vmload"),
+    0xDB: _form("VMSAVE", _C.VMSAVE, *_SVM_ONLY, _vmcb_page(True), special="vmload"),
     0xDC: _form("STGI", _C.STGI, SVME_OR_SKINIT, PROTECTED, CPL_0), 0xDD: _form("CLGI", _C.CLGI, *_SVM_ONLY),
     0xDE: _form("SKINIT", _C.SKINIT, SVME_OR_SKINIT, PROTECTED, CPL_0),
     0xDF: _form("INVLPGA", _C.INVLPGA, *_SVM_ONLY),

@@ -348,7 +348,7 @@ def _virtual_nmi(guest: _Guest) -> _Found:
     note = "the hypervisor has set none: V_NMI asks for one"
     links = [link("V_NMI", "15.21.10", f"{int(pending)}", pending, note), *_entered(guest, None, _NMI_EVENT)]
     links += [_gif(guest), _v_gif(guest)]
-    blocked = guest.live.v_nmi_blocked if guest.live is not None else bool(word & V_INTR.v_nmi_blocking)
+    blocked = guest.live.v_nmi_blocked if guest.live is not None else bool(word & V_INTR.v_nmi_mask)
     note = "the guest is in an NMI handler: its IRET ends that"
     links.append(link("V_NMI_BLOCKING", "15.21.10", f"{int(blocked)}", not blocked, note))
     links += [_shadow(guest.shadow), *_held(guest.live)]

@@ -25,7 +25,7 @@ COMBINED_PAT = _table("""
     WC    WC   WC   WC   WC+  WC+  WC+
     WP    UC   UC   UC   WP   UC   WP
     WT    UC   UC   UC   UC   WT   WT
-    WB    UC   UC-  WC   WP   WT   WB
+    WB    UC   UC   WC   WP   WT   WB
 """)
 """By the guest's PAT type (rows) and the host's, from the nested page (APM2 15.25.8, table 15-19)."""
 
@@ -101,6 +101,8 @@ class Caching:
     host_pat: int | None
     """With nested paging: the host's, which the nested tables index."""
     mtrrs: Mtrrs
+    host_cd: bool = False
+    """With nested paging: the host's CR0.CD, which turns caching off as the guest's does (APM2 15.25.8)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +116,7 @@ class MemoryType:
     mtrr: str | None
     nested: bool
     caches_off: bool
-    """CR0.CD is set."""
+    """CR0.CD is set, of the two under nested paging the guest's or the host's."""
     mtrrs_off: bool
 
     def text(self) -> str:
@@ -156,6 +158,7 @@ def memory_type(walk: Walk, cr0_cd: bool, caching: Caching) -> MemoryType | None
         both = _combined(COMBINED_PAT, pat, nested_pat)
     mtrr = caching.mtrrs.type_of(walk.verdict.spa)
     found = _combined(EFFECTIVE, both, mtrr)
-    if cr0_cd and found in _CACHED:
+    caches_off = cr0_cd or (nested and caching.host_cd)
+    if caches_off and found in _CACHED:
         found = "CD"  # APM2 7.6.2
-    return MemoryType(found, pat, nested_pat, mtrr, nested, cr0_cd, not caching.mtrrs.enabled)
+    return MemoryType(found, pat, nested_pat, mtrr, nested, caches_off, not caching.mtrrs.enabled)

@@ -406,9 +406,9 @@ def _nested(
     else:
         assert isinstance(leaf, int)
         cause = leaf
-    fetch = execute and nested.host_efer & EFER.NXE and nested.host_cr4 & CR4.PAE
     by_user = user or not (execute and nested.gmet)
-    info = where | cause | (NPF_INFO.U if by_user else 0) | (NPF_INFO.W if write else 0) | (NPF_INFO.ID if fetch else 0)
+    # ID is set for each code read, whatever the host's EFER.NXE is (APM2 15.25.6); for #PF it is not (8.4.2).
+    info = where | cause | (NPF_INFO.U if by_user else 0) | (NPF_INFO.W if write else 0) | (NPF_INFO.ID if execute else 0)
     return NestedFault(info, gpa)
 
 

@@ -10,14 +10,17 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from introspect.exits import EVENT, ExitCode, exception_name
-from introspect.layout import Bits, Buffer, bit
+from introspect.layout import Bits, Buffer, bit, bits
 from introspect.paging import pdpte_reserved
 from introspect.permissions import IOPM_SIZE, MSRPM_SIZE
 from introspect.registers import ATTRIB, CR0, CR4, EFER, memory_types
 from introspect.sources import Memory, Unreadable
 from introspect.vmcb import AVIC_PHYSICAL, MISC_CTL, V_INTR, VMCB
 
-__all__ = ["FEATURE_SECTIONS", "RULES", "SVM_FEATURES", "Processor", "Rule", "Violation", "first_violation", "violations"]
+__all__ = [
+    "FEATURE_SECTIONS", "RULES", "SVM_FEATURES", "Processor", "Rule", "Violation", "first_violation", "host_violation",
+    "violations",
+]  # fmt: skip
 
 
 class SVM_FEATURES(Bits):
@@ -31,6 +34,7 @@ class SVM_FEATURES(Bits):
     VmcbClean = bit(5)
     FlushByAsid = bit(6)
     DecodeAssists = bit(7)
+    PmcVirt = bit(8)
     PauseFilter = bit(10)
     PauseFilterThreshold = bit(12)
     AVIC = bit(13)
@@ -41,17 +45,22 @@ class SVM_FEATURES(Bits):
     SSSCheck = bit(19)
     V_SPEC_CTRL = bit(20)
     ROGPT = bit(21)
+    HOST_MCE_OVERRIDE = bit(23)
     TlbiCtl = bit(24)
     VNMI = bit(25)
     IbsVirt = bit(26)
+    ExtLvtAvicAccessChg = bit(27)
+    NestedVirtVmcbAddrChk = bit(28)
+    BusLockThreshold = bit(29)
     IdleHlt = bit(30)
 
 
 FEATURE_SECTIONS = {
-    "NP": "15.25", "LBRV": "15.23", "SVML": "15.30", "NRIPS": "15.7.1", "TscRateMsr": "15.30.5", "VmcbClean": "15.15",
+    "NP": "15.25", "LBRV": "15.23", "SVML": "15.31", "NRIPS": "15.7.1", "TscRateMsr": "15.30.5", "VmcbClean": "15.15",
     "FlushByAsid": "15.16", "DecodeAssists": "15.8", "PauseFilter": "15.14.4", "PauseFilterThreshold": "15.14.4",
     "AVIC": "15.29", "V_VMSAVE_VMLOAD": "15.33.1", "vGIF": "15.33.2", "GMET": "15.25.13", "x2AVIC": "15.29",
-    "SSSCheck": "15.25.14", "ROGPT": "15.25.5", "VNMI": "15.21.10", "IdleHlt": "15.9",
+    "SSSCheck": "15.25.14", "V_SPEC_CTRL": "15.37.1", "ROGPT": "15.25.5", "HOST_MCE_OVERRIDE": "15.12.18", "VNMI": "15.21.10",
+    "IbsVirt": "15.38", "ExtLvtAvicAccessChg": "15.29.3.1", "BusLockThreshold": "15.14.5", "IdleHlt": "15.9",
 }  # fmt: skip
 """SVM_FEATURES that APM2 has a section about."""
 
@@ -164,9 +173,12 @@ EXCEPTIONS = frozenset(
 ) - {2}
 """The vectors that are exceptions, which EVENTINJ may inject as such: 2 is the NMI, and the rest below 32 are reserved."""
 
+_NOT_IN_64_BIT_MODE = frozenset((4, 5))
+"""#OF and #BR: INTO and BOUND do not exist there."""
 _LONG_BITS = EFER.LME | EFER.LMA
 _INJECTED_TYPES = frozenset(EVENT.meanings["type"])
 _VMRUN = bit(ExitCode.VMRUN & 31)
+_WRITE_TRAPS = bits(31, ExitCode.EFER_WRITE_TRAP & 31)
 _NP = MISC_CTL.np_enable
 _NMI = bit(ExitCode.NMI & 31)
 _X2AVIC = V_INTR.x2avic_enable | V_INTR.avic_enable
@@ -175,8 +187,10 @@ _X2AVIC = V_INTR.x2avic_enable | V_INTR.avic_enable
 def _bad_event(s: State) -> bool:
     if not s.eventinj & EVENT.v:
         return False
-    kind = s.eventinj >> 8 & 7
-    return kind not in _INJECTED_TYPES or (kind == 3 and s.eventinj & 0xFF not in EXCEPTIONS)
+    kind, vector = s.eventinj >> 8 & 7, s.eventinj & 0xFF
+    if kind == 3 and vector in _NOT_IN_64_BIT_MODE and _long(s) and s.cs_attrib & ATTRIB.L:
+        return True
+    return kind not in _INJECTED_TYPES or (kind == 3 and vector not in EXCEPTIONS)
 
 
 @lru_cache(maxsize=64)
@@ -241,9 +255,11 @@ RULES: tuple[Rule, ...] = (
     Rule("iopm-range", "15.5.1", "the I/O permission map (12 KiB) reaches beyond the physical address width",
          "Put the map's physical address into IOPM_BASE_PA",
          ("iopm_base_pa",), lambda s, cpu, memory: (s.iopm_base_pa & ~0xFFF) + IOPM_SIZE > 1 << cpu.maxphyaddr),
-    Rule("eventinj", "15.20", "the event to inject has a reserved type, or is an exception with no such vector",
-         "Use type 0 (interrupt), 2 (NMI), 3 (exception, with an exception's vector) or 4 (software interrupt)",
-         ("eventinj",), lambda s, cpu, memory: _bad_event(s)),
+    Rule("eventinj", "15.20",
+         "the event to inject has a reserved type, or is an exception that does not exist, in this mode or at all",
+         "Use type 0 (interrupt), 2 (NMI), 3 (exception, with an exception's vector; not #OF and #BR in 64-bit mode) or 4 "
+         "(software interrupt)",
+         ("eventinj", "efer", "cr0", "cs.attrib"), lambda s, cpu, memory: _bad_event(s)),
     Rule("np-host-paging", "15.25.3", "nested paging is on while the host has paging off (CR0.PG is 0)",
          "Turn on the host's paging before VMRUN",
          ("misc_ctl",), lambda s, cpu, memory: _nested(s, cpu) and not cpu.host_cr0 & CR0.PG),
@@ -277,6 +293,14 @@ RULES: tuple[Rule, ...] = (
          ("v_intr", "misc_ctl"), lambda s, cpu, memory: _avic(s, cpu) and not _nested(s, cpu), fatal=False),
     Rule("gmet-np", "15.25.13", "GMET is on without nested paging, whose tables it is about", "Set NP_ENABLE as well",
          ("misc_ctl",), lambda s, cpu, memory: _gmet(s, cpu) and not _nested(s, cpu), fatal=False),
+    Rule("write-traps", "15.35.10", "traps after writes of control registers are asked for without SEV-ES",
+         "Intercept the writes: bits of intercept_cr_write, and of EFER that of the MSR permission map",
+         ("intercept_misc2", "misc_ctl"),
+         lambda s, cpu, memory: bool(s.intercept_misc2 & _WRITE_TRAPS) and not s.misc_ctl & MISC_CTL.sev_es_enable, fatal=False),
+    Rule("sss-np", "15.25.14", "supervisor shadow stacks are checked without nested paging", "Set NP_ENABLE as well",
+         ("misc_ctl",),
+         lambda s, cpu, memory: bool(s.misc_ctl & MISC_CTL.sss_check_enable and cpu.features & SVM_FEATURES.SSSCheck)
+         and not _nested(s, cpu)),
     Rule("cet-wp", "15.5.1", "CR4.CET is set while CR0.WP is clear", "Set CR0.WP or clear CR4.CET",
          ("cr4", "cr0"), lambda s, cpu, memory: bool(s.cr4 & CR4.CET) and not s.cr0 & CR0.WP),
     Rule("tlb-control", "15.16.1", "TLB_CONTROL is no command of this processor",
@@ -285,6 +309,10 @@ RULES: tuple[Rule, ...] = (
 )  # fmt: skip
 
 _FATAL = tuple((rule.check, rule) for rule in RULES if rule.fatal)
+_HOSTS = frozenset((
+    "cr0-nw", "cr0-high", "cr3-mbz", "cr4-mbz", "efer-mbz", "efer-long", "long-pae", "long-pe", "long-cs", "cet-wp",
+))  # fmt: skip
+"""The rules that what #VMEXIT reloads of the host must keep, too."""
 
 
 def _violation(rule: Rule, vmcb: Buffer) -> Violation:
@@ -303,4 +331,13 @@ def first_violation(vmcb: Buffer, processor: Processor, memory: Memory) -> Viola
     for check, rule in _FATAL:
         if check(state, processor, memory):
             return _violation(rule, vmcb)
+    return None
+
+
+def host_violation(area: Buffer, processor: Processor, memory: Memory) -> Violation | None:
+    """The first rule that a host save area, of a VMCB's layout, breaks: #VMEXIT shuts the processor down then (APM2 15.6)."""
+    state = State._make(_UNPACK(area, 0))
+    for check, rule in _FATAL:
+        if rule.id in _HOSTS and check(state, processor, memory):
+            return _violation(rule, area)
     return None

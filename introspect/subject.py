@@ -12,7 +12,7 @@ from introspect.paging import Access, Fault, Nested, PagingState, translate
 from introspect.registers import ATTRIB, CR0, EFER, RFLAGS
 from introspect.rules import SVM_FEATURES, Processor
 from introspect.sources import Memory, Unreadable
-from introspect.vmcb import VMCB
+from introspect.vmcb import MISC_CTL, MISC_CTL2, VMCB
 
 __all__ = ["GENERAL", "NestedRefusal", "Raised", "Refused", "Subject", "Unknown", "mode_bits", "prefixes"]
 
@@ -87,6 +87,13 @@ class Subject:
     def has(self, feature: str) -> bool:
         """Whether the processor has a feature of SVM."""
         return bool(self.processor.features & SVM_FEATURES.fields[feature])
+
+    @property
+    def virtual_vmload(self) -> bool:
+        """Whether VMLOAD and VMSAVE take guest-physical addresses (APM2 15.33.1).  A hypervisor in long mode is taken to have
+        been in 64-bit mode at VMRUN."""
+        asks = self.has("V_VMSAVE_VMLOAD") and self.field("misc_ctl2") & MISC_CTL2.v_vmload_vmsave
+        return bool(asks and self.field("misc_ctl") & MISC_CTL.np_enable and self.processor.host_efer & EFER.LMA)
 
     @property
     def protected(self) -> bool:

@@ -21,7 +21,7 @@ class V_INTR(Bits):
     v_irq = bit(8)
     v_gif = bit(9)
     v_nmi = bit(11)
-    v_nmi_blocking = bit(12)
+    v_nmi_mask = bit(12)
     v_intr_prio = bits(19, 16)
     v_ign_tpr = bit(20)
     v_intr_masking = bit(24)
@@ -44,11 +44,20 @@ class MISC_CTL(Bits):
     gmet_enable = bit(3)
     sss_check_enable = bit(4)
     vte_enable = bit(5)
+    rogpt_enable = bit(6)
+    invlpgb_tlbsync_enable = bit(7)
 
 
 class MISC_CTL2(Bits):
     lbr_virt = bit(0)
     v_vmload_vmsave = bit(1)
+    ibs_virt = bit(2)
+    pmc_virt = bit(3)
+
+
+class ERAP_CONTROL(Bits):
+    allow_larger_rap = bit(0)
+    clear_rap = bit(1)
 
 
 class TLB_CONTROL(Bits):
@@ -101,7 +110,7 @@ _CONTROL = [
     Field("tsc_offset", 0x050, 8, None, "control", 0),
     Field("guest_asid", 0x058, 4, None, "control", 2, "asid"),
     Field("tlb_control", 0x05C, 1, TLB_CONTROL, "control"),
-    Field("erap_control", 0x05D, 1, None, "control"),
+    Field("erap_control", 0x05D, 1, ERAP_CONTROL, "control"),
     Field("v_intr", 0x060, 8, V_INTR, "interrupts", 3),
     Field("int_state", 0x068, 8, INT_STATE, "interrupts"),
     Field("exitcode", 0x070, 8, None, "exit"),
@@ -122,6 +131,8 @@ _CONTROL = [
     Field("avic_logical_table", 0x0F0, 8, None, "avic", 11),
     Field("avic_physical_table", 0x0F8, 8, AVIC_PHYSICAL, "avic", 11),
     Field("vmsa_pa", 0x108, 8, None, "sev"),
+    Field("vmgexit_rax", 0x110, 8, None, "sev"),
+    Field("vmgexit_cpl", 0x118, 1, None, "sev"),
     Field("bus_lock_counter", 0x120, 2, None, "control"),
     Field("allowed_sev_features", 0x138, 8, None, "sev"),
     Field("guest_sev_features", 0x140, 8, None, "sev"),
@@ -141,7 +152,6 @@ def _segment(number: int, name: str) -> list[Field]:
 
 _SAVE = [
     *(field for number, name in enumerate(SEGMENTS) for field in _segment(number, name)),
-    Field("vmpl", 0x4CA, 1, None, "state"),
     Field("cpl", 0x4CB, 1, None, "state", 8),
     Field("efer", 0x4D0, 8, EFER, "state", 5),
     Field("cr4", 0x548, 8, CR4, "state", 5),

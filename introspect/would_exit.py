@@ -11,7 +11,6 @@ from introspect.decode import STRING_IO, Undecodable, decode
 from introspect.exits import EXCEPTION_BASE, ExitCode, exception_name, port_info
 from introspect.interception import (
     BP,
-    EFER_VALUE,
     OF,
     PORT,
     UD,
@@ -21,15 +20,15 @@ from introspect.interception import (
     form_of,
     port_of,
     port_size,
-    written,
 )
 from introspect.layout import bit
 from introspect.memory_faults import refused_access, refused_fetch
 from introspect.permissions import iopm_bits, msrpm_bit
 from introspect.prediction import Exit, Looked, Outcome, Prediction, Situation, Trail
-from introspect.registers import CR0, EFER, RFLAGS
+from introspect.registers import CR0, RFLAGS
 from introspect.sources import Memory, Unreadable
 from introspect.subject import NestedRefusal, Raised, Subject, Unknown, mode_bits
+from introspect.vmcb import MISC_CTL2
 
 __all__ = ["EVENTS", "BadInstruction", "event", "exception", "instruction"]
 
@@ -87,13 +86,6 @@ def _predict(trail: Trail, g: Subject, form: Form) -> Prediction:
     if after is not None:
         following = _nrip(g) if after.vector in (BP, OF) else 0
         return trail.raises(after, following or 0)
-    if _writes_efer(g) and trail.situation.wants(ExitCode.EFER_WRITE_TRAP):
-        raised = trail.look(EFER_VALUE, g)
-        if raised is not None:
-            return trail.raises(raised)
-    trap = _trap(trail, g)
-    if trap is not None:
-        return trail.exits(trap)
     if form.special in _ELSEWHERE:
         return trail.ends(Outcome.STAYS, may=form.may)
     return refused_access(trail, g) or trail.ends(Outcome.STAYS, may=form.may)
@@ -130,6 +122,18 @@ def _known(what: Callable[[], int]) -> int | None:
 def _plain(trail: Trail, g: Subject, form: Form) -> Exit | None:
     if form.code is None or not trail.bit(form.code):
         return None
+    return Exit(form.code, 0, 0, _nrip(g))
+
+
+def _vmload(trail: Trail, g: Subject, form: Form) -> Exit | None:
+    """Where virtual VMLOAD and VMSAVE are asked for but not recognized they exit, intercepted or not (APM2 15.33.1)."""
+    found = _plain(trail, g, form)
+    if found is not None or form.code is None or not g.field("misc_ctl2") & MISC_CTL2.v_vmload_vmsave:
+        return found
+    if not g.has("V_VMSAVE_VMLOAD") or g.virtual_vmload:
+        return None
+    value = "they need nested paging and a hypervisor in 64-bit mode"
+    trail.looked.append(Looked(f"virtual {form.name} is not recognized", "15.33.1", value, "#VMEXIT"))
     return Exit(form.code, 0, 0, _nrip(g))
 
 
@@ -201,18 +205,18 @@ def _hlt(trail: Trail, g: Subject, form: Form) -> Exit | None:
 
 
 def _mwait(trail: Trail, g: Subject, form: Form) -> Exit | None:
-    """MWAIT_COND counts where the monitor is armed (APM2 15.9)."""
-    if trail.bit(ExitCode.MWAIT):
-        return Exit(ExitCode.MWAIT, 0, 0, _nrip(g))
-    if not trail.bit(ExitCode.MWAIT_COND):
-        return None
-    armed = g.registers.get("monitor_armed")
-    if armed is None:
-        trail.doubts.append(("whether the monitor is armed", None))
-    value = "not known" if armed is None else "yes" if armed else "no"
-    result = "? no exit" if armed is None else "" if armed else "no exit"
-    trail.looked.append(Looked("the monitor is armed", "APM3 MWAIT", value, result))
-    return None if armed == 0 else Exit(ExitCode.MWAIT_COND, 0, 0, _nrip(g))
+    """MWAIT_COND, which counts where the monitor is armed, comes before MWAIT (APM2 table 15-7)."""
+    if trail.bit(ExitCode.MWAIT_COND):
+        else_ = "MWAIT" if trail.situation.wants(ExitCode.MWAIT) else "no exit"
+        armed = g.registers.get("monitor_armed")
+        if armed is None:
+            trail.doubts.append(("whether the monitor is armed", None))
+        value = "not known" if armed is None else "yes" if armed else "no"
+        result = f"? {else_}" if armed is None else "" if armed else else_
+        trail.looked.append(Looked("the monitor is armed", "APM3 MWAIT", value, result))
+        if armed != 0:
+            return Exit(ExitCode.MWAIT_COND, 0, 0, _nrip(g))
+    return Exit(ExitCode.MWAIT, 0, 0, _nrip(g)) if trail.bit(ExitCode.MWAIT) else None
 
 
 def _pause(trail: Trail, g: Subject, form: Form) -> Exit | None:
@@ -291,48 +295,13 @@ def _nothing(trail: Trail, g: Subject, form: Form) -> Exit | None:
 _SPECIAL: Mapping[str, Callable[[Trail, Subject, Form], Exit | None]] = {
     "cr": _cr, "cr0": _cr0, "dr": _dr, "invlpg": _invlpg, "int": _interrupt, "icebp": _icebp, "hlt": _hlt, "mwait": _mwait,
     "pause": _pause, "port": _port, "msr": _msr, "rsm": _plain, "into": _nothing,
+    "vmload": _vmload,
 }  # fmt: skip
 
 _EFER = 0xC0000080
 _BY_IOPL = (ExitCode.PUSHF, ExitCode.POPF, ExitCode.IRET, ExitCode.SWINT)
 _ELSEWHERE = ("int", "icebp", "into", "rsm", "invlpg")
 """What they access is not said by an operand, or is no memory."""
-
-
-def _trap(trail: Trail, g: Subject) -> Exit | None:
-    """The exit behind a write of CRn or EFER: EXITINFO1 is the new value (APM2 15.35.6)."""
-    opcode = g.insn.opcode
-    if _writes_efer(g) and trail.situation.wants(ExitCode.EFER_WRITE_TRAP):
-        trail.bit(ExitCode.EFER_WRITE_TRAP)
-        return Exit(ExitCode.EFER_WRITE_TRAP, _known(lambda: _new_efer(g)), 0, _nrip(g))
-    lmsw = opcode == 0x0F01 and g.insn.modrm >> 3 & 7 == 6
-    if opcode not in (0x0F22, 0x0F06) and not lmsw:
-        return None
-    number = control_register(g) if opcode == 0x0F22 else 0
-    if not trail.situation.wants(ExitCode.CR0_WRITE_TRAP + number):
-        return None
-    trail.bit(ExitCode.CR0_WRITE_TRAP + number)
-    return Exit(ExitCode.CR0_WRITE_TRAP + number, _known(lambda: _new_cr(g, number, lmsw)), 0, _nrip(g))
-
-
-def _writes_efer(g: Subject) -> bool:
-    return g.insn.opcode == 0x0F30 and g.registers.get("rcx", 0) & 0xFFFFFFFF == _EFER
-
-
-def _new_efer(g: Subject) -> int:
-    value = written(g)
-    writable = g.processor.efer_valid & ~EFER.LMA
-    return g.need("efer") & ~writable | value & writable
-
-
-def _new_cr(g: Subject, number: int, lmsw: bool) -> int:
-    if g.insn.opcode == 0x0F06:
-        return g.need("cr0") & ~CR0.TS
-    if lmsw:
-        if g.insn.memory:
-            raise Unknown("the operand in memory")
-        return g.need("cr0") & ~0xE | g.general(g.insn.rm) & 0xF
-    return g.moved & CR0.defined | CR0.ET if number == 0 else g.moved
 
 
 # Exceptions and events

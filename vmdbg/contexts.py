@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 from introspect.memo import Place
 from introspect.memtypes import Caching, Mtrrs
 from introspect.paging import Nested, NestedTranslation, PagingState, nested_translate
+from introspect.registers import CR0
 from introspect.vmcb import VMCB
 from vmdbg.cpu.control import read_tpr, write_tpr
 from vmdbg.cpu.processor import Processor
@@ -23,6 +24,7 @@ from vmdbg.engine.memory import Ram
 from vmdbg.engine.state import ATTRIB_DB, CS, DS, ES, FS, GS, SS, CpuState
 from vmdbg.history import Vcpu
 from vmdbg.platform.msrs import MTRR_DEF_TYPE, MTRR_FIXED, MTRR_VARIABLE
+from vmdbg.svm import world
 
 GENERAL = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{n}" for n in range(8, 16)))
 """General registers in the order of their encoding."""
@@ -65,6 +67,12 @@ class Context(Protocol):
 def host_pat(cpu: Processor) -> int:
     """The host's PAT, also while a guest with one of its own runs on its processor."""
     return cpu.guest.host_pat if cpu.guest is not None and cpu.guest.np else cpu.state.field("pat")
+
+
+def host_cd(cpu: Processor) -> bool:
+    """The host's CR0.CD, of which a guest has a copy of its own (APM2 15.25.2)."""
+    cr0 = cpu.cr0 if cpu.guest is None else VMCB.read(world.hsave(cpu), "cr0")
+    return bool(cr0 & CR0.CD)
 
 
 @lru_cache(64)
@@ -191,7 +199,7 @@ class LiveContext:
 
     def caching(self) -> Caching:
         cpu = self.cpu
-        return Caching(cpu.state.field("pat"), None if cpu.nested is None else host_pat(cpu), mtrrs(cpu))
+        return Caching(cpu.state.field("pat"), None if cpu.nested is None else host_pat(cpu), mtrrs(cpu), host_cd(cpu))
 
 
 class SavedContext:
@@ -271,7 +279,7 @@ class SavedContext:
     def caching(self) -> Caching:
         host = host_pat(self.cpu)
         nested = self.nested() is not None
-        return Caching(self._get("g_pat") if nested else host, host if nested else None, mtrrs(self.cpu))
+        return Caching(self._get("g_pat") if nested else host, host if nested else None, mtrrs(self.cpu), host_cd(self.cpu))
 
 
 def lookup(ram: Ram, context: Context, address: int) -> Place | None:

@@ -101,7 +101,7 @@ def test_nmis_of_a_dump() -> None:
     enabled = V_INTR.v_nmi_enable
     fields = {"intercept_misc1": 2}
     assert told(world(v_intr=enabled, **fields), "2")["blocker"]["name"] == "V_NMI"
-    assert told(world(v_intr=enabled | V_INTR.v_nmi | V_INTR.v_nmi_blocking, **fields), "2")["blocker"]["name"] == "V_NMI_BLOCKING"
+    assert told(world(v_intr=enabled | V_INTR.v_nmi | V_INTR.v_nmi_mask, **fields), "2")["blocker"]["name"] == "V_NMI_BLOCKING"
     assert told(world(v_intr=enabled | V_INTR.v_nmi, **fields), "2")["blocker"] is None
     assert told(world(eventinj=VALID | 2 << 8 | 2), "nmi")["blocker"] is None
 

@@ -38,6 +38,12 @@ def test_the_hosts_pat_can_stand_for_the_guests_mtrrs() -> None:
         assert COMBINED_PAT[guest][host] == expected
 
 
+@pytest.mark.parametrize("guest", PATS)
+def test_a_host_page_of_uc_minus_is_uncached(guest: str) -> None:
+    """Table 15-19: only a guest's UC- and WC let it be combined with writes."""
+    assert COMBINED_PAT[guest]["UC-"] == {"UC-": "UC-", "WC": "WC"}.get(guest, "UC")
+
+
 def test_a_host_with_wb_everywhere_changes_little() -> None:
     """WC becomes WC+ where the MTRRs would cache; UC- is not overridden by WC any more."""
     for guest, mtrr in product(PATS, MTRRS):
@@ -111,6 +117,8 @@ def test_both_dimensions() -> None:
     types = Caching(0, 0x06_06_06_06_06_05_06_06, WB_EVERYWHERE)
     assert memory_type(seen, False, types) == MemoryType("WP", "WB", "WP", "WB", True, False, False)
     assert memory_type(seen, True, types) == MemoryType("CD", "WB", "WP", "WB", True, True, False)
+    off = Caching(0, types.host_pat, WB_EVERYWHERE, host_cd=True)
+    assert memory_type(seen, False, off) == MemoryType("CD", "WB", "WP", "WB", True, True, False)
     refused = walk(memory, PagingState(CR0.PE, 0, 0, 0), 0x9000, Access(), inner)
     assert memory_type(refused, False, types) is None
 

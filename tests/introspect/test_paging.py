@@ -320,7 +320,6 @@ def test_gmet(user: bool, host: str) -> None:
     inner = replace(nested(host, npt.root), gmet=True)
     fetch, read, write = Access(execute=True, user=user), Access(user=user), Access(write=True, user=user)
     tables.change(GVA, 1, add=U)
-    told = 0 if host == "legacy" else 0x10
     for of_user in (True, False):
         npt.change(0x5000, 1, **({"add": U} if of_user else {"drop": U}))
         for access in (read, write):
@@ -331,7 +330,7 @@ def test_gmet(user: bool, host: str) -> None:
         if user == of_user:
             assert isinstance(found, Translation)
         else:
-            assert found == Fault("NPF", 1 << 32 | 1 | told | (4 if user else 0), 0x5000)
+            assert found == Fault("NPF", 1 << 32 | 0x11 | (4 if user else 0), 0x5000)
             assert found == Fault("NPF", *nested_translate(memory, inner, 0x5000, False, True, user, set_ad=False))
             blame = walk(memory, where, GVA, fetch, inner).blame
             assert blame is not None
@@ -340,7 +339,7 @@ def test_gmet(user: bool, host: str) -> None:
     assert isinstance(translate(memory, where, GVA, read, inner, set_ad=False), Translation), "guest tables are data"
     npt.change(0x5000, 1, drop=P)
     assert translate(memory, where, GVA, fetch, inner, set_ad=False) == Fault(
-        "NPF", 1 << 32 | told | (4 if user else 0), 0x5000
+        "NPF", 1 << 32 | 0x10 | (4 if user else 0), 0x5000
     )
     assert translate(memory, where, GVA, write, inner, set_ad=False) == Fault("NPF", 1 << 32 | 6, 0x5000)
 
@@ -420,8 +419,7 @@ def test_a_gpa_that_the_nested_tables_cannot_express_is_not_present(mode: str, b
     memory, _, npt = both(mode)
     inner = nested(mode, npt.root)
     gpa = 1 << bits | 0x5000
-    fetch = 0x10 if mode != "legacy" else 0
-    assert nested_translate(memory, inner, gpa, False, True, set_ad=True) == NestedFault(1 << 32 | 4 | fetch, Gpa(gpa))
+    assert nested_translate(memory, inner, gpa, False, True, set_ad=True) == NestedFault(1 << 32 | 0x14, Gpa(gpa))
 
 
 def test_pae_guest_under_nested_paging_reads_its_pdpes_from_memory() -> None:

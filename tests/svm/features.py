@@ -22,7 +22,7 @@ def _codes(names: str) -> list[int]:
     return [int(ExitCode[name]) for name in names.split()]
 
 
-_NO_REGISTER = [*(base + n for base in (0x00, 0x10, 0x90) for n in (1, 5, 6, 7, *range(9, 16))),
+_NO_REGISTER = [*(base + n for base in (0x00, 0x10) for n in (1, 5, 6, 7, *range(9, 16))),
                 *(base + n for base in (0x20, 0x30) for n in range(8, 16))]  # fmt: skip
 _RESERVED = [int(code) for code in ExitCode if 0x40 <= code < 0x60 and code.name[5:].isdigit()]
 
@@ -31,13 +31,15 @@ MISSING: dict[Key, str] = {
     **dict.fromkeys(_RESERVED, "reserved: nothing raises it"),
     0x49: "a coprocessor's of long ago: the processor has #GP for it",
     **dict.fromkeys(_codes("EXCP_NMI"), "not implemented, by APM2 15.12.3; see NMI"),
+    **dict.fromkeys(range(0x8F, 0xA0), "for SEV-ES guests only"),
     **dict.fromkeys(_codes("EXCP_MC"), "nothing fails here"),
     **dict.fromkeys(_codes("EXCP_CP"), "shadow stacks are not claimed"),
     **dict.fromkeys(_codes("EXCP_HV EXCP_VC"), "SEV is not claimed"),
     **dict.fromkeys(_codes("BUSLOCK IDLE_HLT"), "the feature is not claimed"),
     **dict.fromkeys(_codes("VMGEXIT BUSY IDLE_REQUIRED INVALID_PMC"), "no SEV"),
+    "sss-np": "SSSCheck is not claimed",
     "efer-long": "this processor has long mode", "cet-wp": "CR4.CET is reserved here: cr4-mbz comes first",
-    **dict.fromkeys(("tlb-control", "avic-np", "gmet-np"), "reported by `monitor vmrun why` only"),
+    **dict.fromkeys(("tlb-control", "avic-np", "gmet-np", "write-traps"), "reported by `monitor vmrun why` only"),
 }  # fmt: skip
 """What no guest program can show, and why."""
 

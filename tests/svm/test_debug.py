@@ -155,12 +155,13 @@ def test_the_hosts_breakpoints_are_off_in_the_guest_and_after(python: bool) -> N
     assert not cpu.debug.active
 
 
-def test_a_breakpoint_in_the_host(python: bool) -> None:
-    h = guest("vmmcall", python=python, host="vmrun; mov $0x402, %ecx; mov %rcx, %dr7; here: inc %ebx; hlt")
+@pytest.mark.parametrize("gif", ["nop", "stgi"])
+def test_a_breakpoint_in_the_host(gif: str, python: bool) -> None:
+    """#VMEXIT has cleared GIF: until STGI there are none (APM2 table 15-10)."""
+    h = guest("vmmcall", python=python, host=f"vmrun; mov $0x402, %ecx; mov %rcx, %dr7; {gif}\nhere: inc %ebx; hlt")
     h.cpu.dr[0] = h.labels["host_here"]
     h.enter()
-    # VMEXIT has cleared GIF, which does not hold back exceptions (APM2 15.17).
-    assert (h.handled, h.state.reg(RBX)) == (DB, 0)
+    assert (h.handled, h.state.reg(RBX)) == ((DB, 0) if gif == "stgi" else (None, 1))
 
 
 def test_common_switches_with_and_without_breakpoints(python: bool) -> None:
@@ -208,3 +209,33 @@ def test_guest_code_at_an_address_where_another_has_a_breakpoint(python: bool) -
     assert h.state.reg(RBX) == 1
 
 
+
+
+# GIF
+
+
+@pytest.mark.parametrize("gif", [0, 1])
+@pytest.mark.parametrize(("kind", "place", "text"), [
+    (EXECUTE, "host_here", "nop"), (WRITE, 0x9000, "movl $1, 0x9000"), (WRITE, 0x9000, "smsw 0x9000"),
+    (ACCESS, 0x9000, "movl 0x9000, %ecx"),
+    (PORT, 0x80, "outb %al, $0x80"), (WRITE, 0x9000, "movl $0x9000, %edi; movl $0x80, %edx; insb"),
+])  # fmt: skip
+def test_gif_discards_breakpoints_of_the_host(kind: int, place: int | str, text: str, gif: int, python: bool) -> None:
+    """Table 15-10: what matches while GIF is 0 is ignored, and is not made up for when it is 1 again."""
+    setting = "clgi" if not gif else "stgi"
+    h = guest("vmmcall", python=python, host=f"{setting}; jmp here; nop\nhere: {text}; stgi; nop; hlt")
+    where = h.labels[place] if isinstance(place, str) else place
+    h.cpu.dr[0], h.cpu.dr[7] = where, 0x400 | control(0, kind, 1)
+    h.state.set_cr(4, h.state.cr(4) | 8)
+    h.cpu.debug.update()
+    h.run()
+    assert (h.handled, h.cpu.dr[6]) == ((DB, RESET | B0) if gif else (None, RESET))
+
+
+def test_gif_does_not_hold_the_trace_trap_back(python: bool) -> None:
+    """Table 15-10."""
+    h = guest("vmmcall", python=python, host="clgi\nhere: nop; nop; hlt")
+    h.step()
+    h.state.rflags |= TF
+    h.run()
+    assert (h.handled, h.cpu.dr[6], h.stack(1, 8)) == (DB, RESET | BS, [h.labels["host_here"] + 1])

@@ -11,7 +11,7 @@ from tests.engine.rig import CODE, HANDLERS
 from tests.svm.hypervisor import HLT, VMMCALL, Hypervisor
 
 DB, BP = 1, 3
-DB_EXIT, BP_EXIT, CR3_WRITE_TRAP = 0x41, 0x43, 0x93
+DB_EXIT, BP_EXIT, SMI = 0x41, 0x43, 0x62
 DR6_RESET, DR7_RESET = 0xFFFF0FF0, 0x400
 
 
@@ -47,10 +47,10 @@ def test_the_guest_is_not_stepped_by_the_hosts_tf(python: bool) -> None:
 
 def test_the_host_is_not_stepped_by_the_guests_tf(python: bool) -> None:
     """A trap that #VMEXIT overtakes is not the host's."""
-    h = Hypervisor("movq %rax, %cr3; vmmcall", host="vmrun\nback: nop; nop; hlt", python=python)
-    h.intercept(CR3_WRITE_TRAP)
-    h.set(rflags=2 | RFLAGS.TF, rax=h["cr3"])
-    assert h.enter() == CR3_WRITE_TRAP
+    h = Hypervisor("outb %al, $0xb2; vmmcall", host="vmrun\nback: nop; nop; hlt", python=python)
+    h.intercept(SMI)
+    h.set(rflags=2 | RFLAGS.TF)
+    assert h.enter() == SMI
     assert h.rip == h.labels["host_back"] + 3
 
 

@@ -7,7 +7,7 @@ import pytest
 from introspect.rules import SVM_FEATURES
 from tests.engine.rig import Rig
 from tests.svm.covers import covers
-from vmdbg.platform.msrs import EFER, SVM_KEY, VM_CR, VM_HSAVE_PA
+from vmdbg.platform.msrs import EFER, HWCR, SMM_CTL, SMM_KEY, SVM_KEY, VM_CR, VM_HSAVE_PA
 from vmdbg.svm import world
 
 SVME = 1 << 12
@@ -53,6 +53,34 @@ def test_svmdis_cannot_be_set_under_a_running_hypervisor(python: bool) -> None:
     enable = (rdmsr(EFER), f"orl ${SVME}, %eax; wrmsr")
     assert outcome(python, *enable, wrmsr(VM_CR, SVMDIS)) is None
     assert outcome(python, *enable, wrmsr(VM_CR, R_INIT), rdmsr(VM_CR)) == R_INIT
+
+
+    locked = wrmsr(VM_CR, LOCK)
+    assert outcome(python, locked, *enable, wrmsr(VM_CR, SVMDIS)) is None, "though the bit would not change (15.30.1)"
+
+
+@pytest.mark.parametrize("lock", [0, LOCK])
+def test_init_gives_svm_back_unless_it_is_locked(lock: int, python: bool) -> None:
+    """INIT clears SVMDIS while LOCK is clear, and leaves the others (15.30.1)."""
+    rig = Rig("; ".join((wrmsr(VM_CR, lock | SVMDIS | DIS_A20M), "jmp .")), python=python)
+    rig.machine.run(100)
+    rig.cpu.init()
+    rig.machine.run(step=True)
+    assert rig.cpu.msrs.values[VM_CR] == DIS_A20M | (lock | SVMDIS if lock else 0)
+
+
+SMMLOCK = 1
+
+
+def test_the_smm_key_unlocks(python: bool) -> None:
+    """Writes to SMMLOCK are ignored once it is set; SMM_KEY, set before, clears it (15.32)."""
+    key, lock = wrmsr(SMM_KEY, 0x123456789), wrmsr(HWCR, SMMLOCK)
+    assert outcome(python, lock, wrmsr(HWCR, 1 << 10), rdmsr(HWCR), f"andl ${SMMLOCK | 1 << 10}, %eax") == SMMLOCK | 1 << 10
+    assert outcome(python, key, lock, wrmsr(SMM_CTL, 1)) is None
+    assert outcome(python, key, lock, key, wrmsr(SMM_CTL, 1), rdmsr(HWCR), f"andl ${SMMLOCK}, %eax") == 0
+    assert outcome(python, key, lock, wrmsr(SMM_KEY, 1), rdmsr(HWCR), f"andl ${SMMLOCK}, %eax") == SMMLOCK
+    assert outcome(python, lock, key, key, rdmsr(HWCR), f"andl ${SMMLOCK}, %eax") == SMMLOCK  # too late
+    assert outcome(python, key, rdmsr(SMM_KEY)) == 0
 
 
 def test_lock_freezes_lock_and_svmdis(python: bool) -> None:

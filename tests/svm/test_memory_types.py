@@ -59,3 +59,16 @@ def test_walk_tells_the_memory_type(changed: str, python: bool) -> None:
     assert h.enter() == NMI
     assert told(h, f"walk {address:#x} 2") == expected
     assert told(h, f"walk {address:#x} host") == "WB (PAT WB, MTRR WB)"
+
+
+def test_the_hosts_cr0_cd_is_the_guests_too(python: bool) -> None:
+    """Either CR0.CD disables caching (APM2 15.25.8)."""
+    h = Hypervisor("jmp .", host="movq %cr0, %rbx; btsq $30, %rbx; movq %rbx, %cr0; " + SET_UP + "; vmrun; hlt", python=python)
+    h.intercept(NMI)
+    h.machine.run(200)
+    assert h.cpu.guest is not None, "it is in its loop"
+    expected = "CD (guest PAT WB, nested PAT WB, MTRR WB, CR0.CD is set)"
+    assert told(h, f"walk {DATA:#x} 2") == expected
+    h.cpu.nmi()
+    assert h.enter() == NMI
+    assert told(h, f"walk {DATA:#x} 2") == expected

@@ -76,10 +76,8 @@ def test_final_access(mode: Mode, host: Mode, change: str, python: bool) -> None
     """Always a user access, whatever the guest's CPL is (15.25.6)."""
     bits, access, info = CHANGES[change]
     h = Hypervisor(f"{ACCESSES[access]}; hlt", mode, host_mode=host, python=python)
-    if host == "legacy":
-        if bits.get("add", 0) >> 32:
-            return  # its entries have 32 bits
-        info &= ~FETCH  # no NX, no I/D bit
+    if host == "legacy" and bits.get("add", 0) >> 32:
+        return  # its entries have 32 bits
     if change == "reserved in PAE" and host == "long":
         return  # available to software
     h.change_nested(PAGE, **bits)
@@ -217,6 +215,16 @@ def test_no_execute_without_nxe_of_the_host(python: bool) -> None:
     h.state.efer &= ~0x800
     assert h.enter() == NPF
     assert h["exitinfo1"] == FINAL | USER | PRESENT | RSV
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_code_read_is_told_without_nxe(host: Mode, python: bool) -> None:
+    """15.25.6: the ID bit of EXITINFO1 is that of the access, not of the host's EFER.NXE and CR4.PAE."""
+    h = Hypervisor(f"movl ${PAGE}, %eax; jmp *%eax", "protected32", host_mode=host, python=python)
+    h.change_nested(PAGE, drop=P)
+    h.state.efer &= ~0x800
+    assert h.enter() == NPF
+    assert (h["exitinfo1"], h["exitinfo2"]) == (FINAL | USER | 1 << 4, PAGE)
 
 
 @covers("NP")

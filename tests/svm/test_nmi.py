@@ -108,7 +108,7 @@ def test_a_virtual_nmi_is_delivered_masked_and_ended_by_iret(python: bool) -> No
     h.set(v_intr=virtual(h, v_nmi=1))
     assert h.enter() == VMMCALL
     assert (h["rip"], h.guest_stack(1)) == (HANDLER, [CODE])
-    assert h["v_intr"] == virtual(h, v_nmi_blocking=1)
+    assert h["v_intr"] == virtual(h, v_nmi_mask=1)
     assert h.skip(3) == VMMCALL
     assert h["rip"] == CODE + 1
     assert h["v_intr"] == virtual(h)
@@ -129,9 +129,9 @@ def test_the_next_virtual_nmi_waits_for_iret(python: bool) -> None:
 
 def test_masked_at_vmrun(python: bool) -> None:
     h = Hypervisor("nop; vmmcall", python=python)
-    h.set(v_intr=virtual(h, v_nmi=1, v_nmi_blocking=1))
+    h.set(v_intr=virtual(h, v_nmi=1, v_nmi_mask=1))
     assert h.enter() == VMMCALL
-    assert h["v_intr"] == virtual(h, v_nmi=1, v_nmi_blocking=1)
+    assert h["v_intr"] == virtual(h, v_nmi=1, v_nmi_mask=1)
 
 
 def test_a_shadow_holds_a_virtual_nmi_back(python: bool) -> None:
@@ -160,11 +160,11 @@ def test_virtual_before_interrupts(python: bool) -> None:
 
 def test_physical_nmis_exit_whatever_the_guest_masks(python: bool) -> None:
     h = Hypervisor("1: jmp 1b", python=python)
-    h.set(v_intr=virtual(h, v_nmi_blocking=1))
+    h.set(v_intr=virtual(h, v_nmi_mask=1))
     h.machine.run(100)
     h.cpu.nmi()
     assert h.enter() == NMI_EXIT
-    assert h["v_intr"] & V_INTR.v_nmi_blocking
+    assert h["v_intr"] & V_INTR.v_nmi_mask
     assert not h.state.nmi_blocked
 
 
@@ -186,7 +186,7 @@ def test_an_injected_nmi_masks_virtual_ones(python: bool) -> None:
     h.set(v_intr=virtual(h, v_nmi=1), eventinj=INJECT_NMI)
     assert h.enter() == HLT
     assert h.guest_vector == NMI
-    assert h["v_intr"] == virtual(h, v_nmi=1, v_nmi_blocking=1)
+    assert h["v_intr"] == virtual(h, v_nmi=1, v_nmi_mask=1)
 
 
 def test_one_that_cannot_be_delivered_is_in_exitintinfo_and_masks_nothing(python: bool) -> None:
@@ -199,14 +199,14 @@ def test_one_that_cannot_be_delivered_is_in_exitintinfo_and_masks_nothing(python
     assert h["v_intr"] == virtual(h)
     h.change_nested(STACK - 8, add=P)
     assert h.again(eventinj=INJECT_NMI) == HLT
-    assert (h.guest_vector, h["v_intr"]) == (NMI, virtual(h, v_nmi_blocking=1))
+    assert (h.guest_vector, h["v_intr"]) == (NMI, virtual(h, v_nmi_mask=1))
 
 
 def test_without_v_nmi_enable_the_bits_mean_nothing(python: bool) -> None:
     h = Hypervisor("nop; vmmcall", python=python)
-    h.set(v_intr=V_INTR.v_nmi | V_INTR.v_nmi_blocking)
+    h.set(v_intr=V_INTR.v_nmi | V_INTR.v_nmi_mask)
     assert h.enter() == VMMCALL
-    assert h["v_intr"] == V_INTR.v_nmi | V_INTR.v_nmi_blocking
+    assert h["v_intr"] == V_INTR.v_nmi | V_INTR.v_nmi_mask
 
 
 @covers("vnmi-intercept")

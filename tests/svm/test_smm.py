@@ -8,7 +8,7 @@ from introspect.exits import SMI_INFO, ExitCode, describe_exit
 from introspect.vmcb import V_INTR
 from tests.cpu.test_smm import SHOW, handler, saved
 from tests.engine.interrupts import IF, interrupt
-from tests.engine.rig import CODE, MODES, Mode
+from tests.engine.rig import CODE, DATA, MODES, Mode
 from tests.svm.covers import covers
 from tests.svm.hypervisor import HOST_CODE, NESTED, VMCB_PAGE, VMMCALL, Hypervisor
 from vmdbg.platform.msrs import HWCR, HWCR_SMMLOCK
@@ -35,14 +35,22 @@ def test_an_intercepted_smi_is_the_hosts_after_stgi(python: bool) -> None:
     assert saved(h)["svm_state"] == 0
 
 
-def test_an_smi_behind_an_out(python: bool) -> None:
-    """EXITINFO1 says which I/O instruction asked for it, EXITINFO2 where the guest goes on."""
-    h = Hypervisor("outb %al, $0xb2\nnext: nop; vmmcall", python=python)
+@pytest.mark.parametrize(("io", "of_it"), [
+    ("outb %al, $0xb2", {"SZ8": 1}), ("inw $0xb2, %ax", {"SZ16": 1, "TYPE": 1}), ("outsb", {"SZ8": 1, "STR": 1}),
+])  # fmt: skip
+def test_an_smi_during_io(io: str, of_it: dict[str, int], python: bool) -> None:
+    """EXITINFO1 says which I/O instruction asked for it, EXITINFO2 where that one is (APM2 15.13.3, figure 15-3)."""
+    h = Hypervisor(f"movl $0xb2, %edx; movl ${DATA}, %esi\nio: {io}\nnext: nop; vmmcall", python=python)
     h.intercept(ExitCode.SMI)
+    if of_it.get("TYPE"):  # the chipset asks for none at a read
+        h.step(4)
+        h.cpu.smi()
     assert h.enter() == ExitCode.SMI
-    assert h["exitinfo1"] == SMI_INFO.make(SMISRC=1, VALID=1, SZ8=1, PORT=0xB2)
-    assert h["rip"] == h["exitinfo2"] == h.labels["next"]
-    assert "behind OUT port 0xb2" in describe_exit(h["exitcode"], h["exitinfo1"], h["exitinfo2"])
+    assert h["exitinfo1"] == SMI_INFO.make(SMISRC=1, VAL=1, SEG=3, A64=1, PORT=0xB2, **of_it)
+    assert h["exitinfo2"] == h.labels["io"]
+    assert h["rip"] == h.labels["next"]
+    told = f"external, during {'IN' if of_it.get('TYPE') else 'OUT'} port 0xb2 at rIP {h.labels['io']:#x}"
+    assert told in describe_exit(h["exitcode"], h["exitinfo1"], h["exitinfo2"])
 
 
 def test_smmlock_takes_the_intercept_away(python: bool) -> None:
@@ -95,7 +103,7 @@ def test_the_save_area_of_a_guest(python: bool) -> None:
 def test_what_was_virtual_is_kept(python: bool) -> None:
     """V_IRQ, the virtual NMI mask and V_TPR live through SMM."""
     h = Hypervisor("nop; sti; nop\nopen: nop", python=python)
-    word = V_INTR.make(v_irq=1, v_intr_prio=8, v_intr_masking=1, v_intr_vector=0x55, v_nmi_enable=1, v_nmi=1, v_nmi_blocking=1)
+    word = V_INTR.make(v_irq=1, v_intr_prio=8, v_intr_masking=1, v_intr_vector=0x55, v_nmi_enable=1, v_nmi=1, v_nmi_mask=1)
     h.intercept(ExitCode.NMI)
     h.set(v_intr=word)
     h.step()

@@ -173,6 +173,20 @@ def test_tlb_control_and_global_pages(control: int, value: int, python: bool) ->
     assert h.reg(RBX) == value
 
 
+@pytest.mark.parametrize(("what", "value"), [("smi", 2), (0x201, 2), (0x250, 2), (0x2FF, 2), (0xC0010016, 2), (0xC0010113, 1)])
+def test_what_flushes_every_asid(what: str | int, value: int, python: bool) -> None:
+    """SMIs, RSM and writes of MTRRs and IORRs (APM2 15.16.1), here the host's."""
+    if what == "smi":
+        flush = "outb %al, $0xb2; nop"
+    else:
+        flush = f"movl ${what:#x}, %ecx; xorl %eax, %eax; xorl %edx, %edx; wrmsr; movl ${VMCB_PAGE}, %eax"
+    h = prepare(Hypervisor(f"{READ}; vmmcall; {READ}; hlt", host=two_runs(entry_to(NPTE, GUEST + OTHER), flush), python=python,
+                           strict_tlb=True))  # fmt: skip
+    h.state.gif = True
+    assert h.enter() == HLT
+    assert h.reg(RBX) == value
+
+
 @pytest.mark.parametrize(("asid", "value"), [(1, 2), (2, 1)])
 def test_invlpga_names_the_asid(asid: int, value: int, python: bool) -> None:
     flush = f"movl ${PAGE + 8}, %eax; movl ${asid}, %ecx; invlpga; movl ${VMCB_PAGE}, %eax"

@@ -9,6 +9,7 @@ from introspect.vmcb import MISC_CTL2, VMCB
 from tests.engine.rig import CODE, P, W
 from tests.svm.covers import covers
 from tests.svm.hypervisor import GUEST, NPF, VMMCALL, Hypervisor
+from vmdbg.engine.state import CS
 
 GPA, SPA = 0x150000, GUEST + 0x150000
 """A page of the guest, and where it is."""
@@ -74,9 +75,26 @@ def test_addresses_that_are_no_page(rax: int, python: bool) -> None:
     assert h.enter() == 0x4D
 
 
-def test_without_nested_paging_nothing_is_virtual(python: bool) -> None:
-    h = Hypervisor("vmsave; vmmcall", python=python, np=False)
+@pytest.mark.parametrize("text", ["vmload", "vmsave"])
+@pytest.mark.parametrize("lacking", ["nested paging", "64-bit mode"])
+def test_virtual_ones_that_cannot_be_exit(text: str, lacking: str, python: bool) -> None:
+    """The enable bit is recognized with nested paging, of a hypervisor in 64-bit mode; else they exit, intercepted or not
+    (APM2 15.33.1)."""
+    h = Hypervisor(f"{text}; vmmcall", python=python, np=lacking != "nested paging",
+                   host_mode="compatibility" if lacking == "64-bit mode" else "long")  # fmt: skip
     h.set(rax=GPA, misc_ctl2=MISC_CTL2.v_vmload_vmsave)
-    h.state.set_field("kernel_gs_base", MARK >> 20)
-    assert h.enter() == VMMCALL
-    assert kernel_gs_base(h, GPA) == MARK >> 20
+    assert h.enter() == (ExitCode.VMLOAD if text == "vmload" else ExitCode.VMSAVE)
+    assert h["nrip"] == CODE + 3
+    assert h.again(misc_ctl2=0) == VMMCALL
+
+
+def test_the_same_guest_from_64_bit_and_from_compatibility_mode(python: bool) -> None:
+    """The native switch takes an entry of the one for no VMRUN of the other."""
+    h = guest("1: vmsave; vmmcall; jmp 1b", python)
+    for number in range(6):
+        assert h.again(rip=CODE, rax=GPA) == VMMCALL
+        h.state.set_segment(CS, h.state.selector(CS), 0, 0xFFFFFFFF, 0xC9B if number % 2 else 0xA9B)
+        h.state.refresh()
+        assert h.again(rip=CODE, rax=GPA) == (ExitCode.VMSAVE if number % 2 else VMMCALL)
+        h.state.set_segment(CS, h.state.selector(CS), 0, 0xFFFFFFFF, 0xA9B)
+        h.state.refresh()

@@ -27,7 +27,7 @@ from tests.svm.hypervisor import (
     P,
 )  # fmt: skip
 from vmdbg.cpu.bits import CR4_SUPPORTED
-from vmdbg.engine.state import RAX, RBX, RSP
+from vmdbg.engine.state import RAX, RBX, RCX, RSP
 from vmdbg.svm import world
 
 RULE = {rule.id: rule for rule in RULES}
@@ -176,7 +176,7 @@ def test_refused(rule: str, python: bool) -> None:
 @covers("eventinj")
 @pytest.mark.parametrize("event", [
     0x8000_0100, 0x8000_0500, 0x8000_0600, 0x8000_0700,
-    *(0x8000_0300 | vector for vector in (2, 9, 15, 20, 22, 27, 31, 32, 255)),
+    *(0x8000_0300 | vector for vector in (2, 4, 5, 9, 15, 20, 22, 27, 31, 32, 255)),
 ])  # fmt: skip
 def test_events_that_do_not_exist(event: int, python: bool) -> None:
     refused(Hypervisor("movl $1, %ebx", host=f"{store(eventinj=event)}; vmrun; hlt\nend:", python=python), "eventinj")
@@ -197,6 +197,39 @@ def test_pdpes(bit: int, python: bool) -> None:
     refused(Hypervisor("movl $1, %ebx", "pae", host=host, np=False, python=python), "pdpte")
     h = Hypervisor("vmmcall", "pae", host=f"andl $~1, {TABLES + 0x1018}; {host}", np=False, python=python)
     assert h.enter() == VMMCALL, "an absent one may have any"
+
+
+# The host's state.
+
+SAVED: dict[str, tuple[str, int]] = {
+    "cr0-high": ("cr0", 0x1_8000_0011), "cr0-nw": ("cr0", 0xA000_0011), "cr3-mbz": ("cr3", 1 << 45),
+    "cr4-mbz": ("cr4", 1 << 40 | 0x620), "efer-mbz": ("efer", 0x1D00 | 1 << 60), "long-pae": ("cr4", 0x600), "long-cs": ("cs.attrib", 0xE9B),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", SAVED)
+def test_a_host_save_area_that_somebody_wrote(rule: str, python: bool) -> None:
+    """#VMEXIT checks what it reloads of the host, and shuts the processor down (APM2 15.6).
+
+    The nested tables give the page to the guest, which first writes what is there already.
+    """
+    name, value = SAVED[rule]
+    field = VMCB[name]
+    page, offset, shift = 0x180000, field.offset & ~7, field.offset % 8 * 8
+    h = Hypervisor(f"movq %rcx, {page + offset:#x}; vmmcall", python=python)
+    h.ram.write_u64(h.nested_entry(page), HSAVE | 7)
+    h.machine.run(step=True)
+    there = h.ram.read_u64(HSAVE + offset)
+    h.state.set_reg(RCX, there)
+    assert h.enter() == VMMCALL
+    for _ in range(3):
+        h.state.set_reg(RCX, there)
+        assert h.again(rip=CODE) == VMMCALL
+    assert not h.cpu.shutdown
+    h.state.set_reg(RCX, there & ~((1 << 8 * field.size) - 1 << shift) | value << shift)
+    assert h.again(rip=CODE) == VMMCALL
+    assert h.cpu.shutdown
+    assert f"VM_HSAVE_PA {HSAVE:#x}, and {RULE[rule].text}" in h.cpu.last_fault
 
 
 # What hardware accepts.
@@ -251,7 +284,7 @@ def test_bits_that_registers_do_not_have(python: bool) -> None:
     assert (h["gdtr.limit"], h["ds.attrib"], h["cpl"]) == (0xAF, 0xC93, 0)
 
 
-@pytest.mark.parametrize("segment", ["es", "ss", "ds", "gdtr", "idtr"])
+@pytest.mark.parametrize("segment", ["gdtr", "idtr"])
 def test_bases_become_canonical(segment: str, python: bool) -> None:
     h = Hypervisor("vmmcall", python=python)
     h.set(**{f"{segment}__base": 0x1234_8000_0000_0000})

@@ -377,7 +377,7 @@ def test_nmis_of_a_guest(python: bool) -> None:
     h = Hypervisor("1: jmp 1b", python=python)
     h.intercept(NMI_EXIT)
     h.guest_handler(2, "1: jmp 1b")
-    h.set(v_intr=V_INTR.v_nmi_enable | V_INTR.v_nmi_blocking | V_GIF)
+    h.set(v_intr=V_INTR.v_nmi_enable | V_INTR.v_nmi_mask | V_GIF)
     go(h, 200)
     guest = h.cpu.guest
     assert guest is not None

@@ -152,7 +152,7 @@ class VmcbFields(Fields):
 
     @property
     def erap_control(self) -> Value:
-        """1 byte at 0x5d."""
+        """1 byte at 0x5d: allow_larger_rap, clear_rap."""
         return self._get("erap_control")
 
     @erap_control.setter
@@ -215,7 +215,7 @@ class VmcbFields(Fields):
 
     @property
     def misc_ctl(self) -> Value:
-        """8 bytes at 0x90: np_enable, sev_enable, sev_es_enable, gmet_enable, sss_check_enable, vte_enable."""
+        """8 bytes at 0x90."""
         return self._get("misc_ctl")
 
     @misc_ctl.setter
@@ -260,7 +260,7 @@ class VmcbFields(Fields):
 
     @property
     def misc_ctl2(self) -> Value:
-        """8 bytes at 0xb8: lbr_virt, v_vmload_vmsave."""
+        """8 bytes at 0xb8: lbr_virt, v_vmload_vmsave, ibs_virt, pmc_virt."""
         return self._get("misc_ctl2")
 
     @misc_ctl2.setter
@@ -338,6 +338,24 @@ class VmcbFields(Fields):
     @vmsa_pa.setter
     def vmsa_pa(self, value: int) -> None:
         self.write("vmsa_pa", value)
+
+    @property
+    def vmgexit_rax(self) -> Value:
+        """8 bytes at 0x110."""
+        return self._get("vmgexit_rax")
+
+    @vmgexit_rax.setter
+    def vmgexit_rax(self, value: int) -> None:
+        self.write("vmgexit_rax", value)
+
+    @property
+    def vmgexit_cpl(self) -> Value:
+        """1 byte at 0x118."""
+        return self._get("vmgexit_cpl")
+
+    @vmgexit_cpl.setter
+    def vmgexit_cpl(self, value: int) -> None:
+        self.write("vmgexit_cpl", value)
 
     @property
     def bus_lock_counter(self) -> Value:
@@ -725,15 +743,6 @@ class VmcbFields(Fields):
     @tr_base.setter
     def tr_base(self, value: int) -> None:
         self.write("tr.base", value)
-
-    @property
-    def vmpl(self) -> Value:
-        """1 byte at 0x4ca."""
-        return self._get("vmpl")
-
-    @vmpl.setter
-    def vmpl(self, value: int) -> None:
-        self.write("vmpl", value)
 
     @property
     def cpl(self) -> Value:

@@ -382,6 +382,12 @@ class Cpu(Accesses):
         if self.tlb is not None:
             self.tlb.forget(self.asid, keep_global=keep_global)
 
+    def forget_all_translations(self) -> None:
+        """What an SMI, RSM, and a write of an MTRR or IORR makes the processor forget: all, of every ASID (APM2 15.16.1)."""
+        self.flush()
+        if self.tlb is not None:
+            self.tlb.forget_all()
+
     def forget_page(self, address: int, asid: int) -> None:
         """INVLPG and INVLPGA: the translation of one linear address, in an address space."""
         self.flush()

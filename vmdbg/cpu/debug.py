@@ -43,7 +43,10 @@ class Range(NamedTuple):
 
 
 class DebugRegisters:
-    """DR0 to DR3 of one CPU at work.  `update` is to be called where they, DR7 or CR4.DE have changed."""
+    """DR0 to DR3 of one CPU at work.  `update` is to be called where they, DR7 or CR4.DE have changed.
+
+    While GIF is clear what they would meet is ignored, and not kept for later (APM2 table 15-10).
+    """
 
     def __init__(self, cpu: Cpu) -> None:
         self.cpu = cpu
@@ -118,7 +121,7 @@ class DebugRegisters:
     def instruction(self) -> int:
         """Bits of the instruction breakpoints at RIP, unless RFLAGS.RF holds them back."""
         s = self.cpu.state
-        return 0 if s.rflags & RFLAGS_RF else self.instructions.get(s.linear_rip, 0)
+        return 0 if s.rflags & RFLAGS_RF or not s.gif else self.instructions.get(s.linear_rip, 0)
 
     def values(self) -> list[bytes]:
         """The watched bytes: what `touched` compares."""
@@ -144,16 +147,18 @@ class DebugRegisters:
         return bits
 
     def data_bits(self, address: int, size: int, *, reads: bool, writes: bool) -> int:
-        return sum(p.bit for p in self.data if (writes or (reads and p.kind == ACCESS)) and p.meets(address, size))
+        met = (p for p in self.data if (writes or (reads and p.kind == ACCESS)) and p.meets(address, size))
+        return sum(p.bit for p in met) if self.cpu.gif else 0
 
     def changes(self, before: list[bytes]) -> int:
         """Bits of those whose bytes are not as they were."""
-        return sum(p.bit for p, old, new in zip(self.data, before, self.values(), strict=True) if old and old != new)
+        changed = (p for p, old, new in zip(self.data, before, self.values(), strict=True) if old and old != new)
+        return sum(p.bit for p in changed) if self.cpu.gif else 0
 
     def port(self, first: int, size: int) -> None:
         """A port was accessed."""
         for point in self.ports:
-            if point.meets(first, size):
+            if point.meets(first, size) and self.cpu.gif:
                 self.cpu.due |= point.bit
 
     def report(self, bits: int) -> None:

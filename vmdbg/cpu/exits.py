@@ -18,7 +18,7 @@ from .core import Cpu
 from .events import raise_event
 from .faults import DB, GP, MF, PF, UD, CpuFault, Event, Kind
 from .instructions import EMULATE
-from .interception import WRITE_TRAPS, intercepted, write_trap
+from .interception import intercepted
 from .mistaken import at_far_transfer_stack, taken_for
 from .steps import step
 
@@ -63,11 +63,7 @@ def _instruction(cpu: Cpu, code: int) -> Stop | None:
         return None
     handler, following = EMULATE.get(code), None
     if handler is not None:
-        trapped = guest if guest is not None and guest.words[4] & WRITE_TRAPS else None
-        wrmsr = trapped is not None and code == ExitCode.MSR and cpu.instruction().opcode == 0x0F30
         handler(cpu)
-        if trapped is not None:
-            write_trap(cpu, trapped, code, wrmsr)
     elif code in _BY_ENGINE:
         following = _by_engine(cpu, code)
     else:

@@ -11,7 +11,10 @@ DE, DB, NMI, BP, OF, BR, UD, NM, DF, TS, NP, SS, GP, PF, MF, AC, MC, XF, SX = (
     *range(9), *range(10, 15), 16, 17, 18, 19, 30,
 )  # fmt: skip
 
-CONTRIBUTORY = frozenset((DE, TS, NP, SS, GP))
+CP, VC = 21, 29
+"""Nothing here raises them, but they can be injected."""
+CONTRIBUTORY = frozenset((DE, TS, NP, SS, GP, CP, VC, SX))
+"""APM2 table 8-2; #PF is a class of its own."""
 WITH_ERROR_CODE = frozenset((DF, TS, NP, SS, GP, PF, AC, SX))
 
 

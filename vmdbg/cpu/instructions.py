@@ -14,7 +14,7 @@ from introspect.vmcb import V_INTR
 from vmdbg.engine.state import DS, RAX, RBX, RCX, RDX
 from vmdbg.platform.cpuid import MAX_RDPRU, MONITOR_LINE, Dynamic, cpuid
 from vmdbg.platform.faults import MsrFault
-from vmdbg.platform.msrs import COUNTERS, HWCR, HWCR_MON_MWAIT_DIS, HWCR_MON_MWAIT_USER_EN
+from vmdbg.platform.msrs import COUNTERS, HWCR, HWCR_MON_MWAIT_DIS, HWCR_MON_MWAIT_USER_EN, MEMORY_TYPE_MSRS
 from vmdbg.svm import world
 from vmdbg.svm.skinit import launch
 
@@ -122,6 +122,8 @@ def msr(cpu: Cpu) -> None:
         if insn.opcode == 0x0F30:
             value = s.reg(RDX) << 32 & 0xFFFFFFFF00000000 | s.reg(RAX) & MASK32
             cpu.msrs.write(number, value, cpu)
+            if number in MEMORY_TYPE_MSRS:
+                cpu.forget_all_translations()
         else:
             value = cpu.msrs.read(number, cpu)
             s.set_reg(RAX, value & MASK32)

@@ -6,13 +6,11 @@ from introspect.exits import ExitCode
 from vmdbg.svm import world
 from vmdbg.svm.guest import Guest
 
-from .control import cr0_value, read_tpr
+from .control import cr0_value
 from .core import Cpu
 from .instructions import CHECK, is_rdtscp
 from .operands import length, moved, operand_linear
 
-WRITE_TRAPS = 0xFFFF8000
-"""In intercept word 4: EFER and CR0 to CR15, after the write."""
 _PARTICULAR = frozenset(
     (*range(0x40), ExitCode.MSR, ExitCode.RDTSC, ExitCode.INVLPG, ExitCode.WBINVD, ExitCode.PAUSE, ExitCode.MWAIT)
 )
@@ -55,10 +53,12 @@ def intercepted(cpu: Cpu, guest: Guest, code: int) -> bool:
         if not guest.intercepts(code):
             return False
     elif code == ExitCode.MWAIT:
-        if not guest.intercepts(code):
+        # The conditional intercept is looked at first: its exit tells an MWAIT that would have waited (APM2 table 15-7).
+        waits = cpu.monitored is not None and not cpu.stored_to(cpu.monitored)
+        if waits and guest.intercepts(ExitCode.MWAIT_COND):
             code = ExitCode.MWAIT_COND
-            if cpu.monitored is None or cpu.stored_to(cpu.monitored) or not guest.intercepts(code):
-                return False
+        elif not guest.intercepts(code):
+            return False
     elif not guest.intercepts(code):
         return False
     elif code == ExitCode.PAUSE:
@@ -95,18 +95,3 @@ def _cr0_write(cpu: Cpu, guest: Guest) -> tuple[int, int] | None:
     if move and not (cpu.cr0 ^ cr0_value(moved(cpu, insn))) & ~0xA:
         return None
     return ExitCode.CR0_SEL_WRITE, info1
-
-
-def write_trap(cpu: Cpu, guest: Guest, code: int, wrmsr: bool) -> None:
-    """Traps after a write of CRn or EFER: EXITINFO1 is the new value (APM2 15.35.6)."""
-    s = cpu.state
-    if ExitCode.CR0_WRITE <= code < ExitCode.CR0_WRITE + 16:
-        number = code - ExitCode.CR0_WRITE
-        trap = ExitCode.CR0_WRITE_TRAP + number
-        value = {0: cpu.cr0, 8: read_tpr(cpu)}.get(number, s.cr(number))
-    elif wrmsr and s.reg(1) & 0xFFFFFFFF == 0xC0000080:
-        trap, value = int(ExitCode.EFER_WRITE_TRAP), s.efer
-    else:
-        return
-    if guest.intercepts(trap):
-        world.vmexit(cpu, trap, value, nrip=s.rip)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vmdbg.engine.state import CS, DS, ES, FS, GDTR, GS, IDTR, LDTR, MXCSR_DEFAULT, RDX, SS, TR
+from vmdbg.platform.msrs import VM_CR, VM_CR_LOCK, VM_CR_SVMDIS
 from vmdbg.svm import world
 
 from .bits import DR6_RESET, DR7_RESET, XCR0_X87
@@ -22,8 +23,10 @@ def power_on(cpu: Cpu) -> None:
 
 
 def init(cpu: Cpu) -> None:
-    """The registers as INIT leaves them (APM2 14.1.3); the MSRs, FPU and cache control stay."""
+    """The registers as INIT leaves them (APM2 14.1.3); the FPU, cache control and MSRs stay, but for VM_CR.SVMDIS."""
     s = cpu.state
+    if not cpu.msrs.values[VM_CR] & VM_CR_LOCK:
+        cpu.msrs.values[VM_CR] &= ~VM_CR_SVMDIS  # APM2 15.30.1
     cpu.guest = None
     if cpu.switcher is not None:
         cpu.switcher.left()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from introspect.exits import SMI_INFO, port_info
+from introspect.exits import SMI_INFO, port_info, smi_info
 from introspect.smm import SMM_IO, SMM_SAVE, SMM_SAVE_OFFSET
 from introspect.vmcb import VMCB
 from vmdbg.engine.physical import Npt, Shadow
@@ -68,12 +68,15 @@ def _port_access(cpu: Cpu) -> PortAccess | None:
 
 
 def exit_info(cpu: Cpu) -> tuple[int, int]:
-    """EXITINFO1 and 2 of an SMI that a hypervisor intercepts: an external one, and the I/O instruction it followed."""
+    """EXITINFO1 and 2 of an SMI that is intercepted: an external one, and the I/O instruction it followed (APM2 15.13.3).
+
+    No breakpoint at the port is told of: its #DB has come first.
+    """
     access = _port_access(cpu)
     if access is None:
         return SMI_INFO.SMISRC, 0
     stepped = SMI_INFO.TF if cpu.state.rflags & RFLAGS_TF else 0
-    return SMI_INFO.SMISRC | stepped | access.info, cpu.state.rip
+    return smi_info(port_info(access.insn, access.port, access.size)) | stepped, access.rip
 
 
 def enter(cpu: Cpu) -> None:
@@ -177,7 +180,7 @@ def leave(cpu: Cpu) -> bool:
     nested = npt.nested if isinstance(npt, Shadow) else None
     physical = cpu.engine.physical
     cpu.npt = physical.host if nested is None else physical.shadow(
-        nested.ncr3, nested.host_cr4, nested.host_efer, nested.apic
+        nested.ncr3, nested.host_cr4, nested.host_efer, nested.apic, nested.gmet
     )
     cpl = 0 if not cr0 & CR0_PE else 3 if saved["rflags"] & RFLAGS_VM else s.attrib(SS) >> 5 & 3
     _changed(cpu, cpl)
@@ -217,4 +220,4 @@ def _changed(cpu: Cpu, cpl: int) -> None:
     world.set_intercepts(s, cpu.guest)
     cpu.guard_ferr()
     cpu.guard_tasks()
-    cpu.flush()
+    cpu.forget_all_translations()

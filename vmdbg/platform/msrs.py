@@ -29,7 +29,7 @@ SYSCFG, HWCR, IORR_BASE0, TOP_MEM, TOP_MEM2 = 0xC0010010, 0xC0010015, 0xC0010016
 INT_PENDING, DE_CFG = 0xC0010055, 0xC0011029
 SMM_BASE, SMM_ADDR, SMM_MASK = 0xC0010111, 0xC0010112, 0xC0010113
 VM_CR, IGNNE, SMM_CTL, VM_HSAVE_PA, SVM_KEY = 0xC0010114, 0xC0010115, 0xC0010116, 0xC0010117, 0xC0010118
-DOORBELL = 0xC001011B
+SMM_KEY, DOORBELL = 0xC0010119, 0xC001011B
 
 FAMILY_17H = (
     0xC001001F, 0xC0010058, *range(0xC0011002, 0xC0011006), *range(0xC0011020, 0xC0011024), 0xC0011028, 0xC001102A, 0xC001102C,
@@ -45,11 +45,17 @@ CR0_PG = 1 << 31
 VM_CR_R_INIT, VM_CR_DIS_A20M, VM_CR_LOCK, VM_CR_SVMDIS = 1 << 1, 1 << 2, 1 << 3, 1 << 4
 DEBUGCTL_LBR, DEBUGCTL_BTF, DEBUGCTL_BITS = 1 << 0, 1 << 1, 0x3F
 HWCR_SMMLOCK, HWCR_MON_MWAIT_DIS, HWCR_MON_MWAIT_USER_EN = 1 << 0, 1 << 9, 1 << 10
+_LOCKS = {SVM_KEY: (VM_CR, VM_CR_LOCK), SMM_KEY: (HWCR, HWCR_SMMLOCK)}
+"""What keys open: a bit of a register."""
 SMBASE_RESET = 0x30000
 SYSCFG_MTRR_FIX_DRAM_MOD_EN = 1 << 19
 VARIABLE_MTRRS = 8
 MTRR_VARIABLE = range(MTRR_PHYS_BASE0, MTRR_PHYS_BASE0 + 2 * VARIABLE_MTRRS, 2)
 """The bases; each is followed by its mask."""
+MEMORY_TYPE_MSRS = frozenset((
+    MTRR_DEF_TYPE, *MTRR_FIXED, *range(MTRR_PHYS_BASE0, MTRR_PHYS_BASE0 + 2 * VARIABLE_MTRRS), *range(IORR_BASE0, IORR_BASE0 + 4),
+))  # fmt: skip
+"""MTRRs and IORRs."""
 PAT_TYPES = frozenset((0, 1, 4, 5, 6, 7))
 MTRR_TYPES = frozenset((0, 1, 4, 5, 6))
 
@@ -115,17 +121,12 @@ def _efer(file: "MsrFile", value: int, cpu: Cpu) -> str | None:
     return None
 
 
-def _hwcr(file: "MsrFile", value: int, cpu: Cpu) -> str | None:
-    return None if value & HWCR_SMMLOCK or not file.smm_locked else "SMMLOCK stays set until a reset (APM2 10.2.6)"
-
-
 def _smm_unlocked(file: "MsrFile", value: int, cpu: Cpu) -> str | None:
-    return "HWCR.SMMLOCK is set (APM2 10.2.6, 15.30.3)" if file.smm_locked else None
+    return "HWCR.SMMLOCK is set (APM2 15.30.3, 15.32.1)" if file.smm_locked else None
 
 
 def _vm_cr(file: "MsrFile", value: int, cpu: Cpu) -> str | None:
-    locked = file.values[VM_CR] & VM_CR_LOCK
-    if value & VM_CR_SVMDIS and not locked and cpu.get("efer") & EFER_SVME:
+    if value & VM_CR_SVMDIS and cpu.get("efer") & EFER_SVME:  # also while LOCK is set
         return "SVMDIS cannot be set while EFER.SVME is 1 (APM2 15.30.1)"
     return None
 
@@ -168,7 +169,7 @@ def msr_table(config: CpuidConfig) -> dict[int, Msr]:
         *(Msr(PERF_CTL0 + n) for n in range(COUNTERS)),
         *(Msr(PERF_CTR0 + n, writable=(1 << 48) - 1) for n in range(COUNTERS)),
         Msr(SYSCFG, writable=0x7C0000),
-        Msr(HWCR, reset=1 << 24, writable=LOW32 & ~(1 << 24), check=_hwcr),  # TscFreqSel: at the P0 rate
+        Msr(HWCR, reset=1 << 24, writable=LOW32 & ~(1 << 24)),  # TscFreqSel: at the P0 rate
         *(Msr(IORR_BASE0 + 2 * n, mbz=beyond | 0xFE7, writable=ALL) for n in range(2)),
         *(Msr(IORR_BASE0 + 2 * n + 1, mbz=beyond | 0x7FF, writable=ALL) for n in range(2)),
         Msr(TOP_MEM, mbz=beyond | 0x7FFFFF),
@@ -200,6 +201,7 @@ def msr_table(config: CpuidConfig) -> dict[int, Msr]:
             Msr(SMM_CTL, mbz=ALL & ~0x1F, access="w", check=_smm_unlocked),
             Msr(VM_HSAVE_PA, mbz=ALL & ~(physical & ~0xFFF), field="vm_hsave"),
             Msr(SVM_KEY),
+            Msr(SMM_KEY),
         ]
         if config.svm_features & SVM_FEATURES.AVIC:
             table.append(Msr(DOORBELL, mbz=ALL & ~0xFF, access="w"))
@@ -243,7 +245,7 @@ class MsrFile:
             return self.lapic.base
         if number == MSR_TSC_DEADLINE:
             return self.lapic.tsc_deadline
-        if number == SVM_KEY:
+        if number in _LOCKS:
             return 0
         return self._load(msr, cpu)
 
@@ -269,8 +271,8 @@ class MsrFile:
             self._set_tsc(cpu.get("tsc") + value - self.values[TSC_ADJUST] & ALL, cpu)
         elif number == TSC:
             self._set_tsc(value, cpu)
-        elif number == SVM_KEY:
-            self._write_svm_key(value)
+        elif number in _LOCKS:
+            self._write_key(number, value)
         elif number == DOORBELL:
             self.lapic.bus.doorbell(value)
         elif number == SMM_CTL:
@@ -280,6 +282,8 @@ class MsrFile:
             self.values[VM_CR] = self.values[VM_CR] & locked | value & ~locked
             cpu.set("vm_cr", self.values[VM_CR])
         else:
+            if number == HWCR:
+                value |= self.values[HWCR] & HWCR_SMMLOCK  # once set it is not written any more (APM2 15.32.1)
             self._store(msr, self._load(msr, cpu) & ~msr.writable | value & msr.writable, cpu)
 
     def _load(self, msr: Msr, cpu: Cpu) -> int:
@@ -298,9 +302,10 @@ class MsrFile:
         cpu.set("tsc", value)
         self.lapic.tsc_changed(value)
 
-    def _write_svm_key(self, value: int) -> None:
-        """APM2 15.31: the key that unlocks VM_CR; 0 is none."""
-        if not self.values[VM_CR] & VM_CR_LOCK:
-            self.values[SVM_KEY] = value
-        elif value and value == self.values[SVM_KEY]:
-            self.values[VM_CR] &= ~VM_CR_LOCK
+    def _write_key(self, number: int, value: int) -> None:
+        """The key that unlocks VM_CR, or HWCR.SMMLOCK (APM2 15.31.1, 15.32.2); 0 is none."""
+        register, lock = _LOCKS[number]
+        if not self.values[register] & lock:
+            self.values[number] = value
+        elif value and value == self.values[number]:
+            self.values[register] &= ~lock

@@ -19,6 +19,8 @@ _WORDS = VMCB.codec(
 ).unpack  # fmt: skip
 
 TASK_SWITCH, FERR_FREEZE = 0x7D, 0x7E
+_VMLOAD_VMSAVE = 3 << 2
+"""Of intercept word 4."""
 _NP, _V_INTR_MASKING, _V_IRQ, _SHADOW = MISC_CTL.np_enable, V_INTR.v_intr_masking, V_INTR.v_irq, INT_STATE.interrupt_shadow
 
 
@@ -28,12 +30,15 @@ class Guest:
     __slots__ = (
         "asid", "avic", "eventinj", "gmet", "host_if", "host_nmi_blocked", "host_pat", "iopm", "last_pause", "lbr_virtual",
         "misc_ctl", "misc_ctl2", "msrpm", "n_cr3", "np", "pause_count", "pause_left", "pause_threshold", "q", "shadow",
-        "tlb_control", "tsc_offset", "v_gif_enabled", "v_intr", "v_intr_masking", "v_nmi_enabled", "v_tpr", "view", "vmcb",
-        "words",
+        "tlb_control", "tsc_offset", "v_gif_enabled", "v_intr", "v_intr_masking", "v_nmi_enabled", "v_tpr", "view",
+        "virtual_vmload", "vmcb", "vmload_exits", "words",
     )  # fmt: skip
 
-    def __init__(self, vmcb: int, view: memoryview, host_if: bool, loaded: memoryview | None = None) -> None:
-        """`view` is the VMCB in memory; `loaded` is as the processor sees it, if that is something else."""
+    def __init__(
+        self, vmcb: int, view: memoryview, host_if: bool, loaded: memoryview | None = None, host_64: bool = True
+    ) -> None:
+        """`view` is the VMCB in memory; `loaded` is as the processor sees it, if that is something else.  `host_64`: VMRUN was
+        executed in 64-bit mode."""
         self.vmcb = vmcb
         self.view = view
         self.q = view.cast("Q")
@@ -41,13 +46,20 @@ class Guest:
         (
             cr_read, cr_write, dr_read, dr_write, exceptions, misc1, misc2, misc3, self.pause_threshold, self.pause_count,
         ) = _WORDS(loaded, 0)  # fmt: skip
-        self.words = (cr_read | cr_write << 16, dr_read | dr_write << 16, exceptions, misc1, misc2, misc3)
         (
             self.iopm, self.msrpm, self.tsc_offset, self.asid, self.tlb_control, self.v_intr, int_state, self.misc_ctl,
             self.eventinj, self.n_cr3, self.misc_ctl2,
         ) = _CONTROL(loaded, 0)  # fmt: skip
         self.np = bool(self.misc_ctl & _NP)
         """Nested paging is enabled."""
+        asks = bool(self.misc_ctl2 & MISC_CTL2.v_vmload_vmsave)
+        self.virtual_vmload = asks and self.np and host_64
+        """VMLOAD and VMSAVE that are not intercepted take guest-physical addresses (APM2 15.33.1)."""
+        self.vmload_exits = asks and not self.virtual_vmload
+        """That is asked for and is not to be had: they exit, intercepted or not."""
+        if self.vmload_exits:
+            misc2 |= _VMLOAD_VMSAVE
+        self.words = (cr_read | cr_write << 16, dr_read | dr_write << 16, exceptions, misc1, misc2, misc3)
         self.gmet = bool(self.misc_ctl & MISC_CTL.gmet_enable)
         """Guest mode execute trap is (APM2 15.25.13)."""
         self.v_intr_masking = bool(self.v_intr & _V_INTR_MASKING)
@@ -68,7 +80,8 @@ class Guest:
     @property
     def is_common(self) -> bool:
         """Whether VMRUN and #VMEXIT switch nothing for it but what they switch for every guest."""
-        return not (self.v_gif_enabled or self.v_nmi_enabled or self.lbr_virtual or self.avic is not None)
+        special = self.v_gif_enabled or self.v_nmi_enabled or self.lbr_virtual or self.vmload_exits
+        return not (special or self.avic is not None)
 
     def intercepts(self, code: int) -> bool:
         """Whether the intercept bit of an exit code below 0xC0 is set."""
@@ -93,11 +106,6 @@ class Guest:
             return self.pause_left < 0
         self.pause_left -= 1
         return self.pause_left <= 0
-
-    @property
-    def virtual_vmload(self) -> bool:
-        """VMLOAD and VMSAVE that are not intercepted take guest-physical addresses (APM2 15.33.1)."""
-        return self.np and bool(self.misc_ctl2 & MISC_CTL2.v_vmload_vmsave)
 
     @property
     def intercepts_ferr(self) -> bool:

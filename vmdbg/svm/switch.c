@@ -74,7 +74,7 @@ static struct {
 } at;
 static struct {
     uint32_t es, fs, gdtr, ldtr, idtr, tr, cpl, efer, controls, rsp, rax, msrs, cr2, g_pat, v_intr, int_state, exitcode,
-        eventinj, nrip, insn_len;
+        eventinj, nrip, insn_len, misc_ctl2;
 } in;
 
 enum { ES, CS, SS, DS, FS, GS, LDTR, TR, GDTR, IDTR };
@@ -89,8 +89,10 @@ enum { CR0_ET = 1 << 4, CR0_AM = 1 << 18 };
 #define DR6(value) (((value) & 0xe00f) | 0xffff0ff0)
 #define DR7(value) (((value) & 0xffff23ff) | 0x400)
 enum { DR7_ENABLED = 0xff };
+enum { V_VMLOAD_VMSAVE = 1 << 1 };                       /* in misc_ctl2 */
 enum { EFER_LME = 1 << 8, EFER_LMA = 1 << 10, EFER_SVME = 1 << 12 };
 enum { CR4_OSFXSR = 1 << 9, CR4_SMAP = 1 << 21 };
+enum { ATTRIB_L = 1 << 9, ATTRIB_DB = 1 << 10 };        /* in a VMCB */
 enum { SEG_L = 1 << 21, SEG_DB = 1 << 22 };             /* in the engine's form */
 enum { CODE_BASE_KEPT = 1 << 0 };                       /* of state.py */
 enum { CR3_WRITE = 0x13, RDTSC = 0x6e, CPUID = 0x72, HLT = 0x78, IOIO = 0x7b, MSR = 0x7c, VMRUN = 0x80, VMLOAD = 0x82,
@@ -147,10 +149,11 @@ static uint64_t canonical(uint64_t address)
     return (uint64_t)((int64_t)(address << 16) >> 16);
 }
 
-static void from_vmcb(struct hidden *to, const struct segment *of)
+/* `wide`: of FS, GS, LDTR and TR; the others' bases have 32 bits. */
+static void from_vmcb(struct hidden *to, const struct segment *of, bool wide)
 {
     to->selector = of->selector;
-    to->base = canonical(of->base);
+    to->base = wide ? canonical(of->base) : (uint32_t)of->base;
     to->limit = of->limit;
     to->flags = (uint32_t)(of->attrib & 0xff) << 8 | (uint32_t)(of->attrib & 0xf00) << 12;
 }
@@ -186,7 +189,7 @@ static void load_state(struct runtime *rt, const uint8_t *of)
     struct hidden *hidden = HIDDEN(rt);
     const uint64_t *controls = (const uint64_t *)(of + in.controls);
     for (int i = ES; i <= DS; i++)
-        from_vmcb(hidden + i, (const struct segment *)(of + in.es) + i);
+        from_vmcb(hidden + i, (const struct segment *)(of + in.es) + i, false);
     hidden[GDTR].limit = *(const uint16_t *)(of + in.gdtr + 4);
     hidden[GDTR].base = canonical(Q(of, in.gdtr + 8));
     hidden[IDTR].limit = *(const uint16_t *)(of + in.idtr + 4);
@@ -299,6 +302,9 @@ static int64_t vmrun(struct runtime *rt, struct switcher *sw)
     e = entry_of(sw, spa);
     if (((uint64_t *)(vmcb + in.controls))[3] & DR7_ENABLED)    /* breakpoints of the guest's own */
         return -1;
+    /* Its entry is that of a host in 64-bit mode, the only one whose guests have virtual VMLOADs (APM2 15.33.1). */
+    if (Q(vmcb, in.misc_ctl2) & V_VMLOAD_VMSAVE && !(FIELD(rt, uint32_t, at.hflags) & HF_CS64))
+        return -1;
     if (e->vmcb != spa || e->host_cr0 != CR(rt, 0) || e->host_cr4 != CR(rt, 4) || e->host_efer != FIELD(rt, uint64_t, at.efer))
         return -1;
     for (uint32_t i = 0; i < sw->judged_count; i++)
@@ -368,12 +374,22 @@ static void record(struct runtime *rt, struct switcher *sw, struct entry *e, uin
     }
 }
 
+/* Whether a host save area still holds what VMRUN stored there: #VMEXIT has to judge nothing then (APM2 15.6). */
+static bool host_is_sound(const struct switcher *sw, const struct entry *e, const uint8_t *host)
+{
+    const uint64_t *controls = (const uint64_t *)(host + in.controls);
+    return controls[0] == e->host_cr4 && !(controls[1] & sw->physical_mask) && controls[2] == e->host_cr0 &&
+           Q(host, in.efer) == e->host_efer &&
+           (((const struct segment *)(host + in.es))[CS].attrib & (ATTRIB_L | ATTRIB_DB)) != (ATTRIB_L | ATTRIB_DB);
+}
+
 static int64_t vmexit(struct runtime *rt, struct switcher *sw, uint32_t code, uint64_t info1, uint64_t info2, uint64_t nrip)
 {
     struct entry *e = &sw->entries[sw->inside];
     uint8_t *vmcb = sw->ram + e->vmcb, *host = save_area(rt, sw);
     uint64_t state, rip = FIELD(rt, uint64_t, at.eip);
-    if (e->vmcb == FREE || !host || sw->pages[e->vmcb / PAGE] & sw->busy || ((uint64_t *)(host + in.controls))[5] & RFLAGS_TF)
+    if (e->vmcb == FREE || !host || !host_is_sound(sw, e, host) || sw->pages[e->vmcb / PAGE] & sw->busy ||
+        ((uint64_t *)(host + in.controls))[5] & RFLAGS_TF)
         return -1;
     record(rt, sw, e, code, info1, info2);
     store_state(rt, sw, vmcb);
@@ -416,10 +432,10 @@ static int64_t vmload(struct runtime *rt, struct switcher *sw)
     if (!of || !plain(rt))
         return -1;
     msrs = (const uint64_t *)(of + in.msrs);
-    from_vmcb(hidden + FS, (const struct segment *)(of + in.fs));
-    from_vmcb(hidden + GS, (const struct segment *)(of + in.fs) + 1);
-    from_vmcb(hidden + LDTR, (const struct segment *)(of + in.ldtr));
-    from_vmcb(hidden + TR, (const struct segment *)(of + in.tr));
+    from_vmcb(hidden + FS, (const struct segment *)(of + in.fs), true);
+    from_vmcb(hidden + GS, (const struct segment *)(of + in.fs) + 1, true);
+    from_vmcb(hidden + LDTR, (const struct segment *)(of + in.ldtr), true);
+    from_vmcb(hidden + TR, (const struct segment *)(of + in.tr), true);
     /* STAR LSTAR CSTAR SFMASK KERNEL_GS_BASE SYSENTER_CS SYSENTER_ESP SYSENTER_EIP */
     sysenter[0] = (uint32_t)msrs[5];
     sysenter[1] = msrs[6];

@@ -77,6 +77,7 @@ _IN = tuple(
     for name in (
         "es.selector", "fs.selector", "gdtr.selector", "ldtr.selector", "idtr.selector", "tr.selector", "cpl", "efer", "cr4",
         "rsp", "rax", "star", "cr2", "g_pat", "v_intr", "int_state", "exitcode", "eventinj", "nrip", "insn_len",
+        "misc_ctl2",
     )
 )  # fmt: skip
 """As `at` and `in` of switch.c."""

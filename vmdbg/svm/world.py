@@ -12,11 +12,12 @@ from introspect.exits import EVENT, NPF_INFO, PF_ERROR, ExitCode, port_info
 from introspect.paging import Access, Fault, NestedFault, nested_translate, translate
 from introspect.permissions import iopm_intercepts, msrpm_intercepts
 from introspect.registers import CR0, CR4, EFER, RFLAGS
-from introspect.rules import RULES, SVM_FEATURES, Processor, Violation, first_violation
+from introspect.rules import RULES, SVM_FEATURES, Processor, Violation, first_violation, host_violation
+from introspect.sources import BytesMemory
 from introspect.vmcb import INT_STATE, V_INTR, VMCB
 from vmdbg.cpu.bits import DR6_BS, RFLAGS_VM, dr6_value, dr7_value
 from vmdbg.cpu.core import Cpu, Notice
-from vmdbg.cpu.faults import GP, PF, CpuFault, Event, Kind, NestedPageFault
+from vmdbg.cpu.faults import GP, NMI, PF, CpuFault, Event, Kind, NestedPageFault
 from vmdbg.cpu.operands import accesses
 from vmdbg.engine import layout
 from vmdbg.engine.state import CODE_BASE_KEPT, CS, GDTR, HF_CS64, IDTR, RSP, CpuState
@@ -105,6 +106,9 @@ _SYSENTER = slice(layout.SYSENTER_CS, layout.SYSENTER_CS + 32)
 _SYSCALL = slice(layout.LSTAR, layout.LSTAR + 32)
 """SYSENTER_CS SYSENTER_ESP SYSENTER_EIP STAR; LSTAR CSTAR SFMASK KERNEL_GS_BASE."""
 _SHADOW, _VALID = INT_STATE.interrupt_shadow, EVENT.v
+_HOST_FIELDS = "cs.attrib", "efer", "cr4", "cr3", "cr0"
+_HOST = VMCB.codec(*_HOST_FIELDS).unpack
+"""What the consistency rules look at in a host save area."""
 _JUDGED = VMCB.codec(*sorted({name for rule in RULES for name in rule.fields}, key=VMCB.offset_of)).unpack
 
 _SHADOW_CR4 = CR4.PAE | CR4.PSE | CR4.LA57
@@ -169,10 +173,12 @@ def _to_vmcb(hidden: bytes) -> bytes:
 
 
 @lru_cache(maxsize=1024)
-def _from_vmcb(records: bytes) -> bytes:
-    """The reverse; bases are made canonical."""
+def _from_vmcb(records: bytes, wide: bool = False) -> bytes:
+    """The reverse.  Of ES, CS, SS and DS bases have 32 bits (APM2 table B-2); others, `wide`, are made canonical."""
     return b"".join(
-        _HIDDEN.pack(selector, _canonical(base), limit, (attrib & 0xFF) << 8 | (attrib & 0xF00) << 12)
+        _HIDDEN.pack(
+            selector, _canonical(base) if wide else base & 0xFFFFFFFF, limit, (attrib & 0xFF) << 8 | (attrib & 0xF00) << 12
+        )
         for selector, attrib, limit, base in _SEGMENT.iter_unpack(records)
     )
 
@@ -183,7 +189,7 @@ def _direct_from_vmcb(records: bytes, msrs: bytes) -> tuple[bytes, bytes, bytes]
     segments = records[:32] + records[48:64] + records[80:]
     star, lstar, cstar, sfmask, kernel_gs_base, cs, esp, eip = _MSRS.unpack(msrs)
     return (
-        _from_vmcb(segments),
+        _from_vmcb(segments, True),
         _FOUR.pack(cs & 0xFFFFFFFF, esp, eip, star),
         _FOUR.pack(lstar, cstar, sfmask, _canonical(kernel_gs_base)),
     )
@@ -288,7 +294,7 @@ def vmrun(cpu: Cpu, size: int) -> Event | None:
     stale: list[str] = []
     if cpu.vmcb_cache is not None:
         view, stale = cpu.vmcb_cache.load(vmcb, memory)
-    guest = Guest(vmcb, memory, host_if, view)
+    guest = Guest(vmcb, memory, host_if, view, s.is_code64)
     host_cr4, host_efer = s.cr(4), s.efer
     efer_valid = cpu.msrs.table[MSR_EFER].writable
     violation = _violation(
@@ -340,7 +346,7 @@ def vmrun(cpu: Cpu, size: int) -> Event | None:
         _load_branches(cpu, view)
     guest.host_nmi_blocked = s.nmi_blocked
     if guest.v_nmi_enabled:
-        s.nmi_blocked = bool(guest.v_intr & V_INTR.v_nmi_blocking)
+        s.nmi_blocked = bool(guest.v_intr & V_INTR.v_nmi_mask)
     s.gif = True
     cpu.flush()
     if cpu.switcher is not None:
@@ -349,7 +355,7 @@ def vmrun(cpu: Cpu, size: int) -> Event | None:
     if not event & EVENT.v:
         return None
     kind = Kind(EVENT.get(event, "type"))
-    vector = event & 0xFF
+    vector = NMI if kind == Kind.NMI else event & 0xFF  # of an NMI it is ignored (APM2 15.20)
     injected = Event(
         vector, kind, event >> 32 if event & EVENT.ev else None,
         s.cr(2) if kind == Kind.EXCEPTION and vector == PF else None,
@@ -396,6 +402,18 @@ def _violation(cpu: Cpu, guest: Guest, view: memoryview, processor: Processor) -
     return violation
 
 
+def _host_violation(cpu: Cpu, values: tuple[int, ...]) -> Violation | None:
+    """The consistency rule that the host state to be reloaded breaks."""
+    return _judge_host(values, cpu.physical_bits, cpu.cr4_valid, cpu.msrs.table[MSR_EFER].writable)
+
+
+@lru_cache(maxsize=256)
+def _judge_host(values: tuple[int, ...], physical_bits: int, cr4_valid: int, efer_valid: int) -> Violation | None:
+    area = VMCB.encode(dict(zip(_HOST_FIELDS, values, strict=True)))
+    processor = Processor(physical_bits, FEATURES, cr4_valid=cr4_valid, efer_valid=efer_valid)
+    return host_violation(area, processor, BytesMemory(0))
+
+
 def hsave(cpu: Cpu) -> memoryview:
     address = cpu.state.q[_Q_HSAVE] & ~(PAGE - 1)
     if not cpu.ram.contains(address, PAGE):
@@ -416,7 +434,9 @@ def _leave(
     view[_INSN_LEN] = len(insn)
     view[_INSN_LEN + 1 : _INSN_LEN + 1 + len(insn)] = insn
     cpu.observer.left(cpu, guest, rip)
-    _load_state(cpu, hsave(cpu))
+    saved = hsave(cpu)
+    broken = _host_violation(cpu, _HOST(saved, 0))
+    _load_state(cpu, saved)
     q = s.q
     q[_Q_CR0] |= 1
     q[_Q_RFLAGS] &= ~RFLAGS_VM
@@ -438,6 +458,12 @@ def _leave(
     if q[_Q_CR4] & CR4.PAE and q[_Q_CR0] & CR0.PG and not s.is_long and cpu.bad_pdptes(q[_Q_CR3]):
         cpu.shutdown = True
         cpu.last_fault = f"#VMEXIT to a host in PAE mode: a PDPE at CR3 {q[_Q_CR3]:#x} has reserved bits set (APM2 15.6)"
+    if broken is not None:
+        cpu.shutdown = True
+        cpu.last_fault = (
+            f"#VMEXIT reloads the host's state from VM_HSAVE_PA {q[_Q_HSAVE]:#x}, and {broken.rule.text} (APM2 15.6): "
+            "something has written to that page. Keep it for the processor alone"
+        )
     cpu.engine.physical.written(guest.vmcb, PAGE)
     cpu.flush()
     if cpu.catches is not None:
@@ -483,7 +509,7 @@ def _v_intr_at_exit(cpu: Cpu, guest: Guest, intinfo: int) -> int:
     delivering = intinfo & EVENT.v and EVENT.get(intinfo, "type") == Kind.NMI
     blocked = s.nmi_blocked and not delivering  # an NMI that was not delivered has not masked others (APM2 15.21.10)
     s.nmi_blocked = guest.host_nmi_blocked
-    return word | V_INTR.v_nmi_blocking if blocked else word & ~V_INTR.v_nmi_blocking
+    return word | V_INTR.v_nmi_mask if blocked else word & ~V_INTR.v_nmi_mask
 
 
 def vmload(cpu: Cpu, size: int) -> None:
