@@ -237,18 +237,22 @@ class Engine:
         self.holder, self.rt.flush = holder, FLUSH
 
     def invalidate(self, spa: int, length: int) -> None:
-        """Drop translations of code in a physical range.
-
-        The engine's own call takes a virtual address, so a flat state without paging lends its view for the moment.
-        """
-        flat = self._flat
-        uclib.uc_context_restore(self.uc._uch, ctypes.c_void_p(flat.address))
-        uclib.uc_ctl(self.uc._uch, 1 << 30 | const.UC_CTL_TLB_FLUSH)
+        """Drop translations of code in a physical range."""
+        self._look_flat()
         error = uclib.uc_ctl(
             self.uc._uch, 1 << 30 | 2 << 26 | const.UC_CTL_TB_REMOVE_CACHE, ctypes.c_uint64(spa), ctypes.c_uint64(spa + length)
         )
         if error:
             raise EngineError(f"dropping translations at {spa:#x} failed (error {error})")
+
+    def _look_flat(self) -> None:
+        """Until the next run the engine has a view without paging.
+
+        Its calls that drop translated code take linear addresses, and walk the tables of whoever has executed last: those would
+        get accessed bits for what the debugger did.
+        """
+        uclib.uc_context_restore(self.uc._uch, ctypes.c_void_p(self._flat.address))
+        uclib.uc_ctl(self.uc._uch, 1 << 30 | const.UC_CTL_TLB_FLUSH)
         self.flush()
 
     def flush_code(self) -> None:
@@ -286,9 +290,7 @@ class Engine:
         """Stop before every instruction that starts within one of these (first, end), in place of those armed before."""
         if ranges == self._ranges.keys():
             return
-        for gone in self._ranges.keys() - ranges:
-            handle, _ = self._ranges.pop(gone)
-            uclib.uc_hook_del(self.uc._uch, ctypes.c_size_t(handle))
+        self._unhook([self._ranges.pop(gone) for gone in self._ranges.keys() - ranges])
         for first, end in ranges - self._ranges.keys():
             self._ranges[first, end] = self._hook(first, end - 1)
         self.flush_code()
@@ -299,6 +301,12 @@ class Engine:
         callback = self.binding.on_breakpoint
         return add_hook(self.uc, const.UC_HOOK_CODE, callback, ctypes.addressof(point), first, last, None), point
 
+    def _unhook(self, gone: list[tuple[int, Point]]) -> None:
+        """Take code hooks out."""
+        self._look_flat()
+        for handle, _ in gone:
+            uclib.uc_hook_del(self.uc._uch, ctypes.c_size_t(handle))
+
     def tidy(self) -> None:
         """Take disarmed breakpoints out of translated code if execution comes to them often: at each, the engine looks through
         all of them."""
@@ -306,9 +314,7 @@ class Engine:
         if rt.idle * len(hooks) < MOST_IDLE:
             return
         rt.idle = 0
-        gone = [hooks.pop(address) for address in hooks.keys() - self.armed]
-        for handle, _ in gone:
-            uclib.uc_hook_del(self.uc._uch, ctypes.c_size_t(handle))
+        self._unhook([hooks.pop(address) for address in hooks.keys() - self.armed])
         self.flush_code()
 
     def _mmio_read(self, _uc: Any, offset: int, size: int, _data: Any) -> int:

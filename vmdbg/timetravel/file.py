@@ -43,6 +43,14 @@ IMPOSSIBLE = (TypeError, ValueError, LookupError, AttributeError, ArithmeticErro
 """What comes of a state that somebody has invented: Python's own errors, since nobody can check all of it beforehand."""
 
 
+def impossible(path: str | Path, error: Exception) -> str:
+    """In words, that one of these came of a file while its machine ran."""
+    return (
+        f"{path}: its machine came to what none comes to by itself ({type(error).__name__}: {error}); unless the file was "
+        "tampered with, report it, with what -v says"
+    )
+
+
 def _release() -> str:
     try:
         return version("vmdbg")
