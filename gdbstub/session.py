@@ -362,7 +362,7 @@ class Session(Channel):
         try:
             event = self.target.run_slice()
         except Exception as error:
-            log.exception("the machine failed while running")
+            log.error("the machine failed while running: %s", error, exc_info=not isinstance(error, TargetError))
             if not self.running:
                 self.detached = False
                 return

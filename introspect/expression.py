@@ -26,7 +26,7 @@ from introspect.exits import ExitCode
 
 __all__ = [
     "HOST", "MAX_DEPTH", "MAX_LENGTH", "Address", "Expression", "ExpressionError", "Names", "NoNames", "NoValue", "Place",
-    "Scope", "Space", "parse", "parse_address",
+    "Scope", "Space", "UnknownName", "parse", "parse_address",
 ]  # fmt: skip
 
 MAX_LENGTH = 4096
@@ -52,6 +52,14 @@ class ExpressionError(ValueError):
 
 class NoValue(ExpressionError):
     """A name has no value at this moment, as the guest-physical address of an exit that is no nested page fault."""
+
+
+class UnknownName(ExpressionError):
+    """A name that nobody knows; `owner` is whose it was said to be, None for the expression's own."""
+
+    def __init__(self, value: str, position: int, remedy: str, owner: str | None) -> None:
+        super().__init__(value, position, "there is no such name", remedy)
+        self.owner = owner
 
 
 class Space(StrEnum):
@@ -431,7 +439,7 @@ class _Parser:
                 return lambda scope: number
         near = difflib.get_close_matches(name, [*names.known(), *(member.name.lower() for member in ExitCode)], n=3)
         remedy = f"did you mean {', '.join(near)}?" if near else "registers, facts, vmcb.FIELD, exit codes and symbols have names"
-        raise self._error(token, "there is no such name", remedy)
+        raise UnknownName(token.text, token.at, remedy, self._owner)
 
 
 def _number(token: _Token) -> int:

@@ -160,6 +160,7 @@ class LiveContext:
 
     def write(self, name: str, value: int) -> bool:
         cpu, s = self.cpu, self.cpu.state
+        before = self.read(name)
         if name in NUMBERS:
             s.set_reg(NUMBERS[name], value)
         elif name in ("rip", "eip"):
@@ -185,7 +186,8 @@ class LiveContext:
             s.set_field({"fs_base": "fs.base", "gs_base": "gs.base", "k_gs_base": "kernel_gs_base"}[name], value)
         else:
             return write_float_register(s, name, value)
-        cpu.flush()
+        if self.read(name) != before:  # else not even its TLB is to be another
+            cpu.flush()
         return True
 
     def code32(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -38,9 +39,11 @@ from vmdbg.regions import region
 from vmdbg.registers import Registers, description
 from vmdbg.running import Running
 from vmdbg.spaces import Spaces
+from vmdbg.timetravel.file import IMPOSSIBLE, impossible
 from vmdbg.timetravel.snapshot import Snapshot, put_back, take
 from vmdbg.watchpoints import Watchpoints
 
+log = logging.getLogger(__name__)
 _SNAPSHOTS = frozenset(("snapshot", "snapshots", "restore"))
 """What may be asked behind the machine's end."""
 
@@ -49,9 +52,12 @@ class Debugger(Spaces):
     """One machine under a stub; also a `Monitor`, `Run`, `Kill`, `ExecFile`, `Files`, `MemoryRegions`, `Spaces`,
     `BreakpointPrograms` and `Tracepoints` target."""
 
-    def __init__(self, machine: Machine, restart: Callable[[Sequence[str]], Machine] | None = None) -> None:
-        """`restart` makes the machine anew for `run`, with these words as the image's command line if there are any."""
-        self.restart = restart
+    def __init__(
+        self, machine: Machine, restart: Callable[[Sequence[str]], Machine] | None = None, file: str | None = None
+    ) -> None:  # fmt: skip
+        """`restart` makes the machine anew for `run`, with these words as the image's command line if there are any; `file` is
+        the snapshot that it was made of."""
+        self.restart, self.file = restart, file
         self.monitor_commands = Monitor(self)
         self.executables = Executables()
         self.architectures: dict[int, str] = {}
@@ -234,7 +240,14 @@ class Debugger(Spaces):
         self.running.input = self._input = descriptor
 
     def run_slice(self) -> Event | None:
-        return self.running.run_slice()
+        """TargetError where the machine of a file comes to what somebody must have invented."""
+        try:
+            return self.running.run_slice()
+        except IMPOSSIBLE as error:
+            if self.file is None:
+                raise
+            log.info("what happened:", exc_info=True)
+            raise TargetError(impossible(self.file, error)) from None
 
     def halt(self) -> ThreadId:
         return self.running.halt()

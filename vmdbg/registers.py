@@ -262,7 +262,8 @@ class Registers:
         elif name in ("vmcb_pa", "gif"):
             self._write_gif(context, name, value)
         elif isinstance(context, LiveContext) and (name in _WRITE_CR or name == "efer"):
-            self._write_control(context.cpu, name, value)
+            if self.read(thread, name) != value:  # to load what is there flushes the TLB
+                self._write_control(context.cpu, name, value)
         elif not context.write(name, value):
             raise TargetError(
                 f"{name} cannot be set to {value:#x} in this thread: it would need a descriptor, or is not saved; "
@@ -303,10 +304,12 @@ class Registers:
                 f"{name} cannot be set on a processor: it is loaded with a descriptor, or for good; let the program load it"
             )
         try:
+            before = register.read(context.cpu)
             register.write(context.cpu, value)
         except MsrFault as fault:
             raise TargetError(f"{name} stays: {fault}") from None
-        context.cpu.flush()
+        if register.read(context.cpu) != before:
+            context.cpu.flush()
 
     def _write_field(self, thread: ThreadId, context: Context, name: str, value: int) -> None:
         """VMRUN reads what is in memory then; of a guest that runs, the processor goes on with what it has read."""

@@ -47,7 +47,7 @@ from vmdbg.platform.pci.catalogue import DeviceError
 from vmdbg.platform.serial import Serial, SerialError, open_serial
 from vmdbg.saved import Saves, is_current, remember_given, restored, save_at, settle
 from vmdbg.svm.ring import DEFAULT_EXITS
-from vmdbg.timetravel.file import IMPOSSIBLE
+from vmdbg.timetravel.file import IMPOSSIBLE, impossible
 
 IDLE_SECONDS = 0.005
 RUNNING_SECONDS = 0.001
@@ -151,8 +151,9 @@ def writing(option: str, path: str | None) -> Iterator[TextIO | None]:
         return
     try:
         file = open(path, "w", encoding="ascii")  # noqa: SIM115 - closed below
-    except OSError as error:
-        raise UsageError(f"{option} {path}: {error.strerror}; choose a file that can be written") from None
+    except (OSError, ValueError) as error:  # a NUL in the name
+        why = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"{option} {path}: {why}; choose a file that can be written") from None
     with file:
         yield file
 
@@ -187,7 +188,7 @@ def build(
         log.warning("%s is not what the snapshot's machine was started with: its symbols are not used; see --symbols", path)
     machine.image = replace(machine.image, debug_file=None if changed else debug_file(path))
     if machine.engine.lacks:
-        log.warning("this build of Unicorn is not as that of its wheel; without: %s", ", ".join(machine.engine.lacks))
+        log.warning("this build of vmdbg or of Unicorn is not whole; without: %s", ", ".join(machine.engine.lacks))
     return machine
 
 
@@ -243,10 +244,7 @@ def main(options: argparse.Namespace) -> int:
             if options.snapshot is None:
                 raise
             log.info("what happened:", exc_info=True)
-            print(
-                f"vmdbg: {options.snapshot}: its machine came to what none comes to by itself ({type(error).__name__}: {error}); "
-                "unless the file was tampered with, report it, with what -v says", file=sys.stderr,
-            )  # fmt: skip
+            print(f"vmdbg: {impossible(options.snapshot, error)}", file=sys.stderr)
             return LIMIT_REACHED
         finally:
             machine.close()
@@ -292,7 +290,7 @@ def debugger_of(
             trace.truncate()
         return build(options, trace, arguments, serial)
 
-    debugger = Debugger(machine, restart)
+    debugger = Debugger(machine, restart, options.snapshot)
     for option in options.symbols:
         debugger.executables.assign(*option)
     return debugger

@@ -13,13 +13,16 @@ from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from introspect.commands import Arguments, Command, Context
+from introspect.commands import Arguments, Command, CommandError, Context
 from introspect.commands.parameters import Choice, Flag, Guest, Number, Owner, Parameter, Rest
 
-__all__ = ["Binding", "Numbered", "arguments", "bindings", "identifier", "method_name"]
+__all__ = ["Binding", "Numbered", "arguments", "bindings", "identifier", "method_name", "shown"]
 
 _NAMES = {"r|w": "access", "on|off": "switch", "if EXPR": "condition", "/FMT": "format", "N|NAME": "msr"}
 """Parameters whose own names say little to a program."""
+
+_SHOWN = 60
+"""Characters of a value in an error."""
 
 
 @runtime_checkable
@@ -95,6 +98,7 @@ def bindings(command: Command) -> list[Binding]:
 
 
 def _word(value: object) -> str:
+    """CommandError for what is neither text nor number, nor names a file or an inferior."""
     match value:
         case Enum():
             return value.name
@@ -102,7 +106,15 @@ def _word(value: object) -> str:
             return "host" if value.number == 1 else str(value.number)
         case os.PathLike():
             return str(os.fspath(value))
-    return str(value)
+        case str() | int() | float():
+            return str(value)
+    raise CommandError(shown(value), f"it is of the type {type(value).__name__}", "give text or a number")
+
+
+def shown(value: object) -> str:
+    """A value in an error, which has one line."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def arguments(context: Context, command: Command, values: Mapping[str, object], words: Iterable[object]) -> Arguments:

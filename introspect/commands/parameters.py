@@ -10,7 +10,7 @@ from introspect.commands.context import HOST_NUMBER, CommandError, Context, Gues
 from introspect.commands.devices import DeviceView, device_names, device_view
 from introspect.commands.scan import Attaching
 from introspect.exits import ExitCode
-from introspect.expression import ExpressionError, Space, parse, parse_address
+from introspect.expression import HOST, ExpressionError, Space, UnknownName, parse, parse_address
 from introspect.pci import RequesterId
 from introspect.source_lines import SourceLines, is_line
 from introspect.symbols import Symbol as LoadedSymbol
@@ -20,7 +20,7 @@ from introspect.vmcb import VMCB
 __all__ = [
     "Address", "Candidate", "Choice", "CommandName", "ExitCodeKind", "Expression", "Field", "File", "Flag", "Format", "Guest",
     "Kind", "Layout", "Located", "Misfit", "Number", "Owner", "Parameter", "Physical", "Requester", "Rest", "Symbol", "Text",
-    "parse_number",
+    "lacking", "parse_number", "remedy_of", "unknown_line",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -276,7 +276,8 @@ class AddressWord:
                 owner = _named_owner(context, named)
             offset = address(context.scope(owner.number)).offset
         except ExpressionError as error:
-            raise CommandError(f"{error.value} (column {error.position + 1} of {self.text})", error.rule, error.remedy) from None
+            what, remedy = f"{error.value} (column {error.position + 1} of {self.text})", remedy_of(context, error, owner.number)
+            raise CommandError(what, error.rule, remedy) from None
         return Located(owner, address.space or self.space, offset)
 
     def _of_line(self, context: Context, owner: GuestView | HostView, named: str, file: str, line: int) -> Located:
@@ -285,8 +286,29 @@ class AddressWord:
         symbols = context.symbols(owner.number)
         address = SourceLines.of(symbols).address(file, line) if symbols is not None else None
         if address is None:
-            raise CommandError(self.text, "no code is known of this line", "name a symbol, or give the file with the symbols")
+            raise unknown_line(context, self.text, owner.number)
         return Located(owner, Space.GVA, address)
+
+
+def remedy_of(context: Context, error: ExpressionError, number: int) -> str:
+    """What to do about an expression of an inferior: to give that its symbols first, if a name is not known and it has none."""
+    if not isinstance(error, UnknownName) or (error.owner is not None and error.owner != HOST and not error.owner.isdecimal()):
+        return error.remedy
+    number = number if error.owner is None else HOST_NUMBER if error.owner == HOST else int(error.owner)
+    return f"{lacking(number)}; {error.remedy}" if context.symbols(number) is None else error.remedy
+
+
+def unknown_line(context: Context, text: str, number: int) -> CommandError:
+    """Of a line of the source, of which an inferior has no code."""
+    remedy = lacking(number) if context.symbols(number) is None else "name a symbol, or give the file with the symbols"
+    return CommandError(text, "no code is known of this line", remedy)
+
+
+def lacking(number: int) -> str:
+    """In words, that an inferior has no symbols, and how it gets some."""
+    host = number == HOST_NUMBER
+    who, option = ("the hypervisor", "host") if host else (f"guest {number}", f"guest{number}")
+    return f"{who} has no symbols: give some with --symbols {option}=FILE, or `symbols {number} FILE`"
 
 
 def _named_owner(context: Context, word: str) -> GuestView | HostView:

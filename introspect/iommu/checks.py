@@ -19,8 +19,9 @@ _DMA_GATES = (
     (FEATURES.SATSSup, DTE.SATS),
 )  # fmt: skip
 _INTERRUPT_GATES = (
-    (FEATURES.GTSup, DTE.GuestPagingMode), (FEATURES.SATSSup, DTE.HptMode),
-    (FEATURES.vIommuSup, DTE.vImuEn | DTE.GDeviceID | DTE.GuestID), (FEATURES.AttrFWSup, DTE.AttrV | DTE.Mode0FC | DTE.SnoopAttr),
+    (FEATURES.GTSup, DTE.GuestPagingMode), (FEATURES.SATSSup, DTE.HPTMode),
+    (FEATURES.vIommuSup, DTE.vImuEn | DTE.GDeviceID | DTE.GuestID),
+    (FEATURES.AttrFWSup, DTE.AttrV | DTE.Mode0FC | DTE.SnoopAttribute),
 )  # fmt: skip
 """Fields that are reserved unless the IOMMU has a feature (table 7)."""
 

@@ -177,7 +177,7 @@ def _through_table(
     if not entry & IRTE.RemapEn:
         return _fault(dte, device, address, Cause.NOT_REMAPPED, entry)
     guest, wide = bool(entry & IRTE.GuestMode), bool(iommu.control & CONTROL.XTEn)
-    gappi = bool(iommu.registers.get("extended_features2", 0) & FEATURES2.GAPPIDisSup)
+    gappi = bool(iommu.features2 & FEATURES2.GAPPIDisSup)
     if entry & _reserved(size == 4, guest, wide, gappi) or (guest and not iommu.control & CONTROL.GAMEn):
         return _fault(dte, device, address, Cause.INTERRUPT_RESERVED, entry, ("PR", "RZ"))
     if not guest and kind.get(entry, "IntType") > 1:

@@ -52,7 +52,7 @@ class DTE(Bits):
     InitPass = bit(184)
     EIntPass = bit(185)
     NMIPass = bit(186)
-    HptMode = bit(187)
+    HPTMode = bit(187)
     IntCtl = bits(189, 188)
     Lint0Pass = bit(190)
     Lint1Pass = bit(191)
@@ -61,7 +61,7 @@ class DTE(Bits):
     GuestID = bits(239, 224)
     AttrV = bit(246)
     Mode0FC = bit(247)
-    SnoopAttr = bits(255, 248)
+    SnoopAttribute = bits(255, 248)
 
     meanings = {  # noqa: RUF012 - as the base has it
         "Mode": {7: "reserved"},

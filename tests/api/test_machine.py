@@ -268,6 +268,19 @@ def test_a_location_that_nobody_knows_is_an_error_at_once(machine: Machine, loca
     assert machine.breakpoints == ()
 
 
+def test_a_name_of_a_guest_without_symbols_says_how_it_gets_some(machine: Machine) -> None:
+    """Also where there is one already, and whoever is asked."""
+    machine.run(until="vmexit vmmcall guest 3")
+    guest, remedy = machine.guest(3), r"guest 3 has no symbols: give some with symbols=\{3: FILE\}"
+    for use in (lambda: machine.breakpoint("3:main"), lambda: guest.breakpoint("main"), lambda: guest.breakpoint("guestpae.c:106"),
+                lambda: guest.address_of("main"), lambda: guest.watch("main"), lambda: machine.host.eval("u64[3:main]"),
+                lambda: machine.command("break 3:main")):  # fmt: skip
+        with pytest.raises(vmdbg.Error, match=remedy):
+            use()
+    with pytest.raises(vmdbg.Error, match=r"wrok.*no such name; registers"):
+        machine.guest(2).address_of("wrok")
+
+
 def test_watchpoints_say_who_wrote(machine: Machine) -> None:
     machine.run(until="2:tick")
     point = machine.guest(2).watch("counter")

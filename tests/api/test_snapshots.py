@@ -39,6 +39,22 @@ def test_a_machine_goes_back_from_its_end_and_ends_the_same(machine: Machine, wh
     ends(machine, whole)
 
 
+def test_the_serial_port_goes_back_by_command_too(machine: Machine) -> None:
+    machine.run(until="2:work")
+    machine.command("snapshot before")
+    before = machine.serial
+    machine.send("typed ahead")
+    machine.run()
+    assert len(machine.serial) > len(before)
+    machine.command("restore before")
+    assert machine.serial == before
+    machine.run()
+    again = machine.serial
+    machine.commands.restore("before")
+    machine.run()
+    assert machine.serial == again
+
+
 @pytest.mark.parametrize("name", ["/nonexistent/file", "\0", ""])
 def test_a_file_that_cannot_be_written(machine: Machine, name: str) -> None:
     with pytest.raises(vmdbg.Error) as caught:

@@ -111,13 +111,14 @@ def test_where_string_io_cannot_be_withdrawn_the_engine_executes_it() -> None:
 WALKS = """
 import re
 from vmdbg.engine import repair
+from vmdbg.engine.translations import LACKED
 repair.FINAL_WALK = repair.PDPE_RESERVED = re.compile(b"never (there)")
 from tests.engine.rig import TABLES
 from tests.svm.hypervisor import HLT, Hypervisor, P
 h = Hypervisor("hlt", host="vmrun; movl $0x8000000a, %eax; cpuid; hlt")
 engine = h.machine.engine
 assert (engine.physical.nx, engine.has_gmet, engine.checks_reserved) == (True, False, False)
-assert engine.lacks == ["GMET", "reserved bits of upper page-table entries"]
+assert engine.lacks == ["GMET", "reserved bits of upper page-table entries", LACKED]
 h.set(misc_ctl=9)
 assert h.enter() == HLT, "GMET is ignored"
 assert not h.reg(2) >> 17 & 1, "GMET is not claimed"

@@ -370,7 +370,8 @@ USAGE = "usage: walk GVA [GUEST|host] [ACCESS] [--cpl CPL] [--vmcb PA]"
         ("walk", "GVA: missing; give an address; usage: walk GVA [GUEST|host] [ACCESS] [--cpl CPL] [--vmcb PA]"),
         ("exits x", "x: it is no GUEST (no guest has this number or name) and no N (it must be a number); the guests are 1 (linux); "
          f"usage: {EXITS_USAGE}"),
-        ("walk frob", "frob (column 1 of frob): there is no such name; registers, facts, vmcb.FIELD, exit codes and symbols have names"),
+        ("walk frob", "frob (column 1 of frob): there is no such name; the hypervisor has no symbols: give some with --symbols "
+         "host=FILE, or `symbols 1 FILE`; registers, facts, vmcb.FIELD, exit codes and symbols have names"),
         ("walk 2:0x10", "2: no guest has this number; the guests are 1 (linux)"),
         ("walk 00:03.0:iova:0x10", "00:03.0:iova:0x10: page tables translate linear addresses; leave out the space, or write gva"),
         ("walk gpa:0x10", "host:gpa:0x10: page tables translate linear addresses; leave out the space, or write gva"),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 import vmdbg
-from vmdbg.testkit import Recording, assert_vmrun_ok, expect_exit, expect_isolation, expect_no_exit, expect_no_notice
+from vmdbg.testkit import Recording, Trace, assert_vmrun_ok, expect_exit, expect_isolation, expect_no_exit, expect_no_notice
 
 Small = Callable[..., vmdbg.Machine]
 
@@ -161,6 +163,33 @@ def test_vmrun(small: Small) -> None:
     expect_no_notice(machine, "stale", "shutdown")
     with pytest.raises(vmdbg.Error, match="'old': there are no such notices; there are vmrun-fail, shutdown, stale"):
         expect_no_notice(machine, "old")
+
+
+def test_a_machine_records(small: Small, tmp_path: Path) -> None:
+    """A golden trace at the end of a block that ends well, with the tolerances that were given."""
+    machine, path = small(), tmp_path / "boot.exits"
+    with pytest.raises(AssertionError), machine.record(path):
+        expect_no_exit(machine, "CPUID")
+    assert not path.exists()
+    machine.restart()
+    with machine.record(path, skip="IOIO") as recording:
+        machine.run()
+    recording.close()
+    assert Trace.load(path).tolerance.skip == ("IOIO",)
+    machine.restart()
+    with machine.record() as recording:
+        machine.run()
+    recording.check(path)
+    assert len(recording) == machine.exit_count == 32
+    wrong: list[dict[str, Any]] = [{"skip": 5}, {"skp": "IOIO"}, {"rip": "nearly"}]
+    for tolerance in wrong:
+        with pytest.raises(ValueError, match=r"5 is not understood|skp: there is no such|rip: 'nearly'"):
+            machine.record(path, **tolerance)
+    with pytest.raises(vmdbg.Error, match="null byte; choose a file"):
+        recording.save("\0")
+    machine.close()
+    with pytest.raises(vmdbg.Closed):
+        machine.record()
 
 
 def test_recordings_follow_the_machine(small: Small) -> None:

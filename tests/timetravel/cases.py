@@ -10,11 +10,13 @@ from __future__ import annotations
 import io
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from tests.timetravel import stale
 from vmdbg.boot.images import Module
 from vmdbg.iommu.config import IommuConfig
 from vmdbg.machine import Config, Event, Machine
@@ -33,20 +35,27 @@ LONGEST = 4_000_000_000
 
 @dataclass(frozen=True)
 class Case:
-    """An image and the machine that it runs on; `end`: the tick at which the comparison ends, if it does not end by itself."""
+    """An image, or what makes a flat one, and the machine that it runs on.
 
-    image: Path
+    `end`: the tick at which the comparison ends, if it does not end by itself.
+    """
+
+    image: Path | Callable[[], bytes]
     options: dict[str, Any] = field(default_factory=dict)
     end: int = LONGEST
 
     def config(self) -> Config:
         return Config(serial=BufferSerial(), trace=io.StringIO(), max_time=self.end, **self.options)
 
+    def machine(self) -> Machine:
+        return Machine(self.image() if callable(self.image) else str(self.image), self.config())
+
 
 def _devices(*texts: str) -> tuple[DeviceSpec, ...]:
     return tuple(map(DeviceSpec.parse, texts))
 
 
+_STALE = {"memory": 16 << 20, "flat_address": stale.ADDRESS, "mode": "long"}
 _HYPERVISOR = EXAMPLES / "hypervisor/build/hypervisor.elf"
 _STRICT = {"strict_tlb": True, "vmcb_cache": True}
 _ASSIGNMENT = {"memory": 5 << 30, "devices": _devices("edu,slot=05.0")}
@@ -62,6 +71,8 @@ CASES = {
     "nested, strict": Case(EXAMPLES / "nested/build/matryoshka.elf", {"command_line": "depth=2 vgif vls", **_STRICT}),
     "bench worldswitch": Case(EXAMPLES / "bench/build/worldswitch.elf", end=1_000_000),
     "bench tables": Case(EXAMPLES / "bench/build/tables.elf", end=30_000_000),
+    "stale translations": Case(stale.image, _STALE),
+    "stale translations, Python": Case(stale.image, {**_STALE, "python_runtime": True}),
     "bootsector": Case(EXAMPLES / "bootsector/build/bootsector.img", end=50_000_000),
     "assignment": Case(EXAMPLES / "assignment/build/assignment.elf", {"iommu": IommuConfig(), **_ASSIGNMENT}),
     "assignment, strict": Case(

@@ -48,7 +48,7 @@ def run_until(machine: Machine, tick: int) -> None:
 
 def cut(name: str, case: Case, tick: int, folder: Path, elsewhere: Half) -> tuple[dict[str, object], dict[str, object], str]:
     """The second halves of the original and of the restored one, and the exits of the first half."""
-    machine = Machine(str(case.image), case.config())
+    machine = case.machine()
     run_until(machine, tick)
     path = folder / "machine.snapshot"
     save(machine, path)
@@ -63,7 +63,7 @@ def cut(name: str, case: Case, tick: int, folder: Path, elsewhere: Half) -> tupl
 @pytest.mark.parametrize("name", CASES)
 def test_the_second_half_is_the_same(name: str, tmp_path: Path, elsewhere: Half) -> None:
     case = CASES[name]
-    whole = Machine(str(case.image), case.config())
+    whole = case.machine()
     uncut = finish(whole)
     end = whole.clock.now
     whole.close()

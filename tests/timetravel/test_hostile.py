@@ -16,6 +16,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+import vmdbg
+from gdbstub.target import TargetError
+from vmdbg.cli import main
 from vmdbg.machine import Config, Machine
 from vmdbg.platform.pci.catalogue import DeviceSpec
 from vmdbg.timetravel.file import SnapshotFile, save
@@ -219,6 +222,35 @@ def test_any_value_is_another(place: int, value: object, whole: bytes, tmp_path:
     path.write_bytes(rewritten(whole, tmp_path / "b", b"STAT", change))
     with suppress(SnapshotError):
         SnapshotFile(path).restore().close()
+
+
+def test_a_state_that_shows_itself_when_it_runs(
+    whole: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    """One line under the debugger, in the console and of the Python API, as of `vmdbg run`; and it is stopped then."""
+
+    def change(contents: bytes) -> bytes:
+        tree = json.loads(contents)
+        path, _, names, values = tree[0][0]
+        assert path == ""
+        values[names.index("_next_look")] = None
+        return json.dumps(tree).encode()
+
+    path = tmp_path / "a"
+    path.write_bytes(rewritten(whole, tmp_path / "b", b"STAT", change))
+    said = f"{path}: its machine came to what none comes to by itself (TypeError: "
+    with vmdbg.Machine.restore_from(path) as one:
+        for _ in range(2):
+            with pytest.raises(vmdbg.Error) as caught:
+                one.run()
+            assert str(caught.value).startswith(said)
+        with pytest.raises(TargetError):
+            one.debugger.run_slice()
+    for words, times in ((["run", "--snapshot", str(path)], 1), (["console", str(path), "-c", "continue", "-c", "continue"], 2)):
+        assert main([*words, "--serial", "null"]) != 0
+        lines = [line for line in capsys.readouterr().err.splitlines() if "its symbols are not used" not in line]
+        assert len(lines) == times
+        assert all(line.startswith(f"vmdbg: {said}") for line in lines)
 
 
 # The files beside

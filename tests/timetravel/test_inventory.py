@@ -33,7 +33,7 @@ MOMENTARY = frozenset((
     "vmdbg.engine.engine.Stop", "vmdbg.engine.fingerprint.Sums", "vmdbg.engine.layout.Probe",
     "vmdbg.engine.physical.Arena", "vmdbg.engine.physical.TableReader",
     "vmdbg.engine.runtime.Binding", "vmdbg.engine.runtime.Branch", "vmdbg.engine.runtime.Point", "vmdbg.engine.runtime.Runtime",
-    "vmdbg.engine.twin.Twin", "vmdbg.engine.twin._Block", "vmdbg.iommu.translation._Walked", "vmdbg.iommu.caches.Recorder", "vmdbg.iommu.config.Reserved", "vmdbg.iommu.ivrs.Alias",
+    "vmdbg.engine.translations.Translations", "vmdbg.engine.twin.Twin", "vmdbg.engine.twin._Block", "vmdbg.iommu.translation._Walked", "vmdbg.iommu.caches.Recorder", "vmdbg.iommu.config.Reserved", "vmdbg.iommu.ivrs.Alias",
     "vmdbg.iommu.ivrs.Facts", "vmdbg.iommu.ivrs.UnitTable", "vmdbg.iommu.rings.Pointers", "vmdbg.platform.acpi.Board",
     "vmdbg.platform.bus.Claim", "vmdbg.platform.cpuid.Dynamic", "vmdbg.platform.cpuid.Registers",
     "vmdbg.platform.fwcfg.FwCfgContents", "vmdbg.platform.lapic.Register", "vmdbg.platform.pci.capability.Capability",
@@ -123,7 +123,7 @@ def connections(machine: Machine) -> dict[str, str]:
 @pytest.mark.parametrize("case", ["hypervisor, strict", "assignment, strict", "secure loader"])
 def test_connections_stay_as_the_constructor_made_them(case: str) -> None:
     one = CASES[case]
-    fresh, ran = (Machine(str(one.image), one.config()) for _ in range(2))
+    fresh, ran = (one.machine() for _ in range(2))
     ran.run(9_000_000)
     assert connections(ran) == connections(fresh)
     for machine in (fresh, ran):
@@ -166,11 +166,12 @@ def test_the_rest_of_a_context_is_the_engines_and_never_changes() -> None:
     kept = {at for part in _CONTEXT for at in range(part.start, part.stop)}
     made = {
         *range(40), *range(layout.INTERCEPT, layout.NESTED_PG_MODE), *range(layout.ERROR_CODE, layout.EXCEPTION_IS_INT + 4),
+        *range(layout.EFLAGS + 8, layout.CC_SRC), *range(layout.CC_SRC + 8, layout.CC_OP),  # operands of the last arithmetic
         *range(layout.V_TPR + 4, 5608), *range(layout.DR + 48, layout.DR + 56),  # DR6 of the I/O breakpoint that is ours
     }  # fmt: skip
     for case in ("hypervisor, strict", "nested", "secure loader"):
         one = CASES[case]
-        machine = Machine(str(one.image), one.config())
+        machine = one.machine()
         before = [bytes(cpu.state.bytes) for cpu in machine.cpus]
         while machine.exit_status is None and machine.clock.now < 20_000_000:
             machine.run(1_000_000)

@@ -40,7 +40,7 @@ def inhibited(machine: Machine) -> bool:
 @pytest.mark.parametrize("case", ["hypervisor, 2 CPUs", "hypervisor, strict"])
 def test_it_goes_on_from_there(case: str, when: Callable[[Machine], bool], near: int, tmp_path: Path) -> None:
     one = replace(CASES[case], end=15_000_000)
-    machine = Machine(str(one.image), one.config())
+    machine = one.machine()
     machine.run(near - 1000)
     while not when(machine):
         assert machine.exit_status is None
@@ -63,7 +63,7 @@ CATCHES = {
 def test_it_goes_on_amid_an_instruction_or_event(what: str, tmp_path: Path) -> None:
     """A catchpoint has the processor pause with the rest of what it does postponed."""
     one = CASES["hypervisor"]
-    machine = Machine(str(one.image), one.config())
+    machine = one.machine()
     debugger = Debugger(machine)
     host = ThreadId(HOST, 1)
     debugger.monitor(CATCHES[what], lambda text: None, host)
@@ -86,7 +86,7 @@ def test_it_goes_on_amid_an_instruction_or_event(what: str, tmp_path: Path) -> N
 def test_a_machine_goes_back_as_often_as_it_likes() -> None:
     """In place, in memory, forth and back; pieces of memory are shared."""
     one = CASES["nested, strict"]
-    machine = Machine(str(one.image), one.config())
+    machine = one.machine()
     kept: list[Snapshot] = []
     digests = []
     for _ in range(4):
@@ -106,7 +106,7 @@ def test_a_machine_goes_back_as_often_as_it_likes() -> None:
 
 def test_taking_is_not_noticed() -> None:
     one = CASES["hypervisor, strict"]
-    machine = Machine(str(one.image), one.config())
+    machine = one.machine()
     machine.run(6_000_000)
     before = digest(machine)
     engine = machine.engine

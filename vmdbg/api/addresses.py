@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from introspect.commands import CommandError, Context, GuestView, HostView
-from introspect.commands.parameters import AddressWord, Located
+from introspect.commands.parameters import AddressWord, Located, remedy_of, unknown_line
 from introspect.expression import ExpressionError, Space, parse_address
 from introspect.source_lines import SourceLines, is_line
 from vmdbg.history import HOST
@@ -47,6 +47,6 @@ def check_to_come(context: Context, location: str) -> None:
             parse_address(rest, context.names(int(owner)))
             return
     except ExpressionError as error:
-        raise CommandError(error.value, error.rule, f"give symbols={{{owner}: FILE}}, or {error.remedy}") from None
+        raise CommandError(error.value, error.rule, remedy_of(context, error, int(owner))) from None
     if symbols is None or SourceLines.of(symbols).address(line[1], line[2]) is None:
-        raise CommandError(location, "no code is known of this line", f"give symbols={{{owner}: FILE}}, or name a symbol")
+        raise unknown_line(context, location, int(owner))

@@ -14,7 +14,7 @@ from vmdbg.engine.errors import EngineError
 from vmdbg.options import UsageError
 from vmdbg.timetravel.tree import SnapshotError
 
-__all__ = ["Closed", "CommandFailed", "Error", "OptionError", "TimeUp", "translated"]
+__all__ = ["Closed", "CommandFailed", "Error", "OptionError", "TimeUp", "WrongType", "translated"]
 
 
 class Error(Exception):
@@ -33,6 +33,10 @@ class CommandFailed(Error):
         self.value, self.rule, self.remedy = value, rule, remedy
 
 
+class WrongType(CommandFailed, TypeError):
+    """An argument that is of no type that its method takes; a TypeError, too."""
+
+
 class Closed(Error):
     """The machine has been closed: there is nothing left of it."""
 
@@ -43,6 +47,7 @@ class TimeUp(Error):
 
 _OPTION = re.compile(r"--([a-z]+(?:-[a-z]+)*)")
 """As the command line has it; here it is a keyword."""
+_SYMBOLS = re.compile(r"--symbols (?:guest(\d+)|(host))=FILE")
 
 
 @contextmanager
@@ -51,7 +56,8 @@ def translated() -> Iterator[None]:
     try:
         yield
     except CommandError as error:
-        raise CommandFailed(error.value, error.rule, error.remedy) from None
+        remedy = _SYMBOLS.sub(lambda found: f"symbols={{{found[1] or repr(found[2])}: FILE}}", error.remedy)
+        raise CommandFailed(error.value, error.rule, remedy) from None
     except UsageError as error:
         raise OptionError(_OPTION.sub(lambda found: found[1].replace("-", "_"), str(error))) from None
     except (TargetError, EngineError, SnapshotError, Unreadable) as error:

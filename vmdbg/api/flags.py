@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from introspect.exits import ExitCode
 from introspect.layout import Bits
 from introspect.vmcb import NAMES
+from vmdbg.api.checked import checked
 
 __all__ = ["Fields", "Value"]
 
@@ -46,6 +47,7 @@ class Value(int):
         return int.__repr__(self)
 
 
+@checked
 class Fields(ABC):
     """Named numbers that are read when they are asked for."""
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from vmdbg.api.checked import checked
 from vmdbg.api.display import table
 from vmdbg.api.errors import CommandFailed
 from vmdbg.api.inferior import Guest
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["Guests"]
 
 
+@checked
 class Guests:
     """Those that are there now.
 

@@ -13,6 +13,7 @@ from introspect.expression import Space
 from introspect.scope import read_space
 from introspect.sources import Unreadable
 from vmdbg.api.addresses import located, worded
+from vmdbg.api.checked import checked
 from vmdbg.api.commands import InferiorCommands
 from vmdbg.api.errors import CommandFailed, translated
 from vmdbg.api.exits import Exit
@@ -29,6 +30,7 @@ __all__ = ["Access", "Guest", "Host", "Inferior"]
 Access = Literal["w", "r", "a", "rw"]
 
 
+@checked
 class Inferior(InferiorCommands):
     """Who has an address space of its own.  Every command is a method, too, with this one selected."""
 
@@ -123,6 +125,8 @@ class Inferior(InferiorCommands):
 
     def write_int(self, address: int | str, value: int, size: int = 8) -> None:
         """A little-endian number of so many bytes."""
+        if size < 0:
+            raise CommandFailed(str(size), "there are no negative sizes", "give a number of bytes")
         try:
             data = value.to_bytes(size, "little", signed=value < 0)
         except OverflowError:
@@ -216,6 +220,7 @@ class Host(Inferior):
         return f"<the hypervisor of {self.machine.source.name}>"
 
 
+@checked
 class Guest(Inferior):
     """What runs in VMCBs that share a nested page table."""
 

@@ -17,6 +17,7 @@ from introspect.commands.binding import arguments
 from vmdbg.api import options as machine_options
 from vmdbg.api import snapshots
 from vmdbg.api.addresses import check_to_come, worded
+from vmdbg.api.checked import checked
 from vmdbg.api.commands import RESULTS, Commands, MachineCommands
 from vmdbg.api.display import register
 from vmdbg.api.errors import Closed, CommandFailed, Error, translated
@@ -33,6 +34,7 @@ from vmdbg.api.threads import Thread
 from vmdbg.catching import Set
 from vmdbg.console.control import Goal
 from vmdbg.console.source import LiveSource
+from vmdbg.debugger import Debugger
 from vmdbg.history import HOST
 from vmdbg.platform.serial import BufferSerial
 from vmdbg.run import build, debugger_of, writing
@@ -42,7 +44,8 @@ if TYPE_CHECKING:
 
     from vmdbg.console.control import Control
     from vmdbg.console.source import LiveContext
-    from vmdbg.debugger import Debugger
+    from vmdbg.testkit.golden import Tolerances
+    from vmdbg.testkit.recording import Recording
 
 __all__ = ["AllCommands", "Machine"]
 
@@ -59,6 +62,7 @@ class AllCommands(Commands):
         return self._machine.invoke(name, values, words)
 
 
+@checked
 class Machine(MachineCommands):
     """An AMD64 machine with an image loaded, which stands before its first instruction.
 
@@ -232,7 +236,7 @@ class Machine(MachineCommands):
     def snapshot(self) -> Snapshot:
         """The machine as it is now, in memory; it does not notice."""
         self.check_open()
-        self._kept = snapshots.take(self, self._own_serial, self._kept)
+        self._kept = snapshots.take(self, self._kept)
         return self._kept
 
     def restore(self, snapshot: Snapshot) -> None:
@@ -241,7 +245,7 @@ class Machine(MachineCommands):
         Breakpoints, watchpoints and catchpoints stay.
         """
         self.check_open()
-        snapshots.restore(self, self._own_serial, snapshot)
+        snapshots.restore(self, snapshot)
         self._runner.last = None
 
     def save(self, path: str | os.PathLike[str]) -> int:
@@ -342,6 +346,17 @@ class Machine(MachineCommands):
         with translated():
             return remembered(self.context, number, code, last, since, where)
 
+    def record(self, path: str | os.PathLike[str] | None = None, **tolerance: Unpack[Tolerances]) -> Recording:
+        """All #VMEXITs from here on, also those that are no longer remembered: what golden traces are made from.
+
+        `with machine.record("boot.exits", skip="INTR"): ...` writes one at the end of the block; without a path the recording's
+        `save` and `check` do what they are asked to.
+        """
+        from vmdbg.testkit.recording import Recording  # which is made of this
+
+        self.check_open()
+        return Recording(self, path, **tolerance)
+
     @property
     def exit_count(self) -> int:
         """#VMEXITs of all guests so far: the number of the last one."""
@@ -389,8 +404,10 @@ class Machine(MachineCommands):
     ) -> Result:
         """A command by name, with values of its parameters by their Python names; `thread`: who is selected for it."""
         self.check_open()
+        command = self.registry.commands.get(name)
+        if command is None:
+            raise CommandFailed(name, "there is no such command", "`help()` lists them")
         with translated(), self.selected(thread or self.control.selected):
-            command = self.registry.commands[name]
             result = command.run(self.context, arguments(self.context, command, values, words))
         return self._result(result)
 

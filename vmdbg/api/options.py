@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import NoReturn
 
+from introspect.commands.binding import shown
 from vmdbg.api.errors import OptionError
 from vmdbg.run import add_machine_options
 
@@ -48,6 +49,8 @@ def parsed(image: str | os.PathLike[str] | None, options: Mapping[str, object]) 
     """
     parser = _parser()
     known = actions(parser)
+    if image is not None and not isinstance(image, str | os.PathLike):
+        raise OptionError(f"image={shown(image)}: it is of the type {type(image).__name__}; give the name of a file, or a path")
     words: list[str] = []
     for name, value in options.items():
         action = known.get(name)
@@ -69,14 +72,22 @@ def _words(action: argparse.Action, value: object) -> Iterable[str]:
         return
     match value:
         case Mapping():
-            several: list[object] = [f"{who}={os.fspath(file)}" for who, file in value.items()]
+            given = [f"{who}={_text(action, file)}" for who, file in value.items()]
         case list() | tuple():
-            several = list(value)
+            given = [_text(action, one) for one in value]
         case set() | frozenset():
-            several = sorted(value)
+            given = sorted(_text(action, one) for one in value)
         case _:
-            several = [value]
-    given = [str(os.fspath(one)) if isinstance(one, os.PathLike) else str(one) for one in several]
+            given = [_text(action, value)]
     if not isinstance(action, argparse._AppendAction):
         given = [",".join(given)]
     yield from (f"{option}={one}" for one in given)
+
+
+def _text(action: argparse.Action, value: object) -> str:
+    if isinstance(value, os.PathLike):
+        return str(os.fspath(value))
+    if isinstance(value, str | int | float):
+        return str(value)
+    kind = type(value).__name__
+    raise OptionError(f"{action.dest}={shown(value)}: it is of the type {kind}; give text, a number, a path, or a list of these")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vmdbg.api.checked import checked
 from vmdbg.api.errors import translated
 from vmdbg.catchpoints import Catchpoint as CatchpointData
 from vmdbg.console.control import Point
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["Breakpoint", "Catchpoint", "Watchpoint"]
 
 
+@checked
 class Breakpoint:
     """Stops an inferior at an address, where its condition holds."""
 
@@ -127,6 +129,7 @@ class Watchpoint:
         return f"<Watchpoint {self.number}: {self.length} bytes at {self._point.space}:{self.address:#x}, {self.hits} hits>"
 
 
+@checked
 class Catchpoint:
     """Stops at events of the processor and of devices, as `catch` does."""
 

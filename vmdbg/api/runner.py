@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Limits", "Runner", "Until"]
 
 AnyPoint: TypeAlias = Breakpoint | Watchpoint | Catchpoint
-Until: TypeAlias = "str | int | AnyPoint | Sequence[AnyPoint] | Callable[[Machine], bool] | None"
+Until: TypeAlias = str | int | AnyPoint | Sequence[AnyPoint] | Callable[["Machine"], bool] | None
 
 _EVENTS = frozenset((*Sort, "once", "catch"))
 """What an `until` that is no location begins with."""

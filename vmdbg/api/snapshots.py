@@ -12,7 +12,6 @@ from vmdbg.timetravel import file, snapshot
 
 if TYPE_CHECKING:
     from vmdbg.api.machine import Machine
-    from vmdbg.platform.serial import BufferSerial
 
 __all__ = ["Snapshot", "restore", "save", "take"]
 
@@ -23,9 +22,8 @@ class Snapshot:
     Memory that has not changed is shared with the snapshot before.
     """
 
-    def __init__(self, machine: Machine, kept: snapshot.Snapshot, serial: tuple[bytes, bytes] | None) -> None:
-        self._machine = weakref.ref(machine)
-        self._kept, self._serial = kept, serial
+    def __init__(self, machine: Machine, kept: snapshot.Snapshot) -> None:
+        self._machine, self._kept = weakref.ref(machine), kept
 
     @property
     def time(self) -> int:
@@ -41,22 +39,19 @@ class Snapshot:
         return f"<snapshot at {self.time} ticks, {self.size >> 10} KiB>"
 
 
-def take(machine: Machine, serial: BufferSerial | None, former: Snapshot | None) -> Snapshot:
+def take(machine: Machine, former: Snapshot | None) -> Snapshot:
     """The machine as it is, which does not notice."""
     with translated():
-        kept = snapshot.take(machine.debugger.machine, former._kept if former is not None else None)
-    return Snapshot(machine, kept, (bytes(serial.output), bytes(serial.input)) if serial is not None else None)
+        return Snapshot(machine, snapshot.take(machine.debugger.machine, former._kept if former is not None else None))
 
 
-def restore(machine: Machine, serial: BufferSerial | None, kept: Snapshot) -> None:
+def restore(machine: Machine, kept: Snapshot) -> None:
     """Go back.  Breakpoints stay; those of guests that are not there then wait for them."""
     if kept._machine() is not machine:
         raise Error(f"{kept!r} is of another machine; save() one to a file, and Machine.restore_from makes a machine of it")
     with translated():
         machine.debugger.restore(kept._kept)
         machine.source.select(machine.control.selected)
-    if serial is not None and kept._serial is not None:
-        serial.output[:], serial.input[:] = kept._serial
 
 
 def save(machine: Machine, path: str | os.PathLike[str]) -> int:

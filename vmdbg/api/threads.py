@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from gdbstub.target import TargetError, ThreadId
 from introspect.exits import ExitCode
 from introspect.vmcb import NAMES, VMCB
+from vmdbg.api.checked import checked
 from vmdbg.api.display import table
 from vmdbg.api.errors import CommandFailed, Error, translated
 from vmdbg.api.fields import VmcbFields
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Registers", "Thread", "Vmcb"]
 
 
+@checked
 class Registers(MutableMapping[str, int]):
     """A thread's registers by name, also as attributes: `registers["rip"]`, `registers.rip`.
 
@@ -60,6 +62,9 @@ class Registers(MutableMapping[str, int]):
     def __delitem__(self, name: str) -> None:
         raise Error(f"{name}: a register cannot be deleted; set it to 0")
 
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and super().__contains__(name)
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._all())
 
@@ -87,6 +92,7 @@ class Registers(MutableMapping[str, int]):
         return table(("register", "value"), ((name, f"{value:#x}") for name, value in self._all().items()))
 
 
+@checked
 class Vmcb(VmcbFields):
     """A VMCB as it is in memory now: its fields by name, as attributes or items.
 

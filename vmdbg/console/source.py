@@ -20,7 +20,7 @@ from introspect.commands import (
     Registry,
 )
 from introspect.commands.backtrace import Backtrace
-from introspect.commands.parameters import Address, AddressWord, Candidate, Owner, Parameter
+from introspect.commands.parameters import Address, AddressWord, Candidate, Owner, Parameter, remedy_of
 from introspect.commands.situation import Situation, Where, situation, where
 from introspect.dump_context import DumpContext
 from introspect.expression import ExpressionError, Space, parse_address
@@ -123,7 +123,8 @@ class _Own(ABC):
         try:
             parse_address(expression, self._context.names(number))
         except ExpressionError as error:
-            raise CommandError(f"{error.value} (column {error.position + 1} behind if)", error.rule, error.remedy) from None
+            what, remedy = f"{error.value} (column {error.position + 1} behind if)", remedy_of(self._context, error, number)
+            raise CommandError(what, error.rule, remedy) from None
 
     def symbol(self, number: int, address: int) -> str:
         symbols = self._context.symbols(number)

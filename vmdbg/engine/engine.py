@@ -34,11 +34,11 @@ from .repair import (
     withdraw_features,
     withdraw_string_io,
 )
-from .runtime import BRANCH_RING, RING_SLOTS, Binding, Point, Reason, Runtime, add_hook
+from .runtime import BRANCH_RING, FLUSH, FORGET, RING_SLOTS, Binding, Point, Reason, Runtime, add_hook
 from .state import HF_CS32, HF_CS64, HF_GUEST, HF_LMA, MXCSR_DEFAULT, CpuState
+from .translations import LACKED, Translations
 
-PHYSICAL_BITS = 40
-"""What the engine's walker implements: CPUID claims no more (TCG_PHYS_ADDR_BITS)."""
+PHYSICAL_BITS = layout.PHYSICAL_BITS
 
 MOST_IDLE = 100_000
 """How often disarmed breakpoints may be looked at before they are taken out: about as long as that takes itself."""
@@ -138,16 +138,21 @@ class Engine:
         """Nested leaves that hold code of one privilege only are enforced."""
         self.checks_reserved = mend_reserved_bits()
         """All reserved bits of a guest's tables are."""
+        for first, end in ram.ranges:
+            self._map(first, end - first, ram.address + first)
+        self.translations = Translations(uc, ram)
+        """What is held of the guest's translations."""
+        self.holder: CpuState | None = None
+        """Whose they are."""
         ends = end_blocks_at_pages()
         mended = {
             "no-execute in nested tables": self.physical.nx, "GMET": self.has_gmet, "XSAVE": self.has_xsave,
             "reserved bits of upper page-table entries": self.checks_reserved,
             "accessed bits of executed pages alone": ends,
+            LACKED: bool(self.translations.address),
         }  # fmt: skip
         self.lacks = [what for what, works in mended.items() if not works]
-        """In words, what a processor has and this does not, since its Unicorn is not as we know it."""
-        for first, end in ram.ranges:
-            self._map(first, end - first, ram.address + first)
+        """In words, what a processor has and this does not, since its Unicorn is not as we know it, or nothing is compiled."""
         arena = ctypes.addressof(ctypes.c_char.from_buffer(self.physical.arena.buffer))
         self._map(PRIVATE, PRIVATE_SIZE, arena)
         self.physical.arena.q[_MSRPM_BASE] = MSRPM_PAGES
@@ -215,23 +220,40 @@ class Engine:
         self.rt.input, self.rt.look = descriptor, ticks if descriptor >= 0 else 0
 
     def flush(self) -> None:
-        """The next run starts with an empty TLB."""
-        self.rt.flush = 1
+        """A table of ours says something else now: the next run starts with an empty TLB.  No guest notices."""
+        self.rt.flush |= FLUSH
+
+    def forget(self) -> None:
+        """The processor flushes its TLB: the next run starts without translations."""
+        self.rt.flush = FLUSH | FORGET
+
+    def held(self) -> bytes:
+        """The translations of `holder` with which the next run would start."""
+        return b"" if self.rt.flush & FORGET else self.translations.dump()
+
+    def hold(self, holder: CpuState | None, held: bytes) -> None:
+        """Have the next run start with what `held` gave; `ValueError` if it is no such thing."""
+        self.translations.load(held)
+        self.holder, self.rt.flush = holder, FLUSH
 
     def invalidate(self, spa: int, length: int) -> None:
-        """Drop translations of code in a physical range.
-
-        The engine's own call takes a virtual address, so a flat state without paging lends its view for the moment.
-        """
-        flat = self._flat
-        uclib.uc_context_restore(self.uc._uch, ctypes.c_void_p(flat.address))
-        uclib.uc_ctl(self.uc._uch, 1 << 30 | const.UC_CTL_TLB_FLUSH)
+        """Drop translations of code in a physical range."""
+        self._look_flat()
         error = uclib.uc_ctl(
             self.uc._uch, 1 << 30 | 2 << 26 | const.UC_CTL_TB_REMOVE_CACHE, ctypes.c_uint64(spa), ctypes.c_uint64(spa + length)
         )
         if error:
             raise EngineError(f"dropping translations at {spa:#x} failed (error {error})")
-        self.rt.flush = 1
+
+    def _look_flat(self) -> None:
+        """Until the next run the engine has a view without paging.
+
+        Its calls that drop translated code take linear addresses, and walk the tables of whoever has executed last: those would
+        get accessed bits for what the debugger did.
+        """
+        uclib.uc_context_restore(self.uc._uch, ctypes.c_void_p(self._flat.address))
+        uclib.uc_ctl(self.uc._uch, 1 << 30 | const.UC_CTL_TLB_FLUSH)
+        self.flush()
 
     def flush_code(self) -> None:
         """Drop every translation."""
@@ -268,9 +290,7 @@ class Engine:
         """Stop before every instruction that starts within one of these (first, end), in place of those armed before."""
         if ranges == self._ranges.keys():
             return
-        for gone in self._ranges.keys() - ranges:
-            handle, _ = self._ranges.pop(gone)
-            uclib.uc_hook_del(self.uc._uch, ctypes.c_size_t(handle))
+        self._unhook([self._ranges.pop(gone) for gone in self._ranges.keys() - ranges])
         for first, end in ranges - self._ranges.keys():
             self._ranges[first, end] = self._hook(first, end - 1)
         self.flush_code()
@@ -281,6 +301,12 @@ class Engine:
         callback = self.binding.on_breakpoint
         return add_hook(self.uc, const.UC_HOOK_CODE, callback, ctypes.addressof(point), first, last, None), point
 
+    def _unhook(self, gone: list[tuple[int, Point]]) -> None:
+        """Take code hooks out."""
+        self._look_flat()
+        for handle, _ in gone:
+            uclib.uc_hook_del(self.uc._uch, ctypes.c_size_t(handle))
+
     def tidy(self) -> None:
         """Take disarmed breakpoints out of translated code if execution comes to them often: at each, the engine looks through
         all of them."""
@@ -288,9 +314,7 @@ class Engine:
         if rt.idle * len(hooks) < MOST_IDLE:
             return
         rt.idle = 0
-        gone = [hooks.pop(address) for address in hooks.keys() - self.armed]
-        for handle, _ in gone:
-            uclib.uc_hook_del(self.uc._uch, ctypes.c_size_t(handle))
+        self._unhook([hooks.pop(address) for address in hooks.keys() - self.armed])
         self.flush_code()
 
     def _mmio_read(self, _uc: Any, offset: int, size: int, _data: Any) -> int:
@@ -441,7 +465,11 @@ class Engine:
             self._active = state
             self.rt.context, self.rt.salt = state.address, state.salt
             state.q[_NESTED_CR3] = npt.root
-            self.rt.flush = 1
+            self.flush()
+            self.rt.translations = None if state.strict else self.translations.address or None
+            if self.holder is not state:
+                self.holder = state
+                self.forget()
 
     def _stopped(self, state: CpuState, npt: Npt, reason: int, *, stepping: bool = False) -> Stop | None:
         """What a stop of the runtime means; None to go on."""
@@ -566,4 +594,6 @@ class Engine:
 
     def close(self) -> None:
         """Free the engine; nothing may be used afterwards."""
+        self.rt.translations = None
+        self.translations.close()
         self.uc = None

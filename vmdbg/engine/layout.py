@@ -16,6 +16,9 @@ from unicorn import x86_const as x86
 
 from .errors import EngineError
 
+PHYSICAL_BITS = 40
+"""What the engine's walker implements: CPUID claims no more (TCG_PHYS_ADDR_BITS)."""
+
 REGS = 40
 EIP = 168
 EFLAGS = 176

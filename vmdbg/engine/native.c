@@ -11,6 +11,7 @@
 
 #include "offsets.h"
 #include "runtime.h"
+#include "translations.h"
 
 /* uc_context layout, vmdbg/engine/layout.py; Python passes them so that they stand in one place. */
 struct layout { uint32_t regs, eip, eflags, cc_src, hflags, segments, error_code, efer, star, lstar, sfmask; };
@@ -349,6 +350,7 @@ static uint64_t unexecuted(struct runtime *rt)
 static void run_once(struct runtime *rt)
 {
     int64_t before = rt->entered = rt->budget;
+    struct translations *outer = translations_now;
     uint64_t rip, left = 0;
     rt->special = rt->step | rt->window | rt->counting ? PARTICULAR : rt->mixed ? MIXED : 0;
     rt->reason = 0;
@@ -358,9 +360,13 @@ static void run_once(struct runtime *rt)
     rt->context_restore(rt->uc, rt->context);
     if (rt->flush)
         rt->ctl(rt->uc, CTL_TLB_FLUSH);
+    if (rt->flush & FORGET && rt->translations)
+        translations_forget(rt->translations);
     rt->flush = 0;
     rip = FIELD(rt, uint64_t, at.eip);
+    translations_now = rt->translations;
     rt->error = rt->emu_start(rt->uc, rip, 0, 0, 0);
+    translations_now = outer;
     if (!rt->saved) {
         rt->context_save(rt->uc, rt->context);
         FIELD(rt, uint64_t, at.eflags) = eflags(rt);
@@ -552,5 +558,8 @@ static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_native", NULL, -1, 
 
 PyMODINIT_FUNC PyInit__native(void)
 {
-    return PyModule_Create(&module);
+    PyObject *made = PyModule_Create(&module);
+    if (made && PyModule_AddFunctions(made, translations_methods) < 0)
+        Py_CLEAR(made);
+    return made;
 }

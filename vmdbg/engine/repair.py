@@ -188,13 +188,20 @@ def _find_in_walks(pattern: re.Pattern[bytes]) -> tuple[int, re.Match[bytes]] | 
 
 
 @cache
+def nested_walk() -> int | None:
+    """The address of `get_hphys`."""
+    walk = _find_in_walks(WALK)
+    return None if walk is None else walk[0]
+
+
+@cache
 def knows_privilege() -> bool:
     """Whether the nested walker can tell whose access it walks for: it is called as it should be."""
-    walk, call = _find_in_walks(WALK), _find_in_walks(FINAL_WALK)
-    if walk is None or call is None:
+    call = _find_in_walks(FINAL_WALK)
+    if call is None:
         return False
     site, match = call
-    return site + _CALL_FROM + distance(match[1]) == walk[0]
+    return site + _CALL_FROM + distance(match[1]) == nested_walk()
 
 
 def _test_pte(bits: int) -> bytes:

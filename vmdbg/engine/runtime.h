@@ -46,7 +46,7 @@ struct runtime {
     uint32_t window;               /* stop where RFLAGS.IF is set */
     uint32_t special;              /* what of step, window and mixed there is: one thing for each block to ask */
     uint32_t step;                 /* blocks of one instruction: 1 first block to come, 2 it ran */
-    uint32_t flush;                /* flush the TLB before running */
+    uint32_t flush;                /* before running: FLUSH, FORGET */
     uint32_t io_port, io_size, io_write, io_value;
     uint32_t error;                /* uc_err of the last run */
     uint64_t block_start, block_size;
@@ -77,6 +77,7 @@ struct runtime {
     struct fingerprint *fingerprint;   /* NULL: nobody wants one */
     uint64_t salt;                 /* of the CPU, for that */
     uint64_t summed;               /* guest time up to which code has been added */
+    struct translations *translations;  /* NULL: none are held */
     struct branch ring[RING_SLOTS];
 };
 
@@ -87,6 +88,8 @@ struct point {
 };
 
 enum reason { BUDGET = 1, EXIT, IO, SYSCALL, SYSENTER, WINDOW, STEPPED, BREAK, FAILED, TABLES, ASKED, RECOUNT };
+/* FLUSH: the engine's TLB, since what our tables say has changed.  FORGET: the processor flushes its own. */
+enum { FLUSH = 1, FORGET = 2 };
 enum { VMEXIT = 0x100, EXCEPTION = 0x40, NPF = 0x400 };
 
 #define FIELD(rt, type, offset) (*(type *)((char *)(rt)->context + (offset)))

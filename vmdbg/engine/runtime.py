@@ -33,6 +33,7 @@ BRANCH_RING = 65536
 """Branches that can be asked for."""
 RING_SLOTS = 2 * BRANCH_RING
 BLOCK_CODE = 8192
+FLUSH, FORGET = 1, 2
 """As in runtime.h."""
 
 
@@ -121,6 +122,7 @@ class Runtime(ctypes.Structure):
         ("fingerprint", ctypes.c_void_p),
         ("salt", ctypes.c_uint64),
         ("summed", ctypes.c_uint64),
+        ("translations", ctypes.c_void_p),
         ("ring", Branch * RING_SLOTS),
     )
 

@@ -11,7 +11,7 @@ from unicorn.unicorn_py3.unicorn import uclib
 
 from . import layout
 from .fingerprint import MASK, Sums, stretch
-from .runtime import BLOCK_CODE, Point
+from .runtime import BLOCK_CODE, FORGET, Point, native
 
 if TYPE_CHECKING:
     from .runtime import Runtime
@@ -242,11 +242,18 @@ class Twin:
         uclib.uc_context_restore(self.uch, context)
         if rt.flush:
             uclib.uc_ctl(self.uch, 1 << 30 | const.UC_CTL_TLB_FLUSH)
+        held, outer = rt.translations or 0, 0
+        if native is not None:  # which holds translations for this runtime, too
+            if rt.flush & FORGET and held:
+                native.translations_clear(held)
+            outer = native.translations_enter(held)
         rt.flush = 0
         rip = self._field(ctypes.c_uint64, layout.EIP).value
         rt.error = uclib.uc_emu_start(
             self.uch, ctypes.c_uint64(rip), ctypes.c_uint64(0), ctypes.c_uint64(0), ctypes.c_size_t(0)
         )
+        if native is not None:
+            native.translations_enter(outer)
         eflags = self._field(ctypes.c_uint64, layout.EFLAGS)
         if not rt.saved:
             uclib.uc_context_save(self.uch, context)

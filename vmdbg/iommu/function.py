@@ -1,4 +1,4 @@
-"""The PCI function that an IOMMU is (AMD 48882, 3.1-3.3): software finds its registers by the capability, or by the IVRS."""
+"""The PCI function that an IOMMU is (AMD 48882, 3.1, 3.2): software finds its registers by the capability, or by the IVRS."""
 
 from __future__ import annotations
 

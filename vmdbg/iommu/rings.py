@@ -1,4 +1,4 @@
-"""The rings that an IOMMU writes: event log, peripheral page request log, guest virtual APIC log (AMD 48882, 2.5-2.8)."""
+"""The rings that an IOMMU writes: event log, peripheral page request log, guest virtual APIC log (AMD 48882, 2.5-2.7)."""
 
 from __future__ import annotations
 

@@ -27,11 +27,12 @@ from vmdbg.platform.pci.dma import Dma, Message, Span
 
 _C, _S = CONTROL, STATUS
 INTERRUPTS = (
-    ("x2apic_general", _C.EventIntEn, _S.EventLogInt | _S.EventOverflow), ("x2apic_general", _C.ComWaitIntEn, _S.ComWaitInt),
-    ("x2apic_ppr", _C.PprIntEn, _S.PprInt | _S.PprOverflow), ("x2apic_ga", _C.GAIntEn, _S.GALogInt),
+    ("x2apic_general", _C.EventIntEn, _S.EventLogInt | _S.EventOverflow, False),
+    ("x2apic_general", _C.ComWaitIntEn, _S.ComWaitInt, False),
+    ("x2apic_ppr", _C.PprIntEn, _S.PprInt | _S.PprOverflow, False), ("x2apic_ga", _C.GAIntEn, _S.GALogInt, True),
 )  # fmt: skip
-"""Where an interrupt goes with IntCapXTEn, what enables it, and what asks for it: by the text of each status bit (3.4.16), which
-has the overflow of the GA log ask for none."""
+"""Where an interrupt goes with IntCapXTEn, what enables it, what asks for it, and whether it asks only at the moment when it is
+set: by the text of each status and enable bit (3.4.1, 3.4.16), which has the overflow of the GA log ask for none."""
 _HARDWARE_ERRORS = (
     EventCode.DEV_TAB_HARDWARE_ERROR, EventCode.PAGE_TAB_HARDWARE_ERROR, EventCode.COMMAND_HARDWARE_ERROR,
 )  # fmt: skip
@@ -169,12 +170,14 @@ class IommuUnit:
     def status_changed(self) -> None:
         """An interrupt is sent when a cause appears, not while it stays."""
         control, status = self.registers.control, self.registers.status
-        asking = 0
-        for number, (_, enable, causes) in enumerate(INTERRUPTS):
-            if control & enable and status & causes:
+        asking, registers = 0, set()
+        for number, (register, enable, causes, once) in enumerate(INTERRUPTS):
+            if status & causes and (once or control & enable):
                 asking |= 1 << number
-        fresh, self._asking = asking & ~self._asking, asking
-        for register in sorted({where for number, (where, _, _) in enumerate(INTERRUPTS) if fresh >> number & 1}):
+                if control & enable and not self._asking >> number & 1:
+                    registers.add(register)
+        self._asking = asking
+        for register in sorted(registers):
             self._interrupt(register)
 
     def _interrupt(self, register: str) -> None:

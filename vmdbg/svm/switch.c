@@ -334,7 +334,7 @@ static int64_t vmrun(struct runtime *rt, struct switcher *sw)
     FIELD(rt, uint64_t, at.pat) = Q(vmcb, in.g_pat);
     memcpy((char *)rt->context + at.intercept, e->intercepts, 20);
     gif(rt, true);
-    rt->flush = 1;
+    rt->flush = FLUSH | FORGET;
     sw->v_intr = Q(vmcb, in.v_intr);
     sw->eventinj = Q(vmcb, in.eventinj);
     sw->inside = (int32_t)(e - sw->entries);
@@ -414,7 +414,7 @@ static int64_t vmexit(struct runtime *rt, struct switcher *sw, uint32_t code, ui
     FIELD(rt, uint64_t, at.nested_cr3) = sw->host_root;
     memcpy((char *)rt->context + at.intercept, sw->host_intercepts, 20);
     gif(rt, false);
-    rt->flush = 1;
+    rt->flush = FLUSH | FORGET;
     sw->inside = -1;
     sw->switches++;
     if (e->images)
@@ -496,7 +496,7 @@ static int64_t write_cr3(struct runtime *rt, struct switcher *sw)
         value & sw->physical_mask || !plain(rt))
         return -1;
     CR(rt, 3) = value;
-    rt->flush = 1;
+    rt->flush = FLUSH | FORGET;
     advance(rt, 3 + rex);
     return 3 + rex;
 }

@@ -138,7 +138,7 @@ class Bench:
         self._exits = _Exits(self.progress) if wanted or never else None
         if self._exits is not None:
             self.options.exit_ring = MOST_EXITS
-        self.debugger = _Watched(self._build(), lambda arguments: self._build(arguments))
+        self.debugger = _Watched(self._build(), lambda arguments: self._build(arguments), self.options.snapshot)
         self.debugger.bench = self
         for option in self.options.symbols:
             self.debugger.executables.assign(*option)

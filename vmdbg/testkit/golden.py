@@ -116,6 +116,8 @@ class Tolerance:
 
     def changed(self, **given: Unpack[Tolerances]) -> Tolerance:
         """With what is given: `ignore` and `skip` are added.  ValueError."""
+        for key in given.keys() - Tolerances.__annotations__.keys():
+            raise ValueError(f"{key}: there is no such tolerance; there are {', '.join(Tolerances.__annotations__)}")
         ignore, skip = [*self.ignore, *_words(given.get("ignore", ()))], [*self.skip, *_words(given.get("skip", ()))]
         return Tolerance.of(
             dict.fromkeys(ignore), dict.fromkeys(skip), given.get("reorder", self.reorder), given.get("rip", self.rip),
@@ -140,7 +142,12 @@ class Tolerance:
 
 
 def _words(value: Iterable[str] | str) -> tuple[str, ...]:
-    return tuple(value.replace(",", " ").split()) if isinstance(value, str) else tuple(value)
+    if isinstance(value, str):
+        return tuple(value.replace(",", " ").split())
+    words = tuple(value) if isinstance(value, Iterable) else (value,)
+    if not all(isinstance(word, str) for word in words):
+        raise ValueError(f"{value!r} is not understood; give words, in one text or a list")
+    return words
 
 
 def _choice(key: str, value: str, known: tuple[Choice, ...]) -> Choice:
@@ -251,8 +258,9 @@ class Trace:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("".join(f"{line}\n" for line in self.lines()), encoding="utf-8")
-        except OSError as error:
-            raise GoldenError(f"{path}: {error.strerror}; choose a file that can be written") from None
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else error
+            raise GoldenError(f"{path}: {why}; choose a file that can be written") from None
 
     def lines(self) -> Iterator[str]:
         yield f"{MAGIC} {VERSION}"
@@ -281,8 +289,9 @@ class Trace:
             raise GoldenError(f"{path}: there is no such golden trace; record it (pytest --vmdbg-record)") from None
         except UnicodeDecodeError as error:
             raise GoldenError(f"{path}: byte {error.start} is no text: this is no golden trace; record it anew") from None
-        except OSError as error:
-            raise GoldenError(f"{path}: {error.strerror}; it must be a file that can be read") from None
+        except (OSError, ValueError) as error:  # a NUL in the name
+            why = error.strerror if isinstance(error, OSError) else error
+            raise GoldenError(f"{path}: {why}; it must be a file that can be read") from None
         return _Reader(str(path), text).trace()
 
 

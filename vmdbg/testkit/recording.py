@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Unpack
 
 from introspect.disassembly import instruction_text
 from introspect.exitlog import ExitRecord
+from vmdbg.api.checked import checked
 from vmdbg.api.errors import Error
 from vmdbg.testkit.divergence import compare
 from vmdbg.testkit.golden import DEFAULT, Seen, Tolerances, Trace
@@ -26,15 +27,21 @@ MOST = 2_000_000
 """Exits that are kept."""
 
 
+@checked
 class Recording:
     """Every #VMEXIT of a machine from now on, also those that its rings forget.
 
     The machine's world switches are made in Python meanwhile, so that runs with a hundred thousand exits take seconds longer;
     the run is the same.  As a context manager it ends with the block.
+
+    With a path it becomes a golden trace when it ends, with these tolerances; not where the block ends with an exception.
     """
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, path: str | os.PathLike[str] | None = None, **tolerance: Unpack[Tolerances]) -> None:
+        """ValueError for a tolerance that is none."""
         self.machine = machine
+        DEFAULT.changed(**tolerance)
+        self._path, self._tolerance = path, tolerance
         self._history = machine.debugger.history
         self._records: list[ExitRecord] = []
         self._lost = 0
@@ -53,7 +60,13 @@ class Recording:
             self._lost += 1
 
     def close(self) -> None:
-        """Record no more.  What has been recorded stays."""
+        """Record no more.  What has been recorded stays, and is written if there is a path."""
+        self._end()
+        path, self._path = self._path, None
+        if path is not None:
+            self.save(path, **self._tolerance)
+
+    def _end(self) -> None:
         if self._note in self._history.recorders:
             self._history.recorders.remove(self._note)
 
@@ -61,7 +74,7 @@ class Recording:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
-        self.close()
+        self.close() if error is None else self._end()
 
     def __len__(self) -> int:
         return len(self._records)

@@ -22,6 +22,7 @@ from vmdbg.boot.image import ImageError
 from vmdbg.boot.images import File, Module
 from vmdbg.engine.errors import EngineError
 from vmdbg.engine.memory import PAGE, Ram
+from vmdbg.engine.translations import LACKED
 from vmdbg.machine import Config, Machine
 from vmdbg.platform.pci.catalogue import DeviceError, DeviceSpec
 
@@ -40,6 +41,14 @@ MOST_BLOBS = 4 << 30
 
 IMPOSSIBLE = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, AssertionError, RecursionError)
 """What comes of a state that somebody has invented: Python's own errors, since nobody can check all of it beforehand."""
+
+
+def impossible(path: str | Path, error: Exception) -> str:
+    """In words, that one of these came of a file while its machine ran."""
+    return (
+        f"{path}: its machine came to what none comes to by itself ({type(error).__name__}: {error}); unless the file was "
+        "tampered with, report it, with what -v says"
+    )
 
 
 def _release() -> str:
@@ -212,7 +221,7 @@ class SnapshotFile:
         except (ImageError, EngineError, DeviceError) as error:
             raise SnapshotError(f"{self.name}: its machine cannot be made here: {error}") from None
         try:
-            if machine.engine.lacks != self._lacks:
+            if ({*machine.engine.lacks} ^ {*self._lacks}) - {LACKED}:  # which a debugger at home may have to do without
                 raise SnapshotError(
                     f"{self.name} comes from a build of Unicorn that lacks {', '.join(self._lacks) or 'nothing'}, this one lacks "
                     f"{', '.join(machine.engine.lacks) or 'nothing'}: restore it with the wheel of unicorn it was saved with"

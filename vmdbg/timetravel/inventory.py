@@ -80,7 +80,8 @@ NOT_STATE: dict[type, dict[str, str]] = {
     engine.Engine: dict.fromkeys((
         "uc", "has_xsave", "has_gmet", "checks_reserved", "lacks", "asked", "_window", "devices", "_error", "binding", "_asked",
         "on_exit", "_switcher", "_judge", "_flat", "_active", "_sums",
-    ), ENGINE) | {"rt": "what lasts of it is kept by restoring.py", "last_code": "the same, seen through `rt`"}
+    ), ENGINE) | dict.fromkeys(("translations", "holder"), "kept by restoring.py")
+    | {"rt": "what lasts of it is kept by restoring.py", "last_code": "the same, seen through `rt`"}
     | dict.fromkeys(("judge", "armed", "_hooks", "_ranges", "_wanted"), DEBUGGER),
     physical.Physical: dict.fromkeys(("bits", "nx", "pinned", "reader"), WIRING)
     | dict.fromkeys(("arena", "shadows", "mirrors", "guards", "guarded", "mixed"), MADE),

@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 
 _X87_ROUNDING, _X87_PRECISION = 817, 819
 _CONTEXT = (
-    slice(layout.REGS, layout.A20_MASK),  # general registers, RIP, flags, segments, control registers
+    slice(layout.REGS, layout.EFLAGS + 8),  # general registers, RIP, flags
+    slice(layout.CC_SRC, layout.CC_SRC + 8),  # arithmetic flags, between operands of the last arithmetic, which are dead
+    slice(layout.CC_OP, layout.A20_MASK),  # segments, control registers
     slice(layout.EFER, layout.SYSENTER_CS),  # EFER, x87, MXCSR, XMM
     slice(layout.SYSENTER_CS, layout.XCR0 + 8),
     slice(layout.PAT, layout.PAT + 8),
@@ -54,7 +56,8 @@ def state(machine: Machine) -> Tree:
     for path, part in found.items():
         attributes = states(part)
         kept.append([path, type(part).__qualname__, [*attributes], [saver.tree(value) for value in attributes.values()]])
-    return [kept, [_processor(machine, cpu, saver) for cpu in machine.cpus], _engine(machine), _run(machine)]
+    cpus = [_processor(machine, cpu, saver) for cpu in machine.cpus]
+    return [kept, cpus, _engine(machine), _run(machine), _translations(machine)]
 
 
 def restore(machine: Machine, tree: Tree) -> None:
@@ -62,7 +65,7 @@ def restore(machine: Machine, tree: Tree) -> None:
 
     RAM must be restored already.
     """
-    kept, cpus, engine, run = _list(tree, 4)
+    kept, cpus, engine, run, translations = _list(tree, 5)
     before_tables(machine)
     found = parts(machine)
     loader = Loader(NAMES, list(found.values()), machine)
@@ -80,6 +83,7 @@ def restore(machine: Machine, tree: Tree) -> None:
         _restore_processor(machine, cpu, one, loader)
     _restore_run(machine, run)
     after(machine)
+    _restore_translations(machine, translations)  # at last: nothing may make a processor flush them
 
 
 def _run(machine: Machine) -> str:
@@ -179,6 +183,23 @@ def _restore_engine(machine: Machine, tree: Tree) -> None:
         raise Malformed("the record of branches is not as long as it must be")
     ctypes.memmove(ctypes.addressof(rt) + Runtime.ring.offset, ring, len(ring))
     machine.history.total.value = number(total, 0, most, "the count of exits")
+
+
+def _translations(machine: Machine) -> Tree:
+    """What the TLB holds, without being a strict one, and of which CPU: who changes tables and does not flush depends on it."""
+    engine = machine.engine
+    holder = next((cpu.index for cpu in machine.cpus if cpu.state is engine.holder), None)
+    return [holder, engine.held()]
+
+
+def _restore_translations(machine: Machine, tree: Tree) -> None:
+    holder, held = _list(tree, 2)
+    if holder is not None:
+        holder = number(holder, 0, len(machine.cpus) - 1, "whose translations there are")
+    try:
+        machine.engine.hold(None if holder is None else machine.cpus[holder].state, held if isinstance(held, bytes) else b"?")
+    except ValueError as error:
+        raise Malformed(f"its translations are {error}") from None
 
 
 def before_tables(machine: Machine) -> None:

@@ -6,6 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from vmdbg.platform.serial import BufferSerial
+
 from . import memory
 from .restoring import restore, state
 from .tree import SnapshotError, Tree, Unlisted
@@ -23,6 +25,8 @@ class Snapshot:
     state: Tree = field(repr=False)
     ram: dict[int, bytes] = field(repr=False)
     """By `memory.pieces`."""
+    serial: tuple[bytes, bytes] | None = field(default=None, repr=False)
+    """What had been written and was still to be read, where the serial port's other end is a buffer, which goes back, too."""
 
     @property
     def size(self) -> int:
@@ -33,14 +37,20 @@ class Snapshot:
 def take(machine: Machine, former: Snapshot | None = None) -> Snapshot:
     """The machine as it is; it does not notice.  With `former`, a snapshot of the same machine, unchanged memory is shared."""
     try:
-        return Snapshot(machine.clock.now, state(machine), memory.pieces(machine.ram, former.ram if former is not None else {}))
+        kept, ram = state(machine), memory.pieces(machine.ram, former.ram if former is not None else {})
     except Unlisted as found:
         raise SnapshotError(
             f"this machine cannot be kept: vmdbg does not know how to keep {found}. Remedy: report it, this is a defect of vmdbg"
         ) from None
+    port = machine.config.serial
+    written = (bytes(port.output), bytes(port.input)) if isinstance(port, BufferSerial) else None
+    return Snapshot(machine.clock.now, kept, ram, written)
 
 
 def put_back(machine: Machine, snapshot: Snapshot) -> None:
     """Make the machine what it was.  Breakpoints and whatever else debuggers have on it stay."""
     memory.put_back(machine.ram, snapshot.ram)
     restore(machine, snapshot.state)
+    port = machine.config.serial
+    if isinstance(port, BufferSerial) and snapshot.serial is not None:
+        port.output[:], port.input[:] = snapshot.serial

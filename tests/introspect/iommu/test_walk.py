@@ -97,7 +97,7 @@ def test_fields_of_features_that_are_not_there_are_reserved(feature: str, field:
 
 
 @pytest.mark.parametrize(("feature", "field"), [
-    ("GTSup", "GuestPagingMode"), ("SATSSup", "HptMode"), ("vIommuSup", "vImuEn"), ("AttrFWSup", "SnoopAttr"),
+    ("GTSup", "GuestPagingMode"), ("SATSSup", "HPTMode"), ("vIommuSup", "vImuEn"), ("AttrFWSup", "SnoopAttribute"),
 ])  # fmt: skip
 def test_likewise_in_the_half_for_interrupts(feature: str, field: str) -> None:
     dte = DTE.make(IV=1, **{field: 1})
