@@ -6,7 +6,7 @@ import pytest
 
 from tests.engine.interrupts import IF, enable_apic, interrupt
 from tests.engine.rig import CODE, HANDLERS, LONG_MODES, MODES, STACK, Mode, Rig, bits_of
-from vmdbg.engine.state import RSP
+from vmdbg.engine.state import CS, DS, LDTR, RSP, SS, TR
 
 NMI, IRET = 2, {16: b"\xcf", 32: b"\xcf", 64: b"\x48\xcf"}
 STEPPED = pytest.mark.parametrize("stepped", [False, True], ids=["run", "stepped"])
@@ -213,20 +213,20 @@ def test_gif_holds_back_everything(python: bool) -> None:
     assert rig.stack(1, 8) == [rig.labels["open"]]
 
 
-def test_init_resets_and_waits(python: bool) -> None:
+@pytest.mark.parametrize("caches", [0, 1 << 30, 3 << 29])
+def test_init_resets_and_waits(caches: int, python: bool) -> None:
+    """Tables 14-1 and 14-2; CR0.CD and NW stay."""
     rig = Rig("nop; nop", python=python, cpus=2)
     rig.machine.cpus[1].wait_for_sipi = False
     rig.machine.cpus[1].init()
     rig.machine.cpus[1].take_event()
     assert rig.machine.cpus[1].wait_for_sipi
+    rig.state.set_cr(0, rig.state.cr(0) | caches)
     rig.cpu.init()
     rig.step()
-    assert (rig.state.rip, rig.state.selector(1), rig.state.base(1), rig.state.cr(0)) == (
-        0xFFF0,
-        0xF000,
-        0xFFFF0000,
-        0x60000010,
-    )
+    s = rig.state
+    assert (s.rip, s.selector(CS), s.base(CS), s.cr(0)) == (0xFFF0, 0xF000, 0xFFFF0000, 0x10 | caches)
+    assert [s.attrib(segment) for segment in (CS, DS, SS, LDTR, TR)] == [0x9A, 0x92, 0x92, 0x82, 0x83]
 
 
 def test_interrupts_nest_by_priority(python: bool) -> None:
