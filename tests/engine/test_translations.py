@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import subprocess
 import sys
@@ -151,6 +152,24 @@ def test_the_trampolines_are_there() -> None:
     assert engine.translations.address
     assert not engine.lacks
     assert not _trampolines.__wrapped__(), "the engine's fill is not the wheel's any more"
+
+
+def test_other_engines_flush_nothing() -> None:
+    """As when Python's collector closes one while another runs."""
+    one, other = rig("hlt"), rig(f"movq {DATA}, %rax; hlt")
+    other.run()
+    table = one.machine.engine.translations
+    table.load(bytes(16) + PAIR.pack(DATA, DATA | 7))
+    held = table.pairs()
+    assert native is not None
+    outer = native.translations_enter(table.address)
+    try:
+        other.machine.close()
+        del other
+        gc.collect()
+    finally:
+        native.translations_enter(outer)
+    assert table.pairs() == held != []
 
 
 def test_only_translations_are_loaded() -> None:

@@ -33,10 +33,19 @@ struct translations {
     uint64_t region, mask;         /* what all large pages lie in; a mask of NO_REGION: there are none */
     uint64_t factor;               /* of the hash: random, since guests choose addresses; nothing else depends on it */
     uint32_t bits;                 /* of the number of slots */
+    void *cpu;                     /* the engine's, of which the first walk tells */
     void (*flush)(void *);         /* the engine's, of the whole TLB of a CPU */
 };
 
 __thread struct translations *translations_now;
+
+/* Where translations of a CPU of the engine's are held, if they are now.  While one engine runs, others may flush: when Python's
+ * collector closes one, for instance. */
+static struct translations *now_of(void *cpu)
+{
+    struct translations *held = translations_now;
+    return held && (!held->cpu || held->cpu == cpu) ? held : NULL;
+}
 
 struct found { uint64_t gpa, size; uint32_t rights; };
 static __thread struct found found;
@@ -97,9 +106,9 @@ static bool put(struct translations *held, uint64_t from, uint64_t to)
 }
 
 /* The engine's TLB has no translation of `address`: what is held of it, if that allows the access (0 read, 1 write, 2 fetch). */
-static const struct found *look(uint64_t address, uint32_t access, uint32_t mode)
+static const struct found *look(uint64_t address, uint32_t access, uint32_t mode, void *cpu)
 {
-    struct translations *held = translations_now;
+    struct translations *held = now_of(cpu);
     const struct slot *slot;
     if (!held)
         return NULL;
@@ -116,10 +125,11 @@ static const struct found *look(uint64_t address, uint32_t access, uint32_t mode
 /* A walk of the guest's tables has led from `address` to `gpa`. */
 static void record(void *cpu, uint64_t address, uint64_t gpa, uint64_t size, uint32_t rights, uint32_t mode)
 {
-    struct translations *held = translations_now;
+    struct translations *held = now_of(cpu);
     uint64_t index = 0, to;
     if (!held)
         return;
+    held->cpu = cpu;
     while (index < SIZES && sizes[index] != size)
         index++;
     to = (gpa & PAGE_MASK) | (index & (SIZES - 1)) << SIZE_SHIFT | (rights & RIGHTS);
@@ -131,15 +141,16 @@ static void record(void *cpu, uint64_t address, uint64_t gpa, uint64_t size, uin
 }
 
 /* The engine itself flushes. */
-static void forget_all(void)
+static void forget_all(void *cpu)
 {
-    if (translations_now)
-        translations_forget(translations_now);
+    struct translations *held = now_of(cpu);
+    if (held)
+        translations_forget(held);
 }
 
 static void forget_page(void *cpu, uint64_t address)
 {
-    struct translations *held = translations_now;
+    struct translations *held = now_of(cpu);
     if (!held)
         return;
     if (held->mask != NO_REGION && (address & held->mask) == held->region) {

@@ -108,7 +108,7 @@ def _trampolines() -> bool:
     parts: dict[int, tuple[bytes | str | tuple[bytes, str | int], ...]] = {
         begin: (
             bytes.fromhex("57 56 52 51 4150 4151"),  # push rdi, rsi, rdx, rcx, r8, r9
-            bytes.fromhex("4c89e7 4489ee 89da"),  # mov rdi, r12; mov esi, r13d; mov edx, ebx
+            bytes.fromhex("4c89e7 4489ee 89da 4889e9"),  # mov rdi, r12; mov esi, r13d; mov edx, ebx; mov rcx, rbp
             to["look"],
             bytes.fromhex("4159 4158 59 5a 5e 5f 4885c0"),  # pop r9, r8, rcx, rdx, rsi, rdi; test rax, rax
             (b"\x75", "held"), fill[1], (jump, behind),  # jnz held; mov eax, [rdi+hflags]
@@ -126,7 +126,7 @@ def _trampolines() -> bool:
             bytes.fromhex("58 59 5a 5e 5f"), (jump, walk),  # pop rax, rcx, rdx, rsi, rdi
         ),
         flush_all: (
-            b"\x57", to["forget_all"], b"\x5f",  # push rdi; pop rdi
+            b"\x57", to["forget_all"], b"\x5f",  # push rdi, the CPU; pop rdi
             ctypes.string_at(flush_all, 5), (jump, flush_all + 5),
         ),
         flush_page: (
