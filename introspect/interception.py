@@ -17,8 +17,8 @@ from introspect.registers import ATTRIB, CR0, CR4, DR7, EFER, RFLAGS
 from introspect.subject import NestedRefusal, Raised, Refused, Subject
 
 __all__ = [
-    "BP", "EFER_VALUE", "MNEMONICS", "OF", "OPTIONAL", "PORT", "UD", "VIRTUAL_IOPL", "Check", "Form", "control_register",
-    "form_of", "port_of", "port_size", "written",
+    "BP", "MNEMONICS", "OF", "OPTIONAL", "PORT", "UD", "VIRTUAL_IOPL", "Check", "Form", "control_register",
+    "form_of", "port_of", "port_size",
 ]  # fmt: skip
 
 DB, BP, OF, UD, NM, SS, GP, PF, AC = 1, 3, 4, 6, 7, 12, 13, 14, 17
@@ -188,19 +188,6 @@ DR_VALUE = _check(
     "DR6 or DR7 can take the value", "13.1.1", lambda g: f"{g.moved:#x}" if _dr(g) & ~2 in (4, 5) else "any",
     lambda g: _dr(g) & ~2 in (4, 5) and g.moved >> 32, _GP0,
 )  # fmt: skip
-
-
-def written(g: Subject) -> int:
-    """EDX:EAX, which WRMSR writes."""
-    return g.need("rdx") << 32 & 0xFFFFFFFF_00000000 | g.need("rax") & 0xFFFFFFFF
-
-
-def _refused_efer(g: Subject) -> bool:
-    value = written(g)
-    return bool(value & ~(g.processor.efer_valid | EFER.LMA) or ((value ^ g.need("efer")) & EFER.LME and g.need("cr0") & CR0.PG))
-
-
-EFER_VALUE = _check("EFER can take the value", "3.1.7, 14.6.1", lambda g: f"{written(g):#x}", _refused_efer, _GP0)
 
 
 # Ports (APM2 12.2.5)

@@ -305,7 +305,6 @@ _SPECIAL: Mapping[str, Callable[[Trail, Subject, Form], Exit | None]] = {
     "vmload": _vmload,
 }  # fmt: skip
 
-_EFER = 0xC0000080
 _BY_IOPL = (ExitCode.PUSHF, ExitCode.POPF, ExitCode.IRET, ExitCode.SWINT)
 _ELSEWHERE = ("int", "icebp", "into", "rsm", "invlpg")
 """What they access is not said by an operand, or is no memory."""

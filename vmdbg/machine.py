@@ -21,7 +21,8 @@ from vmdbg.cpu.core import Notice
 from vmdbg.cpu.processor import Outcome, Processor
 from vmdbg.cpu.reset import power_on
 from vmdbg.engine import layout
-from vmdbg.engine.engine import PHYSICAL_BITS, Engine
+from vmdbg.engine.engine import Engine
+from vmdbg.engine.layout import PHYSICAL_BITS
 from vmdbg.engine.physical import APIC_PAGE
 from vmdbg.engine.state import CS, DS, ES, FS, GDTR, GS, IDTR, LDTR, SS, TR
 from vmdbg.fingerprint import Fingerprint, FingerprintOptions

@@ -16,7 +16,8 @@ from introspect.registers import CR0, CR4, EFER, RFLAGS
 from introspect.sources import BytesMemory
 from tests.engine.rig import CODE, TABLES, Rig
 from vmdbg.cpu.exits import classify
-from vmdbg.engine.engine import PHYSICAL_BITS, VMEXIT
+from vmdbg.engine.engine import VMEXIT
+from vmdbg.engine.layout import PHYSICAL_BITS
 from vmdbg.engine.runtime import Reason
 from vmdbg.engine.state import RAX, RBX
 

@@ -38,8 +38,6 @@ from .runtime import BRANCH_RING, FLUSH, FORGET, RING_SLOTS, Binding, Point, Rea
 from .state import HF_CS32, HF_CS64, HF_GUEST, HF_LMA, MXCSR_DEFAULT, CpuState
 from .translations import LACKED, Translations
 
-PHYSICAL_BITS = layout.PHYSICAL_BITS
-
 MOST_IDLE = 100_000
 """How often disarmed breakpoints may be looked at before they are taken out: about as long as that takes itself."""
 
@@ -49,7 +47,6 @@ NPF = 0x400
 _EXITINFO2 = VMCB_PAGE - PRIVATE + 0x80 >> 3
 _NESTED_CR3 = layout.NESTED_CR3 >> 3
 _MSRPM_BASE = VMCB_PAGE - PRIVATE + 0x48 >> 3
-_RUNTIME_SIZE = ctypes.sizeof(Runtime)
 
 
 class Devices(Protocol):
@@ -100,7 +97,7 @@ class Engine:
     """One Unicorn instance, its RAM, and the runtime around it."""
 
     def __init__(
-        self, memory_size: int, clock: HasNow, *, python: bool = False, physical_bits: int = PHYSICAL_BITS,
+        self, memory_size: int, clock: HasNow, *, python: bool = False, physical_bits: int = layout.PHYSICAL_BITS,
         sums: Sums | None = None,
     ) -> None:  # fmt: skip
         """`memory_size` in bytes; `python` takes the twin even where the native runtime exists; `sums`: what executed code is
