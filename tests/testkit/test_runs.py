@@ -396,6 +396,24 @@ def test_interrupt(tmp_path: Path) -> None:
             os.kill(int(pid), 0)
 
 
+def test_what_a_job_leaves_behind_is_gone_before_the_next(tmp_path: Path) -> None:
+    """Also as a process that has ended and nobody has waited for."""
+    (tmp_path / "two.toml").write_text(
+        f'image = "{HYPERVISOR}"\n[[job]]\nname = "leaves"\nscript = "leaves.py"\n[[job]]\nname = "looks"\nscript = "looks.py"\n'
+    )
+    (tmp_path / "leaves.py").write_text(
+        "import subprocess\nleft = [subprocess.Popen(['sleep', '1000'], start_new_session=away) for away in (False, True) for _ in range(8)]\n"
+        "open('left', 'w').write(' '.join(str(one.pid) for one in left))\n"
+    )
+    (tmp_path / "looks.py").write_text(
+        "import os\nup = os.getppid()\nchildren = open(f'/proc/{up}/task/{up}/children').read().split()\n"
+        "assert children == [str(os.getpid())], children\n"
+        "for pid in open('left').read().split():\n    assert not os.path.exists(f'/proc/{pid}'), pid\n"
+    )
+    done = run(tmp_path, "two.toml")
+    assert done.status == 0, done.said
+
+
 def refused(folder: Path, words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
     """What is said to a command line that leads to no run."""
     monkeypatch.chdir(folder)

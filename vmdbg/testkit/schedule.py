@@ -238,10 +238,17 @@ class Pool:
 
     def _close(self, child: _Child) -> None:
         """Its process has ended: end what it has left behind, and hear the rest."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(child.pid, signal.SIGKILL)
-        # Who has left the group is a child of ours now; and its own children will be.
-        while left := list(orphans(child.mark, [one.pid for one in self._running])):
+        while True:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(child.pid, signal.SIGKILL)
+            # Killed is not yet gone: what was its child is ours now, and is waited for.
+            with contextlib.suppress(ChildProcessError):
+                while True:
+                    os.waitpid(-child.pid, 0)
+            # So is who has left the group; and its own children will be.
+            left = list(orphans(child.mark, [one.pid for one in self._running]))
+            if not left:
+                break
             for pid in left:
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
