@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from introspect.exitlog import ExitRecord
 from introspect.exits import ExitCode
 from vmdbg.history import FEW_EXITS, FEW_TRIPS, HOST, MANY, History, KnownGuest, Vcpu
 from vmdbg.svm.ring import Record
@@ -12,9 +13,11 @@ from vmdbg.svm.ring import Record
 class Told(History):
     """A history whose exits are made up."""
 
-    def exit(self, guest: KnownGuest, code: ExitCode, cpu: int = 0) -> None:
+    def exit(self, guest: KnownGuest, code: ExitCode, cpu: int = 0, *, host_stays: bool = False) -> None:
+        if guest.ring.full:
+            self._make_room(guest.ring)
         self.total.value += 1
-        guest.ring.add(*Record(self.total.value, cpu, code=code))
+        guest.ring.add(*Record(self.total.value, cpu, time=self.total.value, code=code, resumed=0 if host_stays else 1 << 40))
 
     def first_run(self, cpu: int = 0) -> KnownGuest:
         guest = self._new_guest(self._behalf(cpu))
@@ -82,3 +85,47 @@ def test_guests_without_end(history: Told) -> None:
     for _ in range(FEW_EXITS + 9):
         history.exit(guests[-1], ExitCode.CPUID)
     assert [record.number for record in guests[-1].exits] == list(range(10, FEW_EXITS + 10))
+
+
+def test_all_exits_though_rings_forget(history: Told) -> None:
+    """In their order, whoever's ring they were in; from when they were asked for until they are not any more."""
+    history.capacity = 4
+    seen: list[int] = []
+
+    def see(record: ExitRecord) -> None:
+        seen.append(record.number)
+
+    a, b = history.first_run(), history.first_run()
+    history.exit(a, ExitCode.CPUID)
+    history.record(see)
+    for _ in range(3):
+        history.exit(a, ExitCode.CPUID)
+        history.exit(b, ExitCode.CPUID)
+    assert seen == [], "nobody has asked yet, and there is room"
+    c = history.first_run()
+    for _ in range(9):
+        history.exit(c, ExitCode.CPUID)
+        history.exit(a, ExitCode.CPUID)
+    history.collect()
+    assert seen == list(range(2, 26))
+    history.exit(b, ExitCode.CPUID)
+    history.record_no_more(see)
+    for _ in range(9):
+        history.exit(b, ExitCode.CPUID)
+    history.record_no_more(see)
+    assert (seen, b.ring.untaken, b.ring.full) == (list(range(2, 27)), 0, False)
+
+
+def test_exits_are_given_when_it_is_known_how_long_the_host_took(history: Told) -> None:
+    """But for one whose CPU stays in the host while another's guest has filled its ring: that is not waited for."""
+    history.capacity = 4
+    seen: list[int] = []
+    history.record(lambda record: seen.append(record.number))
+    a, b = history.first_run(), history.first_run()
+    history.exit(a, ExitCode.CPUID)
+    history.exit(b, ExitCode.CPUID, cpu=1, host_stays=True)
+    for _ in range(4):
+        history.exit(a, ExitCode.CPUID)
+    assert seen == [1]
+    history.exit(a, ExitCode.CPUID)
+    assert seen == [1, 2, 3, 4, 5, 6]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -122,8 +122,7 @@ class History:
         self.witness: Witness | None = None
         self.fingerprint: Fingerprint | None = None
         self.trace: TextIO | None = None
-        self.recorders: list[Callable[[ExitRecord], None]] = []
-        """Who is given each exit as it happens: rings forget."""
+        self._recorders: list[Callable[[ExitRecord], None]] = []
         self.version = 0
         """Changes when a guest appears, goes, or is regrouped."""
         self._next = HOST + 1
@@ -133,7 +132,7 @@ class History:
     @property
     def attentive(self) -> bool:
         """Whether each world switch must come here at once."""
-        return self.watching or self.trace is not None or self.witness is not None or bool(self.recorders)
+        return self.watching or self.trace is not None or self.witness is not None
 
     def notice(self, cpu: Cpu, what: Notice, guest: Guest | None, text: str) -> None:
         """Note it, in the trace too; pause if it is one to stop for."""
@@ -151,6 +150,61 @@ class History:
         owner, vcpu = self.by_vmcb[vmcb]
         images = owner.images.address if owner.images is not None else None
         return ctypes.addressof(vcpu.registers), owner.ring.address, images
+
+    # All exits, though rings forget
+
+    def record(self, recorder: Callable[[ExitRecord], None]) -> None:
+        """Give somebody each exit from now on, in their order: some when a ring is full of them, the rest by `collect`.
+
+        World switches stay in C meanwhile.
+        """
+        self.collect()
+        self._recorders.append(recorder)
+        self._all_taken()
+
+    def record_no_more(self, recorder: Callable[[ExitRecord], None]) -> None:
+        """It has all until now."""
+        if recorder in self._recorders:
+            self.collect()
+            self._recorders.remove(recorder)
+            self._all_taken()
+
+    def _all_taken(self) -> None:
+        """By those who want all exits; if nobody does, rings forget as they like."""
+        for guest in self.guests.values():
+            guest.ring.taken(guest.ring.count if self._recorders else None)
+
+    def restored(self) -> None:
+        """The machine is another one's past or future: what its rings hold has been given away, or is nobody's."""
+        self.version += 1
+        self._all_taken()
+
+    def collect(self, *, whole: bool = False) -> None:
+        """Give those who want all exits the ones that they have not got yet.
+
+        `whole`: only those before the first of which it is not known yet how long the host took.
+        """
+        if not self._recorders:
+            return
+        found = [record for guest in self.guests.values() for record in guest.newest(guest.ring.untaken)]
+        found.sort(key=lambda record: record.number)
+        if whole:
+            del found[next((at for at, record in enumerate(found) if not record.resumed), len(found)) :]
+        given = Counter(record.guest for record in found)
+        for number, guest in self.guests.items():
+            guest.ring.taken(guest.ring.count - guest.ring.untaken + given[number])
+        for record in found:
+            self._give(record)
+
+    def _give(self, record: ExitRecord) -> None:
+        for recorder in self._recorders:
+            recorder(record)
+
+    def _make_room(self, ring: Ring) -> None:
+        """A ring is full of exits that somebody has yet to get: the same ones each time, since that is so at a guest time."""
+        self.collect(whole=True)
+        if ring.full:
+            self.collect()
 
     def keep_images(self, trips: int) -> None:
         """Keep each VMCB as it is at VMRUN and #VMEXIT, for the last so many of each guest; 0: no more."""
@@ -209,7 +263,9 @@ class History:
         many = len(self.guests) >= MANY
         exits, trips = (min(self.capacity, FEW_EXITS), min(self.trips, FEW_TRIPS)) if many else (self.capacity, self.trips)
         images = Images(trips) if trips else None
-        guest = KnownGuest(self._next, f"guest {self._next}", Ring(exits), images, parent=parent)
+        ring = Ring(exits)
+        ring.taken(0 if self._recorders else None)
+        guest = KnownGuest(self._next, f"guest {self._next}", ring, images, parent=parent)
         self.guests[self._next] = guest
         self._next += 1
         return guest
@@ -324,21 +380,24 @@ class History:
         if self.fingerprint is not None:
             self.fingerprint.vmexit(cpu, vcpu, rip, code, info1, info2, intinfo)
         self.total.value = number = self.total.value + 1
-        crossing, q = cpu.crossing, cpu.state.q
+        crossing, q, ring = cpu.crossing, cpu.state.q, owner.ring
+        if ring.full:
+            self._make_room(ring)
         insn = cpu.stopped_at() if code in INSTRUCTIONS and not intinfo else b""
         values = (
             number, cpu.index, guest.vmcb, cpu.engine.clock.now, rip, code, info1, info2, intinfo, crossing.host_rip,
             crossing.entered, 0, q[_Q_RAX], q[_Q_RCX], insn, FORM[cpu.bits] | len(insn),
         )  # fmt: skip
-        crossing.leave(owner.ring.add(*values), number)
+        crossing.leave(ring.add(*values), number)
         if self.witness is not None:
             self.witness.leaves(cpu, guest, number, code)
-        if self.trace is not None or self.recorders:
+        if self.trace is not None or not ring.capacity:
             record = _told(owner.number, Record(*values))
-            for recorder in self.recorders:
-                recorder(record)
             if self.trace is not None:
                 self.trace.write(record.line() + "\n")
+            if not ring.capacity:  # nothing is kept that could be collected
+                self._give(record)
+                self._all_taken()
 
     def left(self, cpu: Cpu, guest: Guest, rip: int) -> None:
         images = self.by_vmcb[guest.vmcb][0].images

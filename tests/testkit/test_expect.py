@@ -192,6 +192,21 @@ def test_a_machine_records(small: Small, tmp_path: Path) -> None:
         machine.record()
 
 
+@pytest.mark.parametrize("ring", [1, 3, 4096])
+def test_recordings_leave_world_switches_as_they_are(small: Small, tmp_path: Path, ring: int) -> None:
+    """All exits, in C where they are made there, in whatever ring."""
+    told = tmp_path / "exits"
+    with small(trace_exits=told) as machine:
+        machine.run()
+    machine = small(exit_ring=ring)
+    with machine.record() as recording:
+        machine.run()
+    lines = [line for line in told.read_text().splitlines() if not line.startswith("#")]
+    assert [seen.record.line() for seen in recording.trace().exits] == lines
+    switcher = machine.debugger.machine.cpu.switcher
+    assert switcher is None or switcher.made
+
+
 def test_recordings_follow_the_machine(small: Small) -> None:
     """Back in time where a snapshot is restored; to an end where it starts over."""
     machine = small()
@@ -204,6 +219,17 @@ def test_recordings_follow_the_machine(small: Small) -> None:
         assert len(recording.trace().exits) == 25
         machine.run()
         assert [seen.record.number for seen in recording.trace().exits] == whole == list(range(1, 33))
+        assert len(recording) == 32
         machine.restart()
         with pytest.raises(vmdbg.Error, match="the machine has started over since the recording began"):
             recording.trace()
+
+
+def test_recordings_that_have_ended_stay(small: Small) -> None:
+    machine = small()
+    machine.run("guest-start")
+    snapshot = machine.snapshot()
+    with machine.record() as recording:
+        machine.run()
+    machine.restore(snapshot)
+    assert (machine.exit_count, len(recording), len(recording.trace().exits)) == (0, 32, 32)

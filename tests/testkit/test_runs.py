@@ -77,6 +77,12 @@ script = "machine.py"
 status = 1
 
 [[job]]
+name = "back in time"
+script = "back.vmdbg"
+exits = ["vmmcall", "cpuid", "vmmcall if in_host == 0"]
+exits-never = "ioio if in_host == 0"
+
+[[job]]
 name = "too much"
 script = "much.py"
 output = "never"
@@ -101,6 +107,7 @@ name = "no trace"
 golden = "none.exits"
 """,
     "endless.vmdbg": "py while True: pass\n",
+    "back.vmdbg": "snapshot a\ncontinue\nrestore a\ncontinue\n",
     "much.py": "while True: print('much' * 1000)\n",
     "machine.py": 'stop = machine.run(until="2:0x1000")\nassert stop.reached\nmachine.run()\nassert machine.serial.endswith("done\\n")\n',
     "hungry.py": "held = [bytearray(1 << 30) for _ in range(64)]\n",
@@ -177,7 +184,7 @@ def test_all_are_there(ran: Run) -> None:
     passed = [name for name, verdict in verdicts.items() if verdict == "passed"]
     assert passed == [
         "boots", "turns[cpus=1,tlb=coherent]", "turns[cpus=1,tlb=strict]", "turns[cpus=2,tlb=coherent]", "turns[cpus=2,tlb=strict]",
-        "in python", "golden", "test_some.py::test_good", "test_some.py::test_numbers[1]", "test_some.py::test_last",
+        "in python", "back in time", "golden", "test_some.py::test_good", "test_some.py::test_numbers[1]", "test_some.py::test_last",
     ]  # fmt: skip
     assert [name for name, verdict in verdicts.items() if verdict == "skipped"] == [
         "not now", "test_some.py::test_skipped", "test_some.py::test_known",
@@ -279,13 +286,13 @@ def test_the_command_that_reproduces_does(ran: Run) -> None:
 def test_json(ran: Run) -> None:
     report = ran.report
     assert report["schema"] == 1
-    assert report["counts"] == {"passed": 10, "failed": 11, "error": 7, "skipped": 3, "not run": 0}
+    assert report["counts"] == {"passed": 11, "failed": 11, "error": 7, "skipped": 3, "not run": 0}
     assert len(report["tests"]) == sum(report["counts"].values())
 
 
 def test_junit(ran: Run) -> None:
     top = Xml.parse(ran.folder / "out/r.xml").getroot()
-    assert (top.tag, top.get("tests"), top.get("failures"), top.get("errors"), top.get("skipped")) == ("testsuites", "31", "11", "7", "3")
+    assert (top.tag, top.get("tests"), top.get("failures"), top.get("errors"), top.get("skipped")) == ("testsuites", "32", "11", "7", "3")
     cases = {f"{case.get('classname')}::{case.get('name')}": case for case in top.iter("testcase")}
     bad = cases["boot.toml::everything is wrong"].find("failure")
     assert bad is not None
@@ -299,9 +306,9 @@ def test_junit(ran: Run) -> None:
 
 
 def test_lines_of_a_log(ran: Run) -> None:
-    assert re.search(r"^\[\d+/23\] pass +\d+\.\d\d s  boot\.toml::boots$", ran.said, re.MULTILINE)
-    assert re.search(r"^\[\d+/23\] ERROR +\d+\.\d\d s  crash\.vmdbg\n    its process was killed by SIGSEGV", ran.said, re.MULTILINE)
-    assert re.search(r"^10 passed, 11 failed, 7 error, 3 skipped in [\d.]+ s; 3 at once, \d+% busy$", ran.said, re.MULTILINE)
+    assert re.search(r"^\[\d+/24\] pass +\d+\.\d\d s  boot\.toml::boots$", ran.said, re.MULTILINE)
+    assert re.search(r"^\[\d+/24\] ERROR +\d+\.\d\d s  crash\.vmdbg\n    its process was killed by SIGSEGV", ran.said, re.MULTILINE)
+    assert re.search(r"^11 passed, 11 failed, 7 error, 3 skipped in [\d.]+ s; 3 at once, \d+% busy$", ran.said, re.MULTILINE)
 
 
 # gdb

@@ -47,11 +47,15 @@ BITS = (16, 32, 64)
 
 
 class Head(ctypes.Structure):
-    """What C is given of a ring: where it is, how many there ever were, which slot is next."""
+    """What C is given of a ring: where it is, how many there ever were, which slot is next, and at which count it is full."""
 
     _fields_ = (
         ("count", ctypes.c_uint64), ("next", ctypes.c_uint64), ("capacity", ctypes.c_uint64), ("records", ctypes.c_void_p),
+        ("limit", ctypes.c_uint64),
     )  # fmt: skip
+
+
+NO_LIMIT = (1 << 64) - 1
 
 
 class Slots:
@@ -63,7 +67,7 @@ class Slots:
         self._memory = (ctypes.c_char * (size * capacity))()
         self.view = memoryview(self._memory).cast("B")
         self.start = ctypes.addressof(self._memory)
-        self._head = Head(0, 0, capacity, self.start if capacity else None)
+        self._head = Head(0, 0, capacity, self.start if capacity else None, NO_LIMIT)
         self._q = memoryview(self._head).cast("B").cast("Q")
         self.address = ctypes.addressof(self._head)
 
@@ -100,6 +104,20 @@ class Ring(Slots):
 
     def __init__(self, capacity: int = DEFAULT_EXITS) -> None:
         super().__init__(RECORD_SIZE, capacity)
+
+    @property
+    def untaken(self) -> int:
+        """How many somebody has not taken yet who wants them all; 0 where nobody does."""
+        return self.count + self.capacity - self._q[4] if self._q[4] != NO_LIMIT else 0
+
+    @property
+    def full(self) -> bool:
+        """Whether the next one would take the place of one that is untaken: C leaves it to Python."""
+        return self.count >= self._q[4]
+
+    def taken(self, count: int | None) -> None:
+        """Somebody has the first `count` that there ever were, and wants all that come; None: nobody does any more."""
+        self._q[4] = NO_LIMIT if count is None else count + self.capacity
 
     def add(self, *values: int | bytes) -> int:
         """The fields of a `Record`.  Returns its address, 0 if it is not kept."""

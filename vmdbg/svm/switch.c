@@ -21,7 +21,7 @@ struct record {                         /* of ring.py */
     uint64_t number, cpu, vmcb, time, rip, code, info1, info2, intinfo, host_rip, entered, resumed, rax, rcx;
     uint8_t insn[15], form;
 };
-struct ring { uint64_t count, next, capacity; struct record *records; };
+struct ring { uint64_t count, next, capacity; struct record *records; uint64_t limit; };
 enum { CONTROL_SIZE = 0x148, SAVE_AREA = 0x400, SAVE_SIZE = 0x2f0 };
 struct image { uint64_t vmcb, time, number, rip, cpu; uint8_t control[CONTROL_SIZE], save[SAVE_SIZE], end[32]; };  /* images.py */
 struct images { uint64_t count, next, capacity; struct image *images; };
@@ -391,6 +391,8 @@ static int64_t vmexit(struct runtime *rt, struct switcher *sw, uint32_t code, ui
     if (e->vmcb == FREE || !host || !host_is_sound(sw, e, host) || sw->pages[e->vmcb / PAGE] & sw->busy ||
         ((uint64_t *)(host + in.controls))[5] & RFLAGS_TF)
         return -1;
+    if (e->ring->count >= e->ring->limit)       /* somebody wants them all, and has to take some first */
+        return -1;
     record(rt, sw, e, code, info1, info2);
     store_state(rt, sw, vmcb);
     Q(vmcb, in.cr2) = CR(rt, 2);
@@ -616,9 +618,9 @@ static PyObject *symbols(PyObject *self, PyObject *args)
     taken = take_offsets(&context, &at, sizeof at);
     if (!take_offsets(&vmcb, &in, sizeof in) || !taken)
         return NULL;
-    return Py_BuildValue("{sKsKsKsK}", "on_exit", (unsigned long long)(uintptr_t)exits, "size",
+    return Py_BuildValue("{sKsKsKsKsK}", "on_exit", (unsigned long long)(uintptr_t)exits, "size",
                          (unsigned long long)sizeof(struct switcher), "record", (unsigned long long)sizeof(struct record),
-                         "image", (unsigned long long)sizeof(struct image));
+                         "image", (unsigned long long)sizeof(struct image), "ring", (unsigned long long)sizeof(struct ring));
 }
 
 static PyMethodDef methods[] = {

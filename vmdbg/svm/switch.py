@@ -24,7 +24,7 @@ from vmdbg.engine.fingerprint import Sums
 from vmdbg.engine.physical import NOTED, Shadow
 
 from .images import IMAGE_SIZE
-from .ring import RECORD_SIZE, Crossing
+from .ring import RECORD_SIZE, Crossing, Head
 
 if TYPE_CHECKING:
     from vmdbg.cpu.core import Cpu
@@ -113,7 +113,8 @@ def on_exit() -> int:
     if _switch is None:
         return 0
     found = _switch.symbols((ctypes.c_uint32 * len(_AT))(*_AT), (ctypes.c_uint32 * len(_IN))(*_IN))
-    if (found["size"], found["record"], found["image"]) != (ctypes.sizeof(State), RECORD_SIZE, IMAGE_SIZE):
+    ours = {"size": ctypes.sizeof(State), "record": RECORD_SIZE, "image": IMAGE_SIZE, "ring": ctypes.sizeof(Head)}
+    if any(found.get(name) != size for name, size in ours.items()):
         raise EngineError("the native world switch was built for another version of vmdbg. Remedy: pip install .")
     return int(found["on_exit"])
 

@@ -9,14 +9,12 @@ from collections.abc import Iterator, Sequence
 
 from gdbstub.target import Event, TargetError, ThreadId
 from introspect.commands import CommandError
-from introspect.exitlog import ExitRecord
 from vmdbg.boot.image import ImageError
 from vmdbg.debugger import Debugger
-from vmdbg.history import HOST, History
+from vmdbg.history import HOST
 from vmdbg.machine import LIMIT_REACHED, Machine
 from vmdbg.platform.serial import BufferSerial
 from vmdbg.run import build
-from vmdbg.svm.ring import MOST_EXITS
 from vmdbg.testkit import keys, machine_options
 from vmdbg.testkit.exit_patterns import Progress
 from vmdbg.testkit.jobs import Job
@@ -86,28 +84,6 @@ class JobSerial(BufferSerial):
         self.input += data
 
 
-class _Exits:
-    """Sees every #VMEXIT of a machine once, though rings forget."""
-
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
-        self._seen: dict[int, int] = {}
-        self.lost = 0
-
-    def take(self, history: History) -> None:
-        """Those since the last time, in their order."""
-        found: list[ExitRecord] = []
-        for number, guest in history.guests.items():
-            count = guest.ring.count - self._seen.get(number, 0)
-            if count:
-                kept = guest.newest(count)
-                self.lost += count - len(kept)
-                found += kept
-                self._seen[number] = guest.ring.count
-        for record in sorted(found, key=lambda one: one.number):
-            self.progress.see(record)
-
-
 class _Watched(Debugger):
     """A debugger whose machine is looked after slice by slice."""
 
@@ -135,9 +111,7 @@ class Bench:
         self.most_instructions = job.values[keys.INSTRUCTIONS]
         wanted, never = job.values[keys.EXITS], job.values[keys.EXITS_NEVER]
         self.progress = Progress(wanted, never)
-        self._exits = _Exits(self.progress) if wanted or never else None
-        if self._exits is not None:
-            self.options.exit_ring = MOST_EXITS
+        self._sees_exits = bool(wanted or never)
         self.debugger = _Watched(self._build(), lambda arguments: self._build(arguments), self.options.snapshot)
         self.debugger.bench = self
         for option in self.options.symbols:
@@ -146,7 +120,10 @@ class Bench:
         """Which budget is used up, in words."""
 
     def _build(self, arguments: Sequence[str] = ()) -> Machine:
-        return build(self.options, None, arguments, self.serial)
+        machine = build(self.options, None, arguments, self.serial)
+        if self._sees_exits:
+            machine.history.record(self.progress.see)
+        return machine
 
     @property
     def machine(self) -> Machine:
@@ -162,9 +139,7 @@ class Bench:
             self.machine.limit_instructions(left)
 
     def look(self) -> None:
-        """Between two slices: exits before rings forget them, and output before it is too much."""
-        if self._exits is not None:
-            self._exits.take(self.machine.history)
+        """Between two slices: output before it is too much."""
         machine, most = self.machine, self.most_instructions
         if machine.exit_status is not None:
             return
@@ -179,10 +154,6 @@ class Bench:
         self.budget = self.budget or budget
         self.machine.give_up(budget)
 
-    @property
-    def lost_exits(self) -> int:
-        return self._exits.lost if self._exits is not None else 0
-
     def where(self) -> str:
         """Of the processor whose turn it is."""
         return self.machine.cpu.where
@@ -190,6 +161,7 @@ class Bench:
     def describe(self, outcome: Outcome) -> None:
         """How it ended."""
         machine = self.machine
+        machine.history.collect()
         ticks = self.job.values[keys.TICKS]
         if machine.exit_status == LIMIT_REACHED and ticks is not None and machine.clock.now >= ticks and not self.budget:
             self.budget = f"the budget ticks = {ticks} is used up"

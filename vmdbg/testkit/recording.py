@@ -31,8 +31,7 @@ MOST = 2_000_000
 class Recording:
     """Every #VMEXIT of a machine from now on, also those that its rings forget.
 
-    The machine's world switches are made in Python meanwhile, so that runs with a hundred thousand exits take seconds longer;
-    the run is the same.  As a context manager it ends with the block.
+    The run is the same, and not slower.  As a context manager it ends with the block.
 
     With a path it becomes a golden trace when it ends, with these tolerances; not where the block ends with an exception.
     """
@@ -45,12 +44,19 @@ class Recording:
         self._history = machine.debugger.history
         self._records: list[ExitRecord] = []
         self._lost = 0
-        self._history.recorders.append(self._note)
+        self._open = True
+        self._history.record(self._note)
 
     def _forget_behind(self, number: int) -> None:
         """Of a machine that a snapshot was restored into, what came after the snapshot has not happened."""
         while self._records and self._records[-1].number > number:
             self._records.pop()
+
+    def _catch_up(self) -> None:
+        """Take what the rings still have; while it lasts it follows a machine back in time."""
+        self._history.collect()
+        if self._open and self.machine.debugger.history is self._history:
+            self._forget_behind(self._history.total.value)
 
     def _note(self, record: ExitRecord) -> None:
         self._forget_behind(record.number - 1)
@@ -67,8 +73,9 @@ class Recording:
             self.save(path, **self._tolerance)
 
     def _end(self) -> None:
-        if self._note in self._history.recorders:
-            self._history.recorders.remove(self._note)
+        self._catch_up()
+        self._open = False
+        self._history.record_no_more(self._note)
 
     def __enter__(self) -> Recording:
         return self
@@ -77,15 +84,16 @@ class Recording:
         self.close() if error is None else self._end()
 
     def __len__(self) -> int:
+        self._catch_up()
         return len(self._records)
 
     def trace(self, **tolerance: Unpack[Tolerances]) -> Trace:
         """What has been recorded so far.  `Error` if it is not the whole; ValueError for a tolerance that is none."""
+        self._catch_up()
         if self._lost:
             raise Error(f"{len(self) + self._lost} exits: a recording has {MOST} at most; run for less, as with ticks=")
         if self.machine.debugger.history is not self._history:
             raise Error("the machine has started over since the recording began; record anew behind restart()")
-        self._forget_behind(self.machine.exit_count)
         names: dict[tuple[int, int], str] = {}
         exits = []
         for record in self._records:
@@ -106,7 +114,7 @@ class Recording:
     def check(self, path: str | os.PathLike[str], **tolerance: Unpack[Tolerances]) -> None:
         """Compare it with a golden trace: AssertionError tells the first exit that differs.
 
-        Tolerances that are given stand in the place of those in the file.
+        Of tolerances that are given, `ignore` and `skip` add to those in the file, others stand in their place.
         """
         __tracebackhide__ = True
         golden = Trace.load(Path(path))

@@ -98,7 +98,7 @@ NOT_STATE: dict[type, dict[str, str]] = {
     switch.Switcher: dict.fromkeys(("state", "address", "_judged", "_seen", "_known"), MADE),
     tlb.Tlb: {"_lent": CACHE},
     Tables: {"_readers": MADE},
-    History: dict.fromkeys(("watching", "stop_on", "stopped_for", "witness", "trace", "recorders", "on_switch"), DEBUGGER)
+    History: dict.fromkeys(("watching", "stop_on", "stopped_for", "witness", "trace", "_recorders", "on_switch"), DEBUGGER)
     | {"fingerprint": WIRING, "total": "kept by restoring.py", "version": DEBUGGER},
     apicbus.ApicBus: dict.fromkeys(("eoi_listeners", "doorbell_listeners"), WIRING),
     dma.Dma: {"listeners": DEBUGGER},

@@ -66,6 +66,7 @@ def restore(machine: Machine, tree: Tree) -> None:
     RAM must be restored already.
     """
     kept, cpus, engine, run, translations = _list(tree, 5)
+    machine.history.collect()
     before_tables(machine)
     found = parts(machine)
     loader = Loader(NAMES, list(found.values()), machine)
@@ -322,7 +323,7 @@ def after(machine: Machine) -> None:
     machine.chipset.root.changed()
     for unit in machine.chipset.iommus.units if machine.chipset.iommus is not None else ():
         unit.forget_view()
-    machine.history.version += 1
+    machine.history.restored()
     engine.flush_code()
     engine.flush()
     physical.mixed = physical.mixed or not physical.nx
