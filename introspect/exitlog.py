@@ -108,6 +108,9 @@ class RecordNames:
     def known(self) -> Iterable[str]:
         return sorted(EXIT_FACTS | RECORD_FACTS)
 
+    def constants(self, owner: str | None) -> Iterable[str]:
+        return self.names.constants(owner)
+
 
 class RecordScope:
     """One exit, for a condition.  Its memory is gone."""

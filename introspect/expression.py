@@ -81,7 +81,10 @@ class Names(Protocol):
         """The value of a name that never changes, as a symbol; of one owner, or of the expression's own (None)."""
 
     def known(self) -> Iterable[str]:
-        """Names to choose from, for who has mistyped one."""
+        """Names of variables, for who has mistyped one."""
+
+    def constants(self, owner: str | None) -> Iterable[str]:
+        """Names of an owner's constants, for the same; none where there are too many to look through."""
 
 
 class Scope(Protocol):
@@ -107,6 +110,9 @@ class NoNames:
         return None
 
     def known(self) -> Iterable[str]:
+        return ()
+
+    def constants(self, owner: str | None) -> Iterable[str]:
         return ()
 
 
@@ -437,7 +443,8 @@ class _Parser:
             if constant is not None:
                 number = constant & _MASK
                 return lambda scope: number
-        near = difflib.get_close_matches(name, [*names.known(), *(member.name.lower() for member in ExitCode)], n=3)
+        near = difflib.get_close_matches(plain, names.constants(self._owner), n=2)
+        near += difflib.get_close_matches(name, [*names.known(), *(member.name.lower() for member in ExitCode)], n=3 - len(near))
         remedy = f"did you mean {', '.join(near)}?" if near else "registers, facts, vmcb.FIELD, exit codes and symbols have names"
         raise UnknownName(token.text, token.at, remedy, self._owner)
 

@@ -15,6 +15,7 @@ from introspect.vmcb import NAMES, VMCB, VMCB_SIZE
 
 if TYPE_CHECKING:
     from introspect.commands.context import Context, Inferior
+    from introspect.symbols import Symbols
 
 __all__ = ["GENERAL", "ContextNames", "ContextScope", "locate_space", "read_space"]
 
@@ -43,11 +44,18 @@ class ContextNames:
         return name in _KNOWN or (name.startswith(_VMCB) and name[len(_VMCB) :] in NAMES)
 
     def constant(self, name: str, owner: str | None) -> int | None:
+        symbols = self._symbols(owner)
+        return None if symbols is None else symbols.address(name)
+
+    def constants(self, owner: str | None) -> Iterable[str]:
+        symbols = self._symbols(owner)
+        return () if symbols is None else symbols.guesses
+
+    def _symbols(self, owner: str | None) -> "Symbols | None":
         if owner is not None and owner != HOST and not owner.isdecimal():
             return None
         number = self.number if owner is None else self.context.host.number if owner == HOST else int(owner)
-        symbols = self.context.symbols(number)
-        return None if symbols is None else symbols.address(name)
+        return self.context.symbols(number)
 
     def known(self) -> Iterable[str]:
         return [*_KNOWN, *(_VMCB + name for name in NAMES)]

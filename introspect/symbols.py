@@ -18,6 +18,7 @@ _ENTRY = {32: Struct("<IIIBBH"), 64: Struct("<IBBHQQ")}
 _SECTION, _FILE, _TLS = 3, 4, 6
 _MAX_BYTES = 1 << 28
 """Of a symbol table, and of its names."""
+MOST_GUESSES = 20_000
 _NAME = re.compile(rb"[^\0]*")
 
 
@@ -57,6 +58,11 @@ class Symbols:
 
     def get(self, name: str) -> Symbol | None:
         return self._by_name.get(name)
+
+    @property
+    def guesses(self) -> Iterable[str]:
+        """All names, for who has mistyped one; none where there are too many to look through for that."""
+        return self._by_name if len(self._by_name) <= MOST_GUESSES else ()
 
     def address(self, name: str) -> int | None:
         found = self._by_name.get(name)

@@ -204,6 +204,8 @@ def fields_module() -> str:
         "",
         "class VmcbFields(Fields):",
         '    """Names with a dot, as cs.base, are written with _ here; items have both: `vmcb["cs.base"]`."""',
+        "",
+        "    __slots__ = ()",
     ]
     for field in VMCB:
         name = field.name.replace(".", "_")

@@ -42,11 +42,19 @@ class MachineNames:
         return name in self.facts or name in _REGISTERS or name in _SHORT
 
     def constant(self, name: str, owner: str | None) -> int | None:
+        symbols = self._symbols(owner)
+        return None if symbols is None else symbols.address(name)
+
+    def constants(self, owner: str | None) -> Iterable[str]:
+        symbols = self._symbols(owner)
+        return () if symbols is None else symbols.guesses
+
+    def _symbols(self, owner: str | None) -> Symbols | None:
         if owner is not None and owner != HOST_OWNER and not owner.isdecimal():
             return None
         pid = self.pid if owner is None else HOST if owner == HOST_OWNER else int(owner)
         path = self.executables.of(pid)
-        return None if path is None else Symbols.load(path, self.executables.offsets.get(pid, 0)).address(name)
+        return None if path is None else Symbols.load(path, self.executables.offsets.get(pid, 0))
 
     def known(self) -> Iterable[str]:
         return [*self.facts, *_REGISTERS, *_SHORT, *(_VMCB + name for name in NAMES)]

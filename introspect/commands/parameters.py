@@ -408,7 +408,8 @@ class ExpressionWord:
         try:
             return parse(self.text, context.names(number))(context.scope(number))
         except ExpressionError as error:
-            raise CommandError(f"{error.value} (column {error.position + 1} of {self.text})", error.rule, error.remedy) from None
+            what, remedy = f"{error.value} (column {error.position + 1} of {self.text})", remedy_of(context, error, number)
+            raise CommandError(what, error.rule, remedy) from None
 
 
 @dataclass(frozen=True)

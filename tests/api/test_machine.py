@@ -209,6 +209,10 @@ def test_vmcb_fields_have_names_and_types(machine: Machine) -> None:
     assert vmcb.cs_attrib == vmcb["cs.attrib"]
     vmcb.tsc_offset = 42
     assert vmcb["tsc_offset"] == 42
+    with pytest.raises(AttributeError, match="exitcod: a VMCB has no such field; did you mean exitcode"):
+        vmcb.exitcod  # type: ignore[attr-defined]  # noqa: B018
+    with pytest.raises(AttributeError, match="exitcod"):
+        vmcb.exitcod = 3  # type: ignore[attr-defined]
     with pytest.raises(vmdbg.Error, match="no such field"):
         vmcb["nonsense"]
     with pytest.raises(vmdbg.Error, match="4 bytes"):
@@ -277,7 +281,7 @@ def test_a_name_of_a_guest_without_symbols_says_how_it_gets_some(machine: Machin
                 lambda: machine.command("break 3:main")):  # fmt: skip
         with pytest.raises(vmdbg.Error, match=remedy):
             use()
-    with pytest.raises(vmdbg.Error, match=r"wrok.*no such name; registers"):
+    with pytest.raises(vmdbg.Error, match=r"wrok.*no such name; did you mean work\?"):
         machine.guest(2).address_of("wrok")
 
 

@@ -27,16 +27,19 @@ MASK = (1 << 64) - 1
 
 class Names:
     def __init__(self, variables: Iterable[str], constants: Mapping[tuple[str | None, str], int]) -> None:
-        self.variables, self.constants = frozenset(variables), constants
+        self.variables, self.values = frozenset(variables), constants
 
     def variable(self, name: str) -> bool:
         return name in self.variables
 
     def constant(self, name: str, owner: str | None) -> int | None:
-        return self.constants.get((owner, name))
+        return self.values.get((owner, name))
 
     def known(self) -> Iterable[str]:
-        return [*self.variables, *(name for _, name in self.constants)]
+        return self.variables
+
+    def constants(self, owner: str | None) -> Iterable[str]:
+        return [name for whose, name in self.values if whose == owner]
 
 
 class Thread:
@@ -136,7 +139,7 @@ def test_addresses(text: str, owner: str | None, space: Space | None, place: tup
         ("(1", 2, ") is missing"), ("u8[1", 4, "] is missing"), ("1 ? 2", 5, ": is missing"), ("1 = 2", 2, "compare with =="),
         ("rax @ 1", 4, "no meaning"), ("0x", 0, "is no number"), ("010", 0, "is no number"), ("12ab", 0, "is no number"),
         ("1__0", 0, "is no number"), ("0x1ffffffffffffffff", 0, "does not fit 64 bits"), ("16g * 99999999999g", 6, "does not fit"),
-        ("rbx", 0, "did you mean rax"), ("gpq == 1", 0, "did you mean gpa"), ("$counter", 0, "no such name"), ("$npf", 0, "no such name"),
+        ("rbx", 0, "did you mean rax"), ("gpq == 1", 0, "did you mean gpa"), ("$counter", 0, "no such name"), ("2:countre", 2, "did you mean counter?"), ("$npf", 0, "no such name"),
         ("u8", 0, "no such name"), ("2:", 2, "a name must follow"), ("2:gpa:5", 2, "u64[2:gva:0x1000]"), ("host", 0, "no such name"),
         ("gpa:5", 3, "an operator must stand before"), ("u8[gpa:gpa:1]", 10, "] is missing"),
     ],

@@ -181,6 +181,18 @@ def test_a_field_that_differs() -> None:
     ]
 
 
+def test_a_run_without_symbols() -> None:
+    """Recorded by function, and run without: RIPs are the same, and do not agree."""
+    bare = [Seen(one.record) for one in BOOT]
+    by_function = trace(*BOOT, rip="function")
+    lines = text(by_function, trace(*bare)).splitlines()
+    assert lines[0].endswith("differs: rip")
+    assert lines[-2:-1] == [
+        "  by function RIPs are compared, and this run has no symbol there; run it with those of guest 2 (symbols)"
+    ]
+    assert "golden trace has no symbol there; record it anew with those of guest 2" in text(trace(*bare, rip="symbol"), trace(*BOOT))
+
+
 def test_a_run_that_ends_early_or_goes_on() -> None:
     assert "differs: this run has ended, where the golden trace has 5 more" in text(trace(*BOOT), trace(*BOOT[:35]))
     assert "differs: the golden trace has ended, this run goes on with 5 more" in text(trace(*BOOT[:35]), trace(*BOOT))

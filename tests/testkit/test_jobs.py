@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -77,7 +78,16 @@ MISTAKES = [
     ("an option as key", X + "cpus = 3", "a.toml:2: cpus: there is no such key; it is an option: write options = { cpus = ... }"),
     ("wrong type", X + "[[job]]\nname = 3", "a.toml:3: name: 3 is no text; write it in quotes"),
     ("wrong type in a list", X + 'serial = ["a",\n4]', "a.toml:3: serial: 4 is no text"),
-    ("empty text", 'image = ""', 'a.toml:1: image: "" is no text'),
+    ("empty text", 'image = ""', "a.toml:1: image: the text is empty; write what is meant, or leave the key out"),
+    ("a directory as image", 'image = "."', 'a.toml:1: image: "." is no plain file; paths are relative to'),
+    ("missing file of an option", X + 'options.initrd = ["x.elf",\n"z.img"]', 'a.toml:3: options.initrd: there is no file "z.img"'),
+    ("a number as file", X + "options.initrd = 3", "a.toml:2: options.initrd: initrd takes a value (FILE), not 3"),
+    ("too little space", X + 'address-space = "64M"', 'a.toml:2: address-space: "64M" is less than an empty machine takes'),
+    ("a status of no run", X + "status = [1,\n2]", "a.toml:3: status: no run ends with status 2; write 0 for a power-off, 124 for"),
+    ("output of no script", X + 'output = "x"', "a.toml:2: output: there is no script that could print it; name one"),
+    ("exits of the hypervisor", X + 'exits = "1:npf"', 'a.toml:2: exits: "1:npf": there is no guest 1; the hypervisor is 1'),
+    ("fingerprint", X + 'fingerprint = "x"', 'a.toml:2: fingerprint: "x" is no fingerprint; write the 32 digits'),
+    ("empty matrix", X + "matrix.cpus = []", "a.toml:2: matrix.cpus: the list is empty; name at least one value"),
     ("NUL", 'image = "a\\u0000"', "a.toml:1: image: "),
     ("a number as text", X + 'wall = "3"', 'a.toml:2: wall: "3" is no number of seconds; write 20, or 0.5'),
     ("no time", X + "wall = 0", "a.toml:2: wall: 0 is no number of seconds"),
@@ -203,6 +213,8 @@ def test_directories(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     }.items():  # fmt: skip
         Path(name).parent.mkdir(exist_ok=True)
         Path(name).write_text(text)
+    for name in ("waits.toml", "waits.gdb", "test_waits.py"):
+        os.mkfifo(name)  # nobody writes into them
     found = collect(["."], Defaults())
     assert not found.errors
     assert found.notes == ["other.toml: passed over: it has neither [[job]] nor a key of jobs"]

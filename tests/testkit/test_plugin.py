@@ -59,6 +59,23 @@ def test_it(guest):
         assert text.splitlines()[0] in report.text
 
 
+def test_an_error_that_explains_itself_shows_the_tests_line_alone(pytester: pytest.Pytester) -> None:
+    """But all of the way with --full-trace, and of what is no error of a test's."""
+    pytester.makepyfile(HEAD + """
+def test_it(machine):
+    machine.run(until="2:wrok")
+
+def test_function(machine):
+    machine.run(until=lambda machine: 1 / 0)
+""")  # fmt: skip
+    result = pytester.runpytest(*QUIET)
+    text = result.stdout.str()
+    result.stdout.fnmatch_lines([">       machine.run(until=\"2:wrok\")", "E *CommandFailed: wrok: *; did you mean work?", "*.py:7: CommandFailed"])
+    assert "errors.py" not in text
+    assert "runner.py" in text, "whose mistake it is, is not known"
+    assert "errors.py" in pytester.runpytest(*QUIET, "--full-trace").stdout.str()
+
+
 def test_the_printed_commands_lead_back(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(HEAD + """
 def test_it(guest):

@@ -484,6 +484,34 @@ def test_usage(
     assert said.count("\n") == 1
 
 
+def test_snapshots_go_where_files_can_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "good.toml").write_text(f'image = "{HYPERVISOR}"\n')
+    said = refused(tmp_path, ["good.toml", "--snapshots", "good.toml"], capsys, monkeypatch)
+    assert said == "vmdbg: --snapshots good.toml: File exists; choose a directory that can be written\n"
+
+
+def test_no_machine(tmp_path: Path) -> None:
+    """What only shows when it is built names the job, too."""
+    (tmp_path / "a.toml").write_text('image = "a.toml"\n')
+    done = run(tmp_path, "a.toml")
+    assert (done.status, "    a.toml:1: a.toml is not ELF, " in done.said) == (1, True), done.said
+
+
+def test_who_reads_may_have_seen_enough(tmp_path: Path) -> None:
+    """Reports are written all the same."""
+    (tmp_path / "a.toml").write_text(f'image = "{HYPERVISOR}"\nmatrix.cpus = [1, 2, 3]\n')
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        command("a.toml", "--json", "r.json"), cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60, check=False
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads((tmp_path / "r.json").read_text())["counts"]["passed"] == 3
+
+
 def test_record(tmp_path: Path) -> None:
     (tmp_path / "g.toml").write_text(f'image = "{HYPERVISOR}"\n[[job]]\nname = "a"\ngolden = "a.exits"\n[[job]]\nname = "b"\nserial = "x"\ngolden = "b.exits"\n')
     done = run(tmp_path, "g.toml", "--record")
@@ -515,14 +543,17 @@ def test_terminal(tmp_path: Path) -> None:
         terminal.close()
 
 
+NOTHING = "0" * 32
+
+
 def test_fingerprint(tmp_path: Path) -> None:
     told = subprocess.run(
         [sys.executable, "-m", "vmdbg", "run", str(HYPERVISOR), "--fingerprint"], capture_output=True, text=True, timeout=60, check=False
     )
     trace = told.stderr.partition("trace=")[2].split()[0]
     (tmp_path / "f.toml").write_text(
-        f'image = "{HYPERVISOR}"\n[[job]]\nname = "same"\nfingerprint = "{trace}"\n[[job]]\nname = "other"\nfingerprint = "0123"\n'
+        f'image = "{HYPERVISOR}"\n[[job]]\nname = "same"\nfingerprint = "{trace}"\n[[job]]\nname = "other"\nfingerprint = "{NOTHING}"\n'
     )
     done = run(tmp_path, "f.toml", "-j", "2")
     assert re.search(r"pass .*f\.toml::same", done.said)
-    assert f"the run's fingerprint is {trace}, expected 0123; `vmdbg run --against FILE` shows where two runs part" in done.said
+    assert f"the run's fingerprint is {trace}, expected {NOTHING}; `vmdbg run --against FILE` shows where two runs part" in done.said

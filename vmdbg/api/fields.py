@@ -15,6 +15,8 @@ __all__ = ["VmcbFields"]
 class VmcbFields(Fields):
     """Names with a dot, as cs.base, are written with _ here; items have both: `vmcb["cs.base"]`."""
 
+    __slots__ = ()
+
     @property
     def intercept_cr_read(self) -> Value:
         """2 bytes at 0x0."""

@@ -49,7 +49,9 @@ class Value(int):
 
 @checked
 class Fields(ABC):
-    """Named numbers that are read when they are asked for."""
+    """Named numbers that are read when they are asked for.  A name that is none cannot be set, either."""
+
+    __slots__ = ()
 
     @abstractmethod
     def read(self, name: str) -> int:

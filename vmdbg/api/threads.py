@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping, MutableMapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from gdbstub.target import TargetError, ThreadId
 from introspect.exits import ExitCode
@@ -92,6 +93,12 @@ class Registers(MutableMapping[str, int]):
         return table(("register", "value"), ((name, f"{value:#x}") for name, value in self._all().items()))
 
 
+def _no_field(name: str) -> CommandFailed:
+    near = difflib.get_close_matches(name, NAMES, n=2)
+    remedy = f"did you mean {' or '.join(near)}?" if near else "list(vmcb) shows the names"
+    return CommandFailed(name, "a VMCB has no such field", remedy)
+
+
 @checked
 class Vmcb(VmcbFields):
     """A VMCB as it is in memory now: its fields by name, as attributes or items.
@@ -100,10 +107,17 @@ class Vmcb(VmcbFields):
     exit's.  `registers` has the current ones.
     """
 
+    __slots__ = ("_machine", "_thread", "address")
+
     def __init__(self, machine: Machine, address: int, thread: ThreadId | None) -> None:
         self._machine, self._thread = machine, thread
         self.address = address
         """System-physical."""
+
+    if not TYPE_CHECKING:  # a type checker knows the fields, and would not any more
+
+        def __getattr__(self, name: str) -> NoReturn:
+            raise AttributeError(_no_field(name))
 
     @property
     def contents(self) -> bytes:
@@ -113,13 +127,13 @@ class Vmcb(VmcbFields):
 
     def read(self, name: str) -> int:
         if name not in NAMES:
-            raise CommandFailed(name, "a VMCB has no such field", "list(vmcb) shows the names")
+            raise _no_field(name)
         return VMCB.read(self.contents, NAMES[name].name)
 
     def write(self, name: str, value: int) -> None:
         field = NAMES.get(name)
         if field is None:
-            raise CommandFailed(name, "a VMCB has no such field", "list(vmcb) shows the names")
+            raise _no_field(name)
         if not 0 <= value < 1 << 8 * field.size:
             raise CommandFailed(f"{value:#x}", f"{field.name} has {field.size} bytes", "give a number that fits")
         machine = self._machine

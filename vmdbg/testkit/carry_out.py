@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import re
 import signal
 import sys
@@ -31,6 +32,7 @@ __all__ = ["WallBudget", "budget", "carry_out", "skeleton"]
 
 GRACE = 1.0
 """Seconds between a machine's end by its wall budget and that of a script which does not take note."""
+NO_MEMORY = "not enough memory (address-space)"
 SUCCESS = (0, 1)
 """Exit statuses of a run that has ended by itself and says that all is well: power-off, and 0 at port F4."""
 
@@ -79,8 +81,14 @@ def carry_out(
         return
     try:
         bench = Bench(job, printed)
-    except (UsageError, MemoryError) as error:
-        outcome.verdict, outcome.reasons = Verdict.ERROR, [str(error) or "not enough memory (address-space)"]
+    except UsageError as error:
+        outcome.verdict, outcome.reasons = Verdict.ERROR, [f"{job.file}:{job.line}: {error}"]
+        say(outcome)
+        return
+    except (MemoryError, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.ENOMEM:
+            raise
+        outcome.verdict, outcome.reasons = Verdict.ERROR, [NO_MEMORY]
         say(outcome)
         return
     wall = job.values[keys.WALL]
@@ -107,7 +115,7 @@ def carry_out(
     except EngineError as error:
         outcome.verdict, outcome.reasons = Verdict.ERROR, [f"the engine: {error}"]
     except MemoryError:
-        outcome.verdict, outcome.reasons = Verdict.ERROR, ["not enough memory (address-space)"]
+        outcome.verdict, outcome.reasons = Verdict.ERROR, [NO_MEMORY]
     except Exception as error:
         if not bench.budget:  # or else it is what a machine that has ended amid a script comes to
             traceback.print_exc()

@@ -232,7 +232,8 @@ def _has_block(path: Path) -> bool:
 def _files(top: Path) -> Iterator[Path]:
     for folder, folders, files in os.walk(top):
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in _PASSED_OVER)
-        yield from (Path(folder, name) for name in sorted(files) if not name.startswith("."))
+        paths = (Path(folder, name) for name in sorted(files) if not name.startswith("."))
+        yield from (path for path in paths if path.is_file())  # reading a pipe would wait for ever
 
 
 def collect(

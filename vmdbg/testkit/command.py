@@ -7,8 +7,10 @@ import argparse
 import contextlib
 import os
 import resource
+import shlex
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -106,10 +108,23 @@ def main(options: argparse.Namespace) -> int:
             print(task.id)
         return 0
     files = _writable(options)
+    if options.snapshots:
+        _folder(options.snapshots)
     report, status = run_tasks(found, options)
     for form, path in files.items():
         _write(form, path, report)
     return status
+
+
+def _folder(path: str) -> None:
+    """UsageError before anything runs, if snapshots cannot be kept there."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except (OSError, ValueError) as error:
+        words = getattr(error, "strerror", None) or error
+        raise UsageError(f"--snapshots {path}: {words}; choose a directory that can be written") from None
 
 
 def _writable(options: argparse.Namespace) -> dict[str, Path]:
@@ -160,7 +175,7 @@ def run_tasks(found: Tests, options: argparse.Namespace) -> tuple[Report, int]:
     elapsed = time.monotonic() - begun
     processors = min(options.jobs, workers("auto"))
     busy = (pool.cpu + _own_cpu() - used) / max(elapsed * processors, 1e-9)
-    command = f"vmdbg {' '.join(sys.argv[1:])}" if sys.argv[1:2] == ["test"] else "vmdbg test"
+    command = shlex.join(["vmdbg", *sys.argv[1:]]) if sys.argv[1:2] == ["test"] else "vmdbg test"
     report = Report(command, outcomes, elapsed, options.jobs, min(busy, 1.0), version(), pool.stopping)
     shown.close(report)
     return report, 128 + came[0] if came else report.status

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections import Counter
@@ -72,18 +73,25 @@ class _Lines:
         for one in outcomes:
             if one.bad or not self.quiet:
                 mark = f"{_MARKS[one.verdict][1]:7} {one.seconds:6.2f} s"
-                print(f"[{self.done}/{self.tasks}] {mark}  {printable(one.id)}", file=self.out)
-            if said := _words(one):
-                print("\n".join(said), file=self.out)
-        self.out.flush()
+                self._say(f"[{self.done}/{self.tasks}] {mark}  {printable(one.id)}")
+            self._say(*_words(one))
+
+    def _say(self, *lines: str) -> None:
+        try:
+            self.out.write("".join(f"{line}\n" for line in lines))
+            self.out.flush()
+        except BrokenPipeError:  # whoever reads has seen enough; reports are wanted all the same
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.out.fileno())
+            os.close(nowhere)
 
     def tick(self) -> None:
         pass
 
     def close(self, report: Report) -> None:
         if report.interrupted:
-            print(report.interrupted, file=self.out)
-        print(f"{report.summary()}; {report.workers} at once, {report.busy:.0%} busy", file=self.out, flush=True)
+            self._say(report.interrupted)
+        self._say(f"{report.summary()}; {report.workers} at once, {report.busy:.0%} busy")
 
 
 class _Terminal:

@@ -10,7 +10,7 @@ from itertools import islice
 from introspect.commands.render import columns
 from introspect.exitlog import what
 from introspect.exits import exit_name
-from vmdbg.testkit.golden import GoldenError, Seen, Tolerance, Trace, View
+from vmdbg.testkit.golden import GoldenError, Rip, Seen, Tolerance, Trace, View
 
 __all__ = ["Divergence", "compare"]
 
@@ -42,6 +42,8 @@ class Divergence:
     agree: int
     """How many agree behind that."""
     source: str = ""
+    rip: Rip = "address"
+    """What RIPs were compared by."""
 
     def __str__(self) -> str:
         return self.text()
@@ -72,7 +74,17 @@ class Divergence:
         for field in self.fields:
             golden, run = (_value(side[self.at], field) for side in (self.golden, self.run))
             yield f"  {field}: {golden} in the golden trace (-), {run} in this run (+)"
+        if "rip" in self.fields and self.rip != "address":
+            yield from self._without_symbols(self.golden[self.at], self.run[self.at])
         yield self._afterwards()
+
+    def _without_symbols(self, golden: Seen, run: Seen) -> Iterator[str]:
+        """Where one side only has a symbol: that may be all that differs."""
+        if bool(golden.symbol) != bool(run.symbol):
+            who = "this run" if golden.symbol else "the golden trace"
+            remedy = "run it" if golden.symbol else "record it anew"
+            rule = f"by {self.rip} RIPs are compared, and {who} has no symbol there"
+            yield f"  {rule}; {remedy} with those of guest {run.record.guest} (symbols)"
 
     @property
     def together(self) -> bool:
@@ -169,7 +181,7 @@ def _first(golden: list[Pair], run: list[Pair], guest: int | None, view: View, s
     if at < min(len(here), len(there)) and here[at][:2] == there[at][:2]:
         fields = view.differing(golden[at][0], run[at][0])
     return Divergence(
-        [seen for seen, _ in golden], [seen for seen, _ in run], at, guest, fields, lacks, adds, agree, source
+        [seen for seen, _ in golden], [seen for seen, _ in run], at, guest, fields, lacks, adds, agree, source, view.how
     )  # fmt: skip
 
 

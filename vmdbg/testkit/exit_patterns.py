@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from introspect.exitlog import ExitRecord, RecordNames, RecordScope
 from introspect.exits import ExitCode
 from introspect.expression import Expression, ExpressionError, parse
+from vmdbg.history import HOST
 
 __all__ = ["ExitPattern", "Progress"]
 
@@ -39,6 +40,9 @@ class ExitPattern:
         code, count = _code(found["code"]), int(found["count"] or 1)
         if not 1 <= count <= _MOST:
             raise ValueError(f'"{text}": x{count} is no count; write x1 or more')
+        guest = int(found["guest"]) if found["guest"] else None
+        if guest is not None and guest <= HOST:
+            raise ValueError(f'"{text}": there is no guest {guest}; the hypervisor is {HOST}, its guests begin with {HOST + 1}')
         condition = None
         if found["condition"]:
             try:
@@ -47,7 +51,7 @@ class ExitPattern:
                 raise ValueError(
                     f'"{text}": {error.value} (column {error.position + 1} behind if): {error.rule}; {error.remedy}'
                 ) from None
-        return cls(text, int(found["guest"]) if found["guest"] else None, code, count, condition)
+        return cls(text, guest, code, count, condition)
 
     def holds(self, record: ExitRecord) -> bool:
         """Whether an exit is meant.  One that lacks what the condition asks for is not."""

@@ -6,7 +6,10 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping
+from types import TracebackType
 from typing import TYPE_CHECKING
+
+import pytest
 
 from vmdbg.api.errors import Error
 from vmdbg.timetravel.tree import SnapshotError
@@ -15,11 +18,32 @@ if TYPE_CHECKING:
     from vmdbg.api.machine import Machine
     from vmdbg.testkit.fixtures import Bench
 
-__all__ = ["sections"]
+__all__ = ["sections", "users_part"]
 
 EXITS, LINES, CHARACTERS = 12, 30, 6000
 _UNPRINTABLE = {code: "?" for code in (*range(32), *range(127, 160)) if code not in (9, 10)}
 """Guests print, and files name their symbols, as they like: nothing of it moves a terminal's cursor."""
+
+
+def users_part(raised: pytest.ExceptionInfo[BaseException]) -> pytest.ExceptionInfo[BaseException]:
+    """An error that explains itself without the way that it took through vmdbg; any other as it is."""
+    frames = []
+    trace: TracebackType | None = raised.tb
+    while trace is not None:
+        frames.append(trace)
+        trace = trace.tb_next
+    while frames and _is_ours(frames[-1].tb_frame.f_globals.get("__name__", "")):
+        frames.pop()
+    if not isinstance(raised.value, Error) or not frames:
+        return raised
+    shortened = None
+    for one in reversed(frames):
+        shortened = TracebackType(shortened, one.tb_frame, one.tb_lasti, one.tb_lineno)
+    return pytest.ExceptionInfo.from_exception(raised.value.with_traceback(shortened))
+
+
+def _is_ours(module: str) -> bool:
+    return module.partition(".")[0] in ("vmdbg", "introspect", "gdbstub") or module == "contextlib"
 
 
 def sections(bench: Bench) -> Iterator[tuple[str, str]]:
@@ -47,8 +71,8 @@ def _told(tell: Callable[[Machine], str], machine: Machine) -> str:
 
 
 def _state(machine: Machine) -> str:
-    stop = machine.stop
-    head = f"{machine.image.name}: {machine.ended or stop or 'it has not run'}"
+    never = "it has run, and not come to a stop" if machine.time else "it has not run"
+    head = f"{machine.image.name}: {machine.ended or machine.stop or never}"
     where = f"guest time {machine.time}, {machine.exit_count} #VMEXITs"
     return "\n".join((head, where, f"identity {machine.identity}", *machine.debugger.history.notices))
 

@@ -243,4 +243,8 @@ def _check(reader: _Reader, job: Job, own: Mapping[str, object], path: tuple[str
     for key, name in ((keys.IMAGE, job.image), (keys.SCRIPT, script)):
         if name and not (job.folder / name).is_file():
             here = (*path, "matrix", "image") if key is keys.IMAGE and "image" in job.values[keys.MATRIX] else at(key.name)
-            raise reader.error(here, f"there is no file {shown(name)}; paths are relative to {job.folder}")
+            there = (job.folder / name).exists()
+            rule = f"{shown(name)} is no plain file" if there else f"there is no file {shown(name)}"
+            raise reader.error(here, f"{rule}; paths are relative to {job.folder}")
+    if job.values[keys.PRINTS] and not script:
+        raise reader.error(at("output"), "there is no script that could print it; name one, or say it of the guest with serial")

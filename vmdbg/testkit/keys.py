@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from vmdbg.machine import LIMIT_REACHED
 from vmdbg.testkit.exit_patterns import ExitPattern
 from vmdbg.testkit.golden import DEFAULT, Tolerances
 from vmdbg.testkit.wrong import WrongValue, shown
@@ -16,12 +17,16 @@ __all__ = ["KEYS", "Key", "Values"]
 
 T = TypeVar("T")
 _SIZE = re.compile(r"(\d+)([KMG]?)(?:i?B)?", re.IGNORECASE)
+LEAST_SPACE = 3 << 30
+"""Bytes of address space besides RAM with which a test begins: a gibibyte of it is the engine's, for translated code."""
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 def _text(value: object) -> str:
-    if not isinstance(value, str) or not value:
+    if not isinstance(value, str):
         raise WrongValue(f"{shown(value)} is no text; write it in quotes")
+    if not value:
+        raise WrongValue("the text is empty; write what is meant, or leave the key out")
     if "\0" in value:
         raise WrongValue(f"{shown(value)} has a NUL in it; leave it out")
     return value
@@ -53,10 +58,26 @@ def _seconds(value: object) -> float:
 
 
 def _bytes(value: object) -> int:
+    """ "16M", of whatever."""
     match = _SIZE.fullmatch(value) if isinstance(value, str) else None
     if match is None or not int(match[1]) or len(match[1]) > 12:
         raise WrongValue(f'{shown(value)} is no size; write "64K", "16M" or "2G"')
     return int(match[1]) * _UNITS[match[2].upper()]
+
+
+def _address_space(value: object) -> int:
+    size = _bytes(value)
+    if size < LEAST_SPACE:
+        raise WrongValue(f'{shown(value)} is less than an empty machine takes; write "3G" or more')
+    return size
+
+
+def _hash(value: object) -> str:
+    text = _text(value)
+    if not re.fullmatch(r"[0-9a-f]{32}", text):
+        remedy = "write the 32 digits that `vmdbg run --fingerprint` prints behind trace="
+        raise WrongValue(f"{shown(text)} is no fingerprint; {remedy}")
+    return text
 
 
 def _statuses(value: object) -> tuple[int, ...]:
@@ -66,6 +87,9 @@ def _statuses(value: object) -> tuple[int, ...]:
     for index, one in enumerate(listed):
         if not isinstance(one, int) or isinstance(one, bool) or not 0 <= one <= 0xFFFF_FFFF_FF:
             raise WrongValue(f"{shown(one)} is no exit status; write a number, such as 1", *([index] if listed is value else []))
+        if not one & 1 and one not in (0, LIMIT_REACHED):
+            remedy = f"write 0 for a power-off, {LIMIT_REACHED} for a limit, or (value << 1) | 1 of port F4"
+            raise WrongValue(f"no run ends with status {one}; {remedy}", *([index] if listed is value else []))
     return tuple(listed)
 
 
@@ -121,8 +145,10 @@ def _matrix(value: object) -> dict[str, list[object]]:
     table = _options(value)
     found: dict[str, list[object]] = {}
     for name, values in table.items():
-        if not isinstance(values, list) or not values:
+        if not isinstance(values, list):
             raise WrongValue(f"{shown(values)} is no list of values; write {name} = [1, 2]", name)
+        if not values:
+            raise WrongValue("the list is empty; name at least one value, or leave it out", name)
         found[name] = values
     return found
 
@@ -220,7 +246,7 @@ INSTRUCTIONS: Key[int | None] = Key(
 TICKS: Key[int | None] = Key("ticks", _count, None, "a number",
                              "The same in ticks, bytes of code executed (`--max-time`). It costs nothing.", "no end")  # fmt: skip
 WALL = Key("wall", _seconds, 60.0, "seconds", "Budget of wall time, of the script and all that it starts too.", "60")
-MEMORY = Key("address-space", _bytes, 4 << 30, "a size",
+MEMORY = Key("address-space", _address_space, 4 << 30, "a size",
              "Address space that the test's process may have besides the machine's RAM.", "\"4G\"")  # fmt: skip
 OUTPUT = Key("output-limit", _bytes, 16 << 20, "a size",
              "So much may the serial port, and so much may the script print; more ends the job.", "\"16M\"")  # fmt: skip
@@ -240,7 +266,7 @@ GOLDEN: Key[GoldenTrace] = Key(
     "A golden exit trace to compare with, which `vmdbg test --record` writes. In a table beside `file`, what may differ: "
     "`ignore`, `skip`, `reorder`, `rip`; and `exact` ([regression.md](regression.md)).", "none")  # fmt: skip
 FINGERPRINT = Key(
-    "fingerprint", _text, "", "text",
+    "fingerprint", _hash, "", "text",
     "The hash of all that the run does, as `vmdbg run --fingerprint` prints it behind `trace=`.", "any")  # fmt: skip
 SKIP = Key("skip", _text, "", "text", "Why the job is not run for now.")
 

@@ -7,6 +7,7 @@ import argparse
 import difflib
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any, NoReturn
 
 from vmdbg.options import UsageError
@@ -86,12 +87,14 @@ def _one(name: str, action: argparse.Action, value: object, *at: int) -> list[st
         if action.nargs not in (0, "?"):
             raise WrongValue(f"{name} takes {_takes(action)}, not {shown(value)}", *at)
         words = [option] if value else []
-    elif not isinstance(value, str | int):
+    elif not isinstance(value, str | int) or (action.metavar == "FILE" and not isinstance(value, str)):
         raise WrongValue(f"{name} takes {_takes(action)}, not {shown(value)}", *at)
     elif action.nargs == 0:
         raise WrongValue(f"{name} takes true or false, not {shown(value)}", *at)
     else:
         words = [f"{option}={value}"]
+    if action.metavar == "FILE" and not Path(str(value)).is_file():
+        raise WrongValue(f"there is no file {shown(value)}; paths are relative to {Path.cwd()}", *at)
     try:
         namespace("", words)
     except UsageError as error:

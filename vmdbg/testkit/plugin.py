@@ -95,7 +95,13 @@ def golden(request: pytest.FixtureRequest, machine: Machine) -> Golden:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    if call.excinfo is not None and BENCH in item.stash and not item.config.getoption("fulltrace"):
+        from vmdbg.testkit.failure import users_part
+
+        call.excinfo = users_part(call.excinfo)
     report = yield
     if report.failed and BENCH in item.stash:
         from vmdbg.testkit.failure import sections
