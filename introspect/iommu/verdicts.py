@@ -15,13 +15,14 @@ __all__ = ["Cause", "DmaAccess", "IoFault", "IoStep", "IoTranslation", "Route", 
 
 class DmaAccess(NamedTuple):
     """What a device asks for. `privileged` and `execute` go with a PASID; `translation`: an ATS request, whose page faults are
-    told to the device and not logged."""
+    told to the device and not logged; `pretranslated`: the address is one that such a request was answered with, or is said to be."""
 
     write: bool = False
     pasid: int | None = None
     execute: bool = False
     privileged: bool = False
     translation: bool = False
+    pretranslated: bool = False
 
 
 class Route(Enum):
@@ -32,6 +33,7 @@ class Route(Enum):
     EXCLUSION = "the address is in the exclusion range"
     IDENTITY = "Mode is 0: addresses are not translated, IR and IW count"
     FORWARDED = "a special address range that the entry forwards"
+    PRETRANSLATED = "the device says that it is translated, and I is 1: no table is asked"
     TABLES = "the page tables map it"
 
 
@@ -53,6 +55,7 @@ class Cause(Enum):
     BAD_LEVEL = "NextLevel is not below the entry's own level"
     SKIPPED = "the address has bits in the levels that NextLevel skips"
     NO_TRANSLATION_SERVICE = "I, V or TV is 0: the device gets no translations"
+    PRETRANSLATED = "the address is said to be translated, and I or V is 0"
     NO_GUEST_TABLES = "the request has a PASID, and TV, GV or GTEn is 0"
     PASID_RANGE = "the PASID is beyond PASMax"
     GUEST_LEVELS = "GuestPagingMode asks for more levels than the IOMMU walks"

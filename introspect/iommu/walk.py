@@ -168,6 +168,8 @@ def entry_fault(iommu: Iommu, device: int, address: int, cause: Cause, access: D
         spa = iommu.entry_address(device)
         assert spa is not None
         event = Event(EventCode.DEV_TAB_HARDWARE_ERROR, device, spa, type=_MASTER_ABORT)
+    elif access is not None and access.translation:
+        event = Event(EventCode.INVALID_DEVICE_REQUEST, device, address)  # table 51
     else:
         event = Event(EventCode.IO_PAGE_FAULT, device, address)
     if access is None:
@@ -198,6 +200,8 @@ class _Walker:
     """One request."""
 
     def __init__(self, memory: Memory, iommu: Iommu, device: int, access: DmaAccess, trace: list[IoStep] | None) -> None:
+        if access.pretranslated:  # a PASID is valid with an untranslated address alone (2.2.7.7)
+            access = access._replace(pasid=None, execute=False, privileged=False)
         self.memory, self.iommu, self.device, self.access, self.trace = memory, iommu, device, access, trace
         self.pasid = access.pasid
         """Whose tables the address goes through first, and events name: with GIoV 0, where a request has none."""
@@ -228,12 +232,18 @@ class _Walker:
         if not dte & DTE.V:
             if access.translation:
                 return _invalid(Cause.NO_TRANSLATION_SERVICE)
+            if access.pretranslated:
+                return _invalid(Cause.PRETRANSLATED, 1)
             return IoTranslation(Route.UNMANAGED, Spa(iova), 0, True, True, True, 0, False, False)
         problem = dma_problem(dte, iommu.features)
         if problem is not None:
             flags = ("RZ",) if problem.reserved else ()
             return _Refusal(Cause.ENTRY_ILLEGAL, flags, EventCode.ILLEGAL_DEV_TABLE_ENTRY, detail=str(problem))
         domain = DTE.get(dte, "DomainID")
+        if access.pretranslated and not in_interrupt_range(iova):  # that range is, whatever is said of the address (2.1.4.2)
+            if not dte & DTE.I:
+                return _invalid(Cause.PRETRANSLATED, 1)
+            return IoTranslation(Route.PRETRANSLATED, Spa(iova), 0, True, True, False, domain, False, False)
         special = self._special(iova, dte)
         if isinstance(special, _Refusal):
             return special

@@ -20,6 +20,10 @@ class Stop(Exception):
         self.code, self.address, self.flags = code, address, flags
 
 
+class Beyond(Stop):
+    """The device table ends before the device's entry."""
+
+
 @lru_cache(4096)
 def digits(value: int) -> str:
     return f"{value:0256b}"
@@ -59,7 +63,7 @@ class Plain:
         register = self.registers.get("device_table_base" + (str(which) if which else ""), 0)
         pages = field(register, 8, 0) + 1
         if offset * 32 + 32 > pages * 4096:
-            raise Stop(2, {})
+            raise Beyond(2, {})
         at = field(register, 51, 12) * 4096 + offset * 32
         try:
             return self.number(at, 32)
@@ -88,21 +92,34 @@ class Plain:
 
     # Requests for memory
 
-    def dma(self, device: int, address: int, write: bool, pasid: int | None, execute: bool, privileged: bool) -> tuple[Any, ...]:
-        """("to", spa, page size, may read, may write, domain) or ("event", record, suppressed)."""
+    def dma(
+        self, device: int, address: int, write: bool, pasid: int | None, execute: bool, privileged: bool, kind: str = ""
+    ) -> tuple[Any, ...]:
+        """("to", spa, page size, may read, may write, domain) or ("event", record, suppressed). `kind` of the address: "request"
+        for its translation, or "translated"."""
         if not bit(self.control, 0):
             return "to", address, 0, True, True, 0
+        if kind == "translated":
+            pasid, execute, privileged = None, False, False
         dte = 0
         try:
             dte = self.device_entry(device)
             if not bit(dte, 0):
+                if kind:
+                    raise Stop(8, {57: kind == "translated"})
                 return "to", address, 0, True, True, 0
             self.check_dma_half(dte)
-            if self.is_special(dte, address, write, pasid):
+            if kind == "translated" and address >> 20 != 0xFEE:
+                if not bit(dte, 96):
+                    raise Stop(8, {57: 1})
                 return "to", address, 0, True, True, field(dte, 79, 64)
+            if self.is_special(dte, address, write, pasid, kind == "request"):
+                return "to", address, 0, True, True, field(dte, 79, 64)
+            if kind == "request" and not (bit(dte, 96) and bit(dte, 1)):
+                raise Stop(8, {})
             tables = bool(bit(dte, 1) and bit(dte, 55) and bit(self.control, 16))
             if pasid is not None and not tables:
-                raise Stop(8, {57: 4})
+                raise Stop(8, {57: 2 if kind == "request" else 4})
             if not bit(dte, 1):
                 raise Stop(2, {})
             if pasid is None and tables and bit(dte, 54):
@@ -111,31 +128,35 @@ class Plain:
                 return self.guest(dte, address, write, pasid, execute, privileged)
             return "to", *self.host(dte, address, "w" if write else "r"), field(dte, 79, 64)
         except Stop as stop:
-            return self.event(stop, device, dte, address, write, pasid, execute, privileged)
+            if kind == "request" and isinstance(stop, Beyond):
+                stop = Stop(8, {})  # table 51
+            return self.event(stop, device, dte, address, write, pasid, execute, privileged, kind == "request")
 
-    def is_special(self, dte: int, address: int, write: bool, pasid: int | None) -> bool:
+    def is_special(self, dte: int, address: int, write: bool, pasid: int | None, request: bool) -> bool:
         """Table 3 and the exclusion range: whether the address passes as it is."""
         if address >> 20 == 0xFEE:
-            raise Stop(8, {}) if pasid is None else Stop(2, {51: 1})
+            raise Stop(8, {57: request}) if pasid is None else Stop(2, {51: 1})
         if pasid is not None:
             return False
         if not bit(self.features2, 11) and address >> 32 == 0xFD:
             megabyte = field(address, 31, 20)
             if megabyte < 0xF90:
-                raise Stop(8, {57: 6} if write and megabyte < 0xF80 else {})
+                raise Stop(8, {57: 1} if request else {57: 6} if write and megabyte < 0xF80 else {})
             control = None
             if megabyte == 0xF91:
                 control = field(dte, 105, 104)
-                if control in (0, 2) or (control == 1 and not write):
-                    raise Stop(8, {57: 3 if write else 4})
+                if control in (0, 2) or (control == 1 and (request or not write)):
+                    raise Stop(8, {57: 1 if request else 3 if write else 4})
             elif 0xFC0 <= megabyte < 0xFE0:
                 control = field(dte, 100, 99)
-                if control == 0:
-                    raise Stop(8, {57: 2})
+                if control == 0 or (control == 1 and request):
+                    raise Stop(8, {57: 1 if request else 2})
             if control == 1:
                 return True
             if control is not None and not bit(dte, 1):
-                raise Stop(8, {57: 7})
+                raise Stop(8, {57: 1 if request else 7})
+        if request and not (bit(dte, 96) and bit(dte, 1)):
+            raise Stop(8, {})
         base, limit = self.registers.get("exclusion_base", 0), self.registers.get("exclusion_limit", 0)
         inside = field(base, 51, 12) <= address >> 12 <= field(limit, 51, 12)
         return bool(bit(base, 0) and inside and (bit(base, 1) or bit(dte, 103)))
@@ -336,13 +357,16 @@ class Plain:
     # Events
 
     def event(
-        self, stop: Stop, device: int, dte: int, address: int, write: bool, pasid: int | None, execute: bool, privileged: bool
-    ) -> tuple[Any, ...]:
+        self, stop: Stop, device: int, dte: int, address: int, write: bool, pasid: int | None, execute: bool, privileged: bool,
+        request: bool = False,
+    ) -> tuple[Any, ...]:  # fmt: skip
         """The 16 bytes that are logged, bit by bit (figures 55 to 58 and 62)."""
         code, interrupt = stop.code, bool(stop.flags.get(51))
         record = code << 60 | device | sum(value << position for position, value in stop.flags.items())
         if write and not interrupt and code != 8:
             record |= 1 << 53
+        if request:
+            record |= 1 << 56
         if pasid is not None and code != 3:
             record |= 1 << 48 | pasid % 65536 << 32
             if code != 4:
@@ -356,7 +380,9 @@ class Plain:
         where = stop.address if stop.address >= 0 else address
         record |= where - where % {1: 4, 2: 1, 3: 16, 4: 8, 8: 1}[code] << 64
         quiet = ""
-        if code == 8 or interrupt:
+        if code == 2 and request:
+            quiet = "ATS"
+        elif code == 8 or interrupt:
             quiet = "IG" if bit(dte, 128) and bit(dte, 133) else ""
         elif code == 2:
             quiet = "SA" if bit(dte, 98) else "SE" if bit(dte, 97) else ""
