@@ -3,13 +3,15 @@
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 
 from introspect.layout import Bits, Buffer, Field, Structure, bit, bits
 
 __all__ = [
-    "BRIDGE_CONTROL", "CAPABILITIES", "COMMAND", "HEADER0", "HEADER1", "MSIX_CONTROL", "MSI_CONTROL", "PM_CONTROL",
-    "SECONDARY_STATUS", "STATUS", "Bar", "CapabilityId", "RequesterId", "bars", "capabilities", "class_name",
-    "describe_capability", "header_of", "windows",
+    "ATS_CAPABILITY", "ATS_CONTROL", "BRIDGE_CONTROL", "CAPABILITIES", "COMMAND", "EXTENDED_CAPABILITIES", "HEADER0", "HEADER1",
+    "MSIX_CONTROL", "MSI_CONTROL", "PASID_CAPABILITY", "PASID_CONTROL", "PM_CONTROL", "PRI_CONTROL", "PRI_STATUS",
+    "SECONDARY_STATUS", "STATUS", "Bar", "CapabilityId", "ExtendedId", "PageResponse", "RequesterId", "bars", "capabilities",
+    "class_name", "describe_capability", "describe_extended", "extended_capabilities", "header_of", "windows",
 ]  # fmt: skip
 
 _BDF = re.compile(r"(?:([0-9a-fA-F]{1,2}):)?([0-9a-fA-F]{1,2})\.([0-7])")
@@ -104,6 +106,51 @@ class PM_CONTROL(Bits):
     PME_STATUS = bit(15)
 
 
+class ATS_CAPABILITY(Bits):
+    QUEUE_DEPTH = bits(4, 0)
+    """Invalidations that it takes at once; 0 is 32."""
+    PAGE_ALIGNED = bit(5)
+    GLOBAL_INVALIDATE = bit(6)
+
+
+class ATS_CONTROL(Bits):
+    STU = bits(4, 0)
+    """Smallest translation unit: 4 KiB << n."""
+    ENABLE = bit(15)
+
+
+class PRI_CONTROL(Bits):
+    ENABLE = bit(0)
+    RESET = bit(1)
+
+
+class PRI_STATUS(Bits):
+    FAILURE = bit(0)
+    UNEXPECTED = bit(1)
+    STOPPED = bit(8)
+    PASID_REQUIRED = bit(15)
+
+
+class PASID_CAPABILITY(Bits):
+    EXECUTE = bit(1)
+    PRIVILEGED = bit(2)
+    WIDTH = bits(12, 8)
+
+
+class PASID_CONTROL(Bits):
+    ENABLE = bit(0)
+    EXECUTE = bit(1)
+    PRIVILEGED = bit(2)
+
+
+class PageResponse(IntEnum):
+    """To a page request (PCI Express Base, 10.4.2): all others are failures, too."""
+
+    SUCCESS = 0
+    INVALID = 1
+    FAILURE = 15
+
+
 _COMMON = (
     Field("vendor_id", 0x00, 2),
     Field("device_id", 0x02, 2),
@@ -177,6 +224,17 @@ CAPABILITIES = {
     0x11: "MSI-X", 0x12: "SATA", 0x13: "advanced features",
 }  # fmt: skip
 
+class ExtendedId:
+    """Those that have a meaning here; `EXTENDED_CAPABILITIES` has the names of more."""
+
+    ATS, PRI, PASID = 0x0F, 0x13, 0x1B
+
+
+EXTENDED_CAPABILITIES = {
+    0x01: "advanced error reporting", 0x03: "serial number", 0x0B: "vendor-specific", 0x0D: "access control", 0x0E: "ARI",
+    0x0F: "ATS", 0x10: "SR-IOV", 0x13: "page requests", 0x15: "resizable BAR", 0x1B: "PASID", 0x1E: "L1 substates",
+}  # fmt: skip
+
 _CLASSES = {
     0x0100: "SCSI controller", 0x0106: "SATA controller", 0x0108: "NVM controller", 0x0180: "mass storage controller",
     0x0200: "Ethernet controller", 0x0300: "VGA controller", 0x0600: "host bridge", 0x0601: "ISA bridge", 0x0604: "PCI bridge",
@@ -199,6 +257,18 @@ def capabilities(config: Buffer) -> Iterator[tuple[int, int]]:
         seen.add(at)
         yield at, config[at]
         at = config[at + 1] & 0xFC
+
+
+def extended_capabilities(config: Buffer) -> Iterator[tuple[int, int]]:
+    """Likewise of the extended ones, from 100h on."""
+    at, seen = 0x100, set[int]()
+    while 0x100 <= at <= len(config) - 4 and at not in seen:
+        seen.add(at)
+        header = int.from_bytes(config[at : at + 4], "little")
+        if header in (0, 0xFFFFFFFF):
+            return
+        yield at, header & 0xFFFF
+        at = header >> 20 & 0xFFC
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,3 +348,24 @@ def describe_capability(config: Sequence[int] | Buffer, at: int) -> str:
             return f"{kinds.get(control >> 4 & 15, f'type {control >> 4 & 15}')}{reset}"
         case _:
             return " ".join(f"{value:08x}" for value in dword[: max(1, min(6, (data[2] + 3) // 4 if data[0] == 9 else 2))])
+
+
+def describe_extended(config: Buffer, at: int) -> str:
+    """One extended capability in words."""
+    words = [int.from_bytes(config[at + n : at + n + 2], "little") for n in range(0, 16, 2)]
+    match words[0]:
+        case ExtendedId.ATS:
+            unit = f", unit {4 << (words[3] & ATS_CONTROL.STU)} KiB" if words[3] & ATS_CONTROL.STU else ""
+            depth = ATS_CAPABILITY.get(words[2], "QUEUE_DEPTH") or 32
+            return f"{'on' if words[3] & ATS_CONTROL.ENABLE else 'off'}{unit}, takes {depth} invalidations at once"
+        case ExtendedId.PRI:
+            capacity, allocation = words[4] | words[5] << 16, words[6] | words[7] << 16
+            state = PRI_STATUS.describe(words[3])
+            most = f"{allocation} of {capacity} requests at once"
+            return f"{'on' if words[2] & PRI_CONTROL.ENABLE else 'off'}, {most}{f', {state}' if state else ''}"
+        case ExtendedId.PASID:
+            may = PASID_CONTROL.describe(words[3] & ~PASID_CONTROL.ENABLE)
+            state = "on" if words[3] & PASID_CONTROL.ENABLE else "off"
+            return f"{state}, {PASID_CAPABILITY.get(words[2], 'WIDTH')} bits{f', {may}' if may else ''}"
+        case _:
+            return " ".join(f"{low | high << 16:08x}" for low, high in zip(words[2:6:2], words[3:6:2], strict=True))

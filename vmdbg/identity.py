@@ -133,7 +133,10 @@ def given(machine: Machine) -> Mapping[str, object]:
         field.name: _plain(getattr(config, field.name)) for field in fields(config) if field.name not in UNSEEN | ELSEWHERE
     }
     functions = machine.chipset.root.functions
-    devices = {str(one.address): {"kind": one.kind, **_plain_members(one.identity())} for one in functions}
+    devices = {
+        str(one.address): {"kind": one.kind, **_plain_members(one.identity()), **({"ats": True} if one.ats else {})}
+        for one in functions
+    }  # fmt: skip
     return {
         "vmdbg": machine_version(), "lacks": sorted(engine.lacks), "image": image_digest(machine.image), **options,
         "devices": devices,

@@ -17,11 +17,14 @@ from introspect.iommu.walk import in_interrupt_range
 from introspect.pci import (
     CAPABILITIES,
     COMMAND,
+    EXTENDED_CAPABILITIES,
     RequesterId,
     bars,
     capabilities,
     class_name,
     describe_capability,
+    describe_extended,
+    extended_capabilities,
     header_of,
     windows,
 )
@@ -92,6 +95,9 @@ class FunctionView:
         chain = tuple(
             CapabilityView(at, number, CAPABILITIES.get(number, f"capability {number:#04x}"), describe_capability(config, at))
             for at, number in capabilities(config)
+        ) + tuple(
+            CapabilityView(at, number, EXTENDED_CAPABILITIES.get(number, f"extended {number:#06x}"), describe_extended(config, at))
+            for at, number in extended_capabilities(config)
         )
         code = function.header_field("class_code")
         return cls(

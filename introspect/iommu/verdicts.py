@@ -15,7 +15,7 @@ __all__ = ["Cause", "DmaAccess", "IoFault", "IoStep", "IoTranslation", "Route", 
 
 class DmaAccess(NamedTuple):
     """What a device asks for. `privileged` and `execute` go with a PASID; `translation`: an ATS request, whose page faults are
-    told to the device and not logged; `pretranslated`: the address is one that such a request was answered with, or is said to be."""
+    told to the device and not logged; `pretranslated`: the address is what such a request was answered with, says the device."""
 
     write: bool = False
     pasid: int | None = None

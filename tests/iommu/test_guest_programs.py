@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from introspect.pci import RequesterId
+from introspect.pci import PageResponse, RequesterId
 from tests.e2e.served import ROOT
 from vmdbg.cpu.core import Notice
 from vmdbg.iommu.config import IommuConfig, Reserved
-from vmdbg.iommu.pagerequests import SUCCESS, Response
+from vmdbg.iommu.pagerequests import Response
 from vmdbg.machine import Config, Event, Machine
 from vmdbg.platform.pci.catalogue import DeviceSpec
 from vmdbg.platform.serial import BufferSerial
@@ -180,13 +180,12 @@ def test_page_requests(image: Path) -> None:
     def ask(machine: Machine, waits: int) -> None:
         assert machine.chipset.iommus is not None
         requests = machine.chipset.iommus.units[0].page_requests
-        if not waits:
-            requests.listeners.append(answers.append)
         requests.request(DEVICE, 0x1234567, 7 + waits, pasid=0x42)
+        answers[:] = requests.responses
 
     ran = Ran(image, "requests", idle=ask)
     assert ran.of("page-requests") == ""
-    assert answers == [Response(DEVICE, 0x42, 7, SUCCESS)], "by software alone"
+    assert answers == [Response(DEVICE, 0x42, 7, PageResponse.SUCCESS)], "by software alone"
 
 
 def test_all_that_is_named_has_run(plain: Ran, strict: Ran) -> None:

@@ -9,7 +9,7 @@ from introspect.iommu.registers import CONTROL
 from introspect.iommu.structures import PTE, gcr3_root_bits
 from introspect.paging import ENTRY
 from tests.iommu.rig import DATA, DEVICE, DEVICE_TABLE, ON, Bench
-from vmdbg.platform.pci.dma import DmaError
+from vmdbg.platform.pci.dma import Attributes, DmaError
 
 PASID = 0x1234
 GVA = 0x7F12_3456_7000
@@ -68,9 +68,9 @@ def test_a_process_gets_its_pages(nested: bool, glx: int, paging: int) -> None:
     bench = Bench(control=ON | CONTROL.GTEn)
     guest = Guest(bench, nested=nested, glx=glx, paging=paging)
     pasid = PASID & (1 << 9 * (glx + 1)) - 1
-    bench.dma.write(DEVICE, GVA + 8, b"process", pasid)
+    bench.dma.write(DEVICE, GVA + 8, b"process", Attributes(pasid))
     assert bench.ram.read(guest.page + guest.shift + 8, 7) == b"process"
-    assert bench.dma.read(DEVICE, GVA + 8, 7, pasid) == b"process"
+    assert bench.dma.read(DEVICE, GVA + 8, 7, Attributes(pasid)) == b"process"
     assert all(guest.get(*slot) & ENTRY.A for slot in guest.slots)
     assert guest.get(*guest.leaf) & ENTRY.D
     assert bench.events() == []
@@ -91,16 +91,16 @@ def test_refusals_name_the_pasid() -> None:
     guest = Guest(bench, nested=True)
     guest.put(*guest.leaf, guest.page | ENTRY.P | ENTRY.U)
     with pytest.raises(DmaError):
-        bench.dma.write(DEVICE, GVA, b"x", PASID)
+        bench.dma.write(DEVICE, GVA, b"x", Attributes(PASID))
     event = bench.event()
     assert (event.pasid, event.address) == (PASID, GVA)
     assert event.flags == {"US", "PR", "RW", "PE"}
     with pytest.raises(DmaError):
-        bench.dma.read(DEVICE, GVA, 4, 0x10000)
+        bench.dma.read(DEVICE, GVA, 4, Attributes(0x10000))
     assert bench.event().pasid == 0x10000, "more than 16 bits"
     bench.control(drop=CONTROL.GTEn)
     with pytest.raises(DmaError):
-        bench.dma.read(DEVICE, GVA, 4, PASID)
+        bench.dma.read(DEVICE, GVA, 4, Attributes(PASID))
     event = bench.event()
     assert (event.code, event.type, event.pasid) == (EventCode.INVALID_DEVICE_REQUEST, 4, PASID)
 
@@ -111,17 +111,17 @@ def test_privileged_pages_are_closed_to_all() -> None:
     bench.control(CONTROL.make(PrivAbrtEn=1))
     assert bench.get("control") & CONTROL.PrivAbrtEn
     guest = Guest(bench, nested=False)
-    bench.dma.write(DEVICE, GVA, b"x", PASID)
+    bench.dma.write(DEVICE, GVA, b"x", Attributes(PASID))
     guest.put(*guest.leaf, guest.page | ENTRY.P | ENTRY.W)
     with pytest.raises(DmaError):
-        bench.dma.write(DEVICE, GVA, b"x", PASID)
+        bench.dma.write(DEVICE, GVA, b"x", Attributes(PASID))
     assert bench.event().flags == {"US", "PR", "RW", "PE"}
 
 
 def test_strict_guest_pages_go_by_pasid() -> None:
     bench = Bench(control=ON | CONTROL.GTEn, strict=True)
     guest = Guest(bench, nested=True)
-    bench.dma.write(DEVICE, GVA, b"x", PASID)
+    bench.dma.write(DEVICE, GVA, b"x", Attributes(PASID))
     guest.put(*guest.leaf, 0)
     for fields, kept in (
         ({"GN": 1, "PASID": PASID + 1}, True), ({"GN": 1, "PASID": PASID, "Address": GVA + 0x1000 >> 12}, True),
@@ -130,10 +130,10 @@ def test_strict_guest_pages_go_by_pasid() -> None:
         bench.issue(CommandCode.INVALIDATE_IOMMU_PAGES, DomainID=7, **fields)
         bench.commands_done()
         if kept:
-            assert bench.dma.read(DEVICE, GVA, 1, PASID)
+            assert bench.dma.read(DEVICE, GVA, 1, Attributes(PASID))
         else:
             with pytest.raises(DmaError):
-                bench.dma.read(DEVICE, GVA, 1, PASID)
+                bench.dma.read(DEVICE, GVA, 1, Attributes(PASID))
 
 
 def test_strict_rights_of_a_guest_are_looked_up_anew() -> None:
@@ -141,9 +141,9 @@ def test_strict_rights_of_a_guest_are_looked_up_anew() -> None:
     bench = Bench(control=ON | CONTROL.GTEn, strict=True)
     guest = Guest(bench, nested=True)
     guest.put(*guest.leaf, guest.page | ENTRY.P | ENTRY.U)
-    bench.dma.read(DEVICE, GVA, 1, PASID)
+    bench.dma.read(DEVICE, GVA, 1, Attributes(PASID))
     guest.put(*guest.leaf, guest.page | P_RW_US)
-    bench.dma.write(DEVICE, GVA, b"x", PASID)
+    bench.dma.write(DEVICE, GVA, b"x", Attributes(PASID))
     assert bench.events() == []
 
 
@@ -151,13 +151,13 @@ def test_host_invalidations_take_nested_ones_along() -> None:
     bench = Bench(control=ON | CONTROL.GTEn, strict=True)
     guest = Guest(bench, nested=True)
     bench.ram.write(DATA, b"other")
-    bench.dma.write(DEVICE, GVA, b"first", PASID)
+    bench.dma.write(DEVICE, GVA, b"first", Attributes(PASID))
     leaf = bench.leaf_of(guest.host_root, guest.page)
     bench.ram.write_u64(leaf, bench.ram.read_u64(leaf) & ~PTE.Address | DATA)
-    assert bench.dma.read(DEVICE, GVA, 5, PASID) == b"first"
+    assert bench.dma.read(DEVICE, GVA, 5, Attributes(PASID)) == b"first"
     bench.issue(CommandCode.INVALIDATE_IOMMU_PAGES, DomainID=7, S=1, Address=0x7FFFFFFFFFFFF)
     bench.commands_done()
-    assert bench.dma.read(DEVICE, GVA, 5, PASID) == b"other"
+    assert bench.dma.read(DEVICE, GVA, 5, Attributes(PASID)) == b"other"
 
 
 @pytest.mark.parametrize("pde", [0, 1])
@@ -170,12 +170,12 @@ def test_strict_guest_directories_go_by_pasid(pde: int) -> None:
     before, after, fresh = guest.take(), guest.take(), guest.take()
     guest.put(table, slot + 1, before | P_RW_US)
     guest.put(fresh, slot + 1, after | P_RW_US)
-    bench.dma.read(DEVICE, GVA, 1, PASID)
+    bench.dma.read(DEVICE, GVA, 1, Attributes(PASID))
     guest.put(*guest.slots[-2], fresh | P_RW_US)
     for fields in ({"PASID": PASID + 1, "PDE": 1}, {"PASID": PASID, "PDE": pde}):
         bench.issue(CommandCode.INVALIDATE_IOMMU_PAGES, DomainID=7, GN=1, Address=0x7FFFFFFFFFFFF, S=1, **fields)
     bench.commands_done()
-    bench.dma.read(DEVICE, GVA + 0x1000, 1, PASID)
-    found = bench.dma.locate(DEVICE, GVA + 0x1000, 1, False, pasid=PASID)[0].spa
+    bench.dma.read(DEVICE, GVA + 0x1000, 1, Attributes(PASID))
+    found = bench.dma.locate(DEVICE, GVA + 0x1000, 1, False, attributes=Attributes(PASID))[0].spa
     assert found == guest.shift + (after if pde else before)
     assert [one.rpartition("; ")[2] for one in told] == ([] if pde else ["INVALIDATE_IOMMU_PAGES with PDE was forgotten"])

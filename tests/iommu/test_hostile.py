@@ -12,7 +12,7 @@ from introspect.iommu.registers import REGISTERS
 from introspect.pci import RequesterId
 from tests.iommu.rig import COMMANDS_AT, DEVICE, DEVICE_TABLE, INTERRUPT_TABLE, TABLES, Bench
 from vmdbg.iommu.commands import PORTION
-from vmdbg.platform.pci.dma import DmaError
+from vmdbg.platform.pci.dma import Attributes, DmaError
 
 NAMES = sorted(REGISTERS)
 WORDS = st.one_of(st.integers(0, (1 << 64) - 1), st.sampled_from([0, 1, (1 << 64) - 1, 1 << 63, 0x200000, 0xD0000000 | 15 << 56]))
@@ -75,7 +75,8 @@ def test_random_tables(seed: int, strict: bool) -> None:
         for pasid in (None, chance.randrange(1 << 20)):
             address = chance.getrandbits(chance.choice((20, 39, 48, 57, 64)))
             try:
-                spans = bench.dma.locate(DEVICE, min(address, (1 << 64) - 64), 64, chance.random() < 0.5, quiet=False, pasid=pasid)
+                spans = bench.dma.locate(DEVICE, min(address, (1 << 64) - 64), 64, chance.random() < 0.5, quiet=False,
+                                         attributes=Attributes(pasid))  # fmt: skip
             except DmaError:
                 continue
             assert sum(span.length for span in spans) == 64

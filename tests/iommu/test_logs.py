@@ -6,8 +6,8 @@ import pytest
 
 from introspect.iommu.records import PPR_RECORD, CommandCode, EventCode
 from introspect.iommu.registers import CONTROL, REGISTERS, STATUS, X2APIC_CONTROL
+from introspect.pci import PageResponse
 from tests.iommu.rig import DATA, DEVICE, ENTRIES, ON, PPR_AT, Bench
-from vmdbg.iommu.pagerequests import SUCCESS
 from vmdbg.platform.apicbus import DeliveryMode
 from vmdbg.platform.pci.dma import DmaError
 
@@ -85,7 +85,7 @@ def test_page_requests() -> None:
     assert bench.vectors == [0x62]
     bench.issue(CommandCode.COMPLETE_PPR_REQUEST, DeviceID=DEVICE, PASID=0x54321, GN=1, CompletionTag=0x155)
     bench.commands_done()
-    assert list(requests.responses) == [(DEVICE, 0x54321, 0x155, SUCCESS)]
+    assert list(requests.responses) == [(DEVICE, 0x54321, 0x155, PageResponse.SUCCESS)]
 
 
 def test_page_requests_that_may_not_be() -> None:

@@ -71,6 +71,8 @@ class Page(NamedTuple):
     write: bool
     settled: bool
     """A write needs no update of a dirty bit any more."""
+    untranslated: bool = False
+    """Devices must not keep it themselves (U)."""
 
 
 class Kept(NamedTuple):

@@ -67,8 +67,9 @@ class CommandProcessor(Pointers):
         self._timer: Timer | None = None
         self._extra = 0
         """What the current command costs besides."""
-        self._unanswered: list[Event] = []
-        """Of invalidations that devices have been asked for, what their time-outs will be."""
+        self._unanswered: dict[int, Event] = {}
+        """Of invalidations that devices have been asked for, by tag, what their time-outs will be."""
+        self._last_tag = 0
         self.done = 0
         """Commands carried out since reset."""
         self._handlers: dict[int, Callable[[int], None]] = {
@@ -91,7 +92,7 @@ class CommandProcessor(Pointers):
 
     def stopped(self) -> None:
         """By software: nothing is waited for any more."""
-        self._unanswered = []
+        self._unanswered = {}
 
     def kick(self) -> None:
         """There may be work: the tail has moved, or the processor runs again."""
@@ -166,22 +167,29 @@ class CommandProcessor(Pointers):
 
     def _iotlb_pages(self, record: int) -> None:
         """For a device's own cache: one that has none does not answer, and the wait for it ends by the timeout, or never."""
-        bits = COMMANDS[CommandCode.INVALIDATE_IOTLB_PAGES].bits
-        device = bits.get(record, "DeviceID")
-        first, end = invalidated_range(bits.get(record, "Address") << 12, bool(bits.get(record, "S")))
-        if self.iommu.invalidate_device(device, first, end):
-            return
-        event = Event(EventCode.IOTLB_INV_TIMEOUT, device, self.base + self.head)
-        self._unanswered.append(event)
+        get = partial(COMMANDS[CommandCode.INVALIDATE_IOTLB_PAGES].bits.get, record)
+        device = RequesterId(get("DeviceID"))
+        first, end = invalidated_range(get("Address") << 12, bool(get("S")))
+        pasid = get("PASID_19_16") << 16 | get("PASID_15_8") << 8 | get("PASID_7_0") if get("GN") else None
+        tag = self._last_tag = self._last_tag + 1
+        self._unanswered[tag] = Event(EventCode.IOTLB_INV_TIMEOUT, device, self.base + self.head)
+        endpoint = self.iommu.dma.endpoint(device)
+        if endpoint is not None:
+            endpoint.invalidate(first, end, pasid, tag)
         ticks = TIMEOUTS.get(CONTROL.get(self.registers["control"], "InvTimeOut"))
         if ticks is not None:
-            self.iommu.later(ticks, partial(self._timed_out, event))
+            self.iommu.later(ticks, partial(self.timed_out, tag))
 
-    def _timed_out(self, event: Event) -> None:
-        if event in self._unanswered:
-            self._unanswered.remove(event)
-        self.iommu.log(event)
-        self.kick()
+    def answered(self, tag: int) -> None:
+        """A device has forgotten what it was told to."""
+        if self._unanswered.pop(tag, None) is not None:
+            self.kick()
+
+    def timed_out(self, tag: int) -> None:
+        event = self._unanswered.pop(tag, None)
+        if event is not None:
+            self.iommu.log(event)
+            self.kick()
 
     def _interrupt_table(self, record: int) -> None:
         bits = COMMANDS[CommandCode.INVALIDATE_INTERRUPT_TABLE].bits

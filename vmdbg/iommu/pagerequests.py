@@ -15,10 +15,11 @@ from introspect.iommu.structures import DTE
 from introspect.pci import RequesterId
 from vmdbg.iommu.registers import RegisterFile
 from vmdbg.iommu.rings import Log
+from vmdbg.platform.pci.dma import Endpoint, PageRequest
 
 PAGE_SERVICE_REQUEST = 1
-SUCCESS, INVALID, FAILURE = 0, 1, 15
-"""Responses, as PCI Express has them."""
+LAST = 1 << 9
+"""Of the tag: no more of the group follows."""
 MOST_REMEMBERED = 256
 
 
@@ -32,17 +33,25 @@ class Response(NamedTuple):
 
 
 class PageRequests:
-    """`responses`: the latest answers; `listeners` are devices that wait for theirs."""
+    """`responses`: the latest answers."""
 
     def __init__(
-        self, log: Log, registers: RegisterFile, dte: Callable[[int], int | None], event: Callable[[Event, int], None]
-    ) -> None:
-        self.log, self.registers, self.dte, self.event = log, registers, dte, event
-        self.listeners: list[Callable[[Response], None]] = []
+        self, log: Log, registers: RegisterFile, dte: Callable[[int], int | None], event: Callable[[Event, int], None],
+        endpoint: Callable[[RequesterId], Endpoint | None],
+    ) -> None:  # fmt: skip
+        self.log, self.registers, self.dte, self.event, self.endpoint = log, registers, dte, event, endpoint
         self.reset()
 
     def reset(self) -> None:
         self.responses: deque[Response] = deque(maxlen=MOST_REMEMBERED)
+
+    def ask(self, device: RequesterId, request: PageRequest) -> None:
+        """Of a device.  Each is a group of its own, and so the last of it."""
+        pasid, privileged, execute, _ = request.attributes
+        self.request(
+            device, request.address, LAST | request.tag, pasid=pasid, read=request.read, write=request.write, execute=execute,
+            user=pasid is not None and not privileged,
+        )  # fmt: skip
 
     def request(
         self, device: RequesterId, address: int, tag: int, *, pasid: int | None = None, read: bool = True, write: bool = False,
@@ -66,5 +75,6 @@ class PageRequests:
         """By COMPLETE_PPR_REQUEST."""
         found = Response(RequesterId(device), pasid, tag, response)
         self.responses.append(found)
-        for listener in self.listeners:
-            listener(found)
+        endpoint = self.endpoint(found.device)
+        if endpoint is not None:
+            endpoint.page_answered(tag, response)

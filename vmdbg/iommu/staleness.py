@@ -65,8 +65,22 @@ class Staleness:
             what, command = "a device table entry", "INVALIDATE_DEVTAB_ENTRY"
         self._tell(what, f"the message {data:#x} of {requester} {before}", f"by them it {now}", command)
 
+    def device(self, requester: RequesterId, iova: int, used: int, access: DmaAccess) -> None:
+        """A device's own cache, which is there whatever those of the IOMMU are; `access` is its translation request."""
+        if not self.iommu.view.enabled:
+            return
+        fresh = translate(self.iommu.memory, self.iommu.view, requester, iova, access, set_ad=False)
+        now = int(fresh.spa) if isinstance(fresh, IoTranslation) else fresh
+        if now != used:
+            then = f"they refuse it: {now.cause.value}" if isinstance(now, IoFault) else f"they lead to {now:#x}"
+            who, done = self.iommu.dma.names(requester), f"at {iova:#x} it reaches {used:#x}"
+            text = f"{who} uses a translation of its own that its tables no longer have: {done}, {then}"
+            self._say(f"{text}; INVALIDATE_IOTLB_PAGES was forgotten")
+
     def _tell(self, what: str, done: str, then: str, command: str) -> None:
-        text = f"{self.iommu.name} uses {what} that its tables no longer have: {done}, {then}; {command} was forgotten"
+        self._say(f"{self.iommu.name} uses {what} that its tables no longer have: {done}, {then}; {command} was forgotten")
+
+    def _say(self, text: str) -> None:
         for listener in self.iommu.stale_listeners:
             listener(text)
 

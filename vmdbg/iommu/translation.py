@@ -15,7 +15,7 @@ from introspect.pci import RequesterId
 from introspect.sources import Unreadable
 from vmdbg.iommu.caches import Page, Recorder
 from vmdbg.iommu.staleness import Staleness, reason
-from vmdbg.platform.pci.dma import DmaError, Span
+from vmdbg.platform.pci.dma import Answer, DmaError, Span
 
 if TYPE_CHECKING:
     from vmdbg.iommu.unit import IommuUnit
@@ -23,6 +23,14 @@ if TYPE_CHECKING:
 GRAIN = 0x1000
 """What leads on linearly at least."""
 ALL = 1 << 64
+
+
+class RefusedError(DmaError):
+    """By the tables."""
+
+    def __init__(self, requester: RequesterId, address: int, write: bool, fault: IoFault) -> None:
+        super().__init__(requester, address, write, reason(fault))
+        self.fault = fault
 
 
 class _Walked(NamedTuple):
@@ -72,13 +80,13 @@ class Translation:
             return None
 
     def translate(
-        self, requester: RequesterId, address: int, length: int, write: bool, quiet: bool, pasid: int | None
+        self, requester: RequesterId, address: int, length: int, access: DmaAccess, quiet: bool
     ) -> Sequence[Span]:
         """Raises `DmaError`."""
         if not self.iommu.view.enabled:
             return [Span(Spa(address), length)]
         spans: list[Span] = []
-        access, at, end = DmaAccess(write, pasid), address, address + length
+        at, end = address, address + length
         while at < end or not spans:
             page = self._page(requester, at, access, quiet)
             count = min(end, page.first + page.size, judged_alike(self.iommu.view, at)) - at
@@ -91,6 +99,28 @@ class Translation:
             if not length:
                 break
         return spans
+
+    def answer(self, requester: RequesterId, iova: int, access: DmaAccess, quiet: bool) -> Answer:
+        """Of a translation request: with the rights that the tables give, of which W only where a write is asked for (table 32).
+        `DmaError` where it is aborted, as it always is while the IOMMU is off (2.1.3.1)."""
+        if not self.iommu.view.enabled:
+            raise DmaError(requester, iova, access.write, "the IOMMU is off, and translates for nobody")
+        for write in (True, False) if access.write else (False,):
+            try:
+                page = self._page(requester, iova, access._replace(write=write), quiet)
+            except RefusedError as error:
+                if error.fault.suppressed != "ATS":
+                    raise
+                continue
+            dte = self.entry(requester) or 0
+            size = page.size
+            if judged_alike(self.iommu.view, page.first) < page.first + size or is_special(page.first):
+                size = GRAIN  # what is special of the page has rules of its own
+            first = iova & -size
+            may_read, may_write = page.read and bool(dte & DTE.IR), write and page.write and bool(dte & DTE.IW)
+            spa = page.spa + first - page.first
+            return Answer(first, size, spa, may_read, may_write, access.execute, page.untranslated)
+        return Answer(iova & -GRAIN, GRAIN, 0, False, False)
 
     def prefetch(self, requester: RequesterId, addresses: Iterable[int]) -> Event | None:
         """Keep what the host's tables say before it is needed; whatever is refused is left, but a table that cannot be read is
@@ -108,7 +138,7 @@ class Translation:
     def _page(self, requester: RequesterId, iova: int, access: DmaAccess, quiet: bool) -> Page:
         caches, view = self.iommu.caches, self.iommu.view
         dte = self.entry(requester)
-        if dte is not None and dte & DTE.V and dte & DTE.TV and view.exclusion is None and not is_special(iova):
+        if dte is not None and self._may_be_kept(dte, access) and view.exclusion is None and not is_special(iova):
             key = caches.key(DTE.get(dte, "DomainID"), self._pasid(dte, access.pasid), requester)
             found = caches.find_page(key, iova)
             final = caches.strict and key.pasid is None and found is not None and not self._grants(found.page, access.write)
@@ -128,14 +158,21 @@ class Translation:
             self.staleness.translation(requester, iova, access, used, walked.recorder.seen, walked.directories)
         if isinstance(verdict, IoFault):
             self._raise(verdict, requester, iova, access, quiet)
-        if not quiet:
+        if not quiet and self._may_be_kept(walked.dte, access):
             self._keep(requester, verdict, access.pasid, walked)
         return walked.page
 
+    @staticmethod
+    def _may_be_kept(dte: int, access: DmaAccess) -> bool:
+        """What a page grants to supervisors, or to be executed, is looked up each time; so is what no table translates."""
+        if access.execute or access.privileged or access.pretranslated or (access.translation and not dte & DTE.I):
+            return False
+        return bool(dte & DTE.V and dte & DTE.TV)
+
     def _raise(self, fault: IoFault, requester: RequesterId, iova: int, access: DmaAccess, quiet: bool) -> NoReturn:
-        if not quiet:
+        if not quiet and fault.suppressed != "ATS":
             self.refused(fault, requester)
-        raise DmaError(requester, iova, access.write, reason(fault))
+        raise RefusedError(requester, iova, access.write, fault)
 
     def _pasid(self, dte: int, pasid: int | None) -> int | None:
         """Without one, GIoV makes it 0 where guests' tables are used (2.2.9)."""
@@ -179,7 +216,7 @@ class Translation:
                 rights &= step.value
         host = trace is not None and verdict.gpa is None
         read, write = (bool(rights & PTE.IR), bool(rights & PTE.IW)) if host else (verdict.readable, verdict.writable)
-        page = Page(first, size, verdict.spa - (iova - first), read, write, settled)
+        page = Page(first, size, verdict.spa - (iova - first), read, write, settled, verdict.untranslated_only)
         return _Walked(verdict, page, recorder, dte, directories)
 
     def _ask(

@@ -15,7 +15,7 @@ from vmdbg.iommu.unit import IommuUnit
 from vmdbg.platform.bus import Bus
 from vmdbg.platform.clock import Clock
 from vmdbg.platform.pci.bus import Bridge
-from vmdbg.platform.pci.dma import Dma, Message, Span
+from vmdbg.platform.pci.dma import PLAIN, Answer, Attributes, Dma, DmaError, Message, PageRequest, Span
 from vmdbg.platform.pci.root import RootComplex
 
 BASE = 0xFED80000
@@ -51,10 +51,36 @@ class Iommus:
         return None if number is None else self.units[number]
 
     def translate(
-        self, requester: RequesterId, address: Iova, length: int, write: bool, *, quiet: bool = False, pasid: int | None = None
-    ) -> Sequence[Span]:
+        self, requester: RequesterId, address: Iova, length: int, write: bool, *, quiet: bool = False,
+        attributes: Attributes = PLAIN,
+    ) -> Sequence[Span]:  # fmt: skip
         unit = self.unit_for(requester)
-        return [Span(Spa(address), length)] if unit is None else unit.translate(requester, address, length, write, quiet, pasid)
+        if unit is None:
+            return [Span(Spa(address), length)]
+        return unit.translation.translate(requester, address, length, attributes.access(write), quiet)
+
+    def answer(
+        self, requester: RequesterId, address: Iova, write: bool, *, quiet: bool = False, attributes: Attributes = PLAIN
+    ) -> Answer:
+        unit = self.unit_for(requester)
+        if unit is None:
+            raise DmaError(requester, address, write, "no IOMMU is there to translate for it")
+        return unit.translation.answer(requester, address, attributes.access(write, request=True), quiet)
+
+    def ask(self, requester: RequesterId, request: PageRequest) -> None:
+        unit = self.unit_for(requester)
+        if unit is not None and unit.view.enabled:
+            unit.page_requests.ask(requester, request)
+
+    def invalidated(self, requester: RequesterId, tag: int) -> None:
+        unit = self.unit_for(requester)
+        if unit is not None:
+            unit.commands.answered(tag)
+
+    def used(self, requester: RequesterId, address: int, spa: int, write: bool, attributes: Attributes = PLAIN) -> None:
+        unit = self.unit_for(requester)
+        if unit is not None:
+            unit.translation.staleness.device(requester, address, spa, attributes.access(write, request=True))
 
     def remap(self, requester: RequesterId, address: Iova, data: int, *, quiet: bool = False) -> Sequence[Message]:
         unit = self.unit_for(requester)

@@ -23,7 +23,7 @@ from vmdbg.iommu.translation import Translation
 from vmdbg.platform.apicbus import DeliveryMode
 from vmdbg.platform.bus import State
 from vmdbg.platform.clock import Clock, Timer
-from vmdbg.platform.pci.dma import Dma, Message, Span
+from vmdbg.platform.pci.dma import Dma, Endpoint, Message
 
 _C, _S = CONTROL, STATUS
 INTERRUPTS = (
@@ -64,7 +64,7 @@ class IommuUnit:
         self.commands = CommandProcessor(self)
         self.translation = Translation(self)
         self.interrupts = Interrupts(self)
-        self.page_requests = PageRequests(self.ppr_log, self.registers, self.translation.entry, self.log)
+        self.page_requests = PageRequests(self.ppr_log, self.registers, self.translation.entry, self.log, self._endpoint)
         self._timers: list[Timer] = []
         self._view: Iommu | None = None
         self._asking = 0
@@ -192,17 +192,11 @@ class IommuUnit:
 
     # Devices' side
 
-    def translate(
-        self, requester: RequesterId, address: int, length: int, write: bool, quiet: bool, pasid: int | None
-    ) -> Sequence[Span]:
-        return self.translation.translate(requester, address, length, write, quiet, pasid)
+    def _endpoint(self, device: RequesterId) -> Endpoint | None:
+        return self.dma.endpoint(device)
 
     def remap(self, requester: RequesterId, address: Iova, data: int, quiet: bool) -> Sequence[Message]:
         return self.interrupts.remap(requester, address, data, quiet)
-
-    def invalidate_device(self, device: int, first: int, end: int) -> bool:
-        """Ask a device to forget what it has translated; whether it answers.  None of the devices has a cache of its own."""
-        return False
 
     # For people
 

@@ -28,6 +28,7 @@ from vmdbg.iommu.caches import Directories, Kept, Page, PageKey
 from vmdbg.iommu.pagerequests import Response
 from vmdbg.iommu.topology import Share
 from vmdbg.platform.clock import Timer
+from vmdbg.platform.pci.dma import Answer, Attributes, PageRequest
 from vmdbg.platform.tpm.pcr import Change
 from vmdbg.svm.avic import Avic, BackingPage
 from vmdbg.svm.guest import Guest
@@ -224,7 +225,7 @@ FORMS = dict(map(_made, (
     _plain(Avic, "cpu", "guest", "base", "page", "logical_table", "physical_table", "last_id", "request", "exit"),
     *map(_plain, (
         Event, Instruction, Interrupted, Line, Origin, PortAccess, Range, Change, Launch, Block, Directories, Kept, Page, PageKey,
-        Response, GuestInterrupt, IoFault, IommuEvent, Share,
+        Response, Answer, Attributes, PageRequest, GuestInterrupt, IoFault, IommuEvent, Share,
     )),
 )))  # fmt: skip
 """By the names that trees use."""

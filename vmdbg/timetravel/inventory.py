@@ -52,9 +52,10 @@ from vmdbg.platform import (
     system_ports,
     uart,
 )
+from vmdbg.platform.pci import ats, capability, catalogue, dma, edu, root
 from vmdbg.platform.pci import bus as pci_bus
-from vmdbg.platform.pci import capability, catalogue, dma, edu, root
 from vmdbg.platform.pci import config as pci_config
+from vmdbg.platform.pci import function as pci_function
 from vmdbg.platform.tpm import commands as tpm_commands
 from vmdbg.platform.tpm import pcr, tis
 from vmdbg.platform.virtio import blk, console, disk, net, pcap, queue, rng, transport
@@ -103,7 +104,6 @@ NOT_STATE: dict[type, dict[str, str]] = {
     apicbus.ApicBus: dict.fromkeys(("eoi_listeners", "doorbell_listeners"), WIRING),
     dma.Dma: {"listeners": DEBUGGER},
     commands.CommandProcessor: {"_handlers": WIRING},
-    pagerequests.PageRequests: {"listeners": WIRING},
     unit.IommuUnit: {"fault_listeners": DEBUGGER, "stale_listeners": WIRING, "_view": CACHE},
     root.RootComplex: dict.fromkeys(("_decoded", "_routes"), CACHE),
     msrs.MsrFile: {"table": WIRING},
@@ -118,7 +118,7 @@ NOT_STATE: dict[type, dict[str, str]] = {
 PARTS = frozenset((
     *NOT_STATE, processor.Processor, vmcbcache.VmcbCache, late_launch.LateLaunch,
     caches.Caches, caches.Counters, function.IommuFunction, function.SecureDevice, interrupts.Interrupts, own_memory.OwnMemory,
-    staleness.Staleness,
+    staleness.Staleness, pagerequests.PageRequests, ats.Ats, ats.PageRequests, ats.Pasid,
     registers.RegisterFile, rings.Log, iommu_translation.Translation, iommu_translator.Iommus,
     bus.Bus, bus.Route, chipset.Chipset, clock.Clock, debugexit.DebugExit, debugexit.PowerManagement, debugexit.ResetControl,
     dev.DevCapability, dev.Exclusion, dev.MiscControl, dev.Northbridge, dev.SlProtection, fwcfg.FwCfg, hpet.Comparator, hpet.Hpet,
@@ -147,8 +147,9 @@ WAITS = frozenset((("Timer", "callback"), ("Processor", "postponed")))
 CALLBACKS: dict[type, frozenset[str]] = {
     lapic.Lapic: frozenset(("_expire",)), uart.Uart: frozenset(("_time_out",)), hpet.Hpet: frozenset(("_match",)),
     pit.Channel: frozenset(("_edge",)), rtc.Rtc: frozenset(("_periodic", "_tick")),
-    edu.Edu: frozenset(("_computed", "_transfer")), transport.VirtioDevice: frozenset(("_serve",)),
-    net.Net: frozenset(("_next", "arrive")), commands.CommandProcessor: frozenset(("_portion",)),
+    edu.Edu: frozenset(("_computed", "_transfer")), pci_function.Function: frozenset(("invalidated",)),
+    transport.VirtioDevice: frozenset(("_serve",)),
+    net.Net: frozenset(("_next", "arrive")), commands.CommandProcessor: frozenset(("_portion", "timed_out")),
     unit.IommuUnit: frozenset(("log",)), interrupts.Interrupts: frozenset(("_post",)),
     iommu_translation.Translation: frozenset(("refused",)), processor.Processor: frozenset(("_exit_behind",)),
 }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import pytest
 
@@ -10,7 +11,7 @@ from introspect.address import Iova, Spa
 from introspect.pci import COMMAND, STATUS, RequesterId
 from tests.platform.pci.board import Board
 from vmdbg.platform.apicbus import DeliveryMode
-from vmdbg.platform.pci.dma import MOST, DmaError, Message, Span
+from vmdbg.platform.pci.dma import MOST, PLAIN, Attributes, DmaError, Message, Span, Translator
 
 EDU = "00:03.0"
 WHO = RequesterId.make(7, 2, 1)
@@ -65,11 +66,12 @@ def test_a_write_of_four_bytes_is_a_message() -> None:
 
 
 class Offset:
-    """Translates by an offset, pages apart from each other; refuses one requester."""
+    """Translates by an offset, pages apart from each other; refuses one requester. It has no translation services."""
 
     def translate(
-        self, requester: RequesterId, address: Iova, length: int, write: bool, *, quiet: bool = False, pasid: int | None = None
-    ) -> Sequence[Span]:
+        self, requester: RequesterId, address: Iova, length: int, write: bool, *, quiet: bool = False,
+        attributes: Attributes = PLAIN,
+    ) -> Sequence[Span]:  # fmt: skip
         if requester == 0x666:
             raise DmaError(requester, address, write, "not this one")
         first = min(length, -address % 0x1000 or 0x1000)
@@ -84,7 +86,7 @@ class Offset:
 def test_a_translator_stands_in_between() -> None:
     board = Board()
     dma = board.chipset.dma
-    dma.translator = Offset()
+    dma.translator = cast(Translator, Offset())
     dma.write(WHO, 0xFFE, b"abcd")
     assert board.ram.read(0x100FFE, 2) + board.ram.read(0x201000, 2) == b"abcd"
     assert dma.read(WHO, 0xFFE, 4) == b"abcd"

@@ -133,26 +133,30 @@ def _net(clock: Clock, spec: DeviceSpec) -> Function:
     return Net(clock, mac, peer=spec.flag("peer", True), capture=writer, replay=frames)
 
 
+_ATS = {"ats": "on: it asks an IOMMU for translations, and keeps them (off)"}
+
 KINDS: dict[str, Kind] = {
     "edu": Kind(
         _edu, "a device to try drivers and DMA on, as QEMU's edu",
-        {"dma-mask": "address bits of its DMA (28)", "express": "on, or off for no PCI Express capability (on)"},
+        {"dma-mask": "address bits of its DMA (28)", "express": "on, or off for no PCI Express capability (on)",
+         "ats": "on: it asks an IOMMU for translations and pages, and its requests have PASIDs (off)"},
     ),
     "virtio-blk": Kind(
         _blk, "a disk",
         {"file": "the image, raw or qcow2", "write": "on: the file itself is written; else writes stay in memory (off)",
-         "readonly": "on: the guest cannot write at all (off)", "serial": "its serial number (vmdbg)"},
+         "readonly": "on: the guest cannot write at all (off)", "serial": "its serial number (vmdbg)", **_ATS},
     ),
     "virtio-console": Kind(
-        _console, "a serial line", {"chardev": "where it leads: null, file:PATH, tcp:PORT, stdio (null)"}
+        _console, "a serial line", {"chardev": "where it leads: null, file:PATH, tcp:PORT, stdio (null)", **_ATS}
     ),
     "virtio-net": Kind(
         _net, "a network card, whose only peer 10.0.2.2 answers ARP, ping and UDP echo",
         {"mac": "its address (52:54:00:12:34:56)", "peer": "off: nobody answers (on)",
-         "pcap": "a file to write all frames to", "replay": "a pcap file whose frames arrive"},
+         "pcap": "a file to write all frames to", "replay": "a pcap file whose frames arrive", **_ATS},
     ),
     "virtio-rng": Kind(
-        lambda clock, spec: Rng(clock, spec.number("seed", 0, 0, (1 << 64) - 1)), "random bytes", {"seed": "of the sequence (0)"}
+        lambda clock, spec: Rng(clock, spec.number("seed", 0, 0, (1 << 64) - 1)), "random bytes",
+        {"seed": "of the sequence (0)", **_ATS},
     ),
     "bridge": Kind(lambda clock, spec: Bridge(clock), "a root port of PCI Express: `bus=ID` puts a device behind it"),
     "pci-bridge": Kind(lambda clock, spec: PciBridge(clock), "a bridge to a conventional PCI bus of 32 slots"),
@@ -172,6 +176,7 @@ def add_devices(root: RootComplex, clock: Clock, specs: Sequence[DeviceSpec]) ->
         if spec.id and spec.id in buses:
             raise DeviceError(f"id={spec.id} is another bridge's already; choose another")
         function = KINDS[spec.kind].make(clock, spec)
+        function.ats = spec.flag("ats", False)
         devfn = _free_slot(bus, spec) if spec.slot is None else spec.slot
         if isinstance(function, Bridge) and function.express and bus.bridge is not None:
             raise DeviceError(f"a root port is on the root bus, not on {spec.bus!r}; leave bus= out, or choose a pci-bridge")
@@ -184,6 +189,9 @@ def add_devices(root: RootComplex, clock: Clock, specs: Sequence[DeviceSpec]) ->
             bus.add(function, devfn)
         except ValueError as error:
             raise DeviceError(f"device {spec.kind}: {error}") from None
+        if function.ats and not function.extended:
+            raise DeviceError(f"ats=on of device {spec.kind} needs PCI Express, which express=off or a pci-bridge on the way takes "
+                              "from it; leave ats= out, or have it elsewhere")  # fmt: skip
         if spec.id and isinstance(function, Bridge):
             buses[spec.id] = function.secondary
 

@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 
 from introspect import sources
 from introspect.address import Iova, Spa
+from introspect.iommu.verdicts import DmaAccess
 from introspect.pci import RequesterId
 from vmdbg.platform.apicbus import ApicBus, DeliveryMode
 
@@ -32,13 +33,68 @@ class Span(NamedTuple):
     length: int
 
 
+class Attributes(NamedTuple):
+    """What a request says of its address besides: the PASID prefix, and the AT field (PCI Express)."""
+
+    pasid: int | None = None
+    privileged: bool = False
+    execute: bool = False
+    translated: bool = False
+    """The address is system-physical already, says the device."""
+
+    def access(self, write: bool, *, request: bool = False) -> DmaAccess:
+        """As the IOMMU's tables are asked; `request`: for the translation alone."""
+        return DmaAccess(write, self.pasid, self.execute, self.privileged, request, self.translated)
+
+
+PLAIN = Attributes()
+
+
+class Answer(NamedTuple):
+    """Of a translation request: `size` bytes from `first` on lead to `spa`, with these rights; or none of them."""
+
+    first: int
+    size: int
+    spa: int
+    read: bool
+    write: bool
+    execute: bool = False
+    untranslated: bool = False
+    """What is there must be accessed by untranslated addresses (U)."""
+
+
+class PageRequest(NamedTuple):
+    """What a device lacks: a page, in a group of its own (`tag`, 9 bits)."""
+
+    address: int
+    tag: int
+    read: bool
+    write: bool
+    attributes: Attributes = PLAIN
+
+
 class Translator(Protocol):
     """An IOMMU, or the device exclusion vector."""
 
     def translate(
-        self, requester: RequesterId, address: Iova, length: int, write: bool, *, quiet: bool = False, pasid: int | None = None
-    ) -> Sequence[Span]:
+        self, requester: RequesterId, address: Iova, length: int, write: bool, *, quiet: bool = False,
+        attributes: Attributes = PLAIN,
+    ) -> Sequence[Span]:  # fmt: skip
         """Where a transaction leads, in order.  `DmaError` if it is refused; `quiet` logs nothing and caches nothing."""
+
+    def answer(
+        self, requester: RequesterId, address: Iova, write: bool, *, quiet: bool = False, attributes: Attributes = PLAIN
+    ) -> Answer:
+        """Of a translation request (ATS).  `DmaError` if it is aborted."""
+
+    def ask(self, requester: RequesterId, request: PageRequest) -> None:
+        """A page request (PRI); software answers some time, or never."""
+
+    def invalidated(self, requester: RequesterId, tag: int) -> None:
+        """A device has forgotten what it was told to."""
+
+    def used(self, requester: RequesterId, address: int, spa: int, write: bool, attributes: Attributes = PLAIN) -> None:
+        """A device goes by what it was answered once: told before it does.  Nothing changes but what debuggers are told."""
 
     def remap(self, requester: RequesterId, address: Iova, data: int, *, quiet: bool = False) -> Sequence[Message]:
         """The interrupts that a message becomes.  `DmaError` if it is refused."""
@@ -61,6 +117,16 @@ class Memory(sources.Memory, Protocol):
     def extent(self, spa: int, length: int) -> int: ...
 
     def dma(self, device: str, spa: int, data: bytes) -> None: ...
+
+
+class Endpoint(Protocol):
+    """A function as an IOMMU speaks to it."""
+
+    def invalidate(self, first: int, end: int, pasid: int | None, tag: int) -> None:
+        """Forget translations from `first` to before `end`, and say `Translator.invalidated` then."""
+
+    def page_answered(self, tag: int, response: int) -> None:
+        """To a page request: 0 success, 1 invalid, 15 failure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +154,13 @@ class Record(NamedTuple):
     requester: RequesterId
     name: str
     address: int
+    """As the device has it, also where it sends what it has translated."""
     length: int
     write: bool
     refused: str
     data: bytes
     """What is written; empty for a read."""
+    attributes: Attributes = PLAIN
 
 
 class Dma:
@@ -107,17 +175,20 @@ class Dma:
         self.listeners: list[Callable[[Record], None]] = []
         self.names: Callable[[RequesterId], str] = str
         """What debuggers call a requester."""
+        self.endpoint: Callable[[RequesterId], Endpoint | None] = lambda requester: None
+        """Who is spoken to by a requester's number."""
 
     def locate(
-        self, requester: RequesterId, address: int, length: int, write: bool, *, quiet: bool = True, pasid: int | None = None
-    ) -> Sequence[Span]:
+        self, requester: RequesterId, address: int, length: int, write: bool, *, quiet: bool = True,
+        attributes: Attributes = PLAIN,
+    ) -> Sequence[Span]:  # fmt: skip
         """Where a transaction would lead, without a side effect if it is `quiet`.  Raises `DmaError`."""
         if length > MOST:
             raise DmaError(requester, address, write, f"{length:#x} bytes are more than {MOST:#x} at once")
         if address < 0 or address + length > 1 << 64:
             raise DmaError(requester, address, write, "the address has more than 64 bits")
         if self.translator is not None:
-            spans = self.translator.translate(requester, Iova(address), length, write, quiet=quiet, pasid=pasid)
+            spans = self.translator.translate(requester, Iova(address), length, write, quiet=quiet, attributes=attributes)
         else:
             spans = [Span(Spa(address), length)]
         if address <= MSI_LAST and address + length > MSI_FIRST:
@@ -143,30 +214,36 @@ class Dma:
         """Whether any guard may refuse something."""
         return any(guard.on for guard in self.guards)
 
-    def read(self, requester: RequesterId, address: int, length: int, pasid: int | None = None) -> bytes:
-        """Raises `DmaError`."""
+    def read(
+        self, requester: RequesterId, address: int, length: int, attributes: Attributes = PLAIN, iova: int | None = None
+    ) -> bytes:
+        """`iova`: of what a translated address is the translation.  Raises `DmaError`."""
+        shown = address if iova is None else iova
         try:
-            spans = self.locate(requester, address, length, False, quiet=False, pasid=pasid)
+            spans = self.locate(requester, address, length, False, quiet=False, attributes=attributes)
         except DmaError as error:
-            self._tell(requester, address, length, refused=error.reason)
+            self._tell(requester, shown, length, refused=error.reason, attributes=attributes)
             raise
-        self._tell(requester, address, length)
+        self._tell(requester, shown, length, attributes=attributes)
         return b"".join(self.memory.read(span.spa, span.length) for span in spans)
 
-    def write(self, requester: RequesterId, address: int, data: bytes, pasid: int | None = None) -> None:
-        """Memory, or an interrupt message.  Raises `DmaError`."""
+    def write(
+        self, requester: RequesterId, address: int, data: bytes, attributes: Attributes = PLAIN, iova: int | None = None
+    ) -> None:
+        """Memory, or an interrupt message; `iova` as for `read`.  Raises `DmaError`."""
+        shown = address if iova is None else iova
         try:
-            if len(data) == 4 and pasid is None and MSI_FIRST <= address <= MSI_LAST - 3:
+            if len(data) == 4 and attributes.pasid is None and MSI_FIRST <= address <= MSI_LAST - 3:
                 messages = self.messages(requester, address, int.from_bytes(data, "little"), quiet=False)
-                self._tell(requester, address, 4, data)
+                self._tell(requester, shown, 4, data, attributes=attributes)
                 for message in messages:
                     self.deliver(message)
                 return
-            spans = self.locate(requester, address, len(data), True, quiet=False, pasid=pasid)
+            spans = self.locate(requester, address, len(data), True, quiet=False, attributes=attributes)
         except DmaError as error:
-            self._tell(requester, address, len(data), data, error.reason)
+            self._tell(requester, shown, len(data), data, error.reason, attributes)
             raise
-        self._tell(requester, address, len(data), data)
+        self._tell(requester, shown, len(data), data, attributes=attributes)
         name, done = self.names(requester), 0
         for span in spans:
             self.memory.dma(name, span.spa, data[done : done + span.length])
@@ -189,10 +266,12 @@ class Dma:
         self.apics.deliver(message.vector, message.mode, message.dest, message.logical, message.level, message.wide)
 
     def _tell(
-        self, requester: RequesterId, address: int, length: int, data: bytes | None = None, refused: str = ""
-    ) -> None:
+        self, requester: RequesterId, address: int, length: int, data: bytes | None = None, refused: str = "",
+        attributes: Attributes = PLAIN,
+    ) -> None:  # fmt: skip
         """`data`: None for a read."""
         if self.listeners:
-            record = Record(requester, self.names(requester), address, length, data is not None, refused, data or b"")
+            name = self.names(requester)
+            record = Record(requester, name, address, length, data is not None, refused, data or b"", attributes)
             for listener in self.listeners:
                 listener(record)

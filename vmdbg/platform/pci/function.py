@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeVar
 
 from introspect.layout import Structure
 from introspect.pci import COMMAND, HEADER0, STATUS, RequesterId
 from vmdbg.platform.bus import State
-from vmdbg.platform.clock import Clock, Timer
+from vmdbg.platform.clock import TICKS_PER_SECOND, Clock, Timer
+from vmdbg.platform.pci.ats import Ats, ExtendedCapability, NotMappedError, PageRequests, Pasid, Piece
 from vmdbg.platform.pci.capability import Capability, Express, MessageInterrupts, MsiX, Power
 from vmdbg.platform.pci.config import CONVENTIONAL, ConfigSpace, Rule
-from vmdbg.platform.pci.dma import DmaError
+from vmdbg.platform.pci.dma import MOST, PLAIN, Attributes, DmaError
 
 if TYPE_CHECKING:
     from vmdbg.platform.pci.bus import PciBus
@@ -23,7 +25,9 @@ STATUS_ERRORS = (
     STATUS.MASTER_PARITY | STATUS.SIGNALLED_TARGET_ABORT | STATUS.RECEIVED_TARGET_ABORT | STATUS.RECEIVED_MASTER_ABORT
     | STATUS.SIGNALLED_ERROR | STATUS.PARITY_ERROR
 )  # fmt: skip
-FIRST_CAPABILITY = 0x40
+FIRST_CAPABILITY, FIRST_EXTENDED = 0x40, 0x100
+INVALIDATE_TICKS = TICKS_PER_SECOND // 500_000
+"""Guest time until a function says that it has forgotten what it was told to: 2 us."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +95,8 @@ class Function:
     header: ClassVar[Structure] = HEADER0
     header_type: ClassVar[int] = 0
     first_capability: ClassVar[int] = FIRST_CAPABILITY
+    ats = False
+    """Whether it has address translation services; chosen before it is attached."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
@@ -101,6 +107,8 @@ class Function:
         self.on_input: Callable[[str, bytes], None] = lambda name, data: None
         """Told what `poll` takes from outside."""
         self._msix: MsiX | None = None
+        self._ats: Ats | None = None
+        self._pasids: Pasid | None = None
         self._intx = False
         self._timers: list[Timer] = []
 
@@ -109,6 +117,13 @@ class Function:
     def make_capabilities(self) -> Iterable[Capability]:
         """In the order of the chain."""
         return ()
+
+    def make_extended(self) -> Iterable[ExtendedCapability]:
+        """Likewise of the chain that PCI Express adds."""
+        return (Ats(),) if self.ats else ()
+
+    def page_response(self, tag: int, response: int) -> None:
+        """What it has asked for by PRI was answered."""
 
     def read_bar(self, bar: int, offset: int, size: int) -> int:
         """Software reads; `size` is at most the BAR's width."""
@@ -147,30 +162,73 @@ class Function:
 
     # What it may do
 
-    def dma_read(self, address: int, length: int) -> bytes:
-        """Raises `DmaError`, and notes the abort in the status register."""
-        self._may_master(address, False)
+    def dma_read(self, address: int, length: int, attributes: Attributes = PLAIN) -> bytes:
+        """Raises `DmaError`, and notes the abort in the status register; with ATS `NotMappedError`, which is none."""
+        data = bytearray()
+        for piece in self._pieces(address, length, False, attributes):
+            data += self._read(piece)
+        return bytes(data)
+
+    def dma_write(self, address: int, data: bytes, attributes: Attributes = PLAIN) -> None:
+        """As `dma_read`."""
+        done = 0
+        for piece in self._pieces(address, len(data), True, attributes):
+            self._write(piece, data[done : done + piece.length])
+            done += piece.length
+
+    def _pieces(self, address: int, length: int, write: bool, attributes: Attributes) -> list[Piece]:
+        self._may_master(address, write)
+        ats = self._ats
+        attributes = self._pasids.allowed(attributes) if self._pasids is not None else PLAIN
+        if ats is None or not ats.enabled or length > MOST:
+            return [Piece(address, length, attributes, None)]
         try:
-            return self.attached.root.dma.read(self.requester, address, length)
+            return ats.pieces(address, length, write, attributes)
+        except NotMappedError:
+            raise
         except DmaError:
             self._aborted()
             raise
 
-    def dma_write(self, address: int, data: bytes) -> None:
-        """As `dma_read`."""
-        self._may_master(address, True)
+    def _read(self, piece: Piece) -> bytes:
         try:
-            self.attached.root.dma.write(self.requester, address, data)
+            return self.attached.root.dma.read(self.requester, piece.address, piece.length, piece.attributes, piece.iova)
+        except DmaError:
+            self._aborted()
+            raise
+
+    def _write(self, piece: Piece, data: bytes) -> None:
+        try:
+            self.attached.root.dma.write(self.requester, piece.address, data, piece.attributes, piece.iova)
         except DmaError:
             self._aborted()
             raise
 
     def message(self, address: int, data: int) -> None:
-        """Send an interrupt message: a write of four bytes like any other, and lost where it may not be made."""
+        """Send an interrupt message: a write of four bytes that is never translated, and lost where it may not be made."""
         try:
-            self.dma_write(address, data.to_bytes(4, "little"))
+            self._may_master(address, True)
+            self._write(Piece(address, 4, PLAIN, None), data.to_bytes(4, "little"))
         except DmaError:
             return
+
+    # Implements `vmdbg.platform.pci.dma.Endpoint`
+
+    def invalidate(self, first: int, end: int, pasid: int | None, tag: int) -> None:
+        """Who has no cache, or sleeps, does not answer."""
+        if self._ats is not None and self.awake:
+            self._ats.forget(first, end, pasid)
+            self.later(INVALIDATE_TICKS, partial(self.invalidated, tag))
+
+    def invalidated(self, tag: int) -> None:
+        translator = self.attached.root.dma.translator
+        if translator is not None:
+            translator.invalidated(self.requester, tag)
+
+    def page_answered(self, tag: int, response: int) -> None:
+        requests = self.capability(PageRequests)
+        if requests is not None:
+            requests.answered(tag, response)
 
     def signal(self, vector: int = 0) -> None:
         """Send the message of a vector, if software has turned on MSI or MSI-X; of both, MSI-X."""
@@ -247,17 +305,27 @@ class Function:
 
     def _chain(self) -> None:
         at, link = self.first_capability, self.header.offset_of("capabilities")
-        self.capabilities = [one for one in self.make_capabilities() if self._on_express or not isinstance(one, Express)]
+        chain = [one for one in self.make_capabilities() if self._on_express or not isinstance(one, Express)]
+        self.capabilities = list(chain)
         self._msix = self.capability(MsiX)
-        for capability in self.capabilities:
+        for capability in chain:
             assert at + capability.size <= CONVENTIONAL
             self.config.define_at(link, 1, Rule(at))
             self.config.define_at(at, 1, Rule(capability.id))
             self.config.define_at(at + 1, 1, Rule(0))
             capability.attach(self, at)
             link, at = at + 1, at + capability.size + 3 & ~3
-        if self.capabilities:
+        if chain:
             self.config.define_at(self.header.offset_of("status"), 2, Rule(STATUS.CAPABILITIES, 0, STATUS_ERRORS))
+        extended = list(self.make_extended()) if self.extended else []
+        at = FIRST_EXTENDED
+        for number, one in enumerate(extended, 1):
+            following = at + one.size if number < len(extended) else 0
+            self.config.define_at(at, 4, Rule(one.id | one.version << 16 | following << 20))
+            one.attach(self, at)
+            at = following
+        self.capabilities += extended
+        self._ats, self._pasids = self.capability(Ats), self.capability(Pasid)
 
     def mark_multifunction(self) -> None:
         """Another function of the same device is there."""

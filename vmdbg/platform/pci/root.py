@@ -69,7 +69,7 @@ class RootComplex:
         self._routes: tuple[list[Route[Window]], list[Route[Window]]] = ([], [])
         """Of what is decoded: in memory, at ports."""
         self.bus.add(HostBridge(clock), 0)
-        dma.names = self.name_of
+        dma.names, dma.endpoint = self.name_of, self._endpoint
 
     @property
     def functions(self) -> list[Function]:
@@ -81,6 +81,11 @@ class RootComplex:
     def name_of(self, requester: RequesterId) -> str:
         function = self.find(requester)
         return f"{function.kind} {requester}" if function is not None else str(requester)
+
+    def _endpoint(self, requester: RequesterId) -> Function | None:
+        """A bridge to conventional PCI hides what is behind it."""
+        function = self.find(requester)
+        return function if function is not None and function.requester == requester else None
 
     def buses(self) -> list[PciBus]:
         return [self.bus, *(function.secondary for function in self.functions if isinstance(function, Bridge))]
