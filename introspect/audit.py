@@ -66,6 +66,9 @@ RULES: Mapping[str, Rule] = {
     "interrupts-not-remapped": Rule(
         "a device that a guest has may send interrupts that the hypervisor did not choose",
         "set IV with IntCtl 2 and a table, and clear InitPass, EIntPass and NMIPass"),
+    "addresses-not-checked": Rule(
+        "a device that a guest has reaches all of memory if it lies about what it was answered",
+        "clear I, unless nobody but its maker can make the device send what it likes"),
     "writable-executable": Rule(
         "pages are writable and executable at once", "set NX where data is, clear W where code is"),
 }  # fmt: skip

@@ -41,7 +41,7 @@ Behind these: `guest N` for one guest only (1: the hypervisor), `if EXPR` for wh
 tcatch, deletes it when it stops. Ranges are FIRST-LAST. What `if` can ask for:
   rax, $exitcode, vmcb.cs.base            registers, VMCB fields
   code info1 info2 gpa gva port size msr write vector error cr reg value slb    of the event, as far as it has them
-  requester iova length refused event domain interrupt    of DMA and what an IOMMU refuses
+  requester iova pasid length translated refused event domain interrupt    of DMA and what an IOMMU refuses
   guest cpu time cpl                      whose it is, and when
   u32[$rsp + 8], u8[gpa:0x1000], u64[host:counter]    memory
   && || ! == < + << & ...                 as in C, in unsigned 64 bits

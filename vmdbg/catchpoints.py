@@ -79,6 +79,8 @@ class Rule(NamedTuple):
     facts: frozenset[str] = frozenset()
 
 
+_OF_DMA = frozenset(("requester", "iova", "write", "pasid"))
+
 RULES = {
     Sort.VMEXIT: Rule("code", (1 << 64) - 1, "npf, cpuid, vmmcall or 0x72", facts=EXIT_FACTS | {"msr", "value", "vmcb_pa"}),
     Sort.VMRUN: Rule(facts=frozenset(("vmcb_pa",))),
@@ -91,10 +93,8 @@ RULES = {
     Sort.GUEST_START: Rule(facts=frozenset(("vmcb_pa",))),
     Sort.TRIPLE_FAULT: Rule(),
     Sort.VMCB: Rule(facts=frozenset(("old", "value", "vmcb_pa"))),
-    Sort.DMA: Rule("requester", 0xFFFF, "00:03.0", True, frozenset(("requester", "iova", "length", "write", "refused"))),
-    Sort.IOMMU_FAULT: Rule(
-        "requester", 0xFFFF, "00:03.0", True, frozenset(("requester", "iova", "write", "event", "domain", "interrupt"))
-    ),
+    Sort.DMA: Rule("requester", 0xFFFF, "00:03.0", True, _OF_DMA | {"length", "refused", "translated"}),
+    Sort.IOMMU_FAULT: Rule("requester", 0xFFFF, "00:03.0", True, _OF_DMA | {"event", "domain", "interrupt"}),
 }
 
 Facts = Mapping[str, int | None]
@@ -467,18 +467,20 @@ class Catchpoints:
     def _dma(self, record: Record) -> None:
         facts: Facts = {
             "guest": None, "requester": record.requester, "iova": record.address, "length": record.length, "write": record.write,
-            "refused": bool(record.refused),
+            "refused": bool(record.refused), "pasid": record.attributes.pasid, "translated": record.attributes.translated,
         }  # fmt: skip
         way = "write" if record.write else "read"
         refused = f", refused: {record.refused}" if record.refused else ""
-        text = f"{way} of {record.length:#x} bytes at {record.address:#x} by {record.name}{refused}"
+        pasid = "" if record.attributes.pasid is None else f", PASID {record.attributes.pasid:#x}"
+        how = ", which has translated it" if record.attributes.translated else pasid
+        text = f"{way} of {record.length:#x} bytes at {record.address:#x} by {record.name}{how}{refused}"
         self._between(Sort.DMA, facts, text)
 
     def _iommu_fault(self, fault: IoFault, requester: RequesterId) -> None:
         event = fault.event
         facts: Facts = {
             "guest": None, "requester": requester, "iova": fault.iova, "write": event.write, "event": event.code,
-            "domain": event.domain, "interrupt": event.interrupt,
+            "domain": event.domain, "interrupt": event.interrupt, "pasid": event.pasid,
         }  # fmt: skip
         who = self.machine.chipset.dma.names(requester)
         suppressed = f", not logged because of {fault.suppressed}" if fault.suppressed else ""

@@ -14,6 +14,7 @@ from introspect.pci import RequesterId
 from vmdbg.history import HOST
 from vmdbg.iommu.unit import IommuUnit
 from vmdbg.machine import Machine
+from vmdbg.platform.pci.ats import Ats
 from vmdbg.registers import Registers
 from vmdbg.scopes import PAGE, ThreadScope
 
@@ -39,15 +40,25 @@ def device_names(machine: Machine) -> Mapping[int, str]:
 
 
 def iotlb(machine: Machine) -> Sequence[CachedPage]:
-    """Every translation that is kept."""
+    """Every translation that is kept, by the IOMMUs and by devices themselves."""
     kept = (
         (unit.number, key, one.page) for unit in _units(machine) for key, sizes in unit.caches.pages.items()
         for held in sizes.values() for one in held.values()
     )  # fmt: skip
-    return [
+    found = [
         CachedPage(number, key.domain, key.device, key.pasid, page.first, page.size, int(page.spa), page.read, page.write)
         for number, key, page in kept
     ]
+    for function in machine.chipset.root.functions:
+        ats, device = function.capability(Ats), function.requester
+        unit = machine.chipset.iommus.unit_for(device) if ats is not None and machine.chipset.iommus is not None else None
+        if ats is None or unit is None:
+            continue
+        found += [
+            CachedPage(unit.number, 0, device, pasid, page.first, page.size, page.spa, page.read, page.write, True)
+            for (pasid, _), sizes in ats.kept.items() for held in sizes.values() for page in held.values()
+        ]
+    return found
 
 
 def cached_entries(machine: Machine) -> Sequence[CachedEntry]:

@@ -10,7 +10,7 @@ from introspect.commands import Arguments, Command, CommandError, Context
 from introspect.commands.devices import iommu_of
 from introspect.commands.iommu import WalkedIo, try_access
 from introspect.commands.iommu_interrupts import Tried, try_message
-from introspect.commands.parameters import Address, Candidate, Choice, Number, Parameter, Requester, Text
+from introspect.commands.parameters import Address, Candidate, Choice, Flag, Number, Parameter, Requester, Text
 from introspect.commands.render import columns, jsonable, members, size_text
 from introspect.expression import Space
 from introspect.iommu.walk import in_interrupt_range
@@ -30,7 +30,7 @@ from introspect.pci import (
 )
 from vmdbg.platform.pci.bus import Bridge
 from vmdbg.platform.pci.capability import MsiX
-from vmdbg.platform.pci.dma import DmaError
+from vmdbg.platform.pci.dma import PLAIN, Attributes, DmaError
 from vmdbg.platform.pci.function import Function
 
 if TYPE_CHECKING:
@@ -92,19 +92,19 @@ class FunctionView:
             BarView(bar.index, bar.words, bar.address, sizes.get(bar.index, 0), bar.index in answering)
             for bar in bars(config)
         )  # fmt: skip
-        chain = tuple(
+        chain = [
             CapabilityView(at, number, CAPABILITIES.get(number, f"capability {number:#04x}"), describe_capability(config, at))
             for at, number in capabilities(config)
-        ) + tuple(
-            CapabilityView(at, number, EXTENDED_CAPABILITIES.get(number, f"extended {number:#06x}"), describe_extended(config, at))
-            for at, number in extended_capabilities(config)
-        )
+        ]
+        for at, number in extended_capabilities(config):
+            what = EXTENDED_CAPABILITIES.get(number, f"extended capability {number:#06x}")
+            chain.append(CapabilityView(at, number, what, describe_extended(config, at)))
         code = function.header_field("class_code")
         return cls(
             str(function.address), depth, function.kind, function.vendor_id, function.device_id, code, class_name(code),
             function.header_field("command"), str(function.requester),
             (function.header_field("secondary_bus"), function.header_field("subordinate_bus")) if bridge else None,
-            found, windows(config) if bridge else {}, chain,
+            found, windows(config) if bridge else {}, tuple(chain),
         )  # fmt: skip
 
     @property
@@ -270,20 +270,26 @@ class PciCommands:
         self._word = Parameter("DATA", Number(0, (1 << 32) - 1), help="what is written")
         data = Text("bytes in hexadecimal")
         self._data = Parameter("DATA", data, optional=True, help="for w: bytes in hexadecimal, repeated to LENGTH")
+        pasid, supervisor = Number(0, (1 << 20) - 1), "--supervisor"
+        self._pasid = Parameter("PASID", pasid, option="--pasid", only_option=True, help="the request has one")
+        self._supervisor = Parameter(supervisor, Flag(), optional=True, option=supervisor, help="with a PASID: as supervisor")
+        self._translated = Parameter("--translated", Flag(), optional=True, option="--translated",
+                                     help="as if it had translated the address itself (ATS)")  # fmt: skip
+        says = (self._pasid, self._supervisor, self._translated)
         self.commands = (
             Command("pci", self._pci, "Show the functions on PCI, or one with its registers and capabilities.", (self._function,),
                     "BARs in parentheses do not answer: the command register or the power state keeps them off.",
                     ("pci", "pci 00:00.0")),
             Command("dma try", self._try, "Say where a device's access would lead, without a side effect.",
-                    (self._who, self._address, self._length, self._way),
+                    (self._who, self._address, self._length, self._way, *says),
                     "Whether a device may master the bus does not matter. Behind an IOMMU, the entries that decide are shown.",
-                    ("dma try 00:03.0 0x1000 4 w", "dma try 05:00.1 0xfee00000 8 r")),
+                    ("dma try 00:03.0 0x1000 4 w", "dma try 05:00.1 0xfee00000 8 r", "dma try 00:03.0 0x1000 4 w --translated")),
             Command("irq try", self._irq_try, "Say which interrupt a device's message would be, without a side effect.",
                     (self._who, self._address, self._word),
                     "A message is a write of four bytes to 0xfeexxxxx; an IOMMU may make another of it.",
                     ("irq try 00:03.0 0xfee00000 0", "irq try 00:03.0 0xfee00000 0x400")),
             Command("dma", self._dma, "Read or write as a device would: any requester, any address.",
-                    (self._who, self._address, self._length, self._way, self._data),
+                    (self._who, self._address, self._length, self._way, self._data, *says),
                     "It happens now, with all that follows from it: a write of four bytes to 0xfeexxxxx is an interrupt\n"
                     "message, watchpoints see it. Whether a device may master the bus does not matter.",
                     ("dma 00:03.0 0xe0000 16 r", "dma 05:00.1 0x5000 4 w cafe")),
@@ -317,12 +323,24 @@ class PciCommands:
             raise CommandError(str(where), "a device knows no linear or guest-physical addresses", "write iova:0x1000")
         return arguments[self._who], where.offset, arguments[self._length], arguments[self._way] == "w"
 
+    def _says(self, arguments: Arguments) -> Attributes:
+        """What else the request has."""
+        pasid, translated = arguments.get(self._pasid), arguments.given(self._translated)
+        if pasid is not None and translated:
+            raise arguments.error("--translated", "a request with a PASID has an untranslated address (AMD 48882, 2.2.7.7)",
+                                  "leave one of them out")  # fmt: skip
+        if pasid is None and arguments.given(self._supervisor):
+            raise arguments.error("--supervisor", "only requests with a PASID have privilege", "give --pasid, too")
+        return Attributes(pasid, arguments.given(self._supervisor), False, translated)
+
     def _try(self, context: Context, arguments: Arguments) -> Transaction:
         who, address, length, write = self._asked(context, arguments)
-        iommu = iommu_of(context, who)
-        walk = try_access(context, iommu, who, address, length, write) if iommu is not None and iommu.enabled else None
+        iommu, attributes = iommu_of(context, who), self._says(arguments)
+        walk = None
+        if iommu is not None and iommu.enabled:
+            walk = try_access(context, iommu, who, address, length, attributes.access(write))
         try:
-            spans = self.debugger.machine.chipset.dma.locate(who, address, length, write)
+            spans = self.debugger.machine.chipset.dma.locate(who, address, length, write, attributes=attributes)
         except DmaError as error:
             return Transaction(str(who), address, length, write, False, (), "", error.reason, walk=walk)
         pieces = tuple((int(spa), size) for spa, size in spans)
@@ -348,17 +366,18 @@ class PciCommands:
         data = _bytes(arguments, self._data, length) if write else b""
         if not write and arguments.given(self._data):
             raise arguments.error(str(arguments.get(self._data)), "a read takes no data", "leave it out, or write w")
-        dma = self.debugger.machine.chipset.dma
-        self.debugger.machine.outside("debugger", f"dma {who} {address:#x} {length} ".encode() + data)
+        dma, attributes = self.debugger.machine.chipset.dma, self._says(arguments)
+        said = "" if attributes == PLAIN else f"{attributes} "
+        self.debugger.machine.outside("debugger", f"dma {who} {address:#x} {length} {said}".encode() + data)
         try:
             if write:
-                dma.write(who, address, data)
+                dma.write(who, address, data, attributes)
             else:
-                data = dma.read(who, address, length)
+                data = dma.read(who, address, length, attributes)
         except DmaError as error:
             return Transaction(str(who), address, length, write, True, (), "", error.reason)
         try:
-            spans = dma.locate(who, address, length, write)
+            spans = dma.locate(who, address, length, write, attributes=attributes)
         except DmaError:
             spans = ()  # an interrupt message
         pieces = tuple((int(spa), size) for spa, size in spans)

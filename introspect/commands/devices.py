@@ -55,6 +55,8 @@ class CachedPage:
     spa: int
     readable: bool
     writable: bool
+    own: bool = False
+    """The device keeps it itself (ATS); `domain` means nothing then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,8 @@ class CachedEntry:
 class IoCaches(Protocol):
     """A context that knows what its IOMMUs have cached."""
 
-    def iotlb(self) -> Sequence[CachedPage]: ...
+    def iotlb(self) -> Sequence[CachedPage]:
+        """Of the IOMMUs, then of devices themselves."""
 
     def cached_entries(self) -> Sequence[CachedEntry]:
         """Of device tables, interrupt tables and page directories."""

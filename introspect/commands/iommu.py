@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from textwrap import wrap
 
 from introspect.commands.context import Context
 from introspect.commands.devices import device_names
@@ -47,9 +48,8 @@ class UnitState:
         window = f", registers at spa {one.window:#x}" if one.window is not None else ""
         yield f"IOMMU {one.index}{where}{window}: {'on' if one.enabled else 'off, devices are not translated'}"
         rows = [
-            ("control", CONTROL.describe(one.control & ~CONTROL.IommuEn) or "-"),
-            ("status", STATUS.describe(get("status", 0)) or "-"),
-            ("features", FEATURES.describe(one.features) or "-"),
+            *_wrapped("control", CONTROL.describe(one.control)), *_wrapped("status", STATUS.describe(get("status", 0))),
+            *_wrapped("features", FEATURES.describe(one.features)),
         ]
         for number, (base, count) in enumerate(one.tables):
             name = "device table" if len(one.tables) == 1 else f"segment {number}"
@@ -57,7 +57,7 @@ class UnitState:
         if one.exclusion is not None:
             first, last, everybody = one.exclusion
             rows.append(("exclusion", f"{first:#x}-{last:#x}, {'all devices' if everybody else 'devices with EX'}"))
-        rows += [(f"{ring.name} ring", _ring_text(ring)) for ring in self.rings if ring.entries]
+        rows += [(f"{ring.name} ring", _ring_text(one, ring)) for ring in self.rings if ring.entries]
         for name in ("general", "ppr", "ga"):
             if value := get(f"x2apic_{name}", 0):
                 rows.append((f"interrupt {name}", X2APIC_CONTROL.describe(value)))
@@ -77,9 +77,29 @@ class UnitState:
         }  # fmt: skip
 
 
-def _ring_text(ring: Ring) -> str:
+_RINGS = {
+    "command": (CONTROL.CmdBufEn, STATUS.CmdBufRun, 0), "event": (CONTROL.EventLogEn, STATUS.EventLogRun, STATUS.EventOverflow),
+    "ppr": (CONTROL.PprLogEn, STATUS.PprLogRun, STATUS.PprOverflow),
+    "ga": (CONTROL.GALogEn, STATUS.GALogRun, STATUS.GALogOverflow),
+}  # fmt: skip
+"""What turns a ring on, whether it runs, and whether it has overflowed."""
+_WIDTH = 60
+"""Of a row's words, so that lines have about 80 columns."""
+
+
+def _wrapped(name: str, words: str) -> list[tuple[str, str]]:
+    """A row, and more of them below it."""
+    return [(name if not number else "", line) for number, line in enumerate(wrap(words, _WIDTH) or ["-"])]
+
+
+def _ring_text(iommu: Iommu, ring: Ring) -> str:
+    enable, run, overflow = _RINGS[ring.name]
+    status = iommu.registers.get("status", 0)
+    if not iommu.control & enable:
+        return f"off, spa {ring.base:#x}, {ring.entries} entries" if ring.base else "off"
     waiting = f"{ring.pending} between them" if ring.pending else "empty"
-    return f"spa {ring.base:#x}, {ring.entries} entries, head {ring.head:#x}, tail {ring.tail:#x}: {waiting}"
+    state = ", overflowed" if status & overflow else "" if status & run or not iommu.enabled else ", stopped"
+    return f"spa {ring.base:#x}, {ring.entries} entries, head {ring.head:#x}, tail {ring.tail:#x}: {waiting}{state}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,10 +334,10 @@ def _walk(context: Context, arguments: Arguments) -> WalkedIo:
     return WalkedIo(walk(context.memory, choose_one(context, arguments, device), device, where.offset, asked))
 
 
-def try_access(context: Context, iommu: Iommu, device: RequesterId, address: int, length: int, write: bool) -> WalkedIo:
+def try_access(context: Context, iommu: Iommu, device: RequesterId, address: int, length: int, access: DmaAccess) -> WalkedIo:
     """The first page of an access that is refused; else the first one. By the tables as they are in memory."""
     found = [
-        walk(context.memory, iommu, device, at, DmaAccess(write))
+        walk(context.memory, iommu, device, at, access)
         for at in (address, *range((address | 0xFFF) + 1, address + length, 0x1000))
     ]
     return WalkedIo(next((one for one in found if isinstance(one.verdict, IoFault)), found[0]))

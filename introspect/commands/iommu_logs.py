@@ -1,4 +1,4 @@
-"""`iommu events` and `iommu commands`: the rings, decoded, and events replayed to the entry that refused."""
+"""`iommu events`, `iommu requests` and `iommu commands`: the rings, decoded, events replayed to the entry that refused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from introspect.commands.iommu_choice import BASE, CHOICE, NO_IOMMU, choose
 from introspect.commands.parameters import Flag, Number, Parameter, Physical
 from introspect.commands.registry import Arguments, Command
 from introspect.commands.render import members
-from introspect.iommu.records import Event, EventCode, RecordType, command_of, event_of, invalidated_range
+from introspect.iommu.records import PAGE_REQUEST, Event, EventCode, RecordType, command_of, event_of, invalidated_range
 from introspect.iommu.state import Iommu, Ring
 from introspect.iommu.structures import DTE
 from introspect.iommu.verdicts import DmaAccess, IoFault, IoTranslation
@@ -222,6 +222,46 @@ def _command_at(context: Context, spa: int) -> str:
     return f"the command at spa {spa:#x}: {kind.name} {_words(value, kind)}{reserved}"
 
 
+# Page requests
+
+
+@dataclass(frozen=True, slots=True)
+class Requests:
+    requests: tuple[Explained, ...]
+    known: bool
+
+    def text(self) -> str:
+        if not self.known:
+            return NO_IOMMU
+        return "\n".join(line for one in self.requests for line in one.lines()) or "no page request is in the log"
+
+    def json(self) -> object:
+        return {"requests": [one.json() for one in self.requests]}
+
+
+def _requests(context: Context, arguments: Arguments) -> Requests:
+    found, known = [], False
+    for iommu, ring in _rings(context, arguments, "ppr"):
+        known = True
+        for offset, state, value in _read(context, iommu, ring, arguments[_COUNT]):
+            record = _record(iommu.index, offset, state, value, PAGE_REQUEST if value >> 60 & 15 == PAGE_REQUEST.code else None)
+            wanted = arguments.given(_EXPLAIN) and record.name == PAGE_REQUEST.name
+            found.append(_asked(context, iommu, record) if wanted else Explained(record, None, ()))
+    return Requests(tuple(found), known)
+
+
+def _asked(context: Context, iommu: Iommu, record: Record) -> Explained:
+    """What the device would be answered if it asked again."""
+    get = record.fields.__getitem__
+    pasid = get("PASID_19_16") << 16 | get("PASID_15_0") if get("GN") else None
+    access = DmaAccess(bool(get("WP")), pasid, bool(get("NX")), pasid is not None and not get("US"), True)
+    found = walk(context.memory, iommu, get("DeviceID"), get("Address"), access)
+    if isinstance(found.verdict, IoTranslation):
+        return Explained(record, found, ("by now the page is there: the device may be answered success",), False)
+    blame = f"{found.blame.name} at spa {found.blame.spa:#x}: " if found.blame is not None else ""
+    return Explained(record, found, (f"still not: {blame}{found.verdict.cause.value}",), True)
+
+
 # Commands
 
 
@@ -268,6 +308,13 @@ COMMANDS = (
         "`new` are those that software has not read yet (from head to tail); `old` ones are those before, as far as they are\n"
         "still there. A replay reads the tables as they are now, and says so where they have changed.",
         ("iommu events --explain", "iommu events 4"),
+    ),
+    Command(
+        "iommu requests", _requests, "List the log of devices' page requests, decoded; with what the tables have there now.",
+        (_COUNT, _EXPLAIN, _RING, *CHOICE),
+        "`new` and `old` as for `iommu events`. PPRTag is the group, which COMPLETE_PPR_REQUEST answers, and in bit 9 whether\n"
+        "this is the last of it. `devices edu-00:03.0` says which of them a device still waits for.",
+        ("iommu requests", "iommu requests --explain"),
     ),
     Command(
         "iommu commands", _commands, "List the command buffer, decoded: what is waiting, and what was done last.",

@@ -152,14 +152,43 @@ def _map(context: Context, arguments: Arguments) -> Map:
             context.memory, units[index], dte, pasid=arguments.get(_PASID), progress=going_on(context, "I/O tables"),
             left=barrier.left(domain) if barrier is not None else None,
         )  # fmt: skip
-        ranges = list(space.ranges(linear=linear or bool(guests)))
-        shown = tuple(Reached(one, tuple(_landing(one, guests))) for one in ranges[:limit])
+        ranges = space.ranges(linear=linear or bool(guests))
+        found_ranges = (Reached(one, tuple(_landing(one, guests))) for one in ranges)
+        every = list(found_ranges if linear or not guests else _going_on(found_ranges))
+        shown = tuple(every[:limit])
         tables = len(space.tables().spa)
         pictures.append(Picture(
-            tuple(devices), dte, space.pasid, shown, len(ranges) - len(shown), space.bytes_mapped, tables, space.complete,
+            tuple(devices), dte, space.pasid, shown, len(every) - len(shown), space.bytes_mapped, tables, space.complete,
             barrier.words(domain) if barrier is not None else "", space.bytes_denied,
         ))  # fmt: skip
     return Map(tuple(pictures))
+
+
+def _going_on(ranges: Iterable[Reached]) -> Iterator[Reached]:
+    """Neighbours that go on in the same guest's RAM are one, wherever that lies: its pages need not be in order."""
+    waiting: Reached | None = None
+    for one in ranges:
+        if waiting is not None and _follows(waiting, one):
+            (who, gpa, size, _), = waiting.guests
+            first, second = waiting.range, one.range
+            sizes = tuple(sorted({*first.page_sizes, *second.page_sizes}))
+            joined = first._replace(last=second.last, page_sizes=sizes, linear=False)
+            waiting = Reached(joined, ((who, gpa, size + one.guests[0][2], 1),))
+            continue
+        if waiting is not None:
+            yield waiting
+        waiting = one
+    if waiting is not None:
+        yield waiting
+
+
+def _follows(before: Reached, one: Reached) -> bool:
+    if len(before.guests) != 1 or len(one.guests) != 1 or before.range.rights != one.range.rights:
+        return False
+    (who, gpa, size, _), = before.guests
+    (other, next_gpa, more, pieces), = one.guests
+    whole = size == before.range.last - before.range.start + 1 and more == one.range.last - one.range.start + 1
+    return whole and pieces == 1 and who == other and one.range.start == before.range.last + 1 and next_gpa == gpa + size
 
 
 def _landing(one: IoRange, guests: Iterable[Mapper]) -> Iterator[tuple[str, int, int, int]]:
@@ -192,7 +221,8 @@ class Cached:
         pasid = "" if one.pasid is None else f"{one.pasid:#x}"
         rights = f"{'r' if one.readable else '-'}{'w' if one.writable else '-'}"
         mark = f"! stale: {self.stale}" if self.stale else ""
-        return (str(one.iommu), f"{one.domain:#x}", who, pasid, f"{one.iova:#x}", size_text(one.size), rights,
+        kept, domain = ("device", "") if one.own else (f"IOMMU {one.iommu}", f"{one.domain:#x}")
+        return (kept, domain, who, pasid, f"{one.iova:#x}", size_text(one.size), rights,
                 f"spa {one.spa:#x}", mark)  # fmt: skip
 
 
@@ -227,7 +257,7 @@ class Tlb:
     def text(self) -> str:
         if not self.known:
             return NO_IOMMU
-        head = ("IOMMU", "domain", "device", "PASID", "iova", "size", "rights", "leads to", "")
+        head = ("kept by", "domain", "device", "PASID", "iova", "size", "rights", "leads to", "")
         lines = columns([head, *(one.row() for one in self.pages)]) if self.pages else ["the IOTLB is empty"]
         if self.entries:
             lines += columns([("IOMMU", "entry of a", "of", "at", "value", ""), *(one.row() for one in self.entries)])
@@ -266,15 +296,15 @@ def _now(context: Context, one: CachedEntry) -> bytes | None:
 
 
 def _stale(context: Context, iommu: Iommu, one: CachedPage) -> str:
-    device = one.device
+    device, writes = one.device, [True, False] if one.writable else [False]
     if device is None:  # kept for a domain: any device of it will do
         found = (entry for entry in entries(context.memory, iommu) if entry.dte & DTE.V)
         device = next((entry.first for entry in found if DTE.get(entry.dte, "DomainID") == one.domain), None)
     if device is None:
         return "no device has this domain"
-    writes = [True, False] if one.writable else [False]
     for write in writes:
-        now = translate(context.memory, iommu, device, one.iova, DmaAccess(write, one.pasid), set_ad=False)
+        access = DmaAccess(write, one.pasid, translation=one.own)
+        now = translate(context.memory, iommu, device, one.iova, access, set_ad=False)
         if not isinstance(now, IoTranslation):
             return f"{'a write' if write else 'a read'} is refused by now: {now.cause.value}"
         if now.spa != one.spa:
@@ -294,15 +324,15 @@ COMMANDS = (
         "iommu map", _map, "List everything that a device or a domain reaches, with the guests' RAM that it ends in.",
         (_WHO, _PASID, _LINEAR, _LIMIT, *CHOICE),
         "Neighbours with the same rights are one range, whatever their page sizes; where there are guests, only those that lead\n"
-        "on linearly. The interrupt range, and special addresses that the entry does not have translated, are left out; so is\n"
-        "what a DEV denies the device, and a block that SKINIT protects.",
+        "on linearly, or go on in a guest's RAM (scattered). Left out are the interrupt range, special addresses that the entry\n"
+        "does not have translated, what a DEV denies the device, and a block that SKINIT protects.",
         ("iommu map 00:03.0", "iommu map 00:03.0 --limit 4"),
     ),
     Command(
         "iommu tlb", _tlb, "List what the IOMMUs keep of their tables, and what of it is stale.", (_LIMIT,),
         "Translations, and with `--iommu-cache strict` entries of device tables, interrupt tables and page directories. Without\n"
-        "that a machine keeps nothing that its tables do not say any more. Strict, what is stale is an invalidation that is\n"
-        "still due, or was forgotten; `stop-on stale` stops where it is used.",
+        "that an IOMMU keeps nothing that its tables do not say any more; devices with ATS do. What is stale is an invalidation\n"
+        "that is still due, or was forgotten; `stop-on stale` stops where it is used.",
         ("iommu tlb", "iommu tlb --limit 8"),
     ),
 )  # fmt: skip

@@ -13,7 +13,7 @@ from introspect.commands.registry import Arguments, Command
 from introspect.commands.render import amount_text, columns, members, size_text
 from introspect.commands.tables import going_on, rights_text
 from introspect.expression import Space
-from introspect.iommu.devices import interrupt_findings, io_areas, io_mappers
+from introspect.iommu.devices import device_findings, io_areas, io_mappers
 from introspect.iommu.space import UNREADABLE
 from introspect.paging import ENTRY
 from introspect.reverse_map import Mapping, Owner, ReverseMap, reverse_map_of
@@ -177,7 +177,7 @@ def _isolation(context: Context, arguments: Arguments) -> Audit:
     parents = {guest.number: guest.parent for guest in context.guests}
     unseen: set[str] = set()
     findings = audit_isolation(found, parents, unseen=unseen)
-    findings += interrupt_findings(context.memory, iommus_of(context), found.mappers)
+    findings += device_findings(context.memory, iommus_of(context), found.mappers)
     findings.sort(key=lambda one: -one.severity)
     threshold = Severity[arguments[_AT].upper()]
     incomplete = dict.fromkeys((*_incomplete(context, found), *left_out, *sorted(unseen)))

@@ -23,7 +23,7 @@ from introspect.reverse_map import Area, Mapper
 from introspect.runs import Runs, Spans, covered, overlaps
 from introspect.sources import Memory, Unreadable
 
-__all__ = ["Entry", "IoMapper", "entries", "interrupt_findings", "io_areas", "io_mappers", "owner_of"]
+__all__ = ["Entry", "IoMapper", "device_findings", "entries", "io_areas", "io_mappers", "owner_of"]
 
 _PAGE = 0x1000
 _TRANSLATION = (
@@ -220,8 +220,8 @@ def io_areas(memory: Memory, iommus: Sequence[Iommu]) -> Iterator[Area]:
                     yield Area("interrupt table", f"device {entry.text()}", None, base, base + size)
 
 
-def interrupt_findings(memory: Memory, iommus: Sequence[Iommu], mappers: Sequence[Mapper]) -> list[Finding]:
-    """Devices that a guest has, whose interrupts the hypervisor does not choose."""
+def device_findings(memory: Memory, iommus: Sequence[Iommu], mappers: Sequence[Mapper]) -> list[Finding]:
+    """Devices that a guest has, whose interrupts the hypervisor does not choose, or whose addresses nobody checks."""
     found = []
     for iommu in iommus:
         if not iommu.enabled:
@@ -236,6 +236,9 @@ def interrupt_findings(memory: Memory, iommus: Sequence[Iommu], mappers: Sequenc
                 if may:
                     who = f"device {entry.text()}"
                     found.append(Finding(Severity.HIGH, "interrupts-not-remapped", who, f"may send {may}", (), 0))
+                if entry.dte & DTE.I:
+                    what = "may send addresses that it says it has translated (I is 1)"
+                    found.append(Finding(Severity.MEDIUM, "addresses-not-checked", f"device {entry.text()}", what, (), 0))
     return found
 
 

@@ -10,8 +10,8 @@ from typing import NamedTuple
 from introspect.layout import Bits, bit, bits
 
 __all__ = [
-    "COMMANDS", "EVENTS", "GA_RECORD", "INVALIDATE_EVERYTHING", "INVALID_PPR_REQUEST", "PPR_RECORD", "CommandCode", "Event",
-    "EventCode", "RecordType", "command_of", "event_of", "invalidated_range",
+    "COMMANDS", "EVENTS", "GA_RECORD", "INVALIDATE_EVERYTHING", "INVALID_PPR_REQUEST", "PAGE_REQUEST", "PPR_RECORD",
+    "CommandCode", "Event", "EventCode", "RecordType", "command_of", "event_of", "invalidated_range",
 ]  # fmt: skip
 
 _CODE = bits(63, 60)
@@ -107,10 +107,11 @@ class RecordType(NamedTuple):
 
     code: int
     bits: type[Bits]
+    known_as: str = ""
 
     @property
     def name(self) -> str:
-        return self.bits.__name__
+        return self.known_as or self.bits.__name__
 
 
 COMMANDS: dict[int, RecordType] = {
@@ -485,3 +486,7 @@ class GA_RECORD(Bits):
     GATag = bits(31, 0)
     DeviceID = bits(47, 32)
     code = _CODE
+
+
+PAGE_REQUEST = RecordType(1, PPR_RECORD, "PAGE_SERVICE_REQUEST")
+"""The only kind in its log (2.6.3)."""

@@ -35,7 +35,7 @@ FLAGS = (
 SOURCES = (
     *(BOOT / name for name in ("boot.S", "traps.S", "print.c", "memory.c")), ARGUMENTS / "arguments.c",
     *(DRIVERS / name for name in ("iommu.c", "pci.c", "edu.c")),
-    *(PROGRAM / name for name in ("kit.c", "memory.c", "rings.c", "interrupts.c", "others.c", "ivrs.c")),
+    *(PROGRAM / name for name in ("kit.c", "memory.c", "rings.c", "interrupts.c", "others.c", "ivrs.c", "services.c")),
 )  # fmt: skip
 
 EVERYWHERE = (
@@ -46,6 +46,7 @@ EVERYWHERE = (
     "guest-apic-overflow",
 )  # fmt: skip
 STRICT = ("stale-pages", "stale-directory", "stale-entry", "stale-interrupt", "stale-everything", "prefetch")
+SERVICES = ("translations", "translated-addresses", "device-page-requests", "device-pasids")
 ON_ANOTHER_MACHINE = ("two-units", "segments", "alias", "ivrs", "page-requests")
 EDU = "edu,slot=11.0,dma-mask=64"
 DEVICE = RequesterId.make(0, 0x11, 0)
@@ -173,6 +174,24 @@ def test_behind_a_bridge(image: Path, feature: str, bridge: str) -> None:
     assert ran.of(feature) == ""
 
 
+@pytest.fixture(scope="module", params=["coherent", "strict"])
+def services(request: pytest.FixtureRequest, image: Path) -> Ran:
+    return Ran(image, "services", f"{EDU},ats=on", strict=request.param == "strict")
+
+
+@pytest.mark.parametrize("feature", SERVICES)
+def test_a_device_with_translation_services(services: Ran, feature: str) -> None:
+    assert services.of(feature) == ""
+
+
+def test_what_a_device_still_uses_is_told(services: Ran) -> None:
+    """With either kind of cache in the IOMMU: the program forgets to tell the device on purpose."""
+    stale = [line for line in services.notices if "was forgotten" in line]
+    assert all(line.endswith("; INVALIDATE_IOTLB_PAGES was forgotten") for line in stale), stale
+    for words in ("at 0x345000 it reaches 0x2000000, they lead to 0x2200000", "at 0x345000 it reaches 0x2000000, they refuse it: PR is 0"):
+        assert any(words in line for line in stale), (words, stale)
+
+
 def test_page_requests(image: Path) -> None:
     """No device asks for pages by itself: the test asks as the device would, while the program waits for it."""
     answers: list[Response] = []
@@ -194,4 +213,4 @@ def test_all_that_is_named_has_run(plain: Ran, strict: Ran) -> None:
 
 def test_the_docs_name_each() -> None:
     text = (ROOT / "docs/iommu.md").read_text()
-    assert {name for name in (*EVERYWHERE, *STRICT, *ON_ANOTHER_MACHINE) if f"`{name}`" not in text} == set()
+    assert {name for name in (*EVERYWHERE, *STRICT, *SERVICES, *ON_ANOTHER_MACHINE) if f"`{name}`" not in text} == set()

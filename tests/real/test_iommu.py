@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from introspect.iommu.records import INVALIDATE_IOTLB_PAGES, CommandCode
 from introspect.iommu.registers import CONTROL, STATUS
 from tests.real.test_linux import DATA, INITRD, Linux
 from tests.real.test_pci import CONSOLE, SYS, with_programs
 from vmdbg.iommu.config import IommuConfig
 from vmdbg.iommu.unit import IommuUnit
+from vmdbg.platform.pci.ats import Ats
 
 KERNEL, MODULES = DATA / "vmlinuz-generic", DATA / "modules-generic.cpio"
 pytestmark = pytest.mark.skipif(
@@ -24,7 +26,7 @@ pytestmark = pytest.mark.skipif(
 def linux(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Linux]:
     programs = with_programs(tmp_path_factory.mktemp("edu"), "edu")
     linux = Linux(
-        f"{CONSOLE} amd_iommu_dump panic=-1", devices=("edu,slot=03.0,dma-mask=40", "virtio-rng"), cpus=2, kernel=KERNEL,
+        f"{CONSOLE} amd_iommu_dump panic=-1", devices=("edu,slot=03.0,dma-mask=40", "virtio-rng,slot=04.0,ats=on"), cpus=2, kernel=KERNEL,
         initrds=(MODULES, programs), iommu=IommuConfig(1, strict=True),
     )  # fmt: skip
     linux.say("dmesg -n 1")
@@ -71,6 +73,24 @@ def test_its_interrupts_are_remapped(linux: Linux) -> None:
     found = linux.say("cat /proc/interrupts")
     assert re.search(r"IR-IO-APIC +\d+-\w+ +ttyS0", found)
     assert re.search(r"IR-PCI-MSI.* virtio", found)
+
+
+def test_a_device_with_ats_is_told_of_invalidations(linux: Linux) -> None:
+    """The driver turns ATS on where a device has it; what the device keeps, the driver has it forget."""
+    rng = next(one for one in linux.machine.chipset.root.functions if one.kind == "virtio-rng")
+    ats = rng.capability(Ats)
+    assert ats is not None
+    assert ats.enabled
+    assert ats.requests
+    assert ats.hits
+    record = INVALIDATE_IOTLB_PAGES.make(code=CommandCode.INVALIDATE_IOTLB_PAGES, DeviceID=rng.requester)
+    words = INVALIDATE_IOTLB_PAGES.code | INVALIDATE_IOTLB_PAGES.DeviceID
+    ring = unit(linux).view.ring("command")
+    memory = linux.machine.ram.read(ring.base, ring.size)
+    issued = [int.from_bytes(memory[at : at + 16], "little") for at in range(0, ring.size, 16)]
+    assert [one for one in issued if one & words == record]
+    linux.say(f"echo 0000:00:04.0 > {SYS}:00:04.0/driver/unbind")
+    assert "timed out" not in linux.say("dmesg | grep AMD-Vi")
 
 
 def test_an_errant_device_is_stopped_and_reported(linux: Linux) -> None:

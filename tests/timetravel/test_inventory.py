@@ -38,6 +38,7 @@ MOMENTARY = frozenset((
     "vmdbg.platform.bus.Claim", "vmdbg.platform.cpuid.Dynamic", "vmdbg.platform.cpuid.Registers",
     "vmdbg.platform.fwcfg.FwCfgContents", "vmdbg.platform.lapic.Register", "vmdbg.platform.pci.capability.Capability",
     "vmdbg.platform.pci.capability.MessageInterrupts", "vmdbg.platform.pci.catalogue.Kind", "vmdbg.platform.pci.config.Rule",
+    "vmdbg.platform.pci.ats.ExtendedCapability", "vmdbg.platform.pci.ats.Piece",
     "vmdbg.platform.pci.dma.Message", "vmdbg.platform.pci.dma.Record", "vmdbg.platform.pci.dma.Span",
     "vmdbg.platform.pci.firmware.Firmware", "vmdbg.platform.pci.firmware.Space", "vmdbg.platform.pci.function.Bar",
     "vmdbg.platform.pci.function.Function", "vmdbg.platform.pci.function.Region", "vmdbg.platform.pci.root.Window",
@@ -73,7 +74,7 @@ def everything() -> Machine:
     """A machine with each kind of device."""
     image = CASES["hypervisor, strict"].image
     kinds = [kind for kind in KINDS if kind not in ("virtio-blk", "bridge", "pci-bridge")]
-    devices = ["bridge,id=port", "pci-bridge,id=bus", "edu,bus=port", "edu,bus=bus", *kinds]
+    devices = ["bridge,id=port", "pci-bridge,id=bus", "edu,bus=port,ats=on", "edu,bus=bus", *kinds]
     return Machine(str(image), Config(
         cpus=2, dev="strict", tpm=True, hpet=True, iommu=IommuConfig(2, strict=True), strict_tlb=True, vmcb_cache=True,
         devices=tuple(map(DeviceSpec.parse, devices)),

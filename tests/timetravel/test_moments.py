@@ -10,10 +10,15 @@ from pathlib import Path
 import pytest
 
 from gdbstub.target import CONTINUE, ThreadId
+from introspect.iommu.records import INVALIDATE_IOTLB_PAGES, CommandCode
+from introspect.iommu.registers import CONTROL
 from tests.timetravel.cases import CASES, digest, finish
 from vmdbg.debugger import Debugger
 from vmdbg.history import HOST
 from vmdbg.machine import Config, Machine
+from vmdbg.platform.pci.ats import Ats, PageRequests
+from vmdbg.platform.pci.catalogue import DeviceSpec
+from vmdbg.platform.pci.dma import Answer, Attributes, PageRequest
 from vmdbg.timetravel.file import SnapshotFile, save
 from vmdbg.timetravel.memory import PIECE
 from vmdbg.timetravel.restoring import state
@@ -78,6 +83,29 @@ def test_it_goes_on_amid_an_instruction_or_event(what: str, tmp_path: Path) -> N
     debugger.monitor("catch delete 1", lambda text: None, host)
     for cpu in machine.cpus:
         cpu.catches = None
+    assert finish(restored) == finish(machine)
+    for each in (machine, restored):
+        each.close()
+
+
+def test_a_device_that_waits_for_answers(tmp_path: Path) -> None:
+    """A translation that it keeps, a page that it has asked for, and an invalidation that it has still to answer."""
+    devices = (DeviceSpec.parse("edu,slot=05.0,ats=on"),)
+    one = replace(CASES["assignment"], options={**CASES["assignment"].options, "devices": devices}, end=3_000_000)
+    machine = one.machine()
+    machine.run(2_000_000)
+    assert machine.chipset.iommus is not None
+    edu, unit = next(one for one in machine.chipset.root.functions if one.kind == "edu"), machine.chipset.iommus.units[0]
+    ats, requests = edu.capability(Ats), edu.capability(PageRequests)
+    assert ats is not None
+    assert requests is not None
+    ats.kept = {(5, True): {0x1000: {0x2000: Answer(0x2000, 0x1000, 0x5000, True, False)}}}
+    requests.waiting = {3: PageRequest(0x7000, 3, True, False, Attributes(5))}
+    unit.registers["control"] = CONTROL.make(InvTimeOut=1)
+    unit.commands._iotlb_pages(INVALIDATE_IOTLB_PAGES.make(DeviceID=edu.requester, code=CommandCode.INVALIDATE_IOTLB_PAGES))
+    save(machine, tmp_path / "there")
+    restored = SnapshotFile(tmp_path / "there").restore(one.config())
+    assert state(restored) == state(machine)
     assert finish(restored) == finish(machine)
     for each in (machine, restored):
         each.close()

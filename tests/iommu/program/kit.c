@@ -5,7 +5,6 @@
 #include "pci.h"
 #include "print.h"
 
-#define EDU_BUFFER  0x40000
 #define EDU_RAISE   0x60
 #define EDU_LOWER   0x64
 #define MSI         5
@@ -284,6 +283,7 @@ _Noreturn void main(uint32_t information)
     run(interrupt_features, information);
     run(other_features, information);
     run(ivrs_features, information);
+    run(service_features, information);
     print("features: done\n");
     end(0);
 }

@@ -20,6 +20,7 @@
 #define DATA    0x02000000ull /* memory that is mapped */
 #define DATA2   0x02200000ull
 #define LENGTH  16
+#define EDU_BUFFER 0x40000
 #define RING    PAGE_SIZE
 #define ON      (IOMMU_CONTROL_ENABLE | IOMMU_CONTROL_EVENTS | IOMMU_CONTROL_COMMANDS)
 
@@ -85,6 +86,7 @@ extern volatile unsigned taken[256];
 
 struct feature { const char *name, *when; void (*run)(void); };
 extern const struct feature memory_features[], ring_features[], interrupt_features[], other_features[], ivrs_features[];
+extern const struct feature service_features[];
 
 void check(int holds, const char *what, const char *file, int line);
 
@@ -99,6 +101,9 @@ void put_entry(void);
 uint64_t *leaf(uint64_t iova, int levels);
 /* Four levels, one page at IOVA with this entry. */
 void page(uint64_t value);
+
+/* Tables of a process, in memory.c. */
+volatile uint64_t *guest(uint64_t gva, int n, int nested, uint64_t glx, uint64_t pasid);
 
 /* Whether what the device writes arrives, and whether it reads what memory has. */
 int writes(uint64_t iova, uint64_t spa);

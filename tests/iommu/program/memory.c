@@ -197,10 +197,10 @@ static void accessed_dirty(void)
 }
 
 /*
- * Tables as processors have them, for PASID 0, which GIoV gives to requests without one; with `nested` the tables are where
+ * Tables as processors have them, for a PASID below 512; GIoV gives requests without one 0. With `nested` the tables are where
  * the host's map guest-physical addresses: each page at itself. GCR3 tables have `glx` + 1 levels. Returns the last entry.
  */
-static volatile uint64_t *guest(uint64_t gva, int n, int nested, uint64_t glx)
+volatile uint64_t *guest(uint64_t gva, int n, int nested, uint64_t glx, uint64_t pasid)
 {
     uint64_t *gcr3 = allocate_page(), *top = allocate_page(), *table = top, *last = gcr3;
     for (uint64_t level = glx; level; level--) {
@@ -208,7 +208,7 @@ static volatile uint64_t *guest(uint64_t gva, int n, int nested, uint64_t glx)
         last[0] = physical(next) | 1;
         last = next;
     }
-    last[0] = physical(top) | 1;
+    last[pasid] = physical(top) | 1;
     for (int level = n; level > 1; level--) {
         uint64_t *next = allocate_page();
         table[gva >> (12 + 9 * (level - 1)) & 511] = physical(next) | 7;
@@ -234,7 +234,7 @@ static void guest_tables(void)
             uint64_t glx = (uint64_t)(2 * nested + n - 4) % 3;
             uint64_t gva = n == 4 ? 0x00007f1234567000 : 0x00ff7f1234567000;
             begin(nested ? 4 : 0);
-            volatile uint64_t *last = guest(gva, n, nested, glx);
+            volatile uint64_t *last = guest(gva, n, nested, glx, 0);
             enable(CONTROL_GUEST_TABLES);
             CHECK(reads(gva, DATA) && (*last & 0x60) == 0x20); /* A, and no D */
             CHECK(writes(gva, DATA) && (*last & 0x60) == 0x60 && no_event());

@@ -190,8 +190,8 @@ def add_devices(root: RootComplex, clock: Clock, specs: Sequence[DeviceSpec]) ->
         except ValueError as error:
             raise DeviceError(f"device {spec.kind}: {error}") from None
         if function.ats and not function.extended:
-            raise DeviceError(f"ats=on of device {spec.kind} needs PCI Express, which express=off or a pci-bridge on the way takes "
-                              "from it; leave ats= out, or have it elsewhere")  # fmt: skip
+            raise DeviceError(f"ats=on of device {spec.kind} needs PCI Express, which express=off or a pci-bridge on the way "
+                              "takes from it; leave ats= out, or have it elsewhere")  # fmt: skip
         if spec.id and isinstance(function, Bridge):
             buses[spec.id] = function.secondary
 
