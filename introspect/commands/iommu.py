@@ -97,7 +97,7 @@ def _ring_text(iommu: Iommu, ring: Ring) -> str:
     status = iommu.registers.get("status", 0)
     if not iommu.control & enable:
         return f"off, spa {ring.base:#x}, {ring.entries} entries" if ring.base else "off"
-    waiting = f"{ring.pending} between them" if ring.pending else "empty"
+    waiting = f"{ring.pending} in it" if ring.pending else "empty"
     state = ", overflowed" if status & overflow else "" if status & run or not iommu.enabled else ", stopped"
     return f"spa {ring.base:#x}, {ring.entries} entries, head {ring.head:#x}, tail {ring.tail:#x}: {waiting}{state}"
 

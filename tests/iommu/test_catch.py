@@ -7,7 +7,7 @@ import pytest
 from gdbstub.target import CONTINUE, BreakpointKind, Exited, Stop, TargetError, ThreadId
 from introspect.iommu.registers import CONTROL, REGISTERS, RING_BASE
 from introspect.iommu.structures import DTE, PTE, encode_dte
-from introspect.pci import RequesterId
+from introspect.pci import ATS_CONTROL, RequesterId
 from tests.engine.rig import Rig
 from tests.iommu.rig import DEVICE_TABLE, EVENTS_AT, ON, TABLES
 from tests.platform.pci.programs import MACROS
@@ -122,3 +122,20 @@ def test_a_watchpoint_on_the_log_names_the_iommu() -> None:
     made = debugger()
     point = made.watchpoints.add(BreakpointKind.WRITE, Space.SPA, EVENTS_AT, 4, 1, made.context(HOST))
     assert stops(made)[0].startswith(f"{point} was written by iommu 00:00.2")
+
+
+def test_what_a_device_says_of_its_addresses() -> None:
+    """A device with ATS: its own address is what is told, and that it has translated it."""
+    rig = Rig(PROGRAM, devices=("edu,slot=03.0,ats=on",), iommu=IommuConfig())
+    made = prepared(rig)
+    at, device = DEVICE_TABLE + RequesterId.make(0, 3, 0) * 32, RequesterId.make(0, 3, 0)
+    entry = int.from_bytes(rig.ram.read(at, 32), "little") | DTE.I
+    rig.ram.write(at, encode_dte(entry))
+    rig.machine.chipset.root.write_config(device, 0x106, 2, ATS_CONTROL.ENABLE)
+    assert stops(made, "catch dma if translated && iova < 0x10800 && pasid == 0") == []
+    made = prepared(rig2 := Rig(PROGRAM, devices=("edu,slot=03.0,ats=on",), iommu=IommuConfig()))
+    rig2.ram.write(at, encode_dte(entry))
+    rig2.machine.chipset.root.write_config(device, 0x106, 2, ATS_CONTROL.ENABLE)
+    assert stops(made, "catch dma 00:03.0 w if translated") == [
+        "catchpoint 1: write of 0x8 bytes at 0x10100 by edu 00:03.0, which has translated it"
+    ]

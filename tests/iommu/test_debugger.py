@@ -7,13 +7,16 @@ from collections.abc import Iterator
 
 import pytest
 
+from introspect.commands import CommandError
 from introspect.iommu.registers import CONTROL, REGISTERS
 from introspect.iommu.structures import DTE, IRTE, PTE, encode_dte
 from vmdbg.debugger import Debugger
 from vmdbg.iommu.config import IommuConfig
 from vmdbg.machine import Config, Machine
 from vmdbg.monitor import Monitor
+from vmdbg.platform.pci.ats import Ats
 from vmdbg.platform.pci.catalogue import DeviceSpec
+from vmdbg.platform.pci.dma import Answer
 
 TABLE, ROOT, INTERRUPTS, EVENTS, COMMANDS = 0x200000, 0x500000, 0x600000, 0x410000, 0x400000
 LEAF = 0x800000 | PTE.PR | PTE.IR | PTE.IW
@@ -105,3 +108,44 @@ def test_a_device_in_audits(commands: Monitor) -> None:
     assert "device 00:03.0 (edu) (domain 0x7)" in say(commands, "who-maps 0x800000")
     commands.debugger.machine.ram.write(ROOT + 24, (TABLE | PTE.PR | PTE.IR | PTE.IW).to_bytes(8, "little"))
     assert "writes device table of IOMMU 0" in say(commands, "audit isolation")
+
+
+def test_what_a_request_says_besides(commands: Monitor) -> None:
+    """PASIDs and translated addresses, to rehearse what a device may do that lies."""
+    machine = commands.debugger.machine
+    assert "I or V is 0" in say(commands, "dma try 00:03.0 0x700000 4 w --translated")
+    dte = DTE.make(V=1, TV=1, Mode=1, PageTableRoot=ROOT >> 12, IR=1, IW=1, DomainID=7, I=1)
+    machine.ram.write(TABLE + 0x18 * 32, encode_dte(dte))
+    text = say(commands, "dma try 00:03.0 0x700000 4 w --translated")
+    assert "would lead to spa 0x700000+0x4" in text
+    assert "I is 1: no table is asked" in text
+    say(commands, "dma 00:03.0 0x700000 4 w cafe --translated")
+    assert machine.ram.read(0x700000, 4) == bytes.fromhex("cafecafe")
+    assert "the request has a PASID, and TV, GV or GTEn is 0" in say(commands, "dma 00:03.0 0x2000 4 r --pasid 5")
+    assert "PASID_15_0=0x5 GN" in say(commands, "iommu events")
+    for line, words in (
+        ("dma try 00:03.0 0 4 r --pasid 1 --translated", "a request with a PASID has an untranslated address"),
+        ("dma 00:03.0 0 4 r --supervisor", "only requests with a PASID have privilege; give --pasid, too"),
+        ("dma 00:03.0 0 4 r --pasid 0x100000", "0xfffff"),
+    ):  # fmt: skip
+        with pytest.raises(CommandError, match=words):
+            say(commands, line)
+
+
+def test_what_a_device_keeps_itself() -> None:
+    config = Config(
+        memory=16 << 20, flat_address=0x80000, mode="real", devices=(DeviceSpec.parse("edu,slot=03.0,ats=on"),), iommu=IommuConfig(),
+    )  # fmt: skip
+    machine = Machine(b"\xf4", config)
+    edu = next(one for one in machine.chipset.root.functions if one.kind == "edu")
+    ats = edu.capability(Ats)
+    assert ats is not None
+    ats.kept = {(5, False): {0x1000: {0x2000: Answer(0x2000, 0x1000, 0x300000, True, False)}}}
+    commands = Debugger(machine).monitor_commands
+    text = say(commands, "iommu tlb")
+    assert "device           00:03.0  0x5    0x2000  4 KiB  r-      spa 0x300000" in text
+    assert json.loads(say(commands, "iommu tlb --json"))["result"]["pages"][0]["own"] is True
+    assert "[100] ATS: off, takes 32 invalidations at once" in say(commands, "pci 00:03.0")
+    assert "ATS, page requests, PASID" in say(commands, "pci")
+    assert "translations          0x1" in say(commands, "devices edu-00:03.0")
+    machine.close()

@@ -28,7 +28,7 @@ from introspect.commands.guests import Guests
 from introspect.commands.help import Help
 from introspect.commands.iommu import DeviceList, State, WalkedIo
 from introspect.commands.iommu_interrupts import InterruptTable
-from introspect.commands.iommu_logs import CommandsList, Events
+from introspect.commands.iommu_logs import CommandsList, Events, Requests
 from introspect.commands.iommu_reach import Map, Tlb
 from introspect.commands.leaks import Leaks
 from introspect.commands.mappers import Audit, WhoMaps
@@ -260,6 +260,10 @@ class _Everywhere(_Called):
         length: int,
         access: Literal['r', 'w'],
         data: int | str | None = None,
+        *,
+        pasid: int | None = None,
+        supervisor: bool = False,
+        translated: bool = False,
     ) -> Transaction:
         """Read or write as a device would: any requester, any address.
 
@@ -270,12 +274,38 @@ class _Everywhere(_Called):
         address: as the device has it: an IOMMU would translate it
         length: bytes
         data: for w: bytes in hexadecimal, repeated to LENGTH
+        pasid: the request has one
+        supervisor: with a PASID: as supervisor
+        translated: as if it had translated the address itself (ATS)
         """
-        found = self._call("dma", {"bdf": bdf, "address": address, "length": length, "access": access, "data": data}, ())
+        found = self._call(
+            "dma",
+            {
+                "bdf": bdf,
+                "address": address,
+                "length": length,
+                "access": access,
+                "data": data,
+                "pasid": pasid,
+                "supervisor": supervisor,
+                "translated": translated,
+            },
+            (),
+        )
         assert isinstance(found, Transaction)
         return found
 
-    def dma_try(self, bdf: int | str, address: int | str, length: int, access: Literal['r', 'w']) -> Transaction:
+    def dma_try(
+        self,
+        bdf: int | str,
+        address: int | str,
+        length: int,
+        access: Literal['r', 'w'],
+        *,
+        pasid: int | None = None,
+        supervisor: bool = False,
+        translated: bool = False,
+    ) -> Transaction:
         """Say where a device's access would lead, without a side effect.
 
         Whether a device may master the bus does not matter. Behind an IOMMU, the entries that decide are shown.
@@ -283,8 +313,23 @@ class _Everywhere(_Called):
         bdf: who: any bus:device.function, a device there or not
         address: as the device has it: an IOMMU would translate it
         length: bytes
+        pasid: the request has one
+        supervisor: with a PASID: as supervisor
+        translated: as if it had translated the address itself (ATS)
         """
-        found = self._call("dma try", {"bdf": bdf, "address": address, "length": length, "access": access}, ())
+        found = self._call(
+            "dma try",
+            {
+                "bdf": bdf,
+                "address": address,
+                "length": length,
+                "access": access,
+                "pasid": pasid,
+                "supervisor": supervisor,
+                "translated": translated,
+            },
+            (),
+        )
         assert isinstance(found, Transaction)
         return found
 
@@ -539,8 +584,8 @@ class _Everywhere(_Called):
         """List everything that a device or a domain reaches, with the guests' RAM that it ends in.
 
         Neighbours with the same rights are one range, whatever their page sizes; where there are guests, only those that lead
-        on linearly. The interrupt range, and special addresses that the entry does not have translated, are left out; so is
-        what a DEV denies the device, and a block that SKINIT protects.
+        on linearly, or go on in a guest's RAM (scattered). Left out are the interrupt range, special addresses that the entry
+        does not have translated, what a DEV denies the device, and a block that SKINIT protects.
 
         pasid: the addresses of this PASID
         limit: so many lines at most (256); 0 for all
@@ -557,12 +602,42 @@ class _Everywhere(_Called):
         assert isinstance(found, Map)
         return found
 
+    def iommu_requests(
+        self,
+        count: int | None = None,
+        *,
+        ring: int | str | None = None,
+        base: int | str | None = None,
+        entries: int | None = None,
+        irte: Literal['32', '128'] | None = None,
+        explain: bool = False,
+    ) -> Requests:
+        """List the log of devices' page requests, decoded; with what the tables have there now.
+
+        `new` and `old` as for `iommu events`. PPRTag is the group, which COMPLETE_PPR_REQUEST answers, and in bit 9 whether
+        this is the last of it. `devices edu-00:03.0` says which of them a device still waits for.
+
+        count: so many of the last (16)
+        ring: where the ring is, if no register says so, as in a dump: its first N records
+        base: where a device table is: of an IOMMU whose registers are not known, as in a dump
+        entries: with --base: how many devices the table has (65536)
+        irte: with --base: the size of interrupt table entries (128)
+        explain: replay each to the entry that refused
+        """
+        found = self._call(
+            "iommu requests",
+            {"count": count, "ring": ring, "base": base, "entries": entries, "irte": irte, "explain": explain},
+            (),
+        )
+        assert isinstance(found, Requests)
+        return found
+
     def iommu_tlb(self, *, limit: int | None = None) -> Tlb:
         """List what the IOMMUs keep of their tables, and what of it is stale.
 
         Translations, and with `--iommu-cache strict` entries of device tables, interrupt tables and page directories. Without
-        that a machine keeps nothing that its tables do not say any more. Strict, what is stale is an invalidation that is
-        still due, or was forgotten; `stop-on stale` stops where it is used.
+        that an IOMMU keeps nothing that its tables do not say any more; devices with ATS do. What is stale is an invalidation
+        that is still due, or was forgotten; `stop-on stale` stops where it is used.
 
         limit: so many lines at most (256); 0 for all
         """
@@ -1488,7 +1563,7 @@ class _Nowhere(_Called):
         tcatch, deletes it when it stops. Ranges are FIRST-LAST. What `if` can ask for:
           rax, $exitcode, vmcb.cs.base            registers, VMCB fields
           code info1 info2 gpa gva port size msr write vector error cr reg value slb    of the event, as far as it has them
-          requester iova length refused event domain interrupt    of DMA and what an IOMMU refuses
+          requester iova pasid length translated refused event domain interrupt    of DMA and what an IOMMU refuses
           guest cpu time cpl                      whose it is, and when
           u32[$rsp + 8], u8[gpa:0x1000], u64[host:counter]    memory
           && || ! == < + << & ...                 as in C, in unsigned 64 bits
@@ -1644,6 +1719,7 @@ RESULTS: tuple[type, ...] = (
     Events,
     InterruptTable,
     Map,
+    Requests,
     Tlb,
     WalkedIo,
     Ports,

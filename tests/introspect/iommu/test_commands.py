@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import re
 from dataclasses import replace
 
 import pytest
@@ -12,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from introspect.commands import CommandError, default_registry, run_line
-from introspect.iommu.records import Event, EventCode
-from introspect.iommu.registers import CONTROL
+from introspect.commands.iommu_reach import Reached, _going_on
+from introspect.iommu.records import PPR_RECORD, Event, EventCode
+from introspect.iommu.registers import CONTROL, STATUS
+from introspect.iommu.space import IoRange
 from introspect.iommu.state import EVERY_FEATURE, Iommu
 from introspect.iommu.structures import DTE, GUEST_IRTE, IRTE128, PTE, encode_dte, gcr3_root_bits
 from introspect.iommu.verdicts import DmaAccess, IoFault
@@ -104,7 +107,13 @@ def test_state(board: Board) -> None:
     board.registers_of["command_tail"] = 0x20
     text = say(board.turn_on(), "iommu")
     assert "0x3000-0x5fff, devices with EX" in text
-    assert "tail 0x20: 2 between them" in text
+    assert "tail 0x20: 2 in it" in text
+    board.registers_of |= {"status": STATUS.EventOverflow, "ppr_base": 8 << 56}
+    text = say(board.turn_on(), "iommu")
+    assert re.search(r"command ring +spa 0x81000, .*: 2 in it, stopped$", text, re.MULTILINE)
+    assert re.search(r"event ring .*: empty, overflowed$", text, re.MULTILINE)
+    assert re.search(r"ppr ring +off$", text, re.MULTILINE)
+    assert max(map(len, text.split("\n"))) <= 81
     board.registers_of["control"] = 0
     assert "off, devices are not translated" in say(board.turn_on(), "iommu")
 
@@ -215,6 +224,41 @@ def test_without_an_iommu_nothing_is_translated() -> None:
         assert "no IOMMU is known" in say(fleet, line)
     assert "not remapped" in say(fleet, "iommu irt 00:03.0")
     assert "fixed interrupt, vector 0x41" in say(fleet, "irq try 00:03.0 0xfee00000 0x41")
+
+
+def test_page_requests(board: Board) -> None:
+    assert say(board, "iommu requests") == "no page request is in the log"
+    board.registers_of |= {"ppr_base": COMMANDS | 8 << 56, "ppr_tail": 0x20}
+    asked = PPR_RECORD.make(code=1, DeviceID=NIC, PPRTag=0x203, WP=1, Address=0x40000)
+    board.memory.write(COMMANDS, asked.to_bytes(16, "little") + (5 << 60).to_bytes(16, "little"))
+    board.turn_on()
+    text = say(board, "iommu requests")
+    assert "   0x0 new  PAGE_SERVICE_REQUEST 00:03.0 PPRTag=0x203 WP Address=0x40000" in text
+    assert "  0x10 new  unknown code 0x5" in text
+    assert "still not: DTE at spa 0x40300: I, V or TV is 0" in say(board, "iommu requests --explain")
+    board.device(NIC, Mode=3, PageTableRoot=board.nic_root >> 12, IR=1, IW=1, I=1)
+    assert "still not: L1 at spa" in say(board, "iommu requests --explain")
+    board.map(board.nic_root, 3, 0x40000, board.part(2))
+    assert "by now the page is there" in say(board, "iommu requests --explain")
+    assert json.loads(json.dumps(run_line(board, "iommu requests").json()))["requests"][0]["name"] == "PAGE_SERVICE_REQUEST"
+
+
+def test_a_guests_pages_in_any_order_are_one_range(board: Board) -> None:
+    def one(first: int, target: int, gpa: int, size: int = 0x1000, *, who: str = "guest 2", write: bool = True) -> Reached:
+        reach = IoRange(first, first + size - 1, target, True, True, write, (size,))
+        return Reached(reach, ((who, gpa, size, 1),))
+
+    ram = board.part(2) + RAM
+    assert len(say(board, "iommu map 00:03.0").splitlines()) == 3
+    for page in range(16):
+        board.map(board.nic_root, 3, page << 12, ram + (15 - page << 12))
+    assert len(say(board, "iommu map 00:03.0").splitlines()) == 2 + 16, "the guest's order is another"
+    pages = [one(0, 0x9000, 0), one(0x1000, 0x3000, 0x1000), one(0x2000, 0x40000, 0x2000, 0x10000)]
+    joined = Reached(IoRange(0, 0x11FFF, 0x9000, False, True, True, (0x1000, 0x10000)), (("guest 2", 0, 0x12000, 1),))
+    assert list(_going_on(pages)) == [joined]
+    for apart in (one(0x2000, 0, 0x1000), one(0x1000, 0, 0x2000), one(0x1000, 0, 0x1000, who="guest 3"), one(0x1000, 0, 0x1000, write=False)):
+        assert list(_going_on([pages[0], apart])) == [pages[0], apart]
+    assert list(_going_on([])) == []
 
 
 def test_a_device_table_of_a_dump(board: Board) -> None:
@@ -423,9 +467,18 @@ def test_interrupts_of_a_guests_device(board: Board) -> None:
         assert f"device 00:03.0  may send {words}" in text
 
 
+def test_addresses_that_a_guests_device_translates(board: Board) -> None:
+    assert "addresses-not-checked" not in say(board, "audit isolation")
+    entry = int.from_bytes(board.memory.read(TABLE + 32 * NIC, 32), "little") | DTE.I
+    board.memory.write(TABLE + 32 * NIC, encode_dte(entry))
+    text = say(board, "audit isolation")
+    assert "medium  device 00:03.0  may send addresses that it says it has translated (I is 1)" in text
+    assert "clear I" in text
+
+
 LINES = (
     "iommu", "iommu devices", "iommu walk 00:03.0 0x1000", "iommu walk 00:00.3 0x40000000 --pasid 1", "iommu map 00:00.1 --limit 4",
-    "iommu events --explain", "iommu commands", "iommu irt 00:00.2", "irq try 00:00.4 0xfee00000 3", "who-maps 0x1000",
+    "iommu events --explain", "iommu requests --explain", "iommu commands", "iommu irt 00:00.2", "irq try 00:00.4 0xfee00000 3", "who-maps 0x1000",
     "audit isolation",
 )  # fmt: skip
 
