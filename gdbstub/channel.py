@@ -35,7 +35,7 @@ class Channel(ABC):
         self._write = write
         self._parser = Parser(PACKET_SIZE)
         self._last = b""
-        # The acknowledgement of the request at work: it goes out with the reply, for two pieces cost twice as much.
+        # What goes out with the next packet, as the acknowledgement of the request at work: two pieces cost twice as much.
         self._due = b""
         self._closed = False
 
@@ -117,11 +117,18 @@ class Channel(ABC):
         """Send a notification, which is not acknowledged."""
         self._write(data)
 
-    def output(self, text: str) -> None:
-        """Show text on the client's console. Only while it awaits a stop reply or the end of a monitor command."""
+    def output(self, text: str, *, along: bool = False) -> None:
+        """Show text on the client's console. Only while it awaits a stop reply or the end of a monitor command.
+
+        `along`: it leaves in one piece with the packet that comes next, so that a client need not wonder how long it takes.
+        """
         data = text.encode()
         for start in range(0, len(data), _OUTPUT_PIECE):
-            self.send(b"O" + hexlify(data[start : start + _OUTPUT_PIECE]))
+            packet = b"O" + hexlify(data[start : start + _OUTPUT_PIECE])
+            if along:
+                self._due += frame(packet)
+            else:
+                self.send(packet)
 
     def error(self, message: str) -> bytes:
         """An error reply in the richest form the client takes."""

@@ -272,13 +272,20 @@ class _Client(asyncio.Protocol):
             self._transport.resume_reading()
             self.data_received(b"")
 
+    def eof_received(self) -> None:
+        # It is gone now, and not when the transport has closed: who asks next, as soon as this client has left, finds it gone.
+        self._gone(None)
+
     def connection_lost(self, error: Exception | None) -> None:
+        self._gone(error)
+        if self._link is not None:
+            self._link.close()
+
+    def _gone(self, error: Exception | None) -> None:
         if self._session is not None:
             log.info("the client disconnected%s", f": {error}" if error else "")
             self._session = None
             self._server.disconnected(self)
-        if self._link is not None:
-            self._link.close()
 
     def abort(self) -> None:
         """Drop the connection."""

@@ -384,7 +384,7 @@ class Session(Channel):
             if event.thread.pid in self.attached:
                 # lldb takes it in the stop reply, but shows that of exceptions only, at which its batch mode ends.
                 if event.text and (not self.list_threads or event.reason is Reason.NONE):
-                    self.output(event.text + "\n")
+                    self.output(event.text + "\n", along=True)
                 self._report(event)
         elif isinstance(event, Output):
             if self.running:

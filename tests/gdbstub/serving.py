@@ -10,6 +10,7 @@ from typing import TypeVar
 from gdbstub.example import Example
 from gdbstub.packet import expand_runs, frame
 from gdbstub.server import Server, new_event_loop
+from tests.patience import PATIENCE
 
 T = TypeVar("T")
 
@@ -27,7 +28,7 @@ class Serving:
         async def run() -> T:
             return function()
 
-        return asyncio.run_coroutine_threadsafe(run(), self.loop).result(5)
+        return asyncio.run_coroutine_threadsafe(run(), self.loop).result(PATIENCE)
 
 
 @contextmanager
@@ -40,12 +41,12 @@ def serving(
     thread.start()
     serving = Serving(target or Example(), loop)
     try:
-        serving.port = asyncio.run_coroutine_threadsafe(serving.server.listen_tcp(), loop).result(5)
+        serving.port = asyncio.run_coroutine_threadsafe(serving.server.listen_tcp(), loop).result(PATIENCE)
         yield serving
     finally:
         serving.call(serving.server.close)
         loop.call_soon_threadsafe(loop.stop)
-        thread.join(5)
+        thread.join(PATIENCE)
         loop.close()
 
 
@@ -54,11 +55,11 @@ class Wire:
 
     def __init__(self, address: int | str) -> None:
         if isinstance(address, int):
-            self.socket = socket.create_connection(("127.0.0.1", address), 5)
+            self.socket = socket.create_connection(("127.0.0.1", address), PATIENCE)
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as gdb does
         else:
             self.socket = socket.socket(socket.AF_UNIX)
-            self.socket.settimeout(5)
+            self.socket.settimeout(PATIENCE)
             self.socket.connect(address)
         self.data = b""
 

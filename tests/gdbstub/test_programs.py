@@ -1,8 +1,12 @@
 """Conditions and commands of breakpoints that the stub evaluates: packets, and what becomes of a hit."""
 
+import re
+
 import pytest
 
 from gdbstub.example import CODE, DATA, Example
+from gdbstub.packet import frame
+from gdbstub.session import Session
 from gdbstub.target import BreakpointKind, ThreadId
 from tests.gdbstub.agents import assemble
 from tests.gdbstub.client import Client
@@ -67,6 +71,16 @@ def test_a_condition_that_cannot_be_evaluated_stops(client: Client) -> None:
     packets = client.send(b"vCont;c:p1.1") + client.wait()
     assert packets[-1].startswith(b"T05")
     assert b"no memory is readable at 0x0" in bytes.fromhex(packets[-2][1:].decode())
+
+
+def test_a_stop_and_what_is_said_of_it_leave_in_one_piece() -> None:
+    pieces: list[bytes] = []
+    session = Session(Example(), pieces.append)
+    session.receive(frame(b"Z0,%x,1;%b" % (CODE + 4, expression("const 0; ref64; end"))))
+    session.receive(frame(b"c"))
+    while session.running:
+        session.slice()
+    assert re.fullmatch(rb"\+?\$O[0-9a-f]+#..\$T05.*#..", pieces[-1], re.DOTALL)
 
 
 def test_commands_print_and_go_on(client: Client) -> None:
