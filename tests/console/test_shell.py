@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import time
 from collections.abc import Callable
@@ -227,9 +226,13 @@ def test_they_take_no_name_that_is_taken(talk: Start) -> None:
 # Long commands, and what goes wrong
 
 
-def _slow(talk: Talk, steps: int, looks: bool) -> None:
+def _slow(talk: Talk, steps: int, looks: bool, pressed: int | None = None) -> None:
+    """A command `slow`, amid which ^C is pressed."""
+
     def run(context: Context, arguments: Arguments) -> Result:
         for step in range(steps):
+            if step == pressed:
+                signal.raise_signal(signal.SIGINT)
             time.sleep(0.01)
             if looks:
                 context.progress(step / steps, "counting")
@@ -252,21 +255,29 @@ def test_a_bar_after_a_second(talk: Start) -> None:
 @pytest.mark.parametrize("looks", [True, False])
 def test_interrupts_cancel(talk: Start, looks: bool) -> None:
     t = talk()
-    _slow(t, 3000, looks)
+    _slow(t, 30000, looks, pressed=20)
     before = signal.getsignal(signal.SIGINT)
-    signal.signal(signal.SIGALRM, lambda number, frame: os.kill(os.getpid(), signal.SIGINT))
-    signal.setitimer(signal.ITIMER_REAL, 0.3)
     assert t("slow") == "cancelled"
     assert t.shell.status == 130
     assert signal.getsignal(signal.SIGINT) is before
     assert t("time") == "0 ticks"
 
 
-def test_an_interrupt_stops_the_machine(talk: Start) -> None:
+@pytest.mark.parametrize("amid", ["begin", "a slice", "what is told"])
+def test_an_interrupt_stops_the_machine(talk: Start, monkeypatch: pytest.MonkeyPatch, amid: str) -> None:
     t = talk()
-    signal.signal(signal.SIGALRM, lambda number, frame: os.kill(os.getpid(), signal.SIGINT))
-    signal.setitimer(signal.ITIMER_REAL, 0.02)
+    place, name = {"begin": (t.shell, "_ask"), "a slice": (t.control, "advance"), "what is told": (t.output, "show")}[amid]
+    done, pressed = getattr(place, name), list[bool]()
+
+    def pressing(*arguments: object) -> object:
+        if not pressed:
+            pressed.append(True)
+            signal.raise_signal(signal.SIGINT)
+        return done(*arguments)
+
+    monkeypatch.setattr(place, name, pressing)
     said = t("c")
+    assert pressed
     assert "interrupted" in said
     assert not t.control.running
     assert not t.source.driver.ended

@@ -126,6 +126,9 @@ class Shell:
         except (KeyboardInterrupt, Cancelled):
             status = _CANCELLED
             self.output.show("cancelled", "error")
+            if self.waits and self.source.control is not None:  # before it was waited for
+                for report in self.source.control.interrupt():
+                    self.report(report)
         except Quit:
             raise
         except Exception as error:
@@ -273,12 +276,13 @@ class Shell:
         """Slices until it stops, or the time is over; ^C stops it. What is to be told."""
         control, until = self.source.control, time.monotonic() + (seconds or 0)
         assert control is not None
-        while control.running and (seconds is None or time.monotonic() < until):
-            with self.progress.deferring():
+        # Also what is told between two slices is not cut short: it would be lost, and the machine be left running.
+        with self.progress.deferring():
+            while control.running and (seconds is None or time.monotonic() < until):
                 found = list(control.advance())
-            if self.progress.take():
-                found += control.interrupt()
-            yield from found
+                if self.progress.take():
+                    found += control.interrupt()
+                yield from found
 
     def tell(self) -> None:
         """What there is to be told."""
