@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import xml.etree.ElementTree as Xml
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.console.tmux import Terminal
+from tests.patience import PATIENCE, until
 from vmdbg.cli import main
 from vmdbg.testkit import example
 
@@ -157,7 +157,7 @@ def command(*words: str) -> list[str]:
 
 
 def run(folder: Path, *words: str) -> Run:
-    done = subprocess.run(command(*words), cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command(*words), cwd=folder, capture_output=True, text=True, timeout=PATIENCE, check=False)
     return Run(done.returncode, done.stdout, done.stderr, folder)
 
 
@@ -270,7 +270,7 @@ def test_its_machine_is_kept(ran: Run) -> None:
     saved = Path(ran.tests["boot.toml::out of instructions"]["reproduce"][-1].split()[-1])
     assert saved.parent == ran.folder / "kept"
     done = subprocess.run(
-        [sys.executable, "-m", "vmdbg", "console", str(saved), "-c", "time"], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-m", "vmdbg", "console", str(saved), "-c", "time"], capture_output=True, text=True, timeout=PATIENCE, check=True
     )
     assert done.stdout == f"{ran.tests['boot.toml::out of instructions']['ticks']} ticks\n"
 
@@ -388,12 +388,9 @@ def test_interrupt(tmp_path: Path) -> None:
     )
     (tmp_path / "out").mkdir()
     with subprocess.Popen(command("slow.toml", "--json", "out/r.json"), cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
-        until = time.monotonic() + 60
-        while not (tmp_path / "ready").exists():
-            assert time.monotonic() < until
-            time.sleep(0.05)
+        until((tmp_path / "ready").exists)
         process.send_signal(signal.SIGINT)
-        said, _ = process.communicate(timeout=60)
+        said, _ = process.communicate(timeout=PATIENCE)
     done = Run(process.returncode, said, "", tmp_path)
     assert done.status == 130
     assert [one["verdict"] for one in done.tests.values()] == ["passed", "not run", "not run"]
@@ -421,6 +418,46 @@ def test_what_a_job_leaves_behind_is_gone_before_the_next(tmp_path: Path) -> Non
     assert done.status == 0, done.said
 
 
+def test_what_is_printed_at_last_counts_too(tmp_path: Path) -> None:
+    """The limit holds whether or not its process has ended before what it has printed is read."""
+    (tmp_path / "much.toml").write_text(f'image = "{HYPERVISOR}"\nscript = "much.py"\noutput-limit = "64K"\n[[job]]\n')
+    (tmp_path / "much.py").write_text("print('x' * 66000)\n")
+    (tmp_path / "out").mkdir()
+    done = run(tmp_path, "much.toml", "--json", "out/r.json")
+    assert [one["reasons"][0] for one in done.tests.values()] == ["it has printed more than 65536 bytes (output-limit)"]
+
+
+LATE = """
+import os, time, types
+from vmdbg.testkit import schedule
+schedule.time = types.SimpleNamespace(monotonic=lambda: time.monotonic() + 1e6 * os.path.exists("late"))
+"""
+"""A clock that is far ahead once there is a file."""
+
+
+def test_who_has_ended_is_not_late(tmp_path: Path) -> None:
+    """Though `vmdbg test` did not come to look until its time was over."""
+    (tmp_path / "sitecustomize.py").write_text(LATE)
+    (tmp_path / "one.toml").write_text(f'image = "{HYPERVISOR}"\nscript = "one.py"\n[[job]]\n')
+    (tmp_path / "one.py").write_text(
+        "import os, time\nopen('pid', 'w').write(str(os.getpid()))\nos.rename('pid', 'ready')\nwhile not os.path.exists('go'): time.sleep(0.01)\n"
+    )
+    (tmp_path / "out").mkdir()
+    with subprocess.Popen(
+        command("one.toml", "--json", "out/r.json"), cwd=tmp_path, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    ) as process:  # fmt: skip
+        until((tmp_path / "ready").exists)
+        process.send_signal(signal.SIGSTOP)
+        (tmp_path / "go").touch()
+        job = Path("/proc") / (tmp_path / "ready").read_text() / "stat"
+        until(lambda: job.read_text().rpartition(") ")[2][0] == "Z")
+        (tmp_path / "late").touch()
+        process.send_signal(signal.SIGCONT)
+        said, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, said
+
+
 def refused(folder: Path, words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
     """What is said to a command line that leads to no run."""
     monkeypatch.chdir(folder)
@@ -438,9 +475,10 @@ def refused(folder: Path, words: list[str], capsys: pytest.CaptureFixture[str], 
 def test_a_pytest_file_that_loops(tmp_path: Path) -> None:
     (tmp_path / "test_loop.py").write_text("def test_good(): pass\ndef test_loop():\n    while True: pass\ndef test_behind(): pass\n")
     (tmp_path / "out").mkdir()
-    done = run(tmp_path, "test_loop.py", "--wall", "1", "--json", "out/r.json")
+    # Enough to come to the loop.
+    done = run(tmp_path, "test_loop.py", "--wall", "10", "--json", "out/r.json")
     tests = done.tests
-    assert tests["test_loop.py::test_loop"]["reasons"][0].startswith("the wall budget of 1 s is used up")
+    assert tests["test_loop.py::test_loop"]["reasons"][0].startswith("the wall budget of 10 s is used up")
     assert "line 3 in test_loop" in tests["test_loop.py::test_loop"]["output"], "where it was"
     assert tests["test_loop.py::test_behind"]["verdict"] == "passed", "the rest goes on in another process"
     assert tests["test_loop.py::test_good"]["verdict"] == "passed"
@@ -448,7 +486,7 @@ def test_a_pytest_file_that_loops(tmp_path: Path) -> None:
 
 def test_a_snapshot_is_an_image(tmp_path: Path) -> None:
     made = [sys.executable, "-m", "vmdbg", "run", str(HYPERVISOR), "--memory", "64M", "--save-at", "100000,middle.snapshot"]
-    subprocess.run(made, cwd=tmp_path, timeout=60, check=False)
+    subprocess.run(made, cwd=tmp_path, timeout=PATIENCE, check=False)
     (tmp_path / "on.toml").write_text('image = "middle.snapshot"\nticks = 1_000_000\nserial = "done"\nserial-never = "hello"\n')
     done = run(tmp_path, "on.toml")
     assert done.status == 0, done.said
@@ -529,10 +567,7 @@ def test_terminal(tmp_path: Path) -> None:
     (tmp_path / "s.py").write_text("import time, pathlib\nwhile not pathlib.Path('go').exists(): time.sleep(0.05)\n")
     terminal = Terminal(tmp_path, f"sh -c 'cd {tmp_path} && {sys.executable} -m vmdbg test t.toml'")
     try:
-        terminal.sees("▸ t.toml::slow")
-        screen = terminal.sees("2/3")
-        assert "✓ 1 passed" in screen
-        assert "✗ 1 failed" in screen
+        terminal.sees("▸ t.toml::slow", "2/3", "✓ 1 passed", "✗ 1 failed")
         (tmp_path / "go").touch()
         screen = terminal.sees("left with 1")
         assert "▸" not in screen
@@ -548,7 +583,7 @@ NOTHING = "0" * 32
 
 def test_fingerprint(tmp_path: Path) -> None:
     told = subprocess.run(
-        [sys.executable, "-m", "vmdbg", "run", str(HYPERVISOR), "--fingerprint"], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-m", "vmdbg", "run", str(HYPERVISOR), "--fingerprint"], capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     trace = told.stderr.partition("trace=")[2].split()[0]
     (tmp_path / "f.toml").write_text(

@@ -205,17 +205,26 @@ class Pool:
                 self._read(key.fd, key.data)
         now = time.monotonic()
         for child in list(self._running):
-            if child.count > child.task.output_limit and not child.killed:
-                self._end(child, f"it has printed more than {child.task.output_limit} bytes (output-limit)")
-            if now > child.started + child.task.wall + LATE and not child.killed:
-                self._end(child, f"the wall budget of {child.task.wall:g} s is used up, and it did not end by itself")
             pid, status, usage = os.wait4(child.pid, os.WNOHANG)
             if pid:
                 self.cpu += usage.ru_utime + usage.ru_stime
                 self._running.remove(child)
                 self._close(child)
+                if over := self._printed_too_much(child):  # also what it has printed at last, of which we hear now
+                    child.killed = child.killed or over
                 self._died(child, status, usage)
                 yield child
+            elif child.killed:
+                continue
+            elif over := self._printed_too_much(child):
+                self._end(child, over)
+            elif now > child.started + child.task.wall + LATE:
+                self._end(child, f"the wall budget of {child.task.wall:g} s is used up, and it did not end by itself")
+
+    @staticmethod
+    def _printed_too_much(child: _Child) -> str:
+        limit = child.task.output_limit
+        return f"it has printed more than {limit} bytes (output-limit)" if child.count > limit else ""
 
     def _read(self, descriptor: int, hear: Callable[[bytes], None]) -> bool:
         """A piece of what a process writes; whether there may be more."""
