@@ -18,13 +18,16 @@ from vmdbg.options import UsageError
 from vmdbg.run import add_machine_options, debug_file
 from vmdbg.saved import image_file, settle
 
-START_SECONDS = 20.0
+START_SECONDS = 60.0
 
 GDB_SETTINGS = (
     "set confirm off", "set pagination off", "set osabi none", "set displaced-stepping off", "set schedule-multiple on",
+    "set remotetimeout 30",
 )  # fmt: skip
 """`osabi`: ELF files that say nothing count as GNU/Linux programs else, which gdb warns of in 16-bit code.
 `displaced-stepping`: in non-stop mode gdb would execute instructions from a place of its own choice in the guest's memory.
+`remotetimeout`: after two seconds, its own choice, gdb would ask again, and take each answer for that of the question behind it;
+a computer with much to do may keep a stub waiting for longer.
 `schedule-multiple`: `continue` resumes, and takes stops of, the hypervisor and all attached guests, whichever is
 selected.  Without it breakpoints of the others are passed: gdb knows no stop of an inferior that it did not resume."""
 

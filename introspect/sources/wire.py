@@ -14,7 +14,7 @@ from introspect.sources.memory import SourceError
 
 __all__ = ["Register", "Wire", "WireError"]
 
-SECONDS = 10.0
+SECONDS = 30.0
 """What the stub may take for one answer."""
 MAX_REPLY = 1 << 22
 IN_ADVANCE = 32

@@ -36,11 +36,11 @@ from vmdbg.options import UsageError
 
 __all__ = ["Wire", "WireDriver"]
 
-SECONDS = 20.0
+SECONDS = 60.0
 """So long an answer may take: a command may walk all tables."""
 _POLL = 0.01
 _TOGETHER = 0.02
-"""Text that a stop follows within this time says why."""
+"""Text that a stop follows within this time says why. A stub of vmdbg's sends both in one piece."""
 _HELLO = b"qSupported:multiprocess+;swbreak+;hwbreak+;error-message+"
 _APPEARED = re.compile(r"\[process (\d+) \((.*)\) appeared")
 _REASONS = {reason.value: reason for reason in Reason if reason.value}
