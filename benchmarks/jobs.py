@@ -19,7 +19,7 @@ from pathlib import Path
 
 from vmdbg.machine import Config, Machine
 
-from .measure import BenchmarkError, Report, finish, image, main
+from .measure import PATIENCE, BenchmarkError, Report, finish, image, main
 
 JOBS = 500
 COLUMNS = (
@@ -72,8 +72,8 @@ def alone(path: Path, line: str, jobs: int) -> float:
     begun = time.perf_counter()
     for _ in range(jobs):
         subprocess.run(
-            [sys.executable, "-m", "vmdbg", "run", str(path), "--append", line], check=False, capture_output=True, timeout=60,
-            env=ENVIRONMENT,
+            [sys.executable, "-m", "vmdbg", "run", str(path), "--append", line], check=False, capture_output=True,
+            env=ENVIRONMENT, timeout=PATIENCE,
         )  # fmt: skip
     return jobs / (time.perf_counter() - begun)
 

@@ -16,14 +16,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import sample
 from statistics import median
 
 from vmdbg.boot import elf
 
-from .measure import QEMU, BenchmarkError, Report, image, main, qemu_version
+from .measure import PATIENCE, QEMU, BenchmarkError, Report, image, main, qemu_version
 from .rspclient import Client
 
 GDBSERVER, GDB = "gdbserver", "gdb"
@@ -134,7 +135,7 @@ def start_gdb(peer: Peer, seconds: float) -> float:
         "print('took', time.perf_counter() - s)"
     )
     command = [GDB, "--nx", "--batch", "-ex", f"file {peer.file}", "-ex", f"python {script}", "-ex", "disconnect"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
     found = re.search(r"took ([\d.e-]+)", done.stdout)
     if found is None:
         raise BenchmarkError(f"gdb did not connect to {peer.name}: {done.stderr.strip()[-300:]}")
@@ -342,11 +343,12 @@ ROWS = (
 )
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def free_port() -> int:
+    """A TCP port that nobody listens on, not among those that systems give to who asks for any: nobody gets it by chance."""
+    for port in sample(range(20000, 30000), 100):
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise BenchmarkError("100 TCP ports from 20000 to 30000 are taken; end what listens there")
 
 
 def _listens(port: int) -> bool:
@@ -375,7 +377,7 @@ def commands(qemu: bool, gdbserver: bool) -> dict[str, tuple[list[str], Path]]:
 
 @contextmanager
 def _started(name: str, command: Sequence[str], file: Path, cpu: int) -> Iterator[Peer]:
-    port = _free_port()
+    port = free_port()
     symbols = {symbol.name: symbol.address for symbol in elf.parse(file.read_bytes()).symbols}
     with subprocess.Popen(
         [word.replace("PORT", str(port)) for word in command], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
@@ -383,7 +385,7 @@ def _started(name: str, command: Sequence[str], file: Path, cpu: int) -> Iterato
     ) as process:  # fmt: skip
         peer = Peer(name, process.pid, port, symbols, file)
         try:
-            until = time.monotonic() + 20
+            until = time.monotonic() + PATIENCE
             while True:
                 try:
                     peer.connect()

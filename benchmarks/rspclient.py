@@ -6,15 +6,13 @@ import socket
 
 from gdbstub.packet import escape, expand_runs, frame
 
-from .measure import BenchmarkError
+from .measure import PATIENCE, BenchmarkError
 
 _HELLO = (
     b"qSupported:multiprocess+;swbreak+;hwbreak+;qRelocInsn+;fork-events+;vfork-events+;exec-events+;vContSupported+;"
     b"QThreadEvents+;no-resumed+;xmlRegisters=i386;error-message+;binary-upload+"
 )
 """What gdb 18 says; without fork events no stub stops for them here."""
-_PATIENCE = 20.0
-"""Seconds that an answer may take."""
 _OVERHEAD = 64
 """Bytes of a packet that carries data besides the data, at most."""
 
@@ -23,7 +21,7 @@ class Client:
     """A connection with acknowledgements switched off where the stub can, and one thread of the first process in mind."""
 
     def __init__(self, port: int) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), _PATIENCE)
+        self.socket = socket.create_connection(("127.0.0.1", port), PATIENCE)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._buffer = b""
         self._acknowledges = True

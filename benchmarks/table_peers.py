@@ -38,7 +38,8 @@ class QemuMonitor:
             raise
 
     def _connect(self, path: Path) -> None:
-        for _ in range(200):
+        until = time.monotonic() + PATIENCE
+        while time.monotonic() < until and self._process.poll() is None:
             try:
                 self._socket.connect(str(path))
             except OSError:
@@ -48,7 +49,8 @@ class QemuMonitor:
         raise BenchmarkError(f"{QEMU} does not open its monitor; try it by hand with -qmp")
 
     def _wait(self, word: str) -> None:
-        for _ in range(200):
+        until = time.monotonic() + PATIENCE
+        while time.monotonic() < until:
             if word in self.ask("info registers"):
                 return
             time.sleep(0.05)

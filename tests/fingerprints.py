@@ -18,6 +18,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.gdbstub.gdb import Gdb
+from tests.patience import PATIENCE
 from vmdbg.attach import GDB_SETTINGS
 from vmdbg.cli import parser
 from vmdbg.fingerprint import Checkpoint
@@ -158,7 +159,7 @@ class Debugged:
             if "exited" in gdb.text[-300:] or "exited" in gdb("continue"):
                 break
         gdb.close()
-        errors = self.process.communicate(timeout=300)[1]
+        errors = self.process.communicate(timeout=PATIENCE)[1]
         found = re.search(r"identity=(\w+) trace=(\w+)", errors)
         assert found is not None, errors
         return found[1], found[2]

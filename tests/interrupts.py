@@ -20,6 +20,7 @@ from pathlib import Path
 from gdbstub.example import CODE
 from tests.e2e.served import ROOT, Served, build_image
 from tests.gdbstub.serving import Wire, serving
+from tests.patience import PATIENCE
 
 MEANT, CROSSED = b"T02", b"T05"
 
@@ -34,7 +35,7 @@ def interrupt(port: int, count: int, *, breakpoint_at: int | None = None, seed: 
     chance = random.Random(seed)
     seconds = []
     with Wire(port) as wire:
-        wire.socket.settimeout(20)
+        wire.socket.settimeout(PATIENCE)
         wire.ask(b"qSupported:multiprocess+;swbreak+;vContSupported+")
         wire.ask(b"QStartNoAckMode")
         wire.socket.sendall(b"+")

@@ -25,6 +25,7 @@ from introspect.commands.registry import example_outputs
 from introspect.commands.topics import by_topic, topic_of
 from tests import api_source
 from tests.console import examples
+from tests.patience import PATIENCE
 from tests.testkit import job_keys
 from vmdbg.console.source import LiveSource
 from vmdbg.debugger import Debugger
@@ -247,7 +248,7 @@ def _section(command: Command, shown: dict[str, str]) -> str:
 
 def main() -> None:
     for scene in (DEMO, *SCENES.values()):  # of the sources as they are, whatever was built before
-        subprocess.run(["make", "-s", "-C", scene.image.parents[1]], check=True, timeout=300)
+        subprocess.run(["make", "-s", "-C", scene.image.parents[1]], check=True, timeout=PATIENCE)
     of_console, shapes = console_outputs()
     with monitor() as commands:
         shown = outputs(commands) | of_console | examples.screens(IMAGE)

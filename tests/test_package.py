@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.gdbstub.gdb import GDBS
+from tests.patience import PATIENCE
 from vmdbg.attach import MODULE
 
 TOP = Path(__file__).resolve().parents[1]
@@ -90,7 +91,7 @@ class Installed:
         """Run a program of its; what it printed."""
         program, *rest = words
         done = subprocess.run(
-            [self.place / "bin" / program, *rest], cwd=self.place, capture_output=True, text=True, timeout=120,
+            [self.place / "bin" / program, *rest], cwd=self.place, capture_output=True, text=True, timeout=PATIENCE,
             env={**os.environ, "PYTHONSAFEPATH": "1", **environment},
         )  # fmt: skip
         assert done.returncode == status, done.stdout + done.stderr

@@ -13,6 +13,8 @@ from urllib.parse import unquote, urldefrag
 
 import pytest
 
+from tests.patience import PATIENCE
+
 TOP = Path(__file__).resolve().parents[1]
 SITE = TOP / "build/site"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -109,7 +111,7 @@ def test_search_in_a_browser_without_a_network(site: Path, tmp_path: Path) -> No
     shown = subprocess.run(
         [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}", "--host-resolver-rules=MAP * ~NOTFOUND",
          "--virtual-time-budget=30000", "--dump-dom", f"{(site / 'search.html').as_uri()}?q=watchpoint"],
-        capture_output=True, text=True, timeout=300,
+        capture_output=True, text=True, timeout=PATIENCE,
     ).stdout  # fmt: skip
     results = shown.partition("Search Results")[2]
     assert re.search(r"found \d+ pages", results)

@@ -18,6 +18,7 @@ import pytest
 
 import vmdbg
 from tests.api.conftest import ECHO, ENDLESS, IMAGE, WAITS
+from tests.patience import PATIENCE
 from vmdbg import Machine, Reason
 
 Program = Callable[..., Machine]
@@ -202,13 +203,13 @@ def test_a_script_that_forgets_it_ends(tmp_path: Path) -> None:
     path = tmp_path / "image"
     path.write_bytes(b"\xf4")
     script = f"import vmdbg\nm = vmdbg.Machine({str(path)!r}, flat=0x8000, mode='real')\nprint(m.run().reason)\n"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "idle\n", "")
 
 
 def test_importing_vmdbg_loads_nothing(tmp_path: Path) -> None:
     script = "import sys, vmdbg; assert 'Machine' in dir(vmdbg); print(*(m for m in sys.modules if m in ('unicorn', 'vmdbg.api', 'numpy')))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert (done.stdout, done.stderr) == ("\n", "")
     with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):
         vmdbg.Nonsense  # noqa: B018 - it raises

@@ -137,6 +137,6 @@ def screens(image: Path) -> dict[str, str]:
                 terminal.sees("guest 2> ")
                 terminal.type(line, "Enter")
                 terminal.shows_full_screen(True)
-                terminal.sees("guest 2> ")
+                terminal.sees("guest 2> ", "\n stopped ")  # drawn last
                 found[line] = terminal.settled()
     return found

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from gdbstub.target import Event
 from tests.console.talking import ROOT, Kept
 from tests.console.tmux import Terminal
 from tests.gdbstub.gdb import GDBS, Gdb
@@ -23,12 +24,21 @@ Stub = Callable[..., str]
 
 
 @pytest.fixture
-def stub(hypervisor: Path, tmp_path: Path) -> Iterator[Stub]:
-    """`vmdbg run --gdb` on the demo, by its port; ended with the test."""
-    started: list[subprocess.Popen[str]] = []
+def started() -> Iterator[list[subprocess.Popen[str]]]:
+    """Processes that are ended with the test."""
+    found: list[subprocess.Popen[str]] = []
+    yield found
+    for process in found:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def stub(hypervisor: Path, started: list[subprocess.Popen[str]]) -> Stub:
+    """`vmdbg run --gdb` on the demo, by its port."""
 
     def start(*arguments: str) -> str:
-        command = [sys.executable, "-m", "vmdbg", "run", str(hypervisor), "--gdb", "0", "--serial", "null", "--timeout", "100",
+        command = [sys.executable, "-m", "vmdbg", "run", str(hypervisor), "--gdb", "0", "--serial", "null", "--timeout", "1000",
                    "--symbols", f"guest2={hypervisor.with_name('guest64.elf')}", *arguments]  # fmt: skip
         started.append(subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
         errors = started[-1].stderr
@@ -41,10 +51,7 @@ def stub(hypervisor: Path, tmp_path: Path) -> Iterator[Stub]:
         threading.Thread(target=errors.read, daemon=True).start()  # what it says must not fill the pipe
         return found[1]
 
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
+    return start
 
 
 class Remote:
@@ -123,18 +130,23 @@ def test_panes_and_completion(remote: Remote) -> None:
     assert remote.source.complete("set nothing ").candidates == remote.source.complete("nonsense x").candidates == []
 
 
-def test_the_stub_goes(stub: Stub) -> None:
-    remote = Remote(stub("--wait", "--timeout", "3"))  # it ends while the console has the machine run
+def test_the_stub_goes(remote: Remote, started: list[subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the console has the machine run, which would do so for ever."""
     remote("tbreak main")
     remote("continue")
-    remote("py context.source.driver.wire.ask(b'M1013d9,2:ebfe')" if "0x1013d9" in remote("here") else "time")
-    said = remote("continue")
-    assert "has ended" in said or "the stub has closed the connection" in said
+    driver = remote.source.driver
+    driver.wire.ask(b"M%x,2:ebfe" % (driver.pc(remote.source.control.selected) or 0))
+    run_slice = driver.run_slice
+
+    def last() -> Event | None:
+        started[0].terminate()
+        return run_slice()
+
+    monkeypatch.setattr(driver, "run_slice", last)
+    assert "the stub has closed the connection" in remote("continue")
     for _ in range(2):
-        said = remote("guests")
-        assert "has ended" in said or "the stub has closed the connection" in said
+        assert "the stub has closed the connection" in remote("guests")
     assert not remote.source.control.running
-    remote.close()
 
 
 def test_no_stub() -> None:
@@ -185,12 +197,11 @@ def test_gdb_takes_over_from_the_console_beside_it(hypervisor: Path, gdb: Gdb, t
     command = f"{sys.executable} -m vmdbg run {hypervisor} --console --gdb 0 --wait --serial null"
     terminal = Terminal(tmp_path, command, PYTHONPATH=str(ROOT))
     try:
-        found = re.search(r"extended-remote 127.0.0.1:(\d+)", terminal.sees("extended-remote"))
-        assert found is not None
+        port = terminal.finds(r"extended-remote 127.0.0.1:(\d+)$")
         terminal.type("b main", "Enter", "c", "Enter")
         terminal.sees("── code at main ")
         gdb(f"file {hypervisor.with_name('hypervisor.debug')}")
-        assert "main" in gdb(f"target extended-remote 127.0.0.1:{found[1]}")
+        assert "main" in gdb(f"target extended-remote 127.0.0.1:{port}")
         terminal.sees("[gdb has connected, and holds the machine now]")
         terminal.sees(" gdb holds it ")
         terminal.type("step", "Enter")

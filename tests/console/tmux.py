@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -11,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-PATIENCE = 30.0
-
+from tests.patience import PATIENCE, until
 
 _numbers = count()
 
@@ -33,7 +33,7 @@ class Terminal:
         self._run("new-session", "-d", "-s", "t", *size, script, environment=clean)
 
     def _run(self, *words: str, environment: dict[str, str] | None = None) -> str:
-        done = subprocess.run([*self._tmux, *words], capture_output=True, text=True, check=True, timeout=30, env=environment)
+        done = subprocess.run([*self._tmux, *words], capture_output=True, text=True, check=True, timeout=PATIENCE, env=environment)
         return done.stdout
 
     def type(self, *keys: str) -> None:
@@ -43,22 +43,38 @@ class Terminal:
     def screen(self, *, colours: bool = False) -> str:
         return self._run("capture-pane", "-t", "t", "-p", *(["-e"] if colours else []))
 
-    def sees(self, text: str) -> str:
-        """Wait for a text; the screen. Spaces at the ends of lines are not told."""
-        text = text.rstrip(" ")
-        until = time.monotonic() + PATIENCE
-        while text not in (screen := self.screen()):
-            assert time.monotonic() < until, f"waited for {text!r}:\n{screen}"
-            time.sleep(0.05)
+    def sees(self, *texts: str, without: str = "\0") -> str:
+        """Wait for a screen with all of these and without that; the screen. Spaces at the ends of lines are not told.
+
+        What is looked for together must be seen together: a screen may be looked at before all of it has been drawn.
+        """
+        wanted, screen = [text.rstrip(" ") for text in texts], ""
+
+        def seen() -> bool:
+            nonlocal screen
+            screen = self.screen()
+            return all(text in screen for text in wanted) and without not in screen
+
+        until(seen, lambda: f"{wanted!r}:\n{screen}")
         return screen
 
+    def finds(self, pattern: str) -> str:
+        """Wait for what matches; the first group of it."""
+        found: list[str] = []
+
+        def seen() -> bool:
+            found[:] = re.findall(pattern, self.screen(), re.MULTILINE)[:1]
+            return bool(found)
+
+        until(seen, lambda: f"{pattern!r}:\n{self.screen()}")
+        return found[0]
+
     def settled(self) -> str:
-        """The screen, once it has not changed for a while."""
-        until, before = time.monotonic() + PATIENCE, ""
-        while (screen := self.screen()) != before:
-            assert time.monotonic() < until, screen
-            before = screen
+        """The screen, once it has not changed for a while; where it has been seen to be complete, for all that may still come."""
+        screen, before = self.screen(), ""
+        while screen != before:
             time.sleep(0.5)
+            screen, before = self.screen(), screen
         return screen.rstrip()
 
     def resize(self, columns: int, lines: int) -> None:
@@ -66,10 +82,7 @@ class Terminal:
 
     def shows_full_screen(self, shown: bool) -> None:
         """Wait until it does, or does not."""
-        until = time.monotonic() + PATIENCE
-        while (self._run("display", "-t", "t", "-p", "#{alternate_on}").strip() == "1") != shown:
-            assert time.monotonic() < until, self.screen()
-            time.sleep(0.05)
+        until(lambda: (self._run("display", "-t", "t", "-p", "#{alternate_on}").strip() == "1") == shown, self.screen)
 
     def close(self) -> None:
-        subprocess.run([*self._tmux, "kill-server"], capture_output=True, check=False, timeout=30)
+        subprocess.run([*self._tmux, "kill-server"], capture_output=True, check=False, timeout=PATIENCE)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.gdbstub.gdb import Gdb
+from tests.patience import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -28,11 +29,11 @@ class Outcome(NamedTuple):
     """Its identity and the hash of all that it did."""
 
 
-def vmdbg(*arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+def vmdbg(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the command line to its end."""
     return subprocess.run(
         [sys.executable, "-m", "vmdbg", *arguments], cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-        timeout=timeout, check=False,
+        timeout=PATIENCE, check=False,
     )  # fmt: skip
 
 
@@ -73,7 +74,7 @@ class Served:
         self.serial, self.trace = folder / "serial", folder / "exits"
         command = [
             sys.executable, "-m", "vmdbg", "run", str(image), "-v", "--serial", f"file:{self.serial}", "--trace-exits",
-            str(self.trace), "--fingerprint", "--gdb", "0", "--wait", "--timeout", "100", *arguments,
+            str(self.trace), "--fingerprint", "--gdb", "0", "--wait", "--timeout", "1000", *arguments,
         ]  # fmt: skip
         self.process = subprocess.Popen(
             command, cwd=ROOT, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -98,7 +99,7 @@ class Served:
 
     def finish(self) -> Outcome:
         """Wait for the end of the machine, whose client must be gone or about to go."""
-        self.errors += self.process.communicate(timeout=60)[1]
+        self.errors += self.process.communicate(timeout=PATIENCE)[1]
         return Outcome(
             self.process.returncode, _ticks(self.errors), self.serial.read_bytes(), self.trace.read_text(),
             _fingerprint(self.errors),

@@ -12,6 +12,7 @@ import pytest
 
 from tests.e2e.served import Served, run, same
 from tests.gdbstub.gdb import GDBS
+from tests.patience import PATIENCE
 from vmdbg.attach import GDB_SETTINGS
 
 Serve = Callable[..., Served]
@@ -28,7 +29,7 @@ def batch(program: str, served: Served, folder: Path, script: str) -> str:
         f"set dprintf-style agent\n{script}"
     )
     done = subprocess.run(
-        [program, "-nx", "-q", "-batch", "-x", path], capture_output=True, text=True, timeout=90, check=False
+        [program, "-nx", "-q", "-batch", "-x", path], capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     return done.stdout + done.stderr
 

@@ -9,14 +9,15 @@ import socket
 import struct
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from benchmarks.rsp import free_port
 from tests.e2e.served import ROOT, Served, run, same, vmdbg
 from tests.gdbstub.serving import Wire
+from tests.patience import PATIENCE
 
 HLT = b"\xfa\xf4"
 SPIN = b"\xeb\xfe"
@@ -90,7 +91,7 @@ def test_images_that_cannot_be_loaded(name: str, tmp_path: Path) -> None:
 
 
 def refused(reason: str, *arguments: str) -> None:
-    done = vmdbg(*arguments, timeout=20)
+    done = vmdbg(*arguments)
     assert done.returncode == 2, done
     assert done.stdout == ""
     assert done.stderr.startswith("vmdbg"), done.stderr
@@ -147,24 +148,19 @@ def test_more_processors(cpus: str, hypervisor: Path, tmp_path: Path) -> None:
     assert run(hypervisor, tmp_path, "--cpus", cpus).status == 1
 
 
-def test_serial_port_on_tcp(image: Callable[[str], Path], hypervisor: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "vmdbg", "run", str(hypervisor), "--serial", f"tcp:{port}", "--append", "loop=3"],
-        cwd=ROOT, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
-    received = b""
-    while process.poll() is None:
-        try:
-            with socket.create_connection(("127.0.0.1", port), 60) as client:
-                while data := client.recv(65536):
-                    received += data
-            break
-        except ConnectionRefusedError:
-            time.sleep(0.02)
-    assert process.wait(60) == 1
-    assert b"hypervisor: all well" in received
+def test_serial_port_on_tcp(serve: Callable[..., Served], hypervisor: Path) -> None:
+    """What is printed before somebody listens is lost: the machine waits for that."""
+    port = free_port()
+    served = serve(hypervisor, "--serial", f"tcp:{port}")
+    with socket.create_connection(("127.0.0.1", port), PATIENCE) as client, Wire(served.port) as wire:
+        wire.send(b"c")
+        received = b""
+        while b"hypervisor: all well" not in received:
+            data = client.recv(65536)
+            assert data, received
+            received += data
+        while not (reply := wire.read()).startswith(b"W"):
+            assert reply.startswith(b"O"), reply
 
 
 def test_signals_end_it_and_its_socket_goes(hypervisor: Path, tmp_path: Path) -> None:
@@ -177,25 +173,30 @@ def test_signals_end_it_and_its_socket_goes(hypervisor: Path, tmp_path: Path) ->
     process.stderr.readline()
     assert path.stat().st_mode & 0o777 == 0o600
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=20)
+    process.communicate(timeout=PATIENCE)
     assert not path.exists()
 
 
+INTERRUPT = """
+import signal, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "introspect.commands":
+            signal.raise_signal(signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+"""
+
+
+def test_an_interrupt_while_it_starts_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPT)
+    starting = subprocess.run(
+        [sys.executable, "-m", "vmdbg", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert (starting.returncode, starting.stdout, starting.stderr) == (130, "", "")
+
+
 @pytest.mark.skipif(shutil.which("gdb") is None, reason="gdb is not in PATH")
-def test_an_interrupt_while_it_starts_is_no_error() -> None:
-    starting = subprocess.Popen(
-        [sys.executable, "-X", "importtime", "-m", "vmdbg", "--help"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert starting.stderr is not None
-    for line in starting.stderr:
-        if "introspect" in line:
-            starting.send_signal(signal.SIGINT)
-            break
-    told, errors = starting.communicate(timeout=60)
-    assert (starting.returncode, told) == (130, "")
-    assert "Traceback" not in errors
-
-
 def test_gdb_on_an_image_and_on_an_address(hypervisor: Path, tmp_path: Path) -> None:
     commands = ["-batch", "-ex", "break handle_exit", "-ex", "continue", "-ex", "bt 1", "-ex", "kill"]
     done = vmdbg("gdb", str(hypervisor), "--serial", "null", "--", *commands)
@@ -226,24 +227,35 @@ def test_gdb_on_an_image_and_on_an_address(hypervisor: Path, tmp_path: Path) -> 
     done = vmdbg("gdb", port, "--symbols", symbols, "--", *commands)
     assert "Temporary breakpoint 1, schedule" in done.stdout
     assert "warning" not in done.stdout + done.stderr
-    served.communicate(timeout=60)
+    served.communicate(timeout=PATIENCE)
     assert served.returncode == 1
 
 
-def test_the_time_limit_holds_under_a_debugger(hypervisor: Path, tmp_path: Path) -> None:
-    for resume in (False, True):
-        folder = tmp_path / str(resume)
-        folder.mkdir()
-        served = Served(hypervisor, folder, "--append", "loop=0", "--timeout", "2")
-        with Wire(served.port) as wire:
-            assert wire.ask(b"?").startswith(b"T05")
-            if resume:
-                reply = wire.ask(b"c")
-                while reply.startswith(b"O"):
-                    reply = wire.read()
-                assert reply == b"W7c"
-            assert served.finish().status == 124
-        assert "--timeout 2 s reached at RIP" in served.errors
+LATER = """
+import os, sys, types, time
+from vmdbg import run
+run.time = types.SimpleNamespace(sleep=time.sleep, monotonic=lambda: time.monotonic() + 1e6 * os.path.exists({late!r}))
+"""
+"""A clock that is far ahead once a file is there."""
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_the_time_limit_holds_under_a_debugger(hypervisor: Path, serve: Callable[..., Served], tmp_path: Path, resume: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    late = tmp_path / "late"
+    (tmp_path / "sitecustomize.py").write_text(LATER.format(late=str(late)))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    served = serve(hypervisor, "--append", "loop=0")
+    with Wire(served.port) as wire:
+        assert wire.ask(b"?").startswith(b"T05")
+        if resume:
+            wire.send(b"c")
+        late.touch()
+        if resume:
+            while (reply := wire.read()).startswith(b"O"):
+                pass
+            assert reply == b"W7c"
+        assert served.finish().status == 124
+    assert "--timeout 1000 s reached at RIP" in served.errors
 
 
 def test_without_wait_the_machine_runs_until_a_debugger_comes(hypervisor: Path) -> None:
@@ -251,5 +263,5 @@ def test_without_wait_the_machine_runs_until_a_debugger_comes(hypervisor: Path) 
         [sys.executable, "-m", "vmdbg", "run", str(hypervisor), "--serial", "null", "--gdb", "0"],
         cwd=ROOT, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )  # fmt: skip
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE)
     assert process.returncode == 1

@@ -13,6 +13,7 @@ import pytest
 
 from tests.e2e.served import ROOT
 from tests.gdbstub.gdb import GDBS
+from tests.patience import PATIENCE
 
 EXAMPLES = sorted(path.parent for path in (ROOT / "examples").glob("*/Makefile"))
 PROGRAMS = ("make", "vmdbg", "pytest")
@@ -31,7 +32,7 @@ def run(example: Path, command: str) -> subprocess.CompletedProcess[str]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return subprocess.run(
         command, shell=True, cwd=example, env={**os.environ, "PATH": path}, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-        timeout=300,
+        timeout=PATIENCE,
     )  # fmt: skip
 
 

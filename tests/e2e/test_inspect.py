@@ -24,6 +24,7 @@ from introspect.sources import open_dump
 from introspect.vmcb import VMCB
 from tests.e2e.served import ROOT, Served, vmdbg
 from tests.gdbstub.gdb import GDBS, Gdb
+from tests.patience import PATIENCE, until
 from vmdbg.debugger import Debugger
 from vmdbg.machine import Config, Machine
 from vmdbg.monitor import Monitor
@@ -223,7 +224,7 @@ def test_what_is_odd_about_a_dump_is_said_first(core: Path, tmp_path: Path) -> N
 
 def test_who_reads_may_leave(core: Path) -> None:
     command = f"{sys.executable} -m vmdbg inspect {core} rules | head -1"
-    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.stderr == ""
 
 
@@ -320,20 +321,19 @@ class Qemu:
         return self.serial.read_bytes() if self.serial.exists() else b""
 
     def until(self, true: Callable[[], bool]) -> None:
-        end = time.monotonic() + 60
-        while not true():
-            assert time.monotonic() < end
+        def holds() -> bool:
             assert self.process.poll() is None
-            time.sleep(0.05)
+            return true()
+
+        until(holds)
 
     def stands_still(self) -> bool:
-        size = len(self.printed)
-        time.sleep(0.3)
-        return len(self.printed) == size
+        return b"paused" in self.monitor("info status")
 
-    def monitor(self, line: str) -> None:
+    def monitor(self, line: str) -> bytes:
+        """What QEMU's monitor answers."""
         with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(60)
+            connection.settimeout(PATIENCE)
             connection.connect(str(self._monitor))
             prompt = b"(qemu) "
             for command in ("", line):
@@ -344,6 +344,7 @@ class Qemu:
                     part = connection.recv(4096)
                     assert part
                     seen += part
+            return seen
 
     def close(self) -> None:
         self.process.kill()
@@ -361,7 +362,7 @@ def qemu(hypervisor: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 def test_a_machine_under_qemus_stub(qemu: Qemu) -> None:
     source = f"gdb:unix:{qemu.stub}"
-    done = vmdbg("inspect", "--vmcb", "0x800000", source, "walk 2:vmcb.rip", timeout=120)
+    done = vmdbg("inspect", "--vmcb", "0x800000", source, "walk 2:vmcb.rip")
     assert (done.returncode, done.stderr) == (0, "")
     assert "in guest 2 (guest2)" in done.stdout
     assert "over 4-level nested paging" in done.stdout
@@ -378,7 +379,7 @@ def test_a_machine_under_qemus_stub(qemu: Qemu) -> None:
 
 
 def test_a_search_over_the_wire(qemu: Qemu) -> None:
-    done = vmdbg("inspect", f"gdb:unix:{qemu.stub}", "guests --scan", timeout=120)
+    done = vmdbg("inspect", f"gdb:unix:{qemu.stub}", "guests --scan")
     assert done.stdout.startswith("4 VMCBs and 1 host save area in ")
     assert done.returncode == 0
 
@@ -388,7 +389,7 @@ def test_memory_of_qemus_is_saved_and_written(qemu: Qemu, tmp_path: Path) -> Non
     page, core = tmp_path / "page", tmp_path / "qemu.core"
     page.write_bytes(b"written over the wire".ljust(5000, b"."))
     assert vmdbg("inspect", source, "load", str(page), "spa:0x3f00ff0").returncode == 0
-    done = vmdbg("inspect", "--scan", source, "save", "core", str(core), timeout=120)
+    done = vmdbg("inspect", "--scan", source, "save", "core", str(core))
     assert (done.returncode, done.stderr) == (0, "")
     dump = DumpContext(open_dump(core))
     assert dump.memory.read(0x3F00FF0, 5000) == page.read_bytes()
@@ -403,9 +404,8 @@ def test_a_long_search_is_ended_by_control_c(qemu: Qemu) -> None:
     command = [sys.executable, "-m", "vmdbg", "inspect", f"gdb:unix:{qemu.stub}", "guests", "--scan"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         qemu.until(qemu.stands_still)
-        time.sleep(1)
         process.send_signal(signal.SIGINT)
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=PATIENCE)
     assert (process.returncode, errors) in ((0, ""), (130, ""), (-signal.SIGINT, ""))  # that early it had not begun, or Python had not
     assert not output or "ended on request at" in output or output.startswith("4 VMCBs")
 
@@ -447,7 +447,7 @@ def test_a_sparse_image_of_a_tebibyte(raw: Path, tmp_path: Path) -> None:
     path = tmp_path / "sparse"
     shutil.copy(raw, path)
     os.truncate(path, 1 << 40)
-    done = vmdbg("inspect", "--scan", str(path), "guests", timeout=60)
+    done = vmdbg("inspect", "--scan", str(path), "guests")
     assert len(done.stdout.splitlines()) == 6
 
 

@@ -17,6 +17,7 @@ from introspect.exitlog import ExitRecord
 from introspect.rules import SVM_FEATURES
 from tests.e2e.served import ROOT, Served, attach, run
 from tests.gdbstub.gdb import Gdb
+from tests.patience import PATIENCE
 from vmdbg.machine import Config, Machine
 from vmdbg.platform.serial import BufferSerial
 from vmdbg.svm import world
@@ -130,7 +131,7 @@ def test_qemu_says_the_same(matryoshka: Path, depth: int) -> None:
     if shutil.which("qemu-system-x86_64") is None:
         pytest.skip("qemu-system-x86_64 is not in PATH")
     command = ["make", "-s", "-C", str(SOURCES), "qemu", f"ARGS=depth={depth}"]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE, check=True)
     found, _ = finish(matryoshka, Config(command_line=f"depth={depth}"))
     assert done.stdout.splitlines() == found.serial.splitlines()
 

@@ -11,6 +11,7 @@ import pytest
 
 from tests.e2e.served import Served, exits_of, run, same
 from tests.gdbstub.gdb import GDBS, NonStopGdb
+from tests.patience import until
 
 Serve = Callable[..., Served]
 Image = Callable[[str], Path]
@@ -34,11 +35,8 @@ def ticks(gdb: NonStopGdb) -> int:
 
 def later(found: Callable[[], int], before: int) -> bool:
     """Whether a number gets larger."""
-    until = time.monotonic() + 20
-    while time.monotonic() < until:
-        if found() > before:
-            return True
-    return False
+    until(lambda: found() > before, "a larger number")
+    return True
 
 
 def test_one_guest_stands_still(non_stop: NonStopGdb, serve: Serve, hypervisor: Path) -> None:

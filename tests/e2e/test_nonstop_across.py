@@ -11,6 +11,7 @@ import pytest
 from tests.e2e.served import Served, exits_of
 from tests.e2e.test_nested import matryoshka
 from tests.gdbstub.gdb import GDBS, NonStopGdb, captured
+from tests.patience import until
 
 __all__ = ["matryoshka"]
 
@@ -29,12 +30,10 @@ def running(gdb: NonStopGdb, thread: str) -> bool:
     return gdb(f"info threads {thread}").rstrip().endswith("(running)")
 
 
-def later(found: Callable[[], bool], seconds: float = 20) -> bool:
+def later(found: Callable[[], bool]) -> bool:
     """Whether it becomes true."""
-    until = time.monotonic() + seconds
-    while not (true := found()) and time.monotonic() < until:
-        pass
-    return true
+    until(found)
+    return True
 
 
 def go(gdb: NonStopGdb, *threads: int) -> None:
@@ -88,7 +87,7 @@ def test_guests_under_a_hypervisor_in_a_guest(gdb: NonStopGdb, serve: Serve, mat
     gdb("thread 2.1")
     gdb("maintenance flush register-cache")
     where = gdb.value("$pc")
-    assert later(lambda: True, 0.2)
+    time.sleep(0.2)
     gdb("maintenance flush register-cache")
     assert (gdb.value("$pc"), exits_of(gdb, 3)) == (where, before)
     assert not running(gdb, "2.1")

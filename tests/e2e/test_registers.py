@@ -12,6 +12,7 @@ import pytest
 
 from tests.e2e.served import Served, attach
 from tests.gdbstub.gdb import Gdb
+from tests.patience import PATIENCE
 
 Serve = Callable[..., Served]
 
@@ -83,7 +84,7 @@ def test_lldb_shows_them_by_group(serve: Serve, hypervisor: Path) -> None:
     arguments = [argument for command in commands for argument in ("-o", command)]
     done = subprocess.run(
         ["lldb", "--no-lldbinit", "--batch", *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True,
-        timeout=60, check=False,
+        timeout=PATIENCE, check=False,
     )  # fmt: skip
     for expected in ("exitcode = 0x0000000000000400", "asid = 0x00000002", "asid = 0x00000007", "\nsvm:\n", "lstar = 0x", "catchpoint 1: #VMEXIT NPF of guest 3"):
         assert expected in done.stdout, (expected, done.stdout, done.stderr)

@@ -16,6 +16,7 @@ import pytest
 
 from tests.e2e.served import ROOT
 from tests.e2e.walkthrough import check, follow, section
+from tests.patience import PATIENCE
 from vmdbg.testkit import Trace
 
 PAGE = (ROOT / "docs/regression.md").read_text(encoding="utf-8")
@@ -38,7 +39,7 @@ def outcomes(suite: Path, *arguments: str) -> dict[str, str]:
     """What became of each test."""
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rA", "--tb=no", *arguments], cwd=suite / "examples/regression",
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=300,
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=PATIENCE,
     )  # fmt: skip
     return {name: word for word, name in re.findall(r"^(PASSED|FAILED|ERROR) test_hypervisor.py::(\w+)", done.stdout, re.MULTILINE)}
 

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.patience import PATIENCE
+
 _BLOCK = re.compile(r"^```(console|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _FILE = re.compile(r"# ([\w./-]+\.py)(, further)?\n")
 
@@ -67,7 +69,7 @@ def follow(text: str, folder: Path) -> Iterator[tuple[Step, str]]:
             continue
         done = subprocess.run(
             ["bash", "-c", f"{step.command}\npwd > {folder}/.place"], cwd=place, env=environment,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=120,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=PATIENCE,
         )  # fmt: skip
         place = Path((folder / ".place").read_text().strip())
         yield step, done.stdout.replace(f"{folder}/", "")

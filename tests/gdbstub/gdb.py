@@ -11,9 +11,9 @@ from typing import Any
 
 from pygdbmi.gdbcontroller import GdbController
 
-__all__ = ["GDBS", "Gdb", "NonStopGdb", "captured", "newest"]
+from tests.patience import PATIENCE
 
-TIMEOUT = 60.0
+__all__ = ["GDBS", "Gdb", "NonStopGdb", "captured", "newest"]
 
 GDBS = [str(path) for path in (shutil.which("gdb"), Path(sysconfig.get_path("scripts"), "gdb")) if path and Path(path).exists()]
 """The gdb of the system, and the one that the package gdb-for-pwndbg puts beside Python."""
@@ -41,6 +41,7 @@ class Gdb:
         self.text = ""
         self.stops: deque[dict[str, Any]] = deque()
         self._responses: deque[dict[str, Any]] = deque()
+        self(f"set remotetimeout {PATIENCE:.0f}")
         self("set confirm off")
         self("set pagination off")
 
@@ -77,7 +78,7 @@ class Gdb:
     def _until(self, command: str | None, *ends: str) -> tuple[str, str]:
         if command is not None:
             self.controller.write(command, read_response=False)
-        printed, deadline = "", time.monotonic() + TIMEOUT
+        printed, deadline = "", time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             if not self._responses:
                 self._responses.extend(self.controller.get_gdb_response(0.05, raise_error_on_timeout=False))

@@ -8,6 +8,8 @@ import subprocess
 import threading
 import time
 
+from tests.patience import PATIENCE
+
 __all__ = ["Lldb", "lldb", "programs"]
 
 
@@ -21,7 +23,7 @@ def lldb(program: str, *commands: str) -> str:
     """What it printed of commands, one after the other, to the first that fails."""
     done = subprocess.run(
         [program, "--no-lldbinit", "--batch", *(word for line in commands for word in ("-o", line))],
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=90, check=False,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=PATIENCE, check=False,
     )  # fmt: skip
     return done.stdout
 
@@ -44,12 +46,12 @@ class Lldb:
         while data := os.read(stream.fileno(), 1 << 16):
             self.text += data.decode(errors="replace")
 
-    def __call__(self, command: str, expected: str, seconds: float = 60) -> str:
+    def __call__(self, command: str, expected: str) -> str:
         """Send a command; what was printed up to the expected text."""
         assert self.process.stdin is not None
         self.process.stdin.write(command + "\n")
         self.process.stdin.flush()
-        until = time.monotonic() + seconds
+        until = time.monotonic() + PATIENCE
         while (at := self.text.find(expected, self._seen)) < 0:
             assert time.monotonic() < until, (command, expected, self.text)
             time.sleep(0.01)

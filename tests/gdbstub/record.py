@@ -163,7 +163,7 @@ def say(program: str, port: int) -> str:
     """Have a client carry out its script; what it printed."""
     with tempfile.TemporaryFile("w+") as printed:
         subprocess.run(
-            command(program, port), stdin=subprocess.DEVNULL, stdout=printed, stderr=subprocess.STDOUT, timeout=20, check=True
+            command(program, port), stdin=subprocess.DEVNULL, stdout=printed, stderr=subprocess.STDOUT, timeout=60, check=True
         )
         printed.seek(0)
         return printed.read()

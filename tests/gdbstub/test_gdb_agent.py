@@ -11,6 +11,7 @@ from gdbstub.example import DATA
 from gdbstub.target import ThreadId
 from tests.gdbstub.gdb import GDBS, Gdb
 from tests.gdbstub.serving import Serving, serving
+from tests.patience import PATIENCE, until
 
 PROGRAMS = pytest.mark.parametrize(
     "program", GDBS, ids=lambda program: "newest" if program.startswith(str(Path(sys.prefix))) else "system"
@@ -66,10 +67,10 @@ def test_dynamic_prints(gdb: Gdb) -> None:
 def batch(program: str, folder: Path, port: int, script: str) -> str:
     """What gdb prints for a script: its machine interface tells of trace frames in ways that pygdbmi cannot read."""
     path = folder / "script"
-    head = f"set pagination off\nset confirm off\ntarget extended-remote 127.0.0.1:{port}\nset scheduler-locking on\n"
+    head = f"set pagination off\nset confirm off\nset remotetimeout {PATIENCE:.0f}\ntarget extended-remote 127.0.0.1:{port}\nset scheduler-locking on\n"
     path.write_text(f"{head}set breakpoint condition-evaluation target\n{script}")
     done = subprocess.run(
-        [program, "-nx", "-q", "-batch", "-x", path], capture_output=True, text=True, timeout=60, check=False
+        [program, "-nx", "-q", "-batch", "-x", path], capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     return done.stdout + done.stderr
 
@@ -224,8 +225,7 @@ output {BYTE}
 def test_a_trace_outlives_its_client(program: str, served: Serving, tmp_path: Path) -> None:
     script = f"set disconnected-tracing on\ntrace *0x1008\nactions\ncollect {BYTE}\nend\ntstart\ndetach\n"
     batch(program, tmp_path, served.port, script)
-    while served.call(lambda: len(served.target.trace.buffer)) < 100:
-        pass
+    until(lambda: served.call(lambda: len(served.target.trace.buffer)) >= 100)
     printed = batch(program, tmp_path, served.port, f"tstatus\ntstop\ntfind 50\noutput {BYTE}\ninfo tracepoints\n")
     assert "Trace is running on the target" in printed
     assert "Found trace frame 50, tracepoint 1" in printed

@@ -6,6 +6,7 @@ import subprocess
 import pytest
 
 from tests.gdbstub.serving import serving
+from tests.patience import PATIENCE
 
 
 @pytest.mark.skipif(shutil.which("lldb") is None, reason="lldb is not in PATH")
@@ -35,7 +36,7 @@ def test_lldb() -> None:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE,
             check=False,
         )
     for expected in (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import cast
 
@@ -14,7 +13,7 @@ from gdbstub.sharing import Sharing
 from gdbstub.target import ExecFile, Files, Kill, MemoryMap, MemoryRegions, Monitor, NonStop, Run, Spaces, Target, Tracepoints
 from tests.gdbstub.client import GDB
 from tests.gdbstub.serving import Serving, Wire, serving
-from tests.gdbstub.test_server import until
+from tests.patience import PATIENCE, until
 
 
 @pytest.fixture
@@ -40,7 +39,7 @@ def silent(wire: Wire) -> bool:
     except TimeoutError:
         return True
     finally:
-        wire.socket.settimeout(5)
+        wire.socket.settimeout(PATIENCE)
     return False
 
 
@@ -121,8 +120,7 @@ def test_an_end_is_told_to_its_owner(served: Serving) -> None:
         assert second.ask(b"c") == b"W00"
         assert silent(first)
         before = served.target.executed
-        time.sleep(0.02)
-        assert served.target.executed > before
+        until(lambda: served.target.executed > before)
         first.socket.sendall(b"\x03")
         assert first.read().startswith(b"T02")
 

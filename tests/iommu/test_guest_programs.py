@@ -16,6 +16,7 @@ import pytest
 
 from introspect.pci import PageResponse, RequesterId
 from tests.e2e.served import ROOT
+from tests.patience import PATIENCE
 from vmdbg.cpu.core import Notice
 from vmdbg.iommu.config import IommuConfig, Reserved
 from vmdbg.iommu.pagerequests import Response
@@ -59,8 +60,8 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     whole, container = folder / "features.debug", folder / "features.elf"
     includes = [f"-I{folder}" for folder in (BOOT, DRIVERS, ARGUMENTS)]
     command = ["gcc", *FLAGS, *includes, "-T", str(BOOT / "link.ld"), "-o", str(whole), *map(str, SOURCES)]
-    subprocess.run(command, check=True, timeout=120)
-    subprocess.run(["objcopy", "--strip-debug", "-O", "elf32-i386", whole, container], check=True, timeout=60)
+    subprocess.run(command, check=True, timeout=PATIENCE)
+    subprocess.run(["objcopy", "--strip-debug", "-O", "elf32-i386", whole, container], check=True, timeout=PATIENCE)
     return container
 
 

@@ -12,6 +12,7 @@ import pytest
 from introspect.iommu.registers import CONTROL
 from introspect.pci import RequesterId
 from tests.iommu.rig import DATA, Bench
+from tests.patience import PATIENCE
 from tests.platform.pci.board import Board
 from tests.platform.test_acpi import tables
 from vmdbg.iommu.config import IommuConfig, Reserved
@@ -169,12 +170,12 @@ def test_iasl_reads_it(units: int, tmp_path: Path) -> None:
     assert iommus is not None
     data = iommus.acpi_table(IOAPIC_REQUESTER, (0x10, 0x11))
     (tmp_path / "IVRS.aml").write_bytes(data)
-    taken = subprocess.run(["iasl", "-d", "IVRS.aml"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
+    taken = subprocess.run(["iasl", "-d", "IVRS.aml"], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, check=True)
     source = (tmp_path / "IVRS.dsl").read_text()
     for complaint in ("Error", "Invalid", "Unknown", "Warning", "Could not"):
         assert complaint not in taken.stdout + taken.stderr + source
     assert source.count("Hardware Definition Block") == 2 * units
-    made = subprocess.run(["iasl", "-p", "again", "IVRS.dsl"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    made = subprocess.run(["iasl", "-p", "again", "IVRS.dsl"], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
     assert made.returncode == 0, made.stdout + made.stderr
     assert (tmp_path / "again.aml").read_bytes()[36:] == data[36:]
 

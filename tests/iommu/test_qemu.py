@@ -15,6 +15,7 @@ import pytest
 
 from introspect.iommu.records import Event, EventCode
 from tests.e2e.served import ROOT, vmdbg
+from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.skipif(shutil.which("gcc") is None or shutil.which("make") is None, reason="make and gcc are not in PATH")
 
@@ -86,12 +87,12 @@ def cases(output: str) -> dict[str, Case]:
 @pytest.fixture(scope="module")
 def image() -> Path:
     folder = ROOT / "examples/bench"
-    subprocess.run(["make", "-s", "-C", folder], check=True, capture_output=True, timeout=120)
+    subprocess.run(["make", "-s", "-C", folder], check=True, capture_output=True, timeout=PATIENCE)
     return folder / "build/iommucases.elf"
 
 
 def on_vmdbg(image: Path, *options: str) -> dict[str, Case]:
-    done = vmdbg("run", str(image), "--memory", "256M", "--iommu", "--device", "edu,slot=11.0", *options, timeout=120)
+    done = vmdbg("run", str(image), "--memory", "256M", "--iommu", "--device", "edu,slot=11.0", *options)
     assert done.returncode == 1, done.stderr
     return cases(done.stdout)
 
@@ -110,7 +111,7 @@ def theirs(image: Path) -> dict[str, Case]:
         "-device", "edu,addr=0x11", "-device", "isa-debug-exit,iobase=0xf4,iosize=4", "-serial", "stdio", "-display", "none",
         "-no-reboot", "-kernel", str(image),
     ]  # fmt: skip
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 1, done.stderr
     return cases(done.stdout)
 

@@ -9,6 +9,7 @@ from struct import unpack_from
 
 import pytest
 
+from tests.patience import PATIENCE
 from vmdbg.machine import Config, Machine
 from vmdbg.platform import acpi, aml
 
@@ -58,12 +59,12 @@ def test_they_disassemble_and_compile_again(board: acpi.Board, tmp_path: Path) -
         if name == "XSDT":
             continue
         (tmp_path / f"{name}.aml").write_bytes(data)
-        taken = subprocess.run(["iasl", "-d", f"{name}.aml"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
+        taken = subprocess.run(["iasl", "-d", f"{name}.aml"], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, check=True)
         source = (tmp_path / f"{name}.dsl").read_text()
         for complaint in ("Error", "Invalid", "Unknown", "Warning", "Could not"):
             assert complaint not in taken.stdout + taken.stderr, taken.stdout + taken.stderr
             assert complaint not in source or name == "DSDT"
-        made = subprocess.run(["iasl", "-p", "again", f"{name}.dsl"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        made = subprocess.run(["iasl", "-p", "again", f"{name}.dsl"], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
         assert made.returncode == 0, made.stdout + made.stderr
         assert "0 Errors, 0 Warnings" in made.stdout or name != "DSDT", made.stdout
     assert "PNP0A08" in (tmp_path / "DSDT.dsl").read_text()

@@ -1,9 +1,9 @@
 import socket
-import time
 from pathlib import Path
 
 import pytest
 
+from tests.patience import until
 from vmdbg.platform.serial import SerialError, TcpSerial, open_serial
 
 
@@ -30,13 +30,16 @@ def test_tcp_serves_one_client_after_another() -> None:
     for _ in range(2):
         with socket.create_connection(("127.0.0.1", serial.port)) as client:
             client.sendall(b"in")
-            deadline, data = time.monotonic() + 5, b""
-            while data != b"in" and time.monotonic() < deadline:
+            data = bytearray()
+
+            def received(data: bytearray = data) -> bool:
                 data += serial.receive()
+                return data == b"in"
+
+            until(received)
             serial.write(b"out")
             assert client.recv(16) == b"out"
-        while serial._client is not None and time.monotonic() < deadline:
-            serial.receive()
+        until(lambda: serial.receive() == b"" and serial._client is None)
     serial.close()
 
 

@@ -20,6 +20,7 @@ from introspect.vmcb import VMCB
 from tests.gdbstub.gdb import GDBS, Gdb
 from tests.introspect.machines import CONTROL, STATE
 from tests.introspect.tables import Tables
+from tests.patience import PATIENCE
 from tests.real.test_linux import INITRD, KERNEL, Linux
 from vmdbg.debugger import Debugger
 from vmdbg.monitor import Monitor
@@ -176,7 +177,7 @@ def test_volatility_finds_the_kernels_banner(core: Path, booted: Booted) -> None
     """The program itself, on the file as it is."""
     done = subprocess.run(
         [str(Path(sys.executable).with_name("vol")), "-q", "-f", str(core), "banners.Banners"],
-        capture_output=True, text=True, timeout=300, check=False,
+        capture_output=True, text=True, timeout=PATIENCE, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert re.search(rf"^0x[0-9a-f]+\s+Linux version {re.escape(booted.release)} ", done.stdout, re.MULTILINE)

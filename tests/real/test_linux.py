@@ -15,6 +15,7 @@ import pytest
 
 from tests.e2e.served import ROOT, Served
 from tests.gdbstub.gdb import Gdb
+from tests.patience import PATIENCE
 from vmdbg.boot.images import Module
 from vmdbg.boot.state import Mode
 from vmdbg.iommu.config import IommuConfig
@@ -101,7 +102,7 @@ def linux() -> Linux:
 def test_a_shell_on_the_command_line() -> None:
     command = [
         sys.executable, "-m", "vmdbg", "run", str(KERNEL), "--initrd", str(INITRD), "--append", COMMAND_LINE,
-        "--serial", "stdio", "--timeout", "100",
+        "--serial", "stdio", "--timeout", "1000",
     ]  # fmt: skip
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as process:
         stdin, stdout, output = process.stdin, process.stdout, bytearray()
@@ -109,7 +110,7 @@ def test_a_shell_on_the_command_line() -> None:
         assert stdout is not None
 
         def until(text: bytes) -> None:
-            end = time.monotonic() + 100
+            end = time.monotonic() + PATIENCE
             while text not in output and select.select([stdout], [], [], max(end - time.monotonic(), 0))[0]:
                 output.extend(os.read(stdout.fileno(), 4096))
             assert text in output, output.decode("latin1")
@@ -123,7 +124,7 @@ def test_a_shell_on_the_command_line() -> None:
         stdin.write(b"reboot -f\n")
         until(b"reboot: machine restart")
         stdin.close()
-        assert process.wait(20) == 0
+        assert process.wait(PATIENCE) == 0
 
 
 def test_a_run_repeats_exactly(linux: Linux) -> None:

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.patience import PATIENCE
 from vmdbg.testkit.junit import junit
 from vmdbg.testkit.outcome import Outcome, Report, Verdict
 from vmdbg.testkit.page import page
@@ -57,7 +58,7 @@ def browser(path: Path, folder: Path, *options: str) -> subprocess.CompletedProc
     if program is None:
         pytest.skip("no Chromium, the browser of this test, in PATH")
     command = [program, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", f"--user-data-dir={folder}/profile"]
-    return subprocess.run([*command, *options, path.as_uri()], capture_output=True, text=True, timeout=120, check=True)
+    return subprocess.run([*command, *options, path.as_uri()], capture_output=True, text=True, timeout=PATIENCE, check=True)
 
 
 @pytest.fixture(scope="module")

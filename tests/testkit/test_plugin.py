@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE
 from tests.testkit.conftest import EXAMPLE
 
 MARK = f"pytestmark = pytest.mark.vmdbg({str(EXAMPLE / 'hypervisor.elf')!r}, symbols={{2: {str(EXAMPLE / 'guest.elf')!r}}})"
@@ -85,9 +86,9 @@ def test_it(guest):
     again = sections(pytester.runpytest(*QUIET))["vmdbg again"].splitlines()
     assert again[-1] == "    pytest test_the_printed_commands_lead_back.py::test_it"
     there, beginning = ([sys.executable, "-m", *shlex.split(line)] for line in (again[1], again[3]))
-    done = subprocess.run([*there, "-c", "exits 2 1"], capture_output=True, text=True, check=False, timeout=60, cwd=pytester.path)
+    done = subprocess.run([*there, "-c", "exits 2 1"], capture_output=True, text=True, check=False, timeout=PATIENCE, cwd=pytester.path)
     assert "gpa 0xa000" in done.stdout, done
-    done = subprocess.run(beginning, capture_output=True, text=True, check=False, timeout=60, cwd=pytester.path)
+    done = subprocess.run(beginning, capture_output=True, text=True, check=False, timeout=PATIENCE, cwd=pytester.path)
     assert done.stdout == "hello from the guest\n"
     assert "--max-time 138310 reached" in done.stderr
 

@@ -17,6 +17,7 @@ from introspect.sources import SourceError, Unreadable, Unwritable
 from introspect.sources import wire as wire_module
 from introspect.sources.stub import StubMemory, leave, open_stub
 from introspect.sources.wire import Wire, WireError
+from tests.patience import PATIENCE
 
 MEMORY = bytes(range(256)) * 0x40
 TREE = b"""FlatView #0
@@ -137,7 +138,7 @@ def test_memory_and_registers(stub: Make) -> None:
         "efer": 0x1D00,
     }  # fmt: skip
     leave(wire)
-    one.join(2)
+    one.join(PATIENCE)
     assert one.packets[-2:] == [b"Qqemu.PhyMemMode:0", b"D"]
 
 
@@ -151,7 +152,7 @@ def test_devices_are_not_read(stub: Make) -> None:
     assert asked
     assert all(not 0x2000 <= address < 0x3000 for address in asked)
     leave(wire, stay_stopped=True)
-    one.join(2)
+    one.join(PATIENCE)
     assert one.packets[-1] == b"Qqemu.PhyMemMode:0"
 
 
