@@ -40,7 +40,7 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
         (tmp_path / "script").write_text(done.stdout, encoding="utf-8")
         t = Terminal(tmp_path, f"sh -c 'cd {tmp_path}; exec {START[name]}'", columns=200)
         made.append(t)
-        t.finds(r"([%>]) *$")  # it reads lines
+        t.finds(r"([%>#]) *$")  # it reads lines
         t.type(f"{READ[name]}; echo ready to com''plete", "Enter")
         t.sees("ready to complete")
         return t

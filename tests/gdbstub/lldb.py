@@ -10,7 +10,10 @@ import time
 
 from tests.patience import PATIENCE
 
-__all__ = ["Lldb", "lldb", "programs"]
+__all__ = ["WAITS", "Lldb", "lldb", "programs"]
+
+WAITS = f"settings set plugin.process.gdb-remote.packet-timeout {PATIENCE:.0f}"
+"""It gives a stub up else that does not answer for five seconds."""
 
 
 def programs() -> list[str]:
@@ -22,7 +25,7 @@ def programs() -> list[str]:
 def lldb(program: str, *commands: str) -> str:
     """What it printed of commands, one after the other, to the first that fails."""
     done = subprocess.run(
-        [program, "--no-lldbinit", "--batch", *(word for line in commands for word in ("-o", line))],
+        [program, "--no-lldbinit", "--batch", *(word for line in (WAITS, *commands) for word in ("-o", line))],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=PATIENCE, check=False,
     )  # fmt: skip
     return done.stdout
@@ -33,7 +36,7 @@ class Lldb:
 
     def __init__(self, program: str) -> None:
         self.process = subprocess.Popen(
-            [program, "--no-lldbinit", "--no-use-colors"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            [program, "--no-lldbinit", "--no-use-colors", "-o", WAITS], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True, bufsize=1,
         )  # fmt: skip
         self.text = ""

@@ -5,6 +5,7 @@ import subprocess
 
 import pytest
 
+from tests.gdbstub.lldb import WAITS
 from tests.gdbstub.serving import serving
 from tests.patience import PATIENCE
 
@@ -13,6 +14,7 @@ from tests.patience import PATIENCE
 def test_lldb() -> None:
     with serving() as one:
         commands = [
+            WAITS,
             f"gdb-remote 127.0.0.1:{one.port}",
             "thread list",
             "register read rip asid",
