@@ -14,7 +14,8 @@ import signal
 import sys
 import traceback
 from collections.abc import Collection, Iterable, Iterator
-from typing import TYPE_CHECKING, NoReturn
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from vmdbg.testkit.bench import SharedText
 from vmdbg.testkit.outcome import Outcome
@@ -22,7 +23,7 @@ from vmdbg.testkit.outcome import Outcome
 if TYPE_CHECKING:
     from vmdbg.testkit.schedule import Task
 
-__all__ = ["adopt_orphans", "become", "orphans", "warm"]
+__all__ = ["Parent", "adopt_orphans", "become", "orphans", "warm"]
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 """linux/prctl.h"""
@@ -35,7 +36,8 @@ _CODE = b"\xf4\xb8\x00\x00\x00\x00\xe7\xf4"
 def warm(*, pytest_too: bool) -> None:
     """Once, before the first fork: import what tests need, have a machine, and let go of it."""
     if pytest_too:
-        pass
+        for name in ("vmdbg.testkit.pytests", "vmdbg.testkit.fixtures", "vmdbg.testkit.failure"):
+            import_module(name)
     from vmdbg.debugger import Debugger
     from vmdbg.machine import Config, Machine
 
@@ -49,10 +51,37 @@ def warm(*, pytest_too: bool) -> None:
     gc.freeze()  # or else each child's first collection copies all of the parent's memory
 
 
-def become(task: Task, printed: SharedText, mark: str, output: int, said: int, close: Iterable[int]) -> NoReturn:
+class Parent:
+    """What a test's process says to the one that started it, and hears from it: a line of JSON each."""
+
+    def __init__(self, said: int, answers: int) -> None:
+        self._said, self._answers = said, answers
+
+    def tell(self, outcome: Outcome) -> None:
+        """What is known of a test; the last of a name counts."""
+        self.say(outcome=outcome.as_json())
+
+    def say(self, **what: object) -> None:
+        _write(self._said, json.dumps(what).encode() + b"\n")
+
+    def ask(self, **what: object) -> Any:
+        """Say it, and wait for the answer.  SystemExit if nobody answers any more."""
+        self.say(**what)
+        line = b""
+        while not line.endswith(b"\n"):
+            piece = os.read(self._answers, 1 << 16)
+            if not piece:
+                raise SystemExit("nobody answers")
+            line += piece
+        return json.loads(line)
+
+
+def become(
+    task: Task, printed: SharedText, mark: str, output: int, said: int, answers: int, close: Iterable[int]
+) -> NoReturn:  # fmt: skip
     """Behind fork: run a task and end.
 
-    `mark` is for `orphans`; `output` and `said` are pipes to the parent, `close` its ends of them.
+    `mark` is for `orphans`; `output` and `said` are pipes to the parent, `answers` is one from it, `close` its ends of them.
     """
     status = 1
     try:
@@ -73,12 +102,9 @@ def become(task: Task, printed: SharedText, mark: str, output: int, said: int, c
         os.environ[MARK] = mark
         os.chdir(task.folder)
         _limit(task.address_space)
-
-        def say(outcome: Outcome) -> None:
-            _write(said, json.dumps({"outcome": outcome.as_json()}).encode() + b"\n")
-
-        task.run(printed, say)
-        _write(said, b'{"done": true}\n')
+        parent = Parent(said, answers)
+        task.run(printed, parent)
+        parent.say(done=True)
         status = 0
     except KeyboardInterrupt:
         status = 128 + signal.SIGINT

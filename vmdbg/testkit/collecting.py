@@ -6,14 +6,17 @@ from __future__ import annotations
 import faulthandler
 import fnmatch
 import os
+import shlex
 import tomllib
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from vmdbg.testkit import keys, machine_options
 from vmdbg.testkit.bench import SharedText
+from vmdbg.testkit.child import Parent
+from vmdbg.testkit.division import Division
 from vmdbg.testkit.jobs import Defaults, Job, JobError, block_of, read_file, read_script
 from vmdbg.testkit.keys import KEYS
 from vmdbg.testkit.outcome import Outcome, Verdict
@@ -45,12 +48,9 @@ class Selection:
     patterns: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
     """Behind ::; all if there is none."""
-    without: frozenset[str] = frozenset()
 
     def __call__(self, id: str) -> bool:
         name = id.partition("::")[2]
-        if name in self.without:
-            return False
         if self.names and not any(name == one or name.startswith((f"{one}::", f"{one}[")) for one in self.names):
             return False
         return not self.patterns or any(_fits(id, pattern) for pattern in self.patterns)
@@ -96,15 +96,15 @@ class JobTask:
     def folder(self) -> Path:
         return self.job.folder
 
-    def run(self, printed: SharedText, say: Callable[[Outcome], None]) -> None:
+    def run(self, printed: SharedText, parent: Parent) -> None:
         from vmdbg.testkit.carry_out import carry_out
 
-        carry_out(self.job, printed, say, record=self.record, snapshots=self.snapshots)
+        carry_out(self.job, printed, parent.tell, record=self.record, snapshots=self.snapshots)
 
-    def skeletons(self) -> list[Outcome]:
+    def skeleton(self, name: str = "") -> Outcome:
         from vmdbg.testkit.carry_out import skeleton
 
-        return [skeleton(self.job)]
+        return skeleton(self.job)
 
     def review(self, outcome: Outcome, printed: str) -> None:
         """What the script must have printed: an outcome that says nothing of it is not complete."""
@@ -116,47 +116,47 @@ class JobTask:
             outcome.verdict = Verdict.FAILED
             outcome.reasons += [f"the script has not printed {text!r}" for text in missing]
 
-    def rest(self, done: Collection[str]) -> Task | None:
+    @property
+    def division(self) -> None:
         return None
 
 
 @dataclass(slots=True)
 class PytestTask:
-    """A file of pytest's in a process of its own."""
+    """A file of pytest's, in one process or several."""
 
     path: Path
     id: str
     wanted: Selection
     wall: float
-    fail_fast: bool
+    options: tuple[str, ...] = ()
+    """Of pytest: what the command line says of machines."""
+    scratch: Path | None = None
+    """Where pytest's temporary files go."""
     output_limit: int = 64 << 20
     address_space: int = 32 << 30
+    division: Division = field(default_factory=Division)
 
     @property
     def folder(self) -> Path:
         return Path.cwd()
 
-    def run(self, printed: SharedText, say: Callable[[Outcome], None]) -> None:
+    def run(self, printed: SharedText, parent: Parent) -> None:
         from vmdbg.testkit.pytests import run_file
 
         # Then it is killed; the output says where it was. pytest keeps what comes on descriptor 2.
         faulthandler.dump_traceback_later(self.wall, file=os.dup(2))
-        run_file(str(self.path), self.id, self.wanted, say, fail_fast=self.fail_fast)
+        own = [f"--basetemp={self.scratch / f'{self.path.stem}-{os.getpid()}'}"] if self.scratch is not None else []
+        run_file(str(self.path), self.id, self.wanted, parent, options=[*self.options, *own], given=self.options)
 
-    def skeletons(self) -> list[Outcome]:
-        from vmdbg.testkit.pytests import COLLECTION
+    def skeleton(self, name: str = "") -> Outcome:
+        from vmdbg.testkit.pytests import COLLECTION, commands_of
 
-        return [Outcome(COLLECTION, self.id, 1, "pytest", reproduce=[f"vmdbg test {self.id}"])]
+        name = name or COLLECTION
+        return Outcome(name, self.id, 1, "pytest", reproduce=commands_of(self.id, name, self.options))
 
     def review(self, outcome: Outcome, printed: str) -> None:
         """pytest has judged."""
-
-    def rest(self, done: Collection[str]) -> Task | None:
-        from vmdbg.testkit.pytests import COLLECTION
-
-        if COLLECTION in done or not done:
-            return None
-        return replace(self, wanted=replace(self.wanted, without=self.wanted.without | set(done)))
 
 
 @dataclass(slots=True)
@@ -165,7 +165,6 @@ class _Search:
 
     defaults: Defaults
     patterns: tuple[str, ...]
-    fail_fast: bool
     record: bool
     snapshots: Path | None
     pytest_wall: float
@@ -175,8 +174,7 @@ class _Search:
     def file(self, path: Path, shown_as: str, names: tuple[str, ...]) -> None:
         """One that was named, or that is surely a test."""
         if path.name.endswith(".py") and _is_pytest(path):
-            task = PytestTask(path.absolute(), shown_as, Selection(self.patterns, names), self.pytest_wall, self.fail_fast)
-            self._add(task)
+            self._add(PytestTask(path.absolute(), shown_as, Selection(self.patterns, names), self.pytest_wall, self._of_pytest()))
             return
         selection = Selection(self.patterns, names)
         try:
@@ -191,6 +189,14 @@ class _Search:
             self.found.errors.append(f"{shown_as}::{names[0]}: there is no such job; there are {near}")
         for job in chosen:
             self._add(JobTask(job, self.record, self.snapshots))
+
+    def _of_pytest(self) -> tuple[str, ...]:
+        """What the command line says, as pytest's plugin takes it."""
+        said = {
+            "--vmdbg-image": self.defaults.image, "--vmdbg-options": shlex.join(self.defaults.words),
+            "--vmdbg-snapshots": str(self.snapshots or ""),
+        }  # fmt: skip
+        return *(f"{option}={value}" for option, value in said.items() if value), *(["--vmdbg-record"] if self.record else [])
 
     def _add(self, task: Task) -> None:
         if task.id not in self.seen:
@@ -237,11 +243,11 @@ def _files(top: Path) -> Iterator[Path]:
 
 
 def collect(
-    words: Iterable[str], defaults: Defaults, patterns: Iterable[str] = (), *, fail_fast: bool = False, record: bool = False,
+    words: Iterable[str], defaults: Defaults, patterns: Iterable[str] = (), *, record: bool = False,
     snapshots: Path | None = None, pytest_wall: float = 600.0,
 ) -> Tests:  # fmt: skip
     """The tests that words name: a file, FILE::NAME, or a directory."""
-    search = _Search(defaults, tuple(patterns), fail_fast, record, snapshots, pytest_wall)
+    search = _Search(defaults, tuple(patterns), record, snapshots, pytest_wall)
     named: dict[str, tuple[str, ...]] = {}
     for word in words:
         file, _, name = word.partition("::")

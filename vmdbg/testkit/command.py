@@ -50,14 +50,15 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("-k", dest="patterns", action="append", default=[], metavar="PATTERN",
         help="only tests whose FILE::NAME has PATTERN in it, or fits it (* and ?); may be repeated")  # fmt: skip
     add("-q", "--quiet", action="store_true", help="say nothing of tests that pass")
-    add("--record", action="store_true", help="write the golden traces of jobs anew, of those that are all right otherwise")
-    add("--snapshots", metavar="DIR", help="keep the machine of each job that fails there, for `vmdbg console` to open")
+    add("--record", action="store_true",
+        help="write golden traces anew, of jobs that are all right otherwise and of pytest's tests")  # fmt: skip
+    add("--snapshots", metavar="DIR", help="keep the machine of each test that fails there, for `vmdbg console` to open")
     add("--list", action="store_true", help="list the tests, and run none")
     add("--junit", metavar="FILE", help="write a report as JUnit XML")
     add("--json", metavar="FILE", help="write a report as JSON")
     add("--html", metavar="FILE", help="write a report as one page")
-    add("--wall", type=seconds, metavar="S", help=f"wall budget of each pytest file ({PYTEST_WALL:g})")
-    add("--image", default="", metavar="IMAGE", help="the image of scripts, and of jobs that name none")
+    add("--wall", type=seconds, metavar="S", help=f"wall budget of each pytest process ({PYTEST_WALL:g})")
+    add("--image", default="", metavar="IMAGE", help="the image of scripts, and of jobs and pytest's tests that name none")
     machine_options.add_to(parser)
     parser.set_defaults(run=main)
 
@@ -90,8 +91,8 @@ def main(options: argparse.Namespace) -> int:
     if image and not Path(image).is_file():
         raise UsageError(f"--image {options.image}: there is no such file; name the image to boot")
     found = collect(
-        options.paths, Defaults(image, tuple(options.machine_words)), options.patterns, fail_fast=options.fail_fast,
-        record=options.record, snapshots=Path(options.snapshots).absolute() if options.snapshots else None,
+        options.paths, Defaults(image, tuple(options.machine_words)), options.patterns, record=options.record,
+         snapshots=Path(options.snapshots).absolute() if options.snapshots else None,
         pytest_wall=options.wall or PYTEST_WALL,
     )  # fmt: skip
     for note in found.notes:
@@ -158,17 +159,24 @@ def run_tasks(found: Tests, options: argparse.Namespace) -> tuple[Report, int]:
     # Threads of numeric libraries have no part in this, and would be lost in a fork.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from vmdbg.testkit.child import warm
+    from vmdbg.testkit.collecting import PytestTask
     from vmdbg.testkit.display import display
     from vmdbg.testkit.outcome import Report
     from vmdbg.testkit.schedule import Pool
+    from vmdbg.testkit.scratch import scratch
 
     try:
         warm(pytest_too=any(task.id.endswith(".py") for task in found.tasks))
     except EngineError as error:
         raise UsageError(str(error)) from None
+    if any(isinstance(task, PytestTask) for task in found.tasks):
+        folder = scratch()
+        for task in found.tasks:
+            if isinstance(task, PytestTask):
+                task.scratch = folder
     pool = Pool(found.tasks, options.jobs, fail_fast=options.fail_fast)
-    shown = display(len(found.tasks), quiet=options.quiet, workers=options.jobs)
-    pool.started, pool.ended, pool.tick = shown.started, shown.ended, shown.tick
+    shown = display(lambda: pool.count, quiet=options.quiet, workers=options.jobs)
+    pool.started, pool.came, pool.ended, pool.tick = shown.started, shown.came, shown.ended, shown.tick
     begun, used = time.monotonic(), _own_cpu()
     with _interrupts(pool) as came:
         outcomes = pool.run()

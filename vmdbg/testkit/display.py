@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, TextIO
 
 from rich.console import Console, Group
@@ -35,7 +35,10 @@ class Display(Protocol):
 
     def started(self, task: Task) -> None: ...
 
-    def ended(self, task: Task, outcomes: Sequence[Outcome], over: bool) -> None: ...
+    def came(self, outcomes: Sequence[Outcome]) -> None:
+        """Of tests that are over; or that were not run."""
+
+    def ended(self, task: Task) -> None: ...
 
     def tick(self) -> None: ...
 
@@ -43,11 +46,11 @@ class Display(Protocol):
         """The last words."""
 
 
-def display(tasks: int, *, quiet: bool, workers: int) -> Display:
-    """The one that fits standard output."""
+def display(count: Callable[[], int], *, quiet: bool, workers: int) -> Display:
+    """The one that fits standard output.  `count`: how many tests there are, as far as it is known."""
     if sys.stdout.isatty():
-        return _Terminal(tasks, quiet, workers)
-    return _Lines(tasks, quiet)
+        return _Terminal(count, quiet, workers)
+    return _Lines(count, quiet)
 
 
 def _words(one: Outcome) -> list[str]:
@@ -61,19 +64,22 @@ def _words(one: Outcome) -> list[str]:
 class _Lines:
     """For logs."""
 
-    def __init__(self, tasks: int, quiet: bool, out: TextIO | None = None) -> None:
-        self.tasks, self.quiet, self.out = tasks, quiet, out or sys.stdout
+    def __init__(self, count: Callable[[], int], quiet: bool, out: TextIO | None = None) -> None:
+        self.count, self.quiet, self.out = count, quiet, out or sys.stdout
         self.done = 0
 
     def started(self, task: Task) -> None:
         pass
 
-    def ended(self, task: Task, outcomes: Sequence[Outcome], over: bool) -> None:
-        self.done += over
+    def ended(self, task: Task) -> None:
+        pass
+
+    def came(self, outcomes: Sequence[Outcome]) -> None:
         for one in outcomes:
+            self.done += 1
             if one.bad or not self.quiet:
                 mark = f"{_MARKS[one.verdict][1]:7} {one.seconds:6.2f} s"
-                self._say(f"[{self.done}/{self.tasks}] {mark}  {printable(one.id)}")
+                self._say(f"[{self.done}/{max(self.count(), self.done)}] {mark}  {printable(one.id)}")
             self._say(*_words(one))
 
     def _say(self, *lines: str) -> None:
@@ -97,8 +103,8 @@ class _Lines:
 class _Terminal:
     """For eyes: failures stay, the rest is a bar and what runs just now."""
 
-    def __init__(self, tasks: int, quiet: bool, workers: int) -> None:
-        self.tasks, self.quiet, self.workers = tasks, quiet, workers
+    def __init__(self, count: Callable[[], int], quiet: bool, workers: int) -> None:
+        self.count, self.quiet, self.workers = count, quiet, workers
         self.counts: Counter[Verdict] = Counter()
         self.running: dict[str, float] = {}
         self.done = 0
@@ -114,8 +120,8 @@ class _Terminal:
             Text(f"{_MARKS[verdict][0]} {count} {verdict}", _MARKS[verdict][2]) for verdict, count in self.counts.items()
         )
         head = Table.grid(padding=(0, 1))
-        bar = ProgressBar(max(self.tasks, 1), self.done, width=30)
-        head.add_row(bar, f"{self.done}/{self.tasks}", Text(f"{now - self.begun:.0f} s", "dim"), counted)
+        bar = ProgressBar(max(self.count(), self.done, 1), self.done, width=30)
+        head.add_row(bar, f"{self.done}/{self.count()}", Text(f"{now - self.begun:.0f} s", "dim"), counted)
         rows = Table.grid(padding=(0, 1))
         for id, since in list(self.running.items())[:_MOST_SHOWN]:
             name = Text(printable(id), overflow="ellipsis", no_wrap=True)
@@ -127,10 +133,12 @@ class _Terminal:
     def started(self, task: Task) -> None:
         self.running[task.id] = time.monotonic()
 
-    def ended(self, task: Task, outcomes: Sequence[Outcome], over: bool) -> None:
+    def ended(self, task: Task) -> None:
         self.running.pop(task.id, None)
-        self.done += over
+
+    def came(self, outcomes: Sequence[Outcome]) -> None:
         for one in outcomes:
+            self.done += 1
             self.counts[one.verdict] += 1
             mark, _, style = _MARKS[one.verdict]
             if said := _words(one):

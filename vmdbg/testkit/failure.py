@@ -26,15 +26,16 @@ _UNPRINTABLE = {code: "?" for code in (*range(32), *range(127, 160)) if code not
 
 
 def users_part(raised: pytest.ExceptionInfo[BaseException]) -> pytest.ExceptionInfo[BaseException]:
-    """An error that explains itself without the way that it took through vmdbg; any other as it is."""
+    """An error or assertion of ours, which explains itself, without the way that it took through vmdbg; any other as it is."""
     frames = []
     trace: TracebackType | None = raised.tb
     while trace is not None:
         frames.append(trace)
         trace = trace.tb_next
+    explained = isinstance(raised.value, Error) or "__tracebackhide__" in frames[-1].tb_frame.f_locals
     while frames and _is_ours(frames[-1].tb_frame.f_globals.get("__name__", "")):
         frames.pop()
-    if not isinstance(raised.value, Error) or not frames:
+    if not explained or not frames:
         return raised
     shortened = None
     for one in reversed(frames):

@@ -121,7 +121,7 @@ class _Words(argparse.Action):
 
 def add_to(parser: argparse.ArgumentParser) -> None:
     """Have a command take the same options: `options.machine_words` are those that were given, unread."""
-    group = parser.add_argument_group("the machine of scripts and of jobs that say nothing else; as for `vmdbg run`")
+    group = parser.add_argument_group("the machine of scripts, and of tests that say nothing else; as for `vmdbg run`")
     for name in known():
         action = _parser().actions[name]
         metavar = action.metavar or ("{" + ",".join(map(str, action.choices)) + "}" if action.choices else None)

@@ -15,13 +15,14 @@ import selectors
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from vmdbg.testkit.bench import SharedText, tail
-from vmdbg.testkit.child import adopt_orphans, become, orphans
+from vmdbg.testkit.child import Parent, adopt_orphans, become, orphans
+from vmdbg.testkit.division import Division
 from vmdbg.testkit.outcome import Outcome, Verdict
 
 __all__ = ["Pool", "Task"]
@@ -52,17 +53,18 @@ class Task(Protocol):
     def folder(self) -> Path:
         """Where it runs."""
 
-    def run(self, printed: SharedText, say: Callable[[Outcome], None]) -> None:
-        """In that process; `say` takes outcomes as they come, the last one of a name counts."""
+    @property
+    def division(self) -> Division | None:
+        """Its tests, if several processes may run them; each asks for its next one."""
 
-    def skeletons(self) -> list[Outcome]:
-        """What is known of its tests from the beginning."""
+    def run(self, printed: SharedText, parent: Parent) -> None:
+        """In that process, which tells its parent outcomes as they come."""
+
+    def skeleton(self, name: str = "") -> Outcome:
+        """What is known of a test before it begins; without a name, of the only one, or of what concerns all of them."""
 
     def review(self, outcome: Outcome, printed: str) -> None:
         """Judge what only the whole output shows."""
-
-    def rest(self, done: Collection[str]) -> Task | None:
-        """What is left to run, if its process has died behind these of its tests; None if nothing is."""
 
 
 @dataclass(slots=True)
@@ -70,10 +72,12 @@ class _Child:
     """A process, and what it has said."""
 
     task: Task
+    fail_fast: bool
     pid: int
     mark: str
     output: int
     said: int
+    answers: int
     printed: SharedText
     started: float
     pidfd: int = -1
@@ -84,6 +88,14 @@ class _Child:
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     at: str = ""
     """Which of its tests is under way, if it says so."""
+    over: list[Outcome] = field(default_factory=list)
+    """Outcomes of tests that are over, and that nobody has been told of."""
+    shown: dict[str, Verdict] = field(default_factory=dict)
+    """Those that somebody has been told of."""
+    asked: bool = False
+    """It has come so far as to ask which test it is to run."""
+    given: str = ""
+    """The last one that it was told."""
     done: bool = False
     killed: str = ""
     """Why we have ended it."""
@@ -101,28 +113,59 @@ class _Child:
         return b"".join(self.text).decode("utf-8", "replace")
 
     def take(self, data: bytes) -> None:
-        """What it says: an outcome a line."""
+        """What it says, a line each: outcomes, which tests there are, and that it could run one."""
         *lines, self.line = (self.line + data).split(b"\n")
+        division = self.task.division
         for line in lines:
             said = json.loads(line)
             if "outcome" in said:
                 outcome = Outcome.from_json(said["outcome"])
                 self.outcomes[outcome.name] = outcome
                 self.at = "" if outcome.verdict is not Verdict.NOT_RUN else outcome.name
+                if not self.at:
+                    self.over.append(outcome)
+            if division is not None and "tests" in said:
+                division.collected(said["tests"])
+            if division is not None and "next" in said:
+                self.asked = True
+                enough = self.killed or (self.fail_fast and any(one.bad for one in self.outcomes.values()))
+                name = None if enough else division.next(self.pid)
+                self.given = name or ""
+                self._answer(name, division.following(self.pid))
+            if division is not None and "stopped" in said:
+                division.give_up()
             self.done |= "done" in said
+
+    def _answer(self, *answer: object) -> None:
+        with contextlib.suppress(BrokenPipeError):  # it has ended meanwhile
+            os.write(self.answers, json.dumps(answer).encode() + b"\n")
+
+    @property
+    def unbegun(self) -> str:
+        """A test that it was told to run and has said nothing of; nothing if there is none."""
+        return "" if self.given in self.outcomes else self.given
+
+    def fresh(self) -> list[Outcome]:
+        """What somebody can be told of now: of a task that is one test that comes at its end, with its output."""
+        if self.task.division is None:
+            return []
+        found, self.over = self.over, []
+        self.shown.update((one.name, one.verdict) for one in found)
+        return found
 
 
 class Pool:
-    """Runs tasks; `started`, `ended` and `tick` are told of it as it happens.
+    """Runs tasks; `started`, `came`, `ended` and `tick` are told of it as it happens.
 
-    A task may end several times: `ended` says whether it is over.
+    Where a processor has nothing to do, the tests of a file that another runs are divided between them.
     """
 
     def __init__(self, tasks: Sequence[Task], workers: int, *, fail_fast: bool = False) -> None:
         self.workers, self.fail_fast = workers, fail_fast
         self.tasks = list(tasks)
         self.started: Callable[[Task], object] = lambda task: None
-        self.ended: Callable[[Task, Sequence[Outcome], bool], object] = lambda task, outcomes, over: None
+        self.came: Callable[[Sequence[Outcome]], object] = lambda outcomes: None
+        self.ended: Callable[[Task], object] = lambda task: None
         self.tick: Callable[[], object] = lambda: None
         self.asked = ""
         """Set it to have the run stop, and why; also from a signal handler."""
@@ -136,22 +179,21 @@ class Pool:
         self._selector = selectors.DefaultSelector()
 
     def run(self) -> list[Outcome]:
-        """All outcomes, in the order of the tasks."""
+        """All outcomes, in the order of the tasks and of their tests."""
         found: dict[str, list[Outcome]] = {}
         adopt_orphans(True)
         try:
             while self._running or (self._waiting and not self.stopping):
-                while self._waiting and not self.stopping and len(self._running) < self.workers:
-                    self._start(self._waiting.popleft())
+                while not self.stopping and len(self._running) < self.workers and (task := self._next_task()) is not None:
+                    self._start(task)
                 for child in self._advance():
                     outcomes = self._outcomes_of(child)
                     found.setdefault(child.task.id, []).extend(outcomes)
-                    rest = None if child.done or self.stopping else child.task.rest(child.outcomes)
-                    if rest is not None:
-                        self._waiting.appendleft(rest)
-                    if self.fail_fast and not self.stopping and any(one.bad for one in outcomes):
-                        self.stop(f"{next(one.id for one in outcomes if one.bad)} failed, and --fail-fast was given")
-                    self.ended(child.task, outcomes, rest is None)
+                    self._heard(child, [one for one in outcomes if child.shown.get(one.name) is not one.verdict])
+                    if not any(other.task is child.task for other in self._running) and child.task not in self._waiting:
+                        self.ended(child.task)
+                for child in self._running:
+                    self._heard(child, child.fresh())
                 self.tick()
                 if self.asked and not self.stopping:
                     self.stop(self.asked)
@@ -160,7 +202,36 @@ class Pool:
                 self._end(child, "vmdbg test has ended")
                 os.waitpid(child.pid, 0)
             adopt_orphans(False)
-        return [outcome for task in self.tasks for outcome in (found[task.id] if task.id in found else self._not_run(task))]
+        return [outcome for task in self.tasks for outcome in self._all_of(task, found.get(task.id, []))]
+
+    @property
+    def count(self) -> int:
+        """How many tests there are, as far as it is known: a file that has not been read counts as one."""
+        return sum(len(task.division.order) if task.division is not None and task.division.known else 1 for task in self.tasks)
+
+    def _next_task(self) -> Task | None:
+        """What has not begun; or else a file that has more tests left than processes that are about to ask for one."""
+        if self._waiting:
+            return self._waiting.popleft()
+        for child in self._running:
+            division = child.task.division
+            if division is not None and division.free > sum(one.task is child.task and not one.asked for one in self._running):
+                return child.task
+        return None
+
+    def _heard(self, child: _Child, outcomes: list[Outcome]) -> None:
+        """Of tests that are over."""
+        if outcomes:
+            self.came(outcomes)
+        if self.fail_fast and not self.stopping and any(one.bad for one in outcomes):
+            self.stop(f"{next(one.id for one in outcomes if one.bad)} failed, and --fail-fast was given")
+
+    def _all_of(self, task: Task, found: list[Outcome]) -> list[Outcome]:
+        """The outcomes of a task, with those of tests that nobody has begun."""
+        if task.division is None or not task.division.known:
+            return found or self._not_run(task)
+        order = {name: place for place, name in enumerate(task.division.order)}
+        return sorted([*found, *self._not_run(task)], key=lambda one: order.get(one.name, -1))
 
     def stop(self, why: str) -> None:
         """Begin nothing more, end what runs."""
@@ -169,24 +240,26 @@ class Pool:
             self._end(child, self.stopping)
 
     def _not_run(self, task: Task) -> list[Outcome]:
-        outcomes = task.skeletons()
+        division = task.division
+        names = division.left if division is not None and division.known else [""]
+        outcomes = [task.skeleton(name) for name in names]
         for outcome in outcomes:
-            outcome.reasons = [self.stopping]
+            outcome.reasons = [self.stopping or "pytest has ended before it"]
         return outcomes
 
     # Processes
 
     def _start(self, task: Task) -> None:
         printed = SharedText(task.output_limit)
-        (out, out_child), (said, said_child) = os.pipe(), os.pipe()
+        (out, out_child), (said, said_child), (answers_child, answers) = os.pipe(), os.pipe(), os.pipe()
         self._begun += 1
         mark = f"{os.getpid()}.{self._begun}"
         pid = os.fork()
         if pid == 0:
-            become(task, printed, mark, out_child, said_child, close=[out, said])
-        os.close(out_child)
-        os.close(said_child)
-        child = _Child(task, pid, mark, out, said, printed, time.monotonic())
+            become(task, printed, mark, out_child, said_child, answers_child, close=[out, said, answers])
+        for descriptor in (out_child, said_child, answers_child):
+            os.close(descriptor)
+        child = _Child(task, self.fail_fast, pid, mark, out, said, answers, printed, time.monotonic())
         for descriptor, hear in ((out, child.hear), (said, child.take)):
             os.set_blocking(descriptor, False)
             self._selector.register(descriptor, selectors.EVENT_READ, hear)
@@ -194,8 +267,9 @@ class Pool:
             with contextlib.suppress(OSError):
                 child.pidfd = os.pidfd_open(pid)
                 self._selector.register(child.pidfd, selectors.EVENT_READ)
+        if all(other.task is not task for other in self._running):
+            self.started(task)
         self._running.append(child)
-        self.started(task)
 
     def _advance(self) -> Iterator[_Child]:
         """Wait for something to happen; those that have ended."""
@@ -271,6 +345,7 @@ class Pool:
         if child.pidfd >= 0:
             self._selector.unregister(child.pidfd)
             os.close(child.pidfd)
+        os.close(child.answers)
 
     # What became of it
 
@@ -292,20 +367,24 @@ class Pool:
             reason, verdict = f"its process has ended with status {code} before the test was over", Verdict.ERROR
         known = child.outcomes.get(child.at)
         if known is None:
-            open_ones = [one for one in child.task.skeletons() if one.name not in child.outcomes]
             last = next(reversed(child.outcomes.values()), None)
-            known = open_ones[0] if open_ones or last is None else last
+            known = child.task.skeleton(child.unbegun) if child.unbegun or last is None else last
         if not (known.bad and child.killed):  # it has said itself that its budget is used up
             known.verdict, known.reasons = verdict, [reason, *known.reasons]
         known.output = known.output or tail(child.printed_text())
         child.outcomes[known.name] = known
 
     def _outcomes_of(self, child: _Child) -> list[Outcome]:
+        """What has become of its tests; and who goes on with those that are left."""
         outcomes = list(child.outcomes.values())
-        if not outcomes and child.done:
-            return []  # a file of tests, none of which is wanted
-        if not outcomes or (self.stopping and child.killed == self.stopping and not child.done):
-            return self._not_run(child.task)
+        division = child.task.division
+        if division is not None:
+            division.gone(child.pid, child.unbegun if self.stopping else "")
+            if not self.stopping and division.known and division.free and not child.done:
+                self._waiting.appendleft(child.task)
+        for outcome in outcomes:
+            if outcome.verdict is Verdict.NOT_RUN:
+                outcome.reasons = [self.stopping]
         printed = child.printed_text()
         text = tail(printed)
         serial = child.printed.text()
