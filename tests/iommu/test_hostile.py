@@ -8,11 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from introspect.iommu.registers import REGISTERS
+from introspect.iommu.records import COMMANDS, CommandCode
+from introspect.iommu.registers import CONTROL, REGISTERS
 from introspect.pci import RequesterId
-from tests.iommu.rig import COMMANDS_AT, DEVICE, DEVICE_TABLE, INTERRUPT_TABLE, TABLES, Bench
+from tests.iommu.rig import COMMANDS_AT, DEVICE, DEVICE_TABLE, INTERRUPT_TABLE, ON, TABLES, Bench
 from vmdbg.iommu.commands import PORTION
+from vmdbg.platform.pci.ats import MOST_KEPT, Ats
 from vmdbg.platform.pci.dma import Attributes, DmaError
+from vmdbg.platform.pci.edu import BUFFER, Register
 
 NAMES = sorted(REGISTERS)
 WORDS = st.one_of(st.integers(0, (1 << 64) - 1), st.sampled_from([0, 1, (1 << 64) - 1, 1 << 63, 0x200000, 0xD0000000 | 15 << 56]))
@@ -118,3 +121,48 @@ def test_a_device_table_where_no_memory_is() -> None:
     for requester in (DEVICE, RequesterId(0xFFFF)):
         with pytest.raises(DmaError, match="DEV_TAB_HARDWARE_ERROR"):
             bench.dma.read(requester, 0, 4)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 1 << 32), st.booleans())
+def test_random_services(seed: int, strict: bool) -> None:
+    """A device with ATS, PRI and PASIDs by random tables, answers, invalidations and registers of its own."""
+    chance = random.Random(seed)
+    bench = Bench("edu,slot=03.0,dma-mask=64,ats=on", strict=strict, control=ON | CONTROL.GTEn | CONTROL.PprEn | CONTROL.PprLogEn)
+    bench.command("00:03.0")
+    edu = bench.function("edu")
+    for at, value in ((0x106, 0x8000), (0x114, 8), (0x10C, 1), (0x11E, 7)):
+        bench.root.write_config(DEVICE, at, 2, value)
+    for page in range(8):
+        entries = [
+            TABLES + 0x1000 * chance.randrange(8) | chance.choice((0, 1, 1, 7)) | chance.randrange(8) << 9 | chance.choice((3, 1)) << 61
+            for _ in range(512)
+        ]  # fmt: skip
+        bench.ram.write(TABLES + 0x1000 * page, b"".join(entry.to_bytes(8, "little") for entry in entries))
+    for step in range(60):
+        match chance.choice((0, 2, 3, 4, 5, 5, 5, 5)) if step and chance.random() < 0.97 else chance.randrange(2):
+            case 0:
+                entry = 3 | chance.randrange(7) << 9 | TABLES | chance.randrange(16) << 52 | 3 << 61 | 1 << 96 | (TABLES >> 15) << 80
+                entry ^= 1 << chance.randrange(128) if chance.random() < 0.5 else 0
+                bench.ram.write(DEVICE_TABLE + DEVICE * 32, entry.to_bytes(32, "little"))
+            case 1:
+                bench.root.write_config(DEVICE, 0x100 + chance.randrange(0x20), 2, chance.getrandbits(16))
+            case 2:
+                code = chance.choice((CommandCode.INVALIDATE_IOTLB_PAGES, CommandCode.COMPLETE_PPR_REQUEST))
+                wild = chance.getrandbits(128) & COMMANDS[code].bits.defined & ~(0xF << 60 | 0xFFFF | 3 << 68)
+                bench.issue_raw(wild | code << 60 | DEVICE)
+            case 3:
+                bench.ram.write(TABLES + 8 * chance.randrange(4096), chance.getrandbits(64).to_bytes(8, "little"))
+            case 4:
+                edu.write_bar(0, Register.PASID, 8, chance.getrandbits(32))
+            case 5:
+                ends = [BUFFER, chance.getrandbits(chance.choice((14, 21, 30, 64)))]
+                edu.write_bar(0, Register.DMA_SOURCE, 8, ends.pop(chance.randrange(2)))
+                edu.write_bar(0, Register.DMA_DESTINATION, 8, ends.pop())
+                edu.write_bar(0, Register.DMA_COUNT, 8, chance.randrange(4097))
+                edu.write_bar(0, Register.DMA_COMMAND, 8, chance.choice((1, 3)))
+        bench.pass_time(30_000)
+        assert edu.state()
+    ats = edu.capability(Ats)
+    assert ats is not None
+    assert sum(len(held) for sizes in ats.kept.values() for held in sizes.values()) <= MOST_KEPT
