@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from vmdbg.cli import main
 from vmdbg.options import Endpoint, cpus, device, endpoint, number, size, symbol_file
 
 
@@ -53,3 +54,9 @@ def test_devices() -> None:
 def test_what_makes_no_sense_is_refused_with_a_remedy(read: Callable[[str], object], text: str) -> None:
     with pytest.raises(ArgumentTypeError, match=r".{20}[;:] |write|choose|give"):
         read(text)
+
+
+@pytest.mark.parametrize("options", [("--iommu-cache", "strict"), ("--iommu-memory", "00:05.0,0x100000-0x1fffff")])
+def test_what_is_about_an_iommu_needs_one(options: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "/dev/null", *options]) == 2
+    assert f"{options[0]} is about an IOMMU, and the machine has none; add --iommu" in capsys.readouterr().err

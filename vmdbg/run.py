@@ -163,6 +163,9 @@ def build(
 ) -> Machine:
     """The machine that the options describe; `arguments` take the place of --append.  Raises `UsageError`."""
     settle(options)
+    if options.snapshot is None and not options.iommu and (options.iommu_cache == "strict" or options.iommu_memory):
+        which = "--iommu-memory" if options.iommu_memory else "--iommu-cache"
+        raise UsageError(f"{which} is about an IOMMU, and the machine has none; add --iommu")
     try:
         serial = serial or open_serial(options.serial)
     except SerialError as error:

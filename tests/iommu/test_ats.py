@@ -254,10 +254,12 @@ def test_rights_of_answers() -> None:
     assert bench.result[0] == Result.DONE
     assert bench.sends(b"x") == Result.NOT_MAPPED
     assert bench.result[1] == IOVA
+    assert bench.sends(b"x", IOVA + 0x10) == Result.NOT_MAPPED
+    assert bench.requests == 3, "a right that is missing is asked for each time"
     assert not bench.read("00:03.0", 6, 2) & STATUS.RECEIVED_MASTER_ABORT
     bench.ram.write_u64(bench.leaf_of(root, IOVA), DATA | PTE.PR | PTE.IR | PTE.IW)
     assert bench.sends(b"x") == Result.DONE
-    assert bench.requests == 3
+    assert bench.requests == 4
     assert bench.sends(b"x", IOVA + 0x1000) == Result.NOT_MAPPED
     assert bench.events() == []
 
@@ -350,6 +352,34 @@ def test_a_page_is_asked_for_and_the_transfer_goes_on() -> None:
     assert (bench.busy, bench.result[0]) == (False, Result.DONE)
     assert bench.ram.read(DATA + 0x10, 4) == b"late"
     assert (bench.events(), bench.stale) == ([], [])
+
+
+def test_pages_of_a_transfer_are_a_group() -> None:
+    """One answer for both; with one credit alone, one after the other."""
+    bench = Served()
+    root = bench.give({IOVA: DATA, IOVA + 0x1000: DATA + 0x1000}, I=1, PPR=1)
+    leaf = bench.leaf_of(root, IOVA)
+    before = bench.ram.read(leaf, 16)
+    bench.ram.write(leaf, bytes(16))
+    bench.start(IOVA + 0xFFE, write=True, data=b"both")
+    assert bench.get("ppr_tail") == 32
+    found = [int.from_bytes(bench.ram.read(PPR_AT + at, 16), "little") for at in (0, 16)]
+    assert [(PPR_RECORD.get(one, "Address"), PPR_RECORD.get(one, "PPRTag")) for one in found] == [(IOVA, 0), (IOVA + 0x1000, 1 << 9)]
+    bench.ram.write(leaf, before)
+    bench.complete(0)
+    assert bench.result[0] == Result.DONE
+    assert bench.ram.read(DATA + 0xFFE, 4) == b"both"
+    bench.put("ppr_head", 32)
+    bench.config(ExtendedId.PRI, PRI.offset_of("allocation"), 1, 4)
+    bench.ram.write(leaf, bytes(16))
+    bench.invalidate()
+    bench.wait()
+    bench.start(IOVA + 0xFFE, write=True, data=b"both")
+    assert bench.page_request()["PPRTag"] == 1 << 9 | 1
+    bench.ram.write(leaf, before[:8])
+    bench.complete(1)
+    asked = bench.page_request()
+    assert (asked["Address"], asked["PPRTag"], bench.busy) == (IOVA + 0x1000, 1 << 9 | 2, True)
 
 
 def test_a_page_that_is_not_there_after_all_is_asked_for_again() -> None:

@@ -100,7 +100,7 @@ def test_a_device_that_waits_for_answers(tmp_path: Path) -> None:
     assert ats is not None
     assert requests is not None
     ats.kept = {(5, True): {0x1000: {0x2000: Answer(0x2000, 0x1000, 0x5000, True, False)}}}
-    requests.waiting = {3: PageRequest(0x7000, 3, True, False, Attributes(5))}
+    requests.waiting = {3: (PageRequest(0x7000, 3, True, True, False, Attributes(5)),)}
     unit.registers["control"] = CONTROL.make(InvTimeOut=1)
     unit.commands._iotlb_pages(INVALIDATE_IOTLB_PAGES.make(DeviceID=edu.requester, code=CommandCode.INVALIDATE_IOTLB_PAGES))
     save(machine, tmp_path / "there")

@@ -46,12 +46,12 @@ class PageRequests:
         self.responses: deque[Response] = deque(maxlen=MOST_REMEMBERED)
 
     def ask(self, device: RequesterId, request: PageRequest) -> None:
-        """Of a device.  Each is a group of its own, and so the last of it."""
+        """Of a device."""
         pasid, privileged, execute, _ = request.attributes
+        tag, user = LAST * request.last | request.tag, pasid is not None and not privileged
         self.request(
-            device, request.address, LAST | request.tag, pasid=pasid, read=request.read, write=request.write, execute=execute,
-            user=pasid is not None and not privileged,
-        )  # fmt: skip
+            device, request.address, tag, pasid=pasid, read=request.read, write=request.write, execute=execute, user=user
+        )
 
     def request(
         self, device: RequesterId, address: int, tag: int, *, pasid: int | None = None, read: bool = True, write: bool = False,

@@ -5,6 +5,7 @@ that asks for pages (PRI), and whose requests have PASIDs."""
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from introspect.address import Iova
@@ -18,6 +19,7 @@ from introspect.pci import (
     PRI_STATUS,
     ExtendedId,
     PageResponse,
+    RequesterId,
 )
 from vmdbg.platform.pci.capability import Capability
 from vmdbg.platform.pci.config import Rule
@@ -44,7 +46,14 @@ PAGE = 0x1000
 
 
 class NotMappedError(DmaError):
-    """The answer to a translation request has not the right that is needed: nothing is sent, and nothing is aborted."""
+    """The answer to a translation request has not the right that is needed: nothing is sent, and nothing is aborted.
+
+    `pages` are all that the transaction lacks.
+    """
+
+    def __init__(self, requester: RequesterId, write: bool, pages: tuple[int, ...]) -> None:
+        super().__init__(requester, pages[0], write, "its translation request was answered without the right that it needs")
+        self.pages = pages
 
 
 class Piece(NamedTuple):
@@ -92,22 +101,23 @@ class Ats(ExtendedCapability):
         return bool(self.get(ATS, "control") & ATS_CONTROL.ENABLE)
 
     def pieces(self, address: int, length: int, write: bool, attributes: Attributes) -> list[Piece]:
-        """How a transaction is sent, all of which is translated before any is.  Raises `NotMappedError`, with the address of the
-        first page that is not mapped so, and `DmaError` where the translation request is aborted."""
+        """How a transaction is sent, all of which is translated before any is.  Raises `NotMappedError`, and `DmaError` where the
+        translation request is aborted."""
         found: list[Piece] = []
+        lacking: list[int] = []
         at, end = address, address + length
         while at < end:
             answer = self._find(at, write, attributes)
-            if not (answer.write if write else answer.read):
-                raise NotMappedError(
-                    self.function.requester, at, write, "its translation request was answered without the right that it needs"
-                )
             count = min(end, answer.first + answer.size) - at
-            if answer.untranslated:
+            if not (answer.write if write else answer.read):
+                lacking.append(at & -PAGE)
+            elif answer.untranslated:
                 found.append(Piece(at, count, attributes, None))
             else:
                 found.append(Piece(answer.spa + at - answer.first, count, Attributes(translated=True), at))
             at += count
+        if lacking:
+            raise NotMappedError(self.function.requester, write, tuple(lacking))
         return found
 
     def _find(self, address: int, write: bool, attributes: Attributes) -> Answer:
@@ -151,7 +161,7 @@ class Ats(ExtendedCapability):
 
 
 class PageRequests(ExtendedCapability):
-    """PRI.  Each request is a group of its own."""
+    """PRI.  What is asked for at once is a group, which has one answer."""
 
     id, size = ExtendedId.PRI, PRI.size
 
@@ -169,7 +179,7 @@ class PageRequests(ExtendedCapability):
         self.reset()
 
     def reset(self) -> None:
-        self.waiting: dict[int, PageRequest] = {}
+        self.waiting: dict[int, tuple[PageRequest, ...]] = {}
         """By group, those that are not answered."""
         self._next = 0
         self._enabled = False
@@ -195,16 +205,20 @@ class PageRequests(ExtendedCapability):
         status = self.get(PRI, "status") & ~PRI_STATUS.STOPPED
         self.put(PRI, "status", status | (0 if self.enabled or self.waiting else PRI_STATUS.STOPPED))
 
-    def ask(self, address: int, read: bool, write: bool, attributes: Attributes = PLAIN) -> int | None:
-        """The group of the request; None if there can be none now."""
+    def ask(self, pages: Sequence[int], read: bool, write: bool, attributes: Attributes = PLAIN) -> int | None:
+        """For as many of these pages as software allows to wait at once.  The group; None if there can be none now."""
         translator = self.function.attached.root.dma.translator
+        room = min(self.get(PRI, "allocation"), MOST_REQUESTS) - sum(map(len, self.waiting.values()))
         may = self.enabled and not self.get(PRI, "status") & PRI_STATUS.FAILURE
-        if translator is None or not may or len(self.waiting) >= min(self.get(PRI, "allocation"), MOST_REQUESTS):
+        if translator is None or not may or room <= 0:
             return None
-        tag = self._next
+        tag, pages = self._next, pages[:room]
         self._next = (tag + 1) % GROUPS
-        request = self.waiting[tag] = PageRequest(address & -PAGE, tag, read, write, attributes)
-        translator.ask(self.function.requester, request)
+        group = self.waiting[tag] = tuple(
+            PageRequest(page & -PAGE, tag, number == len(pages), read, write, attributes) for number, page in enumerate(pages, 1)
+        )
+        for request in group:
+            translator.ask(self.function.requester, request)
         return tag
 
     def answered(self, tag: int, response: int) -> None:

@@ -64,10 +64,11 @@ class Answer(NamedTuple):
 
 
 class PageRequest(NamedTuple):
-    """What a device lacks: a page, in a group of its own (`tag`, 9 bits)."""
+    """What a device lacks: a page. `tag` is the group, of 9 bits, and this may be the `last` of it."""
 
     address: int
     tag: int
+    last: bool
     read: bool
     write: bool
     attributes: Attributes = PLAIN

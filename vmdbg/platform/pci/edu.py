@@ -109,7 +109,7 @@ class Edu(Function):
         )
         self.result = 0
         self._asked: tuple[int, int] | None = None
-        """The group of a page request, and the page."""
+        """The group of page requests, and the first page."""
 
     def state(self) -> State:
         registers = {one.name.lower(): value for one, value in self.wide.items() if one != Register.PASID or self.ats}
@@ -233,8 +233,8 @@ class Edu(Function):
 
     def _ask(self, error: NotMappedError) -> bool:
         """Whether a page request is on its way."""
-        page, requests = error.address & -0x1000, self.capability(PageRequests)
-        tag = requests.ask(page, not error.write, error.write, self._attributes()) if requests is not None else None
+        page, requests = error.address, self.capability(PageRequests)
+        tag = requests.ask(error.pages, not error.write, error.write, self._attributes()) if requests is not None else None
         if tag is None:
             self.result = page | Result.NOT_MAPPED
             return False
