@@ -8,10 +8,10 @@ from enum import IntEnum
 from introspect.layout import Bits, Buffer, Field, Structure, bit, bits
 
 __all__ = [
-    "ATS_CAPABILITY", "ATS_CONTROL", "BRIDGE_CONTROL", "CAPABILITIES", "COMMAND", "EXTENDED_CAPABILITIES", "HEADER0", "HEADER1",
-    "MSIX_CONTROL", "MSI_CONTROL", "PASID_CAPABILITY", "PASID_CONTROL", "PM_CONTROL", "PRI_CONTROL", "PRI_STATUS",
-    "SECONDARY_STATUS", "STATUS", "Bar", "CapabilityId", "ExtendedId", "PageResponse", "RequesterId", "bars", "capabilities",
-    "class_name", "describe_capability", "describe_extended", "extended_capabilities", "header_of", "windows",
+    "ACS_CAPABILITY", "ATS_CAPABILITY", "ATS_CONTROL", "BRIDGE_CONTROL", "CAPABILITIES", "COMMAND", "EXTENDED_CAPABILITIES",
+    "HEADER0", "HEADER1", "MSIX_CONTROL", "MSI_CONTROL", "PASID_CAPABILITY", "PASID_CONTROL", "PM_CONTROL", "PRI_CONTROL",
+    "PRI_STATUS", "SECONDARY_STATUS", "STATUS", "Bar", "CapabilityId", "ExtendedId", "PageResponse", "RequesterId", "bars",
+    "capabilities", "class_name", "describe_capability", "describe_extended", "extended_capabilities", "header_of", "windows",
 ]  # fmt: skip
 
 _BDF = re.compile(r"(?:([0-9a-fA-F]{1,2}):)?([0-9a-fA-F]{1,2})\.([0-7])")
@@ -143,6 +143,16 @@ class PASID_CONTROL(Bits):
     PRIVILEGED = bit(2)
 
 
+class ACS_CAPABILITY(Bits):
+    SOURCE_VALIDATION = bit(0)
+    TRANSLATION_BLOCKING = bit(1)
+    REQUEST_REDIRECT = bit(2)
+    COMPLETION_REDIRECT = bit(3)
+    UPSTREAM_FORWARDING = bit(4)
+    EGRESS_CONTROL = bit(5)
+    DIRECT_TRANSLATED = bit(6)
+
+
 class PageResponse(IntEnum):
     """To a page request (PCI Express Base, 10.4.2): all others are failures, too."""
 
@@ -227,7 +237,7 @@ CAPABILITIES = {
 class ExtendedId:
     """Those that have a meaning here; `EXTENDED_CAPABILITIES` has the names of more."""
 
-    ATS, PRI, PASID = 0x0F, 0x13, 0x1B
+    ACS, ATS, PRI, PASID = 0x0D, 0x0F, 0x13, 0x1B
 
 
 EXTENDED_CAPABILITIES = {
@@ -354,6 +364,8 @@ def describe_extended(config: Buffer, at: int) -> str:
     """One extended capability in words."""
     words = [int.from_bytes(config[at + n : at + n + 2], "little") for n in range(0, 16, 2)]
     match words[0]:
+        case ExtendedId.ACS:
+            return ACS_CAPABILITY.describe(words[3]) or "off"
         case ExtendedId.ATS:
             unit = f", unit {4 << (words[3] & ATS_CONTROL.STU)} KiB" if words[3] & ATS_CONTROL.STU else ""
             depth = ATS_CAPABILITY.get(words[2], "QUEUE_DEPTH") or 32

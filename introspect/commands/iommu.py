@@ -156,6 +156,7 @@ def _translation_words(dte: int) -> tuple[str, str, str]:
     if not dte & DTE.V:
         return "", "not translated", ""
     domain, rights = f"{DTE.get(dte, 'DomainID'):#x}", f"{'r' if dte & DTE.IR else '-'}{'w' if dte & DTE.IW else '-'}"
+    rights += " ATS" * bool(dte & DTE.I) + " PRI" * bool(dte & DTE.PPR)
     if not dte & DTE.TV:
         return domain, "blocked (TV is 0)", ""
     mode = DTE.get(dte, "Mode")
@@ -361,8 +362,9 @@ COMMANDS = (
         "iommu devices", _devices, "List the device table: domain, tables, interrupts and owner of each device.",
         (*CHOICE, _LIMIT),
         "Every entry with V or IV, neighbours that are the same as one line. Interrupts: `any` (IV is 0), `none`, `any fixed`,\n"
-        "or how many entries its table has and where, with the types that pass besides. The owner is the guest whose RAM the\n"
-        "tables map most of. Lines with ! have entries that the IOMMU refuses.",
+        "or how many entries its table has and where, with the types that pass besides. Rights: ATS (I) and PRI (PPR) are what\n"
+        "the device may ask for. The owner is the guest whose RAM the tables map most of. Lines with ! have entries that the\n"
+        "IOMMU refuses.",
         ("iommu devices", "iommu devices --limit 8"),
     ),
     Command(

@@ -11,8 +11,17 @@ from introspect.commands.iommu_choice import BASE, CHOICE, NO_IOMMU, choose
 from introspect.commands.parameters import Flag, Number, Parameter, Physical
 from introspect.commands.registry import Arguments, Command
 from introspect.commands.render import members
-from introspect.iommu.records import PAGE_REQUEST, Event, EventCode, RecordType, command_of, event_of, invalidated_range
-from introspect.iommu.state import Iommu, Ring
+from introspect.iommu.records import (
+    GUEST_INTERRUPT,
+    PAGE_REQUEST,
+    Event,
+    EventCode,
+    RecordType,
+    command_of,
+    event_of,
+    invalidated_range,
+)
+from introspect.iommu.state import RINGS, Iommu, Ring
 from introspect.iommu.structures import DTE
 from introspect.iommu.verdicts import DmaAccess, IoFault, IoTranslation
 from introspect.iommu.walk import IoWalk, read_dte, walk
@@ -58,7 +67,7 @@ def _words(value: int, kind: RecordType) -> str:
     """The fields, the device as bus:device.function."""
     device = kind.bits.fields.get("DeviceID", 0)
     words = kind.bits.describe(value & ~_CODE & ~device)
-    return f"{RequesterId(value & device)} {words}".strip() if device else words
+    return f"{RequesterId(kind.bits.get(value, 'DeviceID'))} {words}".strip() if device else words
 
 
 def _places(ring: Ring, count: int) -> Iterator[tuple[int, str]]:
@@ -99,7 +108,8 @@ def _rings(context: Context, arguments: Arguments, name: str) -> Iterator[tuple[
     if spa is None:
         raise CommandError(str(where), "it is not mapped", "name a system-physical address")
     length = 1 << (arguments[_COUNT] - 1).bit_length()
-    yield chosen[0] if chosen else Iommu({}), Ring(name, spa & ~0xF, length, 16, 0, arguments[_COUNT] % length * 16)
+    size = RINGS[name].entry_size
+    yield chosen[0] if chosen else Iommu({}), Ring(name, spa & -size, length, size, 0, arguments[_COUNT] % length * size)
 
 
 # Events
@@ -262,6 +272,33 @@ def _asked(context: Context, iommu: Iommu, record: Record) -> Explained:
     return Explained(record, found, (f"still not: {blame}{found.verdict.cause.value}",), True)
 
 
+# Guest virtual APIC log
+
+
+@dataclass(frozen=True, slots=True)
+class GuestInterrupts:
+    records: tuple[Record, ...]
+    known: bool
+
+    def text(self) -> str:
+        if not self.known:
+            return NO_IOMMU
+        return "\n".join(one.line for one in self.records) or "no interrupt of a guest is in the log"
+
+    def json(self) -> object:
+        return {"interrupts": [one.json() for one in self.records]}
+
+
+def _guest_interrupts(context: Context, arguments: Arguments) -> GuestInterrupts:
+    found, known = [], False
+    for iommu, ring in _rings(context, arguments, "ga"):
+        known = True
+        for offset, state, value in _read(context, iommu, ring, arguments[_COUNT]):
+            kind = GUEST_INTERRUPT if value >> 60 & 15 == GUEST_INTERRUPT.code else None
+            found.append(_record(iommu.index, offset, state, value, kind))
+    return GuestInterrupts(tuple(found), known)
+
+
 # Commands
 
 
@@ -315,6 +352,13 @@ COMMANDS = (
         "`new` and `old` as for `iommu events`. PPRTag is the group, which COMPLETE_PPR_REQUEST answers, and in bit 9 whether\n"
         "this is the last of it. `devices edu-00:03.0` says which of them a device still waits for.",
         ("iommu requests", "iommu requests --explain"),
+    ),
+    Command(
+        "iommu ga-log", _guest_interrupts, "List the guest virtual APIC log, decoded: interrupts of guests that did not run.",
+        (_COUNT, _RING, *CHOICE),
+        "`new` and `old` as for `iommu events`. GATag is what the hypervisor has in the entry of the interrupt table, and finds\n"
+        "its vCPU by.",
+        ("iommu ga-log", "iommu ga-log 4"),
     ),
     Command(
         "iommu commands", _commands, "List the command buffer, decoded: what is waiting, and what was done last.",

@@ -10,8 +10,8 @@ from typing import NamedTuple
 from introspect.layout import Bits, bit, bits
 
 __all__ = [
-    "COMMANDS", "EVENTS", "GA_RECORD", "INVALIDATE_EVERYTHING", "INVALID_PPR_REQUEST", "PAGE_REQUEST", "PPR_RECORD",
-    "CommandCode", "Event", "EventCode", "RecordType", "command_of", "event_of", "invalidated_range",
+    "COMMANDS", "EVENTS", "GA_RECORD", "GUEST_INTERRUPT", "INVALIDATE_EVERYTHING", "INVALID_PPR_REQUEST", "PAGE_REQUEST",
+    "PPR_RECORD", "CommandCode", "Event", "EventCode", "RecordType", "command_of", "event_of", "invalidated_range",
 ]  # fmt: skip
 
 _CODE = bits(63, 60)
@@ -490,3 +490,5 @@ class GA_RECORD(Bits):
 
 PAGE_REQUEST = RecordType(1, PPR_RECORD, "PAGE_SERVICE_REQUEST")
 """The only kind in its log (2.6.3)."""
+GUEST_INTERRUPT = RecordType(1, GA_RECORD, "GA_GUEST_NR")
+"""Likewise (2.7.3)."""

@@ -15,7 +15,8 @@ __all__ = ["Cause", "DmaAccess", "IoFault", "IoStep", "IoTranslation", "Route", 
 
 class DmaAccess(NamedTuple):
     """What a device asks for. `privileged` and `execute` go with a PASID; `translation`: an ATS request, whose page faults are
-    told to the device and not logged; `pretranslated`: the address is what such a request was answered with, says the device."""
+    told to the device and not logged; `pretranslated`: the address is what such a request was answered with, says the device;
+    `empty`: a read of no bytes, for which either right is enough (2.1.4.1)."""
 
     write: bool = False
     pasid: int | None = None
@@ -23,6 +24,7 @@ class DmaAccess(NamedTuple):
     privileged: bool = False
     translation: bool = False
     pretranslated: bool = False
+    empty: bool = False
 
 
 class Route(Enum):

@@ -264,7 +264,7 @@ class _Walker:
             self.pasid = 0
         if self.pasid is not None:
             return self._two_dimensions(iova, dte, self.pasid)
-        leaf = self.host(dte, iova, _IW if access.write else _IR)
+        leaf = self.host(dte, iova, self._wanted)
         if isinstance(leaf, _Refusal):
             return leaf
         return self._reached(dte, leaf, bool(leaf.rights & _IW), bool(leaf.rights & _IR), None, 0)
@@ -312,14 +312,19 @@ class _Walker:
 
     # Host tables
 
+    @property
+    def _wanted(self) -> int:
+        return 0 if self.access.empty else _IW if self.access.write else _IR
+
     def host(self, dte: int, address: int, wanted: int) -> _Leaf | _Refusal:
-        """One address through the host's tables. Of an entry, presence is looked at first, then rights, then its form."""
+        """One address through the host's tables; `wanted` 0: either right. Of an entry, presence is looked at first, then rights,
+        then its form."""
         mode = dte >> 9 & 7
         if mode > self.iommu.host_levels:
             self._blame_entry()
             return _Refusal(Cause.MODE, ("PR",))
         rights = dte & _RIGHTS
-        if wanted & ~rights:
+        if wanted & ~rights or not rights:
             self._blame_entry()
             return _Refusal(Cause.PERMISSION, ("PR", "PE"))
         if not mode:
@@ -345,7 +350,7 @@ class _Walker:
                 ))  # fmt: skip
             if not entry & PTE.PR:
                 return _Refusal(Cause.NOT_PRESENT)
-            if wanted & ~rights:
+            if wanted & ~rights or not rights:
                 return _Refusal(Cause.PERMISSION, ("PR", "PE"))
             if entry & (self.iommu.leaf_reserved if leaf else PTE_TABLE_RESERVED):
                 return _Refusal(Cause.RESERVED, ("PR", "RZ"))
@@ -459,7 +464,7 @@ class _Walker:
         raise AssertionError("the last level of every format is a leaf")
 
     def _final(self, dte: int, gpa: int, size: int, rights: int) -> IoTranslation | _Refusal:
-        host = self.host(dte, gpa, _IW if self.access.write else _IR)
+        host = self.host(dte, gpa, self._wanted)
         if isinstance(host, _Refusal):
             return host
         writable = bool(rights & ENTRY.W and host.rights & _IW)

@@ -522,6 +522,28 @@ def test_supervisors_and_execution_are_apart() -> None:
     assert bench.result[0] == Result.DONE, "execution is not asked for by who may not"
 
 
+def test_a_root_port_may_block_translated_addresses() -> None:
+    """ACS translation blocking; else the port's access control has nothing to do."""
+    bench = Bench("bridge,slot=04.0,id=port", "edu,bus=port,dma-mask=64,ats=on")
+    port, edu = bench.function("bridge"), bench.function("edu")
+    for one in (port, edu):
+        bench.command(str(one.address))
+    bench.root.write_config(edu.requester, 0x106, 2, ATS_CONTROL.ENABLE)
+    bench.give({IOVA: DATA}, device=edu.requester, I=1)
+    assert port.extended
+    assert bench.root.read_config(port.requester, 0x100, 4) == 0x1000D
+    edu.dma_write(IOVA, b"through")
+    assert bench.ram.read(DATA, 7) == b"through"
+    bench.root.write_config(port.requester, 0x106, 2, 0xFFFF)
+    assert bench.root.read_config(port.requester, 0x106, 2) == bench.root.read_config(port.requester, 0x104, 2) == 0x1F
+    with pytest.raises(DmaError, match=r"the bridge 00:04.0 blocks translation requests"):
+        edu.dma_write(IOVA, b"refused")
+    assert bench.events() == []
+    bench.root.write_config(edu.requester, 0x106, 2, 0)
+    edu.dma_write(IOVA, b"not translated")
+    assert bench.ram.read(DATA, 14) == b"not translated"
+
+
 def test_bus_mastering_is_needed() -> None:
     bench = Served()
     bench.give({IOVA: DATA}, I=1)

@@ -47,6 +47,23 @@ def test_identity_with_mode_0() -> None:
     assert event.flags == {"PR", "RW", "PE"}
 
 
+@pytest.mark.parametrize("strict", [False, True])
+def test_reads_of_no_bytes_need_either_right(strict: bool) -> None:
+    bench = Bench(strict=strict)
+    for rights, refused in ((PTE.IR, False), (PTE.IW, False), (0, True)):
+        bench.give({0x1000: DATA}, rights=rights)
+        bench.unit.caches.forget_all()
+        if refused:
+            with pytest.raises(DmaError, match="IR or IW is missing"):
+                bench.dma.read(DEVICE, 0x1000, 0)
+            assert bench.event().flags == {"PR", "PE"}
+        else:
+            assert bench.dma.read(DEVICE, 0x1000, 0) == b""
+            assert bench.events() == []
+    with pytest.raises(DmaError, match="PR is 0"):
+        bench.dma.read(DEVICE, 0x2000, 0)
+
+
 def test_a_fault_bit_by_bit() -> None:
     """Not present, write, domain 7, device 00:03.0."""
     bench = Bench()

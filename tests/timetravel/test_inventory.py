@@ -38,7 +38,7 @@ MOMENTARY = frozenset((
     "vmdbg.platform.bus.Claim", "vmdbg.platform.cpuid.Dynamic", "vmdbg.platform.cpuid.Registers",
     "vmdbg.platform.fwcfg.FwCfgContents", "vmdbg.platform.lapic.Register", "vmdbg.platform.pci.capability.Capability",
     "vmdbg.platform.pci.capability.MessageInterrupts", "vmdbg.platform.pci.catalogue.Kind", "vmdbg.platform.pci.config.Rule",
-    "vmdbg.platform.pci.ats.ExtendedCapability", "vmdbg.platform.pci.ats.Piece",
+    "vmdbg.platform.pci.capability.ExtendedCapability", "vmdbg.platform.pci.ats.Piece",
     "vmdbg.platform.pci.dma.Message", "vmdbg.platform.pci.dma.Record", "vmdbg.platform.pci.dma.Span",
     "vmdbg.platform.pci.firmware.Firmware", "vmdbg.platform.pci.firmware.Space", "vmdbg.platform.pci.function.Bar",
     "vmdbg.platform.pci.function.Function", "vmdbg.platform.pci.function.Region", "vmdbg.platform.pci.root.Window",

@@ -164,8 +164,11 @@ class Translation:
 
     @staticmethod
     def _may_be_kept(dte: int, access: DmaAccess) -> bool:
-        """What a page grants to supervisors, or to be executed, is looked up each time; so is what no table translates."""
-        if access.execute or access.privileged or access.pretranslated or (access.translation and not dte & DTE.I):
+        """What a page grants to supervisors, to be executed, or to reads of no bytes is looked up each time; so is what no table
+        translates."""
+        if access.execute or access.privileged or access.pretranslated or access.empty:
+            return False
+        if access.translation and not dte & DTE.I:
             return False
         return bool(dte & DTE.V and dte & DTE.TV)
 

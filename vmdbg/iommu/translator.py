@@ -57,7 +57,8 @@ class Iommus:
         unit = self.unit_for(requester)
         if unit is None:
             return [Span(Spa(address), length)]
-        return unit.translation.translate(requester, address, length, attributes.access(write), quiet)
+        access = attributes.access(write)._replace(empty=not length and not write)
+        return unit.translation.translate(requester, address, length, access, quiet)
 
     def answer(
         self, requester: RequesterId, address: Iova, write: bool, *, quiet: bool = False, attributes: Attributes = PLAIN

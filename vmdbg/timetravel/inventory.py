@@ -123,7 +123,7 @@ PARTS = frozenset((
     bus.Bus, bus.Route, chipset.Chipset, clock.Clock, debugexit.DebugExit, debugexit.PowerManagement, debugexit.ResetControl,
     dev.DevCapability, dev.Exclusion, dev.MiscControl, dev.Northbridge, dev.SlProtection, fwcfg.FwCfg, hpet.Comparator, hpet.Hpet,
     ioapic.IoApic, ioapic.IrqLines, ioapic.PciLines, lapic.Lapic, pci_bus.Bridge, pci_bus.PciBridge, pci_bus.PciBus,
-    capability.Express, capability.Msi, capability.MsiX, capability.Power, pci_config.ConfigSpace, edu.Edu,
+    capability.Acs, capability.Express, capability.Msi, capability.MsiX, capability.Power, pci_config.ConfigSpace, edu.Edu,
     root.ConfigPorts, root.HostBridge, pic.Chip, pic.Pic, pit.Channel, pit.Pit, rtc.Rtc, system_ports.KeyboardController,
     system_ports.PortA, system_ports.PortB, system_ports.SmiPort, tpm_commands.Tpm, pcr.Pcrs, tis.Tis, queue.Queue,
     rng.Rng, transport.PartCapability, transport.WindowCapability,

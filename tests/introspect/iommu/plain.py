@@ -47,6 +47,7 @@ class Plain:
         self.features2 = registers.get("extended_features2", 0)
         self.registers = registers
         self.marks: dict[int, int] = {}
+        self.last = ""
 
     def number(self, address: int, size: int) -> int:
         if address + size > len(self.contents):
@@ -96,7 +97,7 @@ class Plain:
         self, device: int, address: int, write: bool, pasid: int | None, execute: bool, privileged: bool, kind: str = ""
     ) -> tuple[Any, ...]:
         """("to", spa, page size, may read, may write, domain) or ("event", record, suppressed). `kind` of the address: "request"
-        for its translation, or "translated"."""
+        for its translation, or "translated"; or "empty", a read of no bytes."""
         if not bit(self.control, 0):
             return "to", address, 0, True, True, 0
         if kind == "translated":
@@ -105,7 +106,7 @@ class Plain:
         try:
             dte = self.device_entry(device)
             if not bit(dte, 0):
-                if kind:
+                if kind in ("request", "translated"):
                     raise Stop(8, {57: kind == "translated"})
                 return "to", address, 0, True, True, 0
             self.check_dma_half(dte)
@@ -124,9 +125,10 @@ class Plain:
                 raise Stop(2, {})
             if pasid is None and tables and bit(dte, 54):
                 pasid = 0
+            self.last = "" if kind == "empty" else "w" if write else "r"
             if pasid is not None:
                 return self.guest(dte, address, write, pasid, execute, privileged)
-            return "to", *self.host(dte, address, "w" if write else "r"), field(dte, 79, 64)
+            return "to", *self.host(dte, address, self.last), field(dte, 79, 64)
         except Stop as stop:
             if kind == "request" and isinstance(stop, Beyond):
                 stop = Stop(8, {})  # table 51
@@ -165,12 +167,12 @@ class Plain:
         self.marks[at] = self.marks.get(at, 0) | value
 
     def host(self, dte: int, address: int, wants: str) -> tuple[int, int, bool, bool]:
-        """(spa, page size, may read, may write); `wants` is some of "rw"."""
+        """(spa, page size, may read, may write); `wants` is some of "rw", or nothing for either (2.1.4.1)."""
         levels = field(dte, 11, 9)
         if levels > (4, 5, 6, 0)[field(self.features, 11, 10)]:
             raise Stop(2, {52: 1})
         may = {"r": bit(dte, 61), "w": bit(dte, 62)}
-        if not all(may[right] for right in wants):
+        if not all(may[right] for right in wants) or not any(may.values()):
             raise Stop(2, {52: 1, 54: 1})
         if levels == 0:
             return address, 0, bool(may["r"]), bool(may["w"])
@@ -188,7 +190,7 @@ class Plain:
             if not bit(entry, 0):
                 raise Stop(2, {})
             may = {"r": may["r"] & bit(entry, 61), "w": may["w"] & bit(entry, 62)}
-            if not all(may[right] for right in wants):
+            if not all(may[right] for right in wants) or not any(may.values()):
                 raise Stop(2, {52: 1, 54: 1})
             following = field(entry, 11, 9)
             if following in (0, 7):
@@ -276,7 +278,7 @@ class Plain:
             base = field(entry, 51, 12) * 4096
             if last:
                 size = 1 << 3 + 9 * level
-                spa, host_size, reads, writes = self.host(dte, base - base % size + address % size, "w" if write else "r")
+                spa, host_size, reads, writes = self.host(dte, base - base % size + address % size, self.last)
                 return "to", spa, min(size, host_size or size), reads, writes and writable, field(dte, 79, 64)
         raise AssertionError
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from introspect.commands import CommandError, default_registry, run_line
 from introspect.commands.iommu_reach import Reached, _going_on
-from introspect.iommu.records import PPR_RECORD, Event, EventCode
+from introspect.iommu.records import GA_RECORD, PPR_RECORD, Event, EventCode
 from introspect.iommu.registers import CONTROL, STATUS
 from introspect.iommu.space import IoRange
 from introspect.iommu.state import EVERY_FEATURE, Iommu
@@ -241,6 +241,19 @@ def test_page_requests(board: Board) -> None:
     board.map(board.nic_root, 3, 0x40000, board.part(2))
     assert "by now the page is there" in say(board, "iommu requests --explain")
     assert json.loads(json.dumps(run_line(board, "iommu requests").json()))["requests"][0]["name"] == "PAGE_SERVICE_REQUEST"
+
+
+def test_interrupts_of_guests_that_do_not_run(board: Board) -> None:
+    assert say(board, "iommu ga-log") == "no interrupt of a guest is in the log"
+    board.registers_of |= {"ga_base": COMMANDS | 8 << 56, "ga_head": 8, "ga_tail": 0x10}
+    first = GA_RECORD.make(code=1, GATag=0x123, DeviceID=NIC)
+    board.memory.write(COMMANDS, first.to_bytes(8, "little") + (first ^ 1 << 62).to_bytes(8, "little"))
+    board.turn_on()
+    assert say(board, "iommu ga-log").splitlines() == [
+        "   0x0 old  GA_GUEST_NR 00:03.0 GATag=0x123", f"   0x8 new  unknown code 0x5 {first ^ 1 << 62:#034x}"
+    ]
+    board.iommus = ()
+    assert "GATag=0x123" in say(board, f"iommu ga-log 1 --base {TABLE:#x} --ring {COMMANDS:#x}")
 
 
 def test_a_guests_pages_in_any_order_are_one_range(board: Board) -> None:
@@ -478,7 +491,7 @@ def test_addresses_that_a_guests_device_translates(board: Board) -> None:
 
 LINES = (
     "iommu", "iommu devices", "iommu walk 00:03.0 0x1000", "iommu walk 00:00.3 0x40000000 --pasid 1", "iommu map 00:00.1 --limit 4",
-    "iommu events --explain", "iommu requests --explain", "iommu commands", "iommu irt 00:00.2", "irq try 00:00.4 0xfee00000 3", "who-maps 0x1000",
+    "iommu events --explain", "iommu requests --explain", "iommu ga-log", "iommu commands", "iommu irt 00:00.2", "irq try 00:00.4 0xfee00000 3", "who-maps 0x1000",
     "audit isolation",
 )  # fmt: skip
 

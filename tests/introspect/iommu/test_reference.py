@@ -24,11 +24,14 @@ INTERRUPTS = {
 
 
 def _of_each_kind(requests: Iterable[Request]) -> Iterator[tuple[Request, str]]:
-    """All as accesses with an untranslated address; every other one also for its translation, or as if it were translated."""
+    """All as accesses with an untranslated address; every other one also for its translation, as if it were translated, or of
+    no bytes."""
     for number, request in enumerate(requests):
         yield request, ""
         if number % 2:
-            yield request, ("request", "translated")[number // 2 % 2]
+            device, address, _, pasid, execute, privileged = request
+            kind = ("request", "translated", "empty")[number // 2 % 3]
+            yield (device, address, False, pasid, execute, privileged) if kind == "empty" else request, kind
 
 
 def compare(seeds: range) -> Counter[str]:
@@ -41,7 +44,7 @@ def compare(seeds: range) -> Counter[str]:
             before = memory.read(0, SIZE)
             plain = Plain(before, machine.registers)
             expected = plain.dma(device, address, write, pasid, execute, privileged, kind)
-            access = DmaAccess(write, pasid, execute, privileged, kind == "request", kind == "translated")
+            access = DmaAccess(write, pasid, execute, privileged, kind == "request", kind == "translated", kind == "empty")
             seen = walk(memory, iommu, device, address, access)
             verdict = seen.verdict
             found: tuple[object, ...]

@@ -11,6 +11,7 @@ from vmdbg.platform.virtio.transport import (
     COMMON,
     COMMON_CFG,
     DEVICE,
+    EVENT_INDEX,
     ISR,
     MULTIPLIER,
     NOTIFY,
@@ -86,7 +87,7 @@ class Driver:
         self.write("device_status", 0)
         for step in (STATUS.ACKNOWLEDGE, STATUS.ACKNOWLEDGE | STATUS.DRIVER):
             self.write("device_status", step)
-        self.accept(self.features if features is None else features)
+        self.accept(self.features & ~EVENT_INDEX if features is None else features)
         self.write("device_status", READY)
         assert self.status == READY
         if messages:

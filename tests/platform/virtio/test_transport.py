@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from random import Random
+from struct import pack, unpack
 
 import pytest
 from hypothesis import given, settings
@@ -12,8 +13,8 @@ from hypothesis import strategies as st
 from introspect.pci import COMMAND, CapabilityId, capabilities
 from tests.platform.virtio.driver import BUFFERS, INDIRECT, NEXT, READY, VERSION_1, WHERE, WRITE, Driver, parts
 from vmdbg.platform.apicbus import DeliveryMode
-from vmdbg.platform.virtio.queue import MOST_BYTES
-from vmdbg.platform.virtio.transport import ACCESS_PLATFORM, COMMON_CFG, INDIRECT_DESCRIPTORS, NOTIFY, STATUS
+from vmdbg.platform.virtio.queue import MOST_BYTES, NO_INTERRUPT
+from vmdbg.platform.virtio.transport import ACCESS_PLATFORM, COMMON_CFG, EVENT_INDEX, INDIRECT_DESCRIPTORS, NOTIFY, STATUS
 
 RNG = "virtio-rng,slot=03.0,seed=7"
 
@@ -36,7 +37,7 @@ def test_identity_and_structures(driver: Driver) -> None:
 
 
 def test_negotiation(driver: Driver) -> None:
-    assert driver.features == INDIRECT_DESCRIPTORS | VERSION_1 | ACCESS_PLATFORM
+    assert driver.features == INDIRECT_DESCRIPTORS | EVENT_INDEX | VERSION_1 | ACCESS_PLATFORM
     for wrong in (INDIRECT_DESCRIPTORS, VERSION_1 | 1 << 5, 0):
         driver.write("device_status", 0)
         driver.write("device_status", STATUS.ACKNOWLEDGE | STATUS.DRIVER)
@@ -116,6 +117,36 @@ def test_msix() -> None:
     driver.offer(0, 0)
     driver.kick(0)
     assert driver.board.apic.taken[1:] == [(0x50, DeliveryMode.FIXED, False)], "the configuration has changed: it is broken"
+
+
+def test_event_indices() -> None:
+    """Each side says of which entry it wants to hear: the driver by used_event, the device by avail_event, once it has none left."""
+    driver = Driver(RNG)
+    driver.start(features=VERSION_1 | ACCESS_PLATFORM | EVENT_INDEX, messages=True)
+    ram, ring = driver.board.ram, driver.ring(0)
+    used_event, avail_event = ring + 0x4000 + 4 + 2 * driver.size, ring + 0x8000 + 4 + 8 * driver.size
+    ram.write(ring + 0x4000, pack("<H", NO_INTERRUPT))
+
+    def interrupts(wanted: int, requests: int) -> int:
+        ram.write(used_event, pack("<H", wanted))
+        for first in range(requests):
+            driver.chain(0, [], [8], first)
+        before = len(driver.board.apic.taken)
+        driver.kick(0)
+        assert len(driver.used(0)) == requests
+        return len(driver.board.apic.taken) - before
+
+    assert interrupts(0, 1) == 1, "whatever the flag says"
+    assert unpack("<H", ram.read(avail_event, 2)) == (1,)
+    assert interrupts(0, 2) == 0, "that one has been"
+    assert interrupts(4, 1) == 0, "not yet"
+    assert interrupts(4, 3) == 1
+    assert unpack("<H", ram.read(avail_event, 2)) == (7,)
+    driver.start(features=VERSION_1 | ACCESS_PLATFORM, messages=True)
+    driver.next, driver.seen = [0], [0]
+    for at in (ring + 0x4002, ring + 0x8002):
+        ram.write(at, bytes(2))
+    assert interrupts(0, 1) == 0, "without the feature the flag counts"
 
 
 def test_indirect_descriptors() -> None:

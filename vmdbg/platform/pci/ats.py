@@ -4,9 +4,8 @@ that asks for pages (PRI), and whose requests have PASIDs."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from introspect.address import Iova
 from introspect.layout import Field, Structure
@@ -21,7 +20,7 @@ from introspect.pci import (
     PageResponse,
     RequesterId,
 )
-from vmdbg.platform.pci.capability import Capability
+from vmdbg.platform.pci.capability import ExtendedCapability
 from vmdbg.platform.pci.config import Rule
 from vmdbg.platform.pci.dma import PLAIN, Answer, Attributes, DmaError, PageRequest, Translator
 
@@ -63,17 +62,6 @@ class Piece(NamedTuple):
     length: int
     attributes: Attributes
     iova: int | None
-
-
-class ExtendedCapability(Capability, ABC):
-    """One in the chain from 100h on."""
-
-    version: ClassVar[int] = 1
-
-    @abstractmethod
-    def attach(self, function: Function, offset: int) -> None:
-        """Lay out the registers; the header is there."""
-        super().attach(function, offset)
 
 
 class Ats(ExtendedCapability):

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from introspect.pci import BRIDGE_CONTROL, COMMAND, HEADER1, windows
 from vmdbg.platform.clock import Clock
-from vmdbg.platform.pci.capability import ROOT_PORT, Capability, Express, Msi, Power
+from vmdbg.platform.pci.capability import ROOT_PORT, Acs, Capability, Express, ExtendedCapability, Msi, Power
 from vmdbg.platform.pci.config import Rule
 from vmdbg.platform.pci.dma import Dma
 from vmdbg.platform.pci.function import STATUS_ERRORS, Function, Region
@@ -99,6 +99,9 @@ class Bridge(Function):
 
     def make_capabilities(self) -> Iterable[Capability]:
         return Express(ROOT_PORT), Power(), Msi()
+
+    def make_extended(self) -> Iterable[ExtendedCapability]:
+        return (Acs(),)
 
     def attach(self, bus: PciBus, devfn: int) -> None:
         self.secondary = PciBus(bus.root, self)

@@ -1,4 +1,4 @@
-"""Capabilities of a function: message-signalled interrupts, power states, PCI Express with function-level reset."""
+"""Capabilities of a function: message interrupts, power states, PCI Express with function-level reset, access control."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
 from introspect.layout import Field, Structure
-from introspect.pci import MSI_CONTROL, MSIX_CONTROL, PM_CONTROL, CapabilityId
+from introspect.pci import ACS_CAPABILITY, MSI_CONTROL, MSIX_CONTROL, PM_CONTROL, CapabilityId, ExtendedId
 from vmdbg.platform.pci.config import Rule
 
 if TYPE_CHECKING:
@@ -31,6 +31,9 @@ EXPRESS = Structure(
      Field("root_control", 28, 2), Field("root_capabilities", 30, 2), Field("root_status", 32, 4),
      Field("device_capabilities2", 36, 4), Field("device_control2", 40, 2), Field("link_control2", 48, 2)),
 )  # fmt: skip
+ACS = Structure(
+    "ACS capability", 8, (Field("capability", 4, 2, ACS_CAPABILITY), Field("control", 6, 2, ACS_CAPABILITY))
+)
 RESET_CAPABLE, INITIATE_RESET = 1 << 28, 1 << 15
 ENDPOINT, ROOT_PORT, INTEGRATED = 0, 4, 9
 """Device/port types."""
@@ -67,6 +70,12 @@ class Capability:
 
     def reset(self) -> None:
         """The registers are as after reset; what is kept besides follows."""
+
+
+class ExtendedCapability(Capability):
+    """One in the chain from 100h on; its header is there when it is attached."""
+
+    version: ClassVar[int] = 1
 
 
 class MessageInterrupts(Capability, ABC):
@@ -264,3 +273,23 @@ class Express(Capability):
             self.put(EXPRESS, "device_control", control & ~INITIATE_RESET)
             if self.kind != ROOT_PORT:
                 self.function.function_level_reset()
+
+
+class Acs(ExtendedCapability):
+    """Access control services of a root port. Nothing is ever sent from device to device: what would keep that from happening is
+    software's, and needs to do nothing; translation blocking does."""
+
+    id, size = ExtendedId.ACS, ACS.size
+    _CONTROLS = (
+        ACS_CAPABILITY.SOURCE_VALIDATION | ACS_CAPABILITY.TRANSLATION_BLOCKING | ACS_CAPABILITY.REQUEST_REDIRECT
+        | ACS_CAPABILITY.COMPLETION_REDIRECT | ACS_CAPABILITY.UPSTREAM_FORWARDING
+    )  # fmt: skip
+
+    def attach(self, function: Function, offset: int) -> None:
+        super().attach(function, offset)
+        function.config.define(ACS, {"capability": Rule(self._CONTROLS), "control": Rule(0, self._CONTROLS)}, offset)
+
+    @property
+    def blocks_translated(self) -> bool:
+        """Whether requests for translations, and with translated addresses, are refused."""
+        return bool(self.get(ACS, "control") & ACS_CAPABILITY.TRANSLATION_BLOCKING)

@@ -14,8 +14,8 @@ from math import factorial
 from introspect.pci import PageResponse
 from vmdbg.platform.bus import State
 from vmdbg.platform.clock import TICKS_PER_SECOND, Clock
-from vmdbg.platform.pci.ats import Ats, ExtendedCapability, NotMappedError, PageRequests, Pasid
-from vmdbg.platform.pci.capability import Capability, Express, Msi, Power
+from vmdbg.platform.pci.ats import Ats, NotMappedError, PageRequests, Pasid
+from vmdbg.platform.pci.capability import Capability, Express, ExtendedCapability, Msi, Power
 from vmdbg.platform.pci.dma import PLAIN, Attributes, DmaError
 from vmdbg.platform.pci.function import Bar, Function
 

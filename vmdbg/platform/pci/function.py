@@ -11,8 +11,8 @@ from introspect.layout import Structure
 from introspect.pci import COMMAND, HEADER0, STATUS, RequesterId
 from vmdbg.platform.bus import State
 from vmdbg.platform.clock import TICKS_PER_SECOND, Clock, Timer
-from vmdbg.platform.pci.ats import Ats, ExtendedCapability, NotMappedError, PageRequests, Pasid, Piece
-from vmdbg.platform.pci.capability import Capability, Express, MessageInterrupts, MsiX, Power
+from vmdbg.platform.pci.ats import Ats, NotMappedError, PageRequests, Pasid, Piece
+from vmdbg.platform.pci.capability import Acs, Capability, Express, ExtendedCapability, MessageInterrupts, MsiX, Power
 from vmdbg.platform.pci.config import CONVENTIONAL, ConfigSpace, Rule
 from vmdbg.platform.pci.dma import MOST, PLAIN, Attributes, DmaError
 
@@ -183,6 +183,7 @@ class Function:
         if ats is None or not ats.enabled or length > MOST:
             return [Piece(address, length, attributes, None)]
         try:
+            self._may_translate(address, write)
             return ats.pieces(address, length, write, attributes)
         except NotMappedError:
             raise
@@ -453,6 +454,15 @@ class Function:
                 whose = "its command register" if function is self else f"the command register of the bridge {function.address}"
                 raise DmaError(self.requester, address, write, f"bus mastering is off in {whose}")
             function = function.attached.bridge
+
+    def _may_translate(self, address: int, write: bool) -> None:
+        bridge = self.attached.bridge
+        while bridge is not None:
+            acs = bridge.capability(Acs)
+            if acs is not None and acs.blocks_translated:
+                reason = f"the bridge {bridge.address} blocks translation requests and translated addresses (ACS)"
+                raise DmaError(self.requester, address, write, reason)
+            bridge = bridge.attached.bridge
 
     def _aborted(self) -> None:
         self.put_header("status", self.header_field("status") | STATUS.RECEIVED_MASTER_ABORT)

@@ -11,7 +11,7 @@ _USED = Struct("<II")
 NEXT, WRITE, INDIRECT = 1, 2, 4
 """Flags of a descriptor."""
 NO_INTERRUPT = 1
-"""Flag of the available ring."""
+"""Flag of the available ring, which counts without event indices."""
 MOST_BYTES = 1 << 24
 """Of one chain: more is refused."""
 NO_VECTOR = 0xFFFF
@@ -57,10 +57,13 @@ class Queue:
 
     def reset(self) -> None:
         self.size = self.most
-        self.enabled = False
+        self.enabled = self.events = False
+        """`events`: each side says up to which entry it need not be told (VIRTIO_F_EVENT_IDX, 2.7.7 and 2.7.10)."""
         self.vector = NO_VECTOR
         self.descriptors = self.driver = self.device = 0
         self._taken = self._used = 0
+        self._awaited = 0
+        """The entry that the driver shall tell of."""
 
     def _read_u16(self, address: int) -> int:
         return int.from_bytes(self._read(address, 2), "little")
@@ -69,12 +72,19 @@ class Queue:
         """The next request, if there is one.  Raises `BrokenQueue`."""
         waiting = (self._read_u16(self.driver + 2) - self._taken) & 0xFFFF
         if not waiting:
+            self._await()
             return None
         if waiting > self.size:
             raise BrokenQueue(f"the available ring of {self.size} entries holds {waiting}")
         head = self._read_u16(self.driver + 4 + 2 * (self._taken % self.size))
         self._taken = self._taken + 1 & 0xFFFF
         return self._chain(head)
+
+    def _await(self) -> None:
+        """Want to be told of the next entry; while there are some, nobody need say of more."""
+        if self.events and self._awaited != self._taken:
+            self._awaited = self._taken
+            self._write(self.device + 4 + 8 * self.size, self._awaited.to_bytes(2, "little"))
 
     def _chain(self, head: int) -> Chain:
         chain, table, count, index, left = Chain(head), self.descriptors, self.size, head, self.size
@@ -123,8 +133,11 @@ class Queue:
             data, skip = data[len(piece) :], 0
 
     def push(self, chain: Chain) -> bool:
-        """Give a request back; whether the driver wants an interrupt."""
+        """Give a request back; whether the driver wants an interrupt for it."""
+        number = self._used
         self._write(self.device + 4 + 8 * (self._used % self.size), _USED.pack(chain.head, chain.written))
         self._used = self._used + 1 & 0xFFFF
         self._write(self.device + 2, self._used.to_bytes(2, "little"))
+        if self.events:
+            return self._read_u16(self.driver + 4 + 2 * self.size) == number
         return not self._read_u16(self.driver) & NO_INTERRUPT

@@ -25,7 +25,7 @@ MULTIPLIER = 4
 QUEUE_SIZE = 256
 SERVICE_TICKS = TICKS_PER_SECOND // 500_000
 """From a notification to the device's work: 2 us."""
-INDIRECT_DESCRIPTORS, VERSION_1, ACCESS_PLATFORM = 1 << 28, 1 << 32, 1 << 33
+INDIRECT_DESCRIPTORS, EVENT_INDEX, VERSION_1, ACCESS_PLATFORM = 1 << 28, 1 << 29, 1 << 32, 1 << 33
 BUDGET, REQUEST_COST = 4 << 20, 4096
 """Bytes that a device moves in a piece, and what a request counts besides its own."""
 QUEUE_INTERRUPT, CONFIG_INTERRUPT = 1, 2
@@ -199,7 +199,7 @@ class VirtioDevice(Function):
 
     @property
     def features(self) -> int:
-        return INDIRECT_DESCRIPTORS | VERSION_1 | ACCESS_PLATFORM | self.device_features()
+        return INDIRECT_DESCRIPTORS | EVENT_INDEX | VERSION_1 | ACCESS_PLATFORM | self.device_features()
 
     @property
     def _running(self) -> bool:
@@ -350,5 +350,7 @@ class VirtioDevice(Function):
         if new & STATUS.FEATURES_OK and (self.accepted & ~self.features or not self.accepted & VERSION_1):
             value &= ~STATUS.FEATURES_OK
         self.status |= value & ~STATUS.NEEDS_RESET
+        for queue in self.queues:
+            queue.events = bool(self.status & STATUS.FEATURES_OK and self.accepted & EVENT_INDEX)
         if new & STATUS.DRIVER_OK:
             self.started()
