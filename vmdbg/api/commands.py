@@ -28,7 +28,7 @@ from introspect.commands.guests import Guests
 from introspect.commands.help import Help
 from introspect.commands.iommu import DeviceList, State, WalkedIo
 from introspect.commands.iommu_interrupts import InterruptTable
-from introspect.commands.iommu_logs import CommandsList, Events, Requests
+from introspect.commands.iommu_logs import CommandsList, Events, GuestInterrupts, Requests
 from introspect.commands.iommu_reach import Map, Tlb
 from introspect.commands.leaks import Leaks
 from introspect.commands.mappers import Audit, WhoMaps
@@ -499,8 +499,9 @@ class _Everywhere(_Called):
         """List the device table: domain, tables, interrupts and owner of each device.
 
         Every entry with V or IV, neighbours that are the same as one line. Interrupts: `any` (IV is 0), `none`, `any fixed`,
-        or how many entries its table has and where, with the types that pass besides. The owner is the guest whose RAM the
-        tables map most of. Lines with ! have entries that the IOMMU refuses.
+        or how many entries its table has and where, with the types that pass besides. Rights: ATS (I) and PRI (PPR) are what
+        the device may ask for. The owner is the guest whose RAM the tables map most of. Lines with ! have entries that the
+        IOMMU refuses.
 
         base: where a device table is: of an IOMMU whose registers are not known, as in a dump
         entries: with --base: how many devices the table has (65536)
@@ -539,6 +540,30 @@ class _Everywhere(_Called):
             (),
         )
         assert isinstance(found, Events)
+        return found
+
+    def iommu_ga_log(
+        self,
+        count: int | None = None,
+        *,
+        ring: int | str | None = None,
+        base: int | str | None = None,
+        entries: int | None = None,
+        irte: Literal['32', '128'] | None = None,
+    ) -> GuestInterrupts:
+        """List the guest virtual APIC log, decoded: interrupts of guests that did not run.
+
+        `new` and `old` as for `iommu events`. GATag is what the hypervisor has in the entry of the interrupt table, and finds
+        its vCPU by.
+
+        count: so many of the last (16)
+        ring: where the ring is, if no register says so, as in a dump: its first N records
+        base: where a device table is: of an IOMMU whose registers are not known, as in a dump
+        entries: with --base: how many devices the table has (65536)
+        irte: with --base: the size of interrupt table entries (128)
+        """
+        found = self._call("iommu ga-log", {"count": count, "ring": ring, "base": base, "entries": entries, "irte": irte}, ())
+        assert isinstance(found, GuestInterrupts)
         return found
 
     def iommu_irt(
@@ -1717,6 +1742,7 @@ RESULTS: tuple[type, ...] = (
     CommandsList,
     DeviceList,
     Events,
+    GuestInterrupts,
     InterruptTable,
     Map,
     Requests,
