@@ -48,6 +48,7 @@ from vmdbg.platform.serial import Serial, SerialError, open_serial
 from vmdbg.saved import Saves, is_current, remember_given, restored, save_at, settle
 from vmdbg.svm.ring import DEFAULT_EXITS
 from vmdbg.timetravel.file import IMPOSSIBLE, impossible
+from vmdbg.timetravel.shapes import printable
 
 IDLE_SECONDS = 0.005
 RUNNING_SECONDS = 0.001
@@ -188,7 +189,9 @@ def build(
     path = machine.files[0].path
     changed = options.snapshot is not None and not is_current(machine.files[0])
     if changed:
-        log.warning("%s is not what the snapshot's machine was started with: its symbols are not used; see --symbols", path)
+        log.warning(
+            "%s is not what the snapshot's machine was started with: its symbols are not used; see --symbols", printable(path)
+        )
     machine.image = replace(machine.image, debug_file=None if changed else debug_file(path))
     if machine.engine.lacks:
         log.warning("this build of vmdbg or of Unicorn is not whole; without: %s", ", ".join(machine.engine.lacks))

@@ -133,9 +133,11 @@ def _refuse_others(options: argparse.Namespace, described: Config, file: Snapsho
 
 def is_current(file: File) -> bool:
     """Whether it is still on disk as it was read: then what lies beside it belongs to it."""
+    path = Path(file.path)
     try:
-        return bool(file.path) and Path(file.path).read_bytes() == file.data
-    except OSError:
+        # A snapshot may name anything: a pipe would be waited for, and a device never end.
+        return bool(file.path) and path.is_file() and path.stat().st_size == len(file.data) and path.read_bytes() == file.data
+    except (OSError, ValueError):
         return False
 
 

@@ -18,10 +18,10 @@ from tests.timetravel.cases import CASES
 from vmdbg.iommu.config import IommuConfig
 from vmdbg.machine import Config, Machine
 from vmdbg.platform.pci.catalogue import KINDS, DeviceSpec
-from vmdbg.timetravel import inventory
+from vmdbg.timetravel.allowed import ALLOWED, CALLBACKS, shapes
 from vmdbg.timetravel.forms import FORMS
 from vmdbg.timetravel.inventory import BEYOND, FIXED, NOT_STATE, PARTS, attributes, not_state, parts, states
-from vmdbg.timetravel.restoring import _CONTEXT, state
+from vmdbg.timetravel.restoring import _CONTEXT, is_wiring, state
 from vmdbg.timetravel.snapshot import take
 from vmdbg.timetravel.tree import SnapshotError
 
@@ -95,6 +95,27 @@ def test_what_is_momentary_exists_and_stands_nowhere_else() -> None:
     there = {name(cls): cls for cls in classes()}
     assert there.keys() >= MOMENTARY
     assert not [one for one in MOMENTARY if there[one] in FIXED or there[one] in BEYOND]
+
+
+def test_each_attribute_and_field_has_a_shape() -> None:
+    """What may be there, in a file from elsewhere: and nothing has one that there is not."""
+    machines = [everything(), *(case.machine() for case in CASES.values())]
+    held: dict[type, set[str]] = {}
+    for part in (part for machine in machines for part in parts(machine).values()):
+        names = {key for key, value in states(part).items() if not is_wiring(value)}
+        held.setdefault(type(part), set()).update(names)
+    for form in FORMS.values():
+        if form.fields:
+            held[form.cls] = set(form.fields)
+    without = {name(cls): names for cls, found in held.items() if (names := found - shapes(cls).keys())}
+    assert not without, "say in vmdbg/timetravel/allowed.py what they may hold"
+    assert not [name(form.cls) for form in FORMS.values() if form.cls not in ALLOWED]
+    there = {cls: {key for part in map(parts, machines) for one in part.values() if isinstance(one, cls) for key in attributes(one)}
+             for cls in ALLOWED.keys() & PARTS}  # fmt: skip
+    gone = {name(cls): names for cls, found in there.items() if found and (names := ALLOWED[cls].keys() - found)}
+    assert not gone
+    for machine in machines:
+        machine.close()
 
 
 def test_what_is_left_out_is_there() -> None:
@@ -183,5 +204,5 @@ def test_the_rest_of_a_context_is_the_engines_and_never_changes() -> None:
 
 
 def test_callbacks_are_methods_that_there_are() -> None:
-    for cls, names in inventory.CALLBACKS.items():
+    for cls, names in CALLBACKS.items():
         assert [one for one in names if not callable(getattr(cls, one, None))] == [], cls

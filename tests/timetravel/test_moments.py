@@ -5,14 +5,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from gdbstub.target import CONTINUE, ThreadId
+from introspect.exits import ExitCode
 from introspect.iommu.records import INVALIDATE_IOTLB_PAGES, CommandCode
 from introspect.iommu.registers import CONTROL
 from tests.timetravel.cases import CASES, digest, finish
+from vmdbg.cpu import events
+from vmdbg.cpu.faults import Event, Kind
 from vmdbg.debugger import Debugger
 from vmdbg.history import HOST
 from vmdbg.machine import Config, Machine
@@ -167,3 +171,20 @@ def test_a_new_file_takes_the_place_of_the_old_when_it_is_whole(tmp_path: Path) 
     SnapshotFile(path).restore().close()
     assert [one.name for one in tmp_path.iterdir()] == [path.name]
     machine.close()
+
+
+def test_an_exit_behind_an_event_that_waits(tmp_path: Path) -> None:
+    """An access to a virtual APIC has raised an exception that a catchpoint has had wait, and an exit comes behind it."""
+    machine = CASES["hypervisor"].machine()
+    machine.run(500_000)
+    cpu = machine.cpu
+    raised = partial(events._raise, cpu, Event(14, Kind.EXCEPTION, 0, 0x1000), True)
+    cpu.postponed = partial(cpu._exit_behind, raised, (ExitCode.AVIC_NOACCEL, 0x300, 0))
+    save(machine, tmp_path / "there")
+    restored = SnapshotFile(tmp_path / "there").restore()
+    waits = restored.cpu.postponed
+    assert isinstance(waits, partial)
+    assert waits.func == restored.cpu._exit_behind
+    assert waits.args[1] == (ExitCode.AVIC_NOACCEL, 0x300, 0)
+    for each in (machine, restored):
+        each.close()

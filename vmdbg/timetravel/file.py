@@ -30,6 +30,7 @@ from . import memory
 from .making import OUTSIDE, check_files, config_from, config_json, devices, digest_of, outside_files
 from .restoring import restore
 from .sections import MAGIC, MOST, Reader, Writer
+from .shapes import printable, shown
 from .snapshot import Snapshot, take
 from .tree import Malformed, SnapshotError, Tree
 
@@ -45,9 +46,10 @@ IMPOSSIBLE = (TypeError, ValueError, LookupError, AttributeError, ArithmeticErro
 
 def impossible(path: str | Path, error: Exception) -> str:
     """In words, that one of these came of a file while its machine ran."""
+    what = f"{type(error).__name__}: {printable(str(error))}"
     return (
-        f"{path}: its machine came to what none comes to by itself ({type(error).__name__}: {error}); unless the file was "
-        "tampered with, report it, with what -v says"
+        f"{path}: its machine came to what none comes to by itself ({what}); unless the file was tampered with, report it, with "
+        "what -v says"
     )
 
 
@@ -287,7 +289,7 @@ def _from_json(found: Any, blobs: memoryview) -> Tree:
         return bytes(blobs[at : at + length])
     if found is None or isinstance(found, bool | int | str):
         return found
-    raise Malformed(f"{found!r} is no value")
+    raise Malformed(f"{shown(found)} is no value")
 
 
 def with_outside(config: Config, outside: Config) -> Config:

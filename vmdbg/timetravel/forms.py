@@ -145,11 +145,14 @@ def _save_shadow(saver: Saver, shadow: Shadow) -> list[Tree]:
 
 
 def _load_nested(loader: Loader, trees: Sequence[Tree]) -> Nested:
-    return Nested(*map(loader.value, trees))
+    nested: Nested = loader.checked(Nested(*map(loader.value, trees)))
+    if nested.maxphyaddr != loader.machine.engine.physical.bits:
+        raise Malformed(f"a nested table for addresses of {nested.maxphyaddr} bits")
+    return nested
 
 
 def _load_shadow(loader: Loader, trees: Sequence[Tree]) -> Shadow:
-    nested = Nested(*map(loader.value, trees))
+    nested = _load_nested(loader, trees)
     shadow = loader.machine.engine.physical.shadow(
         nested.ncr3, nested.host_cr4, nested.host_efer, nested.apic, nested.gmet
     )

@@ -16,6 +16,7 @@ from functools import partial
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
+from introspect.exits import ExitCode
 from introspect.iommu.records import EventCode
 from introspect.iommu.remapping import InterruptRoute
 from introspect.iommu.state import RingType
@@ -24,7 +25,7 @@ from introspect.tpm import Algorithm
 from vmdbg import late_launch
 from vmdbg import machine as machine_module
 from vmdbg.boot.image import BootImage
-from vmdbg.cpu import core, debug, events, exits, faults, processor
+from vmdbg.cpu import core, debug, faults, processor
 from vmdbg.engine import engine, physical, state
 from vmdbg.engine.memory import Ram
 from vmdbg.history import History
@@ -62,6 +63,7 @@ from vmdbg.platform.virtio import blk, console, disk, net, pcap, queue, rng, tra
 from vmdbg.svm import switch, tlb, vmcbcache
 from vmdbg.svm.held import Tables
 
+from .allowed import CALLBACKS, FUNCTIONS, shapes
 from .forms import FORMS, NUMBERS
 from .tree import Names, Unlisted
 
@@ -144,30 +146,13 @@ BEYOND = frozenset((
 WAITS = frozenset((("Timer", "callback"), ("Processor", "postponed")))
 """Attributes whose functions are state: what is to be done at some tick, or before the next instruction."""
 
-CALLBACKS: dict[type, frozenset[str]] = {
-    lapic.Lapic: frozenset(("_expire",)), uart.Uart: frozenset(("_time_out",)), hpet.Hpet: frozenset(("_match",)),
-    pit.Channel: frozenset(("_edge",)), rtc.Rtc: frozenset(("_periodic", "_tick")),
-    edu.Edu: frozenset(("_computed", "_transfer")), pci_function.Function: frozenset(("invalidated",)),
-    transport.VirtioDevice: frozenset(("_serve",)),
-    net.Net: frozenset(("_next", "arrive")), commands.CommandProcessor: frozenset(("_portion", "timed_out")),
-    unit.IommuUnit: frozenset(("log",)), interrupts.Interrupts: frozenset(("_post",)),
-    iommu_translation.Translation: frozenset(("refused",)), processor.Processor: frozenset(("_exit_behind",)),
-}  # fmt: skip
-FUNCTIONS: dict[str, FunctionType] = {
-    found.__name__: found
-    for found in (
-        events._raise, events._faulted, events._double_fault, events._shut_down, exits._instruction, exits._permitted_io,
-    )
-    if isinstance(found, FunctionType)
-}  # fmt: skip
-
 _ENUMERATIONS: tuple[type[Enum], ...] = (
-    Algorithm, Cause, EventCode, InterruptRoute, blk.Request, edu.Register, faults.Kind, lapic.Lvt, lapic.TimerMode,
+    Algorithm, Cause, EventCode, ExitCode, InterruptRoute, blk.Request, edu.Register, faults.Kind, lapic.Lvt, lapic.TimerMode,
     tis.Phase, transport.Part,
 )  # fmt: skip
 
 NAMES = Names(
-    FORMS, {cls.__qualname__: cls for cls in (*_ENUMERATIONS, *NUMBERS)}, FUNCTIONS, CALLBACKS,
+    FORMS, {cls.__qualname__: cls for cls in (*_ENUMERATIONS, *NUMBERS)}, FUNCTIONS, CALLBACKS, shapes,
 )  # fmt: skip
 
 _FUNCTIONS = (FunctionType, MethodType, BuiltinFunctionType, partial)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 from introspect.pci import RequesterId
@@ -111,6 +112,8 @@ def _paths(config: Config) -> Iterator[str]:
 
 def _measure(path: str) -> tuple[int, str]:
     digest, size = blake2b(digest_size=16), 0
+    if not Path(path).is_file() and not Path(path).is_block_device() and Path(path).exists():
+        raise ValueError("neither a regular file nor a disk")  # a pipe would be waited for, and a device never end
     with open(path, "rb", buffering=0) as file:
         while data := file.read(_CHUNK):
             digest.update(data)

@@ -26,8 +26,11 @@ from vmdbg.engine.state import HF2_GIF, HF2_NMI, HF_INHIBIT_IRQ, CpuState
 from vmdbg.svm import world
 from vmdbg.svm.ring import RECORD_SIZE, Ring
 
+from .allowed import shapes
 from .forms import number
 from .inventory import NAMES, PARTS, parts, states
+from .judging import judge
+from .shapes import same
 from .tree import Loader, Malformed, Saver, SnapshotError, Tree
 
 if TYPE_CHECKING:
@@ -79,6 +82,9 @@ def restore(machine: Machine, tree: Tree) -> None:
             raise Malformed(f"{type(part).__qualname__} has other attributes")
         for (name, old), value in zip(present.items(), _list(values, len(present)), strict=True):
             pour(part, name, old, loader.value(value))
+    wrong = judge(found.values(), machine)
+    if wrong:
+        raise Malformed(wrong)
     _restore_engine(machine, engine)
     for cpu, one in zip(machine.cpus, _list(cpus, len(machine.cpus)), strict=True):
         _restore_processor(machine, cpu, one, loader)
@@ -115,37 +121,29 @@ def _list(tree: Tree, length: int | None = None) -> list[Tree]:
 
 
 def pour(part: object, name: str, old: Any, new: Any) -> None:
-    """Set an attribute; a container is filled, since others may hold it."""
-    where = f"{type(part).__qualname__}.{name}"
+    """Set an attribute to what is allowed there; a container is filled, since others may hold it."""
+    cls: Any = type(part)
+    where = f"{cls.__qualname__}.{name}"
     if is_wiring(old):
         if old != new:
             raise Malformed(f"{where} leads elsewhere")
         return
-    kind = next((kind for kind in _KINDS if isinstance(old, kind)), None)
-    if kind is not None and not isinstance(new, kind) and not (new is None and kind in _MAYBE):
-        raise Malformed(f"{where} is no {kind.__name__}")
-    if isinstance(old, bytearray):
-        if len(new) != len(old) and name not in _GROWS:
-            raise Malformed(f"{where} is not {len(old)} bytes")
+    shape = shapes(cls)[name]
+    wrong = shape(new, old)
+    if wrong:
+        raise Malformed(where + wrong)
+    if shape is same:
+        return
+    if isinstance(old, bytearray | list) and new is not None:
         old[:] = new
-    elif isinstance(old, list):
-        old[:] = new
-    elif isinstance(old, dict | set):
+    elif isinstance(old, dict | set) and new is not None:
         old.clear()
         old.update(new)
-    elif isinstance(old, deque):
+    elif isinstance(old, deque) and new is not None:
         old.clear()
         old.extend(new)
     elif old is not new and old != new:
-        try:
-            setattr(part, name, new)
-        except AttributeError as error:  # of something that never changes
-            raise Malformed(f"{where}: {error}") from None
-
-
-_MAYBE = (int, str, bytes)
-_KINDS = (*_MAYBE, bytearray, list, dict, set, deque)
-"""What stays of the kind that it is in a new machine; the former may be None."""
+        setattr(part, name, new)
 
 
 def is_wiring(value: object) -> bool:
@@ -154,10 +152,6 @@ def is_wiring(value: object) -> bool:
         held = value.values() if isinstance(value, dict) else value
         return bool(value) and all(type(one) in PARTS for one in held)
     return type(value) in PARTS
-
-
-_GROWS = frozenset(("_command", "_input", "_hashed"))
-"""Bytes of which there may be more or less: buffers of input."""
 
 
 # The engine
@@ -254,6 +248,8 @@ def _restore_processor(machine: Machine, cpu: Processor, tree: Tree, loader: Loa
     cpu.npt = physical.host if table is None else table
     if (cpu.guest is not None and cpu.guest.np) != (table is not None) and cpu.smm is None:
         raise Malformed(f"CPU {cpu.index} has a guest without its table, or a table without a guest")
+    if rooted is not False and (rooted is not True or len(cpu._pdptes) != 4):
+        raise Malformed(f"CPU {cpu.index} keeps PDPTEs, and there are none")
     state.root = physical.hold_pdptes(cpu.index, cpu._pdptes) if rooted else None
     host_rip, entered, last, guest, slot = (number(one, 0, (1 << 64) - 1, "a world switch") for one in _list(crossing, 5))
     c = cpu.crossing

@@ -25,6 +25,8 @@ from functools import partial
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from .shapes import Shape, printable, shown
+
 if TYPE_CHECKING:
     from vmdbg.machine import Machine
 
@@ -34,7 +36,10 @@ _PLAIN = frozenset((type(None), bool, int, str, bytes))
 
 
 class SnapshotError(Exception):
-    """A snapshot that cannot be taken, kept or used: one line with what, why and the remedy."""
+    """A snapshot that cannot be taken, kept or used: one line with what, why and the remedy, whatever the file says."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(printable(text))
 
 
 class Malformed(Exception):
@@ -70,6 +75,8 @@ class Names:
     functions: Mapping[str, FunctionType]
     callbacks: Mapping[type, frozenset[str]]
     """Methods that may be waited for, by the class that has them."""
+    shapes: Callable[[type], Mapping[str, Shape]]
+    """What the fields of an object may hold, by its class."""
 
     def may_call(self, owner: object, name: str) -> bool:
         return any(name in self.callbacks.get(cls, ()) for cls in type(owner).__mro__)
@@ -148,11 +155,11 @@ class Loader:
             raise Malformed("a list that does not say what it is")
         make = _MAKERS.get(tree[0])
         if make is None:
-            raise Malformed(f"{tree[0]!r} is no kind of value")
+            raise Malformed(f"{shown(tree[0])} is no kind of value")
         try:
             return make(self, *tree[1:])
         except (TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
-            raise Malformed(f"{tree[0]} {tree[1:2]!r}: {error}") from None
+            raise Malformed(f"{tree[0]} {shown(tree[1:2])}: {error}") from None
 
     def made(self, value: object) -> None:
         """To be told of each object before what is in it is asked for."""
@@ -178,6 +185,17 @@ class Loader:
         return self._made[number]
 
     def _new(self, name: str, *trees: Tree) -> object:
+        return self.checked(self._object(name, trees))
+
+    def checked(self, one: Any) -> Any:
+        """An object that was made, if what it holds is what may be there."""
+        for field, shape in self.names.shapes(type(one)).items():
+            wrong = shape(getattr(one, field), None)
+            if wrong:
+                raise Malformed(f"{type(one).__qualname__}.{field}{wrong}")
+        return one
+
+    def _object(self, name: str, trees: Sequence[Tree]) -> object:
         form = self.names.forms[name]
         if form.load is not None:
             return form.load(self, trees)
