@@ -68,9 +68,10 @@ from vmdbg.platform import (
 )
 from vmdbg.platform.clock import Timer
 from vmdbg.platform.cpuid import MONITOR_LINE
+from vmdbg.platform.pci import ats, capability, dma, edu, root
 from vmdbg.platform.pci import bus as pci_bus
-from vmdbg.platform.pci import capability, dma, edu, root
 from vmdbg.platform.pci import config as pci_config
+from vmdbg.platform.pci.dma import Answer, Attributes, PageRequest
 from vmdbg.platform.pci.function import Function
 from vmdbg.platform.tpm import commands as tpm_commands
 from vmdbg.platform.tpm import pcr, tis
@@ -115,6 +116,7 @@ ADDRESS = bits(52)
 REGISTER = bits(64)
 PID = number(HOST + 1, (1 << 31) - 1)
 PASID = bits(20)
+_GROUP = number(0, ats.GROUPS - 1)
 
 
 def _requester(value: Any, old: Any) -> str:
@@ -163,7 +165,7 @@ TIMED: dict[Any, tuple[Shape, ...]] = {
     (pit.Channel, "_edge"): (), (rtc.Rtc, "_periodic"): (), (rtc.Rtc, "_tick"): (),
     (edu.Edu, "_computed"): (), (edu.Edu, "_transfer"): (), (net.Net, "_next"): (TICK,),
     (net.Net, "arrive"): (data(0, net.LARGEST),), (iommu_commands.CommandProcessor, "_portion"): (),
-    (iommu_commands.CommandProcessor, "_timed_out"): (one(IommuEvent),),
+    (iommu_commands.CommandProcessor, "timed_out"): (COUNT,), (Function, "invalidated"): (COUNT,),
     (interrupts.Interrupts, "_post"): (_requester, one(GuestInterrupt), bits(8)),
     (iommu_translation.Translation, "refused"): (one(IoFault), _requester),
     (transport.VirtioDevice, "_serve"): (COUNT,),
@@ -271,7 +273,8 @@ _OBJECTS: dict[type, dict[str, Shape]] = {
     },
     Block: {"base": bits(32), "entry": bits(16), "length": bits(16)},
     Page: {
-        "first": REGISTER, "size": number(1, 1 << 64), "spa": REGISTER, "read": flag, "write": flag, "settled": flag,
+        "first": REGISTER, "size": number(1, 1 << 64), "spa": REGISTER,
+        **dict.fromkeys(("read", "write", "settled", "untranslated"), flag),
     },
     Kept: {
         "page": one(Page), "rests_on": several(tuple, members(ADDRESS, data(1, 64))), "directories": several(frozenset, REGISTER),
@@ -281,6 +284,12 @@ _OBJECTS: dict[type, dict[str, Shape]] = {
         "data": mapping(REGISTER, data(8)),
         "translates": mapping(REGISTER, several(set, members(number(0, 1 << 64), number(0, 1 << 65)))),
     },
+    Answer: {
+        "first": REGISTER, "size": number(1, 1 << 64), "spa": REGISTER,
+        **dict.fromkeys(("read", "write", "execute", "untranslated"), flag),
+    },
+    Attributes: {"pasid": maybe(PASID), **dict.fromkeys(("privileged", "execute", "translated"), flag)},
+    PageRequest: {"address": REGISTER, "tag": _GROUP, "read": flag, "write": flag, "attributes": one(Attributes)},
     Response: {"device": _requester, "pasid": maybe(PASID), "tag": bits(16), "response": bits(8)},
     GuestInterrupt: {"vapic": ADDRESS, "tag": bits(32), "running": flag, "log": flag, "destination": bits(32)},
     IoFault: {"cause": one(Cause), "event": one(IommuEvent), "iova": REGISTER, "suppressed": text, "detail": text},
@@ -399,7 +408,8 @@ _PARTS: dict[type, dict[str, Shape]] = {
         "_fifo": several(deque, bits(8), 0, uart.FIFO_SIZE), "_thre_pending": flag, "_timed_out": flag,
     },
     # PCI
-    Function: {"devfn": same, "capabilities": same, "_msix": same, "_intx": flag, "_timers": _TIMERS, "bus": same},
+    Function: {"devfn": same, "capabilities": same, "_msix": same, "_intx": flag, "_timers": _TIMERS, "bus": same,
+               "ats": same, "_ats": same, "_pasids": same},
     capability.Capability: {"offset": same}, capability.Msi: {"vectors": same},
     capability.MsiX: {
         **dict.fromkeys(("vectors", "bar", "table", "pending"), same), "entries": like(_WORDS), "waiting": bits(2048),
@@ -409,8 +419,13 @@ _PARTS: dict[type, dict[str, Shape]] = {
     pci_bus.PciBus: {"bridge": same, "functions": same}, pci_bus.Bridge: {"_resetting": flag},
     edu.Edu: {
         "buffer": buffer(edu.BUFFER_SIZE), "liveness": bits(32), "status": bits(8), "interrupts": bits(32), "factorial": bits(32),
-        "wide": _QWORDS,
+        "wide": _QWORDS, "result": REGISTER, "_asked": maybe(members(_GROUP, REGISTER)),
     },
+    ats.Ats: {
+        "kept": mapping(members(maybe(PASID), flag), mapping(number(1, 1 << 64), mapping(REGISTER, one(Answer)))),
+        "requests": COUNT, "hits": COUNT,
+    },
+    ats.PageRequests: {"waiting": mapping(_GROUP, one(PageRequest), ats.MOST_REQUESTS), "_next": _GROUP, "_enabled": flag},
     root.RootComplex: {"_asserting": like(several(set, _function))},
     root.ConfigPorts: {"address": bits(32)},
     # virtio
@@ -454,7 +469,8 @@ _PARTS: dict[type, dict[str, Shape]] = {
     caches.Counters: {"hits": COUNT, "misses": COUNT},
     rings.Log: {"run": same, "who": same},
     iommu_commands.CommandProcessor: {
-        "run": same, "_timer": _TIMER, "_extra": bits(16), "_unanswered": several(list, one(IommuEvent)), "done": COUNT,
+        "run": same, "_timer": _TIMER, "_extra": bits(16), "_unanswered": mapping(COUNT, one(IommuEvent)),
+        "_last_tag": COUNT, "done": COUNT,
     },
     iommu_translation.Translation: {"_faulted": several(set, bits(16))},
     pagerequests.PageRequests: {"responses": several(deque, one(Response), 0, pagerequests.MOST_REMEMBERED)},

@@ -10,6 +10,8 @@ from datetime import datetime, timedelta
 from random import Random
 from typing import Any
 
+import numpy as np
+
 from introspect.decode import Instruction
 from introspect.iommu.records import Event as IommuEvent
 from introspect.iommu.remapping import GuestInterrupt
@@ -34,7 +36,7 @@ from vmdbg.svm.avic import Avic, BackingPage
 from vmdbg.svm.guest import Guest
 from vmdbg.svm.held import Entry, Held, Origin, Space
 from vmdbg.svm.images import MOST_TRIPS, Images
-from vmdbg.svm.ring import MOST_EXITS, Ring, Slots
+from vmdbg.svm.ring import BITS, MOST_EXITS, RECORD_SIZE, Ring, Slots
 
 from .tree import Form, Loader, Malformed, Saver, Tree
 
@@ -81,6 +83,9 @@ def _load_ring(loader: Loader, trees: Sequence[Tree]) -> Ring:
     ring = Ring(number(capacity, 0, MOST_EXITS, "an exit ring's capacity"))
     loader.made(ring)
     _fill_slots(ring, *rest)
+    forms = np.frombuffer(ring.view, np.uint8)[RECORD_SIZE - 1 :: RECORD_SIZE]
+    if forms.size and forms.max() >> 4 >= len(BITS):
+        raise Malformed("an exit's instruction is in a mode that there is not")
     return ring
 
 

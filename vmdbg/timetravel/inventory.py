@@ -56,7 +56,6 @@ from vmdbg.platform import (
 from vmdbg.platform.pci import ats, capability, catalogue, dma, edu, root
 from vmdbg.platform.pci import bus as pci_bus
 from vmdbg.platform.pci import config as pci_config
-from vmdbg.platform.pci import function as pci_function
 from vmdbg.platform.tpm import commands as tpm_commands
 from vmdbg.platform.tpm import pcr, tis
 from vmdbg.platform.virtio import blk, console, disk, net, pcap, queue, rng, transport
@@ -147,8 +146,8 @@ WAITS = frozenset((("Timer", "callback"), ("Processor", "postponed")))
 """Attributes whose functions are state: what is to be done at some tick, or before the next instruction."""
 
 _ENUMERATIONS: tuple[type[Enum], ...] = (
-    Algorithm, Cause, EventCode, ExitCode, InterruptRoute, blk.Request, edu.Register, faults.Kind, lapic.Lvt, lapic.TimerMode,
-    tis.Phase, transport.Part,
+    Algorithm, Cause, EventCode, ExitCode, InterruptRoute, blk.Request, edu.Register, edu.Result, faults.Kind, lapic.Lvt,
+    lapic.TimerMode, tis.Phase, transport.Part,
 )  # fmt: skip
 
 NAMES = Names(

@@ -21,7 +21,7 @@ from vmdbg.iommu import caches
 from vmdbg.machine import Machine
 from vmdbg.platform import clock, fwcfg, hpet, lapic, msrs, pit, rtc
 from vmdbg.platform.cpuid import MONITOR_LINE
-from vmdbg.platform.pci import capability
+from vmdbg.platform.pci import ats, capability
 from vmdbg.platform.pci import config as pci_config
 from vmdbg.platform.tpm import tis
 from vmdbg.platform.virtio import disk, net, queue
@@ -108,6 +108,15 @@ def _fwcfg(part: fwcfg.FwCfg, machine: Machine) -> str:
 
 def _tis(part: tis.Tis, machine: Machine) -> str:
     return "more of the response was read than there is" if part._read > len(part._response) else ""
+
+
+def _ats(part: ats.Ats, machine: Machine) -> str:
+    for by_size in part.kept.values():
+        for size, held in by_size.items():
+            for first, answer in held.items():
+                if (answer.size, answer.first) != (size, first) or size & size - 1 or first % size:
+                    return f"the translation that is held at {first:#x} is none of {size:#x} bytes there"
+    return ""
 
 
 def _caches(part: caches.Caches, machine: Machine) -> str:
@@ -219,7 +228,7 @@ RULES: tuple[tuple[type, Callable[[Any, Machine], str]], ...] = (
     (debug.DebugRegisters, _debug), (tlb.Tlb, _tlb), (Tables, _tlbs), (msrs.MsrFile, _msrs), (lapic.Lapic, _lapic),
     (pit.Channel, _channel), (rtc.Rtc, _rtc), (hpet.Hpet, _hpet), (pci_config.ConfigSpace, _config_space),
     (capability.MsiX, _msix), (queue.Queue, _queue), (disk.Overlay, _disk), (fwcfg.FwCfg, _fwcfg), (tis.Tis, _tis),
-    (caches.Caches, _caches),
+    (caches.Caches, _caches), (ats.Ats, _ats),
 )  # fmt: skip
 """By class, in words what is wrong with a part whose values fit one by one; "" if nothing is."""
 

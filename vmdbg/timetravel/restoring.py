@@ -142,7 +142,7 @@ def pour(part: object, name: str, old: Any, new: Any) -> None:
     elif isinstance(old, deque) and new is not None:
         old.clear()
         old.extend(new)
-    elif old is not new and old != new:
+    else:
         setattr(part, name, new)
 
 
