@@ -289,7 +289,9 @@ _OBJECTS: dict[type, dict[str, Shape]] = {
         **dict.fromkeys(("read", "write", "execute", "untranslated"), flag),
     },
     Attributes: {"pasid": maybe(PASID), **dict.fromkeys(("privileged", "execute", "translated"), flag)},
-    PageRequest: {"address": REGISTER, "tag": _GROUP, "read": flag, "write": flag, "attributes": one(Attributes)},
+    PageRequest: {
+        "address": REGISTER, "tag": _GROUP, "attributes": one(Attributes), **dict.fromkeys(("last", "read", "write"), flag),
+    },
     Response: {"device": _requester, "pasid": maybe(PASID), "tag": bits(16), "response": bits(8)},
     GuestInterrupt: {"vapic": ADDRESS, "tag": bits(32), "running": flag, "log": flag, "destination": bits(32)},
     IoFault: {"cause": one(Cause), "event": one(IommuEvent), "iova": REGISTER, "suppressed": text, "detail": text},
@@ -425,7 +427,10 @@ _PARTS: dict[type, dict[str, Shape]] = {
         "kept": mapping(members(maybe(PASID), flag), mapping(number(1, 1 << 64), mapping(REGISTER, one(Answer)))),
         "requests": COUNT, "hits": COUNT,
     },
-    ats.PageRequests: {"waiting": mapping(_GROUP, one(PageRequest), ats.MOST_REQUESTS), "_next": _GROUP, "_enabled": flag},
+    ats.PageRequests: {
+        "waiting": mapping(_GROUP, several(tuple, one(PageRequest), 1, ats.MOST_REQUESTS), ats.MOST_REQUESTS),
+        "_next": _GROUP, "_enabled": flag,
+    },
     root.RootComplex: {"_asserting": like(several(set, _function))},
     root.ConfigPorts: {"address": bits(32)},
     # virtio
@@ -436,8 +441,9 @@ _PARTS: dict[type, dict[str, Shape]] = {
         "_due": _FLAGS, "trouble": text,
     },
     queue.Queue: {
-        "most": same, "size": choice(*(1 << n for n in range(16))), "enabled": flag, "vector": bits(16),
-        **dict.fromkeys(("descriptors", "driver", "device"), REGISTER), "_taken": bits(16), "_used": bits(16),
+        "most": same, "size": choice(*(1 << n for n in range(16))), "enabled": flag, "events": flag, "vector": bits(16),
+        **dict.fromkeys(("descriptors", "driver", "device"), REGISTER),
+        **dict.fromkeys(("_taken", "_used", "_awaited"), bits(16)),
     },
     console.Console: {"_input": buffer(0, console.MOST_INPUT)},
     net.Net: {
