@@ -20,7 +20,7 @@ from vmdbg.iommu.config import IommuConfig
 from vmdbg.machine import Config, Machine
 from vmdbg.monitor import Monitor
 from vmdbg.platform.pci.catalogue import DeviceSpec
-from vmdbg.platform.pci.dma import DmaError
+from vmdbg.platform.pci.dma import Attributes, DmaError
 
 TABLE, ROOT, DATA, BITMAP, OTHER_BITMAP = 0x200000, 0x500000, 0x800000, 0x600000, 0x620000
 RW = PTE.PR | PTE.IR | PTE.IW
@@ -155,3 +155,21 @@ def test_reach_is_what_dma_does(
             (found,) = runs.take(which).rows() if len(which) else ((0, 0, -1, 0),)
             allowed = found[2] >= 0 and bool(found[3] & 2 if write else not found[3] & 1 << 62)
             assert spa == (found[2] + iova - found[0] if allowed else -1), (index, write)
+
+
+def test_translated_addresses_are_denied_alike(commands: Monitor, machine: Machine) -> None:
+    """A device that says it has translated them passes the IOMMU, and neither the DEV nor SKINIT's protection."""
+    translated, dma = Attributes(translated=True), machine.chipset.dma
+    machine.ram.write(TABLE + DEVICE * 32, encode_dte(DTE_OF_BOTH | DTE.I))
+    try:
+        dma.write(DEVICE, DATA, b"let through", translated)
+        assert machine.ram.read(DATA, 11) == b"let through"
+        deny(machine, DATA)
+        with pytest.raises(DmaError, match="DEV"):
+            dma.write(DEVICE, DATA, b"x", translated)
+        machine.late_launch.protection.protect(DATA & -0x10000)
+        with pytest.raises(DmaError, match="SKINIT"):
+            dma.read(DEVICE, DATA + 0x8000, 1, translated)
+    finally:
+        machine.late_launch.protection.end()
+        machine.ram.write(TABLE + DEVICE * 32, encode_dte(DTE_OF_BOTH))
