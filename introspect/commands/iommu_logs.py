@@ -21,6 +21,7 @@ from introspect.iommu.records import (
     event_of,
     invalidated_range,
 )
+from introspect.iommu.registers import CONTROL
 from introspect.iommu.state import RINGS, Iommu, Ring
 from introspect.iommu.structures import DTE
 from introspect.iommu.verdicts import DmaAccess, IoFault, IoTranslation
@@ -170,6 +171,11 @@ def _explained(context: Context, iommu: Iommu, record: Record) -> Explained:
         return Explained(record, None, ("no event has this code",))
     if event.code in (EventCode.ILLEGAL_COMMAND_ERROR, EventCode.COMMAND_HARDWARE_ERROR):
         return Explained(record, None, (_command_at(context, event.address),))
+    if event.code == EventCode.IOTLB_INV_TIMEOUT:
+        why = "the device has not answered in InvTimeOut: it has no ATS, sleeps, or was reset meanwhile"
+        return Explained(record, None, (_command_at(context, event.address), why))
+    if event.code == EventCode.INVALID_PPR_REQUEST:
+        return Explained(record, None, _page_request_words(context, iommu, record))
     if event.code not in _REPLAYED:
         return Explained(record, None, ())
     if event.interrupt:
@@ -190,8 +196,9 @@ def _memory_at(context: Context, event: Event) -> str:
 
 def _replayed(context: Context, iommu: Iommu, record: Record, event: Event) -> Explained:
     access = DmaAccess(
-        event.write, event.pasid, "NX" in event.flags, event.pasid is not None and "US" not in event.flags, "TR" in event.flags
-    )
+        event.write, event.pasid, "NX" in event.flags, event.pasid is not None and "US" not in event.flags, "TR" in event.flags,
+        event.pretranslated,
+    )  # fmt: skip
     found = walk(context.memory, iommu, event.device, event.address, access)
     if isinstance(found.verdict, IoTranslation):
         words = (f"by now it is let through: {found.verdict.route.value}; the tables have changed since",)
@@ -217,6 +224,29 @@ def _interrupt_words(context: Context, iommu: Iommu, event: Event) -> tuple[str,
         f"an interrupt: {why}; entry of the device: {DTE.describe(dte & names)}",
         f"its data is not in the event: `iommu irt {RequesterId(event.device)}` lists the table, `irq try` replays a message",
     )
+
+
+def _page_request_words(context: Context, iommu: Iommu, record: Record) -> tuple[str, ...]:
+    """What there is to be for a page request, and is not by now."""
+    dte = read_dte(context.memory, iommu, record.fields["DeviceID"])
+    entry = dte if isinstance(dte, int) else 0
+    if record.fields["RX"]:
+        needed = {"GTEn of the control register": iommu.control & CONTROL.GTEn, "V": entry & DTE.V, "GV": entry & DTE.GV}
+        who, remedy = _command_at(context, record.fields["Address"]), "an answer with a PASID needs the device's guest tables"
+    else:
+        needed = {
+            "PprEn of the control register": iommu.control & CONTROL.PprEn, "PprLogEn": iommu.control & CONTROL.PprLogEn,
+            "V": entry & DTE.V, "PPR of the device table entry": entry & DTE.PPR,
+        }  # fmt: skip
+        who, remedy = "a page request of the device, which waits for an answer all the same", "COMPLETE_PPR_REQUEST answers it"
+    missing = [name for name, value in needed.items() if not value]
+    if not isinstance(dte, int):
+        why = dte.value
+    elif missing:
+        why = f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} 0"
+    else:
+        why = "by now nothing is missing"
+    return who, f"{why}; {remedy}"
 
 
 def _command_at(context: Context, spa: int) -> str:

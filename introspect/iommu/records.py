@@ -388,7 +388,7 @@ _RESERVED_ADDRESS = {
     EventCode.ILLEGAL_DEV_TABLE_ENTRY: 3, EventCode.PAGE_TAB_HARDWARE_ERROR: 7, EventCode.DEV_TAB_HARDWARE_ERROR: 15,
 }  # fmt: skip
 """Address bits that an event does not have (2.5.2-2.5.5, figures 55, 57 and 58)."""
-_INTERRUPT_DENIED, _POSTED_WRITES = 5, (3, 5, 6)
+_PRETRANSLATED, _INTERRUPT_DENIED, _POSTED_WRITES = 1, 5, (3, 5, 6)
 """Types of INVALID_DEVICE_REQUEST, which has neither I nor RW (2.5.9, table 64)."""
 
 
@@ -438,6 +438,11 @@ class Event:
     def write(self) -> bool:
         """Whether it was a write, as far as the event tells."""
         return "RW" in self.flags or (self._invalid_request and self.type in _POSTED_WRITES)
+
+    @property
+    def pretranslated(self) -> bool:
+        """Whether the request had a translated address, as far as the event tells."""
+        return self._invalid_request and self.type == _PRETRANSLATED
 
     @property
     def _invalid_request(self) -> bool:

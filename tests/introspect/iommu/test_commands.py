@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from introspect.commands import CommandError, default_registry, run_line
 from introspect.commands.iommu_reach import Reached, _going_on
-from introspect.iommu.records import GA_RECORD, PPR_RECORD, Event, EventCode
+from introspect.iommu.records import GA_RECORD, INVALID_PPR_REQUEST, INVALIDATE_IOTLB_PAGES, PPR_RECORD, Event, EventCode
 from introspect.iommu.registers import CONTROL, STATUS
 from introspect.iommu.space import IoRange
 from introspect.iommu.state import EVERY_FEATURE, Iommu
@@ -349,6 +349,33 @@ def test_an_event_says_whether_it_was_a_write(board: Board) -> None:
     found = run_line(board, "iommu events --explain").json()
     assert isinstance(found, dict)
     assert [one["same"] for one in found["events"]] == [True] * 5
+
+
+def test_events_of_translation_services_are_explained(board: Board) -> None:
+    """Requests with translated addresses and for translations are replayed as such; page requests, and answers that do not come."""
+    asked = [DmaAccess(True, pretranslated=True), DmaAccess(translation=True), DmaAccess(pasid=5, translation=True)]
+    verdicts = [walk(board.memory, board.iommu, NIC, 0x1000, access).verdict for access in asked]
+    faults = [verdict.event for verdict in verdicts if isinstance(verdict, IoFault)]
+    assert [(one.type, "TR" in one.flags) for one in faults] == [(1, False), (0, True), (0, True)]
+    board.memory.write(COMMANDS, INVALIDATE_IOTLB_PAGES.make(code=4, DeviceID=NIC).to_bytes(16, "little"))
+    request, answer = INVALID_PPR_REQUEST.make(code=9, DeviceID=NIC, RP=1), INVALID_PPR_REQUEST.make(code=9, DeviceID=NIC, RX=1)
+    far = INVALID_PPR_REQUEST.make(code=9, DeviceID=0xFFFF)
+    log(board, *(one.encode() for one in faults), Event(EventCode.IOTLB_INV_TIMEOUT, NIC, COMMANDS).encode(), request,
+        answer | COMMANDS << 64, far)  # fmt: skip
+    found = run_line(board, "iommu events --explain").json()
+    assert isinstance(found, dict)
+    assert [one["same"] for one in found["events"]] == [True] * 3 + [None] * 4
+    assert found["events"][3]["explained"][0] == f"the command at spa {COMMANDS:#x}: INVALIDATE_IOTLB_PAGES 00:03.0"
+    assert "has not answered in InvTimeOut" in found["events"][3]["explained"][1]
+    words = [one["explained"][1] for one in found["events"][4:]]
+    assert words[0] == (
+        "PprEn of the control register, PprLogEn, PPR of the device table entry are 0; COMPLETE_PPR_REQUEST answers it"
+    )
+    assert words[1] == "GV is 0; an answer with a PASID needs the device's guest tables"
+    assert words[2].startswith("the device table ends before the device's entry; ")
+    board.registers_of["control"] |= CONTROL.PprEn | CONTROL.PprLogEn
+    board.device(NIC, Mode=3, PageTableRoot=board.nic_root >> 12, IR=1, IW=1, PPR=1)
+    assert "by now nothing is missing" in say(board.turn_on(), "iommu events --explain")
 
 
 def test_commands(board: Board) -> None:
