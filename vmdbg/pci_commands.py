@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -38,6 +39,11 @@ if TYPE_CHECKING:
 
 MOST_SHOWN = 1 << 16
 _LINE = 16
+_SHORT = {
+    "power management": "PM", "PCI Express": "PCIe", "vendor-specific": "vendor", "secure device": "secure",
+    "page requests": "PRI", "access control": "ACS",
+}  # fmt: skip
+"""Capabilities in a table of many functions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +118,8 @@ class FunctionView:
         master = "master" if self.command & COMMAND.BUS_MASTER else ""
         where = f"buses {self.buses[0]:02x}-{self.buses[1]:02x}" if self.buses else ""
         found = [f"{bar.index}:{bar.address:#x}+{size_text(bar.size)}{'' if bar.answers else ' (off)'}" for bar in self.bars]
-        chain = ", ".join(one.name for one in self.capabilities)
+        counts = Counter(_SHORT.get(one.name, one.name) for one in self.capabilities)
+        chain = " ".join(f"{name}{f'*{count}' if count > 1 else ''}" for name, count in counts.items())
         return (
             "  " * self.depth + self.address, self.kind, f"{self.vendor_id:04x}:{self.device_id:04x}", self.class_name, master,
             " ".join([*([where] if where else []), *found]), chain,

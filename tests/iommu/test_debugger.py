@@ -146,6 +146,6 @@ def test_what_a_device_keeps_itself() -> None:
     assert "device           00:03.0  0x5    0x2000  4 KiB  r-      spa 0x300000" in text
     assert json.loads(say(commands, "iommu tlb --json"))["result"]["pages"][0]["own"] is True
     assert "[100] ATS: off, takes 32 invalidations at once" in say(commands, "pci 00:03.0")
-    assert "ATS, page requests, PASID" in say(commands, "pci")
+    assert "PM ATS PRI PASID" in say(commands, "pci")
     assert "translations          0x1" in say(commands, "devices edu-00:03.0")
     machine.close()

@@ -10,6 +10,8 @@ import pytest
 
 from introspect.iommu.records import INVALIDATE_IOTLB_PAGES, CommandCode
 from introspect.iommu.registers import CONTROL, STATUS
+from introspect.iommu.structures import DTE
+from introspect.pci import RequesterId
 from tests.real.test_linux import DATA, INITRD, Linux
 from tests.real.test_pci import CONSOLE, SYS, with_programs
 from vmdbg.iommu.config import IommuConfig
@@ -108,3 +110,22 @@ def test_an_errant_device_is_stopped_and_reported(linux: Linux) -> None:
 def test_no_invalidation_is_forgotten(linux: Linux) -> None:
     """In all that went before: caches are strict."""
     assert not [line for line in linux.machine.history.notices if "INVALIDATE" in line]
+
+
+def test_the_drivers_other_page_tables() -> None:
+    """amd_iommu=pgtbl_v2: a guest's tables for PASID 0, which GIoV gives to devices; and a device with ATS, PRI and PASIDs, which
+    the driver leaves untranslated and yet has ask."""
+    linux = Linux(
+        f"{CONSOLE} amd_iommu=pgtbl_v2 panic=-1", devices=("virtio-rng,slot=04.0", "edu,slot=05.0,ats=on"), kernel=KERNEL,
+        initrds=(MODULES,), iommu=IommuConfig(1, strict=True),
+    )  # fmt: skip
+    try:
+        linux.say("for m in $(cat /modules/order); do insmod /modules/$m.ko; done")
+        assert len(linux.say("head -c 64 /dev/hwrng | od -A n -t x1").split()) == 64
+        rng, edu = (unit(linux).translation.entry(RequesterId.make(0, slot, 0)) or 0 for slot in (4, 5))
+        assert [DTE.get(rng, name) for name in ("V", "TV", "Mode", "GV", "GIoV")] == [1, 1, 0, 1, 1]
+        assert [DTE.get(edu, name) for name in ("V", "TV", "Mode", "GV", "I")] == [1, 1, 0, 0, 1]
+        assert "Event logged" not in linux.say("dmesg")
+        assert not [line for line in linux.machine.history.notices if "INVALIDATE" in line]
+    finally:
+        linux.machine.close()
