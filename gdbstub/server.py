@@ -25,7 +25,8 @@ __all__ = ["Server", "new_event_loop"]
 log = logging.getLogger(__name__)
 
 _REFUSAL = b"+" + frame(b"E.another client is connected, and no process is left that nobody debugs; disconnect it first")
-_REFUSING_SECONDS = 1.0
+_REFUSING_SECONDS = 30.0
+"""So long a client that is refused may take to hear why, or to say that it observes: it may be busy. Most leave by themselves."""
 _OBSERVE = frame(b"QObserve")
 """From a client that was refused: it will only ask `monitor` commands."""
 

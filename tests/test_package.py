@@ -24,7 +24,7 @@ TOP = Path(__file__).resolve().parents[1]
 OURS = ("vmdbg", "gdbstub", "introspect")
 FOLDERS = (*OURS, "examples", "docs", "tests", "benchmarks")
 FILES = ("pyproject.toml", "setup.py", "MANIFEST.in", "Makefile", "README.md", "CHANGELOG.md", "LICENSE")
-NOT_SOURCE = shutil.ignore_patterns("build", "data", "__pycache__", "*.so", "*.o", "_generated")
+NOT_SOURCE = shutil.ignore_patterns("build", "data", "__pycache__", ".pytest_cache", "pytest-cache-files-*", "*.so", "*.o", "_generated")
 EXTENSION_SOURCE = re.compile(r"vmdbg/(engine|svm)/\w+\.[ch]")
 IMAGES = ("hypervisor.elf", "hypervisor.debug", "guest64.elf", "guestpae.elf", "guestreal.elf", "gueststray.elf")
 

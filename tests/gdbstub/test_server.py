@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from gdbstub import server
 from gdbstub.packet import frame
 from gdbstub.server import new_event_loop
 from gdbstub.target import Event
@@ -90,7 +91,10 @@ def test_clients_come_one_after_the_other(served: Serving) -> None:
         assert not served.target.points
 
 
-def test_a_client_with_nothing_left_to_debug_is_refused_with_a_reason(served: Serving, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_client_with_nothing_left_to_debug_is_refused_with_a_reason(
+    served: Serving, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "_REFUSING_SECONDS", 0.1)
     with Wire(served.port) as first, Wire(served.port) as second:
         assert first.ask(b"qC") == b"QC1"
         assert second.ask(b"qC") == b"QC1"

@@ -61,8 +61,8 @@ class Wire:
         self.events: deque[bytes] = deque()
         """What came while an answer was awaited that is none: stops, and the console's text of a run."""
 
-    def send(self, payload: bytes) -> None:
-        self._raw(frame(payload))
+    def send(self, *payloads: bytes) -> None:
+        self._raw(b"".join(map(frame, payloads)))
 
     def _raw(self, data: bytes) -> None:
         try:
@@ -101,6 +101,10 @@ class Wire:
     def ask(self, payload: bytes) -> bytes:
         """The answer to a packet.  TargetError for an error, or none."""
         self.send(payload)
+        return self.answer()
+
+    def answer(self) -> bytes:
+        """The next answer.  TargetError for an error, or none."""
         while True:
             reply = self.receive(SECONDS)
             if reply is None:
@@ -186,10 +190,12 @@ class WireDriver:
 
     def _hello(self) -> None:
         wire = self.wire
+        wire.send(_HELLO, b"QObserve")
         try:
-            wire.ask(_HELLO)
+            wire.answer()
+            wire.answer()  # a client that debugs is not understood
         except TargetError:  # every process is debugged by somebody: look on
-            wire.ask(b"QObserve")
+            wire.answer()
             wire.ask(_HELLO)
         wire.stop_acknowledging()
         self.holder = "" if HOST in self._attached() else "another client"
