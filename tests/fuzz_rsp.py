@@ -16,7 +16,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from random import Random
 from time import monotonic
 from typing import Protocol
@@ -185,7 +185,8 @@ def fuzz(subject: Subject, packets_: int, seed: int, first: int, tell: bool = Fa
     """Send at least so many packets in batches; returns how many were. Raises Failure, which names the batch."""
     seeds, sent, started, warm = corpus(), 0, monotonic(), 0
     expected = dialogue(subject)
-    with complaints() as heard:
+    with complaints() as heard, ExitStack() as after:
+        after.callback(faulthandler.cancel_dump_traceback_later)
         for batch in range(first, first + -(-packets_ // subject.batch)):
             faulthandler.dump_traceback_later(HANG_SECONDS, exit=True)
             try:
@@ -211,7 +212,6 @@ def fuzz(subject: Subject, packets_: int, seed: int, first: int, tell: bool = Fa
             if tell:
                 rate = sent / (monotonic() - started)
                 print(f"\r{sent} packets, batch {batch}, {rate:.0f}/s, grown by {grown >> 10} KiB ", end="", flush=True)
-    faulthandler.cancel_dump_traceback_later()
     return sent
 
 
