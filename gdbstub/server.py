@@ -88,6 +88,7 @@ class Server:
         mask = os.umask(0o177)  # the mode must be right before anyone can connect
         try:
             listener.bind(path)
+            listener.listen(100)  # at once: who sees the socket may connect
         except OSError as error:
             listener.close()
             raise OSError(error.errno, f"cannot listen on {path}: {error.strerror}") from error

@@ -21,7 +21,7 @@ from vmdbg.attach import GDB_SETTINGS, find_gdb
 from vmdbg.demo import IMAGE
 
 WIDTH = 100
-SECONDS = 60.0
+SECONDS = 300.0
 """No answer takes longer."""
 MARK = "--- end of answer ---"
 SETTINGS = (*GDB_SETTINGS, "set width 0", "set height 0", "set style enabled off")
