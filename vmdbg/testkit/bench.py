@@ -117,7 +117,8 @@ class Bench:
         for option in self.options.symbols:
             self.debugger.executables.assign(*option)
         self.budget = ""
-        """Which budget is used up, in words."""
+        """Which budget is used up, in words; not one of guest time whose end the job expects, by status 124."""
+        self._may_stop = LIMIT_REACHED in job.values[keys.STATUS]
 
     def _build(self, arguments: Sequence[str] = ()) -> Machine:
         machine = build(self.options, None, arguments, self.serial)
@@ -147,11 +148,12 @@ class Bench:
             self.end(f"the serial port has printed more than {self.serial.printed.limit} bytes (output-limit)")
         elif most is not None and machine.engine.instructions >= most:
             machine.limit_instructions(None)
-            self.end(f"the budget instructions = {most} is used up")
+            self.end(f"the budget instructions = {most} is used up", expected=self._may_stop)
 
-    def end(self, budget: str) -> None:
+    def end(self, budget: str, *, expected: bool = False) -> None:
         """The machine ends: a budget is used up."""
-        self.budget = self.budget or budget
+        if not expected:
+            self.budget = self.budget or budget
         self.machine.give_up(budget)
 
     def where(self) -> str:
@@ -164,8 +166,10 @@ class Bench:
         machine.history.collect()
         ticks = self.job.values[keys.TICKS]
         if machine.exit_status == LIMIT_REACHED and ticks is not None and machine.clock.now >= ticks and not self.budget:
-            self.budget = f"the budget ticks = {ticks} is used up"
-            machine.ended = f"{self.budget} at {self.where()}"
+            budget = f"the budget ticks = {ticks} is used up"
+            machine.ended = f"{budget} at {self.where()}"
+            if not self._may_stop:
+                self.budget = budget
         outcome.status, outcome.ticks = machine.exit_status, machine.clock.now
         outcome.ended = machine.ended or f"at {self.where()}"
 

@@ -253,7 +253,7 @@ OUTPUT = Key("output-limit", _bytes, 16 << 20, "a size",
 STATUS: Key[tuple[int, ...]] = Key(
     "status", _statuses, (), "a number, or several",
     "Exit status of the run, as `vmdbg run` has it: 0 for power-off, (value << 1) | 1 of port F4, 124 if it does not end by "
-    "itself. A script must let the machine run to its end then.",
+    "itself, also where `ticks` or `instructions` say when. A script must let the machine run to its end then.",
     "0 or 1; with a script, any")  # fmt: skip
 SERIAL = Key("serial", _patterns, _NOTHING, "texts", "What the serial port must have printed: text, or `/a regular expression/`.")
 SERIAL_NEVER = Key("serial-never", _patterns, _NOTHING, "texts", "What it must not have printed.")
