@@ -167,7 +167,7 @@ class TestClosest:
 
 @pytest.mark.parametrize(("marker", "words"), [
     ("", "no image is named; write @pytest.mark.vmdbg(\"hypervisor.elf\"), --vmdbg-image, or vmdbg_image in the ini file"),
-    ("'none.elf'", "none.elf: No such file"), ("'none.elf', cpu=2", "cpu: a machine has no such option; it takes"),
+    ("'none.elf'", "none.elf, which the marker names, is no file in"), (f"{str(EXAMPLE / 'hypervisor.elf')!r}, cpus=99", "'99' CPUs are not possible"), (f"{str(EXAMPLE / 'hypervisor.elf')!r}, cpu=2", "cpu: a machine has no such option; it takes"),
     ("'a', 'b'", "the marker vmdbg takes one image"), ("'a', wall='x'", "wall=x: seconds that the machines of a test may run are meant"),
     (f"{str(EXAMPLE / 'hypervisor.elf')!r}, guest=1", "guest=1: guests are numbered from 2"),
 ])  # fmt: skip
@@ -175,13 +175,22 @@ def test_mistakes_are_told_in_a_line(pytester: pytest.Pytester, marker: str, wor
     pytester.makepyfile(f"import pytest\n@pytest.mark.vmdbg({marker})\ndef test_it(guest): pass")
     result = pytester.runpytest(*QUIET)
     result.assert_outcomes(errors=1)
-    assert words in result.stdout.str()
+    told = result.stdout.str().partition(" ERROR at setup of test_it ")[2].splitlines()
+    assert words in told[1]
+    assert told[2].startswith(("=" * 8, "-" * 8)), "and that is all"
+
+
+def test_a_snapshot_that_cannot_be_kept_ends_nothing(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(HEAD + "def test_it(machine): assert False\ndef test_next(): pass")
+    result = pytester.runpytest(*QUIET, "--vmdbg-snapshots=/dev/null/x")
+    result.assert_outcomes(failed=1, passed=1)
+    assert "no snapshot: " in sections(result)["vmdbg again"]
 
 
 def test_a_guest_that_never_comes(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(HEAD + "@pytest.mark.vmdbg(guest=3)\ndef test_it(guest): pass")
     result = pytester.runpytest(*QUIET)
-    result.stdout.fnmatch_lines(["E * AssertionError: guest 3 has not appeared: *the guest ended the run with status 1"])
+    result.stdout.fnmatch_lines(["guest 3 has not appeared: *the guest ended the run with status 1"])
     assert "hello from the guest" in sections(result)["vmdbg serial output"]
 
 

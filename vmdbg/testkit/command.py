@@ -87,7 +87,7 @@ def main(options: argparse.Namespace) -> int:
     from vmdbg.testkit.jobs import Defaults
 
     machine_options.namespace("", options.machine_words)  # what is wrong with them is told at once
-    image = str(Path(options.image).absolute()) if options.image else ""
+    image = os.path.abspath(options.image) if options.image else ""
     if image and not Path(image).is_file():
         raise UsageError(f"--image {options.image}: there is no such file; name the image to boot")
     found = collect(

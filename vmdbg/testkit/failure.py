@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 import pytest
+from _pytest.outcomes import fail
 
 from vmdbg.api.errors import Error
 from vmdbg.timetravel.tree import SnapshotError
@@ -26,25 +27,36 @@ _UNPRINTABLE = {code: "?" for code in (*range(32), *range(127, 160)) if code not
 
 
 def users_part(raised: pytest.ExceptionInfo[BaseException]) -> pytest.ExceptionInfo[BaseException]:
-    """An error or assertion of ours, which explains itself, without the way that it took through vmdbg; any other as it is."""
+    """An error or assertion of ours, which explains itself, without the way that it took through vmdbg; any other as it is.
+
+    Where no line of the user's leads to it, as in our fixtures, its words are all.
+    """
     frames = []
     trace: TracebackType | None = raised.tb
     while trace is not None:
         frames.append(trace)
         trace = trace.tb_next
     explained = isinstance(raised.value, Error) or "__tracebackhide__" in frames[-1].tb_frame.f_locals
-    while frames and _is_ours(frames[-1].tb_frame.f_globals.get("__name__", "")):
-        frames.pop()
-    if not explained or not frames:
+    if not explained or not _is_of(frames[-1], *_OURS):
         return raised
+    while frames and _is_of(frames[-1], *_OURS, "argparse", "contextlib"):
+        frames.pop()
+    if not frames or _is_of(frames[-1], "_pytest", "pluggy"):
+        told = fail.Exception(str(raised.value), pytrace=False)
+        return pytest.ExceptionInfo.from_exception(told.with_traceback(raised.tb))
     shortened = None
     for one in reversed(frames):
         shortened = TracebackType(shortened, one.tb_frame, one.tb_lasti, one.tb_lineno)
+    raised.value.__cause__, raised.value.__suppress_context__ = None, True
     return pytest.ExceptionInfo.from_exception(raised.value.with_traceback(shortened))
 
 
-def _is_ours(module: str) -> bool:
-    return module.partition(".")[0] in ("vmdbg", "introspect", "gdbstub") or module == "contextlib"
+_OURS = "vmdbg", "introspect", "gdbstub"
+
+
+def _is_of(trace: TracebackType, *packages: str) -> bool:
+    module: str = trace.tb_frame.f_globals.get("__name__", "")
+    return module.partition(".")[0] in packages
 
 
 def sections(bench: Bench) -> Iterator[tuple[str, str]]:
@@ -64,11 +76,13 @@ def sections(bench: Bench) -> Iterator[tuple[str, str]]:
 
 
 def _told(tell: Callable[[Machine], str], machine: Machine) -> str:
-    """A report that cannot be made says why, and the others are made."""
+    """A report that cannot be made says why, and the others are made: pytest itself would end."""
     try:
         return tell(machine).translate(_UNPRINTABLE)
     except Error as error:
         return f"not known: {error}"
+    except Exception as error:
+        return f"not known: {type(error).__name__}: {error}; this is a mistake of vmdbg's"
 
 
 def _state(machine: Machine) -> str:
@@ -107,7 +121,7 @@ def _again(bench: Bench, machine: Machine) -> str:
     try:
         snapshot = bench.snapshot(machine)
         lines = ["the machine as it stands here, at a prompt:", _command("vmdbg", "console", "--snapshot", snapshot, *symbols)]
-    except SnapshotError as error:
+    except (SnapshotError, OSError) as error:
         lines = [f"no snapshot: {error}"]
     to = [f"--max-time={machine.time}"] if machine.time else []
     words = ["vmdbg", "run", os.path.relpath(machine.image), *_words(machine.options)]

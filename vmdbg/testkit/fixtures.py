@@ -160,19 +160,22 @@ class Bench:
 
     def _image(self, given: object = None) -> Path:
         """The image: of a call, the marker, the command line, or the ini file, each as seen from there."""
-        beside = self.item.path.parent
+        beside, where = self.item.path.parent, "boot()"
         if given is None:
-            given = self.marked.get("image")
+            given, where = self.marked.get("image"), "the marker"
         if given is None:
-            given, beside = self.config.getoption("vmdbg_image"), self.config.invocation_params.dir
+            given, beside, where = self.config.getoption("vmdbg_image"), self.config.invocation_params.dir, "--vmdbg-image"
         if given is None:
-            given, beside = self.config.getini("vmdbg_image") or None, self._ini()
+            given, beside, where = self.config.getini("vmdbg_image") or None, self._ini(), "vmdbg_image of the ini file"
         if given is None:
             raise Error(
                 f"{self.item.nodeid}: no image is named; write @pytest.mark.vmdbg(\"hypervisor.elf\"), --vmdbg-image, or "
                 "vmdbg_image in the ini file"
             )
-        return beside / str(given)
+        path = beside / str(given)
+        if not path.is_file():
+            raise Error(f"{given}, which {where} names, is no file in {beside}; name the image to boot, or make it first")
+        return path
 
     def _ini(self) -> Path:
         return self.config.inipath.parent if self.config.inipath is not None else self.config.rootpath
@@ -207,6 +210,7 @@ class Bench:
         while number not in machine.guests:
             stop = machine.run("guest-start")
             if not stop.reached:
+                __tracebackhide__ = True
                 raise AssertionError(f"guest {number} has not appeared: {stop}")
         return machine.guests[number]
 

@@ -28,6 +28,8 @@ SECTION = "vmdbg "
 """What the titles of a report's sections begin with."""
 BENCH: pytest.StashKey[Bench] = pytest.StashKey()
 """The machines of a test."""
+USED: pytest.StashKey[bool] = pytest.StashKey()
+"""It asks for some."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -59,6 +61,7 @@ def boot(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """Makes machines: `boot()` as marker and ini file say, `boot("other.elf", cpus=2)` with these changes. All are closed."""
     from vmdbg.testkit.fixtures import Bench
 
+    request.node.stash[USED] = True
     bench = request.node.stash[BENCH] = Bench(request, tmp_path_factory)
     try:
         yield bench.boot
@@ -98,7 +101,7 @@ def golden(request: pytest.FixtureRequest, machine: Machine) -> Golden:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    if call.excinfo is not None and BENCH in item.stash and not item.config.getoption("fulltrace"):
+    if call.excinfo is not None and USED in item.stash and not item.config.getoption("fulltrace"):
         from vmdbg.testkit.failure import users_part
 
         call.excinfo = users_part(call.excinfo)
