@@ -638,6 +638,7 @@ def test_fails(machine):
     assert plain.startswith(f"pytest test_one.py::test_fails --vmdbg-image={HYPERVISOR} --vmdbg-options=--cpus=2")
     assert opens == "vmdbg console --snapshot kept/test_one.py-test_fails.snapshot"
     assert (tmp_path / "kept/test_one.py-test_fails.snapshot").exists()
+    assert sorted(failed["sections"]) == ["context", "machine"], "exits and what was printed have places of their own"
 
 
 def test_snapshots_outlive_the_run(tmp_path: Path) -> None:

@@ -98,17 +98,24 @@ class _Reporter:
             outcome.reasons = [f"fails, as expected: {expected}" if expected is not None else _skipped(report)]
         if report.failed:
             for title, text in report.sections:
-                if title.startswith("Captured std"):
-                    outcome.output = tail(outcome.output + text)
-                    continue
-                outcome.sections[title] = tail(text)
-                if title.startswith(f"{SECTION}again"):
-                    indented = (line.strip() for line in text.splitlines() if line.startswith("    vmdbg"))
-                    outcome.reproduce += [line for line in indented if line not in outcome.reproduce]
-
+                self._add(outcome, title, text)
         for name, value in report.user_properties if report.when == "teardown" else ():
             if name == RECORDED_PROPERTY:
                 outcome.sections[RECORDED] = f"exits recorded in {value}"
+
+    def _add(self, outcome: Outcome, title: str, text: str) -> None:
+        """A section of a report, where a job has the same."""
+        known = title.removeprefix(SECTION)
+        if title.startswith("Captured std"):
+            outcome.output = tail(outcome.output + text)
+        elif known == "last exits":
+            outcome.exits = text.splitlines()
+        elif known == "serial output":
+            outcome.serial = tail(text)
+        elif known.partition(" ")[0] == "again":
+            outcome.reproduce += [line.strip() for line in text.splitlines() if line.startswith("    vmdbg")]
+        else:
+            outcome.sections[known] = tail(text)
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
         outcome = self.current.pop(nodeid)
