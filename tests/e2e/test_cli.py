@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -194,6 +195,14 @@ def test_an_interrupt_while_it_starts_is_no_error(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
     )  # fmt: skip
     assert (starting.returncode, starting.stdout, starting.stderr) == (130, "", "")
+
+
+@pytest.mark.skipif(shutil.which("gdb") is None, reason="gdb is not in PATH")
+@pytest.mark.parametrize("leave", ["kill", "detach", "disconnect", "quit"])
+def test_the_fingerprint_of_a_session_is_told_however_gdb_leaves(hypervisor: Path, leave: str) -> None:
+    commands = ["-batch", "-ex", "break handle_exit", "-ex", "continue", "-ex", leave]
+    done = vmdbg("gdb", str(hypervisor), "--serial", "null", "--append", "loop=0", "--fingerprint", "--", *commands)
+    assert re.search(r"^vmdbg: fingerprint: identity=\w{32} trace=\w{32} ticks=\d+ inputs=1 status=", done.stderr, re.MULTILINE)
 
 
 @pytest.mark.skipif(shutil.which("gdb") is None, reason="gdb is not in PATH")

@@ -334,6 +334,7 @@ GDB = {
     "status.gdb": "if $rip != 5\n  quit 7\nend\n",
     "python.gdb": "python\nassert gdb.selected_inferior().pid == 2, 'wrong one'\nend\n",
     "unknown.gdb": "print nothing_of_this_name\n",
+    "mistyped.gdb": "break mian\ncontinue\n",
     "loop.gdb": "while 1\nend\n",
     "good.mi": '-data-evaluate-expression 1+1\n^done value="2"\n-break-insert main\n^done bkpt.func=/.*/ bkpt.number="1"\n-exec-continue\n'
     '^running\n*stopped reason="breakpoint-hit" frame.addr=/0x[0-9a-f]+/\n-interpreter-exec console "monitor time"\n@ ticks\n',
@@ -360,6 +361,7 @@ def test_gdb_and_mi_scripts(tmp_path: Path) -> None:
         "status.gdb": found["status.gdb"],
         "python.gdb": ["python.gdb:3: AssertionError: wrong one"],
         "unknown.gdb": ['unknown.gdb:1: No symbol "nothing_of_this_name" in current context.'],
+        "mistyped.gdb": ['mistyped.gdb:1: Function "mian" not defined.'],
         "loop.toml": [done.tests["loop.toml"]["ended"]],
         "answer.mi": ['answer.mi:2: ^done value="3": gdb has answered ^done value="2"'],
         "error.mi": [

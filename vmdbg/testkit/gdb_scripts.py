@@ -13,6 +13,8 @@ from vmdbg.testkit.serving import Gdb, serve
 
 __all__ = ["run"]
 
+_BEFORE = ["-batch", "-iex", "set breakpoint pending off"]
+"""gdb would ask whether a breakpoint of a name that it does not know is to wait for one, answer itself, and go on without."""
 _PLACE = re.compile(r"(.*:\d+): Error in sourced command file:")
 
 
@@ -23,7 +25,7 @@ def run(bench: Bench) -> list[str]:
 
 async def _talk(gdb: Gdb, script: str) -> list[str]:
     process = await gdb.start(
-        ["-x", script], before=["-batch"], stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
+        ["-x", script], before=_BEFORE, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
     lines: deque[str] = deque(maxlen=64)
