@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from introspect.commands.context import CommandError, Context
 from introspect.commands.devices import CachedEntry, CachedPage, IoCaches, barrier_of, iommus_of
-from introspect.commands.iommu_choice import CHOICE, NO_IOMMU, choose, choose_one
+from introspect.commands.iommu_choice import BDF, CHOICE, NO_IOMMU, choose, choose_one
 from introspect.commands.mappers import reverse_map
 from introspect.commands.parameters import Candidate, Flag, Misfit, Number, Parameter, Requester, parse_number
 from introspect.commands.registry import Arguments, Command
@@ -15,9 +15,11 @@ from introspect.commands.render import amount_text, columns, members, size_text
 from introspect.commands.tables import going_on
 from introspect.expression import Space
 from introspect.iommu.devices import entries
+from introspect.iommu.pasids import Process, processes
+from introspect.iommu.registers import CONTROL
 from introspect.iommu.space import IoRange, IoSpace
 from introspect.iommu.state import Iommu
-from introspect.iommu.structures import DTE, GUEST_IRTE_UNCACHED, IRTE128
+from introspect.iommu.structures import DTE, GUEST_IRTE_UNCACHED, IRTE128, gcr3_root
 from introspect.iommu.verdicts import DmaAccess, IoTranslation
 from introspect.iommu.walk import read_dte, translate
 from introspect.paging import ENTRY
@@ -206,6 +208,52 @@ def _landing(one: IoRange, guests: Iterable[Mapper]) -> Iterator[tuple[str, int,
             yield mapper.party, int(gpa.min()), sum((end - start).tolist()), len(start)
 
 
+# iommu pasids
+
+
+@dataclass(frozen=True, slots=True)
+class Pasids:
+    """Of one device. `whole`: there are no more of them."""
+
+    device: str
+    processes: tuple[Process, ...]
+    whole: bool
+    state: str
+    """Why there are none, if there are not."""
+
+    def text(self) -> str:
+        if not self.processes:
+            return f"{self.device}: {self.state}"
+        rows = [(f"{one.pasid:#x}", f"gpa {one.root:#x}", f"spa {one.spa:#x}") for one in self.processes]
+        lines = [f"{self.device}: {self.state}", *columns([("PASID", "tables at", "GCR3 entry at"), *rows], "  ")]
+        return "\n".join([*lines, *([] if self.whole else ["  ... (more; --limit N lists more)"])])
+
+    def json(self) -> object:
+        return {**members(self), "processes": [one._asdict() for one in self.processes]}
+
+
+def _pasids(context: Context, arguments: Arguments) -> Pasids:
+    device = arguments[BDF]
+    iommu = choose_one(context, arguments, device)
+    dte = read_dte(context.memory, iommu, device) if iommu.enabled else 0
+    if not isinstance(dte, int):
+        raise CommandError(str(device), dte.value, "`iommu` says where the device table is, and how long")
+    found, whole = processes(context.memory, iommu, dte, arguments[_LIMIT] or 1 << 20)
+    missing = [name for name in ("V", "TV", "GV") if not DTE.get(dte, name)]
+    if not iommu.control & CONTROL.GTEn:
+        missing.append("GTEn of the control register")
+    if not iommu.enabled:
+        state = "the IOMMU is off"
+    elif missing:
+        state = f"no PASIDs: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} 0"
+    else:
+        levels = 5 if DTE.get(dte, "GuestPagingMode") else 4
+        default = ", requests without one have PASID 0 (GIoV)" if dte & DTE.GIoV else ""
+        count = f"{len(found)}{'' if whole else ' and more'} in use" if found else "no PASID is in use"
+        state = f"{count}, {DTE.get(dte, 'GLX') + 1}-level GCR3 at {gcr3_root(dte):#x}, {levels}-level tables{default}"
+    return Pasids(str(device), tuple(found), whole, state)
+
+
 # iommu tlb
 
 
@@ -327,6 +375,11 @@ COMMANDS = (
         "on linearly, or go on in a guest's RAM (scattered). Left out are the interrupt range, special addresses that the entry\n"
         "does not have translated, what a DEV denies the device, and a block that SKINIT protects.",
         ("iommu map 00:03.0", "iommu map 00:03.0 --limit 4"),
+    ),
+    Command(
+        "iommu pasids", _pasids, "List the PASIDs of a device that have tables, and where these are.", (BDF, _LIMIT, *CHOICE),
+        "`iommu map BDF --pasid N` lists what one of them reaches, `iommu walk BDF IOVA --pasid N` shows the way of an address.",
+        ("iommu pasids 00:03.0",),
     ),
     Command(
         "iommu tlb", _tlb, "List what the IOMMUs keep of their tables, and what of it is stale.", (_LIMIT,),

@@ -31,8 +31,8 @@ TOPICS: Mapping[str, tuple[str, ...]] = {
         "mtree", "devices", "lapic", "ioapic", "pic", "pit", "rtc", "pci", "dma", "send",
     ),
     "IOMMU": (
-        "iommu", "iommu devices", "iommu walk", "iommu map", "iommu tlb", "iommu events", "iommu requests", "iommu ga-log",
-        "iommu commands", "iommu irt", "dma try", "irq try",
+        "iommu", "iommu devices", "iommu walk", "iommu map", "iommu pasids", "iommu tlb", "iommu events", "iommu requests",
+        "iommu ga-log", "iommu commands", "iommu irt", "dma try", "irq try",
     ),
     "SKINIT, DEV and TPM": ("skinit verify", "skinit trace", "dev", "tpm pcr", "tpm log"),
     "This console": (

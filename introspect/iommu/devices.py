@@ -12,6 +12,7 @@ from introspect.audit import Finding, Severity
 from introspect.dev import Barrier
 from introspect.dimension import Limits, TableRows
 from introspect.expression import Space
+from introspect.iommu.pasids import processes
 from introspect.iommu.registers import CONTROL
 from introspect.iommu.remapping import entry_size, interrupt_entries
 from introspect.iommu.space import LIMITS, IoSpace
@@ -35,6 +36,8 @@ _HOST = DTE.V | DTE.TV | DTE.Mode | DTE.PageTableRoot | DTE.IR | DTE.IW
 _TOGETHER = Limits(1 << 25, 1 << 22)
 _STEPS = 1 << 16
 _MOST_MAPPERS = 1 << 10
+_MOST_PROCESSES = 64
+"""PASIDs of one device table entry."""
 
 
 class Entry(NamedTuple):
@@ -164,22 +167,38 @@ def io_mappers(
             if room.entries <= 0 or room.runs <= 0 or len(found) == _MOST_MAPPERS:
                 left_out.append(f"device{'s' * (len(devices) > 1)} {_listed(devices)}")
                 continue
-            # Whatever a guest has in tables for PASIDs, the host's confine it; without those PASID 0 is what is looked at.
             _, domain = key
             if barrier is not None and domain not in left:
                 left[domain] = barrier.left(domain)
-            looked_at = dte & ~(DTE.GV | DTE.GIoV) if dte & DTE.Mode else dte
-            reach = IoSpace(memory, iommu, looked_at, limits=room, left=left.get(domain))
-            limits = Limits(limits.entries - 0x200 * len(reach.tables().spa), limits.runs - len(reach.runs.start))
-            if not len(reach.runs.start):
-                continue
-            owner = owner_of(reach.translated, guests) if dte & DTE.V and dte & (DTE.Mode | DTE.GV) else None
             plural = "devices" if len(devices) > 1 else "device"
+            who = f"{plural} {_listed(devices)}"
             translated = f"domain {DTE.get(dte, 'DomainID'):#x}" if dte & DTE.V else "not translated"
             guard = barrier.words(domain) if barrier is not None else ""
-            label = ", ".join(word for word in (translated if iommus or not guard else "", guard) if word)
-            found.append(IoMapper(f"{plural} {_listed(devices)}", owner.number if owner else None, label, reach))
+            spaces, whole = _spaces(memory, iommu, dte)
+            if not whole:
+                left_out.append(f"further PASIDs of {who}")
+            for pasid in spaces:
+                # Whatever a guest has in tables for PASIDs, the host's confine it.
+                looked_at = dte & ~(DTE.GV | DTE.GIoV) if dte & DTE.Mode else dte
+                reach = IoSpace(memory, iommu, looked_at, pasid=pasid, limits=room, left=left.get(domain))
+                limits = Limits(limits.entries - 0x200 * len(reach.tables().spa), limits.runs - len(reach.runs.start))
+                if not len(reach.runs.start):
+                    continue
+                owner = owner_of(reach.translated, guests) if dte & DTE.V and dte & (DTE.Mode | DTE.GV) else None
+                of = translated if pasid is None else f"{translated}, PASID {pasid:#x}"
+                label = ", ".join(word for word in (of if iommus or not guard else "", guard) if word)
+                found.append(IoMapper(who, owner.number if owner else None, label, reach))
+                room = Limits(min(LIMITS.entries, max(limits.entries, 0)), min(LIMITS.runs, max(limits.runs, 0)))
     return found, left_out
+
+
+def _spaces(memory: Memory, iommu: Iommu, dte: int) -> tuple[list[int | None], bool]:
+    """The PASIDs that are to be looked at, None for requests without one, which GIoV makes PASID 0; and whether these are all.
+    With tables of the host's, those confine all of them; and who reaches everything without a PASID reaches no more with one."""
+    if dte & DTE.Mode or not dte & DTE.GIoV:
+        return [None], True
+    known, whole = processes(memory, iommu, dte, _MOST_PROCESSES)
+    return [None, *(one.pasid for one in known if one.pasid)], whole
 
 
 def _untranslated(memory: Memory, iommu: Iommu, device: int) -> bool:

@@ -217,6 +217,58 @@ def test_tables_of_pasid_0_confine_a_device_without_a_hosts(board: Board) -> Non
     assert "0x5000" in say(board, "iommu map 00:03.0")
 
 
+def process(board: Board, gcr3: int, pasid: int, target: int) -> int:
+    """Tables of four levels for one more, in which 0x5000 is `target`; the root."""
+    root = table = next(board.pages)
+    board.memory.write_u64(gcr3 + 8 * pasid, root | 1)
+    for _ in range(3):
+        below = next(board.pages)
+        board.memory.write_u64(table, below | 7)
+        table = below
+    board.memory.write_u64(table + 8 * 5, target | 7)
+    return root
+
+
+def test_every_pasid_is_looked_at(board: Board) -> None:
+    """Where no tables of the host's confine them: a VMCB is in reach of PASID 9 alone."""
+    gcr3 = next(board.pages)
+    roots = {pasid: process(board, gcr3, pasid, target) for pasid, target in ((0, board.part(2) + RAM), (9, board.part(3)))}
+    dte = DTE.make(V=1, TV=1, GV=1, GIoV=1, IR=1, IW=1, DomainID=7, IV=1) | gcr3_root_bits(gcr3)
+    board.memory.write(TABLE + 32 * NIC, encode_dte(dte))
+    lines = [line for line in say(board, "audit isolation").split("\n") if "writes VMCB of guest 3" in line]
+    assert ["(domain 0x7, PASID 0x9)" in line for line in lines] == [True]
+    assert say(board, "iommu pasids 00:03.0").split("\n") == [
+        f"00:03.0: 2 in use, 1-level GCR3 at {gcr3:#x}, 4-level tables, requests without one have PASID 0 (GIoV)",
+        "  PASID  tables at    GCR3 entry at",
+        f"  0x0    gpa {roots[0]:#x}  spa {gcr3:#x}", f"  0x9    gpa {roots[9]:#x}  spa {gcr3 + 72:#x}",
+    ]  # fmt: skip
+    assert "1 and more in use" in say(board, "iommu pasids 00:03.0 --limit 1")
+    board.memory.write_u64(gcr3 + 8 * 9, roots[9] | 1 | 1 << 60)
+    assert "1 in use" in say(board, "iommu pasids 00:03.0"), "a reserved bit is set"
+    for pasid in range(1, 80):
+        board.memory.write_u64(gcr3 + 8 * pasid, roots[0] | 1)
+    assert "further PASIDs of device 00:03.0" in say(board, "audit isolation")
+    assert "no PASIDs: GV is 0" in say(board, "iommu pasids 00:04.0")
+    assert "no PASIDs: V, TV, GV are 0" in say(board, "iommu pasids 00:07.0")
+    board.registers_of["control"] = 0
+    assert "00:03.0: the IOMMU is off" in say(board.turn_on(), "iommu pasids 00:03.0")
+
+
+def test_gcr3_tables_of_several_levels(board: Board) -> None:
+    """In two dimensions: all but the first are where the host's tables lead."""
+    first, ram = next(board.pages), board.part(2) + RAM
+    board.memory.write_u64(first + 8 * 3, 0x2000 | 1)
+    board.memory.write_u64(first + 8 * 4, 0x40000 | 1)  # not mapped
+    board.memory.write_u64(ram + 0x2000 + 8 * 7, 0x5000 | 1)
+    board.device(NIC, Mode=3, PageTableRoot=board.nic_root >> 12, IR=1, IW=1, GV=1, GLX=1)
+    at = TABLE + 32 * NIC
+    entry = int.from_bytes(board.memory.read(at, 32), "little") | gcr3_root_bits(first)
+    board.memory.write(at, encode_dte(entry))
+    assert f"0x607  gpa 0x5000  spa {ram + 0x2000 + 56:#x}" in say(board, "iommu pasids 00:03.0")
+    found = walk(board.memory, board.iommu, NIC, 0x1000, DmaAccess(pasid=0x607))
+    assert ram + 0x2000 + 56 in [int(step.spa) for step in found.steps], "as a walk comes by it"
+
+
 def test_without_an_iommu_nothing_is_translated() -> None:
     fleet = Fleet(1)
     assert "-> spa 0x1000: the IOMMU is off" in say(fleet, "iommu walk 00:03.0 0x1000")
@@ -518,7 +570,7 @@ def test_addresses_that_a_guests_device_translates(board: Board) -> None:
 
 LINES = (
     "iommu", "iommu devices", "iommu walk 00:03.0 0x1000", "iommu walk 00:00.3 0x40000000 --pasid 1", "iommu map 00:00.1 --limit 4",
-    "iommu events --explain", "iommu requests --explain", "iommu ga-log", "iommu commands", "iommu irt 00:00.2", "irq try 00:00.4 0xfee00000 3", "who-maps 0x1000",
+    "iommu events --explain", "iommu requests --explain", "iommu ga-log", "iommu pasids 00:03.0", "iommu commands", "iommu irt 00:00.2", "irq try 00:00.4 0xfee00000 3", "who-maps 0x1000",
     "audit isolation",
 )  # fmt: skip
 
