@@ -29,7 +29,7 @@ from introspect.commands.help import Help
 from introspect.commands.iommu import DeviceList, State, WalkedIo
 from introspect.commands.iommu_interrupts import InterruptTable
 from introspect.commands.iommu_logs import CommandsList, Events, GuestInterrupts, Requests
-from introspect.commands.iommu_reach import Map, Tlb
+from introspect.commands.iommu_reach import Map, Pasids, Tlb
 from introspect.commands.leaks import Leaks
 from introspect.commands.mappers import Audit, WhoMaps
 from introspect.commands.msr import Msrs as MsrMsrs
@@ -625,6 +625,29 @@ class _Everywhere(_Called):
             (),
         )
         assert isinstance(found, Map)
+        return found
+
+    def iommu_pasids(
+        self,
+        bdf: int | str,
+        *,
+        limit: int | None = None,
+        base: int | str | None = None,
+        entries: int | None = None,
+        irte: Literal['32', '128'] | None = None,
+    ) -> Pasids:
+        """List the PASIDs of a device that have tables, and where these are.
+
+        `iommu map BDF --pasid N` lists what one of them reaches, `iommu walk BDF IOVA --pasid N` shows the way of an address.
+
+        bdf: a device: bus:device.function, as 00:03.0, there or not
+        limit: so many lines at most (256); 0 for all
+        base: where a device table is: of an IOMMU whose registers are not known, as in a dump
+        entries: with --base: how many devices the table has (65536)
+        irte: with --base: the size of interrupt table entries (128)
+        """
+        found = self._call("iommu pasids", {"bdf": bdf, "limit": limit, "base": base, "entries": entries, "irte": irte}, ())
+        assert isinstance(found, Pasids)
         return found
 
     def iommu_requests(
@@ -1745,6 +1768,7 @@ RESULTS: tuple[type, ...] = (
     GuestInterrupts,
     InterruptTable,
     Map,
+    Pasids,
     Requests,
     Tlb,
     WalkedIo,
