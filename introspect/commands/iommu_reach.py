@@ -379,7 +379,7 @@ COMMANDS = (
     Command(
         "iommu pasids", _pasids, "List the PASIDs of a device that have tables, and where these are.", (BDF, _LIMIT, *CHOICE),
         "`iommu map BDF --pasid N` lists what one of them reaches, `iommu walk BDF IOVA --pasid N` shows the way of an address.",
-        ("iommu pasids 00:03.0",),
+        ("iommu pasids 00:03.0", "iommu pasids 00:03.0 --limit 8"),
     ),
     Command(
         "iommu tlb", _tlb, "List what the IOMMUs keep of their tables, and what of it is stale.", (_LIMIT,),
