@@ -182,6 +182,21 @@ class _DeviceEvent(Bits):
     Address = bits(127, 64)
 
 
+class _DomainEvent(_DeviceEvent):
+    """With the domain of the request, or in its place PASID 15:0."""
+
+    DomainID = bits(47, 32)
+    """PASID 15:0 with GN."""
+    GN = bit(48)
+
+    @classmethod
+    def names(cls, value: int) -> list[str]:
+        words = super().names(value)
+        if not value & cls.GN:
+            return words
+        return [f"PASID_15_0={word.removeprefix('DomainID=')}" if word.startswith("DomainID=") else word for word in words]
+
+
 class ILLEGAL_DEV_TABLE_ENTRY(_DeviceEvent):
     PASID_19_16 = bits(19, 16)
     PASID_15_0 = bits(47, 32)
@@ -192,11 +207,8 @@ class ILLEGAL_DEV_TABLE_ENTRY(_DeviceEvent):
     TR = bit(56)
 
 
-class IO_PAGE_FAULT(_DeviceEvent):
+class IO_PAGE_FAULT(_DomainEvent):
     PASID_19_16 = bits(19, 16)
-    DomainID = bits(47, 32)
-    """PASID 15:0 with GN."""
-    GN = bit(48)
     NX = bit(49)
     US = bit(50)
     I = bit(51)  # noqa: E741
@@ -216,10 +228,9 @@ class DEV_TAB_HARDWARE_ERROR(_DeviceEvent):
     meanings = {"Type": {1: "master-abort", 2: "target-abort", 3: "data-error"}}  # noqa: RUF012
 
 
-class PAGE_TAB_HARDWARE_ERROR(_DeviceEvent):
-    DomainID = bits(47, 32)
-    """PASID 15:0 with GN; there is no room for more of it (2.5.5, table 60)."""
-    GN = bit(48)
+class PAGE_TAB_HARDWARE_ERROR(_DomainEvent):
+    """There is no room for more of a PASID (2.5.5, table 60)."""
+
     I = bit(51)  # noqa: E741
     RW = bit(53)
     TR = bit(56)

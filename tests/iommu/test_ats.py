@@ -313,6 +313,7 @@ def test_translated_addresses_need_i() -> None:
     bench.sends(b"x")
     bench.give({IOVA: DATA})
     assert bench.sends(b"y") == Result.ABORTED
+    assert bench.stale[0].endswith("they refuse it: I, V or TV is 0: the device gets no translations; ATS was left on in the device")
     event = bench.event()
     assert (event.code, event.type, event.address) == (EventCode.INVALID_DEVICE_REQUEST, 1, DATA)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from introspect.iommu.remapping import Remapped, remap
 from introspect.iommu.structures import DTE_SIZE
-from introspect.iommu.verdicts import DmaAccess, IoFault, IoTranslation
+from introspect.iommu.verdicts import Cause, DmaAccess, IoFault, IoTranslation
 from introspect.iommu.walk import translate
 from introspect.paging import ENTRY
 from introspect.pci import RequesterId
@@ -75,7 +75,8 @@ class Staleness:
             then = f"they refuse it: {now.cause.value}" if isinstance(now, IoFault) else f"they lead to {now:#x}"
             who, done = self.iommu.dma.names(requester), f"at {iova:#x} it reaches {used:#x}"
             text = f"{who} uses a translation of its own that its tables no longer have: {done}, {then}"
-            self._say(f"{text}; INVALIDATE_IOTLB_PAGES was forgotten")
+            off = isinstance(now, IoFault) and now.cause == Cause.NO_TRANSLATION_SERVICE
+            self._say(f"{text}; {'ATS was left on in the device' if off else 'INVALIDATE_IOTLB_PAGES was forgotten'}")
 
     def _tell(self, what: str, done: str, then: str, command: str) -> None:
         self._say(f"{self.iommu.name} uses {what} that its tables no longer have: {done}, {then}; {command} was forgotten")

@@ -184,3 +184,11 @@ def test_the_state_of_an_iommu() -> None:
     segmented = Iommu({"control": 1 << 34, "extended_features": FEATURES.make(DevTblSegSup=1), "device_table_base1": 0x5000})
     assert segmented.entry_address(0x8001) == 0x5020
     assert segmented.entry_address(0x8080) is None
+
+
+@pytest.mark.parametrize("code", [EventCode.IO_PAGE_FAULT, EventCode.PAGE_TAB_HARDWARE_ERROR])
+def test_a_pasid_in_the_place_of_the_domain_is_called_so(code: EventCode) -> None:
+    assert "DomainID=0x7" in Event(code, 0x18, 0x1000, domain=7).describe()
+    words = Event(code, 0x18, 0x1000, pasid=0x12345).describe()
+    assert "PASID_15_0=0x2345" in words
+    assert "DomainID" not in words
