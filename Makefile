@@ -36,6 +36,7 @@ thorough: $(V)/ready gdb examples
 	@$(RUN) -m tests.thorough walks
 	@$(RUN) -m tests.thorough exits
 	@$(RUN) -m tests.thorough fingerprints
+	@$(RUN) -m tests.thorough snapshots
 
 lint: $(V)/ready
 	@$(V)/bin/ruff check .

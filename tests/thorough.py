@@ -6,6 +6,7 @@ python -m tests.thorough exits [COUNT [FIRST]]    what `would-exit` predicts of 
 python -m tests.thorough iommu [COUNT [FIRST]]    an IOMMU's tables, our walks against a plain reading of the manual (100,000)
 python -m tests.thorough fingerprints [COUNT [FIRST]]  all examples, on both runtimes, with 1 to 8 processors, alone and under
                                                   gdb: one trace each (COUNT rounds of random cuts: 1)
+python -m tests.thorough snapshots [COUNT [FIRST]]  states that somebody has invented: refused, or machines like any other (3,000)
 
 Exit status 0 if all went well.  Five hundred seeds that take ten minutes count as a hang.  On a terminal the last line says which
 of them are being tried, elsewhere those at most 20 seconds before.
@@ -17,6 +18,10 @@ import faulthandler
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import monotonic
 
 from introspect.exits import exit_name
@@ -26,6 +31,7 @@ from tests.fingerprints import EXAMPLES, RUNTIMES, alone, cut, debugged
 from tests.introspect.iommu.test_reference import compare, compare_interrupts
 from tests.svm.test_hostile import run
 from tests.svm.test_would_exit import predictions
+from tests.timetravel import inventing
 
 BATCH = 500
 """Seeds between two lines of progress."""
@@ -42,11 +48,11 @@ class Progress:
         self.what, self.total, self.done = what, total, 0
         self.start = self.told = monotonic()
 
-    def batches(self, part: str, first: int, count: int) -> Iterator[range]:
+    def batches(self, part: str, first: int, count: int, size: int = BATCH) -> Iterator[range]:
         """The seeds in batches: what is being tried is told first, since the process may die of it."""
-        for at in range(first, first + count, BATCH):
+        for at in range(first, first + count, size):
             faulthandler.dump_traceback_later(600, exit=True)
-            seeds = range(at, min(at + BATCH, first + count))
+            seeds = range(at, min(at + size, first + count))
             self.tell(f"{part} from seed {at}")
             yield seeds
             self.done += len(seeds)
@@ -146,9 +152,37 @@ def fingerprints(count: int, first: int) -> None:
     progress.end(outcomes, "alike")
 
 
+def snapshots(count: int, first: int) -> None:
+    """As many of each scene, a process for each batch: the engine keeps memory of machines that are closed."""
+    names = inventing.names()
+    share = -(-count // len(names))
+    outcomes: Counter[str] = Counter()
+    progress = Progress("invented states", share * len(names))
+    for name in names:
+        inventing.real(name)
+        for seeds in progress.batches(name, first, share, 50):
+            context = get_context("fork")
+            mine, its = context.Pipe(duplex=False)
+            child = context.Process(target=_examined, args=(name, seeds, its))
+            child.start()
+            its.close()
+            try:
+                outcomes.update(mine.recv())
+            except EOFError:
+                child.join()
+                raise AssertionError(f"{name}, seeds from {seeds[0]}: see above, or it died with {child.exitcode}") from None
+            child.join()
+    progress.end(outcomes, "they were")
+
+
+def _examined(name: str, seeds: range, answer: Connection) -> None:
+    with TemporaryDirectory() as folder:
+        answer.send([inventing.outcome(name, seed, Path(folder) / "invented") for seed in seeds])
+
+
 WHAT = {
     "vmcbs": (vmcbs, 100_000), "walks": (walks, 1_000_000), "exits": (exits, 10_000), "iommu": (iommu, 100_000),
-    "fingerprints": (fingerprints, 1),
+    "fingerprints": (fingerprints, 1), "snapshots": (snapshots, 3_000),
 }  # fmt: skip
 
 

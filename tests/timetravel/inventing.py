@@ -387,3 +387,13 @@ def _by_stub(machine: vmdbg.Machine) -> bool:
             late |= "none comes to by itself" in text
     client.session.close() if hasattr(client.session, "close") else None
     return late
+
+
+def outcome(name: str, seed: int, path: Path) -> str:
+    """Of one invented state: as `examine`.  A `Fault` says which it was."""
+    sections, tree, told = invented(name, seed)
+    write(path, sections, tree)
+    try:
+        return examine(path)
+    except Fault as fault:
+        raise Fault(f"{name}, seed {seed}, {'; '.join(told)}: {fault}") from fault.__cause__

@@ -39,7 +39,9 @@ from vmdbg.cpu.smm import Interrupted, PortAccess
 from vmdbg.engine import engine, physical, state
 from vmdbg.engine.memory import PAGE, Ram
 from vmdbg.engine.physical import Mirror, Npt, Shadow
+from vmdbg.fingerprint import MOST as MOST_CHECKPOINTS
 from vmdbg.history import HOST, History, KnownGuest, Vcpu
+from vmdbg.identity import DIGITS, KEPT_INPUTS
 from vmdbg.iommu import caches, function, interrupts, own_memory, pagerequests, registers, rings, staleness, unit
 from vmdbg.iommu import commands as iommu_commands
 from vmdbg.iommu import translation as iommu_translation
@@ -91,6 +93,7 @@ from .shapes import (
     buffer,
     choice,
     data,
+    digits,
     either,
     flag,
     like,
@@ -99,6 +102,7 @@ from .shapes import (
     members,
     number,
     one,
+    row,
     same,
     several,
     shown,
@@ -487,6 +491,19 @@ _PARTS: dict[type, dict[str, Shape]] = {
 
 ALLOWED: dict[type, dict[str, Shape]] = _OBJECTS | _PARTS
 """Also for classes derived from these."""
+
+
+INPUTS: dict[str, Shape] = {
+    "chain": either(choice(""), digits(DIGITS, DIGITS)), "kinds": mapping(text, COUNT),
+    "last": several(list, row(TICK, text, digits(0, 1 << 26)), 0, KEPT_INPUTS),
+}  # fmt: skip
+"""What came from outside, as JSON has it (vmdbg/identity.py)."""
+FINGERPRINT: dict[str, Shape] = {
+    "code": REGISTER, "switches": REGISTER, "events": digits(DIGITS, DIGITS), "every": number(1, 1 << 62), "first": bits(64),
+    "next": number(1, 1 << 65),
+    "checkpoints": several(list, row(bits(65), digits(16, 16), digits(16, 16), digits(DIGITS, DIGITS)), 0, MOST_CHECKPOINTS),
+}  # fmt: skip
+"""What the run did, likewise (vmdbg/fingerprint.py)."""
 
 
 @cache

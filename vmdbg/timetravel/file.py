@@ -32,13 +32,15 @@ from .restoring import restore
 from .sections import MAGIC, MOST, Reader, Writer
 from .shapes import printable, shown
 from .snapshot import Snapshot, take
-from .tree import Malformed, SnapshotError, Tree
+from .tree import MOST_CONTAINERS, MOST_VALUES, Malformed, SnapshotError, Tree, parsed
 
 FORMAT = 1
 _HEAD, _IMAGE, _MODULE, _STATE, _BLOB, _RAM = b"HEAD", b"IMAG", b"MODU", b"STAT", b"BLOB", b"RAM "
 _RUN = struct.Struct("<QI")
 _RAM_SECTION = 4 << 20
 MOST_BLOBS = 4 << 30
+_SHARE = 64
+"""What part of what a state may have a header may have."""
 
 IMPOSSIBLE = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, AssertionError, RecursionError)
 """What comes of a state that somebody has invented: Python's own errors, since nobody can check all of it beforehand."""
@@ -106,7 +108,10 @@ def _write(file: BinaryIO, header: dict[str, Any], snapshot: Snapshot, files: li
             writer.write(tag, piece)
         writer.write(tag, b"")
     blobs = bytearray()
-    writer.write(_STATE, json.dumps(_to_json(snapshot.state, blobs), separators=(",", ":")).encode())
+    state = json.dumps(_to_json(snapshot.state, blobs), separators=(",", ":"))
+    if len(state) > MOST or (state.count("[") + state.count("{") > MOST_CONTAINERS) or state.count(",") > MOST_VALUES:
+        raise ValueError("the machine holds more translations than a file may; save it where its TLBs hold less")
+    writer.write(_STATE, state.encode())
     for piece in _cut(blobs):
         writer.write(_BLOB, piece)
     section = bytearray()
@@ -173,7 +178,7 @@ class SnapshotFile:
     def _begin(self) -> None:
         reader = self._reader
         try:
-            header = json.loads(reader.read(_HEAD))
+            header = parsed(reader.read(_HEAD).decode(), _SHARE)
             form, made_by = header["format"], str(header["vmdbg"])
             if form != FORMAT:
                 raise SnapshotError(
@@ -182,20 +187,25 @@ class SnapshotFile:
                 )
             self.release = made_by
             self.time = int(header["time"])
-            self.image = File(str(header["image"]["path"]), self._source(_IMAGE))
+            self.image = File(_word(header["image"]["path"]), self._source(_IMAGE))
             modules = tuple(
-                Module(File(str(one["path"]), self._source(_MODULE)), str(one["string"])) for one in header["modules"]
+                Module(File(_word(one["path"]), self._source(_MODULE)), _word(one["string"])) for one in header["modules"]
             )
             self.config = config_from(header["config"], modules)
             self._files, self._lacks = list(header["files"]), list(header["lacks"])
-        except (KeyError, TypeError, ValueError, RecursionError, OverflowError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError, OverflowError, Malformed) as error:
             raise reader.broken(f"its header says what no machine is: {error}") from None
+        except MemoryError:
+            raise SnapshotError(f"{self.name} has an image or modules that this host has no memory for") from None
 
     def _source(self, tag: bytes) -> bytes:
         """The contents of a file: pieces up to an empty one."""
-        pieces = []
+        pieces, size = [], 0
         while piece := self._reader.read(tag):
             pieces.append(piece)
+            size += len(piece)
+            if size > MOST_BLOBS:
+                raise self._reader.broken(f"a file that its machine was made of has more than {MOST_BLOBS} bytes")
         return b"".join(pieces)
 
     def restore(self, outside: Config | None = None, given: tuple[DeviceSpec, ...] | None = None) -> Machine:
@@ -229,7 +239,7 @@ class SnapshotFile:
                     f"{', '.join(machine.engine.lacks) or 'nothing'}: restore it with the wheel of unicorn it was saved with"
                 )
             memory.put_back(machine.ram, {})
-            tree = json.loads(reader.read(_STATE))
+            tree = parsed(reader.read(_STATE).decode())
             blobs = self._rest(machine.ram)
             restore(machine, _from_json(tree, memoryview(blobs)))
             if machine.clock.now != self.time:
@@ -241,6 +251,9 @@ class SnapshotFile:
                 f"{self.name} does not fit this version of vmdbg{hint}, or was tampered with: {error}. Restore it with the "
                 "version that saved it"
             ) from None
+        except MemoryError:
+            machine.close()
+            raise SnapshotError(f"{self.name} has a machine that this host has no memory for") from None
         except BaseException:
             machine.close()
             raise
@@ -277,6 +290,12 @@ class SnapshotFile:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _word(value: object) -> str:
+    if type(value) is not str:
+        raise ValueError(f"{shown(value)} is no text")
+    return value
 
 
 def _from_json(found: Any, blobs: memoryview) -> Tree:

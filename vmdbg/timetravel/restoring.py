@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import ctypes
 import json
-import struct
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,17 +25,18 @@ from vmdbg.engine.state import HF2_GIF, HF2_NMI, HF_INHIBIT_IRQ, CpuState
 from vmdbg.svm import world
 from vmdbg.svm.ring import RECORD_SIZE, Ring
 
-from .allowed import shapes
+from .allowed import FINGERPRINT, INPUTS, shapes
 from .forms import number
 from .inventory import NAMES, PARTS, parts, states
 from .judging import judge
-from .shapes import same
-from .tree import Loader, Malformed, Saver, SnapshotError, Tree
+from .shapes import Shape, same
+from .tree import Loader, Malformed, Saver, SnapshotError, Tree, parsed
 
 if TYPE_CHECKING:
     from vmdbg.machine import Machine
 
-_X87_ROUNDING, _X87_PRECISION = 817, 819
+_X87_ROUNDING, _X87_PRECISION, _MMX_ROUNDING = 817, 819, 841
+"""Bytes of the engine's floating-point units, which ends with the process for modes that there are not."""
 _CONTEXT = (
     slice(layout.REGS, layout.EFLAGS + 8),  # general registers, RIP, flags
     slice(layout.CC_SRC, layout.CC_SRC + 8),  # arithmetic flags, between operands of the last arithmetic, which are dead
@@ -47,6 +47,8 @@ _CONTEXT = (
 )
 """What of a context is the processor's.  The rest is the engine's configuration, which each machine has, and pointers."""
 _CONTEXT_SIZE = sum(part.stop - part.start for part in _CONTEXT)
+_SHARE = 4
+"""What part of a state the run's inputs and checkpoints may be."""
 _TOP_OF_STACK = layout.FPU // 4
 _BRANCH_BYTES = ctypes.sizeof(Branch) * RING_SLOTS
 
@@ -101,17 +103,28 @@ def _run(machine: Machine) -> str:
 
 def _restore_run(machine: Machine, tree: Tree) -> None:
     try:
-        inputs, fingerprint = json.loads(tree if isinstance(tree, str) else "")
-        machine.identity.inputs.restore(**inputs)
-        if machine.fingerprint is not None and fingerprint is not None:
-            machine.fingerprint.restore(**fingerprint)
-    except (TypeError, ValueError, RecursionError, struct.error):
-        raise Malformed("what it says of the run's fingerprint is none") from None
+        inputs, fingerprint = parsed(tree if isinstance(tree, str) else "", _SHARE)
+    except (TypeError, ValueError, RecursionError):
+        raise Malformed("what it says of the run is none") from None
+    machine.identity.inputs.restore(**_members(inputs, INPUTS, "what came in"))
+    if machine.fingerprint is not None and fingerprint is not None:
+        machine.fingerprint.restore(**_members(fingerprint, FINGERPRINT, "the fingerprint"))
     if machine.fingerprint is not None and fingerprint is None:
         raise SnapshotError(
             "the snapshot is of a run without --fingerprint, whose beginning has no trace. Save it from a run with that option, "
             "or go on without"
         )
+
+
+def _members(found: object, shapes: Mapping[str, Shape], what: str) -> dict[str, Any]:
+    """All of a dictionary of JSON's, whose members are to be these."""
+    if not isinstance(found, dict) or found.keys() != shapes.keys():
+        raise Malformed(f"of {what} it says something else")
+    for name, shape in shapes.items():
+        wrong = shape(found[name], None)
+        if wrong:
+            raise Malformed(f"of {what}, {name}{wrong}")
+    return found
 
 
 def _list(tree: Tree, length: int | None = None) -> list[Tree]:
@@ -277,7 +290,8 @@ def _restore_context(state: CpuState, data: bytes) -> None:
     state.hflags = flags & (3 | HF_INHIBIT_IRQ)
     state.refresh(flags & 3)
     state.mxcsr = state.mxcsr & 0xFFFF
-    if state.i[_TOP_OF_STACK] > 7 or state.bytes[_X87_ROUNDING] > 3 or state.bytes[_X87_PRECISION] not in (32, 64, 80):
+    rounding = max(state.bytes[_X87_ROUNDING], state.bytes[_MMX_ROUNDING])
+    if state.i[_TOP_OF_STACK] > 7 or rounding > 3 or state.bytes[_X87_PRECISION] not in (32, 64, 80):
         raise Malformed("no x87 unit is in that state")
 
 

@@ -20,9 +20,9 @@ MOST_TEXT = 4096
 def shown(value: object, most: int = 60) -> str:
     """A value in a line: as much of it as there is room for, and nothing that a terminal would obey."""
     try:
-        text = repr(value)
-    except (ValueError, RecursionError):  # a number of more digits than Python writes, or a nest
-        text = f"a {type(value).__name__}"
+        text = hex(value) if type(value) is int and abs(value) >= 1 << 20 else repr(value)
+    except (ValueError, RecursionError):  # in it a number of more digits than Python writes, or a nest
+        text = f"<{type(value).__name__}>"
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
@@ -166,6 +166,25 @@ def members(*shapes: Shape) -> Shape:
         return next((f" [{at}]{wrong}" for at, each in enumerate(value) if (wrong := shapes[at](each, None))), "")
 
     return of
+
+
+def row(*shapes: Shape) -> Shape:
+    """A list of just these, as JSON has it."""
+    group = members(*shapes)
+    return lambda value, old: group(tuple(value), None) if type(value) is list else _no(value, f"a list of {len(shapes)}")
+
+
+def digits(low: int, high: int) -> Shape:
+    """Bytes in hexadecimal, so many digits."""
+
+    def shape(value: Any, old: Any) -> str:
+        fits = type(value) is str and low <= len(value) <= high and not len(value) % 2 and not set(value) - _DIGITS
+        return "" if fits else _no(value, f"{low} hexadecimal digits" if low == high else f"up to {high} hexadecimal digits")
+
+    return shape
+
+
+_DIGITS = frozenset("0123456789abcdef")
 
 
 def mapping(key: Shape, shape: Shape, most: int = 1 << 24) -> Shape:

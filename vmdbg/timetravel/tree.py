@@ -17,6 +17,7 @@ A tree is None, a bool, an int, a str, bytes, or a list whose first element name
 
 from __future__ import annotations
 
+import json
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -80,6 +81,17 @@ class Names:
 
     def may_call(self, owner: object, name: str) -> bool:
         return any(name in self.callbacks.get(cls, ()) for cls in type(owner).__mro__)
+
+
+MOST_CONTAINERS, MOST_VALUES = 1 << 21, 1 << 23
+"""Of a state, as text: about what 64 MiB of a real one have.  A text that is packed to little could have ten times as many."""
+
+
+def parsed(text: str, share: int = 1) -> Any:
+    """JSON.  `Malformed` if it has more in it than a state, or the `share`th part of that."""
+    if (text.count("[") + text.count("{")) * share > MOST_CONTAINERS or text.count(",") * share > MOST_VALUES:
+        raise Malformed("it has more state than any machine")
+    return json.loads(text)
 
 
 class Saver:
