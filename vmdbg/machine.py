@@ -544,7 +544,8 @@ class Machine:
         self._look_for_guests(points)
 
     def _look_for_guests(self, times: int) -> None:
-        svm = any(cpu.guest is not None or cpu.state.efer & EFER.SVME for cpu in self.cpus)
+        # In SMM EFER is clear, and what it interrupted, a guest perhaps, comes back.
+        svm = any(cpu.guest is not None or cpu.smm is not None or cpu.state.efer & EFER.SVME for cpu in self.cpus)
         for _ in range(min(times, 2)):
             self.history.look(self.ram, svm)
 

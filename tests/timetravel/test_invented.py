@@ -48,7 +48,7 @@ OTHERS: dict[str, tuple[str, str, Any, str]] = {
     "of another sign": ("Clock", "now", -1, "Clock.now is -1, not a number from 0x0"),
     "yes for a number": ("Machine", "current", True, "Machine.current is True, not a number from 0 to 63"),
     "an index": ("Machine", "current", 7, "Machine: it is CPU 7's turn, which there is not"),
-    "words": ("Machine", "ended", "\x1b[2J", r"Machine.ended is '\x1b[2J', not a line of at most 4096 printable characters"),
+    "words": ("Machine", "ended", "\x1b[2J", r"Machine.ended is '\x1b[2J', not a line of at most 65536 printable characters"),
     "what is fixed": ("Pit", "base", 0x50, "Pit.base is 80, not 64, as the machine is made"),
     "a length": ("SmiPort", "_values", ["list", 0], "SmiPort._values has 1 members, not 2"),
     "keys": ("MsrFile", "values", ["dict", 1, 2], "MsrFile.values has other keys: "),

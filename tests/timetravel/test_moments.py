@@ -15,7 +15,7 @@ from introspect.exits import ExitCode
 from introspect.iommu.records import INVALIDATE_IOTLB_PAGES, CommandCode
 from introspect.iommu.registers import CONTROL
 from tests.timetravel.cases import CASES, digest, finish
-from vmdbg.cpu import events
+from vmdbg.cpu import events, smm
 from vmdbg.cpu.faults import Event, Kind
 from vmdbg.debugger import Debugger
 from vmdbg.history import HOST
@@ -187,4 +187,24 @@ def test_an_exit_behind_an_event_that_waits(tmp_path: Path) -> None:
     assert waits.func == restored.cpu._exit_behind
     assert waits.args[1] == (ExitCode.AVIC_NOACCEL, 0x300, 0)
     for each in (machine, restored):
+        each.close()
+
+
+def test_a_guest_that_smm_has_interrupted(tmp_path: Path) -> None:
+    """It is there while its processor has SVM off, in a snapshot, too."""
+    machine = CASES["hypervisor"].machine()
+    while machine.cpu.guest is None:
+        machine.run(1000)
+    cpu, vmcb = machine.cpu, machine.cpu.guest.vmcb
+    smm.enter(cpu)
+    machine._look_for_guests(2)
+    save(machine, tmp_path / "there")
+    restored = SnapshotFile(tmp_path / "there").restore()
+    for each in (machine, restored):
+        assert each.cpu.guest is None
+        assert each.cpu.smm is not None
+        assert each.cpu.smm.guest is not None
+        assert vmcb in each.history.by_vmcb
+        each.run(100_000)  # the firmware's handler is RSM
+        assert each.cpu.smm is None
         each.close()

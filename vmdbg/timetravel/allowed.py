@@ -168,7 +168,7 @@ TIMED: dict[Any, tuple[Shape, ...]] = {
     (lapic.Lapic, "_expire"): (), (uart.Uart, "_time_out"): (), (hpet.Hpet, "_match"): (number(0, hpet.COMPARATORS - 1),),
     (pit.Channel, "_edge"): (), (rtc.Rtc, "_periodic"): (), (rtc.Rtc, "_tick"): (),
     (edu.Edu, "_computed"): (), (edu.Edu, "_transfer"): (), (net.Net, "_next"): (TICK,),
-    (net.Net, "arrive"): (data(0, net.LARGEST),), (iommu_commands.CommandProcessor, "_portion"): (),
+    (net.Net, "arrive"): (data(0, queue.MOST_BYTES),), (iommu_commands.CommandProcessor, "_portion"): (),
     (iommu_commands.CommandProcessor, "timed_out"): (COUNT,), (Function, "invalidated"): (COUNT,),
     (interrupts.Interrupts, "_post"): (_requester, one(GuestInterrupt), bits(8)),
     (iommu_translation.Translation, "refused"): (one(IoFault), _requester),
@@ -243,8 +243,8 @@ _OBJECTS: dict[type, dict[str, Shape]] = {
         "physical_table": ADDRESS, "last_id": bits(12), "request": bits(8), "exit": maybe(members(REGISTER, REGISTER, REGISTER)),
     },
     Event: {
-        "vector": bits(8), "kind": one(Kind), "error": maybe(bits(32)), "address": maybe(REGISTER), "length": number(0, 15),
-        "trap": flag,
+        "vector": bits(8), "kind": one(Kind), "error": maybe(bits(32)), "address": maybe(REGISTER),
+        "length": TIME, "trap": flag,  # of an injected one the difference of two RIPs
     },
     Instruction: {
         "length": number(0, 15), "opcode": bits(32), "modrm": number(-1, 255), "rex": bits(8), "operand": choice(16, 32, 64),

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 Shape: TypeAlias = Callable[[Any, Any], str]
 
-MOST_TEXT = 4096
+MOST_TEXT = 1 << 16
 """Characters of words for people."""
 
 
