@@ -731,7 +731,7 @@ def test_who_reads_may_have_seen_enough(tmp_path: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(
-        command("a.toml", "--json", "r.json"), cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60, check=False
+        command("a.toml", "--json", "r.json"), cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=PATIENCE, check=False
     )
     os.close(writer)
     assert (done.returncode, done.stderr) == (0, "")
