@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -153,11 +155,27 @@ def image_file(options: argparse.Namespace) -> str:
     return file.image.path if is_current(file.image) else ""
 
 
+def _try(one: SaveAt) -> None:
+    path, partial = Path(one.path), Path(f"{one.path}.part")
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        partial.open("wb").close()  # where it is written, before it is moved
+        partial.unlink()
+    except (OSError, ValueError) as error:  # a NUL in the name
+        reason = error.strerror if isinstance(error, OSError) else error
+        tick = "end" if one.tick == END else one.tick
+        raise UsageError(f"--save-at {tick},{one.path}: {reason}; name a file that can be written") from None
+
+
 class Saves:
     """`--save-at`: what is still to be saved."""
 
     def __init__(self, wanted: Iterable[SaveAt]) -> None:
+        """UsageError for a file that cannot be written: a long run would end in vain."""
         self._wanted = sorted(wanted)
+        for one in self._wanted:
+            _try(one)
 
     def ticks(self, machine: Machine, most: int) -> int:
         """How far the machine may run before it is time."""

@@ -74,6 +74,9 @@ def test_what_contradicts_is_refused_by_both_names(saved: Path, hypervisor: Path
     assert "nothing to run" in one_line("run")
     assert "the run ended before that tick" in one_line("run", str(hypervisor), "--serial", "null", "--save-at", f"99999999999,{other}")
     assert "Is a directory" in one_line("run", str(hypervisor), "--serial", "null", "--save-at", f"1000,{tmp_path}")
+    unwritable = one_line("run", str(hypervisor), "--serial", "stdio", "--save-at", f"end,{tmp_path}/none/x")
+    assert "--save-at end,/" in unwritable, "told before anything runs"
+    assert "No such file or directory; name a file that can be written" in unwritable
     assert "is not TICK,FILE" in one_line("run", str(hypervisor), "--save-at", "1000")
     assert "snapshot save" in one_line("run", str(hypervisor), "--save-at", "1000,x", "--gdb", "0")
 
