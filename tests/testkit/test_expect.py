@@ -233,3 +233,4 @@ def test_recordings_that_have_ended_stay(small: Small) -> None:
         machine.run()
     machine.restore(snapshot)
     assert (machine.exit_count, len(recording), len(recording.trace().exits)) == (0, 32, 32)
+    assert repr(recording) == "<recording of hypervisor.elf, ended>"

@@ -180,6 +180,12 @@ def test_mistakes_are_told_in_a_line(pytester: pytest.Pytester, marker: str, wor
     assert told[2].startswith(("=" * 8, "-" * 8)), "and that is all"
 
 
+def test_reports_are_the_same_each_time(pytester: pytest.Pytester) -> None:
+    """No addresses of Python's objects."""
+    pytester.makepyfile(HEAD + "def test_it(machine, guest, golden, boot): assert not (machine, guest, golden)")
+    assert "object at 0x" not in pytester.runpytest(*QUIET).stdout.str()
+
+
 def test_a_snapshot_that_cannot_be_kept_ends_nothing(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(HEAD + "def test_it(machine): assert False\ndef test_next(): pass")
     result = pytester.runpytest(*QUIET, "--vmdbg-snapshots=/dev/null/x")

@@ -100,6 +100,9 @@ class Golden:
         self.bench = bench
         self.recording = Recording(machine)
 
+    def __repr__(self) -> str:
+        return f"<golden traces beside {self.bench.item.path.name}>"
+
     def path(self, name: str = "") -> Path:
         """Where a golden trace of this test lies."""
         item = self.bench.item
@@ -145,6 +148,9 @@ class Bench:
         self.options = {**ini, **line, **{name: value for name, value in marked.items() if name not in _OURS}}
         self.wall = self._seconds()
         self.deadline = time.monotonic() + self.wall
+
+    def __repr__(self) -> str:
+        return f"<machines of {self.item.name}: {len(self.machines)}>"
 
     def _seconds(self) -> float:
         given = self.marked.get("wall", self.config.getini("vmdbg_wall"))

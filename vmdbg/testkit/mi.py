@@ -172,6 +172,10 @@ class Gdb:
         self.breakpoints: dict[int, str] = {}
         """Those made by `break_at`: where."""
 
+    def __repr__(self) -> str:
+        set_ = ", ".join(f"{number} at {where}" for number, where in self.breakpoints.items())
+        return f"<gdb, breakpoints: {set_ or 'none'}>"
+
     @property
     def transcript(self) -> str:
         """All that gdb has printed."""

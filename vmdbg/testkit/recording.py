@@ -83,6 +83,9 @@ class Recording:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
         self.close() if error is None else self._end()
 
+    def __repr__(self) -> str:
+        return f"<recording of {self.machine.image.name}{'' if self._open else ', ended'}>"
+
     def __len__(self) -> int:
         self._catch_up()
         return len(self._records)
