@@ -67,6 +67,8 @@ class Debugger(Spaces):
         """By name, in the order in which they were taken."""
         self.restoring: list[Callable[[], AbstractContextManager[None]]] = []
         """Who has to do something before a snapshot is restored, and behind it."""
+        self.starting_over: list[Callable[[], None]] = []
+        """Who is told when another machine has taken this one's place, before its first instruction."""
         self.trace = Trace(self, lambda: self.machine.clock.now, TICKS_PER_SECOND // 1_000_000)
         self._use(machine)
 
@@ -85,6 +87,8 @@ class Debugger(Spaces):
         self._descriptions: dict[int, Description] = {}
         self._blocks: dict[int, Block] = {}
         self.chosen_spaces = {}
+        for told in self.starting_over:
+            told()
 
     # Inferiors and threads
 

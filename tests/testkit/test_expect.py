@@ -208,7 +208,7 @@ def test_recordings_leave_world_switches_as_they_are(small: Small, tmp_path: Pat
 
 
 def test_recordings_follow_the_machine(small: Small) -> None:
-    """Back in time where a snapshot is restored; to an end where it starts over."""
+    """Back in time where a snapshot is restored, to the beginning where it starts over."""
     machine = small()
     with Recording(machine) as recording:
         expect_exit(machine, "NPF", gpa=0xA000)
@@ -221,8 +221,13 @@ def test_recordings_follow_the_machine(small: Small) -> None:
         assert [seen.record.number for seen in recording.trace().exits] == whole == list(range(1, 33))
         assert len(recording) == 32
         machine.restart()
-        with pytest.raises(vmdbg.Error, match="the machine has started over since the recording began"):
-            recording.trace()
+        assert len(recording) == 0
+        expect_exit(machine, "CPUID")
+        assert [seen.record.number for seen in recording.trace().exits] == list(range(1, 23))
+    machine.restart()
+    machine.run()
+    assert len(recording.trace().exits) == 22, "it has ended before"
+    assert not machine.debugger.starting_over
 
 
 def test_recordings_that_have_ended_stay(small: Small) -> None:

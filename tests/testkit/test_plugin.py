@@ -180,6 +180,20 @@ def test_mistakes_are_told_in_a_line(pytester: pytest.Pytester, marker: str, wor
     assert told[2].startswith(("=" * 8, "-" * 8)), "and that is all"
 
 
+def test_machines_are_gone_behind_their_test(pytester: pytest.Pytester) -> None:
+    """Each has gibibytes of address space, and a session many tests."""
+    pytester.makepyfile(HEAD + """
+import gc
+
+@pytest.mark.parametrize("number", range(3))
+def test_it(guest, golden, number):
+    gc.collect()
+    assert len([one for one in gc.get_objects() if isinstance(one, vmdbg.Machine)]) == 1
+    assert number != 1
+""")  # fmt: skip
+    pytester.runpytest_subprocess(*QUIET).assert_outcomes(passed=2, failed=1)
+
+
 def test_reports_are_the_same_each_time(pytester: pytest.Pytester) -> None:
     """No addresses of Python's objects."""
     pytester.makepyfile(HEAD + "def test_it(machine, guest, golden, boot): assert not (machine, guest, golden)")

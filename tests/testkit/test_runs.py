@@ -112,6 +112,13 @@ golden = {{ file = "boot.exits", rip = "function" }}
 options.symbols = "2={EXAMPLE / "guest.elf"}"
 
 [[job]]
+name = "golden, from the beginning again"
+script = "over.vmdbg"
+golden = {{ file = "boot.exits", rip = "function" }}
+exits = ["cpuid", "vmmcall"]
+options.symbols = "2={EXAMPLE / "guest.elf"}"
+
+[[job]]
 name = "another trace"
 golden = {{ file = "other.exits", rip = "function" }}
 options.symbols = "2={EXAMPLE / "guest.elf"}"
@@ -122,6 +129,7 @@ golden = "none.exits"
 """,
     "endless.vmdbg": "py while True: pass\n",
     "back.vmdbg": "snapshot a\ncontinue\nrestore a\ncontinue\n",
+    "over.vmdbg": "tb 2:0x1000\ncontinue\n" + "restart\n" * 4 + "continue\n",
     "much.py": "while True: print('much' * 1000)\n",
     "machine.py": 'stop = machine.run(until="2:0x1000")\nassert stop.reached\nmachine.run()\nassert machine.serial.endswith("done\\n")\n',
     "hungry.py": "held = [bytearray(1 << 30) for _ in range(64)]\n",
@@ -198,7 +206,8 @@ def test_all_are_there(ran: Run) -> None:
     passed = [name for name, verdict in verdicts.items() if verdict == "passed"]
     assert passed == [
         "boots", "turns[cpus=1,tlb=coherent]", "turns[cpus=1,tlb=strict]", "turns[cpus=2,tlb=coherent]", "turns[cpus=2,tlb=strict]",
-        "stopped as it should be[cpus=1]", "stopped as it should be[cpus=2]", "stopped in time", "in python", "back in time", "golden", "test_some.py::test_good", "test_some.py::test_numbers[1]", "test_some.py::test_last",
+        "stopped as it should be[cpus=1]", "stopped as it should be[cpus=2]", "stopped in time", "in python", "back in time", "golden", "golden, from the beginning again",
+        "test_some.py::test_good", "test_some.py::test_numbers[1]", "test_some.py::test_last",
     ]  # fmt: skip
     assert [name for name, verdict in verdicts.items() if verdict == "skipped"] == [
         "not now", "test_some.py::test_skipped", "test_some.py::test_known",
@@ -300,13 +309,13 @@ def test_the_command_that_reproduces_does(ran: Run) -> None:
 def test_json(ran: Run) -> None:
     report = ran.report
     assert report["schema"] == 1
-    assert report["counts"] == {"passed": 14, "failed": 11, "error": 7, "skipped": 3, "not run": 0}
+    assert report["counts"] == {"passed": 15, "failed": 11, "error": 7, "skipped": 3, "not run": 0}
     assert len(report["tests"]) == sum(report["counts"].values())
 
 
 def test_junit(ran: Run) -> None:
     top = Xml.parse(ran.folder / "out/r.xml").getroot()
-    assert (top.tag, top.get("tests"), top.get("failures"), top.get("errors"), top.get("skipped")) == ("testsuites", "35", "11", "7", "3")
+    assert (top.tag, top.get("tests"), top.get("failures"), top.get("errors"), top.get("skipped")) == ("testsuites", "36", "11", "7", "3")
     cases = {f"{case.get('classname')}::{case.get('name')}": case for case in top.iter("testcase")}
     bad = cases["boot.toml::everything is wrong"].find("failure")
     assert bad is not None
@@ -322,7 +331,7 @@ def test_junit(ran: Run) -> None:
 def test_lines_of_a_log(ran: Run) -> None:
     assert re.search(r"^\[\d+/\d+\] pass +\d+\.\d\d s  boot\.toml::boots$", ran.said, re.MULTILINE)
     assert re.search(r"^\[\d+/\d+\] ERROR +\d+\.\d\d s  crash\.vmdbg\n    its process was killed by SIGSEGV", ran.said, re.MULTILINE)
-    assert re.search(r"^14 passed, 11 failed, 7 error, 3 skipped in [\d.]+ s; 3 at once, \d+% busy$", ran.said, re.MULTILINE)
+    assert re.search(r"^15 passed, 11 failed, 7 error, 3 skipped in [\d.]+ s; 3 at once, \d+% busy$", ran.said, re.MULTILINE)
 
 
 # gdb

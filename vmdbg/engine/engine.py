@@ -21,6 +21,7 @@ from introspect.paging import NestedFault
 from . import layout
 from .attention import call_attention
 from .bases import mend_code_bases, mend_segment_overrides
+from .closed import closed, make_room
 from .errors import EngineError
 from .fingerprint import Sums
 from .memory import PAGE, Ram
@@ -111,6 +112,7 @@ class Engine:
                 f"unicorn {unicorn.__version__} from {unicorn.__file__} cannot be used: vmdbg reads the private CPU state of "
                 "exactly 2.1.4. Remedy: pip install unicorn==2.1.4"
             )
+        make_room()
         self.uc = uc = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
         uc.ctl_set_cpu_model(x86.UC_CPU_X86_EPYC_ROME)
         layout.calibrate(uc)
@@ -594,3 +596,4 @@ class Engine:
         self.rt.translations = None
         self.translations.close()
         self.uc = None
+        closed(self)

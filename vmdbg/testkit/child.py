@@ -17,6 +17,7 @@ from collections.abc import Collection, Iterable, Iterator
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from vmdbg.engine.closed import keep_at_most
 from vmdbg.testkit.bench import SharedText
 from vmdbg.testkit.outcome import Outcome
 
@@ -102,6 +103,7 @@ def become(
         os.environ[MARK] = mark
         os.chdir(task.folder)
         _limit(task.address_space)
+        keep_at_most(0)
         parent = Parent(said, answers)
         task.run(printed, parent)
         parent.say(done=True)

@@ -90,7 +90,7 @@ class JobTask:
         if is_snapshot(path):
             with suppress(SnapshotError), closing(SnapshotFile(path)) as saved:
                 ram = saved.config.memory
-        return self.job.values[keys.MEMORY] + ram
+        return self.job.values[keys.MEMORY] + 2 * ram  # of two machines, while one starts over
 
     @property
     def folder(self) -> Path:

@@ -246,8 +246,9 @@ INSTRUCTIONS: Key[int | None] = Key(
 TICKS: Key[int | None] = Key("ticks", _count, None, "a number",
                              "The same in ticks, bytes of code executed (`--max-time`). It costs nothing.", "no end")  # fmt: skip
 WALL = Key("wall", _seconds, 60.0, "seconds", "Budget of wall time, of the script and all that it starts too.", "60")
-MEMORY = Key("address-space", _address_space, 4 << 30, "a size",
-             "Address space that the test's process may have besides the machine's RAM.", "\"4G\"")  # fmt: skip
+MEMORY = Key("address-space", _address_space, 6 << 30, "a size",
+             "Address space that the test's process may have besides the machine's RAM. A machine takes some 2G, and while it "
+             "starts over there are two.", "\"6G\"")  # fmt: skip
 OUTPUT = Key("output-limit", _bytes, 16 << 20, "a size",
              "So much may the serial port, and so much may the script print; more ends the job.", "\"16M\"")  # fmt: skip
 STATUS: Key[tuple[int, ...]] = Key(

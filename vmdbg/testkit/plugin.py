@@ -110,6 +110,8 @@ def pytest_runtest_makereport(
         from vmdbg.testkit.failure import sections
 
         report.sections += [(SECTION + title, text) for title, text in sections(item.stash[BENCH])]
+    if call.when == "teardown" and BENCH in item.stash:
+        del item.stash[BENCH]  # items are there as long as the session, machines need not be
     return report
 
 

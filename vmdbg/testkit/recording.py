@@ -31,7 +31,8 @@ MOST = 2_000_000
 class Recording:
     """Every #VMEXIT of a machine from now on, also those that its rings forget.
 
-    The run is the same, and not slower.  As a context manager it ends with the block.
+    It follows the machine: what came behind a snapshot that is restored, or before the machine starts over, has not happened.
+    The run is the same, and hardly slower.  As a context manager it ends with the block.
 
     With a path it becomes a golden trace when it ends, with these tolerances; not where the block ends with an exception.
     """
@@ -41,10 +42,16 @@ class Recording:
         self.machine = machine
         DEFAULT.changed(**tolerance)
         self._path, self._tolerance = path, tolerance
-        self._history = machine.debugger.history
+        self._open = True
+        self._debugger = machine.debugger
+        self._debugger.starting_over.append(self._begin)
+        self._begin()
+
+    def _begin(self) -> None:
+        """From the machine's history as it is now."""
+        self._history = self._debugger.history
         self._records: list[ExitRecord] = []
         self._lost = 0
-        self._open = True
         self._history.record(self._note)
 
     def _forget_behind(self, number: int) -> None:
@@ -53,9 +60,9 @@ class Recording:
             self._records.pop()
 
     def _catch_up(self) -> None:
-        """Take what the rings still have; while it lasts it follows a machine back in time."""
-        self._history.collect()
-        if self._open and self.machine.debugger.history is self._history:
+        """Take what the rings still have."""
+        if self._open:
+            self._history.collect()
             self._forget_behind(self._history.total.value)
 
     def _note(self, record: ExitRecord) -> None:
@@ -73,9 +80,11 @@ class Recording:
             self.save(path, **self._tolerance)
 
     def _end(self) -> None:
-        self._catch_up()
-        self._open = False
-        self._history.record_no_more(self._note)
+        if self._open:
+            self._catch_up()
+            self._open = False
+            self._history.record_no_more(self._note)
+            self._debugger.starting_over.remove(self._begin)
 
     def __enter__(self) -> Recording:
         return self
@@ -95,8 +104,6 @@ class Recording:
         self._catch_up()
         if self._lost:
             raise Error(f"{len(self) + self._lost} exits: a recording has {MOST} at most; run for less, as with ticks=")
-        if self.machine.debugger.history is not self._history:
-            raise Error("the machine has started over since the recording began; record anew behind restart()")
         names: dict[tuple[int, int], str] = {}
         exits = []
         for record in self._records:
