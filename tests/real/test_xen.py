@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from vmdbg.boot.images import Module
+from vmdbg.iommu.config import IommuConfig
 from vmdbg.machine import Config, Event, Machine
+from vmdbg.platform.pci.catalogue import DeviceSpec
 from vmdbg.platform.serial import BufferSerial
 
 XEN = Path(__file__).parent / "data" / "xen"
@@ -62,3 +64,18 @@ def test_xen_by_acpi() -> None:
         "Platform timer is 100.000MHz HPET", "Using 1 I/O APICs", "Brought up 2 CPUs", "HVM: SVM enabled", "Building a PV Dom0",
     ):  # fmt: skip
         assert words in console
+
+
+def test_xen_turns_the_iommu_on() -> None:
+    """Its driver of AMD IOMMUs, another one than Linux's: IVRS, features, rings, interrupt remapping; on strict caches."""
+    devices = tuple(map(DeviceSpec.parse, ("edu,slot=03.0,ats=on", "virtio-rng,slot=04.0")))
+    command_line = f"{COMMAND_LINE.removesuffix(' acpi=off nosmp')} iommu=verbose,debug"
+    console = boot(Config(command_line=command_line, cpus=2, hpet=True, devices=devices, iommu=IommuConfig(1, strict=True)))
+    for words in (
+        "AMD-Vi: Using IVHD type 0x11", "AMD-Vi: IVHD Special: 0000:00:14.0 variety 0x1 handle 0", "AMD-Vi: PPR Log Enabled.",
+        "AMD-Vi: Guest Translation Enabled.", "AMD-Vi: IOMMU 0 Enabled.", "I/O virtualisation enabled", "Interrupt remapping enabled",
+        "Building a PV Dom0",
+    ):  # fmt: skip
+        assert words in console
+    for words in ("AMD-Vi: Error", "Completion", "IO_PAGE_FAULT", "COMMAND"):
+        assert words not in console, words
