@@ -14,14 +14,17 @@ from typing import Any
 import pytest
 
 import vmdbg
+from gdbstub.target import TargetError, ThreadId
 from tests.timetravel import inventing
+from vmdbg.debugger import Debugger
 from vmdbg.fingerprint import FingerprintOptions
-from vmdbg.history import KnownGuest
+from vmdbg.history import HOST, KnownGuest
 from vmdbg.machine import Config, Machine
 from vmdbg.svm.ring import Ring
 from vmdbg.timetravel.file import SnapshotFile, save
 from vmdbg.timetravel.restoring import restore, state
 from vmdbg.timetravel.shapes import printable, shown
+from vmdbg.timetravel.snapshot import put_back
 from vmdbg.timetravel.tree import MOST_CONTAINERS, Malformed, SnapshotError, parsed
 
 pytestmark = pytest.mark.usefixtures("examples")
@@ -169,4 +172,17 @@ def test_a_machine_with_more_state_than_a_file_may_have_is_not_saved(tmp_path: P
     monkeypatch.undo()
     save(machine, tmp_path / "there")
     SnapshotFile(tmp_path / "there").restore().close()
+    machine.close()
+
+
+def test_what_is_kept_of_an_invented_machine_may_be_refused_in_a_line() -> None:
+    """It has come to where none comes to, from a state that passed."""
+    machine = Machine(b"\xeb\xfe", Config(memory=1 << 20, flat_address=0x8000, mode="real"))
+    debugger = Debugger(machine)
+    machine.clock.now = 1 << 62
+    debugger.snapshot("then")
+    with pytest.raises(SnapshotError, match=r"Clock\.now is 0x4000000000000000, not a number .*\. Start it over"):
+        put_back(machine, debugger.snapshots["then"])
+    with pytest.raises(TargetError, match="the machine cannot be what it was"):
+        debugger.monitor("restore then", print, ThreadId(HOST, 1))
     machine.close()

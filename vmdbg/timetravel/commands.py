@@ -215,6 +215,9 @@ class SnapshotCommands:
         name = arguments[self._name]
         snapshot, debugger = self._chosen(arguments, name), self.debugger
         before = {inferior.pid for inferior in debugger.who.living()}
-        debugger.restore(snapshot)
+        try:
+            debugger.restore(snapshot)
+        except SnapshotError as error:
+            raise TargetError(str(error)) from None
         gone = before - {inferior.pid for inferior in debugger.who.living()}
         return Restored(name, snapshot.time, debugger.machine.cpu.where, tuple(sorted(gone)))

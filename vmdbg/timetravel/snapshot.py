@@ -10,7 +10,7 @@ from vmdbg.platform.serial import BufferSerial
 
 from . import memory
 from .restoring import restore, state
-from .tree import SnapshotError, Tree, Unlisted
+from .tree import Malformed, SnapshotError, Tree, Unlisted
 
 if TYPE_CHECKING:
     from vmdbg.machine import Machine
@@ -48,9 +48,13 @@ def take(machine: Machine, former: Snapshot | None = None) -> Snapshot:
 
 
 def put_back(machine: Machine, snapshot: Snapshot) -> None:
-    """Make the machine what it was.  Breakpoints and whatever else debuggers have on it stay."""
+    """Make the machine what it was.  Breakpoints and whatever else debuggers have on it stay.  `SnapshotError` if that is nothing
+    that may be: the machine is of no use then."""
     memory.put_back(machine.ram, snapshot.ram)
-    restore(machine, snapshot.state)
+    try:
+        restore(machine, snapshot.state)
+    except Malformed as error:  # a machine from a file may be where none comes to, and so may what is kept of it
+        raise SnapshotError(f"the machine cannot be what it was: {error}. Start it over, or restore another snapshot") from None
     port = machine.config.serial
     if isinstance(port, BufferSerial) and snapshot.serial is not None:
         port.output[:], port.input[:] = snapshot.serial
