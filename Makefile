@@ -29,7 +29,7 @@ demo: $(V)/ready gdb
 	@$(V)/bin/vmdbg demo
 
 test: $(V)/ready gdb examples
-	@$(RUN) -m pytest -n auto --dist loadfile $(ARGS)
+	@$(RUN) -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 thorough: $(V)/ready gdb examples
 	@$(RUN) -m tests.thorough vmcbs

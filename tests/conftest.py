@@ -13,6 +13,14 @@ pytest_plugins = ("pytester",)  # tests of the pytest plugin run pytest
 settings.register_profile("untimed", deadline=None)  # how long a test takes is the computer's business
 settings.load_profile("untimed")
 
+LONG = ("tests/real/", "tests/e2e/", "tests/benchmarks/", "tests/test_package.py", "tests/test_site.py")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take long first: at the end no process waits for another's."""
+    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
+
 
 def _skipped(config: pytest.Config) -> list[pytest.TestReport]:
     reporter = config.pluginmanager.get_plugin("terminalreporter")
