@@ -13,7 +13,7 @@ pytest_plugins = ("pytester",)  # tests of the pytest plugin run pytest
 settings.register_profile("untimed", deadline=None)  # how long a test takes is the computer's business
 settings.load_profile("untimed")
 
-LONG = ("tests/real/", "tests/e2e/", "tests/benchmarks/", "tests/test_package.py", "tests/test_site.py")
+LONG = ("tests/real/", "tests/e2e/", "tests/benchmarks/", "tests/timetravel/", "tests/test_package.py", "tests/test_site.py")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -145,7 +145,7 @@ SECTIONS: dict[str, tuple[Row, ...]] = {
             "gdbstub/test_nonstop.py::test_step_flags",)),
         Row("^C, also where it crosses a stop", {"vCtrlC": "vCtrlC"}, (
             "gdbstub/test_resume.py::test_interrupt_right_behind_continue_is_not_lost",
-            "gdbstub/test_server.py::test_interrupts_are_seen_in_milliseconds", "e2e/test_running.py::test_interrupts")),
+            "gdbstub/test_server.py::test_interrupts_are_seen_after_a_slice", "e2e/test_running.py::test_interrupts")),
     ),
     "lldb": (
         Row("who it talks to, threads and registers at once", {
