@@ -2,7 +2,8 @@
 # make demo    a narrated session of a real gdb on the demo hypervisor
 # make test    every test that this machine can run, a file for each processor at a time; what was skipped, and why, stands at the
 #              end; ARGS="-n 0 tests/svm" for some of them, one after the other
-# make thorough  random VMCBs, page walks and predictions of exits, by the ten and hundred thousand; fingerprints of all examples
+# make thorough  random VMCBs, page walks, predictions of exits, IOMMU tables and invented snapshots, by the ten and hundred thousand;
+#              fingerprints of all examples
 # make lint    ruff, and mypy --strict
 # make bench   speed of the engine and of world switches
 # make docs    the documentation site, in build/site
@@ -35,6 +36,7 @@ thorough: $(V)/ready gdb examples
 	@$(RUN) -m tests.thorough vmcbs
 	@$(RUN) -m tests.thorough walks
 	@$(RUN) -m tests.thorough exits
+	@$(RUN) -m tests.thorough iommu
 	@$(RUN) -m tests.thorough fingerprints
 	@$(RUN) -m tests.thorough snapshots
 
