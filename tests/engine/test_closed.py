@@ -14,11 +14,13 @@ from vmdbg.machine import Config, Machine
 @pytest.fixture
 def nobody_collects() -> Iterator[None]:
     """Python's collector does not come by itself."""
+    before = closed._most
+    closed.keep_at_most(8 << 30)
     gc.collect()
     gc.disable()
     yield
     gc.enable()
-    closed.keep_at_most(8 << 30)
+    closed.keep_at_most(before)
 
 
 @pytest.mark.usefixtures("nobody_collects")

@@ -17,7 +17,7 @@ __all__ = ["closed", "keep_at_most", "make_room"]
 BESIDES = 2 << 30
 """Bytes of address space besides RAM, nearly: what Unicorn reserves for translated code, and our own tables."""
 _held: WeakKeyDictionary[Engine, int] = WeakKeyDictionary()
-_most = 8 << 30
+_most = 64 << 30
 _needed = 0
 """What somebody still referred to when it was collected last: to collect again frees none of that."""
 
