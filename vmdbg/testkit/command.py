@@ -92,7 +92,7 @@ def main(options: argparse.Namespace) -> int:
         raise UsageError(f"--image {options.image}: there is no such file; name the image to boot")
     found = collect(
         options.paths, Defaults(image, tuple(options.machine_words)), options.patterns, record=options.record,
-         snapshots=Path(options.snapshots).absolute() if options.snapshots else None,
+        snapshots=Path(options.snapshots).absolute() if options.snapshots else None,
         pytest_wall=options.wall or PYTEST_WALL,
     )  # fmt: skip
     for note in found.notes:
